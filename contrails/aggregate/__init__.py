@@ -1,0 +1,1 @@
+"""From the weights of folds to an ensemble and a submission."""

@@ -1,0 +1,63 @@
+"""The `contrails` command: finds its subcommands by name and turns the project's errors into exit codes.
+
+A subcommand's module is imported when it is needed, and imports torch, pandas and the like inside its functions,
+so that help, submission and status start at once on a login node.
+"""
+
+import sys
+from importlib import import_module
+
+import click
+
+from contrails import __version__
+from contrails.errors import ContrailsError, choices
+
+_COMMANDS = {
+    "demo": "contrails.cli.data",
+    "prepare": "contrails.cli.data",
+    "split": "contrails.cli.data",
+    "data": "contrails.cli.data",
+    "recipe": "contrails.cli.recipe",
+    "submit": "contrails.cli.submit",
+    "train": "contrails.cli.train",
+    "status": "contrails.cli.status",
+    "sites": "contrails.cli.submit",
+    "aggregate": "contrails.cli.aggregate",
+    "sync": "contrails.cli.sync",
+}
+"""Where each command lives, in the order of an experiment; the function has the command's name."""
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            ctx.fail(f"no command '{cmd_name}'; {choices(cmd_name, _COMMANDS)}")
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="contrails %(version)s")
+def cli() -> None:
+    """Train the folds of a segmentation model on a cluster and merge them into a submission.
+
+    \b
+    Example:
+      contrails demo data/demo/raw
+      contrails prepare data/demo/raw data/demo/train.h5
+      contrails split data/demo/train.h5 --folds 5 -o filelists/demo.csv
+      contrails submit --folds 5 --wait
+      contrails aggregate default --data data/demo/test.h5
+    """
+
+
+def main() -> None:
+    """Run the command line; the exit code is 0, or that of the error (see `contrails.errors`)."""
+    try:
+        cli(prog_name="contrails")
+    except ContrailsError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,1 @@
+"""Where and how the folds of a run are started."""

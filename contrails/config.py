@@ -1,0 +1,177 @@
+"""A recipe: what one experiment trains on, with which model and how; read from TOML, changed by dotted overrides.
+
+Reads recipes (`jobs/*.toml`) and the frozen copy in a run folder. Every key is a field below with its meaning;
+`contrails recipe schema` prints them. Anything unknown or impossible is refused before a job is submitted.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from contrails.errors import RecipeError, choices
+
+
+class Section(BaseModel):
+    """A table of a TOML file: unknown keys are refused, values cannot change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class DataSection(Section):
+    """What is trained on."""
+
+    dataset: Path = Field(description="dataset file made by `contrails prepare`")
+    filelist: Path = Field(description="fold of every record, made by `contrails split`")
+    frames: tuple[int, ...] = Field((), description="frames given to the model; empty: the labelled one")
+    composite: str = Field("ash", description="input channels made of the bands: a name of `contrails.data.composites`")
+    size: int | None = Field(None, ge=32, description="side of the model's input in pixels; empty: the records' own")
+    limit: int = Field(0, ge=0, description="use at most this many records a side, for debugging; 0: all")
+    overfit: int = Field(0, ge=0, description="train and validate on the same N records, positive ones first; 0: off")
+
+
+class ModelSection(Section):
+    """Which network, in the words of segmentation-models-pytorch."""
+
+    architecture: str = Field("Unet", description="smp architecture, such as Unet or FPN")
+    encoder: str = Field("resnet18", description="smp encoder, or tu-NAME for a timm one")
+    encoder_depth: int = Field(5, ge=3, le=5, description="number of encoder stages used")
+    decoder_channels: tuple[int, ...] = Field((256, 128, 64, 32, 16), description="channels, one for each stage")
+
+    @model_validator(mode="after")
+    def _one_for_each_stage(self) -> Self:
+        if len(self.decoder_channels) != self.encoder_depth:
+            raise ValueError(
+                f"decoder_channels has {len(self.decoder_channels)} entries, "
+                f"expected one for each of the {self.encoder_depth} stages of encoder_depth"
+            )
+        return self
+
+
+class LossSection(Section):
+    """What is minimised: binary cross entropy."""
+
+    target: Literal["soft", "hard"] = Field("soft", description="share of annotators, or strictly more than half")
+
+
+class AugmentSection(Section):
+    """Random changes of a training sample, drawn anew for each."""
+
+    dihedral: float = Field(1.0, ge=0, le=1, description="probability of a random flip or rotation")
+
+
+class TrainSection(Section):
+    """The optimiser and its schedule."""
+
+    epochs: int = Field(20, ge=1, description="passes over the training records")
+    batch_size: int = Field(16, ge=1, description="records a step")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(1e-2, ge=0, description="decoupled weight decay of AdamW")
+    warmup_epochs: float = Field(1.0, ge=0, description="linear warm-up before the cosine, in epochs")
+    grad_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: off")
+    deterministic: bool = Field(True, description="only kernels that give the same bits every time")
+    log_every: int = Field(10, ge=1, description="steps between two rows of metrics")
+
+
+class SnapshotSection(Section):
+    """What is kept on disk."""
+
+    every_min: float = Field(10.0, gt=0, description="minutes between snapshots; one ends each epoch too")
+    keep_last: int = Field(5, ge=1, description="weights of the last epochs that stay")
+    keep_best: int = Field(5, ge=1, description="weights of the best epochs that stay")
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    seed: int = Field(0, ge=0, description="names every random draw of the run")
+    data: DataSection
+    model: ModelSection = ModelSection()
+    loss: LossSection = LossSection()
+    augment: AugmentSection = AugmentSection()
+    train: TrainSection = TrainSection()
+    snapshot: SnapshotSection = SnapshotSection()
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from TOML and apply `key=value` overrides such as `train.lr=3e-4`.
+
+    Raises:
+        RecipeError: no such file, no TOML, an unknown key or an impossible value; all of them are named.
+    """
+    values = read_toml(path, "a recipe")
+    for override in overrides:
+        _apply(values, override)
+    return parse(Recipe, values, str(path))
+
+
+def read_toml(path: Path, kind: str) -> dict[str, Any]:
+    """Read a TOML file; `kind` says in the error what was looked for."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise RecipeError(f"expected {kind} at {path}, found no such file; give the path of a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from error
+
+
+def parse(section: type[S], values: Mapping[str, Any], where: str) -> S:
+    """Validate `values` as a `section`; `where` names their source in errors."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(section, detail) for detail in error.errors()]
+        raise RecipeError("\n".join(f"{where}: {problem}" for problem in problems)) from error
+
+
+def to_toml(section: Section, **more: Any) -> str:
+    """Return a section as TOML, with further tables; unset values are left out, as TOML has no null."""
+    return tomli_w.dumps(section.model_dump(mode="json", exclude_none=True) | more)
+
+
+def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the dotted name and the field of every key, in the order of the classes."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"override '{override}': expected key=value, such as train.lr=3e-4")
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"override '{override}': {table} is a value, not a table; {choices(key, _names(Recipe))}")
+    values[last] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word or a path, so that -o model.encoder=resnet34 needs no quotes within quotes
+
+
+def _names(section: type[Section]) -> list[str]:
+    return [name for name, _ in keys(section)]
+
+
+def _explain(section: type[Section], detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {key}; {choices(key, _names(section))}"
+    if detail["type"] == "missing":
+        return f"{key} is missing; add it to the file or give -o {key}=VALUE"
+    return f"{key} = {detail['input']!r}: {detail['msg']}"

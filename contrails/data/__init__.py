@@ -1,0 +1,1 @@
+"""Datasets: raw records to packed files, and packed files to batches."""

@@ -1,0 +1,74 @@
+"""The project's exceptions: one family, each kind with the exit code that the command line returns.
+
+A message says what was expected, what was found, where (file, key, record) and what to do next.
+The codes are documented in the README; 1 is a bug (a traceback), 2 is click's code for wrong usage.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ContrailsError(Exception):
+    """Anything that a user can cause or mend; `exit_code` is what the process returns."""
+
+    exit_code = 1
+
+
+class RecipeError(ContrailsError):
+    """A recipe, a site profile or an override that is wrong in itself."""
+
+    exit_code = 3
+
+
+class DataError(ContrailsError):
+    """Raw records, a dataset file or a file list that is wrong, damaged or does not fit."""
+
+    exit_code = 4
+
+
+class RunError(ContrailsError):
+    """A run folder that is missing, belongs to another recipe, or is in use."""
+
+    exit_code = 5
+
+
+class ClusterError(ContrailsError):
+    """A scheduler that refuses, does not answer or cannot be found."""
+
+    exit_code = 6
+
+
+class StorageError(ContrailsError):
+    """The file system: no space, no permission, an I/O error."""
+
+    exit_code = 7
+
+
+class TrainingError(ContrailsError):
+    """A training that cannot go on: a loss that is not finite, a model that does not fit."""
+
+    exit_code = 8
+
+
+class NodeError(ContrailsError):
+    """A node without what the job asked for; the same job can succeed elsewhere."""
+
+    exit_code = 9
+
+
+class Stopped(ContrailsError):
+    """Not an error: the work stopped between two steps and its position is saved (sysexits' EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
+def choices(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message: the nearest of `known` to `name`, then all of them.
+
+    >>> choices("ashh", ["ash", "bands"])
+    "did you mean 'ash'? Known: ash, bands"
+    """
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Known: {', '.join(names) or '(none)'}"

@@ -1,0 +1,143 @@
+"""Files that are complete or absent: atomic writes, exclusive creation, digests, JSON and JSON lines.
+
+A file appears under its final name only when all of it is on disk: temporary name in the same folder,
+fsync, rename, fsync of the folder. Every OSError of a write becomes a `StorageError` that names the path.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from contrails.errors import StorageError
+
+_BLOCK = 1 << 20
+
+
+@contextmanager
+def storage(path: Path, doing: str = "write") -> Iterator[None]:
+    """Turn an OSError of the body into a StorageError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"cannot {doing} {path}: {reason}; check the free space, your quota and the permissions of "
+            f"{path if path.is_dir() else path.parent}, then run the same command again"
+        ) from error
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; when the body succeeds, the file is fsynced and renamed to `path`.
+
+    When the body fails, the temporary file is removed and `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            fsync(temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync(path.parent)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path`, complete or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def create_exclusive(path: Path, content: bytes | str) -> bool:
+    """Create `path` complete, unless it exists already; return whether this call created it.
+
+    A hard link is atomic and exclusive on local file systems and on NFS alike.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            fsync(temporary)
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync(path.parent)
+    return True
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits, read in blocks."""
+    digest = hashlib.sha256()
+    with storage(path, "read"), path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def to_json(value: Any) -> str:
+    """Return compact JSON with sorted keys, so that equal values are equal bytes."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file, or None if there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StorageError(f"{path} is not JSON ({error}); it was damaged outside of contrails") from error
+
+
+def append_json_line(path: Path, row: Any, *, durable: bool = False) -> None:
+    """Append one JSON line in a single write; `durable` also flushes it to the disk.
+
+    A line that a crash cut is closed first, so that it cannot swallow this one.
+    """
+    with storage(path), path.open("ab+") as file:
+        line = to_json(row).encode() + b"\n"
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON-lines file; a line that a crash cut short is left out, a missing file is empty."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

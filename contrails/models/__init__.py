@@ -1,0 +1,1 @@
+"""Networks, built from the words of a recipe."""

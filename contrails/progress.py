@@ -1,0 +1,60 @@
+"""Progress of long work on standard error: a rich bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_PLAIN_INTERVAL_S = 5.0
+
+Advance = Callable[[int], None]
+"""Called with the number of units that were finished since the last call."""
+
+
+@contextmanager
+def bar(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+    """Show how much of `total` is finished; `done` units were finished by an earlier run."""
+    if sys.stderr.isatty():
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        started = time.monotonic()
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task(description, total=total, completed=done, rate="")
+
+            def advance(units: int) -> None:
+                finished = progress.tasks[task].completed + units
+                rate = (finished - done) / max(time.monotonic() - started, 1e-6)
+                progress.update(task, advance=units, rate=f"{rate:.1f}/s")
+
+            yield advance
+    else:
+        line = _PlainLine(description, total, done)
+        yield line.advance
+        line.print()
+
+
+class _PlainLine:
+    def __init__(self, description: str, total: int, done: int) -> None:
+        self.description, self.total, self.finished = description, total, done
+        self._first, self._started = done, time.monotonic()
+        self._printed = self._started
+
+    def advance(self, units: int) -> None:
+        self.finished += units
+        if time.monotonic() - self._printed >= _PLAIN_INTERVAL_S:
+            self.print()
+
+    def print(self) -> None:
+        self._printed = time.monotonic()
+        rate = (self.finished - self._first) / max(self._printed - self._started, 1e-6)
+        left = f", {(self.total - self.finished) / rate:.0f} s left" if rate and self.finished < self.total else ""
+        print(f"{self.description}: {self.finished}/{self.total} ({rate:.1f}/s{left})", file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,226 @@
+"""The run folder: the only place that composes its paths.
+
+`<root>/<name>/` holds one experiment; Everything inside is reached through
+`Run`, `Fold` and `Attempt`; nobody else joins these names. Reads only names and small JSON files, so a login node
+can look at a run without torch.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contrails.errors import RunError, choices
+from contrails.files import read_json, storage
+
+ALL = "all"
+"""Name of the fold that trains on every record that is not held out."""
+
+_NAME = re.compile(r"[\w.+-][\w .+-]*")
+_FOLD = re.compile(r"\d+|all")
+_WEIGHTS = re.compile(r"epoch(\d+)-a(\d+)\.safetensors")
+_SNAPSHOT = re.compile(r"step(\d+)-a(\d+)-([0-9a-f]{16})\.pt")
+
+
+def runs_root() -> Path:
+    """Return `$CONTRAILS_RUNS`, or `runs` in the current folder."""
+    return Path(os.environ.get("CONTRAILS_RUNS") or "runs").absolute()
+
+
+def open_run(name: str) -> "Run":
+    """Return the run called `name` under the root, or at the path `name`.
+
+    Raises:
+        RunError: there is none; the nearest names are listed.
+    """
+    for path in (runs_root() / name, Path(name).absolute()):
+        if (path / "run.toml").is_file():
+            return Run(path)
+    known = [run.path.name for run in all_runs()]
+    raise RunError(
+        f"expected a run called '{name}' in {runs_root()} ($CONTRAILS_RUNS), found none; {choices(name, known)}"
+    )
+
+
+def all_runs() -> list["Run"]:
+    """Return every run under the root, by name."""
+    return [Run(path.parent) for path in sorted(runs_root().glob("*/run.toml"))]
+
+
+def new_run_path(name: str) -> Path:
+    """Return where a run called `name` belongs.
+
+    Raises:
+        RunError: the name cannot be a folder's.
+    """
+    if not _NAME.fullmatch(name):
+        raise RunError(f"run name '{name}': expected letters, digits, space and ._+- only, not beginning with a space")
+    return runs_root() / name
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment; `path` is its folder, absolute."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def toml(self) -> Path:
+        return self.path / "run.toml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def code(self) -> Path:
+        """Folder to put on PYTHONPATH: it holds the frozen copy of the package."""
+        return self.path / "code"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def submitit(self) -> Path:
+        return self.path / "submitit"
+
+    def aggregate(self, name: str) -> Path:
+        return self.path / "aggregate" / name
+
+    def fold(self, key: str) -> "Fold":
+        """Return fold `key`: a number or "all"."""
+        if not _FOLD.fullmatch(key):
+            raise RunError(f"fold '{key}': expected a number from 0, or '{ALL}'")
+        return Fold(self.path / "folds" / key)
+
+    def folds(self) -> list["Fold"]:
+        """Return the folds that were asked for so far, in order."""
+        found = [Fold(path) for path in (self.path / "folds").glob("*") if _FOLD.fullmatch(path.name)]
+        return sorted(found, key=lambda fold: (fold.key == ALL, fold.key.zfill(9)))
+
+    def create_folder(self) -> None:
+        """Make the folder for the user alone: whoever can write to it runs code as the user."""
+        with storage(self.path, "create"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One training of a run."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        return self.path.name
+
+    @property
+    def run(self) -> Run:
+        return Run(self.path.parent.parent)
+
+    @property
+    def done(self) -> Path:
+        return self.path / "done.json"
+
+    @property
+    def cancelled(self) -> Path:
+        return self.path / "cancelled"
+
+    @property
+    def wandb(self) -> Path:
+        return self.path / "wandb.json"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights"
+
+    def epoch_weights(self, epoch: int, attempt: int) -> Path:
+        return self.weights / f"epoch{epoch:04d}-a{attempt:03d}.safetensors"
+
+    def all_weights(self) -> list[tuple[int, int, Path]]:
+        """Return (epoch, attempt, path) of the weights on disk, in that order."""
+        return sorted((int(m[1]), int(m[2]), path) for path, m in _matches(self.weights, _WEIGHTS))
+
+    def snapshot(self, step: int, attempt: int, digest: str) -> Path:
+        return self.snapshots / f"step{step:08d}-a{attempt:03d}-{digest[:16]}.pt"
+
+    def all_snapshots(self) -> list["SnapshotName"]:
+        """Return the snapshots on disk, newest first: by step, then by attempt."""
+        names = [SnapshotName(int(m[1]), int(m[2]), m[3], path) for path, m in _matches(self.snapshots, _SNAPSHOT)]
+        return sorted(names, key=lambda name: (name.step, name.attempt), reverse=True)
+
+    def attempt(self, number: int) -> "Attempt":
+        return Attempt(self.path / "attempts" / f"{number:03d}")
+
+    def attempts(self) -> list["Attempt"]:
+        """Return the attempts claimed so far, first to last."""
+        found = [Attempt(path) for path in (self.path / "attempts").glob("*") if path.name.isdigit()]
+        return sorted(found, key=lambda attempt: attempt.number)
+
+    def read_done(self) -> dict[str, Any] | None:
+        """Return the content of `done.json`, or None while the fold is not finished."""
+        content: dict[str, Any] | None = read_json(self.done)
+        return content
+
+
+@dataclass(frozen=True)
+class SnapshotName:
+    """What the name of a snapshot says: the digest is the first 16 hexadecimal digits of its SHA-256."""
+
+    step: int
+    attempt: int
+    digest: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One process's try at a fold; everything it writes lies here or carries its number."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def job(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def stdout(self) -> Path:
+        return self.path / "stdout.log"
+
+    @property
+    def stderr(self) -> Path:
+        return self.path / "stderr.log"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def telemetry(self) -> Path:
+        return self.path / "telemetry.jsonl"
+
+
+def _matches(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:
+    for path in folder.glob("*"):
+        if match := pattern.fullmatch(path.name):
+            yield path, match

@@ -1,0 +1,1 @@
+"""Training of one fold, resumable at every step."""
