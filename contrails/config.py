@@ -100,6 +100,31 @@ class Recipe(Section):
     snapshot: SnapshotSection = SnapshotSection()
 
 
+class ComputeSection(Section):
+    """What decides the bits of a result besides the recipe: resolved at submission, the same for every attempt."""
+
+    device: Literal["cpu", "cuda"] = Field(description="where the folds train")
+    num_threads: int = Field(ge=1, description="CPU threads of one fold; another number gives other bits")
+
+
+class DataIdentity(Section):
+    """Which data a run was made for; every attempt compares."""
+
+    dataset: str = Field(description="fingerprint of the dataset file (see `contrails.data.store`)")
+    filelist: str = Field(description="SHA-256 of the file list")
+    num_folds: int = Field(ge=1, description="folds of the file list")
+
+
+class RunConfig(Section):
+    """The content of `run.toml`, frozen when the run is created."""
+
+    recipe: Recipe
+    compute: ComputeSection
+    data: DataIdentity
+    site: dict[str, Any] = Field(description="the site profile, resolved; see `contrails.cluster.sites`")
+    code: str = Field(description="SHA-256 of the frozen package")
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from TOML and apply `key=value` overrides such as `train.lr=3e-4`.
 

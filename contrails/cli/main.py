@@ -13,16 +13,17 @@ from contrails import __version__
 from contrails.errors import ContrailsError, choices
 
 _COMMANDS = {
-    "demo": "contrails.cli.data",
-    "prepare": "contrails.cli.data",
-    "split": "contrails.cli.data",
+    "demo": "contrails.cli.demo",
+    "prepare": "contrails.cli.prepare",
+    "split": "contrails.cli.split",
     "data": "contrails.cli.data",
     "recipe": "contrails.cli.recipe",
     "submit": "contrails.cli.submit",
     "train": "contrails.cli.train",
     "status": "contrails.cli.status",
-    "sites": "contrails.cli.submit",
+    "sites": "contrails.cli.sites",
     "aggregate": "contrails.cli.aggregate",
+    "submission": "contrails.cli.submission",
     "sync": "contrails.cli.sync",
 }
 """Where each command lives, in the order of an experiment; the function has the command's name."""
