@@ -1,0 +1,91 @@
+"""Dihedral moves of image and label that keep them aligned, and their draws.
+
+Labels can sit off the image by a fraction of a pixel (`label_offset_px`; half a pixel down-right in OpenContrails), so
+that moving both in the same way would pull them apart. With A the linear part of the move and d the offset, an image
+point x goes to Ax while its label at x + d goes to Ax + Ad; it belongs at Ax + d, so the moved label is shifted
+by d - Ad, which must be whole pixels. The border that the shift exposes becomes "ignore".
+"""
+
+import torch
+
+from contrails.draws import generator
+from contrails.errors import DataError
+
+NUM_ELEMENTS = 8
+"""Elements of the dihedral group of the square; number 0 is the identity. 4 is the transposition bit,
+2 the vertical and 1 the horizontal flip, which follow it."""
+
+
+def inverse(element: int) -> int:
+    """Return the element that undoes `element`."""
+    if element & 4:  # transposed: the two flips change places
+        return 4 | (element & 1) << 1 | (element & 2) >> 1
+    return element
+
+
+def move_image(image: torch.Tensor, element: int) -> torch.Tensor:
+    """Apply a dihedral element to the last two axes (square when it transposes)."""
+    if element & 4:
+        image = image.transpose(-1, -2)
+    axes = [axis for bit, axis in ((2, -2), (1, -1)) if element & bit]
+    return image.flip(axes) if axes else image
+
+
+def label_shift(element: int, offset_px: tuple[float, float]) -> tuple[int, int]:
+    """Return the whole-pixel shift (down, right) that a moved label needs: d - Ad.
+
+    Raises:
+        DataError: the shift is not whole, so no dihedral move keeps image and label aligned.
+    """
+    down, right = offset_px
+    moved_down, moved_right = (right, down) if element & 4 else (down, right)
+    moved_down = -moved_down if element & 2 else moved_down
+    moved_right = -moved_right if element & 1 else moved_right
+    shift = (down - moved_down, right - moved_right)
+    if any(part != int(part) for part in shift):
+        raise DataError(
+            f"label_offset_px = {offset_px}: a flip would shift the label by {shift} pixels, expected whole ones; "
+            "set augment.dihedral=0 for this dataset"
+        )
+    return int(shift[0]), int(shift[1])
+
+
+def move_label(label: torch.Tensor, element: int, offset_px: tuple[float, float], fill: float) -> torch.Tensor:
+    """Apply a dihedral element to a label, shifted to stay on its image; the exposed border gets `fill`."""
+    return _shift(move_image(label, element), label_shift(element, offset_px), fill)
+
+
+def draw_dihedral(seed: int, fold: str, step: int, count: int, probability: float) -> list[int]:
+    """Draw an element for each of `count` samples of a step: a random one of eight with `probability`, else none."""
+    random = generator(seed, "dihedral", fold, step)
+    chosen = random.random(count) < probability
+    elements = random.integers(0, NUM_ELEMENTS, count)
+    return [int(element) if use else 0 for use, element in zip(chosen, elements, strict=True)]
+
+
+def apply_dihedral(
+    images: torch.Tensor, labels: torch.Tensor, elements: list[int], offset_px: tuple[float, float], fill: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move each sample by its own element.
+
+    Shape:
+        images (B, C, H, W) and labels (B, H, W), both returned in the same shape.
+    """
+    images = torch.stack([move_image(image, element) for image, element in zip(images, elements, strict=True)])
+    labels = torch.stack(
+        [move_label(label, element, offset_px, fill) for label, element in zip(labels, elements, strict=True)]
+    )
+    return images, labels
+
+
+def _shift(label: torch.Tensor, shift: tuple[int, int], fill: float) -> torch.Tensor:
+    down, right = shift
+    if not (down or right):
+        return label
+    height, width = label.shape[-2:]
+    out = torch.full_like(label, fill)
+    rows, columns = height - abs(down), width - abs(right)
+    out[..., max(down, 0) : max(down, 0) + rows, max(right, 0) : max(right, 0) + columns] = label[
+        ..., max(-down, 0) : max(-down, 0) + rows, max(-right, 0) : max(-right, 0) + columns
+    ]
+    return out

@@ -1,0 +1,97 @@
+"""A network from a recipe: an smp architecture that takes any size and answers at the label's."""
+
+import warnings
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from contrails.config import Recipe
+from contrails.errors import RecipeError, choices
+
+
+class Segmenter(nn.Module):
+    """An smp model whose input is enlarged to `size`, padded to what the encoder divides, and undone in the output."""
+
+    def __init__(self, model: nn.Module, size: int | None, multiple: int) -> None:
+        super().__init__()
+        self.model, self.size, self.multiple = model, size, multiple
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return logits.
+
+        Shape:
+            inputs (B, C, H, W) to float32 (B, H, W): the output is resized to the label's size before the loss.
+        """
+        height, width = inputs.shape[-2:]
+        if self.size is not None and (height, width) != (self.size, self.size):
+            inputs = functional.interpolate(inputs, (self.size, self.size), mode="bilinear")
+        inner_height, inner_width = inputs.shape[-2:]
+        padding = (0, -inner_width % self.multiple, 0, -inner_height % self.multiple)
+        if any(padding):
+            inputs = functional.pad(inputs, padding, mode="replicate")
+        logits: torch.Tensor = self.model(inputs)[..., :inner_height, :inner_width]
+        if (inner_height, inner_width) != (height, width):
+            logits = functional.interpolate(logits, (height, width), mode="bilinear")
+        return logits[:, 0].float()
+
+
+def build_model(recipe: Recipe, num_channels: int) -> Segmenter:
+    """Build the recipe's network with random weights (the caller has seeded torch).
+
+    Raises:
+        RecipeError: smp has no such architecture or encoder, or they do not go together.
+    """
+    import segmentation_models_pytorch as smp
+
+    section = recipe.model
+    known = {name.lower(): name for name in vars(smp) if _is_architecture(getattr(smp, name))}
+    if section.architecture.lower() not in known:
+        raise RecipeError(
+            f"model.architecture = '{section.architecture}': {choices(section.architecture, known.values())}"
+        )
+    if not section.encoder.startswith("tu-") and section.encoder not in smp.encoders.get_encoder_names():
+        raise RecipeError(
+            f"model.encoder = '{section.encoder}': {choices(section.encoder, smp.encoders.get_encoder_names())}; "
+            "or tu-NAME for a timm model"
+        )
+    options = {"decoder_channels": section.decoder_channels} if section.architecture.lower() in _PYRAMIDS else {}
+    try:
+        model = smp.create_model(
+            section.architecture,
+            encoder_name=section.encoder,
+            encoder_depth=section.encoder_depth,
+            encoder_weights=None,
+            in_channels=num_channels,
+            classes=1,
+            **options,
+        )
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"model.architecture = '{section.architecture}' with model.encoder = '{section.encoder}' cannot be built: "
+            f"{error}; choose another encoder or depth"
+        ) from error
+    return Segmenter(model, recipe.data.size, 2**section.encoder_depth)
+
+
+_PYRAMIDS = {"unet", "unetplusplus", "manet", "linknet"}
+"""Architectures whose decoder takes one number of channels a stage."""
+
+
+def _is_architecture(value: object) -> bool:
+    return (
+        isinstance(value, type) and issubclass(value, nn.Module) and value.__module__.startswith("segmentation_models")
+    )
+
+
+def summary(model: nn.Module, input_shape: tuple[int, ...]) -> str:
+    """Return torchinfo's table of a model, with input and output shapes, parameters and multiply-adds."""
+    from torchinfo import summary as torchinfo_summary
+
+    with warnings.catch_warnings():
+        # torchinfo 1.8 reads TypedStorage, which torch calls deprecated
+        warnings.simplefilter("ignore", UserWarning)
+        table = torchinfo_summary(
+            model, input_size=input_shape, depth=3, verbose=0, col_names=("input_size", "output_size", "num_params")
+        )
+    return str(table)

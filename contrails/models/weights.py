@@ -1,0 +1,45 @@
+"""Weights for inference: one safetensors file with what it is inside, loadable without this package.
+
+One metadata key, `contrails`, holds sorted JSON (recipe, epoch, scores, threshold; no times, no machine), so that equal
+weights are equal files. safetensors holds tensors only: nothing in such a file can run code.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+
+from contrails.errors import DataError
+from contrails.files import storage, to_json, write_atomic
+
+_KEY = "contrails"
+
+
+def save_weights(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """Write tensors and what they are, complete or not at all."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomic(path, save_bytes(on_cpu, {_KEY: to_json(about)}))
+
+
+def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the tensors and what they are.
+
+    Raises:
+        DataError: the file is no safetensors file, is cut short, or was not written by contrails.
+    """
+    with storage(path, "read"):
+        content = path.read_bytes()
+    try:
+        tensors = load_bytes(content)
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        about: dict[str, Any] = json.loads(metadata[_KEY])
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{path} is not a complete safetensors file ({error}); train or copy it again") from error
+    except KeyError as error:
+        raise DataError(f"{path} has no metadata '{_KEY}': it was not written by contrails") from error
+    return tensors, about

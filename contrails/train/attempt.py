@@ -1,0 +1,173 @@
+"""Attempts: the fence between processes that train the same fold.
+
+An attempt is claimed by creating `attempts/<nnn>`, which one process alone can do, also on NFS. Whoever finds an
+earlier attempt takes over at once where it knows that one to be over, and otherwise waits for three minutes of silence:
+a living attempt rewrites `state.json` every 20 s, and silence is its content unchanged on the waiter's own clock.
+"""
+
+import logging
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from contrails.errors import RunError, StorageError
+from contrails.files import read_json, storage, to_json, write_atomic
+from contrails.runs import Attempt, Fold
+
+BEAT_S = 20.0
+SILENCE_S = 180.0
+OVER = {"stopped", "failed", "done"}
+"""States after which an attempt writes nothing more."""
+
+log = logging.getLogger(__name__)
+
+
+def claim_attempt(fold: Fold, job: dict[str, Any], keep_waiting: Callable[[], bool]) -> Attempt:
+    """Claim the next attempt of a fold for this process and write its `job.json`.
+
+    Args:
+        fold: what is to be trained.
+        job: the scheduler's name, job_id and restart_count.
+        keep_waiting: asked while an earlier attempt may be alive; False gives up.
+
+    Raises:
+        RunError: an earlier attempt is alive.
+    """
+    while True:
+        earlier = fold.attempts()
+        if earlier:
+            _await_end(earlier[-1], job, keep_waiting)
+        attempt = fold.attempt(earlier[-1].number + 1 if earlier else 1)
+        with storage(attempt.path, "create"):
+            attempt.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                attempt.path.mkdir()
+            except FileExistsError:
+                continue  # another process was faster: judge that one
+        write_atomic(attempt.job, to_json(job | _this_process()))
+        return attempt
+
+
+def is_dead(job: dict[str, Any]) -> bool:
+    """Return whether a `job.json` names a process of this host and boot that no longer runs.
+
+    The start time tells a process from a later one with the same number.
+    """
+    if (job.get("host"), job.get("boot_id")) != (socket.gethostname(), _boot_id()):
+        return False
+    try:
+        process = psutil.Process(job["pid"])
+        return bool(process.create_time() != job["pid_started"] or process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+class Heart:
+    """Keeps `state.json` of an attempt alive from a thread, and says when a higher attempt has taken over."""
+
+    def __init__(self, fold: Fold, attempt: Attempt) -> None:
+        self._fold, self._attempt = fold, attempt
+        self._state: dict[str, Any] = {"status": "starting", "reason": None}
+        self._beats = 0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+
+    def start(self) -> None:
+        self.update()
+        self._thread.start()
+
+    def update(self, **state: Any) -> None:
+        """Merge `state` into `state.json` and write it now."""
+        with self._lock:
+            self._state.update(state)
+            self._beats += 1
+            write_atomic(self._attempt.state, to_json(self._state | {"beat": self._beats}))
+
+    def stop(self, **state: Any) -> None:
+        """Write the last state and end the thread."""
+        self._stop.set()
+        self._thread.join()
+        self.update(**state)
+
+    def superseded(self) -> bool:
+        """Return whether a higher attempt exists, so that this one is a ghost."""
+        return self._fold.attempts()[-1].number > self._attempt.number
+
+    def _run(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            try:
+                self.update()
+            except StorageError as error:  # a full disk must not end a training that still has its memory
+                log.warning("heartbeat: %s", error)
+
+
+def _await_end(attempt: Attempt, job: dict[str, Any], keep_waiting: Callable[[], bool]) -> None:
+    seen, since = _state_bytes(attempt), time.monotonic()
+    while not _is_over(attempt, job):
+        if time.monotonic() - since >= SILENCE_S:
+            log.warning("attempt %d was silent for %.0f s: taking over", attempt.number, SILENCE_S)
+            return
+        now = _state_bytes(attempt)
+        if now != seen:
+            owner = read_json(attempt.job) or {}
+            raise RunError(
+                f"fold {attempt.path.parent.parent.name} is being trained by attempt {attempt.number} "
+                f"(host {owner.get('host')}, process {owner.get('pid')}, job {owner.get('job_id')}); "
+                "wait for it, or stop that process first"
+            )
+        if not keep_waiting():
+            raise RunError(f"stopped while waiting for attempt {attempt.number} to end; run the same command again")
+        time.sleep(0.5)
+
+
+def _is_over(attempt: Attempt, job: dict[str, Any]) -> bool:
+    state, owner = read_json(attempt.state) or {}, read_json(attempt.job) or {}
+    if state.get("status") in OVER:
+        return True
+    same_job = job.get("job_id") is not None and owner.get("job_id") == job["job_id"]
+    if same_job and job.get("restart_count", 0) > owner.get("restart_count", 0):
+        return True  # the scheduler started the same job again
+    return bool(owner) and is_dead(owner)
+
+
+def _state_bytes(attempt: Attempt) -> bytes:
+    try:
+        return attempt.state.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _this_process() -> dict[str, Any]:
+    libraries = ("torch", "segmentation-models-pytorch", "timm", "numpy", "h5py")
+    return {
+        "host": socket.gethostname(),
+        "boot_id": _boot_id(),
+        "pid": os.getpid(),
+        "pid_started": psutil.Process().create_time(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": _cpu_model(),
+        "python": platform.python_version(),
+        "versions": {library: version(library) for library in libraries},
+    }
+
+
+def _boot_id() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else str(psutil.boot_time())
+
+
+def _cpu_model() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()

@@ -1,0 +1,173 @@
+"""Training of one fold, from its frozen configuration to `done.json`: what a job runs."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from contrails.config import Recipe, RunConfig, parse, read_toml
+from contrails.data.batches import Source, TrainingBatches
+from contrails.data.filelists import FileList, read_filelist
+from contrails.data.store import Dataset, open_dataset
+from contrails.draws import derived_seed
+from contrails.errors import DataError, NodeError, Stopped, TrainingError
+from contrails.files import create_exclusive, sha256, to_json
+from contrails.models.build import build_model, summary
+from contrails.runs import Attempt, Fold, Run
+from contrails.train.attempt import Heart, claim_attempt
+from contrails.train.loop import Loop
+from contrails.train.optim import build_optimizer
+from contrails.train.snapshot import load_snapshot
+from contrails.train.state import TrainState
+from contrails.train.stop import StopFlag
+
+log = logging.getLogger(__name__)
+
+
+def train_fold(fold: Fold, job: dict[str, Any]) -> None:
+    """Train a fold to its end, or until a signal stops it; nothing is done for a fold that is finished.
+
+    Args:
+        fold: what to train; its run folder says how.
+        job: scheduler, job_id and restart_count for the record; `redirect` sends the output to the attempt's
+            logs, `summary` prints the model's table first.
+
+    Raises:
+        Stopped: a signal asked for it; the position is saved and the same call goes on from there.
+        RunError: another process trains this fold.
+        ContrailsError: as the subclasses say; the reason stands in the attempt's `state.json`.
+    """
+    if fold.done.exists():
+        log.info("fold %s is finished: nothing to do", fold.key)
+        return
+    stop = StopFlag()
+    stop.install()
+    config = read_run_config(fold.run)
+    record = {key: job.get(key) for key in ("scheduler", "job_id", "restart_count")}
+    attempt = claim_attempt(fold, record | {"device": config.compute.device}, lambda: stop.reason is None)
+    if job.get("redirect"):
+        _redirect(attempt)
+    heart = Heart(fold, attempt)
+    heart.start()
+    try:
+        _train(fold, attempt, config, heart, stop, show_summary=bool(job.get("summary")))
+    except Stopped as error:
+        heart.stop(status="stopped", reason=str(error))
+        raise
+    except BaseException as error:
+        heart.stop(status="failed", reason=f"{type(error).__name__}: {error}")
+        raise
+    heart.stop(status="done")
+
+
+def read_run_config(run: Run) -> RunConfig:
+    """Return the frozen configuration of a run."""
+    return parse(RunConfig, read_toml(run.toml, "a run"), str(run.toml))
+
+
+def training_rows(dataset: Dataset, filelist: FileList, fold: str, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the dataset file that fold `fold` trains on and validates on, int64 each."""
+    training, validation = dataset.rows(filelist.training(fold)), dataset.rows(filelist.validation(fold))
+    if recipe.data.overfit:
+        positive_first = training[np.argsort(-_positive_pixels(dataset, training), kind="stable")]
+        training = validation = positive_first[: recipe.data.overfit]
+    if recipe.data.limit:
+        training, validation = training[: recipe.data.limit], validation[: recipe.data.limit]
+    if not len(training):
+        raise DataError(f"fold {fold} has no record to train on; check {recipe.data.filelist}")
+    return training, validation
+
+
+def _train(
+    fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: StopFlag, *, show_summary: bool
+) -> None:
+    recipe = config.recipe
+    device = _prepare_torch(config)
+    dataset = open_dataset(recipe.data.dataset)
+    filelist = read_filelist(recipe.data.filelist)
+    _require_same_data(config, dataset)
+    source = Source(dataset, recipe, device)
+    training, validation = training_rows(dataset, filelist, fold.key, recipe)
+    batches = TrainingBatches(source, training, fold.key)
+    torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
+    model = build_model(recipe, source.num_channels).to(device)
+    if show_summary:
+        shape = (len(batches.rows(0)), source.num_channels, *dataset.bands.shape[-2:])
+        print(summary(model, shape), f"input {shape} -> output {(shape[0], *shape[2:])}", sep="\n", flush=True)  # noqa: T201
+    state = TrainState(model, build_optimizer(model, recipe.train), torch.zeros((), dtype=torch.float64, device=device))
+    if (found := load_snapshot(fold)) is not None:
+        name, content = found
+        state.load_state_dict(content)
+        log.info("going on at step %d from %s", state.step, name.path.name)
+    model.train()
+    loop = Loop(fold, attempt, recipe, source, batches, validation, state, heart, stop)
+    try:
+        loop.run()
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"fold {fold.key} does not fit in the GPU's memory: {error}; lower train.batch_size or data.size"
+        ) from error
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise TrainingError(
+            f"this model has a kernel without a deterministic version: {error}; set train.deterministic=false "
+            "(the run can then no longer be repeated bit by bit), or choose another model"
+        ) from error
+    _write_done(fold, attempt, state)
+
+
+def _prepare_torch(config: RunConfig) -> torch.device:
+    torch.set_num_threads(config.compute.num_threads)
+    if config.recipe.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    if config.compute.device == "cuda" and not torch.cuda.is_available():
+        raise NodeError(
+            "this run trains on a GPU and torch finds none on this node; the job can succeed on another one"
+        )
+    return torch.device(config.compute.device)
+
+
+def _require_same_data(config: RunConfig, dataset: Dataset) -> None:
+    for what, path, expected, found in (
+        ("dataset", dataset.path, config.data.dataset, dataset.fingerprint),
+        ("file list", config.recipe.data.filelist, config.data.filelist, sha256(config.recipe.data.filelist)),
+    ):
+        if expected != found:
+            raise DataError(
+                f"the {what} {path} is not the one this run was made for (expected {expected[:16]}, "
+                f"found {found[:16]}); put the old file back, or submit under a new --name"
+            )
+
+
+def _positive_pixels(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    return np.array([(2 * dataset.votes[row].astype(int) > dataset.annotators[row]).sum() for row in rows])
+
+
+def _write_done(fold: Fold, attempt: Attempt, state: TrainState) -> None:
+    """Create `done.json`: the first to finish wins, and any other would write the same bits."""
+    best, final = state.best, state.kept[-1]
+    weights = {"final": final, "best": best} if best else {"final": final}
+    content = {
+        "attempt": attempt.number,
+        "step": state.step,
+        "epoch": state.epoch,
+        "best_dice": best.dice if best else None,
+        "best_threshold": best.threshold if best else None,
+        "weights": {name: {"file": kept.file, "sha256": kept.sha256} for name, kept in weights.items()},
+    }
+    create_exclusive(fold.done, to_json(content))
+
+
+def _redirect(attempt: Attempt) -> None:
+    """Send this process's output to the attempt's logs, whatever wrote it."""
+    for path, stream in ((attempt.stdout, sys.stdout), (attempt.stderr, sys.stderr)):
+        stream.flush()
+        with Path.open(path, "ab") as file:
+            os.dup2(file.fileno(), stream.fileno())
