@@ -60,13 +60,13 @@ def claim_attempt(fold: Fold, job: dict[str, Any], keep_waiting: Callable[[], bo
 def is_dead(job: dict[str, Any]) -> bool:
     """Return whether a `job.json` names a process of this host and boot that no longer runs.
 
-    The start time tells a process from a later one with the same number.
+    The start time tells a process from a later one with the same number; it moves a little when the clock is set.
     """
     if (job.get("host"), job.get("boot_id")) != (socket.gethostname(), _boot_id()):
         return False
     try:
         process = psutil.Process(job["pid"])
-        return bool(process.create_time() != job["pid_started"] or process.status() == psutil.STATUS_ZOMBIE)
+        return bool(abs(process.create_time() - job["pid_started"]) > 5 or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 

@@ -1,0 +1,98 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from contrails.errors import RunError
+from contrails.files import read_json, to_json, write_atomic
+from contrails.runs import Fold
+from contrails.train import attempt as module
+from contrails.train.attempt import Heart, claim_attempt, is_dead
+
+JOB: dict[str, Any] = {"scheduler": "local", "job_id": "7", "restart_count": 0}
+
+
+@pytest.fixture
+def fold(tmp_path: Path) -> Fold:
+    return Fold(tmp_path / "run" / "folds" / "2")
+
+
+def claim(fold: Fold, **job: Any) -> int:
+    return claim_attempt(fold, JOB | job, lambda: True).number
+
+
+def live(fold: Fold, **owner: Any) -> Heart:
+    """Claim an attempt for this process, which is alive; `owner` changes its job.json."""
+    attempt = claim_attempt(fold, JOB, lambda: True)
+    write_atomic(attempt.job, to_json(read_json(attempt.job) | owner))
+    heart = Heart(fold, attempt)
+    heart.start()
+    return heart
+
+
+def test_attempts_are_numbered_and_say_who_they_are(fold: Fold) -> None:
+    heart = live(fold)
+    heart.stop(status="stopped")
+    assert claim(fold) == 2
+    job = read_json(fold.attempt(1).job)
+    assert job["pid_started"] == psutil.Process().create_time()
+    assert job["versions"]["torch"]
+
+
+def test_a_live_attempt_is_left_alone(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT_S", 0.1)
+    heart = live(fold)
+    try:
+        with pytest.raises(RunError, match=r"fold 2 is being trained by attempt 1 .*stop that process first"):
+            claim(fold)
+        assert [attempt.number for attempt in fold.attempts()] == [1]
+    finally:
+        heart.stop()
+
+
+def test_a_dead_process_is_taken_over_at_once(fold: Fold) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    live(fold, pid=process.pid, pid_started=psutil.Process(process.pid).create_time())
+    owner = read_json(fold.attempt(1).job)
+    assert not is_dead(owner)
+    process.kill()
+    process.wait()
+    assert is_dead(owner)
+    started = time.monotonic()
+    assert claim(fold) == 2
+    assert time.monotonic() - started < 1
+
+
+def test_a_number_given_to_another_process_is_dead(fold: Fold) -> None:
+    live(fold, pid_started=1.0)
+    assert claim(fold) == 2
+
+
+def test_an_unknown_host_needs_silence(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENCE_S", 0.2)
+    live(fold, host="elsewhere")  # its next beat is 20 s away
+    started = time.monotonic()
+    assert claim(fold) == 2
+    assert time.monotonic() - started >= 0.2
+
+
+def test_a_restart_of_the_same_job_takes_over(fold: Fold) -> None:
+    live(fold, host="elsewhere")
+    assert claim(fold, restart_count=1) == 2
+
+
+def test_waiting_can_be_stopped(fold: Fold) -> None:
+    live(fold, host="elsewhere")
+    with pytest.raises(RunError, match="stopped while waiting for attempt 1"):
+        claim_attempt(fold, JOB, lambda: False)
+
+
+def test_a_ghost_learns_that_it_is_one(fold: Fold) -> None:
+    heart = live(fold)
+    assert not heart.superseded()
+    fold.attempt(2).path.mkdir()
+    assert heart.superseded()
