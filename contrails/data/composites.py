@@ -74,14 +74,19 @@ def compose(
     """
     import torch
 
+    # One conversion for all channels, then in place: intermediate tensors of this size cost more than the arithmetic.
+    counts = packed.float()
     batch, frames, _, height, width = packed.shape
-    out = torch.empty((batch, frames, len(channels), height, width), dtype=torch.float32, device=packed.device)
+    out = torch.empty((batch, frames, len(channels), height, width), device=packed.device)
     for index, channel in enumerate(channels):
-        target = out[:, :, index]
-        span = channel.high - channel.low
-        target.fill_((sum(channel.weights.values()) * offset - channel.low) / span)
-        for band, weight in channel.weights.items():
-            target.add_(packed[:, :, band_names.index(band)], alpha=weight * scale / span)
+        target, span = out[:, :, index], channel.high - channel.low
+        for position, (band, weight) in enumerate(channel.weights.items()):
+            source, factor = counts[:, :, band_names.index(band)], weight * scale / span
+            if position == 0:
+                torch.mul(source, factor, out=target)
+            else:
+                target.add_(source, alpha=factor)
+        target.add_((sum(channel.weights.values()) * offset - channel.low) / span)
         if channel.clip:
             target.clamp_(0, 1)
     return out.view(batch, frames * len(channels), height, width)
