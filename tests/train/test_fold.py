@@ -1,0 +1,240 @@
+"""Training of a fold as a job does it: to the end, stopped and continued, killed and continued, on bad input."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from contrails.data.batches import Source
+from contrails.data.store import open_dataset
+from contrails.errors import DataError, NodeError, Stopped, TrainingError
+from contrails.files import read_json, read_json_lines, sha256
+from contrails.models.weights import load_weights
+from contrails.runs import Fold, Run
+from contrails.train.fold import read_run_config, train_fold
+from contrails.train.loop import Loop
+from contrails.train.stop import SIGNALS
+
+MakeRun = Callable[..., Run]
+JOB: dict[str, Any] = {"scheduler": "local", "job_id": "1", "restart_count": 0}
+
+
+@pytest.fixture(autouse=True)
+def _restore_process() -> Any:
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    threads = torch.get_num_threads()
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def result(fold: Fold) -> dict[str, str]:
+    """The digests of a finished fold's weights: equal bits are equal digests."""
+    done = fold.read_done()
+    assert done is not None
+    for entry in done["weights"].values():
+        assert sha256(fold.weights / entry["file"]) == entry["sha256"]
+    return {name: entry["sha256"] for name, entry in done["weights"].items()}
+
+
+def metrics(fold: Fold) -> dict[int, dict[str, Any]]:
+    rows: dict[int, dict[str, Any]] = {}
+    for attempt in fold.attempts():
+        for row in read_json_lines(attempt.metrics):
+            rows.setdefault(row["step"], {}).update(row)
+    return rows
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send this process SIGTERM when `step` steps were made; once."""
+    original, sent = Loop._step, []
+
+    def step_and_signal(loop: Loop, batch: Any) -> None:
+        original(loop, batch)
+        if loop.state.step == step and not sent:
+            sent.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Loop, "_step", step_and_signal)
+
+
+def test_a_fold_trains_to_its_end(make_run: MakeRun) -> None:
+    fold = make_run().fold("0")
+    train_fold(fold, JOB)
+    done = fold.read_done()
+    assert done is not None
+    assert (done["attempt"], done["step"], done["epoch"]) == (1, 12, 3)
+    rows = metrics(fold)
+    assert sorted(rows) == [2, 4, 6, 8, 10, 12]
+    assert {"val/dice", "val/loss", "train/loss", "train/lr"} <= set(rows[4])
+    assert read_json(fold.attempt(1).state)["status"] == "done"
+    tensors, about = load_weights(fold.weights / done["weights"]["best"]["file"])
+    assert about["dice"] == done["best_dice"] == max(row["val/dice"] for row in rows.values() if "val/dice" in row)
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_a_finished_fold_is_left_alone(make_run: MakeRun) -> None:
+    fold = make_run().fold("1")
+    train_fold(fold, JOB)
+    before = fold.done.read_bytes()
+    train_fold(fold, JOB)
+    assert len(fold.attempts()) == 1
+    assert fold.done.read_bytes() == before
+
+
+@pytest.mark.parametrize("step", [1, 4, 7])
+def test_stopped_and_continued_ends_in_the_same_bits(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    undisturbed = make_run("undisturbed").fold("0")
+    train_fold(undisturbed, JOB)
+    fold = make_run("stopped").fold("0")
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        with pytest.raises(Stopped, match=rf"stopped at step {step} \(SIGTERM\)"):
+            train_fold(fold, JOB)
+    assert read_json(fold.attempt(1).state)["status"] == "stopped"
+    assert fold.all_snapshots()[0].step == step
+    torch.manual_seed(999)  # whatever ran before must not matter
+    train_fold(fold, JOB)
+    assert result(fold) == result(undisturbed)
+    assert metrics(fold) == metrics(undisturbed)
+
+
+def test_a_kill_at_any_moment_ends_in_the_same_bits(make_run: MakeRun) -> None:
+    undisturbed = make_run("undisturbed").fold("0")
+    train_fold(undisturbed, JOB)
+    run = make_run("killed")
+    fold, kills = run.fold("0"), 0
+    while not fold.done.exists():
+        # each attempt may make 3 more steps than the one before, then SIGKILL, with no chance to save
+        process = subprocess.run([sys.executable, "-c", _KILLED, str(run.path), str(3 + 3 * kills)], check=False)
+        assert process.returncode in (0, -signal.SIGKILL)
+        kills += process.returncode != 0
+    assert kills >= 2
+    assert result(fold) == result(undisturbed)
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from contrails.runs import Run
+from contrails.train.fold import train_fold
+from contrails.train.loop import Loop
+
+original, left = Loop._step, [int(sys.argv[2])]
+def step(loop, batch):
+    original(loop, batch)
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+Loop._step = step
+train_fold(Run(Path(sys.argv[1])).fold("0"), {"scheduler": "local", "job_id": None, "restart_count": 0})
+"""
+
+
+def test_all_trains_on_every_record_and_has_no_score(make_run: MakeRun) -> None:
+    fold = make_run().fold("all")
+    train_fold(fold, JOB)
+    done = fold.read_done()
+    assert done is not None
+    assert done["step"] == 18
+    assert done["best_dice"] is None
+    assert set(done["weights"]) == {"final"}
+
+
+def test_overfit_uses_the_same_records_twice_positive_ones_first(make_run: MakeRun) -> None:
+    from contrails.data.filelists import read_filelist
+    from contrails.train.fold import training_rows
+
+    run = make_run(data={"overfit": 3})
+    config = read_run_config(run)
+    dataset = open_dataset(config.recipe.data.dataset)
+    training, validation = training_rows(dataset, read_filelist(config.recipe.data.filelist), "0", config.recipe)
+    assert np.array_equal(training, validation)
+    assert len(training) == 3
+    assert all((dataset.votes[row] * 2 > dataset.annotators[row]).any() for row in training)
+
+
+def test_only_recent_and_best_weights_stay(make_run: MakeRun) -> None:
+    fold = make_run(train={"epochs": 6}, snapshot={"keep_last": 1, "keep_best": 1}).fold("0")
+    train_fold(fold, JOB)
+    done = fold.read_done()
+    assert done is not None
+    names = {entry["file"] for entry in done["weights"].values()}
+    assert {path.name for _, _, path in fold.all_weights()} == names
+
+
+def test_a_loss_that_is_not_finite_ends_the_fold_with_a_reason(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fold = make_run().fold("0")
+    original = Loop._step
+
+    def poisoned(loop: Loop, batch: Any) -> None:
+        original(loop, batch)
+        if loop.state.step == 6:
+            with torch.no_grad():
+                next(loop.state.model.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(Loop, "_step", poisoned)
+    with pytest.raises(TrainingError, match=r"no longer finite near step 8.*lower train.lr"):
+        train_fold(fold, JOB)
+    state = read_json(fold.attempt(1).state)
+    assert state["status"] == "failed"
+    assert "no longer finite" in state["reason"]
+    assert fold.all_snapshots()[0].step == 4
+
+
+def test_a_gpu_that_is_not_there_is_a_node_error(make_run: MakeRun) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    run = make_run()
+    run.toml.write_text(run.toml.read_text().replace('device = "cpu"', 'device = "cuda"'))
+    with pytest.raises(NodeError, match="torch finds none"):
+        train_fold(run.fold("0"), JOB)
+
+
+def test_other_data_than_the_run_was_made_for_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    config = read_run_config(run)
+    other = tmp_path / "other.csv"
+    other.write_text(config.recipe.data.filelist.read_text().replace("# contrails", "# Contrails"))
+    run.toml.write_text(run.toml.read_text().replace(str(config.recipe.data.filelist), str(other)))
+    with pytest.raises(DataError, match=r"file list .* is not the one this run was made for"):
+        train_fold(run.fold("0"), JOB)
+
+
+def test_a_batch_is_the_same_wherever_the_process_starts(make_run: MakeRun) -> None:
+    from contrails.data.batches import TrainingBatches
+
+    config = read_run_config(make_run())
+    source = Source(open_dataset(config.recipe.data.dataset), config.recipe, torch.device("cpu"))
+    rows = np.arange(7)
+    one, other = TrainingBatches(source, rows, "0"), TrainingBatches(source, rows, "0")
+    assert one.steps_per_epoch == 3
+    for step in range(5):
+        one.batch(step)
+    assert torch.equal(one.batch(5).inputs, other.batch(5).inputs)
+    epoch = np.concatenate([one.rows(step) for step in range(3)])
+    assert len(set(epoch)) == 6
+    assert not np.array_equal(epoch, np.concatenate([one.rows(step) for step in range(3, 6)]))
+
+
+def test_runs_need_no_wandb(make_run: MakeRun) -> None:
+    run: Run = make_run()
+    code = (
+        "import sys; from pathlib import Path; from contrails.runs import Run; "
+        "from contrails.train.fold import train_fold; "
+        "train_fold(Run(Path(sys.argv[1])).fold('0'), {}); assert 'wandb' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run.path)], check=True)
