@@ -38,4 +38,4 @@ def predict_masks(ensemble: Ensemble, dataset: Dataset, device: torch.device) ->
 
 
 def _probabilities(model: torch.nn.Module, source: Source, rows: np.ndarray) -> torch.Tensor:
-    return torch.cat([torch.sigmoid(logits) for _, _, logits in predict(model, source, rows, _BATCH_SIZE)])
+    return torch.cat([torch.sigmoid(logits) for _, logits in predict(model, source, rows, _BATCH_SIZE)])

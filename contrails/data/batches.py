@@ -1,10 +1,14 @@
-"""Batches: which records a step sees, and their integers as one gather from the mapped file.
+"""Batches: which records a step sees, and their integers as one gather from the mapped file, made ahead by a thread.
 
 The order of an epoch is a function of (seed, fold, epoch), so a batch is a function of (seed, fold, step) alone,
-wherever the process was started. Integers travel to the device; kelvin, channels and targets are made there.
+wherever the process was started. Integers travel to the device; channels and targets are made there. There are no
+worker processes: one gather into a reused buffer is as fast as a copy, and nothing is pickled.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,16 +24,28 @@ from contrails.errors import RecipeError
 IGNORE = 255
 """Value of a vote that says: this pixel does not count."""
 
+_AHEAD = 3
+"""Batches gathered before they are asked for; each has a buffer of its own."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one batch is made of: rows of the file (int64) and, for each, the dihedral element that moves it."""
+
+    rows: np.ndarray
+    elements: list[int]
+
 
 @dataclass(frozen=True)
 class Batch:
     """Inputs and targets on the device.
 
     Shape:
-        inputs float32 (B, C, H, W); target float32 (B, H, W): the share of annotators, or 0 and 1 where the recipe
-        says hard; hard bool (B, H, W): strictly more than half; valid bool (B, H, W): pixels that count.
+        rows int64 (B,); inputs float32 (B, C, H, W); target float32 (B, H, W): the share of annotators, or 0 and 1
+        where the recipe says hard; hard bool (B, H, W): strictly more than half; valid bool (B, H, W): what counts.
     """
 
+    rows: np.ndarray
     inputs: torch.Tensor
     target: torch.Tensor
     hard: torch.Tensor
@@ -37,38 +53,88 @@ class Batch:
 
 
 class Source:
-    """A dataset seen with the eyes of a recipe: chosen frames and channels, on one device."""
+    """A dataset seen with the eyes of a recipe: chosen frames and channels, on one device.
+
+    Raises:
+        RecipeError: the dataset lacks a frame or a band that the recipe needs.
+    """
 
     def __init__(self, dataset: Dataset, recipe: Recipe, device: torch.device) -> None:
         self.dataset, self.recipe, self.device = dataset, recipe, device
         self.channels: tuple[Channel, ...] = channels(recipe.data.composite, dataset.band_names)
         frames = frame_positions(recipe, dataset)
         self.num_channels = len(frames) * len(self.channels)
-        self._bands = torch.from_numpy(dataset.bands)
+        bands = torch.from_numpy(dataset.bands)
+        # a slice is a view that index_select reads in place; any other choice of frames is taken after the gather
+        run = range(frames[0], frames[0] + len(frames))
+        self._bands = bands[:, frames[0] : run.stop] if frames == list(run) else bands
+        self._frames = None if frames == list(run) else torch.tensor(frames, device=device)
         self._votes = torch.from_numpy(dataset.votes)
         self._annotators = torch.from_numpy(dataset.annotators)
-        # None where all frames are used: a plain gather of whole records
-        self._frames = None if frames == list(range(len(dataset.frames))) else torch.tensor(frames)
 
-    def batch(self, rows: np.ndarray, elements: list[int] | None = None) -> Batch:
-        """Return the batch of these rows of the file; `elements` are the dihedral moves of its samples."""
-        index = torch.from_numpy(rows)
-        packed = self._bands.index_select(0, index)
+    def batches(self, parts: Iterable[Part]) -> Iterator[Batch]:
+        """Yield the batch of each part; a thread gathers the integers of the next ones meanwhile."""
+        parts = iter(parts)
+        slots = itertools.cycle([_Slot(self) for _ in range(_AHEAD)])
+        with ThreadPoolExecutor(1, thread_name_prefix="gather") as pool:
+            waiting = deque(
+                (part, slot, pool.submit(slot.gather, part.rows))
+                for part, slot in zip(itertools.islice(parts, _AHEAD), slots, strict=False)
+            )
+            while waiting:
+                part, slot, gathered = waiting.popleft()
+                gathered.result()
+                batch = self._finish(part, slot)
+                for following in itertools.islice(parts, 1):
+                    waiting.append((following, slot, pool.submit(slot.gather, following.rows)))
+                yield batch
+
+    def _finish(self, part: Part, slot: "_Slot") -> Batch:
+        dataset = self.dataset
+        packed, votes, annotators = slot.to_device(len(part.rows))
         if self._frames is not None:
             packed = packed.index_select(1, self._frames)
-        votes = self._votes.index_select(0, index).to(self.device, non_blocking=True)
-        annotators = self._annotators.index_select(0, index).to(self.device)
-        dataset = self.dataset
-        inputs = compose(
-            packed.to(self.device, non_blocking=True),
-            self.channels,
-            dataset.band_names,
-            dataset.scale_factor,
-            dataset.add_offset,
+        inputs = compose(packed, self.channels, dataset.band_names, dataset.scale_factor, dataset.add_offset)
+        if any(part.elements):
+            inputs, votes = apply_dihedral(inputs, votes, part.elements, dataset.label_offset_px, IGNORE)
+        annotators = annotators.view(-1, 1, 1)
+        valid = (votes != IGNORE) & (annotators > 0)
+        hard = valid & (votes.to(torch.int16) * 2 > annotators)
+        if self.recipe.loss.target == "hard":
+            target = hard.float()
+        else:
+            target = torch.where(valid, votes / annotators.clamp(min=1), 0.0)
+        return Batch(part.rows, inputs, target, hard, valid)
+
+
+class _Slot:
+    """One reused buffer of a batch; pinned where there is CUDA, so that the copy does not block."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._cuda = source.device.type == "cuda"
+        self._copied = torch.cuda.Event() if self._cuda else None
+        self._buffers: list[torch.Tensor] = []
+
+    def gather(self, rows: np.ndarray) -> None:
+        """Copy rows of the file into the buffer, once the device has taken what it held."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        source, index = self._source, torch.from_numpy(rows)
+        arrays = (source._bands, source._votes, source._annotators)
+        if not self._buffers or len(self._buffers[0]) < len(rows):
+            self._buffers = [a.new_empty((len(rows), *a.shape[1:]), pin_memory=self._cuda) for a in arrays]
+        for array, buffer in zip(arrays, self._buffers, strict=True):
+            torch.index_select(array, 0, index, out=buffer[: len(rows)])
+
+    def to_device(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return packed bands, votes and annotators on the device; on the CPU these are the buffers themselves."""
+        bands, votes, annotators = (
+            buffer[:count].to(self._source.device, non_blocking=True) for buffer in self._buffers
         )
-        if elements is not None and any(elements):
-            inputs, votes = apply_dihedral(inputs, votes, elements, dataset.label_offset_px, IGNORE)
-        return _targets(inputs, votes, annotators, hard_target=self.recipe.loss.target == "hard")
+        if self._copied is not None:
+            self._copied.record()
+        return bands, votes, annotators
 
 
 def frame_positions(recipe: Recipe, dataset: Dataset) -> list[int]:
@@ -92,33 +158,24 @@ class TrainingBatches:
 
     def __init__(self, source: Source, rows: np.ndarray, fold: str) -> None:
         self._source, self._rows, self._fold = source, rows, fold
-        self._batch_size = min(source.recipe.train.batch_size, len(rows))
+        self.batch_size = min(source.recipe.train.batch_size, len(rows))
         # The last incomplete batch is left out: batch norm of a single record would be noise.
-        self.steps_per_epoch = len(rows) // self._batch_size
+        self.steps_per_epoch = len(rows) // self.batch_size
 
-    def rows(self, step: int) -> np.ndarray:
-        """Return the rows of the file that step number `step` (from 0) sees, int64."""
+    def part(self, step: int) -> Part:
+        """Return what step number `step` (from 0) sees."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = generator(self._source.recipe.seed, "order", self._fold, epoch).permutation(self._rows)
-        return order[position * self._batch_size : (position + 1) * self._batch_size]
-
-    def batch(self, step: int) -> Batch:
-        rows = self.rows(step)
         recipe = self._source.recipe
-        elements = draw_dihedral(recipe.seed, self._fold, step, len(rows), recipe.augment.dihedral)
-        return self._source.batch(rows, elements)
+        order = generator(recipe.seed, "order", self._fold, epoch).permutation(self._rows)
+        rows = order[position * self.batch_size : (position + 1) * self.batch_size]
+        return Part(rows, draw_dihedral(recipe.seed, self._fold, step, len(rows), recipe.augment.dihedral))
+
+    def stream(self, first_step: int) -> Iterator[Batch]:
+        """Yield the batches from one step on, without end."""
+        return self._source.batches(self.part(step) for step in itertools.count(first_step))
 
 
-def in_order(source: Source, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Yield the rows in their order with their batches, unchanged by augmentation."""
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        yield part, source.batch(part)
-
-
-def _targets(inputs: torch.Tensor, votes: torch.Tensor, annotators: torch.Tensor, *, hard_target: bool) -> Batch:
-    annotators = annotators.view(-1, 1, 1)
-    valid = (votes != IGNORE) & (annotators > 0)
-    hard = valid & (votes.to(torch.int16) * 2 > annotators)
-    soft = torch.where(valid, votes / annotators.clamp(min=1), 0.0)
-    return Batch(inputs, hard.float() if hard_target else soft, hard, valid)
+def in_order(source: Source, rows: np.ndarray, batch_size: int) -> Iterator[Batch]:
+    """Yield the batches of rows in their order, unchanged by augmentation."""
+    parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+    return source.batches(Part(part, [0] * len(part)) for part in parts)

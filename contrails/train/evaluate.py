@@ -22,8 +22,8 @@ class Evaluation:
 
 def predict(
     model: nn.Module, source: Source, rows: np.ndarray, batch_size: int
-) -> Iterator[tuple[np.ndarray, Batch, torch.Tensor]]:
-    """Yield (rows, batch, logits) in the order of `rows`; the model is in evaluation mode meanwhile.
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Yield (batch, logits) in the order of `rows`; the model is in evaluation mode meanwhile.
 
     Shape:
         logits float32 (B, H, W) on the source's device.
@@ -31,9 +31,10 @@ def predict(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            for part, batch in in_order(source, rows, batch_size):
-                yield part, batch, model(batch.inputs)
+        for batch in in_order(source, rows, batch_size):
+            with torch.inference_mode():
+                logits = model(batch.inputs)
+            yield batch, logits
     finally:
         model.train(was_training)
 
@@ -48,7 +49,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model on labelled rows; `poll` is called after every batch and may raise to stop."""
     losses, pixels, histogram = 0.0, 0, Histogram.empty()
-    for _, batch, logits in predict(model, source, rows, batch_size):
+    for batch, logits in predict(model, source, rows, batch_size):
         count = int(batch.valid.sum())
         losses += float(binary_cross_entropy(logits, batch.target, batch.valid)) * count
         pixels += count

@@ -96,7 +96,7 @@ def _train(
     torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
     model = build_model(recipe, source.num_channels).to(device)
     if show_summary:
-        shape = (len(batches.rows(0)), source.num_channels, *dataset.bands.shape[-2:])
+        shape = (batches.batch_size, source.num_channels, *dataset.bands.shape[-2:])
         print(summary(model, shape), f"input {shape} -> output {(shape[0], *shape[2:])}", sep="\n", flush=True)  # noqa: T201
     state = TrainState(model, build_optimizer(model, recipe.train), torch.zeros((), dtype=torch.float64, device=device))
     if (found := load_snapshot(fold)) is not None:

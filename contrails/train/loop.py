@@ -50,10 +50,11 @@ class Loop:
         self._started, self._first_step, self._waited_s = time.monotonic(), state.step, 0.0
         self._last_snapshot = time.monotonic()
         self._report(status="running")
+        stream = self.batches.stream(state.step)
         while state.epoch < section.epochs:
             while state.step < (state.epoch + 1) * per_epoch:
                 waiting_since = time.monotonic()
-                batch = self.batches.batch(state.step)
+                batch = next(stream)
                 self._waited_s += time.monotonic() - waiting_since
                 self._step(batch)
                 if state.step % section.log_every == 0:
