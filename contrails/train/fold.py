@@ -73,7 +73,7 @@ def training_rows(dataset: Dataset, filelist: FileList, fold: str, recipe: Recip
     """Return the rows of the dataset file that fold `fold` trains on and validates on, int64 each."""
     training, validation = dataset.rows(filelist.training(fold)), dataset.rows(filelist.validation(fold))
     if recipe.data.overfit:
-        positive_first = training[np.argsort(-_positive_pixels(dataset, training), kind="stable")]
+        positive_first = training[np.argsort(-dataset.positive_pixels()[training], kind="stable")]
         training = validation = positive_first[: recipe.data.overfit]
     if recipe.data.limit:
         training, validation = training[: recipe.data.limit], validation[: recipe.data.limit]
@@ -144,10 +144,6 @@ def _require_same_data(config: RunConfig, dataset: Dataset) -> None:
                 f"the {what} {path} is not the one this run was made for (expected {expected[:16]}, "
                 f"found {found[:16]}); put the old file back, or submit under a new --name"
             )
-
-
-def _positive_pixels(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    return np.array([(2 * dataset.votes[row].astype(int) > dataset.annotators[row]).sum() for row in rows])
 
 
 def _write_done(fold: Fold, attempt: Attempt, state: TrainState) -> None:

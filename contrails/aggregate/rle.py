@@ -1,0 +1,53 @@
+"""Run-length encoding of masks as the competition wants it.
+
+Pixels are numbered from 1, top to bottom, then left to right (column-major); a mask is `start length start length ...`
+with rising, separate runs, and `-` where it is empty.
+"""
+
+import numpy as np
+
+from contrails.errors import DataError
+
+EMPTY = "-"
+
+
+def encode(mask: np.ndarray) -> str:
+    """Return the encoding of a bool mask (H, W)."""
+    flat = np.zeros(mask.size + 2, bool)
+    flat[1:-1] = mask.ravel(order="F")
+    # changes alternate between the start of a run and the pixel after its end, counted from 1
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    edges[1::2] -= edges[::2]
+    return " ".join(map(str, edges.tolist())) or EMPTY
+
+
+def decode(text: str, shape: tuple[int, int]) -> np.ndarray:
+    """Return the bool mask (H, W) of an encoding.
+
+    Raises:
+        DataError: no pairs of whole numbers, a run that is empty, leaves the image, or does not follow the one before.
+    """
+    if text.strip() == EMPTY:
+        return np.zeros(shape, bool)
+    try:
+        numbers = np.array(text.split(), dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"expected whole numbers or '{EMPTY}', found '{text[:40]}'") from error
+    if len(numbers) == 0 or len(numbers) % 2:
+        raise DataError(f"expected pairs of start and length, or '{EMPTY}', found {len(numbers)} numbers")
+    starts, lengths = numbers[::2], numbers[1::2]
+    size = shape[0] * shape[1]
+    _refuse(lengths < 1, starts, lengths, "is empty")
+    _refuse((starts < 1) | (starts + lengths - 1 > size), starts, lengths, f"leaves the image of {size} pixels")
+    overlap = np.r_[False, starts[1:] < (starts + lengths)[:-1]]
+    _refuse(overlap, starts, lengths, "begins before the end of the run before it")
+    edges = np.zeros(size + 1, np.int8)
+    np.add.at(edges, starts - 1, 1)
+    np.add.at(edges, starts + lengths - 1, -1)
+    return edges[:-1].cumsum(dtype=np.int8).astype(bool).reshape(shape, order="F")
+
+
+def _refuse(wrong: np.ndarray, starts: np.ndarray, lengths: np.ndarray, what: str) -> None:
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise DataError(f"run {first + 1} (start {starts[first]}, length {lengths[first]}) {what}")

@@ -1,0 +1,50 @@
+"""`contrails prepare`: raw records to a dataset file."""
+
+import logging
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("raw", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="train", show_default=True)
+@click.option("--bands", default="11,14,15", show_default=True, help="Band numbers, or 'all' that the records have.")
+@click.option("--frames", default="4", show_default=True, help="Frames to keep, such as 4 or 0,4 or 0-7.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), help="Processes; default: cores."
+)
+def prepare(raw: Path, out: Path, split: str, bands: str, frames: str, workers: int) -> None:
+    """Pack the records of RAW/SPLIT into the dataset file OUT.
+
+    RAW has the layout of the OpenContrails competition. Kelvin are kept to 0.005 K as 16-bit integers, masks as
+    votes of the annotators. Killed and started again, it goes on where it was.
+
+    \b
+    Example:
+      contrails prepare data/demo/raw data/demo/train.h5
+      contrails prepare data/demo/raw data/demo/all.h5 --bands all --frames 0-7
+    """
+    from contrails.data.pack import make_plan, pack
+
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    chosen = None if bands == "all" else _numbers(bands, "--bands")
+    plan = make_plan(raw, split, chosen, _numbers(frames, "--frames"))
+    made = pack(plan, out, workers)
+    what = f"{out}: {len(plan.records)} records, {out.stat().st_size / 1e6:.1f} MB"
+    click.echo(what if made else f"{what}, complete already: nothing to do")
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    """Read `4`, `0,4` or `0-7`."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise click.BadParameter(f"'{text}': expected numbers such as 4 or 0,4 or 0-7", param_hint=option)
+        numbers += range(int(first), int(last or first) + 1)
+    if len(set(numbers)) != len(numbers) or not numbers:
+        raise click.BadParameter(f"'{text}': expected each number once", param_hint=option)
+    return numbers

@@ -1,0 +1,60 @@
+"""`contrails recipe`: what a recipe may say, and what one says with its defaults filled in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from contrails.config import Recipe, keys, load_recipe, to_toml
+
+
+@click.group()
+def recipe() -> None:
+    """Look at recipes."""
+
+
+@recipe.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON Schema.")
+def schema(as_json: bool) -> None:
+    """Print every key of a recipe with its type, default and meaning.
+
+    \b
+    Example:
+      contrails recipe schema
+    """
+    if as_json:
+        click.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+        return
+    table = Table()
+    for heading in ("key", "type", "default", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for name, field in keys(Recipe):
+        default = "(required)" if field.is_required() else _shown(field.default)
+        table.add_row(name, _type_name(field.annotation), default, field.description)
+    Console().print(table)
+
+
+@recipe.command()
+@click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
+@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key; can be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of TOML.")
+def show(path: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check RECIPE and print it with the defaults filled in.
+
+    \b
+    Example:
+      contrails recipe show jobs/default.toml -o train.lr=3e-4
+    """
+    loaded = load_recipe(path, overrides)
+    click.echo(loaded.model_dump_json(indent=2) if as_json else to_toml(loaded), nl=as_json)
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else json.dumps(value, default=list)
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")

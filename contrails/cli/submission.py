@@ -1,0 +1,40 @@
+"""`contrails submission`: look at submission files."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def submission() -> None:
+    """Look at submission files."""
+
+
+@submission.command()
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--sample", type=click.Path(path_type=Path), help="Sample submission: the ids must be the same.")
+@click.option("--shape", default="256,256", show_default=True, help="Height and width of a mask in pixels.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def check(path: Path, sample: Path | None, shape: str, as_json: bool) -> None:
+    """Decode every row of FILE and summarise it; a wrong row is named by its record (exit code 4).
+
+    \b
+    Example:
+      contrails submission check submission.csv --sample sample_submission.csv
+    """
+    from contrails.aggregate.submission import check_submission
+
+    height, _, width = shape.partition(",")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise click.BadParameter(f"'{shape}': expected height,width such as 256,256", param_hint="--shape")
+    summary = check_submission(path, (int(height), int(width)), sample)
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+        return
+    click.echo(f"{path}: valid, {summary.records} records, {summary.empty} empty, {summary.positive_pixels} pixels")
+    if summary.positive_pixels == 0:
+        click.echo("warning: every mask is empty", err=True)
+    else:
+        click.echo(f"largest: record {summary.largest_record} with {summary.largest_pixels} pixels")

@@ -1,0 +1,190 @@
+"""Raw records in the layout of the OpenContrails competition.
+
+`ROOT/<split>/<record id>/band_<08..16>.npy` holds (H, W, frames) float32 in kelvin, `human_individual_masks.npy`
+(H, W, 1, annotators) and `human_pixel_masks.npy` (H, W, 1) hold 0 and 1, `ROOT/<split>_metadata.json` says where and
+when. Every value is checked here; nothing downstream meets a NaN or a wrong shape.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contrails.errors import DataError
+
+LABEL_FRAME = 4
+LABEL_OFFSET_PX = (0.5, 0.5)
+"""(down, right): labels sit this far off the image, measured by correlation with the split-window difference."""
+
+_INDIVIDUAL, _PIXEL = "human_individual_masks.npy", "human_pixel_masks.npy"
+_MAX_ANNOTATORS = 16
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    """Where a record lies, the tile it shows, and its time in seconds since 1970 (NaN where unknown)."""
+
+    record_id: str
+    path: Path
+    group: str
+    timestamp: float
+
+    @property
+    def has_individual_masks(self) -> bool:
+        return (self.path / _INDIVIDUAL).is_file()
+
+
+@dataclass(frozen=True)
+class Label:
+    """Annotations of one record.
+
+    Shape:
+        votes uint8 (H, W): annotators that marked the pixel; marks uint16 (H, W): bit r is annotator r.
+    """
+
+    votes: np.ndarray
+    annotators: int
+    marks: np.ndarray
+
+
+def find_records(root: Path, split: str) -> list[RawRecord]:
+    """Return the records of a split, sorted by id.
+
+    Raises:
+        DataError: there is no such folder, it is empty, or the metadata is wrong.
+    """
+    folder = root / split
+    if not folder.is_dir():
+        raise DataError(f"expected the records of '{split}' in {folder}, found no such folder; check RAW and --split")
+    paths = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not paths:
+        raise DataError(f"expected a folder for each record in {folder}, found none; check RAW and --split")
+    metadata = _read_metadata(root / f"{split}_metadata.json")
+    missing = [path.name for path in paths if path.name not in metadata]
+    if missing and split != "test":
+        log.warning(
+            "%d of %d records have no entry in %s_metadata.json (first: %s): each of them is a group of its own, "
+            "so records of one place can meet in different folds",
+            *(len(missing), len(paths), split, missing[0]),
+        )
+    return [RawRecord(path.name, path, *metadata.get(path.name, (path.name, math.nan))) for path in paths]
+
+
+def read_bands(record: RawRecord, bands: Sequence[int], frames: Sequence[int]) -> np.ndarray:
+    """Return float32 (T, C, H, W) in kelvin, finite.
+
+    Raises:
+        DataError: a file is missing, cut short, of another shape or dtype, or holds NaN.
+    """
+    return np.stack([_read_band(record, band, frames) for band in bands], axis=1)
+
+
+def read_label(record: RawRecord, size: tuple[int, int]) -> Label | None:
+    """Return what the annotators said, or None for a record without masks; a pixel mask alone is one annotator."""
+    individual, pixel = record.path / _INDIVIDUAL, record.path / _PIXEL
+    if individual.is_file():
+        masks = _read_mask(individual, record)
+        if masks.ndim != 4 or masks.shape[:3] != (*size, 1) or not 1 <= masks.shape[3] <= _MAX_ANNOTATORS:
+            raise DataError(
+                f"{individual}: expected the shape {(*size, 1)} + (1 to {_MAX_ANNOTATORS} annotators), "
+                f"found {masks.shape}; get record {record.record_id} again"
+            )
+        masks = masks[:, :, 0]
+    elif pixel.is_file():
+        masks = _read_mask(pixel, record)
+        if masks.shape != (*size, 1):
+            raise DataError(
+                f"{pixel}: expected the shape {(*size, 1)}, found {masks.shape}; get record {record.record_id} again"
+            )
+    else:
+        return None
+    bits = (masks.astype(np.uint16) << np.arange(masks.shape[2], dtype=np.uint16)).sum(axis=2, dtype=np.uint16)
+    return Label(masks.sum(axis=2, dtype=np.uint8), masks.shape[2], bits)
+
+
+def bands_of(record: RawRecord) -> tuple[int, ...]:
+    """Return the numbers of the bands that a record has on disk."""
+    return tuple(sorted(int(path.stem[5:]) for path in record.path.glob("band_[0-9][0-9].npy")))
+
+
+def _read_band(record: RawRecord, band: int, frames: Sequence[int]) -> np.ndarray:
+    path = record.path / f"band_{band:02d}.npy"
+    if not path.is_file():
+        have = ", ".join(str(number) for number in bands_of(record)) or "none"
+        raise DataError(f"{path} is missing (record {record.record_id} has the bands {have}); get it, or give --bands")
+    array = _load(path, record)
+    if array.dtype != np.float32 or array.ndim != 3:
+        raise DataError(
+            f"{path}: expected float32 (height, width, frames), found {array.dtype} {array.shape}; "
+            f"get record {record.record_id} again"
+        )
+    if max(frames) >= array.shape[2]:
+        raise DataError(
+            f"{path}: expected frame {max(frames)}, found {array.shape[2]} frames (0 to {array.shape[2] - 1})"
+        )
+    chosen = array[:, :, list(frames)].transpose(2, 0, 1)
+    if not np.isfinite(chosen).all():
+        count = int((~np.isfinite(chosen)).sum())
+        raise DataError(
+            f"{path}: expected finite kelvin, found {count} NaN or infinite values; "
+            f"leave record {record.record_id} out, or get it again"
+        )
+    return chosen
+
+
+def _read_mask(path: Path, record: RawRecord) -> np.ndarray:
+    array = _load(path, record)
+    if not np.issubdtype(array.dtype, np.integer) or not ((array == 0) | (array == 1)).all():
+        raise DataError(f"{path}: expected integers 0 and 1, found {array.dtype} with {np.unique(array)[:5].tolist()}")
+    return array
+
+
+def _load(path: Path, record: RawRecord) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path} is damaged or no .npy file ({error}); get record {record.record_id} again") from error
+    return array
+
+
+def _read_metadata(path: Path) -> dict[str, tuple[str, float]]:
+    """Return (tile, timestamp) by record id; empty if there is no such file."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); get it again, or remove it to do without") from error
+    found: dict[str, tuple[str, float]] = {}
+    for entry in entries:
+        record_id = str(entry.get("record_id"))
+        if record_id in found:
+            raise DataError(f"{path}: record {record_id} stands there twice; remove one of the entries")
+        found[record_id] = (_tile(path, entry), _timestamp(path, entry))
+    return found
+
+
+def _tile(path: Path, entry: dict[str, Any]) -> str:
+    """Return a short name for the place a record shows: same projection and corner, same name."""
+    try:
+        place = f"{entry['projection_wkt']}/{entry['row_min']}/{entry['col_min']}"
+    except KeyError as error:
+        raise DataError(f"{path}: record {entry.get('record_id')} has no {error}; get the metadata again") from error
+    return hashlib.sha256(place.encode()).hexdigest()[:12]
+
+
+def _timestamp(path: Path, entry: dict[str, Any]) -> float:
+    value = entry.get("timestamp")
+    try:
+        return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: record {entry['record_id']} has the timestamp {value!r}, expected seconds") from error

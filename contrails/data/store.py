@@ -1,0 +1,167 @@
+"""The dataset file, version 1: its names and attributes, and how it is opened.
+
+An HDF5 file a split. `/bands` int16 (N, T, C, H, W), `/votes` uint8 (N, H, W), optionally `/marks` uint16 (N, H, W) and
+the small arrays below are contiguous and page-aligned, so they are mapped straight from the file: opening reads the
+header alone, and all folds on a node share one copy in the page cache. Any HDF5 reader can read it without this package.
+`/digests/<array>` uint8 (N, 32) holds the SHA-256 of every row. A file is never rewritten under its name.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from contrails.errors import DataError, choices
+from contrails.files import to_json
+
+FORMAT = "contrails-dataset"
+VERSION = 1
+DIGESTED = ("bands", "votes", "marks")
+"""Arrays with a digest for each row; marks may be missing."""
+
+_REQUIRED = ("bands", "votes", "annotators", "record_id", "group", "timestamp")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An open dataset file; the large arrays are mapped, not read.
+
+    Shape:
+        bands int16 (N, T, C, H, W): kelvin = bands * scale_factor + add_offset; votes uint8 (N, H, W), 255 = ignore;
+        marks uint16 (N, H, W) or None; annotators uint8 (N,), 0 = unlabelled; timestamps float64 (N,) seconds, NaN =
+        unknown; digests uint8 (N, 32) for each of bands, votes and marks.
+    """
+
+    path: Path
+    bands: np.ndarray
+    votes: np.ndarray
+    marks: np.ndarray | None
+    annotators: np.ndarray
+    record_ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    timestamps: np.ndarray
+    digests: dict[str, np.ndarray]
+    band_names: tuple[str, ...]
+    frames: tuple[int, ...]
+    label_frame: int
+    label_offset_px: tuple[float, float]
+    scale_factor: float
+    add_offset: float
+    split: str
+
+    @property
+    def num_records(self) -> int:
+        return len(self.record_ids)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over what the file says: equal content is an equal fingerprint, wherever the file lies."""
+        digest = hashlib.sha256()
+        header = {
+            "bands": self.band_names,
+            "frames": self.frames,
+            "label": [self.label_frame, *self.label_offset_px],
+            "scale": [self.scale_factor, self.add_offset],
+            "records": self.record_ids,
+            "groups": self.groups,
+        }
+        digest.update(to_json(header).encode())
+        digest.update(self.timestamps.tobytes() + self.annotators.tobytes())
+        for name, rows in self.digests.items():
+            # an array's digest is that of its rows' digests
+            digest.update(name.encode() + hashlib.sha256(np.ascontiguousarray(rows)).digest())
+        return digest.hexdigest()
+
+    def rows(self, record_ids: tuple[str, ...]) -> np.ndarray:
+        """Return the row of each record, int64.
+
+        Raises:
+            DataError: the file does not hold some of them.
+        """
+        position = self._position
+        unknown = [record_id for record_id in record_ids if record_id not in position]
+        if unknown:
+            raise DataError(
+                f"{self.path} does not hold {len(unknown)} of {len(record_ids)} records, such as {unknown[0]}; "
+                f"{choices(unknown[0], self.record_ids[:5])}, ... Is the file list made for this file?"
+            )
+        return np.array([position[record_id] for record_id in record_ids], dtype=np.int64)
+
+    def positive_pixels(self) -> np.ndarray:
+        """Return how many pixels of each record more than half of its annotators marked, int64 (N,); reads /votes."""
+        counts = np.zeros(self.num_records, np.int64)
+        for row, (votes, annotators) in enumerate(zip(self.votes, self.annotators, strict=True)):
+            counts[row] = ((votes > annotators // 2) & (votes != 255)).sum() if annotators else 0
+        return counts
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        return {record_id: row for row, record_id in enumerate(self.record_ids)}
+
+
+def open_dataset(path: Path) -> Dataset:
+    """Open a dataset file; reads the header and the small arrays only.
+
+    Raises:
+        DataError: no such file, no HDF5, another format or version, chunked arrays, or a file that was cut short.
+    """
+    if not path.is_file():
+        raise DataError(f"expected a dataset file at {path}, found none; make it with `contrails prepare RAW {path}`")
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return _read(path, file)
+    except OSError as error:
+        raise DataError(
+            f"{path} is no complete HDF5 file ({error}); if it is being written, wait; else prepare or copy it again"
+        ) from error
+
+
+def _read(path: Path, file: h5py.File) -> Dataset:
+    found = (file.attrs.get("format"), file.attrs.get("version"))
+    if found != (FORMAT, VERSION):
+        raise DataError(
+            f"{path}: expected format '{FORMAT}' version {VERSION}, found '{found[0]}' version {found[1]}; "
+            "prepare the raw records again with this version of contrails"
+        )
+    missing = [name for name in _REQUIRED if name not in file]
+    if missing:
+        raise DataError(f"{path} lacks the arrays {', '.join(missing)}; prepare it again")
+    arrays = {name: _map(path, file[name]) for name in DIGESTED if name in file}
+    digests = {name: file[f"digests/{name}"][:] for name in arrays}
+    bands, annotators = file["bands"], file["annotators"][:]
+    record_ids = tuple(file["record_id"].asstr()[:])
+    if len({len(record_ids), len(annotators), *(len(array) for array in arrays.values())}) != 1:
+        raise DataError(f"{path}: its arrays differ in their number of records; prepare it again")
+    offset = file["votes"].attrs.get("label_offset_px", (0.0, 0.0))
+    return Dataset(
+        path=path,
+        **{name: arrays.get(name) for name in DIGESTED},  # type: ignore[arg-type]
+        annotators=annotators,
+        record_ids=record_ids,
+        groups=tuple(file["group"].asstr()[:]),
+        timestamps=file["timestamp"][:],
+        digests=digests,
+        band_names=tuple(file.attrs["band_names"]),
+        frames=tuple(int(frame) for frame in file.attrs["frames"]),
+        label_frame=int(file["votes"].attrs["label_frame"]),
+        label_offset_px=(float(offset[0]), float(offset[1])),
+        scale_factor=float(bands.attrs["scale_factor"]),
+        add_offset=float(bands.attrs["add_offset"]),
+        split=str(file.attrs["split"]),
+    )
+
+
+def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+    offset = dataset.id.get_offset()
+    if offset is None:
+        raise DataError(f"{path}: /{dataset.name.strip('/')} is chunked or was never written; repack it as contiguous")
+    needed = offset + dataset.size * dataset.dtype.itemsize
+    if path.stat().st_size < needed:
+        raise DataError(
+            f"{path}: expected {needed} bytes, found {path.stat().st_size}: it was cut short; copy it again"
+        )
+    # copy-on-write: the pages are shared and the file cannot change, while torch sees an array that it may wrap
+    return np.memmap(path, dataset.dtype, "c", offset, dataset.shape)
