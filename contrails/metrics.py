@@ -37,7 +37,8 @@ class Histogram:
         predicted = true_positive + self.negative[::-1].cumsum()[::-1]
         # 2 TP + FP + FN = predicted + actual
         total = predicted + self.positive.sum()
-        return np.divide(2.0 * true_positive, total, out=np.zeros(NUM_BINS), where=total > 0)
+        curve: np.ndarray = np.divide(2.0 * true_positive, total, out=np.zeros(NUM_BINS), where=total > 0)
+        return curve
 
     def best(self) -> tuple[float, float]:
         """Return the largest Dice and its threshold: the middle of the best bins where several in a row are equal."""

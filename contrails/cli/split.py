@@ -27,8 +27,9 @@ from contrails.errors import DataError
 @click.option("--folds", "num_folds", type=click.IntRange(2), default=5, show_default=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="File list to write.")
 @click.option("--hold-out", type=click.FloatRange(0, 0.9), default=0.0, show_default=True, help="Share no fold sees.")
-@click.option("--window-hours", type=click.FloatRange(0), default=24.0, show_default=True, help="Times of a tile as close "
-              "as this stay together.")  # fmt: skip
+@click.option(
+    "--window-hours", type=click.FloatRange(0), default=24.0, show_default=True, help="Closer stays together."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--check", type=click.Path(path_type=Path), help="Say what leaks in this file list instead of making one."
@@ -70,8 +71,10 @@ def split(
         assert out is not None
         unlabelled = dataset.annotators == 0
         if unlabelled.any():
-            raise DataError(f"{data}: {int(unlabelled.sum())} records have no label, so no fold can validate on them; "
-                            "split a labelled dataset")  # fmt: skip
+            raise DataError(
+                f"{data}: {int(unlabelled.sum())} records have no label, so no fold can validate on them; "
+                "split a labelled dataset"
+            )
         filelist = make_folds(dataset.record_ids, groups, positive, num_folds, held_out=hold_out, seed=seed)
         made = write_filelist(out, filelist, _command(data, num_folds, out, hold_out, window_hours, seed))
         click.echo(f"{out}: {'written' if made else 'the same file list is there already'}", err=as_json)
@@ -102,6 +105,6 @@ def _print(filelist: FileList, positive: dict[str, np.bool_], as_json: bool) -> 
     for heading in ("fold", "records", "positive", "groups"):
         table.add_column(heading, justify="right")
     for entry in rows:
-        fold = "held out" if entry["fold"] == HELD_OUT else str(entry["fold"])
-        table.add_row(fold, str(entry["records"]), str(entry["positive"]), str(entry["groups"]))
+        name = "held out" if entry["fold"] == HELD_OUT else str(entry["fold"])
+        table.add_row(name, str(entry["records"]), str(entry["positive"]), str(entry["groups"]))
     Console().print(table)

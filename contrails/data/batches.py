@@ -113,7 +113,7 @@ class _Slot:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._cuda = source.device.type == "cuda"
-        self._copied = torch.cuda.Event() if self._cuda else None
+        self._copied = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
         self._buffers: list[torch.Tensor] = []
 
     def gather(self, rows: np.ndarray) -> None:

@@ -154,8 +154,9 @@ def make_folds(
     bins = num_folds + (held_out > 0)
     if len(members) < bins:
         raise DataError(
-            f"expected at least {bins} groups for {num_folds} folds{' and a held-out share' if held_out else ''}, found "
-            f"{len(members)} (records of one place and time stay together); ask for fewer folds, or a smaller --window-hours"
+            f"expected at least {bins} groups for {num_folds} folds{' and a held-out share' if held_out else ''}, "
+            f"found {len(members)} (records of one place and time stay together); ask for fewer folds, "
+            "or a smaller --window-hours"
         )
     if not positive.any():
         raise DataError(

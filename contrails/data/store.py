@@ -2,7 +2,7 @@
 
 An HDF5 file a split. `/bands` int16 (N, T, C, H, W), `/votes` uint8 (N, H, W), optionally `/marks` uint16 (N, H, W) and
 the small arrays below are contiguous and page-aligned, so they are mapped straight from the file: opening reads the
-header alone, and all folds on a node share one copy in the page cache. Any HDF5 reader can read it without this package.
+header alone, and all folds on a node share one copy in the page cache. Any HDF5 reader can read it.
 `/digests/<array>` uint8 (N, 32) holds the SHA-256 of every row. A file is never rewritten under its name.
 """
 
@@ -72,7 +72,7 @@ class Dataset:
         digest.update(self.timestamps.tobytes() + self.annotators.tobytes())
         for name, rows in self.digests.items():
             # an array's digest is that of its rows' digests
-            digest.update(name.encode() + hashlib.sha256(np.ascontiguousarray(rows)).digest())
+            digest.update(name.encode() + hashlib.sha256(rows.tobytes()).digest())
         return digest.hexdigest()
 
     def rows(self, record_ids: tuple[str, ...]) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from contrails.data.batches import Batch, Source, in_order
+from contrails.errors import TrainingError
 from contrails.losses import binary_cross_entropy
 from contrails.metrics import NUM_BINS, Histogram
 
@@ -50,6 +51,9 @@ def evaluate(
     """Evaluate a model on labelled rows; `poll` is called after every batch and may raise to stop."""
     losses, pixels, histogram = 0.0, 0, Histogram.empty()
     for batch, logits in predict(model, source, rows, batch_size):
+        if not torch.isfinite(logits).all():
+            names = ", ".join(source.dataset.record_ids[row] for row in batch.rows[:3])
+            raise TrainingError(f"the model's output is not finite near the records {names}; lower train.lr")
         count = int(batch.valid.sum())
         losses += float(binary_cross_entropy(logits, batch.target, batch.valid)) * count
         pixels += count

@@ -13,7 +13,6 @@ from contrails.draws import derived_seed
 from contrails.errors import RunError, Stopped, TrainingError
 from contrails.files import append_json_line, fsync, sha256
 from contrails.losses import binary_cross_entropy
-from contrails.metrics import Histogram
 from contrails.models.weights import save_weights
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import Heart
@@ -84,16 +83,14 @@ class Loop:
 
     def _end_epoch(self) -> None:
         state = self.state
-        histogram: Histogram | None = None
+        self._require_finite()
         row: dict[str, Any] = {"step": state.step, "epoch": state.epoch + 1}
         if len(self.validation_rows):
             result = evaluate(
                 state.model, self.source, self.validation_rows, self.recipe.train.batch_size, poll=self._poll
             )
-            histogram = result.histogram
-            dice, threshold = histogram.best()
+            dice, threshold = result.histogram.best()
             row |= {"val/loss": result.loss, "val/dice": dice, "val/threshold": threshold}
-        self._require_finite()
         state.epoch += 1
         append_json_line(self.attempt.metrics, row)
         self._keep_weights(row.get("val/dice"), row.get("val/threshold"))

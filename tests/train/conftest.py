@@ -24,8 +24,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiny")
     for index in range(12):
         write_record(root / "raw", "train", f"{1000 + index}", size=32, seed=index, positive=index % 2 == 0)
-    with pytest.warns(UserWarning, match="train_metadata.json"):
-        cli(["prepare", str(root / "raw"), str(root / "train.h5")], standalone_mode=False)
+    cli(["prepare", str(root / "raw"), str(root / "train.h5")], standalone_mode=False)
     cli(["split", str(root / "train.h5"), "--folds", "3", "-o", str(root / "three.csv")], standalone_mode=False)
     return root
 
