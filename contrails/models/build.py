@@ -1,6 +1,8 @@
 """A network from a recipe: an smp architecture that takes any size and answers at the label's."""
 
+import sys
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,8 +44,7 @@ def build_model(recipe: Recipe, num_channels: int) -> Segmenter:
     Raises:
         RecipeError: smp has no such architecture or encoder, or they do not go together.
     """
-    import segmentation_models_pytorch as smp
-
+    smp = _import_smp()
     section = recipe.model
     known = {name.lower(): name for name in vars(smp) if _is_architecture(getattr(smp, name))}
     if section.architecture.lower() not in known:
@@ -72,6 +73,19 @@ def build_model(recipe: Recipe, num_channels: int) -> Segmenter:
             f"{error}; choose another encoder or depth"
         ) from error
     return Segmenter(model, recipe.data.size, 2**section.encoder_depth)
+
+
+def _import_smp() -> Any:
+    """Import smp without the wandb that timm would import with it (1.4 s; training must not depend on it)."""
+    absent = "wandb" not in sys.modules
+    if absent:
+        sys.modules["wandb"] = None  # type: ignore[assignment]
+    try:
+        import segmentation_models_pytorch
+    finally:
+        if absent:
+            del sys.modules["wandb"]
+    return segmentation_models_pytorch
 
 
 _PYRAMIDS = {"unet", "unetplusplus", "manet", "linknet"}

@@ -62,7 +62,7 @@ def is_dead(job: dict[str, Any]) -> bool:
 
     The start time tells a process from a later one with the same number; it moves a little when the clock is set.
     """
-    if (job.get("host"), job.get("boot_id")) != (socket.gethostname(), _boot_id()):
+    if (job.get("host"), job.get("boot_id")) != (socket.gethostname(), boot_id()):
         return False
     try:
         process = psutil.Process(job["pid"])
@@ -151,7 +151,7 @@ def _this_process() -> dict[str, Any]:
     libraries = ("torch", "segmentation-models-pytorch", "timm", "numpy", "h5py")
     return {
         "host": socket.gethostname(),
-        "boot_id": _boot_id(),
+        "boot_id": boot_id(),
         "pid": os.getpid(),
         "pid_started": psutil.Process().create_time(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -161,7 +161,8 @@ def _this_process() -> dict[str, Any]:
     }
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return what names this boot of this machine."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else str(psutil.boot_time())
 

@@ -1,0 +1,163 @@
+"""`contrails submit`: the folds of a recipe, as jobs in the background."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from contrails.cli.options import json_option, name_option, overrides_option, read_recipe, recipe_argument
+from contrails.cli.status import duration, print_states
+from contrails.cluster.sites import find_site, resolve
+from contrails.cluster.states import ALIVE, DONE, FoldState, fold_state
+from contrails.config import to_toml
+from contrails.errors import TrainingError
+from contrails.runs import ALL, Run, new_run_path
+
+_POLL_S = 1.0
+_PLAIN_INTERVAL_S = 15.0
+
+
+@click.command()
+@recipe_argument
+@name_option
+@click.option("--folds", "num_folds", type=click.IntRange(1), help="Submit all folds; must be the file list's number.")
+@click.option("--fold", help="Submit some, such as 0 or 0,3; 'all' trains one model on every record not held out.")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, help="Make runs NAME-s0, NAME-s1, ... with seeds of their own."
+)
+@click.option("--site", "site_name", help="Where to run; see `contrails sites`.")
+@overrides_option
+@click.option("--wait", is_flag=True, help="Follow the folds until they end; Ctrl-C leaves them running.")
+@click.option("--dry-run", is_flag=True, help="Print what would be submitted and do nothing.")
+@json_option
+def submit(
+    path: Path | None,
+    name: str | None,
+    num_folds: int | None,
+    fold: str | None,
+    seeds: int,
+    site_name: str | None,
+    overrides: tuple[str, ...],
+    wait: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train the folds of RECIPE (default: jobs/default.toml) in the background.
+
+    The code, the recipe and the identity of the data are frozen in the run folder. The same command again goes on with
+    whatever is neither finished nor alive.
+
+    \b
+    Example:
+      contrails submit --folds 5
+      contrails submit jobs/default.toml --name bright --folds 5 -o train.lr=3e-3 --wait
+    """
+    from contrails.cluster.dispatch import choose_folds, create_run, submit_folds
+
+    if num_folds is not None and fold is not None:
+        raise click.UsageError("give --folds N for all folds, or --fold 0,3 for some, not both")
+    chosen, recipe = read_recipe(path, overrides)
+    site = find_site(site_name)
+    folds = choose_folds(recipe.data.filelist, num_folds, fold)
+    base = name or chosen.stem
+    recipes = {base: recipe}
+    if seeds > 1:
+        recipes = {f"{base}-s{n}": recipe.model_copy(update={"seed": recipe.seed + n}) for n in range(seeds)}
+    if dry_run:
+        for run_name, seeded in recipes.items():
+            click.echo(f"# would submit the folds {', '.join(folds)} to {new_run_path(run_name)}\n{to_toml(seeded)}")
+        click.echo(f"# on the site\n{to_toml(resolve(site, len(folds)))}", nl=False)
+        return
+    if ALL in folds:
+        click.echo(
+            "fold all trains on every record that is not held out: it has no validation score of its own", err=True
+        )
+    runs, outcomes = [], {}
+    for run_name, seeded in recipes.items():
+        run, config = create_run(seeded, site, run_name)
+        outcomes[run.name] = submit_folds(run, config, folds)
+        runs.append(run)
+    if as_json:
+        click.echo(json.dumps({run.name: {"path": str(run.path), "folds": outcomes[run.name]} for run in runs}))
+    else:
+        for run in runs:
+            for key, outcome in outcomes[run.name].items():
+                click.echo(f"{run.name} fold {key}: {outcome}")
+        click.echo(f"next: contrails status {runs[0].name}")
+    if wait:
+        _follow(runs, folds)
+
+
+def _follow(runs: list[Run], folds: list[str]) -> None:
+    """Show the folds until none is alive.
+
+    Raises:
+        TrainingError: some did not finish.
+    """
+    try:
+        states = _follow_bars(runs, folds) if sys.stderr.isatty() else _follow_lines(runs, folds)
+    except KeyboardInterrupt:
+        click.echo(f"\nthe folds go on in the background; look with `contrails status {runs[0].name}`", err=True)
+        sys.exit(130)
+    unfinished = [f"{run.name} fold {state.fold}" for run, state in states if state.state != DONE]
+    if unfinished:
+        for run in runs:
+            print_states(run, [state for of, state in states if of == run])
+        raise TrainingError(f"not finished: {', '.join(unfinished)}; see above, mend it and submit again")
+
+
+def _states(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
+    return [(run, fold_state(run.fold(key))) for run in runs for key in folds]
+
+
+def _follow_lines(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
+    printed: dict[tuple[Run, str], str] = {}
+    last = 0.0
+    while True:
+        states = _states(runs, folds)
+        due = time.monotonic() - last >= _PLAIN_INTERVAL_S
+        for run, state in states:
+            changed = not printed.get((run, state.fold), "").startswith(state.state)
+            line = f"{state.state} {_progress(state)}"
+            if line != printed.get((run, state.fold)) and (changed or due):
+                click.echo(f"{run.name} fold {state.fold}: {line}", err=True)
+                printed[run, state.fold] = line
+        last = time.monotonic() if due else last
+        if all(state.state not in ALIVE for _, state in states):
+            return states
+        time.sleep(_POLL_S)
+
+
+def _follow_bars(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks = {
+            (run, key): progress.add_task(f"{run.name} fold {key}", total=None, text="")
+            for run in runs
+            for key in folds
+        }
+        while True:
+            states = _states(runs, folds)
+            for run, state in states:
+                text = f"{state.state} {_progress(state)}"
+                total = state.num_steps or (1 if state.state == DONE else None)
+                done = total if state.state == DONE else state.step
+                progress.update(tasks[run, state.fold], completed=done, total=total, text=text)
+            if all(state.state not in ALIVE for _, state in states):
+                return states
+            time.sleep(_POLL_S)
+
+
+def _progress(state: FoldState) -> str:
+    parts = []
+    if state.num_steps:
+        parts.append(f"step {state.step}/{state.num_steps}")
+    if state.best_dice is not None:
+        parts.append(f"best Dice {state.best_dice:.4f}")
+    if state.eta_s is not None:
+        parts.append(f"{duration(state.eta_s)} left")
+    return ", ".join(parts)

@@ -1,0 +1,74 @@
+"""`contrails train`: one fold in the foreground, to look at and to debug."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+from contrails.cli.options import name_option, overrides_option, read_recipe, recipe_argument
+from contrails.files import storage
+from contrails.runs import new_run_path
+
+_DEBUG = ("data.limit=8", "train.epochs=2", "train.log_every=1")
+
+
+@click.command()
+@recipe_argument
+@click.option("--fold", default="0", show_default=True, help="Number of the fold, or 'all'.")
+@name_option
+@click.option("--site", "site_name", help="Profile of this machine; see `contrails sites`.")
+@overrides_option
+@click.option("--debug", is_flag=True, help="A handful of records and steps in a new run NAME-debug; prints the model.")
+@click.option(
+    "--overfit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Train and validate on the same N records in a new run NAME-overfit.",
+)
+def train(
+    path: Path | None,
+    fold: str,
+    name: str | None,
+    site_name: str | None,
+    overrides: tuple[str, ...],
+    debug: bool,
+    overfit: int | None,
+) -> None:
+    """Train one fold of RECIPE (default: jobs/default.toml) here and now; Ctrl-C saves its position.
+
+    \b
+    Example:
+      contrails train --fold 0 --debug
+      contrails train jobs/default.toml --overfit 3 -o train.epochs=100
+    """
+    from contrails.cluster.dispatch import choose_folds, create_run
+    from contrails.cluster.freeze import job_environment
+    from contrails.cluster.sites import find_site
+
+    if debug and overfit:
+        raise click.UsageError("give --debug or --overfit, not both")
+    extra = _DEBUG if debug else (f"data.overfit={overfit}",) if overfit else ()
+    chosen, recipe = read_recipe(path, (*extra, *overrides))
+    keys = choose_folds(recipe.data.filelist, None, fold)
+    if len(keys) != 1:
+        raise click.UsageError(f"--fold {fold}: train one fold here; `contrails submit --fold {fold}` trains several")
+    base = name or chosen.stem
+    if extra:
+        base = f"{base}-{'debug' if debug else 'overfit'}"
+        _remove(new_run_path(base))
+    run, config = create_run(recipe, find_site(site_name), base)
+    run.fold(keys[0]).path.mkdir(parents=True, exist_ok=True)
+    click.echo(f"run folder: {run.path}", err=True)
+    arguments = ["-m", "contrails.cluster.task", str(run.path), keys[0], *(["--summary"] if debug else [])]
+    # this process becomes the training, from the frozen code: Ctrl-C reaches it alone
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, *arguments], job_environment(run, config))  # noqa: S606
+
+
+def _remove(path: Path) -> None:
+    """Remove an earlier debug run."""
+    with storage(path, "remove"):
+        if path.exists():
+            shutil.rmtree(path)

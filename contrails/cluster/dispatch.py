@@ -1,0 +1,181 @@
+"""From a recipe to jobs: create the run once, then submit whatever of it is not finished and not alive.
+
+`run.toml` is written last and makes the run exist, so an interrupted creation leaves nothing that looks like a run.
+"""
+
+import getpass
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from contrails.cluster.freeze import freeze_code, package_folder
+from contrails.cluster.journal import record
+from contrails.cluster.local import start_folds
+from contrails.cluster.sites import Site, resolve
+from contrails.cluster.states import ALIVE, DONE, fold_state
+from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, parse, read_toml, to_toml
+from contrails.data.composites import channels
+from contrails.data.filelists import read_filelist, require_match
+from contrails.data.store import open_dataset
+from contrails.errors import RecipeError, RunError
+from contrails.files import sha256, storage, to_json, write_atomic
+from contrails.runs import ALL, Fold, Run, new_run_path
+from contrails.train.attempt import boot_id
+
+
+def choose_folds(filelist_path: Path, num_folds: int | None, fold: str | None) -> list[str]:
+    """Return the folds that `--folds N` or `--fold 0,3` or `--fold all` mean; all of the file list without either.
+
+    Raises:
+        RecipeError: the file list has another number of folds, or not this fold.
+    """
+    available = read_filelist(filelist_path).num_folds
+    if num_folds is not None and num_folds != available:
+        raise RecipeError(
+            f"--folds {num_folds}: the file list {filelist_path} has {available} folds; give --folds {available}, "
+            f"or make a file list with `contrails split --folds {num_folds}`"
+        )
+    if fold is None:
+        return [str(number) for number in range(available)]
+    chosen = [part.strip() for part in fold.split(",")]
+    wrong = [part for part in chosen if part != ALL and not (part.isdecimal() and int(part) < available)]
+    if wrong:
+        raise RecipeError(f"--fold {fold}: expected numbers from 0 to {available - 1}, or '{ALL}', found '{wrong[0]}'")
+    return [part if part == ALL else str(int(part)) for part in chosen]
+
+
+def create_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
+    """Create the run `name`, or open it if it exists with this recipe and these data.
+
+    Raises:
+        RunError: a run of this name has another recipe.
+        RecipeError, DataError: dataset, file list and recipe do not fit together; nothing is created.
+    """
+    run = Run(new_run_path(name))
+    recipe = _with_absolute_paths(recipe)
+    identity = _check_data(recipe)
+    if run.toml.is_file():
+        config = parse(RunConfig, read_toml(run.toml, "a run"), str(run.toml))
+        _require_same(run, config, recipe, identity)
+        return run, config
+    resolved = resolve(site, identity.num_folds)
+    assert resolved.device != "auto"
+    run.create_folder()
+    config = RunConfig(
+        recipe=recipe,
+        compute=ComputeSection(device=resolved.device, num_threads=resolved.num_threads),
+        data=identity,
+        site=resolved.model_dump(mode="json"),
+        code=freeze_code(run),
+    )
+    write_atomic(run.provenance, to_json(_provenance()))
+    write_atomic(run.toml, to_toml(config))
+    return run, config
+
+
+def submit_folds(run: Run, config: RunConfig, folds: list[str]) -> dict[str, str]:
+    """Submit the folds that are neither finished nor alive; return what happened to each: a job id, or its state."""
+    states = {key: fold_state(run.fold(key)).state for key in folds}
+    wanted = [key for key in folds if states[key] not in ALIVE | {DONE}]
+    for key in wanted:
+        _prepare(run.fold(key))
+        record(run, "intent", fold=key)
+    if not wanted:
+        return states
+    ids = start_folds(run, config, wanted)
+    for key, job_id in ids.items():
+        record(run, "submitted", fold=key, job_id=job_id, **_process(int(job_id)))
+    return states | {key: f"submitted, job {job_id}" for key, job_id in ids.items()}
+
+
+def _prepare(fold: Fold) -> None:
+    with storage(fold.path, "create"):
+        fold.path.mkdir(parents=True, exist_ok=True)
+
+
+def _process(pid: int) -> dict[str, Any]:
+    try:
+        started = psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:  # it is over already
+        started = 0.0
+    return {"pid": pid, "pid_started": started, "host": socket.gethostname(), "boot_id": boot_id()}
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    data = recipe.data.model_copy(
+        update={"dataset": recipe.data.dataset.absolute(), "filelist": recipe.data.filelist.absolute()}
+    )
+    return recipe.model_copy(update={"data": data})
+
+
+def _check_data(recipe: Recipe) -> DataIdentity:
+    """Open what the recipe names and check that it fits, before anything is created."""
+    dataset, filelist = open_dataset(recipe.data.dataset), read_filelist(recipe.data.filelist)
+    require_match(filelist, dataset.record_ids, str(recipe.data.filelist))
+    channels(recipe.data.composite, dataset.band_names)
+    missing = [frame for frame in recipe.data.frames if frame not in dataset.frames]
+    if missing:
+        raise RecipeError(f"data.frames: {dataset.path} holds the frames {list(dataset.frames)}, not {missing}")
+    return DataIdentity(
+        dataset=dataset.fingerprint, filelist=sha256(recipe.data.filelist), num_folds=filelist.num_folds
+    )
+
+
+def _require_same(run: Run, config: RunConfig, recipe: Recipe, identity: DataIdentity) -> None:
+    old, new = config.recipe, recipe
+    differing = [
+        f"{key} = {_get(new, key)!r}, was {_get(old, key)!r}"
+        for key, _ in keys(Recipe)
+        if _get(old, key) != _get(new, key)
+    ]
+    if config.data != identity:
+        differing.append("the content of the dataset or the file list")
+    if differing:
+        raise RunError(
+            f"the run {run.name} exists with another recipe ({'; '.join(differing)}); give --name for a new run, "
+            f"or use the recipe in {run.toml}"
+        )
+
+
+def _get(recipe: Recipe, key: str) -> Any:
+    value: Any = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _provenance() -> dict[str, Any]:
+    """Return who made the run, from what and with which versions."""
+    clone = package_folder().parent
+    return {
+        "command": shlex.join(sys.argv),
+        "folder": str(Path.cwd()),
+        "user": getpass.getuser(),
+        "host": socket.gethostname(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": sys.version,
+        "commit": _git(clone, "rev-parse", "HEAD"),
+        "changes": _git(clone, "status", "--porcelain"),
+        "versions": {dist.metadata["Name"]: dist.version for dist in distributions()},
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    if not (folder / ".git").exists():
+        return None
+    environment = dict(os.environ) | {"GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -1,0 +1,70 @@
+"""The frozen copy of the package that every attempt of a run imports.
+
+Editing the clone, or installing another version, changes nothing in a run that exists.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+import contrails
+from contrails.config import RunConfig
+from contrails.errors import RunError
+from contrails.files import storage
+from contrails.runs import Run
+
+
+def freeze_code(run: Run) -> str:
+    """Copy the package that runs now into the run's `code/`, unless it is there; return its SHA-256."""
+    source, target = package_folder(), run.code / "contrails"
+    if not target.exists():
+        temporary = run.code.with_name(f".code.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        with storage(run.code):
+            shutil.copytree(source, temporary / "contrails", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            temporary.rename(run.code)
+    return code_digest(target)
+
+
+def package_folder() -> Path:
+    """Return the folder of the package as it is imported now."""
+    assert contrails.__file__ is not None
+    return Path(contrails.__file__).resolve().parent
+
+
+def code_digest(package: Path) -> str:
+    """Return the SHA-256 over the relative paths and contents of a package's files, sorted."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def job_environment(run: Run, config: RunConfig) -> dict[str, str]:
+    """Return the environment of a job: the frozen code first, its number of threads, repeatable kernels."""
+    return dict(os.environ) | {
+        "PYTHONPATH": str(run.code),
+        # keeps the working folder, which may be a clone, off the import path
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(config.compute.num_threads),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "CONTRAILS_RUNS": str(run.path.parent),
+    }
+
+
+def require_frozen(run: Run, config: RunConfig) -> None:
+    """Check that this process imports the run's own code, unchanged.
+
+    Raises:
+        RunError: it does not.
+    """
+    if package_folder() != (run.code / "contrails").resolve():
+        raise RunError(f"expected to run the code frozen in {run.code}, found {package_folder()} on the import path")
+    found = code_digest(package_folder())
+    if found != config.code:
+        raise RunError(
+            f"the code frozen in {run.code} was changed (expected {config.code[:16]}, found {found[:16]}); "
+            "submit under a new --name to run other code"
+        )
