@@ -1,41 +1,35 @@
-"""Synthetic GOES-like records in the competition's layout: for the demo, tests and benchmarks.
+"""A synthetic dataset in the layout of the OpenContrails competition, for the demo and for tests.
 
-A scene is a stack of thin layers seen from above. The ground belongs to the tile, so recurring tiles share it; low
-clouds, natural cirrus and contrails lie over it, and drift with the wind. A layer of optical depth d and temperature T
-turns the brightness b of what is below into b exp(-k d) + T (1 - exp(-k d)). The absorption k grows from band 14 to
-band 15, and more so for the small ice crystals of contrails: that is what makes them show in b14 - b15.
+Writes `OUT/{train,validation,test}/<record id>/*.npy`, `{train,validation}_metadata.json`, `sample_submission.csv` and
+`demo.json`, the parameters. Places and times recur, and records of one tile share their ground, as in the real dataset.
 """
 
-import json
-import math
+import dataclasses
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from contrails.draws import derived_seed, generator
+from contrails.data.scenes import BANDS, draw_ground, draw_sky
+from contrails.draws import generator
 from contrails.errors import DataError
-from contrails.files import read_json, storage, to_json, write_atomic
+from contrails.files import fsync, read_json, storage, to_json, write_atomic
 from contrails.progress import bar
 
-BANDS = tuple(range(8, 17))
+SPLITS = ("train", "validation", "test")
 NUM_FRAMES = 8
-_LABEL_FRAME = 4
-_NUM_TILES = 24
 
-# Clear-sky brightness over a 290 K ground (K), how much of the ground shows through, and the absorption of
-# natural cirrus and of contrails relative to band 14.
-_CLEAR = {8: 236.0, 9: 245.0, 10: 254.0, 11: 286.2, 12: 264.0, 13: 289.5, 14: 289.0, 15: 286.6, 16: 269.0}
-_GROUND = {8: 0.0, 9: 0.03, 10: 0.1, 11: 0.92, 12: 0.5, 13: 1.0, 14: 0.98, 15: 0.93, 16: 0.55}
-_CIRRUS = {8: 0.6, 9: 0.7, 10: 0.8, 11: 0.93, 12: 0.9, 13: 0.98, 14: 1.0, 15: 1.1, 16: 1.05}
-_CONTRAIL = {8: 0.5, 9: 0.6, 10: 0.7, 11: 0.85, 12: 0.9, 13: 0.92, 14: 1.0, 15: 1.35, 16: 1.2}
+_GENERATOR = 1  # stands in demo.json: raise it when the same parameters give other records
+_NUM_TILES, _NUM_TIMES = 24, 500
+_FIRST_TIME, _TIME_STEP_S, _STEPS_A_YEAR = 1554336000, 1200, 365 * 72
+_WARMEST_H = 20  # UTC, afternoon in North America
 
 
 @dataclass(frozen=True)
-class Demo:
-    """What a demo dataset consists of; equal values make equal files."""
+class Parameters:
+    """What decides every byte of a dataset: records of each split, side in pixels, seed."""
 
     train: int
     validation: int
@@ -45,183 +39,127 @@ class Demo:
 
 
 @dataclass(frozen=True)
-class _Line:
-    """A contrail at the labelled frame: centre (y, x) in pixels, direction, half length, bend, width, optical depth."""
+class SynthRecord:
+    """One record.
 
-    centre: tuple[float, float]
-    angle: float
-    half_length: float
-    bend: float
-    width: float
-    depth: float
+    Shape:
+        bands float32 (9, size, size, frames) in kelvin; individual int32 (size, size, 1, annotators), 0 and 1.
+    """
 
-    def profile(self, y: np.ndarray, x: np.ndarray, widen: float = 1.0) -> np.ndarray:
-        """Return 0 to 1 across the line, smooth at its ends."""
-        dy, dx = y - self.centre[0], x - self.centre[1]
-        along = dy * math.sin(self.angle) + dx * math.cos(self.angle)
-        across = dy * math.cos(self.angle) - dx * math.sin(self.angle) - self.bend * (along / self.half_length) ** 2
-        ends = 1 / (1 + np.exp((np.abs(along) - self.half_length) / 1.5))
-        profile: np.ndarray = ends * np.exp(-0.5 * (across / (self.width * widen)) ** 2)
-        return profile
+    bands: np.ndarray
+    individual: np.ndarray
+
+    @property
+    def pixel(self) -> np.ndarray:
+        """The truth, int32 (size, size, 1): marked by strictly more than half of the annotators."""
+        majority: np.ndarray = self.individual.mean(axis=3) > 0.5
+        return majority.astype(np.int32)
 
 
-def make_demo(out: Path, demo: Demo) -> None:
-    """Write a demo dataset; records that are there already are left alone.
+def make_dataset(out: Path, parameters: Parameters) -> None:
+    """Write a dataset; the records that an earlier run with the same parameters finished are kept.
 
     Raises:
-        DataError: `out` holds a demo of other values.
-        StorageError: it cannot be written.
+        DataError: `out` holds other files, or a dataset of other parameters.
+        StorageError: `out` cannot be written.
     """
-    marker = out / "demo.json"
-    existing = read_json(marker)
-    if existing is not None and existing != asdict(demo):
-        raise DataError(
-            f"{out} holds a demo of other values ({to_json(existing)}); choose another folder, or remove it"
-        )
-    if existing is None and out.exists() and any(out.iterdir()):
-        raise DataError(f"{out} exists and is no demo dataset; choose an empty folder")
-    write_atomic(marker, to_json(asdict(demo)))
-    counts = {"train": demo.train, "validation": demo.validation, "test": demo.test}
-    with bar("demo records", sum(counts.values())) as advance:
-        for split, count in counts.items():
-            entries = []
-            for index in range(count):
-                entries.append(_write_record(out, split, index, demo))
+    _claim(out, parameters)
+    seed = parameters.seed
+    entries = {split: [_entry(seed, split, index) for index in range(getattr(parameters, split))] for split in SPLITS}
+    with bar("records", sum(len(rows) for rows in entries.values())) as advance:
+        for split, rows in entries.items():
+            for index, entry in enumerate(rows):
+                folder = out / split / entry["record_id"]
+                if not folder.is_dir():
+                    _write_record(folder, make_record(seed, split, index, parameters.size), split)
                 advance(1)
-            if split != "test":
-                write_atomic(out / f"{split}_metadata.json", json.dumps(entries, indent=1))
-    ids = sorted(_record_id(demo.seed, "test", index) for index in range(demo.test))
-    write_atomic(out / "sample_submission.csv", "record_id,encoded_pixels\n" + "".join(f"{i},-\n" for i in ids))
+    for split in ("train", "validation"):
+        write_atomic(out / f"{split}_metadata.json", to_json(entries[split]))
+    ids = [entry["record_id"] for entry in entries["test"]]
+    sample = [f"{record_id},{'-' if index else '1 3 10 5'}\n" for index, record_id in enumerate(ids)]
+    write_atomic(out / "sample_submission.csv", "record_id,encoded_pixels\n" + "".join(sample))
 
 
-def _write_record(out: Path, split: str, index: int, demo: Demo) -> dict[str, object]:
-    """Write one record, complete or not at all, and return its metadata."""
-    random = generator(demo.seed, "record", split, index)
-    tile, record_id = int(random.integers(_NUM_TILES)), _record_id(demo.seed, split, index)
-    timestamp = 1_560_000_000.0 + 86_400 * int(random.integers(60)) + 600 * int(random.integers(144))
-    folder = out / split / record_id
-    if not folder.exists():
-        temporary = folder.with_name(f".{record_id}.tmp")
-        with storage(folder):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            for name, array in _record_files(random, tile, split, demo):
-                np.save(temporary / name, array)
-            temporary.rename(folder)
+def make_record(seed: int, split: str, index: int, size: int) -> SynthRecord:
+    """Draw a record; it depends on the arguments alone, not on how many others there are."""
+    place = _place(seed, split, index)
+    warmth_k = 3 * np.cos((place.timestamp / 3600 - _WARMEST_H) / 12 * np.pi)
+    ground = draw_ground(generator(seed, "demo ground", place.tile), size) + warmth_k
+    sky = draw_sky(generator(seed, "demo sky", split, index), ground)
+    noise = generator(seed, "demo noise", split, index)
+    bands = np.empty((len(BANDS), size, size, NUM_FRAMES), np.float32)
+    for frame in range(NUM_FRAMES):
+        bands[..., frame] = sky.frame(frame, noise)
+    return SynthRecord(bands, sky.annotate(generator(seed, "demo annotators", split, index)))
+
+
+@dataclass(frozen=True)
+class _Place:
+    record_id: str
+    tile: int
+    timestamp: float
+
+
+def _place(seed: int, split: str, index: int) -> _Place:
+    rng = generator(seed, "demo place", split, index)
+    time = generator(seed, "demo time", int(rng.integers(_NUM_TIMES))).integers(_STEPS_A_YEAR)
+    timestamp = float(_FIRST_TIME + _TIME_STEP_S * int(time))
+    return _Place(str(rng.integers(10**17, 3 * 10**18)), int(rng.integers(_NUM_TILES)), timestamp)
+
+
+def _entry(seed: int, split: str, index: int) -> dict[str, Any]:
+    """Return a record's element of the metadata."""
+    place = _place(seed, split, index)
+    rng = generator(seed, "demo tile", place.tile)
+    meridian = -3 - 6 * int(rng.integers(8, 20))
     return {
-        "record_id": record_id,
-        "projection_wkt": f'PROJCS["synthetic",PARAMETER["central_meridian",{-123 + 6 * (tile % 8)}]]',
-        "row_min": 1e6 + 5e5 * (tile // 8),
-        "row_size": -2000.0,
-        "col_min": 4e5,
-        "col_size": 2000.0,
-        "timestamp": timestamp,
+        "record_id": place.record_id,
+        "projection_wkt": (
+            'PROJCS["unknown",GEOGCS["unknown",DATUM["WGS_1984",SPHEROID["WGS 84",6378137,298.257223563]],'
+            'PRIMEM["Greenwich",0],UNIT["degree",0.0174532925199433]],PROJECTION["Transverse_Mercator"],'
+            f'PARAMETER["latitude_of_origin",0],PARAMETER["central_meridian",{meridian}],'
+            'PARAMETER["scale_factor",0.9996],PARAMETER["false_easting",500000],PARAMETER["false_northing",0],'
+            'UNIT["metre",1]]'
+        ),
+        "row_min": float(rng.integers(2_500_000, 5_000_000)),
+        "row_size": -float(rng.integers(1950, 2050)),
+        "col_min": float(rng.integers(200_000, 600_000)),
+        "col_size": float(rng.integers(1900, 2000)),
+        "timestamp": place.timestamp,
     }
 
 
-def _record_id(seed: int, split: str, index: int) -> str:
-    return str(derived_seed(seed, "id", split, index))
+def _claim(out: Path, parameters: Parameters) -> None:
+    """Make `out` the folder of this dataset, or check that it is."""
+    wanted = dataclasses.asdict(parameters) | {"generator": _GENERATOR}
+    with storage(out):
+        out.mkdir(parents=True, exist_ok=True)
+        found = read_json(out / "demo.json")
+        occupied = any(out.glob("[!.]*"))
+    if found is None and not occupied:
+        write_atomic(out / "demo.json", to_json(wanted))
+    elif found != wanted:
+        what = "other files" if found is None else f"one of {to_json(found)}"
+        raise DataError(
+            f"{out}: expected an empty folder or a demo dataset of {to_json(wanted)}, found {what}; "
+            "choose another folder, or remove this one"
+        )
 
 
-def _record_files(random: np.random.Generator, tile: int, split: str, demo: Demo) -> Iterator[tuple[str, np.ndarray]]:
-    lines = _draw_lines(random, demo.size) if random.random() < 0.5 else []
-    kelvin = _scene(random, lines, generator(demo.seed, "tile", tile), demo.size)
-    for band, array in kelvin.items():
-        yield f"band_{band:02d}.npy", array
+def _write_record(folder: Path, record: SynthRecord, split: str) -> None:
+    """Write a record to a temporary folder and rename that, so that a record's folder is a complete record."""
+    arrays = {f"band_{band:02d}.npy": record.bands[index] for index, band in enumerate(BANDS)}
+    if split == "train":
+        arrays["human_individual_masks.npy"] = record.individual
     if split != "test":
-        individual = _annotate(random, lines, demo.size)
-        if split == "train":
-            yield "human_individual_masks.npy", individual[:, :, None]
-        yield "human_pixel_masks.npy", (individual.mean(axis=2) > 0.5).astype(np.int32)[:, :, None]
-
-
-def _draw_lines(random: np.random.Generator, size: int) -> list[_Line]:
-    """Draw one to six contrails; those of one scene share an air route's direction, more or less."""
-    route = random.uniform(0, math.pi)
-    return [
-        _Line(
-            centre=(random.uniform(0.2, 0.8) * size, random.uniform(0.2, 0.8) * size),
-            angle=route + random.normal(0, 0.25),
-            half_length=random.uniform(0.08, 0.35) * size,
-            bend=random.normal(0, 0.02) * size,
-            width=random.uniform(0.7, 1.3),
-            depth=random.uniform(0.08, 0.35),
-        )
-        for _ in range(int(random.integers(1, 7)))
-    ]
-
-
-def _scene(
-    random: np.random.Generator, lines: list[_Line], ground_random: np.random.Generator, size: int
-) -> dict[int, np.ndarray]:
-    """Return float32 (size, size, 8) in kelvin for each band."""
-    margin = 32  # what drifts in from outside
-    ground = 290 + 5 * _field(ground_random, size, 2.2) + 2 * _field(ground_random, size, 1.2) + random.normal(0, 4)
-    vapour = _field(random, size, 3.0)
-    low = np.clip(_field(random, size + 2 * margin, 2.4) - random.uniform(0.8, 2.0), 0, None) * 3
-    # natural cirrus: streaks along the wind, some nearly as straight as a contrail, but wider
-    cirrus = np.clip(_field(random, size + 2 * margin, 1.9, stretch=3) - random.uniform(0.5, 2.0), 0, None)
-    wind = random.normal(0, 1.5, 2)
-    y, x = np.mgrid[:size, :size].astype(np.float64)
-    bands = {band: np.empty((size, size, NUM_FRAMES), np.float32) for band in BANDS}
-    cloud_k, cirrus_k, contrail_k = random.uniform(268, 280), random.uniform(225, 245), random.uniform(218, 228)
-    for frame in range(NUM_FRAMES):
-        age = frame - _LABEL_FRAME
-        down, right = wind * age
-        contrail = np.zeros((size, size))
-        for line in lines:
-            contrail += line.depth * line.profile(y - down, x - right, widen=1 + 0.06 * age)
-        layers = (
-            (_drifted(low, down / 2, right / 2, size), cloud_k, None),
-            (_drifted(cirrus, down, right, size), cirrus_k, _CIRRUS),
-            (contrail, contrail_k, _CONTRAIL),
-        )
-        for band in BANDS:
-            seen = _CLEAR[band] + _GROUND[band] * (ground - 290) - (1.1 - _GROUND[band]) * 3 * vapour
-            for depth, temperature, absorption in layers:
-                # water-vapour bands see only what is high up
-                share = (absorption[band] if absorption else 1.0) * (1.0 if absorption else _GROUND[band])
-                through = np.exp(-share * depth)
-                seen = seen * through + min(temperature, _CLEAR[band]) * (1 - through)
-            bands[band][:, :, frame] = seen + random.normal(0, 0.06, (size, size))
-    return bands
-
-
-def _drifted(field: np.ndarray, down: float, right: float, size: int) -> np.ndarray:
-    """Return the part of a larger field that the wind has brought over the scene, to the next pixel."""
-    margin = (field.shape[0] - size) // 2
-    top, left = (margin - int(np.clip(round(shift), -margin, margin)) for shift in (down, right))
-    return field[top : top + size, left : left + size]
-
-
-def _annotate(random: np.random.Generator, lines: list[_Line], size: int) -> np.ndarray:
-    """Return int32 (size, size, annotators): they disagree about edges, and some miss what is faint.
-
-    The label at pixel (y, x) shows the image at (y - 0.5, x - 0.5): half a pixel down-right of it.
-    """
-    y, x = np.mgrid[:size, :size] - 0.5
-    masks = []
-    for _ in range(int(random.integers(4, 7))):
-        mask = np.zeros((size, size), bool)
-        for line in lines:
-            seen = random.random() < 0.6 + line.depth
-            jitter, cut = random.normal(0, 0.25, 2), random.uniform(0.25, 0.55)
-            if seen:
-                mask |= line.profile(y - jitter[0], x - jitter[1], widen=1.15) > cut
-        masks.append(mask)
-    return np.stack(masks, axis=2).astype(np.int32)
-
-
-def _field(random: np.random.Generator, size: int, slope: float, stretch: float = 1.0) -> np.ndarray:
-    """Return a random field (size, size) of mean 0 and deviation 1 whose amplitudes fall with wavenumber^-slope.
-
-    `stretch` draws it out along a random direction.
-    """
-    angle = random.uniform(0, math.pi)
-    ky, kx = np.meshgrid(np.fft.fftfreq(size), np.fft.rfftfreq(size), indexing="ij")
-    along, across = ky * math.sin(angle) + kx * math.cos(angle), ky * math.cos(angle) - kx * math.sin(angle)
-    wavenumber = np.hypot(along * stretch, across)
-    wavenumber[0, 0] = np.inf
-    spectrum = np.fft.rfft2(random.standard_normal((size, size))) * wavenumber**-slope
-    field: np.ndarray = np.fft.irfft2(spectrum, (size, size))
-    return (field - field.mean()) / field.std()
+        arrays["human_pixel_masks.npy"] = record.pixel
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    with storage(folder):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, array in arrays.items():
+            np.save(temporary / name, array)
+            fsync(temporary / name)
+        fsync(temporary)
+        temporary.rename(folder)
+        fsync(folder.parent)
