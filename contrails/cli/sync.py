@@ -1,0 +1,42 @@
+"""`contrails sync`: metrics to Weights & Biases, from the login node or beside a job."""
+
+import signal
+
+import click
+
+from contrails.cluster.states import ALIVE, fold_state
+from contrails.errors import RunError
+from contrails.runs import open_run
+
+
+@click.command()
+@click.argument("run_name", metavar="RUN")
+@click.option("--fold", help="One fold only.")
+@click.option("--follow", is_flag=True, help="Keep up to date until the folds end.")
+def sync(run_name: str, fold: str | None, follow: bool) -> None:
+    """Send the metrics of RUN to Weights & Biases: one W&B run a fold, grouped by run.
+
+    Only rows that a snapshot covers are sent, each once. Without a key they go into offline files in the fold's
+    folder, which `wandb sync` sends from a machine that has one.
+
+    \b
+    Example:
+      contrails sync default
+    """
+    from contrails.tracking.projection import follow_fold, has_key, sync_fold
+
+    run = open_run(run_name)
+    folds = [run.fold(fold)] if fold is not None else run.folds()
+    if not any(each.path.is_dir() for each in folds):
+        raise RunError(f"{run.name} has no fold {fold or 'yet'}; look with `contrails status {run.name}`")
+    if not has_key():
+        click.echo("no W&B key (WANDB_API_KEY or `wandb login`): writing offline files", err=True)
+    if follow:
+        # the job that this process runs beside gets its signals; this one sends what is left, then ends
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for each in folds:
+        if follow:
+            rows = sum(follow_fold(each, lambda each=each: fold_state(each).state not in ALIVE))
+        else:
+            rows = sync_fold(each)
+        click.echo(f"fold {each.key}: {rows} rows {'sent' if has_key() else 'written'}")
