@@ -1,12 +1,13 @@
 """`contrails sync`: metrics to Weights & Biases, from the login node or beside a job."""
 
 import signal
+from functools import partial
 
 import click
 
 from contrails.cluster.states import ALIVE, fold_state
 from contrails.errors import RunError
-from contrails.runs import open_run
+from contrails.runs import Fold, open_run
 
 
 @click.command()
@@ -36,7 +37,11 @@ def sync(run_name: str, fold: str | None, follow: bool) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for each in folds:
         if follow:
-            rows = sum(follow_fold(each, lambda each=each: fold_state(each).state not in ALIVE))
+            rows = sum(follow_fold(each, partial(_ended, each)))
         else:
             rows = sync_fold(each)
         click.echo(f"fold {each.key}: {rows} rows {'sent' if has_key() else 'written'}")
+
+
+def _ended(fold: Fold) -> bool:
+    return fold_state(fold).state not in ALIVE
