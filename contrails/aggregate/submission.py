@@ -10,9 +10,10 @@ import numpy as np
 
 from contrails.aggregate.rle import decode, encode
 from contrails.errors import DataError
-from contrails.files import write_atomic
+from contrails.files import storage, write_atomic
 
 _HEADER = ["record_id", "encoded_pixels"]
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,13 @@ def write_submission(path: Path, masks: Iterable[tuple[str, np.ndarray]], sample
     """Encode masks, bool (H, W) by record id, into a submission; a sample submission fixes ids and order.
 
     Raises:
-        DataError: the masks' records are not exactly those of the sample.
+        DataError: a record comes twice, or the records are not exactly those of the sample.
     """
-    encoded = {record_id: encode(mask) for record_id, mask in masks}
+    encoded: dict[str, str] = {}
+    for record_id, mask in masks:
+        if record_id in encoded:
+            raise DataError(f"record {record_id} is predicted twice; a submission holds it once")
+        encoded[record_id] = encode(mask)
     ids = list(_read(sample)) if sample is not None else list(encoded)
     if sample is not None:
         _require_ids(set(encoded), set(ids), f"the predicted dataset, compared with {sample},")
@@ -47,48 +52,66 @@ def check_submission(path: Path, shape: tuple[int, int], sample: Path | None = N
     """Decode every row of a submission.
 
     Raises:
-        DataError: another header, a record twice, a row that does not decode, or other ids than the sample's.
+        DataError: another header, no record, a record twice, other ids than the sample's, or rows that do not decode;
+            the first of these are named.
     """
     rows = _read(path)
     if sample is not None:
         _require_ids(set(rows), set(_read(sample)), str(path))
-    pixels = {}
+    pixels: dict[str, int] = {}
+    problems = []
     for record_id, text in rows.items():
         try:
             pixels[record_id] = int(decode(text, shape).sum())
         except DataError as error:
-            raise DataError(f"{path}, record {record_id}: {error}") from error
-    largest = max(pixels, key=lambda record_id: pixels[record_id], default="")
+            problems.append(f"{path}, record {record_id}: {error}")
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more of {len(rows)} records"] if len(problems) > _SHOWN else []
+        raise DataError("\n".join([*problems[:_SHOWN], *more]))
+    largest = max(pixels, key=lambda record_id: pixels[record_id])
     return Summary(
         records=len(rows),
         empty=sum(count == 0 for count in pixels.values()),
         positive_pixels=sum(pixels.values()),
         largest_record=largest,
-        largest_pixels=pixels.get(largest, 0),
+        largest_pixels=pixels[largest],
     )
 
 
 def _read(path: Path) -> dict[str, str]:
-    try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except FileNotFoundError as error:
-        raise DataError(f"expected a submission at {path}, found no such file") from error
-    if not rows or rows[0] != _HEADER:
-        raise DataError(
-            f"{path}: expected the header {','.join(_HEADER)}, found {','.join(rows[0]) if rows else 'nothing'}"
-        )
+    # one noisy mask of 256x256 is longer than csv's default limit
+    csv.field_size_limit(2**31 - 1)
     found: dict[str, str] = {}
-    for number, row in enumerate(rows[1:], 2):
+    with storage(path, "read"):
+        try:
+            reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+        except FileNotFoundError as error:
+            raise DataError(f"expected a submission at {path}, found no such file") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is no text file in UTF-8 ({error}); expected CSV {','.join(_HEADER)}") from error
+    header = next(reader, [])
+    if header != _HEADER:
+        raise DataError(f"{path}: expected the header {','.join(_HEADER)}, found {','.join(header)[:80] or 'nothing'}")
+    for row in reader:
+        if not row:
+            continue
         if len(row) != len(_HEADER):
-            raise DataError(f"{path}, line {number}: expected {','.join(_HEADER)}, found {len(row)} fields")
+            raise DataError(f"{path}, line {reader.line_num}: expected {','.join(_HEADER)}, found {len(row)} fields")
         if row[0] in found:
-            raise DataError(f"{path}, line {number}: record {row[0]} stands there twice")
+            raise DataError(
+                f"{path}, line {reader.line_num}: record {row[0]} stands there twice; remove one of the lines"
+            )
         found[row[0]] = row[1]
+    if not found:
+        raise DataError(f"{path} holds no record below its header")
     return found
 
 
 def _require_ids(found: set[str], expected: set[str], what: str) -> None:
-    for problem, ids in (("lacks", expected - found), ("has too many", found - expected)):
-        if ids:
-            shown = ", ".join(sorted(ids)[:3])
-            raise DataError(f"{what} {problem} {len(ids)} of {len(expected)} records, such as {shown}")
+    problems = [
+        f"{what} {problem} {len(ids)} records, such as {', '.join(sorted(ids)[:3])} (expected {len(expected)} in all)"
+        for problem, ids in (("lacks", expected - found), ("has too many:", found - expected))
+        if ids
+    ]
+    if problems:
+        raise DataError("\n".join(problems))

@@ -2,39 +2,31 @@
 
 import json
 import shlex
+from collections.abc import Set
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from contrails.data.filelists import (
-    HELD_OUT,
-    FileList,
-    leaks,
-    make_folds,
-    read_filelist,
-    require_match,
-    time_groups,
-    write_filelist,
-)
 from contrails.errors import DataError
+
+if TYPE_CHECKING:
+    from contrails.data.filelists import FileList
+
+_SHOWN_LEAKS = 10
 
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--folds", "num_folds", type=click.IntRange(2), default=5, show_default=True)
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="File list to write.")
+@click.option("--folds", "num_folds", type=int, default=5, show_default=True, help="2 or more.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="File list to write.")
 @click.option("--hold-out", type=click.FloatRange(0, 0.9), default=0.0, show_default=True, help="Share no fold sees.")
 @click.option(
     "--window-hours", type=click.FloatRange(0), default=24.0, show_default=True, help="Closer stays together."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option(
-    "--check", type=click.Path(path_type=Path), help="Say what leaks in this file list instead of making one."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the folds as JSON.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides between equal choices.")
+@click.option("--check", type=click.Path(path_type=Path), help="Say what leaks in this file list; make none.")
+@click.option("--json", "as_json", is_flag=True, help="Print folds and leaks as JSON.")
 def split(
     data: Path,
     num_folds: int,
@@ -47,38 +39,45 @@ def split(
 ) -> None:
     """Deal the records of DATA out to folds, positives balanced, records of one place and time together.
 
+    Records without a label are held out. A file list that leaks between folds, or that does not name the records of
+    DATA, ends the check with exit code 4.
+
     \b
     Example:
       contrails split data/demo/train.h5 --folds 5 -o filelists/demo.csv
       contrails split data/demo/train.h5 --check filelists/from-a-colleague.csv
     """
+    import numpy as np
+
+    from contrails.data import filelists
     from contrails.data.store import open_dataset
 
     if (out is None) == (check is None):
         raise click.UsageError("give either -o FILE to write a file list, or --check FILE to look at one")
     dataset = open_dataset(data)
-    groups = time_groups(dataset.groups, dataset.timestamps, window_hours)
+    groups = filelists.time_groups(dataset.groups, dataset.timestamps, window_hours)
+    labelled = dataset.annotators > 0
     positive = dataset.positive_pixels() > 0
+    found = []
     if check is not None:
-        filelist = read_filelist(check)
-        require_match(filelist, dataset.record_ids, str(check))
-        by_id = dict(zip(dataset.record_ids, groups, strict=True))
-        found = list(leaks(filelist, [by_id[record_id] for record_id in filelist.record_ids]))
-        if found:
-            raise DataError("\n".join([f"{check} leaks between folds ({len(found)} groups):", *found[:10]]))
-        click.echo(f"{check}: {len(filelist.record_ids)} records, nothing leaks", err=as_json)
+        path, filelist = check, filelists.read_filelist(check)
+        filelists.require_match(filelist, dataset.record_ids, str(check))
+        known = {dataset.record_ids[row]: groups[row] for row in np.flatnonzero(labelled)}
+        found = list(filelists.leaks(filelist, known))
     else:
         assert out is not None
-        unlabelled = dataset.annotators == 0
-        if unlabelled.any():
-            raise DataError(
-                f"{data}: {int(unlabelled.sum())} records have no label, so no fold can validate on them; "
-                "split a labelled dataset"
-            )
-        filelist = make_folds(dataset.record_ids, groups, positive, num_folds, held_out=hold_out, seed=seed)
-        made = write_filelist(out, filelist, _command(data, num_folds, out, hold_out, window_hours, seed))
-        click.echo(f"{out}: {'written' if made else 'the same file list is there already'}", err=as_json)
-    _print(filelist, dict(zip(dataset.record_ids, positive, strict=True)), as_json)
+        path = out
+        filelist = filelists.make_folds(
+            dataset.record_ids, groups, positive, labelled, num_folds, held_out=hold_out, seed=seed
+        )
+        made = filelists.write_filelist(out, filelist, _command(data, num_folds, out, hold_out, window_hours, seed))
+        click.echo(f"{out}: {'written' if made else 'the same file list is there already'}", err=True)
+    table = _table(filelist, {dataset.record_ids[row] for row in np.flatnonzero(positive)})
+    _warn(table, int(np.count_nonzero(~labelled)))
+    _print(table, found, as_json)
+    if found:
+        more = [f"and {len(found) - _SHOWN_LEAKS} more"] if len(found) > _SHOWN_LEAKS else []
+        raise DataError("\n".join([f"{path} leaks between folds:", *found[:_SHOWN_LEAKS], *more]))
 
 
 def _command(data: Path, num_folds: int, out: Path, hold_out: float, window_hours: float, seed: int) -> str:
@@ -86,25 +85,41 @@ def _command(data: Path, num_folds: int, out: Path, hold_out: float, window_hour
     return shlex.join(["contrails", "split", str(data), *options, "-o", str(out)])
 
 
-def _print(filelist: FileList, positive: dict[str, np.bool_], as_json: bool) -> None:
+def _table(filelist: "FileList", positive: Set[str]) -> list[dict[str, int]]:
+    """Return a row of counts for each fold, 0 to K-1 first."""
     rows = []
-    for fold in sorted(set(filelist.folds)):
+    for fold in sorted(set(filelist.folds), key=lambda fold: (fold < 0, abs(fold))):
         members = [row for row, of in enumerate(filelist.folds) if of == fold]
         rows.append(
             {
                 "fold": fold,
                 "records": len(members),
-                "positive": sum(bool(positive[filelist.record_ids[row]]) for row in members),
+                "positive": sum(filelist.record_ids[row] in positive for row in members),
                 "groups": len({filelist.groups[row] for row in members}),
             }
         )
+    return rows
+
+
+def _warn(table: list[dict[str, int]], num_unlabelled: int) -> None:
+    if num_unlabelled:
+        click.echo(f"warning: {num_unlabelled} records have no label: no fold learns from them", err=True)
+    for row in table:
+        if row["fold"] >= 0 and row["positive"] == 0:
+            click.echo(f"warning: fold {row['fold']} validates on no positive record: its Dice says nothing", err=True)
+
+
+def _print(table: list[dict[str, int]], leaks: list[str], as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     if as_json:
-        click.echo(json.dumps(rows))
+        click.echo(json.dumps({"folds": table, "leaks": leaks}))
         return
-    table = Table()
+    names = {-1: "held out", -2: "always trained"}
+    shown = Table()
     for heading in ("fold", "records", "positive", "groups"):
-        table.add_column(heading, justify="right")
-    for entry in rows:
-        name = "held out" if entry["fold"] == HELD_OUT else str(entry["fold"])
-        table.add_row(name, str(entry["records"]), str(entry["positive"]), str(entry["groups"]))
-    Console().print(table)
+        shown.add_column(heading, justify="right")
+    for row in table:
+        shown.add_row(names.get(row["fold"], str(row["fold"])), *(str(row[key]) for key in list(row)[1:]))
+    Console().print(shown)

@@ -7,8 +7,9 @@ window) never crosses folds: neighbours in time show the same ground and the sam
 
 import csv
 import io
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,12 @@ import numpy as np
 
 from contrails.draws import generator
 from contrails.errors import DataError
-from contrails.files import storage, write_atomic
+from contrails.files import create_exclusive, storage
 from contrails.runs import ALL
 
 HELD_OUT, ALWAYS_TRAINED = -1, -2
 _HEADER = ["record_id", "group", "fold"]
+_FOLD = re.compile(r"\s*(-[12]|0|[1-9]\d{0,3})\s*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,33 @@ class FileList:
         return max(self.folds) + 1
 
     def training(self, fold: str) -> tuple[str, ...]:
-        """Return the records that a fold ("0", "1", ... or "all") trains on."""
-        return self._where([of != HELD_OUT and (fold == ALL or of != int(fold)) for of in self.folds])
+        """Return the records that a fold ("0", "1", ... or "all") trains on.
+
+        Raises:
+            DataError: the file list has no such fold.
+        """
+        validated = self._number(fold)
+        return self._where([of not in (HELD_OUT, validated) for of in self.folds])
 
     def validation(self, fold: str) -> tuple[str, ...]:
-        """Return the records that a fold validates on; none for "all"."""
-        return self._where([fold != ALL and of == int(fold) for of in self.folds])
+        """Return the records that a fold validates on; none for "all".
+
+        Raises:
+            DataError: the file list has no such fold.
+        """
+        validated = self._number(fold)
+        return self._where([of == validated for of in self.folds])
 
     def held_out(self) -> tuple[str, ...]:
         """Return the records that no fold trains or validates on."""
         return self._where([of == HELD_OUT for of in self.folds])
+
+    def _number(self, fold: str) -> int | None:
+        if fold == ALL:
+            return None
+        if not fold.isdecimal() or int(fold) >= self.num_folds:
+            raise DataError(f"fold {fold}: the file list has the folds 0 to {self.num_folds - 1}, and '{ALL}'")
+        return int(fold)
 
     def _where(self, chosen: Sequence[bool]) -> tuple[str, ...]:
         return tuple(record_id for record_id, yes in zip(self.record_ids, chosen, strict=True) if yes)
@@ -57,32 +76,22 @@ def read_filelist(path: Path) -> FileList:
     Raises:
         DataError: no such file, other columns, a record twice, a fold that is no number or is missing in between.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(
-            f"expected a file list at {path}, found none; make it with `contrails split DATA.h5 --folds 5 -o {path}`"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text file in UTF-8 ({error}); expected CSV {','.join(_HEADER)}") from error
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
-    rows = list(csv.reader(line for _, line in lines))
-    if not rows or rows[0] != _HEADER:
-        found = ",".join(rows[0]) if rows else "nothing"
-        raise DataError(f"{path}: expected the columns {','.join(_HEADER)}, found {found}")
     entries: dict[str, tuple[str, int]] = {}
-    for (number, line), row in zip(lines[1:], rows[1:], strict=True):
-        if len(row) != len(_HEADER) or not row[2].strip().removeprefix("-").isdecimal() or int(row[2]) < ALWAYS_TRAINED:
+    for line, row in _read_rows(path):
+        fold = _FOLD.fullmatch(row[2]) if len(row) == len(_HEADER) and row[0] else None
+        if fold is None:
             raise DataError(
-                f"{path}, line {number}: expected record_id,group,fold with fold -2 or more, found '{line}'"
+                f"{path}, line {line}: expected record_id,group,fold with a fold from 0, or {HELD_OUT} (held out) or "
+                f"{ALWAYS_TRAINED} (always trained), found '{','.join(row)[:80]}'"
             )
         if row[0] in entries:
-            raise DataError(f"{path}, line {number}: record {row[0]} stands there twice; remove one of the lines")
-        entries[row[0]] = (row[1], int(row[2]))
+            raise DataError(f"{path}, line {line}: record {row[0]} stands there twice; remove one of the lines")
+        entries[row[0]] = (row[1], int(fold[1]))
     folds = tuple(fold for _, fold in entries.values())
-    absent = set(range(max(folds, default=-1) + 1)) - set(folds)
-    if absent or max(folds, default=-1) < 0:
-        raise DataError(f"{path}: no record belongs to fold {min(absent, default=0)}; number the folds from 0")
+    absent = set(range(max((0, *folds)) + 1)) - set(folds)
+    if absent:
+        found = ", ".join(map(str, sorted(set(folds)))) or "none"
+        raise DataError(f"{path}: no record belongs to fold {min(absent)} (found {found}); number the folds from 0")
     return FileList(tuple(entries), tuple(group for group, _ in entries.values()), folds)
 
 
@@ -93,36 +102,39 @@ def write_filelist(path: Path, filelist: FileList, command: str) -> bool:
         DataError: another file list has this name; runs may depend on it.
     """
     buffer = io.StringIO()
-    buffer.write(f"# {command}\n")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_HEADER)
     writer.writerows(zip(filelist.record_ids, filelist.groups, filelist.folds, strict=True))
-    content = buffer.getvalue().encode()
+    body = buffer.getvalue().encode()
+    if create_exclusive(path, f"# {command}\n".encode() + body):
+        return True
     with storage(path, "read"):
-        if path.exists():
-            if path.read_bytes() == content:
-                return False
-            raise DataError(f"{path} exists and is another file list; choose another name, or remove it")
-    write_atomic(path, content)
-    return True
+        # the command may be spelled in another way: what counts is what it made
+        if path.read_bytes().partition(b"\n")[2] == body:
+            return False
+    raise DataError(f"{path} exists and is another file list; runs may depend on it: choose another name, or remove it")
 
 
 def time_groups(tiles: Sequence[str], timestamps: np.ndarray, window_hours: float) -> list[str]:
-    """Return the group of each record: one tile, times that follow each other within the window.
+    """Return the group of each record, `<tile>-<n>`: one tile, times that follow each other within the window.
 
-    Two records of a tile in different groups are more than the window apart. A record without a time shares the
-    group of all such records of its tile.
+    Two records of a tile in different groups are more than the window apart. A tile with a record whose time is
+    unknown is one group, as that record may be close to any other.
+
+    Shape:
+        timestamps float64 (N,) in seconds, NaN where unknown.
     """
     by_tile: dict[str, list[int]] = defaultdict(list)
     for row, tile in enumerate(tiles):
         by_tile[tile].append(row)
     groups = [""] * len(tiles)
     for tile, rows in by_tile.items():
-        number, last = 0, float("nan")
-        for row in sorted(rows, key=lambda row: (np.isnan(timestamps[row]), timestamps[row])):
-            number += bool(timestamps[row] - last > 3600 * window_hours)
-            groups[row] = f"{tile}-{number}"
-            last = timestamps[row]
+        times = timestamps[rows]
+        order = np.argsort(times)
+        gaps = np.diff(times[order]) > 3600 * window_hours
+        numbers = np.cumsum([False, *gaps]) if not np.isnan(times).any() else np.zeros(len(rows), int)
+        for position, number in zip(order, numbers, strict=True):
+            groups[rows[position]] = f"{tile}-{number}"
     return groups
 
 
@@ -130,6 +142,7 @@ def make_folds(
     record_ids: Sequence[str],
     groups: Sequence[str],
     positive: np.ndarray,
+    labelled: np.ndarray,
     num_folds: int,
     *,
     held_out: float = 0.0,
@@ -137,45 +150,37 @@ def make_folds(
 ) -> FileList:
     """Deal whole groups out to folds, so that positives first and records second are balanced.
 
+    Records without a label are held out: no fold can learn from them or validate on them.
+
     Args:
         record_ids: one a record.
-        groups: of each record; never split.
+        groups: of each record; labelled records of one group get one fold.
         positive: bool (N,), whether a record has any positive pixel.
+        labelled: bool (N,), whether anybody looked at the record.
         num_folds: at least 2.
-        held_out: share of the records that no fold sees.
+        held_out: share of the labelled records that no fold sees, below 1.
         seed: decides between equally good choices.
 
     Raises:
-        DataError: fewer groups than folds, or no positive record.
+        DataError: fewer groups than folds, groups too large for the shares, no label, or no positive record.
     """
+    if num_folds < 2:
+        raise DataError(f"expected 2 folds or more, found {num_folds}: what a fold validates on, another one trains on")
+    if not (positive & labelled).any():
+        raise DataError(
+            f"an empty positive class: none of {len(record_ids)} records ({int(labelled.sum())} of them labelled) has "
+            "a positive pixel, so there is nothing to learn; check the masks that were prepared"
+        )
     members: dict[str, list[int]] = defaultdict(list)
-    for row, group in enumerate(groups):
-        members[group].append(row)
-    bins = num_folds + (held_out > 0)
-    if len(members) < bins:
-        raise DataError(
-            f"expected at least {bins} groups for {num_folds} folds{' and a held-out share' if held_out else ''}, "
-            f"found {len(members)} (records of one place and time stay together); ask for fewer folds, "
-            "or a smaller --window-hours"
-        )
-    if not positive.any():
-        raise DataError(
-            f"none of {len(record_ids)} records has a positive pixel: there is nothing to learn; check the masks"
-        )
-    share = np.array([(1 - held_out) / num_folds] * num_folds + [held_out] * (held_out > 0))
-    wanted = share[:, None] * np.array([max(positive.sum(), 1), len(record_ids)])
-    load = np.zeros((bins, 2))
-    order = generator(seed, "split").permutation(sorted(members))
-    # large groups first, while there is room for them everywhere; the permutation decides among equals
+    for row in np.flatnonzero(labelled).tolist():
+        members[groups[row]].append(row)
     size = {group: (int(positive[rows].sum()), len(rows)) for group, rows in members.items()}
-    fold_of = {}
-    for group in sorted(order, key=lambda group: size[group], reverse=True):
-        after = (load + size[group]) / wanted
-        # a group without positives goes where records are missing, another one where positives are
-        chosen = int(np.lexsort((after[:, 0], after[:, 1]) if size[group][0] == 0 else (after[:, 1], after[:, 0]))[0])
-        load[chosen] += size[group]
-        fold_of[group] = HELD_OUT if chosen == num_folds else chosen
-    return FileList(tuple(record_ids), tuple(groups), tuple(fold_of[group] for group in groups))
+    share = np.array([(1 - held_out) / num_folds] * num_folds + [held_out] * (held_out > 0))
+    chosen = _deal(size, share, seed)
+    _require_filled(chosen, size, num_folds, held_out)
+    fold_of = {group: HELD_OUT if part == num_folds else part for group, part in chosen.items()}
+    folds = [fold_of[group] if yes else HELD_OUT for group, yes in zip(groups, labelled, strict=True)]
+    return FileList(tuple(record_ids), tuple(groups), tuple(folds))
 
 
 def require_match(filelist: FileList, record_ids: Sequence[str], where: str) -> None:
@@ -185,18 +190,91 @@ def require_match(filelist: FileList, record_ids: Sequence[str], where: str) -> 
         DataError: naming the first that are unknown or missing.
     """
     listed, held = set(filelist.record_ids), set(record_ids)
+    problems = []
     for what, records in (("names records that the dataset lacks", listed - held), ("lacks records", held - listed)):
         if records:
-            shown = ", ".join(sorted(records)[:3])
-            raise DataError(f"{where} {what}: {len(records)}, such as {shown}; make it again with `contrails split`")
+            problems.append(f"{where} {what}: {len(records)}, such as {', '.join(sorted(records)[:3])}")
+    if problems:
+        raise DataError("\n".join([*problems, "make the file list again with `contrails split`, or give its dataset"]))
 
 
-def leaks(filelist: FileList, groups: Sequence[str]) -> Iterator[str]:
-    """Yield a sentence for each group (by `time_groups`) whose records a file list spreads over folds."""
-    folds_of: dict[str, dict[int, str]] = defaultdict(dict)
-    for record_id, group, fold in zip(filelist.record_ids, groups, filelist.folds, strict=True):
-        folds_of[group].setdefault(fold, record_id)
-    for group, folds in folds_of.items():
-        if len(folds) > 1:
-            spread = ", ".join(f"{record} in fold {fold}" for fold, record in sorted(folds.items()))
-            yield f"group {group} is spread over folds: {spread}"
+def leaks(filelist: FileList, groups: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence for each group that a file list spreads over folds.
+
+    Args:
+        filelist: its own groups are looked at too.
+        groups: group of each labelled record by `time_groups`; records without a label cannot leak.
+    """
+    folds_of: dict[tuple[bool, str], dict[int, str]] = defaultdict(dict)
+    for record_id, own, fold in zip(filelist.record_ids, filelist.groups, filelist.folds, strict=True):
+        if record_id in groups:
+            folds_of[False, groups[record_id]].setdefault(fold, record_id)
+            if own:
+                folds_of[True, own].setdefault(fold, record_id)
+    sentences = (
+        f"group {group} is spread over folds: {', '.join(f'{record} in fold {fold}' for fold, record in folds.items())}"
+        for (_, group), folds in folds_of.items()
+        if len(folds) > 1
+    )
+    yield from dict.fromkeys(sentences)
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the fields of each row below the header; comments may stand above it."""
+    with storage(path, "read"):
+        try:
+            lines = list(io.StringIO(path.read_text(encoding="utf-8-sig")))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"expected a file list at {path}, found none; make it with `contrails split DATA.h5 -o {path}`"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is no text file in UTF-8 ({error}); expected CSV {','.join(_HEADER)}") from error
+    above = next((number for number, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
+    reader = csv.reader(lines[above:])
+    try:
+        header = next(reader, [])
+        if header != _HEADER:
+            raise DataError(
+                f"{path}, line {above + 1}: expected the columns {','.join(_HEADER)}, "
+                f"found {','.join(header)[:80] or 'nothing'}"
+            )
+        for row in reader:
+            if row:
+                yield above + reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{path}, line {above + reader.line_num}: {error}; expected {','.join(_HEADER)}") from error
+
+
+def _deal(size: Mapping[str, tuple[int, int]], share: np.ndarray, seed: int) -> dict[str, int]:
+    """Return the part that each group falls to, given the (positives, records) of groups and the parts' shares."""
+    wanted = share[:, None] * np.array(list(size.values())).sum(0)
+    load = np.zeros_like(wanted)
+    names = sorted(size)
+    order = [names[index] for index in generator(seed, "split").permutation(len(names))]
+    chosen = {}
+    # large groups first, while there is room for them everywhere; the permutation decides among equals
+    for group in sorted(order, key=lambda group: size[group], reverse=True):
+        after = (load + size[group]) / wanted
+        # a group without positives goes where records are missing, another one where positives are
+        first, second = (0, 1) if size[group][0] else (1, 0)
+        part = int(np.lexsort((after[:, second], after[:, first]))[0])
+        load[part] += size[group]
+        chosen[group] = part
+    return chosen
+
+
+def _require_filled(
+    chosen: Mapping[str, int], size: Mapping[str, tuple[int, int]], num_folds: int, held_out: float
+) -> None:
+    parts = num_folds + (held_out > 0)
+    empty = sorted(set(range(parts)) - set(chosen.values()))
+    if not empty:
+        return
+    what = f"fold {empty[0]}" if empty[0] < num_folds else f"the held-out share of {held_out:g}"
+    records = [count for _, count in size.values()]
+    raise DataError(
+        f"nothing is left for {what}: records of one place and time stay together, and there are {len(records)} such "
+        f"groups for {parts} parts, the largest with {max(records)} of {sum(records)} records; ask for fewer folds, "
+        "another --hold-out, or a smaller --window-hours"
+    )
