@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from contrails.errors import RecipeError, choices
+from contrails.files import storage
 
 
 class Section(BaseModel):
     """A table of a TOML file: unknown keys are refused, values cannot change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)
@@ -139,12 +140,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def read_toml(path: Path, kind: str) -> dict[str, Any]:
     """Read a TOML file; `kind` says in the error what was looked for."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise RecipeError(f"expected {kind} at {path}, found no such file; give the path of a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not TOML: {error}") from error
+    with storage(path, "read"):
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise RecipeError(f"expected {kind} at {path}, found no such file; give the path of a TOML file") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} is not TOML: {error}") from error
 
 
 def parse(section: type[S], values: Mapping[str, Any], where: str) -> S:
@@ -196,7 +198,31 @@ def _names(section: type[Section]) -> list[str]:
 def _explain(section: type[Section], detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"unknown key {key}; {choices(key, _names(section))}"
+        return f"unknown key {key}; {_meant(section, key)}"
     if detail["type"] == "missing":
-        return f"{key} is missing; add it to the file or give -o {key}=VALUE"
+        required = [
+            known for known, field in keys(section) if field.is_required() and f"{known}.".startswith(f"{key}.")
+        ]
+        what = f"{' and '.join(required)} {'is' if len(required) == 1 else 'are'} missing"
+        return f"{what}; add to the file, or give -o {required[0]}=VALUE"
+    if detail["type"] == "model_type":
+        return f"{key} = {detail['input']!r}: expected a table, [{key}]"
+    if detail["type"] == "value_error":  # a validator's own words, about several keys
+        return f"{key}: {detail['ctx']['error']}"
     return f"{key} = {detail['input']!r}: {detail['msg']}"
+
+
+def _meant(section: type[Section], key: str) -> str:
+    """Return what an unknown key may stand for: a key of another table, one described so, or a near one beside it."""
+    table, _, name = key.rpartition(".")
+    prefix = f"{table}." if table else ""
+    fields = dict(keys(section))
+    same = [known for known in fields if known.endswith(f".{name}")]
+    described = [known for known, field in fields.items() if "_" in name and name.replace("_", " ") in _meaning(field)]
+    if same or described:
+        return f"did you mean '{(same or described)[0]}'?"
+    return choices(name, {known.removeprefix(prefix).split(".")[0] for known in fields if known.startswith(prefix)})
+
+
+def _meaning(field: FieldInfo) -> str:
+    return field.description or ""

@@ -67,13 +67,22 @@ def create_exclusive(path: Path, content: bytes | str) -> bool:
         try:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
             fsync(temporary)
-            os.link(temporary, path)
+            _link(temporary, path)
         except FileExistsError:
             return False
         finally:
             temporary.unlink(missing_ok=True)
         fsync(path.parent)
     return True
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        # NFS sends a request again whose reply was lost, and then finds the link that it made (link(2))
+        if temporary.stat().st_nlink != 2:
+            raise
 
 
 def fsync(path: Path) -> None:
@@ -101,12 +110,13 @@ def to_json(value: Any) -> str:
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file, or None if there is no such file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise StorageError(f"{path} is not JSON ({error}); it was damaged outside of contrails") from error
+    with storage(path, "read"):
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise StorageError(f"{path} is not JSON ({error}); it was damaged outside of contrails") from error
 
 
 def append_json_line(path: Path, row: Any, *, durable: bool = False) -> None:
@@ -124,14 +134,16 @@ def append_json_line(path: Path, row: Any, *, durable: bool = False) -> None:
         file.flush()
         if durable:
             os.fsync(file.fileno())
+            fsync(path.parent)  # the file itself may be new
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a JSON-lines file; a line that a crash cut short is left out, a missing file is empty."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
+    with storage(path, "read"):
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
     rows = []
     for line in lines:
         try:

@@ -18,8 +18,8 @@ from contrails.files import read_json, storage
 ALL = "all"
 """Name of the fold that trains on every record that is not held out."""
 
-_NAME = re.compile(r"[\w.+-][\w .+-]*")
-_FOLD = re.compile(r"\d+|all")
+_NAME = re.compile(r"\w[\w .+-]*")
+_FOLD = re.compile(r"0|[1-9][0-9]*|all")
 _WEIGHTS = re.compile(r"epoch(\d+)-a(\d+)\.safetensors")
 _SNAPSHOT = re.compile(r"step(\d+)-a(\d+)-([0-9a-f]{16})\.pt")
 
@@ -56,7 +56,9 @@ def new_run_path(name: str) -> Path:
         RunError: the name cannot be a folder's.
     """
     if not _NAME.fullmatch(name):
-        raise RunError(f"run name '{name}': expected letters, digits, space and ._+- only, not beginning with a space")
+        raise RunError(
+            f"run name '{name}': expected letters, digits, space and ._+- only, beginning with a letter or digit"
+        )
     return runs_root() / name
 
 
@@ -166,7 +168,7 @@ class Fold:
 
     def attempts(self) -> list["Attempt"]:
         """Return the attempts claimed so far, first to last."""
-        found = [Attempt(path) for path in (self.path / "attempts").glob("*") if path.name.isdigit()]
+        found = [Attempt(path) for path in (self.path / "attempts").glob("*") if path.name.isdecimal()]
         return sorted(found, key=lambda attempt: attempt.number)
 
     def read_done(self) -> dict[str, Any] | None:

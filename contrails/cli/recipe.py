@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
+from pydantic.fields import FieldInfo
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from contrails.config import Recipe, keys, load_recipe, to_toml
@@ -19,7 +21,7 @@ def recipe() -> None:
 @recipe.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON Schema.")
 def schema(as_json: bool) -> None:
-    """Print every key of a recipe with its type, default and meaning.
+    """Print every key of a recipe with its type and range, default and meaning.
 
     \b
     Example:
@@ -33,7 +35,7 @@ def schema(as_json: bool) -> None:
         table.add_column(heading, overflow="fold")
     for name, field in keys(Recipe):
         default = "(required)" if field.is_required() else _shown(field.default)
-        table.add_row(name, _type_name(field.annotation), default, field.description)
+        table.add_row(name, escape(_type_name(field)), escape(default), field.description)
     Console().print(table)
 
 
@@ -56,5 +58,17 @@ def _shown(value: Any) -> str:
     return "" if value is None else json.dumps(value, default=list)
 
 
-def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+def _type_name(field: FieldInfo) -> str:
+    """Return a type with its range, such as `float > 0`, and the choices of a literal as such."""
+    annotation = field.annotation
+    if get_origin(annotation) is Literal:
+        return " | ".join(json.dumps(choice) for choice in get_args(annotation))
+    name = annotation.__name__ if type(annotation) is type else str(annotation)
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(limit, attribute)}"
+        for limit in field.metadata
+        for attribute, sign in signs.items()
+        if hasattr(limit, attribute)
+    ]
+    return " ".join([name, ", ".join(limits)]).strip()
