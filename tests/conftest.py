@@ -1,8 +1,24 @@
-"""What all tests share."""
+"""What all tests share: real records where they are, a tiny dataset, and runs on it."""
 
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, to_toml
+from contrails.data.filelists import read_filelist
+from contrails.data.store import open_dataset
+from contrails.files import sha256, write_atomic
+from contrails.runs import Run
+
+from raw_records import write_record
+
+MakeRun = Callable[..., Run]
+
+TINY_MODEL = {"encoder": "tu-test_resnet", "encoder_depth": 3, "decoder_channels": [16, 8, 8]}
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +28,72 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real records at {path}: the same is tested on synthetic ones")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with train.h5 (12 records of 32x32, half of them positive), three.csv (three folds) and test.h5."""
+    from contrails.cli.main import cli
+
+    root = tmp_path_factory.mktemp("tiny")
+    for index in range(12):
+        write_record(root / "raw", "train", f"{1000 + index}", size=32, seed=index, positive=index % 2 == 0)
+    for index in range(3):
+        write_record(root / "raw", "test", f"{2000 + index}", seed=100 + index, annotators=0, pixel_mask=False)
+    for arguments in (
+        ["prepare", str(root / "raw"), str(root / "train.h5")],
+        ["prepare", str(root / "raw"), str(root / "test.h5"), "--split", "test"],
+        ["split", str(root / "train.h5"), "--folds", "3", "-o", str(root / "three.csv")],
+    ):
+        cli(arguments, standalone_mode=False)
+    return root
+
+
+@pytest.fixture
+def make_run(tiny_data: Path, tmp_path: Path) -> MakeRun:
+    """Create a run of a tiny model; keyword arguments are tables of the recipe."""
+
+    def make(name: str = "run", **tables: dict[str, Any]) -> Run:
+        values: dict[str, Any] = {
+            "data": {"dataset": str(tiny_data / "train.h5"), "filelist": str(tiny_data / "three.csv")},
+            "model": TINY_MODEL,
+            "train": {"epochs": 3, "batch_size": 2, "lr": 3e-3, "log_every": 2},
+        }
+        for table, entries in tables.items():
+            values[table] = values.get(table, {}) | entries
+        recipe = Recipe.model_validate(values)
+        config = RunConfig(
+            recipe=recipe,
+            compute=ComputeSection(device="cpu", num_threads=1),
+            data=DataIdentity(
+                dataset=open_dataset(recipe.data.dataset).fingerprint,
+                filelist=sha256(recipe.data.filelist),
+                num_folds=read_filelist(recipe.data.filelist).num_folds,
+            ),
+            site={"name": "local"},
+            code="",
+        )
+        run = Run(tmp_path / name)
+        run.create_folder()
+        write_atomic(run.toml, to_toml(config))
+        return run
+
+    return make
+
+
+@pytest.fixture
+def restore_process() -> Iterator[None]:
+    """Undo what training does to its process: signal handlers, threads, deterministic kernels."""
+    import torch
+
+    from contrails.train.stop import SIGNALS
+
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    os.environ.clear()
+    os.environ.update(environment)

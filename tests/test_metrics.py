@@ -28,8 +28,9 @@ def test_parts_add_up() -> None:
 
 
 def test_the_middle_of_equal_thresholds_is_taken() -> None:
-    result = histogram(np.array([0.2, 0.8]), np.array([False, True])).best()
-    assert result == (1.0, pytest.approx(0.5, abs=1e-4))
+    dice, threshold = histogram(np.array([0.2, 0.8]), np.array([False, True])).best()
+    assert dice == 1.0
+    assert threshold == pytest.approx(0.5, abs=1e-4)
 
 
 def test_nothing_to_find_is_zero() -> None:

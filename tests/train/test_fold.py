@@ -20,21 +20,11 @@ from contrails.models.weights import load_weights
 from contrails.runs import Fold, Run
 from contrails.train.fold import read_run_config, train_fold
 from contrails.train.loop import Loop
-from contrails.train.stop import SIGNALS
 
 MakeRun = Callable[..., Run]
+pytestmark = pytest.mark.usefixtures("restore_process")
+
 JOB: dict[str, Any] = {"scheduler": "local", "job_id": "1", "restart_count": 0}
-
-
-@pytest.fixture(autouse=True)
-def _restore_process() -> Any:
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    threads = torch.get_num_threads()
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
 
 
 def result(fold: Fold) -> dict[str, str]:
@@ -56,7 +46,8 @@ def metrics(fold: Fold) -> dict[int, dict[str, Any]]:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Send this process SIGTERM when `step` steps were made; once."""
-    original, sent = Loop._step, []
+    sent: list[int] = []
+    original = Loop._step
 
     def step_and_signal(loop: Loop, batch: Any) -> None:
         original(loop, batch)

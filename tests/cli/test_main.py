@@ -1,0 +1,85 @@
+"""The command line as a whole: starts at once, imports little, explains itself, returns the documented codes."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from contrails.cli.main import cli
+
+HEAVY = {"torch", "wandb", "kornia", "pandas", "segmentation_models_pytorch"}
+
+
+def contrails(*arguments: str, cwd: Path | None = None, runs: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = dict(os.environ) | ({"CONTRAILS_RUNS": str(runs)} if runs else {})
+    command = [sys.executable, "-m", "contrails", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        found += commands(command, (*prefix, name)) if isinstance(command, click.Group) else [(*prefix, name)]
+    return found
+
+
+@pytest.mark.parametrize("path", commands(cli), ids=" ".join)
+def test_the_example_calls_the_command(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    cli([*path, "--help"], standalone_mode=False)
+    text = capsys.readouterr().out
+    assert "Example:" in text
+    assert f"contrails {' '.join(path)}" in text.split("Example:")[1]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["submit", "--help"], ["status"], ["sites"], ["train", "--help"]])
+def test_login_node_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from contrails.cli.main import cli; "
+        "cli(sys.argv[1:], standalone_mode=False); "
+        f"found = {HEAVY!r} & set(sys.modules); sys.exit(', '.join(sorted(found)) or 0)"
+    )
+    environment = dict(os.environ) | {"CONTRAILS_RUNS": str(tmp_path)}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_status_starts_at_once(tmp_path: Path) -> None:
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        assert contrails("status", runs=tmp_path).returncode == 0
+        times.append(time.monotonic() - started)
+    # a guard against an import of torch (1 s and more), not a benchmark
+    assert min(times) < 0.8
+
+
+def test_an_unknown_command_names_the_nearest() -> None:
+    done = contrails("submitt")
+    assert done.returncode == 2
+    assert "did you mean 'submit'?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["submit"], 2, "there is no jobs/default.toml"),
+        (["submit", "nothing.toml"], 3, "expected a recipe at nothing.toml, found no such file"),
+        (["status", "nothing"], 5, "expected a run called 'nothing'"),
+        (["data", "info", "nothing.h5"], 4, "expected a dataset file at nothing.h5"),
+        (["submit", "--folds", "5", "--fold", "1", "x.toml"], 2, "not both"),
+        (["prepare", "nowhere", "x.h5"], 4, "found no such folder"),
+    ],
+)
+def test_errors_have_their_code_and_no_traceback(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+    done = contrails(*arguments, cwd=tmp_path, runs=tmp_path / "runs")
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
