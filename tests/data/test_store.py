@@ -1,0 +1,80 @@
+"""Opening a dataset file: what is not a complete file of this version is refused."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from contrails.data.store import open_dataset
+from contrails.errors import DataError
+
+
+def _edit(change: Callable[[h5py.File], object]) -> Callable[[Path], None]:
+    def apply(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            change(file)
+
+    return apply
+
+
+def _chunk(file: h5py.File) -> None:
+    votes = file["votes"][:]
+    attributes = dict(file["votes"].attrs)
+    del file["votes"]
+    file.create_dataset("votes", data=votes, chunks=(1, 8, 8))
+    file["votes"].attrs.update({key: value for key, value in attributes.items() if key.startswith("label")})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "expected a dataset file at .*, found none"),
+        (lambda path: path.write_bytes(b"not HDF5"), "is no complete HDF5 file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:9000]), "is no complete HDF5 file|was cut short"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-4000]), "is no complete HDF5 file|was cut short"),
+        (_edit(lambda file: file.attrs.modify("version", 2)), "version 1, found 'contrails-dataset' version 2"),
+        (_edit(lambda file: file.attrs.modify("format", "other")), "found 'other' version 1"),
+        (_edit(lambda file: file.pop("group")), "lacks the arrays group"),
+        (_edit(_chunk), "/votes is chunked.*repack"),
+    ],
+)
+def test_what_is_refused(tiny_data: Path, tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+    path = tmp_path / "d.h5"
+    shutil.copy(tiny_data / "train.h5", path)
+    damage(path)
+    with pytest.raises(DataError, match=message):
+        open_dataset(path)
+
+
+def test_hdf5_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["images"] = np.zeros(3)
+    with pytest.raises(DataError, match="expected format 'contrails-dataset' version 1, found 'None'"):
+        open_dataset(tmp_path / "x.h5")
+
+
+def test_rows_by_record(tiny_data: Path) -> None:
+    dataset = open_dataset(tiny_data / "train.h5")
+    assert dataset.rows(("1003", "1000")).tolist() == [3, 0]
+    with pytest.raises(DataError, match=r"does not hold 1 of 2 records, such as 999"):
+        dataset.rows(("1000", "999"))
+
+
+def test_the_fingerprint_is_of_the_content(tiny_data: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_data / "train.h5", tmp_path / "copy.h5")
+    original = open_dataset(tiny_data / "train.h5").fingerprint
+    assert open_dataset(tmp_path / "copy.h5").fingerprint == original
+    assert open_dataset(tiny_data / "test.h5").fingerprint != original
+
+
+def test_positive_is_strictly_more_than_half(tiny_data: Path) -> None:
+    dataset = open_dataset(tiny_data / "train.h5")
+    expected = [
+        int(((2 * votes.astype(int) > annotators) & (votes != 255)).sum())
+        for votes, annotators in zip(dataset.votes, dataset.annotators, strict=True)
+    ]
+    assert dataset.positive_pixels().tolist() == expected
+    assert sum(count > 0 for count in expected) == 6
