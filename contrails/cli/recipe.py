@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from contrails.config import Recipe, keys, load_recipe, to_toml
+from contrails.cli.options import json_option, overrides_option, read_recipe, recipe_argument
+from contrails.config import Recipe, keys, to_toml
 
 
 @click.group()
@@ -40,17 +41,17 @@ def schema(as_json: bool) -> None:
 
 
 @recipe.command()
-@click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
-@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key; can be repeated.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of TOML.")
-def show(path: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check RECIPE and print it with the defaults filled in.
+@recipe_argument
+@overrides_option
+@json_option
+def show(path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check RECIPE (default: jobs/default.toml) and print it with the defaults filled in.
 
     \b
     Example:
       contrails recipe show jobs/default.toml -o train.lr=3e-4
     """
-    loaded = load_recipe(path, overrides)
+    _, loaded = read_recipe(path, overrides)
     click.echo(loaded.model_dump_json(indent=2) if as_json else to_toml(loaded), nl=as_json)
 
 

@@ -75,6 +75,8 @@ def split(
     table = _table(filelist, {dataset.record_ids[row] for row in np.flatnonzero(positive)})
     _warn(table, int(np.count_nonzero(~labelled)))
     _print(table, found, as_json)
+    if check is not None and not found:
+        click.echo(f"{check}: nothing leaks", err=True)
     if found:
         more = [f"and {len(found) - _SHOWN_LEAKS} more"] if len(found) > _SHOWN_LEAKS else []
         raise DataError("\n".join([f"{path} leaks between folds:", *found[:_SHOWN_LEAKS], *more]))

@@ -1,6 +1,7 @@
 """`contrails submission`: look at submission files."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,15 +27,15 @@ def check(path: Path, sample: Path | None, shape: str, as_json: bool) -> None:
     """
     from contrails.aggregate.submission import check_submission
 
-    height, _, width = shape.partition(",")
-    if not (height.isdecimal() and width.isdecimal()):
+    sides = re.fullmatch("([1-9][0-9]*),([1-9][0-9]*)", shape)
+    if sides is None:
         raise click.BadParameter(f"'{shape}': expected height,width such as 256,256", param_hint="--shape")
-    summary = check_submission(path, (int(height), int(width)), sample)
+    summary = check_submission(path, (int(sides[1]), int(sides[2])), sample)
+    if summary.positive_pixels == 0:
+        click.echo("warning: every mask is empty", err=True)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
         return
     click.echo(f"{path}: valid, {summary.records} records, {summary.empty} empty, {summary.positive_pixels} pixels")
-    if summary.positive_pixels == 0:
-        click.echo("warning: every mask is empty", err=True)
-    else:
+    if summary.positive_pixels:
         click.echo(f"largest: record {summary.largest_record} with {summary.largest_pixels} pixels")
