@@ -66,16 +66,17 @@ class Sky:
 
         They differ in the contrast that they notice, in the width that they draw and in where they put a contrail.
         """
-        b14 = self._below_contrails(LABEL_FRAME)[BANDS.index(14)]
+        b14, b15 = self._below_contrails(LABEL_FRAME)[[BANDS.index(14), BANDS.index(15)]]
         backdrop_k = ndimage.gaussian_filter(b14 - self.contrail_k, 2)
+        clutter_k = ndimage.gaussian_filter(abs(ndimage.gaussian_laplace(b14 - b15, 1)), 3)
         masks = np.zeros((self.size, self.size, 1, int(rng.integers(4, 7))), np.int32)
         for annotator in range(masks.shape[3]):
-            noticed_k, width = rng.uniform(0.4, 0.8), rng.uniform(1.3, 2.0)
+            noticed_k, width = rng.uniform(0.4, 0.8), rng.uniform(1.5, 2.2)
             for contrail in self.contrails:
                 down, right = np.add(LABEL_OFFSET_PX, rng.normal(0, 0.25, 2))
                 along, across = contrail.line.coordinates(self.size, (down, right))
                 half_length = contrail.half_length + rng.normal(0, 2)
-                clear = _SPLIT_WINDOW * contrail.depth * backdrop_k > noticed_k * rng.uniform(0.8, 1.25)
+                clear = _SPLIT_WINDOW * contrail.depth * backdrop_k > noticed_k * rng.uniform(0.8, 1.25) + 2 * clutter_k
                 masks[:, :, 0, annotator] |= (abs(across) < width) & (abs(along) < half_length) & clear
         return masks
 
@@ -95,9 +96,9 @@ class Sky:
 
 def draw_ground(rng: np.random.Generator, size: int) -> np.ndarray:
     """Return the surface temperature of a tile in kelvin: land with texture beside a smooth, cooler sea."""
-    texture = _Fractal.draw(rng, size, 1.2, 1.8).at((0, 0))
+    texture = _Fractal.draw(rng, size, 1.2, 2.2).at((0, 0))
     sea = _step(4 * (_Fractal.draw(rng, size, 2.0).at((0, 0)) + rng.uniform(-2, 1)))
-    field: np.ndarray = rng.uniform(287, 297) + (1 - sea) * texture - sea * rng.uniform(0, 4)
+    field: np.ndarray = rng.uniform(287, 297) + (1 - sea) * texture - sea * rng.uniform(1, 8)
     return field
 
 
@@ -109,12 +110,12 @@ def draw_sky(rng: np.random.Generator, ground: np.ndarray) -> Sky:
     edge = _Line.draw(rng, size, along_wind) if rng.random() < 0.4 else None
     streaks = _Fractal.draw(rng, size, 1.5, stretch=rng.uniform(1, 6), angle=along_wind)
     layers = (
-        _Layer(_Fractal.draw(rng, size, 1.3), 0.3, rng.uniform(0, 2.2), 2, rng.uniform(272, 284), 5, _WATER),
-        _Layer(_Fractal.draw(rng, size, 1.5), 0.6, rng.uniform(0.8, 3), 2, rng.uniform(245, 262), 12, _ICE),
-        _Layer(streaks, 1, rng.uniform(0, 2.2), rng.uniform(0.1, 1), rng.uniform(218, 230), 6, _ICE, edge),
+        _Layer(_Fractal.draw(rng, size, 1.3), 0.3, rng.uniform(0.3, 2.5), 2, rng.uniform(272, 284), 5, _WATER),
+        _Layer(_Fractal.draw(rng, size, 1.5), 0.6, rng.uniform(1, 3), 2, rng.uniform(245, 262), 12, _ICE),
+        _Layer(streaks, 1, rng.uniform(0.2, 2.5), rng.uniform(0.1, 1), rng.uniform(218, 230), 6, _ICE, edge),
     )
     moisture = _Fractal.draw(rng, size, 1.9, 0.25)
-    contrails = _draw_contrails(rng, size) if rng.random() < 0.55 else ()
+    contrails = _draw_contrails(rng, size) if rng.random() < 0.5 else ()
     return Sky(ground, moisture, rng.uniform(0.9, 2.2), layers, contrails, rng.uniform(216, 226), wind)
 
 
@@ -124,8 +125,8 @@ def _draw_contrails(rng: np.random.Generator, size: int) -> tuple["_Contrail", .
         _Contrail(
             _Line.draw(rng, size, corridor),
             half_length=size * rng.uniform(0.06, 0.35),
-            sigma=rng.uniform(0.6, 1.3),
-            depth=rng.uniform(0.025, 0.12),
+            sigma=rng.uniform(0.7, 1.3),
+            depth=rng.uniform(0.04, 0.16),
             birth=rng.uniform(-6, 3),
             phase=rng.uniform(0, 6),
         )
@@ -199,7 +200,7 @@ class _Layer:
         excess = np.logaddexp(0, 6 * (self.field.at(shift) - self.threshold)) / 6
         depth = self.density * excess
         if self.edge is not None:
-            depth = depth * _step(self.edge.coordinates(self.field.size, shift)[1])
+            depth = depth * _step(self.edge.coordinates(self.field.size, shift)[1] / 2)
         return _through(kelvin, self.absorption, depth, self.top_k - self.rise_k * excess)
 
 
