@@ -50,7 +50,7 @@ class _PlainLine:
 
     def advance(self, units: int) -> None:
         self.finished += units
-        if time.monotonic() - self._printed >= _PLAIN_INTERVAL_S:
+        if self.finished < self.total and time.monotonic() - self._printed >= _PLAIN_INTERVAL_S:
             self.print()
 
     def print(self) -> None:

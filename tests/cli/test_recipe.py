@@ -1,0 +1,91 @@
+"""`contrails recipe`: the schema names every key, `show` prints a recipe that can be used in its place."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from contrails.cli.main import cli
+from contrails.config import Recipe, keys, load_recipe
+from contrails.errors import RecipeError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text('[data]\ndataset = "train.h5"\nfilelist = "five.csv"\n[train]\nepochs = 3\n')
+    return path
+
+
+def run(*arguments: str | Path) -> None:
+    cli(["recipe", *(str(argument) for argument in arguments)], standalone_mode=False)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_schema_fits_the_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    run("schema")
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_the_schema_says_type_range_default_and_meaning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    run("schema")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    table = {row[0]: row[1:] for row in rows if len(row) == 4}
+    assert list(table) == [name for name, _ in keys(Recipe)]
+    assert table["train.lr"] == ["float > 0", "0.001", "peak learning rate of AdamW"]
+    assert table["model.encoder_depth"] == ["int >= 3, <= 5", "5", "number of encoder stages used"]
+    assert table["data.dataset"][:2] == ["Path", "(required)"]
+    assert table["data.frames"][:2] == ["tuple[int, ...]", "[]"]
+    assert table["data.size"][:2] == ["int | None >= 32", ""]
+    assert table["loss.target"][:2] == ['"soft" | "hard"', '"soft"']
+    assert table["train.deterministic"][1] == "true"
+    assert all(row[-1] for row in table.values())
+
+
+def test_the_schema_as_json_is_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    run("schema", "--json")
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["required"] == ["data"]
+    assert schema["$defs"]["TrainSection"]["properties"]["lr"]["exclusiveMinimum"] == 0
+
+
+def test_show_prints_a_recipe_with_its_defaults(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("show", path, "-o", "train.lr=3e-4", "-o", "data.size=512")
+    text = capsys.readouterr().out
+    assert "lr = 0.0003" in text
+    shown = path.with_name("shown.toml")
+    shown.write_text(text)
+    assert load_recipe(shown) == load_recipe(path, ["train.lr=3e-4", "data.size=512"])
+    run("show", shown)
+    assert capsys.readouterr().out == text
+
+
+def test_show_as_json(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("show", path, "--json")
+    assert json.loads(capsys.readouterr().out) == load_recipe(path).model_dump(mode="json")
+
+
+def test_show_takes_the_default_recipe(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(path.parent)
+    with pytest.raises(SystemExit) as caught:
+        cli(["recipe", "show"])
+    assert caught.value.code == 2
+    assert "there is no jobs/default.toml" in capsys.readouterr().err
+    (path.parent / "jobs").mkdir()
+    path.rename(path.parent / "jobs" / "default.toml")
+    run("show")
+    assert "epochs = 3" in capsys.readouterr().out
+
+
+def test_show_refuses_what_is_wrong(path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"unknown key trian; did you mean 'train'\?"):
+        run("show", path, "-o", "trian.lr=1")

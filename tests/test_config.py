@@ -1,0 +1,207 @@
+"""Recipes: read, changed by overrides, written again; whatever is wrong is named with what was meant."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contrails.config import (
+    ComputeSection,
+    DataIdentity,
+    Recipe,
+    RunConfig,
+    keys,
+    load_recipe,
+    parse,
+    read_toml,
+    to_toml,
+)
+from contrails.errors import RecipeError, StorageError
+
+DATA = {"dataset": "train.h5", "filelist": "five.csv"}
+SMALLEST = '[data]\ndataset = "train.h5"\nfilelist = "five.csv"\n'
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(SMALLEST)
+    return path
+
+
+def problem(values: dict[str, Any], section: type[Recipe] | type[RunConfig] = Recipe) -> str:
+    with pytest.raises(RecipeError) as caught:
+        parse(section, values, "r.toml")
+    text = str(caught.value)
+    assert text.startswith("r.toml: ")
+    return text.removeprefix("r.toml: ")
+
+
+def test_the_shipped_recipes_are_valid() -> None:
+    jobs = Path(__file__).parents[1] / "jobs"
+    recipes = sorted(jobs.glob("*.toml"))
+    assert recipes
+    for recipe in recipes:
+        load_recipe(recipe)
+
+
+def test_defaults_are_filled_in(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.data.dataset == Path("train.h5")
+    assert (recipe.train.epochs, recipe.data.frames, recipe.data.size) == (20, (), None)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("train.lr=3e-4", "train.lr", 3e-4),
+        (" train.lr = 3e-4 ", "train.lr", 3e-4),
+        ("seed=7", "seed", 7),
+        ("train.deterministic=false", "train.deterministic", False),
+        ("model.encoder=resnet34", "model.encoder", "resnet34"),
+        ('model.encoder="resnet34"', "model.encoder", "resnet34"),
+        ("data.frames=[0, 4]", "data.frames", (0, 4)),
+        ("data.dataset=/data/a=b c.h5", "data.dataset", Path("/data/a=b c.h5")),
+        ("data.size=512", "data.size", 512),
+    ],
+)
+def test_an_override_changes_one_key(override: str, key: str, value: object, path: Path) -> None:
+    table, _, name = key.rpartition(".")
+    recipe = load_recipe(path, [override])
+    section = getattr(recipe, table) if table else recipe
+    assert getattr(section, name) == value
+    before = load_recipe(path).model_dump()
+    (before[table] if table else before)[name] = value
+    assert recipe.model_dump() == before
+
+
+def test_the_last_override_wins(path: Path) -> None:
+    assert load_recipe(path, ["train.lr=1", "train.lr=2"]).train.lr == 2
+
+
+@pytest.mark.parametrize("override", ["train.lr", "=3", " =3", ""])
+def test_an_override_is_a_key_and_a_value(override: str, path: Path) -> None:
+    with pytest.raises(RecipeError, match=f"override '{override}': expected key=value, such as train.lr=3e-4"):
+        load_recipe(path, [override])
+
+
+def test_an_override_below_a_value_is_refused(path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"data.dataset.x=1': dataset is a value, not a table; did you mean 'data.dataset'"
+    ):
+        load_recipe(path, ["data.dataset.x=1"])
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("train.learning_rate", "unknown key train.learning_rate; did you mean 'train.lr'?"),
+        ("train.lrr", "unknown key train.lrr; did you mean 'lr'? Known: batch_size, "),
+        ("train.epoch", "unknown key train.epoch; did you mean 'epochs'? Known: "),
+        ("train.gradient_clip", "unknown key train.gradient_clip; did you mean 'grad_clip'? Known: "),
+        ("lr", "unknown key lr; did you mean 'train.lr'?"),
+        ("model.size", "unknown key model.size; did you mean 'data.size'?"),
+        ("model.backbone", "unknown key model.backbone; Known: architecture, "),
+        (
+            "trian.lr",
+            "unknown key trian; did you mean 'train'? Known: augment, data, loss, model, seed, snapshot, train",
+        ),
+        ("optim.lr", "unknown key optim; Known: augment, data, loss, model, seed, snapshot, train"),
+        ("sed", "unknown key sed; did you mean 'seed'? Known: "),
+        ("train..lr", "unknown key train.; Known: batch_size, "),
+    ],
+)
+def test_an_unknown_key_names_what_was_meant(key: str, meant: str, path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, [f"{key}=3"])
+    assert str(caught.value).startswith(f"{path}: {meant}")
+    assert caught.value.exit_code == 3
+
+
+def test_an_unknown_key_deep_in_a_run_is_named_too() -> None:
+    text = problem(
+        {"recipe": {"data": DATA, "trian": {"lr": 1}}, "compute": {"devise": "cpu", "num_threads": 1}}, RunConfig
+    )
+    assert "unknown key recipe.trian; did you mean 'train'? Known: augment, " in text
+    assert "unknown key compute.devise; did you mean 'device'? Known: device, num_threads" in text
+    assert "compute.device is missing; add to the file, or give -o compute.device=VALUE" in text
+
+
+def test_every_problem_is_told_at_once() -> None:
+    text = problem({"data": DATA | {"size": 1}, "train": {"epochs": 0, "lr": "x"}})
+    assert [line.split(" = ")[0].removeprefix("r.toml: ") for line in text.splitlines()] == [
+        "data.size",
+        "train.epochs",
+        "train.lr",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "data.dataset and data.filelist are missing; add to the file, or give -o data.dataset=VALUE"),
+        ({"data": {"dataset": "x"}}, "data.filelist is missing; add to the file, or give -o data.filelist=VALUE"),
+        ({"data": 3}, "data = 3: expected a table, [data]"),
+        ({"data": DATA | {"frames": [0, "x"]}}, "data.frames.1 = 'x': Input should be a valid integer"),
+        ({"data": DATA | {"size": "big"}}, "data.size = 'big': Input should be a valid integer"),
+        ({"data": DATA, "loss": {"target": "sof"}}, "loss.target = 'sof': Input should be 'soft' or 'hard'"),
+        ({"data": DATA, "train": {"lr": float("inf")}}, "train.lr = inf: Input should be a finite number"),
+        ({"data": DATA, "train": {"lr": float("nan")}}, "train.lr = nan: Input should be a finite number"),
+        ({"data": DATA, "train": {"epochs": 1.5}}, "train.epochs = 1.5: Input should be a valid integer"),
+        (
+            {"data": DATA, "model": {"encoder_depth": 4}},
+            "model: decoder_channels has 5 entries, expected one for each of the 4 stages of encoder_depth",
+        ),
+    ],
+)
+def test_an_impossible_value_is_named(values: dict[str, Any], message: str) -> None:
+    assert problem(values).startswith(message)
+
+
+def test_a_file_that_is_no_recipe(path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"expected a recipe at .*none.toml, found no such file"):
+        load_recipe(path.with_name("none.toml"))
+    with pytest.raises(RecipeError, match=r"expected a recipe at .*; give the path of a TOML file"):
+        load_recipe(path.parent)
+    with pytest.raises(StorageError, match=r"cannot read .*: Not a directory"):
+        load_recipe(path / "x.toml")
+    for content in (b"lr: 3", b"\xff\xfe", b"[data]\n[data]\n"):
+        path.write_bytes(content)
+        with pytest.raises(RecipeError, match=f"^{path} is not TOML: "):
+            load_recipe(path)
+
+
+def test_a_byte_order_mark_and_windows_lines_do_no_harm(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf" + SMALLEST.replace("\n", "\r\n").encode())
+    assert load_recipe(path).data.filelist == Path("five.csv")
+
+
+def test_what_is_written_is_read(path: Path) -> None:
+    recipe = load_recipe(path, ["data.frames=[3,4]", "data.size=512", "train.lr=0.1", 'model.encoder="a\\"b"'])
+    config = RunConfig(
+        recipe=recipe,
+        compute=ComputeSection(device="cuda", num_threads=4),
+        data=DataIdentity(dataset="ab", filelist="cd", num_folds=5),
+        site={"name": "local", "folds_at_a_time": 2},
+        code="ef",
+    )
+    for section, value in ((Recipe, recipe), (RunConfig, config)):
+        path.write_text(to_toml(value))
+        assert parse(section, read_toml(path, "x"), "x") == value
+    path.write_text(to_toml(recipe, more={"a": 1}))
+    assert read_toml(path, "x")["more"] == {"a": 1}
+
+
+def test_a_recipe_cannot_change(path: Path) -> None:
+    recipe = load_recipe(path)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.train.lr = 1.0  # type: ignore[misc]
+
+
+def test_every_key_has_a_meaning() -> None:
+    for section in (Recipe, RunConfig):
+        described = dict(keys(section))
+        assert len(described) > 5
+        assert [name for name, field in described.items() if not field.description] == []
+    assert [name for name, _ in keys(Recipe)][:3] == ["seed", "data.dataset", "data.filelist"]
+    assert "recipe.train.lr" in dict(keys(RunConfig))

@@ -1,0 +1,47 @@
+"""Errors: one family with documented exit codes, and hints that name the nearest choice."""
+
+from pathlib import Path
+
+import pytest
+
+from contrails import errors
+from contrails.cli import main
+from contrails.errors import ContrailsError, choices
+
+FAMILY = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ContrailsError)]
+
+
+def test_each_kind_has_a_code_of_its_own_that_the_readme_documents() -> None:
+    codes = [kind.exit_code for kind in FAMILY]
+    assert len(set(codes)) == len(codes)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for kind in FAMILY:
+        assert f"\n| {kind.exit_code} | " in readme, kind
+    # 0 is success, 1 a bug, 2 click's; 126 and more belong to shells and signals
+    assert all(3 <= kind.exit_code < 126 for kind in FAMILY if kind is not ContrailsError)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_main_returns_the_code_and_prints_the_message(
+    kind: type[ContrailsError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(prog_name: str) -> None:
+        raise kind("disk on fire")
+
+    monkeypatch.setattr(main, "cli", failing)
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    assert caught.value.code == kind.exit_code
+    assert capsys.readouterr().err == "error: disk on fire\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "expected"),
+    [
+        ("ashh", ["bands", "ash"], "did you mean 'ash'? Known: ash, bands"),
+        ("zzz", {"b", "a"}, "Known: a, b"),
+        ("x", [], "Known: (none)"),
+    ],
+)
+def test_choices_end_a_message(name: str, known: list[str], expected: str) -> None:
+    assert choices(name, known) == expected
