@@ -79,32 +79,37 @@ def check_submission(path: Path, shape: tuple[int, int], sample: Path | None = N
 
 
 def _read(path: Path) -> dict[str, str]:
-    # one noisy mask of 256x256 is longer than csv's default limit
-    csv.field_size_limit(2**31 - 1)
     found: dict[str, str] = {}
     with storage(path, "read"):
         try:
-            reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+            rows = _split(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError as error:
             raise DataError(f"expected a submission at {path}, found no such file") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is no text file in UTF-8 ({error}); expected CSV {','.join(_HEADER)}") from error
-    header = next(reader, [])
+    _, header = rows[0] if rows else (1, [])
     if header != _HEADER:
         raise DataError(f"{path}: expected the header {','.join(_HEADER)}, found {','.join(header)[:80] or 'nothing'}")
-    for row in reader:
-        if not row:
-            continue
+    for line, row in rows[1:]:
         if len(row) != len(_HEADER):
-            raise DataError(f"{path}, line {reader.line_num}: expected {','.join(_HEADER)}, found {len(row)} fields")
+            raise DataError(f"{path}, line {line}: expected {','.join(_HEADER)}, found {len(row)} fields")
         if row[0] in found:
-            raise DataError(
-                f"{path}, line {reader.line_num}: record {row[0]} stands there twice; remove one of the lines"
-            )
+            raise DataError(f"{path}, line {line}: record {row[0]} stands there twice; remove one of the lines")
         found[row[0]] = row[1]
     if not found:
         raise DataError(f"{path} holds no record below its header")
     return found
+
+
+def _split(text: str) -> list[tuple[int, list[str]]]:
+    """Return the line number and the fields of each row that is not blank."""
+    # one noisy mask of 256x256 is longer than csv's limit, which belongs to the process
+    limit = csv.field_size_limit(len(text) + 1)
+    try:
+        reader = csv.reader(io.StringIO(text))
+        return [(reader.line_num, row) for row in reader if row]
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _require_ids(found: set[str], expected: set[str], what: str) -> None:

@@ -1,5 +1,6 @@
 """Submissions: written as the competition wants them, and checked whoever wrote them."""
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +74,9 @@ def test_a_noisy_mask_is_no_longer_than_a_file_may_hold(tmp_path: Path) -> None:
     noisy = np.indices((256, 256)).sum(0) % 2 == 0
     write_submission(tmp_path / "x.csv", [("a", noisy)])
     assert (tmp_path / "x.csv").stat().st_size > 200_000
+    limit = csv.field_size_limit()
     assert check_submission(tmp_path / "x.csv", (256, 256)).positive_pixels == noisy.sum()
+    assert csv.field_size_limit() == limit
 
 
 @pytest.mark.parametrize(
