@@ -25,7 +25,7 @@ def test_each_kind_has_a_code_of_its_own_that_the_readme_documents() -> None:
 def test_main_returns_the_code_and_prints_the_message(
     kind: type[ContrailsError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def failing(prog_name: str) -> None:
+    def failing(prog_name: str, standalone_mode: bool) -> None:
         raise kind("disk on fire")
 
     monkeypatch.setattr(main, "cli", failing)

@@ -4,6 +4,7 @@ A subcommand's module is imported when it is needed, and imports torch, pandas a
 so that help, submission and status start at once on a login node.
 """
 
+import os
 import sys
 from importlib import import_module
 
@@ -58,7 +59,14 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; the exit code is 0, or that of the error (see `contrails.errors`)."""
     try:
-        cli(prog_name="contrails")
+        sys.exit(cli(prog_name="contrails", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except ContrailsError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except BrokenPipeError:  # `contrails status | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -36,10 +36,7 @@ def sync(run_name: str, fold: str | None, follow: bool) -> None:
         # the job that this process runs beside gets its signals; this one sends what is left, then ends
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for each in folds:
-        if follow:
-            rows = sum(follow_fold(each, partial(_ended, each)))
-        else:
-            rows = sync_fold(each)
+        rows = sum(follow_fold(each, partial(_ended, each))) if follow else sync_fold(each)
         click.echo(f"fold {each.key}: {rows} rows {'sent' if has_key() else 'written'}")
 
 

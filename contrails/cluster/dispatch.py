@@ -73,7 +73,7 @@ def create_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
         recipe=recipe,
         compute=ComputeSection(device=resolved.device, num_threads=resolved.num_threads),
         data=identity,
-        site=resolved.model_dump(mode="json"),
+        site=resolved.model_dump(mode="json", exclude_none=True),
         code=freeze_code(run),
     )
     write_atomic(run.provenance, to_json(_provenance()))

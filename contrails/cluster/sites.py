@@ -27,6 +27,7 @@ class Site(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     folds_at_a_time: int = Field(0, ge=0, description="folds that train at once on this machine; 0: what it carries")
     num_threads: int = Field(0, ge=0, description="CPU threads a fold; 0: the cores shared out")
+    stage_dir: Path | None = Field(None, description="node-local folder that keeps a copy of the dataset")
     sync: bool = Field(False, description="follow each fold with a `contrails sync` of its own")
 
 

@@ -7,6 +7,7 @@ when the job starts. `python -m contrails.cluster.task RUN FOLD` does the same i
 import fcntl
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 def run_fold(run_path: str, fold_key: str) -> None:
     """Train a fold in a job: wait for a place on this machine, then train with the output in the attempt's logs."""
+    # submitit lets TERM pass by; until training handles it, it ends the job
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     run = Run(Path(run_path))
     config = parse(RunConfig, read_toml(run.toml, "a run"), str(run.toml))
     site = parse(Site, config.site, str(run.toml))
@@ -47,7 +50,7 @@ def train(fold: Fold, config: RunConfig, site: Site, job: dict[str, Any]) -> Non
 
     if site.sync and not fold.done.exists():
         _start_sync(fold)
-    train_fold(fold, {"restart_count": 0} | job)
+    train_fold(fold, {"restart_count": 0, "stage_dir": site.stage_dir} | job)
 
 
 @contextmanager

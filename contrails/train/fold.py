@@ -12,6 +12,7 @@ import torch
 from contrails.config import Recipe, RunConfig, parse, read_toml
 from contrails.data.batches import Source, TrainingBatches
 from contrails.data.filelists import FileList, read_filelist
+from contrails.data.stage import stage
 from contrails.data.store import Dataset, open_dataset
 from contrails.draws import derived_seed
 from contrails.errors import DataError, NodeError, Stopped, TrainingError
@@ -34,7 +35,7 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
     Args:
         fold: what to train; its run folder says how.
         job: scheduler, job_id and restart_count for the record; `redirect` sends the output to the attempt's
-            logs, `summary` prints the model's table first.
+            logs, `summary` prints the model's table first, `stage_dir` is a folder that gets a copy of the dataset.
 
     Raises:
         Stopped: a signal asked for it; the position is saved and the same call goes on from there.
@@ -54,7 +55,7 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
     heart = Heart(fold, attempt)
     heart.start()
     try:
-        _train(fold, attempt, config, heart, stop, show_summary=bool(job.get("summary")))
+        _train(fold, attempt, config, heart, stop, job)
     except Stopped as error:
         heart.stop(status="stopped", reason=str(error))
         raise
@@ -82,12 +83,11 @@ def training_rows(dataset: Dataset, filelist: FileList, fold: str, recipe: Recip
     return training, validation
 
 
-def _train(
-    fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: StopFlag, *, show_summary: bool
-) -> None:
+def _train(fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: StopFlag, job: dict[str, Any]) -> None:
     recipe = config.recipe
     device = _prepare_torch(config)
-    dataset = open_dataset(recipe.data.dataset)
+    stage_dir = job.get("stage_dir")
+    dataset = open_dataset(stage(recipe.data.dataset, stage_dir) if stage_dir else recipe.data.dataset)
     filelist = read_filelist(recipe.data.filelist)
     _require_same_data(config, dataset)
     source = Source(dataset, recipe, device)
@@ -95,7 +95,7 @@ def _train(
     batches = TrainingBatches(source, training, fold.key)
     torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
     model = build_model(recipe, source.num_channels).to(device)
-    if show_summary:
+    if job.get("summary"):
         shape = (batches.batch_size, source.num_channels, *dataset.bands.shape[-2:])
         print(summary(model, shape), f"input {shape} -> output {(shape[0], *shape[2:])}", sep="\n", flush=True)  # noqa: T201
     state = TrainState(model, build_optimizer(model, recipe.train), torch.zeros((), dtype=torch.float64, device=device))

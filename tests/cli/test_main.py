@@ -83,3 +83,21 @@ def test_errors_have_their_code_and_no_traceback(arguments: list[str], code: int
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_and_a_closed_pipe_are_no_tracebacks(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    shown = subprocess.run(
+        f"{sys.executable} -m contrails recipe schema --json | head -c 10", shell=True, capture_output=True, check=False
+    )
+    assert shown.stderr == b""
+    code = (
+        "import click, contrails.cli.main as m; m.cli.callback = None; m._COMMANDS['status'] = 'interrupting'; m.main()"
+    )
+    (tmp_path / "interrupting.py").write_text(
+        "import click\n@click.command()\ndef status():\n    raise KeyboardInterrupt\n"
+    )
+    environment = dict(os.environ) | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code, "status"], capture_output=True, env=environment, check=False)
+    assert done.returncode == 130
+    assert b"Traceback" not in done.stderr

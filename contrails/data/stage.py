@@ -1,0 +1,50 @@
+"""A node-local copy of a dataset file, made once and used by every fold that sees the folder."""
+
+import fcntl
+import logging
+import shutil
+from pathlib import Path
+
+from contrails.data.inspect import damaged_rows
+from contrails.data.store import open_dataset
+from contrails.errors import DataError, StorageError
+from contrails.files import atomic_path, storage
+
+log = logging.getLogger(__name__)
+
+
+def stage(path: Path, folder: Path) -> Path:
+    """Return a copy of a dataset file in `folder`, verified row by row; `path` itself where there is no room for one.
+
+    The first fold copies while the others wait for its lock. A copy gets its name when it is complete and verified, and
+    the name carries the content's fingerprint, so a copy that is there is used as it is.
+
+    Raises:
+        DataError: the file, or what arrived of it, is damaged.
+    """
+    fingerprint = open_dataset(path).fingerprint
+    target = folder / f"{path.stem}-{fingerprint[:16]}.h5"
+    try:
+        with storage(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with storage(folder), (folder / f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                _copy(path, target)
+    except StorageError as error:
+        log.warning("the dataset stays where it is, shared and slower: %s", error)
+        return path
+    return target
+
+
+def _copy(path: Path, target: Path) -> None:
+    for leftover in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed: we hold the lock
+        leftover.unlink()
+    log.info("staging %s as %s", path, target)
+    with atomic_path(target) as temporary:
+        shutil.copyfile(path, temporary)
+        damaged = list(damaged_rows(open_dataset(temporary)))
+        if damaged:
+            raise DataError(
+                "\n".join([f"the copy of {path} is damaged; run `contrails data verify {path}`:", *damaged[:5]])
+            )
