@@ -71,12 +71,12 @@ class Sky:
         clutter_k = ndimage.gaussian_filter(abs(ndimage.gaussian_laplace(b14 - b15, 1)), 3)
         masks = np.zeros((self.size, self.size, 1, int(rng.integers(4, 7))), np.int32)
         for annotator in range(masks.shape[3]):
-            noticed_k, width = rng.uniform(0.4, 0.8), rng.uniform(1.5, 2.2)
+            noticed_k, width = rng.uniform(0.4, 0.8), rng.uniform(1.2, 2.4)
             for contrail in self.contrails:
-                down, right = np.add(LABEL_OFFSET_PX, rng.normal(0, 0.25, 2))
+                down, right = np.add(LABEL_OFFSET_PX, rng.normal(0, 0.4, 2))
                 along, across = contrail.line.coordinates(self.size, (down, right))
-                half_length = contrail.half_length + rng.normal(0, 2)
-                clear = _SPLIT_WINDOW * contrail.depth * backdrop_k > noticed_k * rng.uniform(0.8, 1.25) + 2 * clutter_k
+                half_length = contrail.half_length + rng.normal(0, 5)
+                clear = _SPLIT_WINDOW * contrail.depth * backdrop_k > noticed_k * rng.lognormal(0, 0.4) + 2 * clutter_k
                 masks[:, :, 0, annotator] |= (abs(across) < width) & (abs(along) < half_length) & clear
         return masks
 
@@ -105,7 +105,7 @@ def draw_ground(rng: np.random.Generator, size: int) -> np.ndarray:
 def draw_sky(rng: np.random.Generator, ground: np.ndarray) -> Sky:
     """Draw weather over a ground; half of the skies have contrails."""
     size = len(ground)
-    wind = (float(rng.normal(0, 1.0)), float(rng.normal(0, 2.5)))
+    wind = (float(rng.normal(0, 1.5)), float(rng.normal(0, 3.5)))
     along_wind = float(np.arctan2(*wind))
     edge = _Line.draw(rng, size, along_wind) if rng.random() < 0.4 else None
     streaks = _Fractal.draw(rng, size, 1.5, stretch=rng.uniform(1, 6), angle=along_wind)
