@@ -41,4 +41,5 @@ def sync(run_name: str, fold: str | None, follow: bool) -> None:
 
 
 def _ended(fold: Fold) -> bool:
-    return fold_state(fold).state not in ALIVE
+    # "not submitted": a training in the foreground that starts this process just before its own first attempt
+    return fold_state(fold).state not in ALIVE | {"not submitted"}

@@ -159,3 +159,17 @@ def test_training_in_the_foreground_shows_the_model(site: Site) -> None:
     assert "input (2, 3, 32, 32) -> output (2, 32, 32)" in done.stdout
     assert site.states("tiny-debug")["0"]["state"] == "done"
     assert site.run("train", "tiny.toml", "--debug").returncode == 0  # made afresh each time
+
+
+def test_a_site_can_ask_for_staging_and_for_a_projection_beside_the_job(site: Site) -> None:
+    profile = site.root / "jobs" / "sites" / "mine.toml"
+    profile.parent.mkdir(parents=True)
+    profile.write_text(tomli_w.dumps({"sync": True, "stage_dir": str(site.root / "scratch")}))
+    done = site.run("submit", "tiny.toml", "--fold", "0", "--site", "mine", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert len(list((site.root / "scratch").glob("train-*.h5"))) == 1
+    fold = Run(site.root / "runs" / "tiny").fold("0")
+    end = time.monotonic() + 90
+    while (read_json(fold.wandb) or {}).get("step") != 8:
+        assert time.monotonic() < end, (fold.path / "sync.log").read_text()
+        time.sleep(0.5)

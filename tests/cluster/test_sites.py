@@ -1,0 +1,64 @@
+"""Site profiles: read, refused, and turned into numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from contrails.cluster import sites
+from contrails.cluster.sites import Site, all_sites, find_site, resolve
+from contrails.errors import RecipeError
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_local_is_built_in() -> None:
+    assert list(all_sites()) == ["local"]
+    assert find_site(None).name == "local"
+
+
+def test_the_nearer_profile_wins(tmp_path: Path) -> None:
+    write(tmp_path / "home/.config/contrails/sites/big.toml", "num_threads = 3")
+    write(tmp_path / "home/.config/contrails/sites/local.toml", "sync = true")
+    write(tmp_path / "jobs/sites/big.toml", "num_threads = 4")
+    assert find_site("big").num_threads == 4
+    assert find_site("local").sync
+
+
+def test_an_unknown_site_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"--site locl: no profile .*did you mean 'local'"):
+        find_site("locl")
+
+
+def test_a_wrong_profile_names_file_and_key(tmp_path: Path) -> None:
+    write(tmp_path / "jobs/sites/x.toml", "num_thread = 4")
+    with pytest.raises(RecipeError, match=r"jobs/sites/x.toml: unknown key num_thread; did you mean 'num_threads'"):
+        find_site("x")
+
+
+@pytest.mark.parametrize(
+    ("site", "gpus", "cores", "expected"),
+    [
+        (Site(name="s"), 0, 8, ("cpu", 5, 1)),
+        (Site(name="s"), 0, 2, ("cpu", 2, 1)),
+        (Site(name="s"), 2, 8, ("cuda", 2, 4)),
+        (Site(name="s", device="cpu"), 2, 16, ("cpu", 5, 3)),
+        (Site(name="s", folds_at_a_time=1), 0, 8, ("cpu", 1, 8)),
+        (Site(name="s", num_threads=2), 0, 8, ("cpu", 5, 2)),
+    ],
+)
+def test_what_a_machine_carries(
+    site: Site, gpus: int, cores: int, expected: tuple[str, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sites, "num_gpus", lambda: gpus)
+    monkeypatch.setattr(sites, "num_cores", lambda: cores)
+    found = resolve(site, 5)
+    assert (found.device, found.folds_at_a_time, found.num_threads) == expected
