@@ -1,6 +1,7 @@
 """The training loop: reads from top to bottom, stops between any two steps, goes on where it stopped."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,29 @@ from contrails.train.optim import learning_rate
 from contrails.train.snapshot import prune_snapshots, save_snapshot
 from contrails.train.state import KeptWeights, TrainState
 from contrails.train.stop import StopFlag
+
+
+class Pace:
+    """How fast this attempt is: only telemetry, nothing that a result depends on."""
+
+    def __init__(self, first_step: int) -> None:
+        self._first_step, self._started, self.waited_s = first_step, time.monotonic(), 0.0
+
+    def next_batch(self, stream: Iterator[Batch]) -> Batch:
+        """Return the next batch and count the time that the step waited for it."""
+        since = time.monotonic()
+        batch = next(stream)
+        self.waited_s += time.monotonic() - since
+        return batch
+
+    def seconds_per_step(self, step: int) -> float | None:
+        """Return the mean since the attempt began, validation included; None before its first step."""
+        steps = step - self._first_step
+        return (time.monotonic() - self._started) / steps if steps else None
+
+    def wait_share(self) -> float:
+        """Return the share of the time that steps waited for data."""
+        return self.waited_s / (time.monotonic() - self._started)
 
 
 @dataclass
@@ -46,16 +70,12 @@ class Loop:
         """
         state, section = self.state, self.recipe.train
         per_epoch = self.batches.steps_per_epoch
-        self._started, self._first_step, self._waited_s = time.monotonic(), state.step, 0.0
-        self._last_snapshot = time.monotonic()
+        self._pace, self._last_snapshot = Pace(state.step), time.monotonic()
         self._report(status="running")
         stream = self.batches.stream(state.step)
         while state.epoch < section.epochs:
             while state.step < (state.epoch + 1) * per_epoch:
-                waiting_since = time.monotonic()
-                batch = next(stream)
-                self._waited_s += time.monotonic() - waiting_since
-                self._step(batch)
+                self._step(self._pace.next_batch(stream))
                 if state.step % section.log_every == 0:
                     self._log_training()
                 if time.monotonic() - self._last_snapshot >= 60 * self.recipe.snapshot.every_min:
@@ -162,22 +182,18 @@ class Loop:
         append_json_line(self.attempt.metrics, row)
         state.loss_sum.zero_()
         state.loss_steps = 0
-        elapsed = time.monotonic() - self._started
-        steps = state.step - self._first_step
-        append_json_line(
-            self.attempt.telemetry,
-            {
-                "step": state.step,
-                "time": time.time(),
-                "seconds_per_step": elapsed / steps,
-                "images_per_s": steps * self.recipe.train.batch_size / elapsed,
-                "data_wait_share": self._waited_s / elapsed,
-            },
-        )
+        pace = self._pace.seconds_per_step(state.step)
+        telemetry = {
+            "step": state.step,
+            "time": time.time(),
+            "seconds_per_step": pace,
+            "images_per_s": self.batches.batch_size / pace if pace else None,
+            "data_wait_share": self._pace.wait_share(),
+        }
+        append_json_line(self.attempt.telemetry, telemetry)
         self._report()
 
     def _report(self, **state: Any) -> None:
-        steps = self.state.step - self._first_step
         best = self.state.best
         self.heart.update(
             step=self.state.step,
@@ -185,6 +201,6 @@ class Loop:
             epoch=self.state.epoch,
             num_epochs=self.recipe.train.epochs,
             best_dice=best.dice if best else None,
-            seconds_per_step=(time.monotonic() - self._started) / steps if steps else None,
+            seconds_per_step=self._pace.seconds_per_step(self.state.step),
             **state,
         )
