@@ -95,9 +95,9 @@ def make_ensemble(run: Run, name: str, device: torch.device) -> Ensemble:
         existing = read_ensemble(path)
         if existing.members == tuple(members):
             return existing
-    for (fold, _), member in zip(finished, members, strict=True):
+    for (fold, done), member in zip(finished, members, strict=True):
         with atomic_path(path / member.file) as temporary:
-            shutil.copyfile(fold.weights / _weights_name(fold), temporary)
+            shutil.copyfile(fold.weights / _chosen(done)["file"], temporary)
     histograms = _out_of_fold(run, path, members, device)
     num_folds = read_run_config(run).data.num_folds
     threshold, scores = _fit_threshold(histograms)
@@ -115,22 +115,19 @@ def make_ensemble(run: Run, name: str, device: torch.device) -> Ensemble:
 
 
 def _member(run: Run, fold: Fold, done: dict[str, Any]) -> Member:
-    path = fold.weights / _weights_name(fold)
-    expected = _chosen(done)["sha256"]
+    chosen = _chosen(done)
+    path, expected = fold.weights / chosen["file"], chosen["sha256"]
     if not path.is_file() or sha256(path) != expected:
-        raise DataError(f"{path} is missing or is not the file that {fold.done} names; restore it, or train fold again")
-    return Member(f"fold{fold.key}.safetensors", expected, run.name, fold.key, done["epoch"], done["best_dice"])
+        raise DataError(
+            f"{path} is missing or is not the file that {fold.done} names; restore it, or train the fold again"
+        )
+    return Member(f"fold{fold.key}.safetensors", expected, run.name, fold.key, chosen["epoch"], done["best_dice"])
 
 
-def _chosen(done: dict[str, Any]) -> dict[str, str]:
-    weights: dict[str, dict[str, str]] = done["weights"]
+def _chosen(done: dict[str, Any]) -> dict[str, Any]:
+    """Return file, sha256 and epoch of the best weights; the final ones of a fold without a score."""
+    weights: dict[str, dict[str, Any]] = done["weights"]
     return weights.get("best", weights["final"])
-
-
-def _weights_name(fold: Fold) -> str:
-    done = fold.read_done()
-    assert done is not None
-    return _chosen(done)["file"]
 
 
 def _load(path: Path) -> tuple[Segmenter, Recipe]:

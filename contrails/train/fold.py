@@ -156,7 +156,9 @@ def _write_done(fold: Fold, attempt: Attempt, state: TrainState) -> None:
         "epoch": state.epoch,
         "best_dice": best.dice if best else None,
         "best_threshold": best.threshold if best else None,
-        "weights": {name: {"file": kept.file, "sha256": kept.sha256} for name, kept in weights.items()},
+        "weights": {
+            name: {"file": kept.file, "sha256": kept.sha256, "epoch": kept.epoch} for name, kept in weights.items()
+        },
     }
     create_exclusive(fold.done, to_json(content))
 

@@ -17,6 +17,7 @@ from contrails.cli.main import cli
 from contrails.data.store import open_dataset
 from contrails.errors import DataError, RunError
 from contrails.metrics import NUM_BINS
+from contrails.models.weights import load_weights
 from contrails.runs import Run
 from contrails.train.fold import train_fold
 
@@ -57,6 +58,8 @@ def test_the_threshold_is_fitted_out_of_fold_and_the_score_says_so(trained: Run)
     done = [trained.fold(fold).read_done() for fold in ("0", "1", "2")]
     by_fold = ensemble.scores["dice_by_fold"]
     assert [by_fold[str(k)] for k in range(3)] == pytest.approx([d["best_dice"] for d in done if d], abs=1e-6)
+    epochs = [load_weights(ensemble.path / member.file)[1]["epoch"] for member in ensemble.members]
+    assert [member.epoch for member in ensemble.members] == epochs
     assert ensemble.scores["records"] == "out-of-fold; single members; epochs selected on these records"
     assert ensemble.scores["dice_cross_fitted"] <= ensemble.scores["dice_fitted_threshold"]
 
