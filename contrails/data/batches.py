@@ -99,11 +99,11 @@ class Source:
             inputs, votes = apply_dihedral(inputs, votes, part.elements, dataset.label_offset_px, IGNORE)
         annotators = annotators.view(-1, 1, 1)
         valid = (votes != IGNORE) & (annotators > 0)
-        hard = valid & (votes.to(torch.int16) * 2 > annotators)
+        hard = (votes > annotators // 2) & valid  # strictly more than half
         if self.recipe.loss.target == "hard":
             target = hard.float()
         else:
-            target = torch.where(valid, votes / annotators.clamp(min=1), 0.0)
+            target = votes.float().div_(annotators.clamp(min=1).float()).mul_(valid)
         return Batch(part.rows, inputs, target, hard, valid)
 
 
