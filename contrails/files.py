@@ -116,7 +116,18 @@ def read_json(path: Path) -> Any:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise StorageError(f"{path} is not JSON ({error}); it was damaged outside of contrails") from error
+            raise StorageError(
+                f"{path} is not JSON ({error}); it was damaged outside of contrails: restore it, "
+                "or remove it to have it made again"
+            ) from error
+
+
+def read_hint(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file that nothing depends on; empty if it is missing or damaged."""
+    try:
+        return read_json(path) or {}
+    except StorageError:
+        return {}
 
 
 def append_json_line(path: Path, row: Any, *, durable: bool = False) -> None:

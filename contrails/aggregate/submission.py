@@ -38,14 +38,23 @@ def write_submission(path: Path, masks: Iterable[tuple[str, np.ndarray]], sample
         if record_id in encoded:
             raise DataError(f"record {record_id} is predicted twice; a submission holds it once")
         encoded[record_id] = encode(mask)
-    ids = list(_read(sample)) if sample is not None else list(encoded)
-    if sample is not None:
-        _require_ids(set(encoded), set(ids), f"the predicted dataset, compared with {sample},")
+    ids = list(encoded) if sample is None else sample_ids(sample, set(encoded))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_HEADER)
     writer.writerows((record_id, encoded[record_id]) for record_id in ids)
     write_atomic(path, buffer.getvalue())
+
+
+def sample_ids(sample: Path, predicted: set[str]) -> list[str]:
+    """Return the ids of a sample submission in its order.
+
+    Raises:
+        DataError: they are not exactly those that are predicted.
+    """
+    ids = list(_read(sample))
+    _require_ids(predicted, set(ids), f"the predicted dataset, compared with {sample},")
+    return ids
 
 
 def check_submission(path: Path, shape: tuple[int, int], sample: Path | None = None) -> Summary:

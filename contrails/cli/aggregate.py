@@ -34,11 +34,13 @@ def aggregate(run_name: str, data: Path | None, sample: Path | None, name: str, 
 
     from contrails.aggregate.ensemble import make_ensemble
     from contrails.aggregate.predict import predict_masks
-    from contrails.aggregate.submission import write_submission
+    from contrails.aggregate.submission import sample_ids, write_submission
     from contrails.data.store import open_dataset
 
     chosen = torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
     dataset = open_dataset(data) if data is not None else None
+    if dataset is not None and sample is not None:
+        sample_ids(sample, set(dataset.record_ids))  # before hours of prediction
     ensemble = make_ensemble(open_run(run_name), name, chosen)
     submission = None
     if dataset is not None:

@@ -11,7 +11,7 @@ from contrails.cli.options import json_option
 from contrails.cluster.states import FoldState, fold_state
 from contrails.runs import Run, all_runs, open_run
 
-_COLOURS = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "stopped": "yellow"}
+_COLOURS = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "damaged": "red", "stopped": "yellow"}
 
 
 @click.command()

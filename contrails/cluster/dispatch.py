@@ -20,12 +20,12 @@ from contrails.cluster.freeze import freeze_code, package_folder
 from contrails.cluster.journal import record
 from contrails.cluster.local import start_folds
 from contrails.cluster.sites import Site, resolve
-from contrails.cluster.states import ALIVE, DONE, fold_state
+from contrails.cluster.states import ALIVE, DAMAGED, DONE, fold_state
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, parse, read_toml, to_toml
 from contrails.data.composites import channels
 from contrails.data.filelists import read_filelist, require_match
 from contrails.data.store import open_dataset
-from contrails.errors import RecipeError, RunError
+from contrails.errors import RecipeError, RunError, StorageError
 from contrails.files import sha256, storage, to_json, write_atomic
 from contrails.runs import ALL, Fold, Run, new_run_path
 from contrails.train.attempt import boot_id
@@ -83,7 +83,11 @@ def create_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
 
 def submit_folds(run: Run, config: RunConfig, folds: list[str]) -> dict[str, str]:
     """Submit the folds that are neither finished nor alive; return what happened to each: a job id, or its state."""
-    states = {key: fold_state(run.fold(key)).state for key in folds}
+    found = {key: fold_state(run.fold(key)) for key in folds}
+    damaged = [state.reason for state in found.values() if state.state == DAMAGED]
+    if damaged:
+        raise StorageError("\n".join(str(reason) for reason in damaged))
+    states = {key: state.state for key, state in found.items()}
     wanted = [key for key in folds if states[key] not in ALIVE | {DONE}]
     for key in wanted:
         _prepare(run.fold(key))

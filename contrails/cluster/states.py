@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from contrails.cluster.journal import last_submission
-from contrails.files import read_json
+from contrails.errors import StorageError
+from contrails.files import read_hint
 from contrails.runs import Fold
 from contrails.train.attempt import is_dead
 
-DONE = "done"
+DONE, DAMAGED = "done", "damaged"
 ALIVE = {"waiting", "starting", "running"}
 
 
@@ -20,7 +21,7 @@ ALIVE = {"waiting", "starting", "running"}
 class FoldState:
     """A row of `contrails status`.
 
-    `state` is one of: not submitted, waiting, starting, running, stopped, failed, lost, done.
+    `state` is one of: not submitted, waiting, starting, running, stopped, failed, lost, damaged, done.
     """
 
     fold: str
@@ -38,10 +39,13 @@ class FoldState:
 def fold_state(fold: Fold) -> FoldState:
     """Return the state of a fold."""
     attempts = fold.attempts()
-    state: dict[str, Any] = (read_json(attempts[-1].state) or {}) if attempts else {}
+    state = read_hint(attempts[-1].state) if attempts else {}
     number = attempts[-1].number if attempts else 0
     known = {key: state[key] for key in ("step", "num_steps", "epoch", "num_epochs", "best_dice") if key in state}
-    done = fold.read_done()
+    try:
+        done = fold.read_done()
+    except StorageError as error:
+        return FoldState(fold.key, DAMAGED, number, reason=str(error), **known)
     if done is not None:
         known |= {key: done[key] for key in ("step", "epoch", "best_dice")}
         return FoldState(fold.key, DONE, done["attempt"], **known)
@@ -56,7 +60,7 @@ def _judge(fold: Fold, state: dict[str, Any]) -> tuple[str, str | None]:
     """Return the state of an unfinished fold and why, if there is a reason to tell."""
     attempts = fold.attempts()
     submission = last_submission(fold.run, fold.key)
-    job: dict[str, Any] = (read_json(attempts[-1].job) or {}) if attempts else {}
+    job = read_hint(attempts[-1].job) if attempts else {}
     if submission is not None and job.get("job_id") != submission["job_id"] and not is_dead(submission):
         return "waiting", None  # its job lives and has no attempt yet: it waits for a place
     status = state.get("status")

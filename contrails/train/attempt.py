@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from contrails.errors import RunError, StorageError
-from contrails.files import read_json, storage, to_json, write_atomic
+from contrails.files import read_hint, storage, to_json, write_atomic
 from contrails.runs import Attempt, Fold
 
 BEAT_S = 20.0
@@ -119,7 +119,7 @@ def _await_end(attempt: Attempt, job: dict[str, Any], keep_waiting: Callable[[],
             return
         now = _state_bytes(attempt)
         if now != seen:
-            owner = read_json(attempt.job) or {}
+            owner = read_hint(attempt.job)
             raise RunError(
                 f"fold {attempt.path.parent.parent.name} is being trained by attempt {attempt.number} "
                 f"(host {owner.get('host')}, process {owner.get('pid')}, job {owner.get('job_id')}); "
@@ -131,7 +131,7 @@ def _await_end(attempt: Attempt, job: dict[str, Any], keep_waiting: Callable[[],
 
 
 def _is_over(attempt: Attempt, job: dict[str, Any]) -> bool:
-    state, owner = read_json(attempt.state) or {}, read_json(attempt.job) or {}
+    state, owner = read_hint(attempt.state), read_hint(attempt.job)
     if state.get("status") in OVER:
         return True
     same_job = job.get("job_id") is not None and owner.get("job_id") == job["job_id"]
