@@ -32,10 +32,30 @@ class DataSection(Section):
     dataset: Path = Field(description="dataset file made by `contrails prepare`")
     filelist: Path = Field(description="fold of every record, made by `contrails split`")
     frames: tuple[int, ...] = Field((), description="frames given to the model; empty: the labelled one")
-    composite: str = Field("ash", description="input channels made of the bands: a name of `contrails.data.composites`")
+    composite: str | tuple[str, ...] = Field(
+        "ash",
+        description="input channels: ash, ash_unclipped, split_window, bands, or expressions like b14-b15",
+    )
+    normalise: Literal["none", "mean_std", "min_max", "per_image", "imagenet"] = Field(
+        "none",
+        description="what maps each channel then; mean_std and min_max are of the training split",
+    )
+    crop: int | None = Field(None, ge=32, description="side of a random window to train on, in pixels; empty: all")
+    crop_positive: float = Field(0.0, ge=0, le=1, description="chance that a window is asked to hold a positive pixel")
+    residency: Literal["auto", "mmap", "ram"] = Field(
+        "auto", description="where the data lie in training: mapped from the file, or copied to RAM once a job"
+    )
     size: int | None = Field(None, ge=32, description="side of the model's input in pixels; empty: the records' own")
     limit: int = Field(0, ge=0, description="use at most this many records a side, for debugging; 0: all")
     overfit: int = Field(0, ge=0, description="train and validate on the same N records, positive ones first; 0: off")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.composite == ():
+            raise ValueError("composite is empty, expected a name or at least one expression")
+        if self.crop is not None and self.size is not None:
+            raise ValueError("crop and size exclude each other: windows would be enlarged more than whole records")
+        return self
 
 
 class ModelSection(Section):
@@ -73,6 +93,11 @@ class TrainSection(Section):
 
     epochs: int = Field(20, ge=1, description="passes over the training records")
     batch_size: int = Field(16, ge=1, description="records a step")
+    drop_last: bool = Field(True, description="leave out the last incomplete batch of an epoch")
+    positive_share: float | None = Field(
+        None, gt=0, lt=1, description="share of positive records in every batch; empty: as they come"
+    )
+    balance_groups: bool = Field(False, description="draw every group equally often, however many records it has")
     lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(1e-2, ge=0, description="decoupled weight decay of AdamW")
     warmup_epochs: float = Field(1.0, ge=0, description="linear warm-up before the cosine, in epochs")

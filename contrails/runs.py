@@ -141,6 +141,11 @@ class Fold:
         return self.path / "wandb.json"
 
     @property
+    def composite(self) -> Path:
+        """Input channels with the normalisation that was fitted for this fold."""
+        return self.path / "composite.json"
+
+    @property
     def snapshots(self) -> Path:
         return self.path / "snapshots"
 

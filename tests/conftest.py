@@ -10,13 +10,14 @@ import pytest
 
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, to_toml
 from contrails.data.filelists import read_filelist
-from contrails.data.store import open_dataset
+from contrails.data.store import Dataset, open_dataset
 from contrails.files import sha256, write_atomic
 from contrails.runs import Run
 
-from raw_records import write_record
+from raw_records import write_metadata, write_record
 
 MakeRun = Callable[..., Run]
+MakeRecipe = Callable[..., Recipe]
 
 TINY_MODEL = {"encoder": "tu-test_resnet", "encoder_depth": 3, "decoder_channels": [16, 8, 8]}
 
@@ -97,3 +98,36 @@ def restore_process() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
     os.environ.clear()
     os.environ.update(environment)
+
+
+@pytest.fixture(scope="session")
+def framed_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine records of 64x64 with the frames 2 to 5: every third is positive, the first six show one tile."""
+    from contrails.cli.main import cli
+
+    root = tmp_path_factory.mktemp("framed")
+    for index in range(9):
+        write_record(root / "raw", "train", f"{1000 + index}", size=64, seed=index, positive=index % 3 == 0)
+    entries = [
+        {"record_id": f"{1000 + index}", "tile": f"tile{max(0, index - 5)}", "timestamp": 1e9 + index}
+        for index in range(9)
+    ]
+    write_metadata(root / "raw", "train", entries)
+    cli(["prepare", str(root / "raw"), str(root / "train.h5"), "--frames", "2-5"], standalone_mode=False)
+    return root / "train.h5"
+
+
+@pytest.fixture
+def framed(framed_path: Path) -> Dataset:
+    return open_dataset(framed_path)
+
+
+@pytest.fixture
+def recipe_with() -> MakeRecipe:
+    """Make a recipe; keyword arguments are its tables."""
+
+    def make(**tables: dict[str, Any]) -> Recipe:
+        data = {"dataset": "unused.h5", "filelist": "unused.csv"} | tables.pop("data", {})
+        return Recipe.model_validate({"data": data, **tables})
+
+    return make

@@ -96,7 +96,7 @@ def test_an_override_below_a_value_is_refused(path: Path) -> None:
     ("key", "meant"),
     [
         ("train.learning_rate", "unknown key train.learning_rate; did you mean 'train.lr'?"),
-        ("train.lrr", "unknown key train.lrr; did you mean 'lr'? Known: batch_size, "),
+        ("train.lrr", "unknown key train.lrr; did you mean 'lr'? Known: balance_groups, "),
         ("train.epoch", "unknown key train.epoch; did you mean 'epochs'? Known: "),
         ("train.gradient_clip", "unknown key train.gradient_clip; did you mean 'grad_clip'? Known: "),
         ("lr", "unknown key lr; did you mean 'train.lr'?"),
@@ -108,7 +108,7 @@ def test_an_override_below_a_value_is_refused(path: Path) -> None:
         ),
         ("optim.lr", "unknown key optim; Known: augment, data, loss, model, seed, snapshot, train"),
         ("sed", "unknown key sed; did you mean 'seed'? Known: "),
-        ("train..lr", "unknown key train.; Known: batch_size, "),
+        ("train..lr", "unknown key train.; Known: balance_groups, "),
     ],
 )
 def test_an_unknown_key_names_what_was_meant(key: str, meant: str, path: Path) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from contrails.config import Recipe, parse
-from contrails.data.batches import Source
+from contrails.data.batches import Source, source_of
+from contrails.data.composites import Composite
 from contrails.data.filelists import read_filelist
-from contrails.data.store import open_dataset
+from contrails.data.store import Dataset, open_dataset
 from contrails.errors import DataError, RunError
 from contrails.files import atomic_path, read_json, sha256, to_json, write_atomic
 from contrails.metrics import Histogram
@@ -73,9 +74,9 @@ def read_ensemble(path: Path) -> Ensemble:
     return Ensemble(path, members, content["threshold"], content["scores"], content["complete"])
 
 
-def load_member(ensemble: Ensemble, member: Member) -> tuple[Segmenter, Recipe]:
-    """Return a member's network with its weights, on the CPU, and the recipe it was trained with."""
-    return _load(ensemble.path / member.file)
+def load_member(ensemble: Ensemble, member: Member, dataset: Dataset, device: torch.device) -> tuple[Segmenter, Source]:
+    """Return a member's network with its weights, and the dataset as that network sees it."""
+    return _load(ensemble.path / member.file, dataset, device)
 
 
 def make_ensemble(run: Run, name: str, device: torch.device) -> Ensemble:
@@ -130,7 +131,7 @@ def _chosen(done: dict[str, Any]) -> dict[str, Any]:
     return weights.get("best", weights["final"])
 
 
-def _load(path: Path) -> tuple[Segmenter, Recipe]:
+def _load(path: Path, dataset: Dataset, device: torch.device) -> tuple[Segmenter, Source]:
     tensors, about = load_weights(path)
     recipe = parse(Recipe, about["recipe"], str(path))
     model = build_model(recipe, about["num_channels"])
@@ -140,20 +141,19 @@ def _load(path: Path) -> tuple[Segmenter, Recipe]:
         raise DataError(f"{path} does not fit the model of its own recipe: {error}; it was changed") from error
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()):
         raise DataError(f"{path} holds weights that are not finite; leave this member out, or train it again")
-    return model.eval(), recipe
+    return model.eval().to(device), source_of(dataset, recipe, Composite.from_dict(about["composite"]), device)
 
 
 def _out_of_fold(run: Run, path: Path, members: list[Member], device: torch.device) -> dict[str, Histogram]:
     """Return the histogram of each member on its own fold's validation records."""
     recipe = read_run_config(run).recipe
     dataset, filelist = open_dataset(recipe.data.dataset), read_filelist(recipe.data.filelist)
-    source = Source(dataset, recipe, device)
     scored = [(member, training_rows(dataset, filelist, member.fold, recipe)[1]) for member in members]
     histograms = {}
     with bar("out-of-fold predictions", sum(len(rows) for _, rows in scored)) as advance:
         for member, rows in scored:
             if len(rows):
-                model = _load(path / member.file)[0].to(device)
+                model, source = _load(path / member.file, dataset, device)
                 histograms[member.fold] = evaluate(model, source, rows, recipe.train.batch_size).histogram
                 advance(len(rows))
     return histograms

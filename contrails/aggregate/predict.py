@@ -23,8 +23,7 @@ def predict_masks(ensemble: Ensemble, dataset: Dataset, device: torch.device) ->
     Shape:
         mask bool (H, W), true where the rounded mean probability reaches the ensemble's threshold.
     """
-    loaded = [load_member(ensemble, member) for member in ensemble.members]
-    members = [(model.to(device), Source(dataset, recipe, device)) for model, recipe in loaded]
+    members = [load_member(ensemble, member, dataset, device) for member in ensemble.members]
     first = round(ensemble.threshold * (NUM_BINS - 1))
     rows = np.arange(dataset.num_records)
     with bar("predictions", dataset.num_records) as advance:

@@ -33,7 +33,7 @@ def schema(as_json: bool) -> None:
         return
     table = Table()
     for heading in ("key", "type", "default", "meaning"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "key")
     for name, field in keys(Recipe):
         default = "(required)" if field.is_required() else _shown(field.default)
         table.add_row(name, escape(_type_name(field)), escape(default), field.description)

@@ -57,7 +57,7 @@ def split(
     dataset = open_dataset(data)
     groups = filelists.time_groups(dataset.groups, dataset.timestamps, window_hours)
     labelled = dataset.annotators > 0
-    positive = dataset.positive_pixels() > 0
+    positive = dataset.positive_pixels(range(dataset.num_records)) > 0
     found = []
     if check is not None:
         path, filelist = check, filelists.read_filelist(check)

@@ -22,8 +22,9 @@ from contrails.cluster.local import start_folds
 from contrails.cluster.sites import Site, resolve
 from contrails.cluster.states import ALIVE, DAMAGED, DONE, fold_state
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, parse, read_toml, to_toml
-from contrails.data.composites import channels
+from contrails.data.composites import channels_of
 from contrails.data.filelists import read_filelist, require_match
+from contrails.data.sampling import require_crop_fits
 from contrails.data.store import open_dataset
 from contrails.errors import RecipeError, RunError, StorageError
 from contrails.files import sha256, storage, to_json, write_atomic
@@ -124,10 +125,9 @@ def _check_data(recipe: Recipe) -> DataIdentity:
     """Open what the recipe names and check that it fits, before anything is created."""
     dataset, filelist = open_dataset(recipe.data.dataset), read_filelist(recipe.data.filelist)
     require_match(filelist, dataset.record_ids, str(recipe.data.filelist))
-    channels(recipe.data.composite, dataset.band_names)
-    missing = [frame for frame in recipe.data.frames if frame not in dataset.frames]
-    if missing:
-        raise RecipeError(f"data.frames: {dataset.path} holds the frames {list(dataset.frames)}, not {missing}")
+    channels_of(recipe.data, dataset.band_names)
+    dataset.frame_positions(recipe.data.frames)
+    require_crop_fits(recipe, dataset)
     return DataIdentity(
         dataset=dataset.fingerprint, filelist=sha256(recipe.data.filelist), num_folds=filelist.num_folds
     )

@@ -1,19 +1,19 @@
-"""Dihedral moves of image and label that keep them aligned, and their draws.
+"""Dihedral moves of image and label that keep them aligned.
 
 Labels can sit off the image by a fraction of a pixel (`label_offset_px`; half a pixel down-right in OpenContrails), so
 that moving both in the same way would pull them apart. With A the linear part of the move and d the offset, an image
 point x goes to Ax while its label at x + d goes to Ax + Ad; it belongs at Ax + d, so the moved label is shifted
 by d - Ad, which must be whole pixels. The border that the shift exposes becomes "ignore".
+
+Elements are numbered from 0, the identity: 4 is the transposition bit, 2 the vertical and 1 the horizontal flip, which
+follow it.
 """
+
+from collections.abc import Sequence
 
 import torch
 
-from contrails.draws import generator
 from contrails.errors import DataError
-
-NUM_ELEMENTS = 8
-"""Elements of the dihedral group of the square; number 0 is the identity. 4 is the transposition bit,
-2 the vertical and 1 the horizontal flip, which follow it."""
 
 
 def inverse(element: int) -> int:
@@ -55,21 +55,13 @@ def move_label(label: torch.Tensor, element: int, offset_px: tuple[float, float]
     return _shift(move_image(label, element), label_shift(element, offset_px), fill)
 
 
-def draw_dihedral(seed: int, fold: str, step: int, count: int, probability: float) -> list[int]:
-    """Draw an element for each of `count` samples of a step: a random one of eight with `probability`, else none."""
-    random = generator(seed, "dihedral", fold, step)
-    chosen = random.random(count) < probability
-    elements = random.integers(0, NUM_ELEMENTS, count)
-    return [int(element) if use else 0 for use, element in zip(chosen, elements, strict=True)]
-
-
 def apply_dihedral(
-    images: torch.Tensor, labels: torch.Tensor, elements: list[int], offset_px: tuple[float, float], fill: float
+    images: torch.Tensor, labels: torch.Tensor, elements: Sequence[int], offset_px: tuple[float, float], fill: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Move each sample by its own element.
 
     Shape:
-        images (B, C, H, W) and labels (B, H, W), both returned in the same shape.
+        images (B, ..., H, W) and labels (B, H, W), both returned in the same shape.
     """
     images = torch.stack([move_image(image, element) for image, element in zip(images, elements, strict=True)])
     labels = torch.stack(

@@ -1,11 +1,10 @@
-"""Batches: which records a step sees, and their integers as one gather from the mapped file, made ahead by a thread.
+"""Batches: integers copied from the mapped file into reused buffers by a thread, made into inputs on the device.
 
-The order of an epoch is a function of (seed, fold, epoch), so a batch is a function of (seed, fold, step) alone,
-wherever the process was started. Integers travel to the device; channels and targets are made there. There are no
-worker processes: one gather into a reused buffer is as fast as a copy, and nothing is pickled.
+A batch is a function of its `Part` (see `contrails.data.sampling`), wherever the process was started and however many
+are prepared ahead. There are no worker processes: copying rows into a reused buffer runs at the memory's speed, and
+nothing is pickled. Channels, moves and targets are made on the device.
 """
 
-import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,25 +14,13 @@ import numpy as np
 import torch
 
 from contrails.config import Recipe
-from contrails.data.augment import apply_dihedral, draw_dihedral
-from contrails.data.composites import Channel, channels, compose
-from contrails.data.store import Dataset
-from contrails.draws import generator
-from contrails.errors import RecipeError
-
-IGNORE = 255
-"""Value of a vote that says: this pixel does not count."""
+from contrails.data.augment import apply_dihedral
+from contrails.data.composites import Composite, compose
+from contrails.data.sampling import Part
+from contrails.data.store import IGNORE, Dataset
 
 _AHEAD = 3
 """Batches gathered before they are asked for; each has a buffer of its own."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one batch is made of: rows of the file (int64) and, for each, the dihedral element that moves it."""
-
-    rows: np.ndarray
-    elements: list[int]
 
 
 @dataclass(frozen=True)
@@ -41,141 +28,141 @@ class Batch:
     """Inputs and targets on the device.
 
     Shape:
-        rows int64 (B,); inputs float32 (B, C, H, W); target float32 (B, H, W): the share of annotators, or 0 and 1
-        where the recipe says hard; hard bool (B, H, W): strictly more than half; valid bool (B, H, W): what counts.
+        rows int64 (B,); inputs float32 (B, C, H, W), or (B, T, C, H, W) with frames as a time axis; target float32
+        (B, H, W): the share of annotators, or 0 and 1 where the recipe says hard; valid bool (B, H, W): what counts.
     """
 
     rows: np.ndarray
     inputs: torch.Tensor
     target: torch.Tensor
-    hard: torch.Tensor
     valid: torch.Tensor
 
+    @property
+    def hard(self) -> torch.Tensor:
+        """Where more than half of the annotators marked a pixel that counts, bool (B, H, W)."""
+        return self.target > 0.5
 
+
+@dataclass(frozen=True)
 class Source:
-    """A dataset seen with the eyes of a recipe: chosen frames and channels, on one device.
+    """A dataset as a model sees it, on one device.
 
-    Raises:
-        RecipeError: the dataset lacks a frame or a band that the recipe needs.
+    `frames` are positions along axis T of the file; `hard_target` makes targets 0 and 1; `time_axis` keeps the frames
+    apart instead of stacking their channels.
     """
 
-    def __init__(self, dataset: Dataset, recipe: Recipe, device: torch.device) -> None:
-        self.dataset, self.recipe, self.device = dataset, recipe, device
-        self.channels: tuple[Channel, ...] = channels(recipe.data.composite, dataset.band_names)
-        frames = frame_positions(recipe, dataset)
-        self.num_channels = len(frames) * len(self.channels)
-        bands = torch.from_numpy(dataset.bands)
-        # a slice is a view that index_select reads in place; any other choice of frames is taken after the gather
-        run = range(frames[0], frames[0] + len(frames))
-        self._bands = bands[:, frames[0] : run.stop] if frames == list(run) else bands
-        self._frames = None if frames == list(run) else torch.tensor(frames, device=device)
-        self._votes = torch.from_numpy(dataset.votes)
-        self._annotators = torch.from_numpy(dataset.annotators)
+    dataset: Dataset
+    frames: tuple[int, ...]
+    composite: Composite
+    device: torch.device
+    hard_target: bool = False
+    time_axis: bool = False
+
+    @property
+    def channel_axis(self) -> int:
+        """Axis of `Batch.inputs` along which its channels lie."""
+        return 2 if self.time_axis else 1
+
+    @property
+    def num_channels(self) -> int:
+        """Channels that the model takes: of one frame where frames are a time axis, else of all of them."""
+        return len(self.composite.channels) * (1 if self.time_axis else len(self.frames))
 
     def batches(self, parts: Iterable[Part]) -> Iterator[Batch]:
         """Yield the batch of each part; a thread gathers the integers of the next ones meanwhile."""
         parts = iter(parts)
-        slots = itertools.cycle([_Slot(self) for _ in range(_AHEAD)])
         with ThreadPoolExecutor(1, thread_name_prefix="gather") as pool:
-            waiting = deque(
-                (part, slot, pool.submit(slot.gather, part.rows))
-                for part, slot in zip(itertools.islice(parts, _AHEAD), slots, strict=False)
-            )
-            while waiting:
-                part, slot, gathered = waiting.popleft()
-                gathered.result()
-                batch = self._finish(part, slot)
-                for following in itertools.islice(parts, 1):
-                    waiting.append((following, slot, pool.submit(slot.gather, following.rows)))
+            waiting = deque((buffer, pool.submit(buffer.gather, parts)) for buffer in self.buffers(_AHEAD))
+            while (part := waiting[0][1].result()) is not None:
+                buffer, _ = waiting.popleft()
+                batch = self._finish(part, buffer)
+                waiting.append((buffer, pool.submit(buffer.gather, parts)))
                 yield batch
 
-    def _finish(self, part: Part, slot: "_Slot") -> Batch:
+    def buffers(self, count: int) -> list["Buffer"]:
+        """Return buffers for `count` batches of this source."""
+        return [Buffer(self) for _ in range(count)]
+
+    def _finish(self, part: Part, buffer: "Buffer") -> Batch:
         dataset = self.dataset
-        packed, votes, annotators = slot.to_device(len(part.rows))
-        if self._frames is not None:
-            packed = packed.index_select(1, self._frames)
-        inputs = compose(packed, self.channels, dataset.band_names, dataset.scale_factor, dataset.add_offset)
+        packed, votes, annotators = buffer.to_device(len(part.rows))
         if any(part.elements):
-            inputs, votes = apply_dihedral(inputs, votes, part.elements, dataset.label_offset_px, IGNORE)
-        annotators = annotators.view(-1, 1, 1)
-        valid = (votes != IGNORE) & (annotators > 0)
-        hard = (votes > annotators // 2) & valid  # strictly more than half
-        if self.recipe.loss.target == "hard":
-            target = hard.float()
-        else:
-            target = votes.float().div_(annotators.clamp(min=1).float()).mul_(valid)
-        return Batch(part.rows, inputs, target, hard, valid)
+            packed, votes = apply_dihedral(packed, votes, part.elements, dataset.label_offset_px, IGNORE)
+        inputs = compose(packed, self.composite, dataset.band_names, dataset.scale_factor, dataset.add_offset)
+        # over 1 where the vote is "ignore", not a number or infinite for an unlabelled record
+        share = votes.float().div_(annotators.view(-1, 1, 1).float())
+        valid = share <= 1
+        target = torch.where(valid, share, 0.0)
+        if self.hard_target:
+            target = (target > 0.5).float()  # strictly more than half
+        return Batch(part.rows, inputs if self.time_axis else inputs.flatten(1, 2), target, valid)
 
 
-class _Slot:
-    """One reused buffer of a batch; pinned where there is CUDA, so that the copy does not block."""
+class Buffer:
+    """The integers of one batch, reused; pinned where there is CUDA, so that the copy to the device does not block."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._cuda = source.device.type == "cuda"
         self._copied = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
-        self._buffers: list[torch.Tensor] = []
+        self._tensors: list[torch.Tensor] = []
+        dataset, frames = source.dataset, source.frames
+        # plain arrays: indexing a numpy.memmap costs microseconds more
+        self._arrays = tuple(np.asarray(array) for array in (dataset.bands, dataset.votes, dataset.annotators))
+        # a run of frames is read in place, any other choice is copied once more
+        run = frames == tuple(range(frames[0], frames[-1] + 1))
+        self._frames = slice(frames[0], frames[-1] + 1) if run else list(frames)
 
-    def gather(self, rows: np.ndarray) -> None:
-        """Copy rows of the file into the buffer, once the device has taken what it held."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        source, index = self._source, torch.from_numpy(rows)
-        arrays = (source._bands, source._votes, source._annotators)
-        if not self._buffers or len(self._buffers[0]) < len(rows):
-            self._buffers = [a.new_empty((len(rows), *a.shape[1:]), pin_memory=self._cuda) for a in arrays]
-        for array, buffer in zip(arrays, self._buffers, strict=True):
-            torch.index_select(array, 0, index, out=buffer[: len(rows)])
+    def gather(self, parts: Iterator[Part]) -> Part | None:
+        """Copy the next part's rows of the file into the buffer; return the part, None after the last one."""
+        part = next(parts, None)
+        if part is not None:
+            if self._copied is not None:
+                self._copied.synchronize()  # the device has taken what the buffer held
+            self._copy(part)
+        return part
 
     def to_device(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return packed bands, votes and annotators on the device; on the CPU these are the buffers themselves."""
-        bands, votes, annotators = (
-            buffer[:count].to(self._source.device, non_blocking=True) for buffer in self._buffers
-        )
+        """Return bands (B, T, C, H, W), votes (B, H, W) and annotators (B,); on the CPU these are the buffer itself."""
+        bands, votes, annotators = (t[:count].to(self._source.device, non_blocking=True) for t in self._tensors)
         if self._copied is not None:
             self._copied.record()
         return bands, votes, annotators
 
+    def _copy(self, part: Part) -> None:
+        bands, votes, annotators = self._arrays
+        for index, row in enumerate(part.rows):
+            sample, label = bands[row], votes[row]
+            if part.corners:
+                (top, left), side = part.corners[index], part.side
+                window = (..., slice(top, top + side), slice(left, left + side))
+                sample, label = sample[window], label[window]
+            sample = sample[self._frames]
+            if index == 0:
+                self._fit(len(part.rows), sample.shape, label.shape)
+            for tensor, values in zip(self._tensors, (sample, label, annotators[row]), strict=True):
+                tensor.numpy()[index] = values
 
-def frame_positions(recipe: Recipe, dataset: Dataset) -> list[int]:
-    """Return where the recipe's frames lie along axis T of the file; the labelled frame where it names none.
+    def _fit(self, count: int, *shapes: tuple[int, ...]) -> None:
+        """Allocate what holds `count` samples, unless it is there."""
+        if not self._tensors or len(self._tensors[0]) < count:
+            dtypes = [torch.from_numpy(array[:0]).dtype for array in self._arrays]
+            self._tensors = [
+                torch.empty((count, *shape), dtype=dtype, pin_memory=self._cuda)
+                for shape, dtype in zip((*shapes, ()), dtypes, strict=True)
+            ]
+
+
+def source_of(dataset: Dataset, recipe: Recipe, composite: Composite, device: torch.device) -> Source:
+    """Return a dataset as a recipe's model sees it.
 
     Raises:
-        RecipeError: the file does not hold one of them.
+        RecipeError: the file does not hold a frame that the recipe names.
     """
-    wanted = recipe.data.frames or (dataset.label_frame,)
-    missing = [frame for frame in wanted if frame not in dataset.frames]
-    if missing:
-        raise RecipeError(
-            f"data.frames = {list(wanted)}: {dataset.path} holds the frames {list(dataset.frames)}, not {missing}; "
-            "choose among them, or prepare the dataset again with --frames"
-        )
-    return [dataset.frames.index(frame) for frame in wanted]
-
-
-class TrainingBatches:
-    """The batches of a fold, by step."""
-
-    def __init__(self, source: Source, rows: np.ndarray, fold: str) -> None:
-        self._source, self._rows, self._fold = source, rows, fold
-        self.batch_size = min(source.recipe.train.batch_size, len(rows))
-        # The last incomplete batch is left out: batch norm of a single record would be noise.
-        self.steps_per_epoch = len(rows) // self.batch_size
-
-    def part(self, step: int) -> Part:
-        """Return what step number `step` (from 0) sees."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        recipe = self._source.recipe
-        order = generator(recipe.seed, "order", self._fold, epoch).permutation(self._rows)
-        rows = order[position * self.batch_size : (position + 1) * self.batch_size]
-        return Part(rows, draw_dihedral(recipe.seed, self._fold, step, len(rows), recipe.augment.dihedral))
-
-    def stream(self, first_step: int) -> Iterator[Batch]:
-        """Yield the batches from one step on, without end."""
-        return self._source.batches(self.part(step) for step in itertools.count(first_step))
+    frames = dataset.frame_positions(recipe.data.frames)
+    return Source(dataset, frames, composite, device, hard_target=recipe.loss.target == "hard")
 
 
 def in_order(source: Source, rows: np.ndarray, batch_size: int) -> Iterator[Batch]:
-    """Yield the batches of rows in their order, unchanged by augmentation."""
-    parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-    return source.batches(Part(part, [0] * len(part)) for part in parts)
+    """Yield the batches of rows in their order, whole and unchanged by augmentation."""
+    return source.batches(Part(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))

@@ -1,92 +1,229 @@
 """Input channels as named, documented functions of the bands.
 
-A composite is a list of channels; a channel is a weighted sum of bands in kelvin, mapped from (low, high) to (0, 1).
-A weighted sum of packed integers is one as well, so kelvin are never made on the way (scale and offset enter the
-weights). Names are checked without torch, so a login node can refuse a recipe that does not fit its data.
+A channel is a weighted sum of bands in kelvin plus a constant, clipped or not. A weighted sum of packed integers is one
+as well, so kelvin are never made on the way (scale and offset enter weights and constant). Normalisation by fitted
+statistics is an affine map too and disappears into the same numbers, which weights files carry, so that a
+prediction needs nothing else. Recipes are checked without torch, so a login node can refuse one that does not fit.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import ast
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
+from contrails.config import DataSection
 from contrails.errors import RecipeError, choices
 
 if TYPE_CHECKING:
     import torch
 
+# Ash false colour as published with OpenContrails (Ng et al. 2023, after EUMETSAT's ash product).
+_ASH = ("(b15 - b14 + 4) / 6", "(b14 - b11 + 4) / 9", "(b14 - 243) / 60")
+COMPOSITES: dict[str, tuple[str, ...]] = {
+    "ash": _ASH,
+    "ash_unclipped": _ASH,
+    # split-window difference alone: where thin ice shows most
+    "split_window": ("(b14 - b15 + 2) / 6",),
+}
+"""Composites by name. Besides these, `bands` means every band of the dataset, from 200 K to 320 K onto 0 to 1."""
+
+_CLIPPED = {"ash", "split_window"}
+_IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
+"""Mean and deviation of each colour over the ImageNet training images, as torchvision and timm use them."""
+
+_MAX_LENGTH = 500
+
 
 @dataclass(frozen=True)
 class Channel:
-    """`(sum of weight * band - low) / (high - low)`, bands in kelvin."""
+    """`sum of weight * band + constant`, bands in kelvin, then clipped to `clip` unless that is None."""
 
     weights: Mapping[str, float]
-    low: float
-    high: float
-    clip: bool = True
+    constant: float = 0.0
+    clip: tuple[float, float] | None = None
+
+    def mapped(self, factor: float, shift: float) -> Self:
+        """Return the channel `factor * self + shift`; the factor is positive."""
+        return replace(
+            self,
+            weights={band: factor * weight for band, weight in self.weights.items()},
+            constant=factor * self.constant + shift,
+            clip=None if self.clip is None else (factor * self.clip[0] + shift, factor * self.clip[1] + shift),
+        )
 
 
-# Ash false colour as published with OpenContrails (Ng et al. 2023, after EUMETSAT's ash product).
-_ASH = (
-    Channel({"b15": 1, "b14": -1}, -4, 2),
-    Channel({"b14": 1, "b11": -1}, -4, 5),
-    Channel({"b14": 1}, 243, 303),
-)
-# Split-window difference alone: where thin ice shows most.
-_SPLIT_WINDOW = (Channel({"b14": 1, "b15": -1}, -2, 4),)
+@dataclass(frozen=True)
+class Composite:
+    """What the model sees of a frame; `per_image` maps each channel of each record to mean 0 and deviation 1."""
+
+    channels: tuple[Channel, ...]
+    per_image: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return what `to_dict` described."""
+        channels = (Channel(c["weights"], c["constant"], c["clip"] and tuple(c["clip"])) for c in values["channels"])
+        return cls(tuple(channels), values["per_image"])
 
 
-def channels(name: str, band_names: Sequence[str]) -> tuple[Channel, ...]:
-    """Return the channels of a composite: `ash`, `split_window`, or `bands` (every band from 200 K to 320 K).
+def channels_of(section: DataSection, band_names: Sequence[str]) -> tuple[Channel, ...]:
+    """Return the channels that a recipe asks for, before normalisation.
 
     Raises:
-        RecipeError: no composite has this name, or the dataset lacks a band that it needs.
+        RecipeError: an expression is none, the dataset lacks a band, or the normalisation does not fit.
     """
-    known = {
-        "ash": _ASH,
-        "split_window": _SPLIT_WINDOW,
-        "bands": tuple(Channel({band: 1}, 200, 320, clip=False) for band in band_names),
-    }
-    if name not in known:
-        raise RecipeError(f"data.composite = '{name}': expected the name of a composite; {choices(name, known)}")
-    missing = {band for channel in known[name] for band in channel.weights} - set(band_names)
-    if missing:
-        raise RecipeError(
-            f"data.composite = '{name}' needs the bands {', '.join(sorted(missing))}, the dataset holds "
-            f"{', '.join(band_names)}; prepare it again with --bands, or choose another composite"
-        )
-    return known[name]
+    asked, named = section.composite, isinstance(section.composite, str)
+    if asked == "bands":
+        channels = tuple(Channel({band: 1}).mapped(1 / 120, -200 / 120) for band in band_names)
+    else:
+        expressions = (asked,) if isinstance(asked, str) else asked
+        if isinstance(asked, str) and asked in COMPOSITES:
+            expressions = COMPOSITES[asked]
+        channels = tuple(_channel(expression, band_names, asked) for expression in expressions)
+    if named and asked in _CLIPPED:
+        channels = tuple(replace(channel, clip=(0.0, 1.0)) for channel in channels)
+    if section.normalise == "imagenet":
+        if len(channels) != len(_IMAGENET):
+            raise RecipeError(
+                f"data.normalise = 'imagenet' is for 3 channels from 0 to 1, such as ash; data.composite = {asked!r} "
+                f"has {len(channels)}; choose another of the two"
+            )
+        return tuple(c.mapped(1 / std, -mean / std) for c, (mean, std) in zip(channels, _IMAGENET, strict=True))
+    return channels
+
+
+def parse_expression(text: str) -> tuple[dict[str, float], float]:
+    """Return the weights and the constant of an expression such as `(b14 - b15 + 2) / 6`; nothing is evaluated.
+
+    Known are numbers, names, `+ - *`, division by a number, and parentheses; the result must be linear in the names.
+
+    Raises:
+        ValueError: anything else, with the reason.
+    """
+    if len(text) > _MAX_LENGTH:
+        raise ValueError(f"it has {len(text)} characters, expected at most {_MAX_LENGTH}")
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+        weights = _linear(tree.body)
+    except (SyntaxError, RecursionError, ZeroDivisionError, OverflowError, MemoryError) as error:
+        raise ValueError(f"it is not an expression ({error.args[0] if error.args else error})") from error
+    if not all(math.isfinite(weight) for weight in weights.values()):
+        raise ValueError("its numbers are not finite")
+    constant = weights.pop("", 0.0)
+    return {band: weights[band] for band in sorted(weights) if weights[band]}, constant
 
 
 def compose(
-    packed: "torch.Tensor", channels: Sequence[Channel], band_names: Sequence[str], scale: float, offset: float
+    packed: "torch.Tensor", composite: Composite, band_names: Sequence[str], scale: float, offset: float
 ) -> "torch.Tensor":
-    """Return the channels of packed bands, frame after frame.
+    """Return the channels of packed bands, frame by frame.
 
     Args:
-        packed: int16 bands.
-        channels: what to make, see `channels`.
+        packed: int16 bands (images: uint8, uint16).
+        composite: what to make of them.
         band_names: name of each band along axis C.
         scale: kelvin a count.
         offset: kelvin of count zero.
 
     Shape:
-        packed (B, T, C, H, W) to float32 (B, T * len(channels), H, W).
+        packed (B, T, C, H, W) to float32 (B, T, len(channels), H, W).
     """
     import torch
 
     # One conversion for all channels, then in place: intermediate tensors of this size cost more than the arithmetic.
     counts = packed.float()
     batch, frames, _, height, width = packed.shape
-    out = torch.empty((batch, frames, len(channels), height, width), device=packed.device)
-    for index, channel in enumerate(channels):
-        target, span = out[:, :, index], channel.high - channel.low
+    out = torch.empty((batch, frames, len(composite.channels), height, width), device=packed.device)
+    for index, channel in enumerate(composite.channels):
+        target = out[:, :, index]
         for position, (band, weight) in enumerate(channel.weights.items()):
-            source, factor = counts[:, :, band_names.index(band)], weight * scale / span
+            source = counts[:, :, band_names.index(band)]
             if position == 0:
-                torch.mul(source, factor, out=target)
+                torch.mul(source, weight * scale, out=target)
             else:
-                target.add_(source, alpha=factor)
-        target.add_((sum(channel.weights.values()) * offset - channel.low) / span)
-        if channel.clip:
-            target.clamp_(0, 1)
-    return out.view(batch, frames * len(channels), height, width)
+                target.add_(source, alpha=weight * scale)
+        target.add_(sum(channel.weights.values()) * offset + channel.constant)
+        if channel.clip is not None:
+            target.clamp_(*channel.clip)
+    if composite.per_image:
+        deviation, mean = torch.std_mean(out, dim=(-2, -1), correction=0, keepdim=True)
+        out.sub_(mean).div_(deviation.clamp(min=1e-6))  # an image of one value becomes zero
+    return out
+
+
+def _channel(expression: str, band_names: Sequence[str], asked: object) -> Channel:
+    try:
+        weights, constant = parse_expression(expression)
+    except ValueError as error:
+        raise RecipeError(
+            f"data.composite: '{expression}': {error}; expected a linear expression over {', '.join(band_names)}, "
+            f"such as '(b14 - b15 + 2) / 6', or a name; {choices(expression, [*COMPOSITES, 'bands'])}"
+        ) from error
+    unknown = sorted(set(weights) - set(band_names))
+    if unknown and expression == asked and expression.isidentifier():  # one word: more likely a name than a band
+        raise RecipeError(
+            f"data.composite = '{asked}': expected a composite or an expression over {', '.join(band_names)}; "
+            f"{choices(expression, [*COMPOSITES, 'bands'])}"
+        )
+    if unknown:
+        raise RecipeError(
+            f"data.composite = {asked!r} needs the bands {', '.join(unknown)}, the dataset holds "
+            f"{', '.join(band_names)}; prepare it again with --bands, or choose another composite"
+        )
+    if not weights:
+        raise RecipeError(f"data.composite: '{expression}' names no band; expected some of {', '.join(band_names)}")
+    return Channel(weights, constant)
+
+
+_Linear = dict[str, float]
+"""Weights by name of band; the constant stands under the empty name."""
+
+
+def _linear(node: ast.expr) -> _Linear:
+    match node:
+        case ast.Constant(value=float() | int() as value) if not isinstance(value, bool):
+            return {"": float(value)}
+        case ast.Name(id=name):
+            return {name: 1.0}
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            return _scaled(_linear(operand), -1.0 if isinstance(sign, ast.USub) else 1.0)
+        case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
+            return _OPERATORS[type(operator)](_linear(left), _linear(right))
+    raise ValueError(f"'{ast.unparse(node)}' is not allowed")
+
+
+def _scaled(terms: _Linear, factor: float) -> _Linear:
+    return {name: factor * weight for name, weight in terms.items()}
+
+
+def _add(left: _Linear, right: _Linear) -> _Linear:
+    return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in [*left, *(n for n in right if n not in left)]}
+
+
+def _multiply(left: _Linear, right: _Linear) -> _Linear:
+    if set(left) == {""}:
+        left, right = right, left
+    return _scaled(left, _number(right, "a product of bands"))
+
+
+def _divide(left: _Linear, right: _Linear) -> _Linear:
+    return _scaled(left, 1 / _number(right, "a division by a band"))
+
+
+def _number(terms: _Linear, what: str) -> float:
+    if set(terms) != {""}:
+        raise ValueError(f"{what} is not linear")
+    return terms[""]
+
+
+_OPERATORS: dict[type[ast.operator], Callable[[_Linear, _Linear], _Linear]] = {
+    ast.Add: _add,
+    ast.Sub: lambda left, right: _add(left, _scaled(right, -1.0)),
+    ast.Mult: _multiply,
+    ast.Div: _divide,
+}

@@ -1,7 +1,7 @@
 """What a dataset file holds, and whether it still holds what was written."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from contrails.progress import bar
 
 def describe(dataset: Dataset) -> dict[str, Any]:
     """Return shapes, counts and the statistics of each band in kelvin, read in one pass."""
-    positive = dataset.positive_pixels()
+    positive = dataset.positive_pixels(range(dataset.num_records))
     labelled = int((dataset.annotators > 0).sum()) * dataset.votes[0].size
     return {
         "path": str(dataset.path),
@@ -53,11 +53,15 @@ def _band_statistics(dataset: Dataset) -> list[dict[str, float]]:
     ]  # fmt: skip
 
 
-def damaged_rows(dataset: Dataset) -> Iterator[str]:
-    """Yield "record R: /array ..." for every row whose SHA-256 is not the one that was written with it."""
+def damaged_rows(dataset: Dataset, poll: Callable[[], None] = lambda: None) -> Iterator[str]:
+    """Yield "record R: /array ..." for every row whose SHA-256 is not the one that was written with it.
+
+    `poll` is called after every record and may raise to stop.
+    """
     with bar("verifying", dataset.num_records) as advance:
         for row, record_id in enumerate(dataset.record_ids):
             for name, digests in dataset.digests.items():
                 if hashlib.sha256(getattr(dataset, name)[row].tobytes()).digest() != digests[row].tobytes():
                     yield f"record {record_id}: /{name} is not what was written"
             advance(1)
+            poll()

@@ -1,23 +1,23 @@
 """A node-local copy of a dataset file, made once and used by every fold that sees the folder."""
 
-import fcntl
 import logging
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from contrails.data.inspect import damaged_rows
 from contrails.data.store import open_dataset
 from contrails.errors import DataError, StorageError
-from contrails.files import atomic_path, storage
+from contrails.files import atomic_path, copy_blocks, locked, storage
 
 log = logging.getLogger(__name__)
 
 
-def stage(path: Path, folder: Path) -> Path:
+def stage(path: Path, folder: Path, poll: Callable[[], None] = lambda: None) -> Path:
     """Return a copy of a dataset file in `folder`, verified row by row; `path` itself where there is no room for one.
 
     The first fold copies while the others wait for its lock. A copy gets its name when it is complete and verified, and
-    the name carries the content's fingerprint, so a copy that is there is used as it is.
+    the name carries the content's fingerprint, so a copy that is there is used as it is. `poll` is called meanwhile and
+    may raise to stop.
 
     Raises:
         DataError: the file, or what arrived of it, is damaged.
@@ -27,23 +27,23 @@ def stage(path: Path, folder: Path) -> Path:
     try:
         with storage(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with storage(folder), (folder / f".{target.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with storage(folder), (folder / f".{target.name}.lock").open("w") as lock, locked(lock, poll):
             if not target.exists():
-                _copy(path, target)
+                _copy(path, target, poll)
     except StorageError as error:
         log.warning("the dataset stays where it is, shared and slower: %s", error)
         return path
     return target
 
 
-def _copy(path: Path, target: Path) -> None:
+def _copy(path: Path, target: Path, poll: Callable[[], None]) -> None:
     for leftover in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed: we hold the lock
         leftover.unlink()
     log.info("staging %s as %s", path, target)
     with atomic_path(target) as temporary:
-        shutil.copyfile(path, temporary)
-        damaged = list(damaged_rows(open_dataset(temporary)))
+        with path.open("rb") as source, temporary.open("wb") as copy:
+            copy_blocks(source, copy, poll)
+        damaged = list(damaged_rows(open_dataset(temporary), poll))
         if damaged:
             raise DataError(
                 "\n".join([f"the copy of {path} is damaged; run `contrails data verify {path}`:", *damaged[:5]])

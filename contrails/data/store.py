@@ -7,6 +7,7 @@ header alone, and all folds on a node share one copy in the page cache. Any HDF5
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +15,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from contrails.errors import DataError, choices
+from contrails.errors import DataError, RecipeError, choices
 from contrails.files import to_json
 
 FORMAT = "contrails-dataset"
 VERSION = 1
 DIGESTED = ("bands", "votes", "marks")
 """Arrays with a digest for each row; marks may be missing."""
+
+IGNORE = 255
+"""Value of a vote that says: this pixel does not count."""
 
 _REQUIRED = ("bands", "votes", "annotators", "record_id", "group", "timestamp")
 
@@ -30,9 +34,9 @@ class Dataset:
     """An open dataset file; the large arrays are mapped, not read.
 
     Shape:
-        bands int16 (N, T, C, H, W): kelvin = bands * scale_factor + add_offset; votes uint8 (N, H, W), 255 = ignore;
-        marks uint16 (N, H, W) or None; annotators uint8 (N,), 0 = unlabelled; timestamps float64 (N,) seconds, NaN =
-        unknown; digests uint8 (N, 32) for each of bands, votes and marks.
+        bands int16 (N, T, C, H, W): kelvin = bands * scale_factor + add_offset; votes uint8 (N, H, W), IGNORE = does
+        not count; marks uint16 (N, H, W) or None; annotators uint8 (N,), 0 = unlabelled; timestamps float64 (N,)
+        seconds, NaN = unknown; digests uint8 (N, 32) for each of bands, votes and marks.
     """
 
     path: Path
@@ -90,20 +94,38 @@ class Dataset:
             )
         return np.array([position[record_id] for record_id in record_ids], dtype=np.int64)
 
-    def positive_pixels(self) -> np.ndarray:
-        """Return how many pixels of each record more than half of its annotators marked, int64 (N,); reads /votes."""
-        counts = np.zeros(self.num_records, np.int64)
-        for row, (votes, annotators) in enumerate(zip(self.votes, self.annotators, strict=True)):
-            counts[row] = ((votes > annotators // 2) & (votes != 255)).sum() if annotators else 0
-        return counts
+    def frame_positions(self, frames: tuple[int, ...]) -> tuple[int, ...]:
+        """Return where frames lie along axis T; the labelled frame where none is named.
+
+        Raises:
+            RecipeError: the file does not hold one of them.
+        """
+        wanted = frames or (self.label_frame,)
+        missing = [frame for frame in wanted if frame not in self.frames]
+        if missing:
+            raise RecipeError(
+                f"data.frames = {list(wanted)}: {self.path} holds the frames {list(self.frames)}, not {missing}; "
+                "choose among them, or prepare the dataset again with --frames"
+            )
+        return tuple(self.frames.index(frame) for frame in wanted)
+
+    def hard(self, row: int) -> np.ndarray:
+        """Return where more than half of a record's annotators marked a pixel, bool (H, W)."""
+        votes, annotators = self.votes[row], self.annotators[row]
+        positive: np.ndarray = (votes > annotators // 2) & (votes != IGNORE) & (annotators > 0)
+        return positive
+
+    def positive_pixels(self, rows: Iterable[int]) -> np.ndarray:
+        """Return how many pixels of each record are `hard`, int64; reads the rows' votes."""
+        return np.array([np.count_nonzero(self.hard(row)) for row in rows], np.int64)
 
     @cached_property
     def _position(self) -> dict[str, int]:
         return {record_id: row for row, record_id in enumerate(self.record_ids)}
 
 
-def open_dataset(path: Path) -> Dataset:
-    """Open a dataset file; reads the header and the small arrays only.
+def open_dataset(path: Path, copy: Path | None = None) -> Dataset:
+    """Open a dataset file; reads the header and the small arrays only. `copy` has the same bytes, to map instead.
 
     Raises:
         DataError: no such file, no HDF5, another format or version, chunked arrays, or a file that was cut short.
@@ -112,14 +134,14 @@ def open_dataset(path: Path) -> Dataset:
         raise DataError(f"expected a dataset file at {path}, found none; make it with `contrails prepare RAW {path}`")
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return _read(path, file)
+            return _read(path, copy or path, file)
     except OSError as error:
         raise DataError(
             f"{path} is no complete HDF5 file ({error}); if it is being written, wait; else prepare or copy it again"
         ) from error
 
 
-def _read(path: Path, file: h5py.File) -> Dataset:
+def _read(path: Path, mapped: Path, file: h5py.File) -> Dataset:
     found = (file.attrs.get("format"), file.attrs.get("version"))
     if found != (FORMAT, VERSION):
         raise DataError(
@@ -129,7 +151,7 @@ def _read(path: Path, file: h5py.File) -> Dataset:
     missing = [name for name in _REQUIRED if name not in file]
     if missing:
         raise DataError(f"{path} lacks the arrays {', '.join(missing)}; prepare it again")
-    arrays = {name: _map(path, file[name]) for name in DIGESTED if name in file}
+    arrays = {name: _map(mapped, file[name]) for name in DIGESTED if name in file}
     digests = {name: file[f"digests/{name}"][:] for name in arrays}
     bands, annotators = file["bands"], file["annotators"][:]
     record_ids = tuple(file["record_id"].asstr()[:])

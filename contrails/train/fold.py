@@ -10,13 +10,16 @@ import numpy as np
 import torch
 
 from contrails.config import Recipe, RunConfig, parse, read_toml
-from contrails.data.batches import Source, TrainingBatches
+from contrails.data.batches import source_of
+from contrails.data.composites import Composite
 from contrails.data.filelists import FileList, read_filelist
-from contrails.data.stage import stage
-from contrails.data.store import Dataset, open_dataset
+from contrails.data.residency import open_resident
+from contrails.data.sampling import Sampler
+from contrails.data.statistics import fit_composite
+from contrails.data.store import Dataset
 from contrails.draws import derived_seed
 from contrails.errors import DataError, NodeError, Stopped, TrainingError
-from contrails.files import create_exclusive, sha256, to_json
+from contrails.files import create_exclusive, read_json, sha256, to_json
 from contrails.models.build import build_model, summary
 from contrails.runs import Attempt, Fold, Run
 from contrails.train.attempt import Heart, claim_attempt
@@ -35,7 +38,8 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
     Args:
         fold: what to train; its run folder says how.
         job: scheduler, job_id and restart_count for the record; `redirect` sends the output to the attempt's
-            logs, `summary` prints the model's table first, `stage_dir` is a folder that gets a copy of the dataset.
+            logs, `summary` prints the model's table first, `stage_dir` is a folder that gets a copy of the dataset,
+            `ram_fd` an open anonymous file that the job's folds share for one.
 
     Raises:
         Stopped: a signal asked for it; the position is saved and the same call goes on from there.
@@ -74,7 +78,7 @@ def training_rows(dataset: Dataset, filelist: FileList, fold: str, recipe: Recip
     """Return the rows of the dataset file that fold `fold` trains on and validates on, int64 each."""
     training, validation = dataset.rows(filelist.training(fold)), dataset.rows(filelist.validation(fold))
     if recipe.data.overfit:
-        positive_first = training[np.argsort(-dataset.positive_pixels()[training], kind="stable")]
+        positive_first = training[np.argsort(-dataset.positive_pixels(training), kind="stable")]
         training = validation = positive_first[: recipe.data.overfit]
     if recipe.data.limit:
         training, validation = training[: recipe.data.limit], validation[: recipe.data.limit]
@@ -86,17 +90,23 @@ def training_rows(dataset: Dataset, filelist: FileList, fold: str, recipe: Recip
 def _train(fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: StopFlag, job: dict[str, Any]) -> None:
     recipe = config.recipe
     device = _prepare_torch(config)
-    stage_dir = job.get("stage_dir")
-    dataset = open_dataset(stage(recipe.data.dataset, stage_dir) if stage_dir else recipe.data.dataset)
+    dataset = open_resident(
+        recipe.data.dataset,
+        recipe.data.residency,
+        stage_dir=job.get("stage_dir"),
+        ram_fd=job.get("ram_fd"),
+        poll=lambda: _poll(fold, stop),
+    )
     filelist = read_filelist(recipe.data.filelist)
     _require_same_data(config, dataset)
-    source = Source(dataset, recipe, device)
     training, validation = training_rows(dataset, filelist, fold.key, recipe)
-    batches = TrainingBatches(source, training, fold.key)
+    source = source_of(dataset, recipe, _composite(fold, dataset, recipe, training), device)
+    sampler = Sampler(dataset, recipe, training, fold.key)
     torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
     model = build_model(recipe, source.num_channels).to(device)
     if job.get("summary"):
-        shape = (batches.batch_size, source.num_channels, *dataset.bands.shape[-2:])
+        size = (recipe.data.crop,) * 2 if recipe.data.crop else dataset.bands.shape[-2:]
+        shape = (sampler.batch_size, source.num_channels, *size)
         print(summary(model, shape), f"input {shape} -> output {(shape[0], *shape[2:])}", sep="\n", flush=True)  # noqa: T201
     state = TrainState(model, build_optimizer(model, recipe.train), torch.zeros((), dtype=torch.float64, device=device))
     if (found := load_snapshot(fold)) is not None:
@@ -104,7 +114,7 @@ def _train(fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: 
         state.load_state_dict(content)
         log.info("going on at step %d from %s", state.step, name.path.name)
     model.train()
-    loop = Loop(fold, attempt, recipe, source, batches, validation, state, heart, stop)
+    loop = Loop(fold, attempt, recipe, source, sampler, validation, state, heart, stop)
     try:
         loop.run()
     except torch.OutOfMemoryError as error:
@@ -119,6 +129,21 @@ def _train(fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: 
             "(the run can then no longer be repeated bit by bit), or choose another model"
         ) from error
     _write_done(fold, attempt, state)
+
+
+def _composite(fold: Fold, dataset: Dataset, recipe: Recipe, training: np.ndarray) -> Composite:
+    """Return the fold's input channels; what was fitted by an earlier attempt is used again."""
+    if not fold.composite.exists():
+        create_exclusive(fold.composite, to_json(fit_composite(dataset, recipe, training).to_dict()))
+    return Composite.from_dict(read_json(fold.composite))
+
+
+def _poll(fold: Fold, stop: StopFlag) -> None:
+    if stop.reason is not None:
+        raise Stopped(
+            f"fold {fold.key} stopped before its first step ({stop.reason}) while its data were copied; submit the run "
+            "again to go on"
+        )
 
 
 def _prepare_torch(config: RunConfig) -> torch.device:

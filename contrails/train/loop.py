@@ -1,5 +1,6 @@
 """The training loop: reads from top to bottom, stops between any two steps, goes on where it stopped."""
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 
 from contrails.config import Recipe
-from contrails.data.batches import Batch, Source, TrainingBatches
+from contrails.data.batches import Batch, Source
+from contrails.data.sampling import Sampler
 from contrails.draws import derived_seed
 from contrails.errors import RunError, Stopped, TrainingError
 from contrails.files import append_json_line, fsync, sha256
@@ -55,7 +57,7 @@ class Loop:
     attempt: Attempt
     recipe: Recipe
     source: Source
-    batches: TrainingBatches
+    sampler: Sampler
     validation_rows: np.ndarray
     state: TrainState
     heart: Heart
@@ -69,10 +71,10 @@ class Loop:
             TrainingError: the loss is not finite.
         """
         state, section = self.state, self.recipe.train
-        per_epoch = self.batches.steps_per_epoch
+        per_epoch = self.sampler.steps_per_epoch
         self._pace, self._last_snapshot = Pace(state.step), time.monotonic()
         self._report(status="running")
-        stream = self.batches.stream(state.step)
+        stream = self.source.batches(map(self.sampler.part, itertools.count(state.step)))
         while state.epoch < section.epochs:
             while state.step < (state.epoch + 1) * per_epoch:
                 self._step(self._pace.next_batch(stream))
@@ -88,7 +90,7 @@ class Loop:
         state, section = self.state, self.recipe.train
         # dropout and the like draw from torch's generator: seeded by the step, never by what ran before
         torch.manual_seed(derived_seed(self.recipe.seed, "step", self.fold.key, state.step))
-        rate = learning_rate(section, state.step, self.batches.steps_per_epoch)
+        rate = learning_rate(section, state.step, self.sampler.steps_per_epoch)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)
@@ -122,6 +124,7 @@ class Loop:
         path = self.fold.epoch_weights(state.epoch, self.attempt.number)
         about = {
             "recipe": self.recipe.model_dump(mode="json"),
+            "composite": self.source.composite.to_dict(),
             "num_channels": self.source.num_channels,
             "fold": self.fold.key,
             "epoch": state.epoch,
@@ -175,9 +178,9 @@ class Loop:
         state = self.state
         row = {
             "step": state.step,
-            "epoch": state.step / self.batches.steps_per_epoch,
+            "epoch": state.step / self.sampler.steps_per_epoch,
             "train/loss": float(state.loss_sum) / state.loss_steps,
-            "train/lr": learning_rate(self.recipe.train, state.step - 1, self.batches.steps_per_epoch),
+            "train/lr": learning_rate(self.recipe.train, state.step - 1, self.sampler.steps_per_epoch),
         }
         append_json_line(self.attempt.metrics, row)
         state.loss_sum.zero_()
@@ -187,7 +190,7 @@ class Loop:
             "step": state.step,
             "time": time.time(),
             "seconds_per_step": pace,
-            "images_per_s": self.batches.batch_size / pace if pace else None,
+            "images_per_s": self.sampler.batch_size / pace if pace else None,
             "data_wait_share": self._pace.wait_share(),
         }
         append_json_line(self.attempt.telemetry, telemetry)
@@ -197,7 +200,7 @@ class Loop:
         best = self.state.best
         self.heart.update(
             step=self.state.step,
-            num_steps=self.recipe.train.epochs * self.batches.steps_per_epoch,
+            num_steps=self.recipe.train.epochs * self.sampler.steps_per_epoch,
             epoch=self.state.epoch,
             num_epochs=self.recipe.train.epochs,
             best_dice=best.dice if best else None,

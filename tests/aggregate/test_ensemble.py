@@ -44,7 +44,7 @@ def test_an_ensemble_is_the_mean_of_its_members_cut_at_its_threshold(trained: Ru
     ash = np.stack([(b15 - b14 + 4) / 6, (b14 - b11 + 4) / 9, (b14 - 243) / 60], axis=1).clip(0, 1)
     with torch.inference_mode():
         probs = torch.stack(
-            [torch.sigmoid(load_member(ensemble, m)[0](torch.from_numpy(ash))) for m in ensemble.members]
+            [torch.sigmoid(load_member(ensemble, m, dataset, CPU)[0](torch.from_numpy(ash))) for m in ensemble.members]
         )
     mean = probs.mean(0).numpy() * (NUM_BINS - 1)
     clear = np.abs(mean - ensemble.threshold * (NUM_BINS - 1)) > 20  # rounding may go either way at the threshold

@@ -1,40 +1,142 @@
+"""Composites: published formulas, expressions, normalisation as an affine map; what is not linear is refused."""
+
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from contrails.data.composites import channels, compose
+from contrails.config import DataSection
+from contrails.data.composites import Channel, Composite, channels_of, compose, parse_expression
 from contrails.errors import RecipeError
 
 BANDS = ("b11", "b14", "b15")
 
 
-def test_ash_equals_the_published_formula_on_raw_kelvin() -> None:
-    rng = np.random.default_rng(0)
-    kelvin = rng.uniform(220, 310, (2, 1, 3, 8, 8)).astype(np.float32)
+def section(composite: Any = "ash", normalise: str = "none") -> DataSection:
+    return DataSection.model_validate(
+        {"dataset": "d.h5", "filelist": "f.csv", "composite": composite, "normalise": normalise}
+    )
+
+
+@pytest.fixture(scope="module")
+def kelvin() -> np.ndarray:
+    """Kelvin (B, T, C, H, W) that packing keeps exactly: counts of 0.01."""
+    counts = np.random.default_rng(0).integers(-5000, 4000, (2, 2, 3, 8, 8))
+    return counts * 0.01 + 273.15
+
+
+def composed(kelvin: np.ndarray, composite: Composite) -> np.ndarray:
     packed = torch.from_numpy(np.rint((kelvin - 273.15) / 0.01).astype(np.int16))
-    out = compose(packed, channels("ash", BANDS), BANDS, 0.01, 273.15).numpy()
-    b11, b14, b15 = kelvin[:, 0, 0], kelvin[:, 0, 1], kelvin[:, 0, 2]
-    expected = np.stack([(b15 - b14 + 4) / 6, (b14 - b11 + 4) / 9, (b14 - 243) / 60], axis=1).clip(0, 1)
-    # two bands, each rounded to 0.005 K, over the range of the narrowest channel
-    assert np.abs(out - expected).max() <= 0.0102 / 6
-    assert expected.std() > 0.1
+    return compose(packed, composite, BANDS, 0.01, 273.15).numpy()
 
 
-def test_frames_follow_each_other() -> None:
-    packed = torch.zeros((1, 2, 3, 4, 4), dtype=torch.int16)
-    packed[:, 1, 1] = 1000  # b14 of the second frame, 283.15 K
-    out = compose(packed, channels("bands", BANDS), BANDS, 0.01, 273.15)
-    assert out.shape == (1, 6, 4, 4)
-    expected = torch.full((6,), (273.15 - 200) / 120)
-    expected[4] = (283.15 - 200) / 120
-    assert torch.allclose(out[0, :, 0, 0], expected)
+def test_ash_equals_the_published_formula(kelvin: np.ndarray) -> None:
+    out = composed(kelvin, Composite(channels_of(section(), BANDS)))
+    b11, b14, b15 = np.moveaxis(kelvin, 2, 0)
+    unclipped = np.stack([(b15 - b14 + 4) / 6, (b14 - b11 + 4) / 9, (b14 - 243) / 60], axis=2)
+    assert out.shape == (2, 2, 3, 8, 8)
+    assert np.allclose(out, unclipped.clip(0, 1), atol=1e-4)
+    assert 0.1 < (out == 0).mean() < 0.9
+    assert np.allclose(composed(kelvin, Composite(channels_of(section("ash_unclipped"), BANDS))), unclipped, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("bands", lambda b11, b14, b15: [(b - 200) / 120 for b in (b11, b14, b15)]),
+        ("split_window", lambda _, b14, b15: [((b14 - b15 + 2) / 6).clip(0, 1)]),
+        ("b14-b15", lambda _, b14, b15: [b14 - b15]),
+        (["b14", "0.5 * (b11 + b15) - 2*b14 + 7"], lambda b11, b14, b15: [b14, 0.5 * (b11 + b15) - 2 * b14 + 7]),
+        (["-(b14 - 243) / 60 / 2"], lambda _, b14, __: [-(b14 - 243) / 120]),
+    ],
+)
+def test_channels_are_functions_of_the_bands(kelvin: np.ndarray, asked: Any, expected: Any) -> None:
+    out = composed(kelvin, Composite(channels_of(section(asked), BANDS)))
+    assert np.allclose(out, np.stack(expected(*np.moveaxis(kelvin, 2, 0)), axis=2), atol=1e-2, rtol=1e-5)
+
+
+def test_imagenet_follows_the_clipped_composite(kelvin: np.ndarray) -> None:
+    ash = composed(kelvin, Composite(channels_of(section("ash"), BANDS)))
+    out = composed(kelvin, Composite(channels_of(section("ash", "imagenet"), BANDS)))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    assert np.allclose(out, (ash - mean[:, None, None]) / std[:, None, None], atol=1e-3)
+
+
+def test_per_image_gives_every_channel_mean_0_and_deviation_1(kelvin: np.ndarray) -> None:
+    out = composed(kelvin, Composite((Channel({"b14": 1.0}), Channel({"b14": 1.0, "b15": -1.0})), per_image=True))
+    assert np.allclose(out.mean((-2, -1)), 0, atol=1e-4)
+    assert np.allclose(out.std((-2, -1)), 1, atol=1e-4)
+    flat = composed(np.full((1, 1, 3, 4, 4), 280.0), Composite((Channel({"b14": 1.0}),), per_image=True))
+    assert np.abs(flat).max() < 1e-3
+
+
+def test_mapped_maps_the_clipped_channel(kelvin: np.ndarray) -> None:
+    channel = Channel({"b14": 1.0, "b15": -1.0}, 4.0, (0.0, 6.0))
+    plain, mapped = composed(kelvin, Composite((channel, channel.mapped(0.25, -3)))).swapaxes(0, 2).swapaxes(1, 2)[:2]
+    assert np.allclose(mapped, 0.25 * plain - 3, atol=1e-4)
+
+
+def test_a_composite_survives_json() -> None:
+    composite = Composite((Channel({"b14": 1 / 3}, -0.1, (0.0, 1.0)), Channel({"b11": 2.0, "b15": -1.0})), True)
+    assert Composite.from_dict(json.loads(json.dumps(composite.to_dict()))) == composite
+
+
+@given(st.recursive(st.sampled_from(["b11", "b14", "3", "0.5"]), lambda inner: st.one_of(
+    st.tuples(inner, st.sampled_from(["+", "-"]), inner).map(lambda p: f"({p[0]} {p[1]} {p[2]})"),
+    inner.map(lambda p: f"-{p}"),
+    st.tuples(inner, st.sampled_from(["* 2", "/ 4"])).map(" ".join),
+), max_leaves=8))  # fmt: skip
+def test_an_expression_means_what_python_means(text: str) -> None:
+    weights, constant = parse_expression(text)
+    bands = {"b11": 270.0, "b14": 281.5}
+    expected = eval(text, {"__builtins__": {}}, bands)
+    assert sum(weight * bands[band] for band, weight in weights.items()) + constant == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("b14 * b15", "a product of bands is not linear"),
+        ("1 / b14", "a division by a band is not linear"),
+        ("b14 / 0", "division by zero"),
+        ("b14 ** 2", r"'b14 \*\* 2' is not allowed"),
+        ("__import__('os').system('true')", "is not allowed"),
+        ("b14 if b15 else b11", "is not allowed"),
+        ("b14 -", "it is not an expression"),
+        ("'b14'", "is not allowed"),
+        ("True", "is not allowed"),
+        ("b14; b15", "it is not an expression"),
+        ("", "it is not an expression"),
+        ("b14" + "+b14" * 200, "has 803 characters, expected at most 500"),
+        ("1e999 * b14", "not finite"),
+    ],
+)  # fmt: skip
+def test_what_is_no_linear_expression_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(RecipeError, match=rf"data.composite: '.*{reason}.*expected a linear expression over b11, b14"):
+        channels_of(section([text]), BANDS)
 
 
 def test_unknown_composite_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"data.composite = 'ashh'.*did you mean 'ash'"):
-        channels("ashh", BANDS)
+        channels_of(section("ashh"), BANDS)
 
 
-def test_missing_band_is_named() -> None:
-    with pytest.raises(RecipeError, match=r"needs the bands b11, b15, the dataset holds b14"):
-        channels("ash", ("b14",))
+def test_missing_bands_are_named() -> None:
+    with pytest.raises(RecipeError, match=r"needs the bands b15, the dataset holds b14"):
+        channels_of(section("ash"), ("b14",))
+    with pytest.raises(RecipeError, match=r"needs the bands b16, the dataset holds b11, b14, b15"):
+        channels_of(section(["b14 - b16"]), BANDS)
+
+
+def test_a_channel_names_a_band() -> None:
+    with pytest.raises(RecipeError, match="'b14 - b14' names no band"):
+        channels_of(section(["b14 - b14"]), BANDS)
+
+
+def test_imagenet_wants_three_channels() -> None:
+    with pytest.raises(RecipeError, match=r"'imagenet' is for 3 channels.*has 1"):
+        channels_of(section("split_window", "imagenet"), BANDS)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from contrails.cli.main import cli
-from contrails.data.composites import channels, compose
+from contrails.config import DataSection
+from contrails.data.composites import Composite, channels_of, compose
 from contrails.data.inspect import damaged_rows, describe
 from contrails.data.pack import make_plan, pack
 from contrails.data.store import open_dataset
@@ -190,7 +191,8 @@ def test_real_records_end_to_end(real_data: Path, tmp_path: Path) -> None:
     import torch
 
     train = open_dataset(tmp_path / "train.h5")
-    ash = compose(torch.from_numpy(train.bands), channels("ash", train.band_names), train.band_names, 0.01, 273.15)
+    published_ash = Composite(channels_of(DataSection(dataset="d", filelist="f"), train.band_names))
+    ash = compose(torch.from_numpy(train.bands), published_ash, train.band_names, 0.01, 273.15)[:, 0]
     for row, record_id in enumerate(train.record_ids):
         b11, b14, b15 = (np.load(real_data / "train" / record_id / f"band_{b}.npy")[:, :, 4] for b in (11, 14, 15))
         published = np.stack([(b15 - b14 + 4) / 6, (b14 - b11 + 4) / 9, (b14 - 243) / 60]).clip(0, 1)

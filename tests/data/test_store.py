@@ -76,5 +76,6 @@ def test_positive_is_strictly_more_than_half(tiny_data: Path) -> None:
         int(((2 * votes.astype(int) > annotators) & (votes != 255)).sum())
         for votes, annotators in zip(dataset.votes, dataset.annotators, strict=True)
     ]
-    assert dataset.positive_pixels().tolist() == expected
+    assert dataset.positive_pixels(range(12)).tolist() == expected
+    assert dataset.positive_pixels([3, 0]).tolist() == [expected[3], expected[0]]
     assert sum(count > 0 for count in expected) == 6

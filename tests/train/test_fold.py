@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from contrails.data.batches import Source
 from contrails.data.store import open_dataset
 from contrails.errors import DataError, NodeError, Stopped, TrainingError
 from contrails.files import read_json, read_json_lines, sha256
@@ -203,25 +202,6 @@ def test_other_data_than_the_run_was_made_for_is_refused(make_run: MakeRun, tmp_
     run.toml.write_text(run.toml.read_text().replace(str(config.recipe.data.filelist), str(other)))
     with pytest.raises(DataError, match=r"file list .* is not the one this run was made for"):
         train_fold(run.fold("0"), JOB)
-
-
-def test_a_batch_is_the_same_wherever_the_process_starts(make_run: MakeRun) -> None:
-    from contrails.data.batches import TrainingBatches
-
-    config = read_run_config(make_run())
-    source = Source(open_dataset(config.recipe.data.dataset), config.recipe, torch.device("cpu"))
-    rows = np.arange(7)
-    one, other = TrainingBatches(source, rows, "0"), TrainingBatches(source, rows, "0")
-    assert one.steps_per_epoch == 3
-    stream = one.stream(0)
-    for _ in range(5):
-        next(stream)
-    expected, found = next(stream), next(other.stream(5))
-    assert torch.equal(expected.inputs, found.inputs)
-    assert torch.equal(expected.target, found.target)
-    epoch = np.concatenate([one.part(step).rows for step in range(3)])
-    assert len(set(epoch)) == 6
-    assert not np.array_equal(epoch, np.concatenate([one.part(step).rows for step in range(3, 6)]))
 
 
 def test_runs_need_no_wandb(make_run: MakeRun) -> None:

@@ -1,0 +1,129 @@
+"""Which records, windows and moves a training step sees: a function of (seed, fold, step), never of what ran before."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from contrails.config import Recipe
+from contrails.data.store import Dataset
+from contrails.draws import generator
+from contrails.errors import DataError, RecipeError
+
+_NUM_ELEMENTS = 8
+"""Elements of the dihedral group of the square; number 0 is the identity."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one batch is made of.
+
+    Shape:
+        rows int64 (B,): rows of the dataset file; corners: top and left pixel of the window of each sample, `side`
+        pixels wide and high, or none for whole records; elements: the dihedral element that moves each sample (see
+        `contrails.data.augment`), or none.
+    """
+
+    rows: np.ndarray
+    corners: Sequence[tuple[int, int]] = ()
+    side: int = 0
+    elements: Sequence[int] = ()
+
+
+def require_crop_fits(recipe: Recipe, dataset: Dataset) -> None:
+    """Check that a crop is not larger than the records.
+
+    Raises:
+        RecipeError: it is.
+    """
+    height, width = dataset.votes.shape[1:]
+    if recipe.data.crop is not None and recipe.data.crop > min(height, width):
+        raise RecipeError(
+            f"data.crop = {recipe.data.crop}: the records of {dataset.path} are {height} x {width} pixels; "
+            "choose a smaller crop, or leave it out"
+        )
+
+
+class Sampler:
+    """Deals the training records of a fold out to steps.
+
+    Raises:
+        DataError: a share of positive records is asked for, and all or none of the fold's records are positive.
+    """
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, rows: np.ndarray, fold: str) -> None:
+        self._dataset, self._recipe, self._rows, self._fold = dataset, recipe, rows, fold
+        self.batch_size = min(recipe.train.batch_size, len(rows))
+        steps = len(rows) / self.batch_size
+        self.steps_per_epoch = math.floor(steps) if recipe.train.drop_last else math.ceil(steps)
+        self._positive: np.ndarray | None = None
+        if recipe.train.positive_share is not None:
+            self._positive = dataset.positive_pixels(rows) > 0
+            if len(set(self._positive)) < 2:
+                raise DataError(
+                    f"train.positive_share = {recipe.train.positive_share}: fold {fold} trains on "
+                    f"{np.count_nonzero(self._positive)} positive of {len(rows)} records; it needs both kinds, "
+                    "leave the key out"
+                )
+        self._epoch = -1
+        self._order = rows
+
+    def part(self, step: int) -> Part:
+        """Return what step number `step` (from 0) sees."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._order_of(epoch)
+        rows = self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        return Part(rows, self._corners(step, rows), self._recipe.data.crop or 0, self._elements(step, len(rows)))
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        """Return the rows of an epoch in the order in which its steps take them."""
+        section = self._recipe.train
+        random = generator(self._recipe.seed, "order", self._fold, epoch)
+        count = self.steps_per_epoch * self.batch_size if section.drop_last else len(self._rows)
+        if self._positive is None or section.positive_share is None:
+            return self._drawn(self._rows, count, random)
+        # position i is a positive one wherever the running share rounds up: each batch gets its part
+        positive = np.diff(np.floor(np.arange(count + 1) * section.positive_share + 0.5)).astype(bool)
+        order = np.empty(count, np.int64)
+        order[positive] = self._drawn(self._rows[self._positive], int(positive.sum()), random)
+        order[~positive] = self._drawn(self._rows[~self._positive], int((~positive).sum()), random)
+        return order
+
+    def _drawn(self, rows: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+        """Return `count` of `rows`: one shuffle after another, or each group as often as any other."""
+        if not self._recipe.train.balance_groups:
+            passes = [random.permutation(rows) for _ in range(-(-count // len(rows)))]
+            return np.concatenate([*passes, rows[:0]])[:count]
+        groups = np.array([self._dataset.groups[row] for row in rows])
+        _, group, size = np.unique(groups, return_inverse=True, return_counts=True)
+        weights = 1 / size[group]
+        return random.choice(rows, count, p=weights / weights.sum())
+
+    def _elements(self, step: int, count: int) -> list[int]:
+        """Draw what moves each sample: a random dihedral element with the recipe's probability, else none."""
+        random = generator(self._recipe.seed, "dihedral", self._fold, step)
+        chosen = random.random(count) < self._recipe.augment.dihedral
+        return [int(element) for element in np.where(chosen, random.integers(0, _NUM_ELEMENTS, count), 0)]
+
+    def _corners(self, step: int, rows: np.ndarray) -> list[tuple[int, int]]:
+        if self._recipe.data.crop is None:
+            return []
+        # the same number of draws for every sample, used or not: a sample never depends on the others
+        draws = generator(self._recipe.seed, "crop", self._fold, step).random((len(rows), 4))
+        return [self._corner(row, *draw) for row, draw in zip(rows, draws, strict=True)]
+
+    def _corner(self, row: int, ask: float, which: float, down: float, right: float) -> tuple[int, int]:
+        """Return a window's corner: any, or one of those that hold a random positive pixel where that is asked for."""
+        crop, (height, width) = self._recipe.data.crop, self._dataset.votes.shape[1:]
+        assert crop is not None
+        low, high = (0, 0), (height - crop, width - crop)
+        if ask < self._recipe.data.crop_positive:
+            positive = np.argwhere(self._dataset.hard(row))
+            if len(positive):
+                y, x = positive[int(which * len(positive))]
+                low = max(0, y - crop + 1), max(0, x - crop + 1)
+                high = min(y, high[0]), min(x, high[1])
+        top, left = (int(lo + draw * (hi - lo + 1)) for lo, hi, draw in zip(low, high, (down, right), strict=True))
+        return top, left
