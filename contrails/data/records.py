@@ -107,8 +107,12 @@ def read_label(record: RawRecord, size: tuple[int, int]) -> Label | None:
             )
     else:
         return None
-    bits = (masks.astype(np.uint16) << np.arange(masks.shape[2], dtype=np.uint16)).sum(axis=2, dtype=np.uint16)
-    return Label(masks.sum(axis=2, dtype=np.uint8), masks.shape[2], bits)
+    votes, marks = np.zeros(size, np.uint8), np.zeros(size, np.uint16)
+    for annotator in range(masks.shape[2]):  # numpy sums a short last axis ten times slower
+        marked = masks[:, :, annotator].astype(np.uint8)
+        votes += marked
+        marks |= marked.astype(np.uint16) << np.uint16(annotator)
+    return Label(votes, masks.shape[2], marks)
 
 
 def bands_of(record: RawRecord) -> tuple[int, ...]:
@@ -131,7 +135,7 @@ def _read_band(record: RawRecord, band: int, frames: Sequence[int]) -> np.ndarra
         raise DataError(
             f"{path}: expected frame {max(frames)}, found {array.shape[2]} frames (0 to {array.shape[2] - 1})"
         )
-    chosen = array[:, :, list(frames)].transpose(2, 0, 1)
+    chosen = np.stack([array[:, :, frame] for frame in frames])
     if not np.isfinite(chosen).all():
         count = int((~np.isfinite(chosen)).sum())
         raise DataError(
@@ -143,7 +147,7 @@ def _read_band(record: RawRecord, band: int, frames: Sequence[int]) -> np.ndarra
 
 def _read_mask(path: Path, record: RawRecord) -> np.ndarray:
     array = _load(path, record)
-    if not np.issubdtype(array.dtype, np.integer) or not ((array == 0) | (array == 1)).all():
+    if not np.issubdtype(array.dtype, np.integer) or (array.size and (array.min() < 0 or array.max() > 1)):
         raise DataError(f"{path}: expected integers 0 and 1, found {array.dtype} with {np.unique(array)[:5].tolist()}")
     return array
 

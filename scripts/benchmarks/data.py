@@ -1,167 +1,248 @@
-"""Batches from the dataset file beside the usual input pipelines, on the same records."""
+"""The data path beside its peers: preparing, opening, sharing, batches, and the time that a training waits for them."""
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
-import h5py
+import loaders
 import numpy as np
+import psutil
 import torch
-from table import Result, rates, show
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
+from table import Result, against, rates, show
 
-from contrails.config import Recipe
-from contrails.data.batches import Part, Source, _Slot
+from contrails.config import DataSection
+from contrails.data.batches import Source
+from contrails.data.composites import Composite, channels_of
 from contrails.data.pack import make_plan, pack
-from contrails.data.store import open_dataset
+from contrails.data.sampling import Part
+from contrails.data.store import Dataset, open_dataset
+from contrails.runs import Run
 
-NUM_RECORDS, SIZE, BATCH = 256, 256, 16
-BANDS = ("b11", "b14", "b15")
-
-
-class Records(TorchDataset[torch.Tensor]):
-    """The peers: one record an item, int16 (3, H, W), or its ash composite in float32."""
-
-    def __init__(self, read: Callable[[int], np.ndarray], *, ash: bool) -> None:
-        self.read, self.ash = read, ash
-
-    def __len__(self) -> int:
-        return NUM_RECORDS
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        array = self.read(index)
-        if not self.ash:
-            return torch.from_numpy(array)
-        b11, b14, b15 = array.astype(np.float32) * np.float32(0.01) + np.float32(273.15)
-        stacked = np.stack([(b15 - b14 + 4) / 6, (b14 - b11 + 4) / 9, (b14 - 243) / 60])
-        return torch.from_numpy(np.clip(stacked, 0, 1))
-
-
-class Npy:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, index: int) -> np.ndarray:
-        bands = [np.load(self.folder / f"{index:05d}" / f"band_{band}.npy")[..., 4] for band in (11, 14, 15)]
-        return np.rint((np.stack(bands) - np.float32(273.15)) * 100).astype(np.int16)
-
-
-class H5:
-    def __init__(self, path: Path) -> None:
-        self.path, self.file = path, None
-
-    def __call__(self, index: int) -> np.ndarray:
-        if self.file is None:
-            self.file = h5py.File(self.path, "r")
-        array: np.ndarray = self.file["bands"][index, 0]
-        return array
-
-
-class Ram:
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-
-    def __call__(self, index: int) -> np.ndarray:
-        return self.array[index, 0]
+NUM_RECORDS, SIZE, BATCH, WORKERS = 256, 256, 16, 2
+SIZES = (100, 1_000, 10_000)
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        measure(Path(name))
+        folder = Path(name)
+        write_records(folder / "raw" / "train")
+        path = folder / "data.h5"
+        pack(make_plan(folder / "raw", "train", (11, 14, 15), (4,)), path, WORKERS)
+        results = [
+            *integer_batches(folder, path),
+            *model_batches(folder, path),
+            *preparing(folder),
+            *cost_by_size(folder),
+            opening(folder / "10000.h5"),
+            sharing(folder / "10000.h5"),
+            waiting(folder, path),
+        ]
+    show(f"data: records of 3 x {SIZE} x {SIZE} with votes, batches of {BATCH}, {os.cpu_count()} cores", results)
 
 
-def measure(folder: Path) -> None:
-    path = make_records(folder)
+def integer_batches(folder: Path, path: Path) -> Iterator[Result]:
+    """Bands and votes as they are stored, shuffled, gathered into reused buffers."""
     dataset = open_dataset(path)
-    recipe = Recipe.model_validate({"data": {"dataset": str(path), "filelist": "none"}})
-    source = Source(dataset, recipe, torch.device("cpu"))
-    order = np.random.default_rng(0).permutation(NUM_RECORDS)
-    parts = [Part(order[i : i + BATCH], [0] * BATCH) for i in range(0, NUM_RECORDS, BATCH)]
-    slot, whole = _Slot(source), np.ascontiguousarray(dataset.bands)
-    target = np.empty_like(whole[:BATCH])
+    buffer, parts = source_of_ash(dataset).buffers(1)[0], shuffled(NUM_RECORDS)
+    bands, votes = np.array(dataset.bands), np.array(dataset.votes)
+    to_bands, to_votes = np.empty_like(bands[:BATCH]), np.empty_like(votes[:BATCH])
 
     def ours() -> int:
-        for part in parts:
-            slot.gather(part.rows)
+        iterator = iter(parts)
+        while buffer.gather(iterator) is not None:
+            pass
         return NUM_RECORDS
 
     def plain_copy() -> int:
         for start in range(0, NUM_RECORDS, BATCH):
-            np.copyto(target, whole[start : start + BATCH])
+            np.copyto(to_bands, bands[start : start + BATCH])
+            np.copyto(to_votes, votes[start : start + BATCH])
         return NUM_RECORDS
 
-    def ours_ready() -> int:
+    measured = rates({"ours": ours, "plain copy": plain_copy} | peers(folder, path, ready=False))
+    goals = {".npy files": 80, "h5py, opened per item": 30, "h5py, kept open": None, "arrays in RAM": 10}
+    goals |= {"arrays in RAM, no workers": None, "plain copy": 0.8}
+    return against("integer batches", measured, goals)
+
+
+def model_batches(folder: Path, path: Path) -> Iterator[Result]:
+    """Ash composite and share of annotators in float32, on the CPU."""
+    source, parts = source_of_ash(open_dataset(path)), shuffled(NUM_RECORDS)
+
+    def ours() -> int:
         return sum(len(batch.inputs) for batch in source.batches(parts))
 
-    def loader(read: Callable[[int], np.ndarray], *, ash: bool, workers: int) -> Callable[[], int]:
-        made = DataLoader(
-            Records(read, ash=ash), BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
-        )
-        return lambda: sum(len(batch) for batch in made)
+    measured = rates({"ours": ours} | peers(folder, path, ready=True))
+    goals = {".npy files": 5, "h5py, opened per item": 3, "h5py, kept open": None, "arrays in RAM": 1.5}
+    return against("batches for the model", measured, goals | {"arrays in RAM, no workers": None})
 
-    def peers(*, ash: bool) -> dict[str, Callable[[], int]]:
-        return {
-            "DataLoader .npy, 2 workers": loader(Npy(folder / "raw" / "test"), ash=ash, workers=2),
-            "DataLoader h5py": loader(H5(path), ash=ash, workers=0),
-            "DataLoader RAM": loader(Ram(whole), ash=ash, workers=0),
-        }
 
-    results = []
-    measured = rates({"ours": ours, "plain copy": plain_copy} | peers(ash=False))
-    value = measured.pop("ours")
-    for peer, goal in (
-        ("DataLoader .npy, 2 workers", 80),
-        ("DataLoader h5py", 30),
-        ("DataLoader RAM", 10),
-        ("plain copy", 0.8),
-    ):
-        ratio = value / measured[peer]
-        results.append(
-            Result(
-                f"integer batches over {peer}",
-                ratio,
-                "x",
-                f"{goal}x",
-                ratio >= goal,
-                {"ours/s": value, "peer/s": measured[peer]},
-            )
-        )
-    measured = rates({"ours": ours_ready} | peers(ash=True))
-    value = measured.pop("ours")
-    for peer, goal in (("DataLoader .npy, 2 workers", 5), ("DataLoader h5py", 3), ("DataLoader RAM", 1.5)):
-        ratio = value / measured[peer]
-        results.append(
-            Result(
-                f"batches for the model over {peer}",
-                ratio,
-                "x",
-                f"{goal}x",
-                ratio >= goal,
-                {"ours/s": value, "peer/s": measured[peer]},
-            )
-        )
+def peers(folder: Path, path: Path, *, ready: bool) -> dict[str, Callable[[], int]]:
+    dataset = open_dataset(path)
+    arrays = loaders.in_ram(np.array(dataset.bands), np.array(dataset.votes))
+    reads = {
+        ".npy files": (loaders.npy(folder / "raw" / "train"), WORKERS),
+        "h5py, opened per item": (loaders.opened_each_time(path), WORKERS),
+        "h5py, kept open": (loaders.kept_open(path), WORKERS),
+        "arrays in RAM": (arrays, WORKERS),
+        "arrays in RAM, no workers": (arrays, 0),
+    }
+    return {
+        name: loaders.epoch(read, NUM_RECORDS, BATCH, workers, ready=ready) for name, (read, workers) in reads.items()
+    }
+
+
+def preparing(folder: Path) -> Iterator[Result]:
+    """The command's work on 256 records, beside processes that only load, check and round."""
+    paths = sorted((folder / "raw" / "train").iterdir())
+    chunks = [[str(path) for path in paths[start : start + 32]] for start in range(0, NUM_RECORDS, 32)]
+    out = folder / "again.h5"
+
+    def ours() -> int:
+        out.unlink(missing_ok=True)
+        pack(make_plan(folder / "raw", "train", (11, 14, 15), (4,)), out, WORKERS)
+        return NUM_RECORDS
+
+    def peer() -> int:
+        with ProcessPoolExecutor(WORKERS, get_context("forkserver")) as pool:
+            return sum(pool.map(load_and_round, chunks))
+
+    measured = rates({"ours": ours, "load, check and round": peer}, rounds=5)
+    return against("prepare", measured, {"load, check and round": 0.8})
+
+
+def load_and_round(folders: list[str]) -> int:
+    for folder in folders:
+        for band in (11, 14, 15):
+            kelvin = np.load(f"{folder}/band_{band}.npy")[:, :, 4]
+            assert np.isfinite(kelvin).all()
+            np.rint((kelvin - np.float32(273.15)) / np.float32(0.01)).astype(np.int16)
+        np.load(f"{folder}/human_individual_masks.npy")
+    return len(folders)
+
+
+def cost_by_size(folder: Path) -> Iterator[Result]:
+    """Seconds and peak memory of `contrails prepare`; the records are links to the same 256, with other names."""
+    seconds, memory = [], []
+    for count in SIZES:
+        raw = folder / f"raw{count}" / "train"
+        for index in range(count):
+            (raw / f"{index:06d}").mkdir(parents=True)
+            for file in (folder / "raw" / "train" / f"{index % NUM_RECORDS:05d}").iterdir():
+                os.link(file, raw / f"{index:06d}" / file.name)
+        command = ["prepare", str(raw.parent), str(folder / f"{count}.h5"), "--workers", str(WORKERS)]
+        started = time.perf_counter()
+        memory.append(peak_memory([sys.executable, "-m", "contrails", *command]))
+        seconds.append(time.perf_counter() - started)
+    costs = {f"{count:,} records, s": value for count, value in zip(SIZES, seconds, strict=True)}
+    growth = seconds[-1] / seconds[-2] / (SIZES[-1] / SIZES[-2])
+    yield Result("prepare, time a record, 10,000 over 1,000", growth, "x", "1.2x", growth <= 1.2, costs)
+    costs = {f"{count:,} records, MB": value / 1e6 for count, value in zip(SIZES, memory, strict=True)}
+    yield Result("prepare, peak memory", memory[-1] / 1e6, "MB", "1,000 MB", memory[-1] < 1e9, costs)
+
+
+def peak_memory(command: list[str]) -> int:
+    """Run a command; return the largest sum of its processes' proportional set sizes, sampled, in bytes."""
+    peak = 0
+    with psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            peak = max(peak, sum(proportional(one) for one in [process, *process.children(recursive=True)]))
+            time.sleep(0.1)
+        assert process.returncode == 0, command
+    return peak
+
+
+def proportional(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # it ended meanwhile
+        return 0
+
+
+def opening(path: Path) -> Result:
+    """From the path to the first batch for the model, in a process that has imported everything; pages are cached."""
+    np.fromfile(path, np.uint8)
     started = time.perf_counter()
-    fresh = open_dataset(path)
-    next(Source(fresh, recipe, torch.device("cpu")).batches(parts))
+    next(source_of_ash(open_dataset(path)).batches(shuffled(SIZES[-1])))
     seconds = time.perf_counter() - started
-    results.append(Result("open to first batch", seconds, "s", "0.5 s for 4 GB", seconds < 0.5))
-    show(f"data: {NUM_RECORDS} records of 3 x {SIZE} x {SIZE}, batches of {BATCH}", results)
+    return Result(f"open to first batch, {path.stat().st_size / 1e9:.1f} GB", seconds, "s", "0.5 s", seconds < 0.5)
 
 
-def make_records(folder: Path) -> Path:
-    """Write raw records that look like the real thing to a reader, and pack them."""
+def sharing(path: Path) -> Result:
+    """Five processes that have gone through all records: what their mappings of the file hold in all."""
+    code = f"import data; from pathlib import Path; data.hold(Path({str(path)!r}))"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(5)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+    shared = sum(mapped_bytes(process.pid, path) for process in processes)
+    for process in processes:
+        process.communicate()
+    ratio = shared / path.stat().st_size
+    return Result("five processes, summed PSS of the data over the file", ratio, "x", "1.15x", ratio <= 1.15)
+
+
+def hold(path: Path) -> None:
+    """Gather every record once, say so, and wait; runs in a process of its own."""
+    buffer, parts = source_of_ash(open_dataset(path)).buffers(1)[0], iter(shuffled(SIZES[-1]))
+    while buffer.gather(parts) is not None:
+        pass
+    print("done", flush=True)
+    sys.stdin.read()
+
+
+def mapped_bytes(pid: int, path: Path) -> int:
+    """Return the proportional set size of a process's mappings of a file."""
+    maps = psutil.Process(pid).memory_maps(grouped=True)
+    return sum(mapping.pss for mapping in maps if mapping.path == str(path))
+
+
+def waiting(folder: Path, path: Path) -> Result:
+    """The share of its time that a training of the default model waits for batches, as it logs it."""
+    filelist = folder / "two.csv"
+    contrails = [sys.executable, "-m", "contrails"]
+    recipe = folder / "recipe.toml"
+    recipe.write_text(
+        f'[data]\ndataset = "{path}"\nfilelist = "{filelist}"\nlimit = 64\n'
+        "[train]\nepochs = 2\nbatch_size = 8\nlog_every = 4\n"
+    )
+    environment = dict(os.environ) | {"CONTRAILS_RUNS": str(folder / "runs")}
+    for command in (["split", str(path), "--folds", "2", "-o", str(filelist)], ["train", str(recipe)]):
+        subprocess.run([*contrails, *command], env=environment, check=True, capture_output=True)
+    telemetry = Run(folder / "runs" / "recipe").fold("0").attempt(1).telemetry
+    share = json.loads(telemetry.read_text().splitlines()[-1])["data_wait_share"]
+    return Result("training waits for data", 100 * share, "%", "1 %", share < 0.01)
+
+
+def source_of_ash(dataset: Dataset) -> Source:
+    section = DataSection(dataset=dataset.path, filelist=Path("none"))
+    return Source(dataset, (0,), Composite(channels_of(section, dataset.band_names)), torch.device("cpu"))
+
+
+def shuffled(count: int) -> list[Part]:
+    order = np.random.default_rng(0).permutation(count)
+    return [Part(order[start : start + BATCH]) for start in range(0, count, BATCH)]
+
+
+def write_records(folder: Path) -> None:
+    """Write raw records that look like the real thing to a reader."""
     random = np.random.default_rng(0)
     base = random.normal(280, 8, (SIZE, SIZE, 8)).astype(np.float32)
     for index in range(NUM_RECORDS):
-        record = folder / "raw" / "test" / f"{index:05d}"
+        record = folder / f"{index:05d}"
         record.mkdir(parents=True)
         for band in (11, 14, 15):
             np.save(record / f"band_{band}.npy", base + np.float32(random.normal()))
-    path = folder / "data.h5"
-    pack(make_plan(folder / "raw", "test", (11, 14, 15), (4,)), path, 2)
-    return path
+        np.save(record / "human_individual_masks.npy", random.integers(0, 2, (SIZE, SIZE, 1, 4), np.int32))
 
 
 if __name__ == "__main__":

@@ -4,22 +4,24 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from rich.console import Console
 from rich.table import Table
 
+_HOLDS = {True: "yes", False: "NO", None: ""}
+
 
 @dataclass
 class Result:
-    """One measured quantity; `goal` is what `value` must reach."""
+    """One measured quantity; `goal` is what `value` must reach, `holds` is None where there is none."""
 
     name: str
     value: float
     unit: str
     goal: str
-    holds: bool
+    holds: bool | None
     peers: dict[str, float] = field(default_factory=dict)
 
 
@@ -36,6 +38,15 @@ def rates(contestants: dict[str, Callable[[], int]], rounds: int = 5) -> dict[st
     return {name: statistics.median(values) for name, values in measured.items()}
 
 
+def against(name: str, measured: dict[str, float], goals: dict[str, float | None]) -> Iterator[Result]:
+    """Yield the ratio of the rate called "ours" to that of each peer; a peer without a goal is shown for comparison."""
+    for peer, goal in goals.items():
+        ratio = measured["ours"] / measured[peer]
+        rate = {"ours/s": measured["ours"], "peer/s": measured[peer]}
+        holds = None if goal is None else ratio >= goal
+        yield Result(f"{name} over {peer}", ratio, "x", "" if goal is None else f"{goal:g}x", holds, rate)
+
+
 def show(title: str, results: list[Result]) -> None:
     """Print the results as a table, or with --json as a list of objects."""
     if "--json" in sys.argv:
@@ -47,5 +58,5 @@ def show(title: str, results: list[Result]) -> None:
     for result in results:
         peers = ", ".join(f"{name} {value:,.4g}" for name, value in result.peers.items())
         value = f"{result.value:,.4g} {result.unit}"
-        table.add_row(result.name, value, peers, result.goal, "yes" if result.holds else "NO")
+        table.add_row(result.name, value, peers, result.goal, _HOLDS[result.holds])
     Console().print(table)

@@ -93,6 +93,7 @@ def test_a_batch_is_the_same_whatever_the_depth_residency_and_start(
 
     in_ram = open_resident(framed_path, "ram", stage_dir=None, ram_fd=None, poll=lambda: None)
     assert isinstance(in_ram.bands, np.memmap)
+    assert isinstance(framed.bands, np.memmap)
     assert str(in_ram.bands.filename) != str(framed.bands.filename)
     whole = stream(framed, 0, 12, 3)
     for dataset, first, ahead in itertools.product((framed, in_ram), (0, 4, 7), (1, 5)):

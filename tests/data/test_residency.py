@@ -127,7 +127,7 @@ def test_processes_of_a_job_share_one_copy(tiny_data: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for mode in ("auto", "mmap", "ram"):
         with pytest.raises(DataError, match=r"expected a dataset file at .*none.h5, found none"):
-            open_resident(tmp_path / "none.h5", mode, stage_dir=None, ram_fd=None, poll=nothing)  # type: ignore[arg-type]
+            open_resident(tmp_path / "none.h5", mode, stage_dir=None, ram_fd=None, poll=nothing)
 
 
 def write_group(folder: Path, **files: str) -> None:
