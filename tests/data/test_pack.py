@@ -1,5 +1,7 @@
 """Packing: values kept, files equal however often it was killed, nothing half-done under a final name."""
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -110,7 +112,7 @@ def test_rows_in_the_journal_are_not_read_again(raw: Path, tmp_path: Path) -> No
 def test_a_complete_file_is_left_alone_and_another_is_refused(raw: Path, tmp_path: Path) -> None:
     assert prepare(raw, tmp_path / "d.h5")
     assert not prepare(raw, tmp_path / "d.h5")
-    with pytest.raises(DataError, match=r"d.h5 exists and holds something else .*never rewritten"):
+    with pytest.raises(DataError, match=r"d.h5 exists .* something else \(other band_names, frames; .*never rewritten"):
         pack(make_plan(raw, "train", (11,), (4,)), tmp_path / "d.h5", 1)
 
 
@@ -137,12 +139,33 @@ def test_a_record_unlike_the_others_is_named(raw: Path, tmp_path: Path, size: in
 
 
 def test_two_at_once_are_refused(raw: Path, tmp_path: Path) -> None:
-    import fcntl
-
     with (tmp_path / ".d.h5.journal").open("a") as journal:
         fcntl.flock(journal, fcntl.LOCK_EX)
         with pytest.raises(DataError, match=r"another `contrails prepare` is writing d.h5"):
             prepare(raw, tmp_path / "d.h5")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_without_locks_it_warns_once_and_goes_on(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    _refuse_locks(monkeypatch, number)
+    assert prepare(raw, tmp_path / "d.h5")
+    assert caplog.text.count(f"{tmp_path} has no file locks ({os.strerror(number)}): going on without") == 1
+    assert list(damaged_rows(open_dataset(tmp_path / "d.h5"))) == []
+
+
+def test_another_error_of_the_lock_is_one(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _refuse_locks(monkeypatch, errno.EIO)
+    with pytest.raises(StorageError, match="Input/output error"):
+        prepare(raw, tmp_path / "d.h5")
+
+
+def _refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
 
 
 def test_a_full_disk_is_said_and_the_work_goes_on_later(raw: Path, tmp_path: Path) -> None:
