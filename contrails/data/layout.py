@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import h5py
@@ -50,7 +51,7 @@ class Header:
     timestamps: tuple[float, ...]
     shard: Shard | None = None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of what the header says."""
         return hashlib.sha256(to_json([FORMAT, VERSION, asdict(self)]).encode()).hexdigest()

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from contrails.data.layout import (
     header_of,
     opened,
     places,
+    shard_rows,
     write_columns,
     write_row,
 )
@@ -47,6 +48,20 @@ class Plan:
     bands: tuple[int, ...]
     header: Header
     records: tuple[RawRecord, ...]
+
+    def shard(self, index: int, count: int) -> "Plan":
+        """Return the plan of one of `count` shards, from 1 on.
+
+        Raises:
+            DataError: there are more shards than records.
+        """
+        if count > len(self.records):
+            raise DataError(
+                f"expected at most as many shards as there are records, found {count} shards of {len(self.records)} "
+                f"records of '{self.header.split}' in {self.root}; make {len(self.records)} shards or fewer"
+            )
+        first, last = shard_rows(len(self.records), index, count)
+        return replace(self, header=self.header.slice(index, count), records=self.records[first:last])
 
 
 def make_plan(root: Path, split: str, bands: Sequence[int] | None, frames: Sequence[int]) -> Plan:

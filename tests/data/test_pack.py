@@ -116,6 +116,42 @@ def test_a_complete_file_is_left_alone_and_another_is_refused(raw: Path, tmp_pat
         pack(make_plan(raw, "train", (11,), (4,)), tmp_path / "d.h5", 1)
 
 
+def test_a_shard_is_a_file_of_its_own(raw: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw, tmp_path / "mounted" / "elsewhere")
+    first = make_plan(raw, "train", (11, 14, 15), (0, 4)).shard(1, 2)
+    second = make_plan(tmp_path / "mounted" / "elsewhere", "train", (11, 14, 15), (0, 4)).shard(2, 2)
+    for plan, name in ((first, "1.h5"), (second, "2.h5")):
+        assert pack(plan, tmp_path / name, 1)
+        assert not pack(plan, tmp_path / name, 1)
+    prepare(raw, tmp_path / "whole.h5")
+    whole, parts = open_dataset(tmp_path / "whole.h5"), [open_dataset(tmp_path / name) for name in ("1.h5", "2.h5")]
+    assert [part.record_ids for part in parts] == [("10", "11"), ("12", "13", "14")]
+    assert np.array_equal(np.concatenate([part.bands for part in parts]), whole.bands)
+    assert all(list(damaged_rows(part)) == [] for part in parts)
+    with h5py.File(tmp_path / "1.h5") as one, h5py.File(tmp_path / "2.h5") as two:
+        assert (one.attrs["shard"].tolist(), two.attrs["shard"].tolist()) == ([1, 2], [2, 2])
+        assert one.attrs["plan"] == two.attrs["plan"]
+    with pytest.raises(DataError, match=r"1.h5 exists and holds something else \(other .*shard"):
+        pack(second, tmp_path / "1.h5", 1)
+
+
+def test_a_shard_goes_on_to_the_same_bytes(raw: Path, tmp_path: Path) -> None:
+    plan = make_plan(raw, "train", (11, 14, 15), (0, 4)).shard(2, 2)
+    pack(plan, tmp_path / "whole.h5", 1)
+    with pytest.raises(DataError, match=r"band_14.npy: expected float32"):
+        (raw / "train" / "14" / "band_14.npy").rename(tmp_path / "kept.npy")
+        np.save(raw / "train" / "14" / "band_14.npy", np.zeros(3, np.float32))
+        pack(plan, tmp_path / "d.h5", 1)
+    (tmp_path / "kept.npy").replace(raw / "train" / "14" / "band_14.npy")
+    assert pack(plan, tmp_path / "d.h5", 1)
+    assert (tmp_path / "d.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_more_shards_than_records_are_refused(raw: Path) -> None:
+    with pytest.raises(DataError, match=r"found 6 shards of 5 records of 'train' in .*raw; make 5 shards or fewer"):
+        make_plan(raw, "train", (11, 14, 15), (4,)).shard(6, 6)
+
+
 def test_records_without_masks_belong_to_test(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_record(tmp_path / "raw", split, "1", annotators=0, pixel_mask=False)
