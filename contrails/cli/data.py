@@ -22,17 +22,26 @@ def data() -> None:
 @data.command()
 @_path_argument
 @json_option
-def info(path: Path, as_json: bool) -> None:
+@click.option("--plot", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw up to 12 records there.")
+def info(path: Path, as_json: bool, plot: Path | None) -> None:
     """Show what the dataset file DATA holds.
 
     \b
     Example:
       contrails data info data/demo/train.h5
+      contrails data info data/demo/train.h5 --plot train.png
     """
     from contrails.data.inspect import describe
     from contrails.data.store import open_dataset
 
-    found = describe(open_dataset(path))
+    if plot is not None:
+        _require_picture(plot)
+    dataset = open_dataset(path)
+    found = describe(dataset)
+    if plot is not None:
+        from contrails.data.pictures import plot_samples
+
+        click.echo(f"{plot}: {plot_samples(dataset, plot)} records", err=True)
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -92,3 +101,13 @@ def join(out: Path) -> None:
     click.echo(what if joined.made else f"{what}, complete already: nothing to do")
     first, last = (shard_path(out, index, joined.num_shards) for index in (1, joined.num_shards))
     click.echo(f"the shards can be removed: {first} to {last.name}")
+
+
+def _require_picture(path: Path) -> None:
+    from contrails.data.pictures import endings
+
+    if path.suffix[1:].lower() not in endings():
+        raise click.BadParameter(
+            f"'{path}': expected the ending of a picture, found '{path.suffix}'; known: {', '.join(endings())}",
+            param_hint="--plot",
+        )
