@@ -1,6 +1,7 @@
-"""`contrails data`: look at dataset files."""
+"""`contrails data`: look at dataset files, join their shards."""
 
 import json
+import logging
 from pathlib import Path
 
 import click
@@ -15,23 +16,32 @@ _path_argument = click.argument("path", metavar="DATA", type=click.Path(path_typ
 
 @click.group()
 def data() -> None:
-    """Look at dataset files."""
+    """Look at dataset files, join their shards."""
 
 
 @data.command()
 @_path_argument
 @json_option
-def info(path: Path, as_json: bool) -> None:
+@click.option("--plot", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw up to 12 records there.")
+def info(path: Path, as_json: bool, plot: Path | None) -> None:
     """Show what the dataset file DATA holds.
 
     \b
     Example:
       contrails data info data/demo/train.h5
+      contrails data info data/demo/train.h5 --plot train.png
     """
     from contrails.data.inspect import describe
     from contrails.data.store import open_dataset
 
-    found = describe(open_dataset(path))
+    if plot is not None:
+        _require_picture(plot)
+    dataset = open_dataset(path)
+    found = describe(dataset)
+    if plot is not None:
+        from contrails.data.pictures import plot_samples
+
+        click.echo(f"{plot}: {plot_samples(dataset, plot)} records", err=True)
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -66,3 +76,38 @@ def verify(path: Path) -> None:
     if damaged:
         raise DataError("\n".join([f"{path} is damaged; copy it again, or prepare it again:", *damaged[:20]]))
     click.echo(f"{path}: {dataset.num_records} records, all as written; fingerprint {dataset.fingerprint}")
+
+
+@data.command()
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+def join(out: Path) -> None:
+    """Write the dataset file OUT from all its shards, which lie beside it.
+
+    They are made with `contrails prepare RAW OUT --shard I/N`, on any nodes. OUT holds the same bytes as if one call
+    had made it; a shard that is missing, damaged or of other records is named (exit code 4).
+
+    \b
+    Example:
+      contrails prepare data/demo/raw data/demo/train.h5 --shard 1/2
+      contrails prepare data/demo/raw data/demo/train.h5 --shard 2/2
+      contrails data join data/demo/train.h5
+    """
+    from contrails.data.join import join as join_shards
+    from contrails.data.layout import shard_path
+
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    joined = join_shards(out)
+    what = f"{out}: {joined.num_records} records of {joined.num_shards} shards, {out.stat().st_size / 1e6:.1f} MB"
+    click.echo(what if joined.made else f"{what}, complete already: nothing to do")
+    first, last = (shard_path(out, index, joined.num_shards) for index in (1, joined.num_shards))
+    click.echo(f"the shards can be removed: {first} to {last.name}")
+
+
+def _require_picture(path: Path) -> None:
+    from contrails.data.pictures import endings
+
+    if path.suffix[1:].lower() not in endings():
+        raise click.BadParameter(
+            f"'{path}': expected the ending of a picture, found '{path.suffix}'; known: {', '.join(endings())}",
+            param_hint="--plot",
+        )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 
 import click
@@ -16,22 +17,29 @@ import click
 @click.option(
     "--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), help="Processes; default: cores."
 )
-def prepare(raw: Path, out: Path, split: str, bands: str, frames: str, workers: int) -> None:
+@click.option("--shard", metavar="I/N", help="Pack the I-th of N slices alone, for `contrails data join`.")
+def prepare(raw: Path, out: Path, split: str, bands: str, frames: str, workers: int, shard: str | None) -> None:
     """Pack the records of RAW/SPLIT into the dataset file OUT.
 
     RAW has the layout of the OpenContrails competition. Kelvin are kept to 0.005 K as 16-bit integers, masks as
-    votes of the annotators. Killed and started again, it goes on where it was.
+    votes of the annotators. Killed and started again, it goes on where it was. Several nodes share the work with
+    --shard: each writes a file of its own beside OUT, such as train-2of5.h5 for data/train.h5.
 
     \b
     Example:
       contrails prepare data/demo/raw data/demo/train.h5
       contrails prepare data/demo/raw data/demo/all.h5 --bands all --frames 0-7
+      contrails prepare data/demo/raw data/demo/train.h5 --shard 2/5
     """
+    from contrails.data.layout import shard_path
     from contrails.data.pack import make_plan, pack
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
     chosen = None if bands == "all" else _numbers(bands, "--bands")
+    share = None if shard is None else _share(shard)
     plan = make_plan(raw, split, chosen, _numbers(frames, "--frames"))
+    if share:
+        plan, out = plan.shard(*share), shard_path(out, *share)
     made = pack(plan, out, workers)
     what = f"{out}: {len(plan.records)} records, {out.stat().st_size / 1e6:.1f} MB"
     click.echo(what if made else f"{what}, complete already: nothing to do")
@@ -48,3 +56,11 @@ def _numbers(text: str, option: str) -> list[int]:
     if len(set(numbers)) != len(numbers) or not numbers:
         raise click.BadParameter(f"'{text}': expected each number once", param_hint=option)
     return numbers
+
+
+def _share(text: str) -> tuple[int, int]:
+    """Read `2/5`."""
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise click.BadParameter(f"'{text}': expected I/N with I from 1 to N, such as 2/5", param_hint="--shard")
+    return int(match[1]), int(match[2])

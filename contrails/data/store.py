@@ -179,7 +179,10 @@ def _read(path: Path, mapped: Path, file: h5py.File) -> Dataset:
 def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     offset = dataset.id.get_offset()
     if offset is None:
-        raise DataError(f"{path}: /{dataset.name.strip('/')} is chunked or was never written; repack it as contiguous")
+        raise DataError(
+            f"{path}: /{dataset.name.strip('/')} is chunked or was never written, expected it in one piece; "
+            f"repack the file: `h5repack -l CONTI {path} OUT.h5`"
+        )
     needed = offset + dataset.size * dataset.dtype.itemsize
     if path.stat().st_size < needed:
         raise DataError(

@@ -11,7 +11,7 @@ import pytest
 
 from contrails.cli.main import cli
 
-HEAVY = {"torch", "wandb", "kornia", "pandas", "segmentation_models_pytorch"}
+HEAVY = {"torch", "wandb", "kornia", "matplotlib", "pandas", "segmentation_models_pytorch"}
 
 
 def contrails(*arguments: str, cwd: Path | None = None, runs: Path | None = None) -> subprocess.CompletedProcess[str]:

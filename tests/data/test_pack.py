@@ -1,5 +1,7 @@
 """Packing: values kept, files equal however often it was killed, nothing half-done under a final name."""
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -111,8 +113,44 @@ def test_rows_in_the_journal_are_not_read_again(raw: Path, tmp_path: Path) -> No
 def test_a_complete_file_is_left_alone_and_another_is_refused(raw: Path, tmp_path: Path) -> None:
     assert prepare(raw, tmp_path / "d.h5")
     assert not prepare(raw, tmp_path / "d.h5")
-    with pytest.raises(DataError, match=r"d.h5 exists and holds something else .*never rewritten"):
+    with pytest.raises(DataError, match=r"d.h5 exists .* something else \(other band_names, frames; .*never rewritten"):
         pack(make_plan(raw, "train", (11,), (4,)), tmp_path / "d.h5", 1)
+
+
+def test_a_shard_is_a_file_of_its_own(raw: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw, tmp_path / "mounted" / "elsewhere")
+    first = make_plan(raw, "train", (11, 14, 15), (0, 4)).shard(1, 2)
+    second = make_plan(tmp_path / "mounted" / "elsewhere", "train", (11, 14, 15), (0, 4)).shard(2, 2)
+    for plan, name in ((first, "1.h5"), (second, "2.h5")):
+        assert pack(plan, tmp_path / name, 1)
+        assert not pack(plan, tmp_path / name, 1)
+    prepare(raw, tmp_path / "whole.h5")
+    whole, parts = open_dataset(tmp_path / "whole.h5"), [open_dataset(tmp_path / name) for name in ("1.h5", "2.h5")]
+    assert [part.record_ids for part in parts] == [("10", "11"), ("12", "13", "14")]
+    assert np.array_equal(np.concatenate([part.bands for part in parts]), whole.bands)
+    assert all(list(damaged_rows(part)) == [] for part in parts)
+    with h5py.File(tmp_path / "1.h5") as one, h5py.File(tmp_path / "2.h5") as two:
+        assert (one.attrs["shard"].tolist(), two.attrs["shard"].tolist()) == ([1, 2], [2, 2])
+        assert one.attrs["plan"] == two.attrs["plan"]
+    with pytest.raises(DataError, match=r"1.h5 exists and holds something else \(other .*shard"):
+        pack(second, tmp_path / "1.h5", 1)
+
+
+def test_a_shard_goes_on_to_the_same_bytes(raw: Path, tmp_path: Path) -> None:
+    plan = make_plan(raw, "train", (11, 14, 15), (0, 4)).shard(2, 2)
+    pack(plan, tmp_path / "whole.h5", 1)
+    with pytest.raises(DataError, match=r"band_14.npy: expected float32"):
+        (raw / "train" / "14" / "band_14.npy").rename(tmp_path / "kept.npy")
+        np.save(raw / "train" / "14" / "band_14.npy", np.zeros(3, np.float32))
+        pack(plan, tmp_path / "d.h5", 1)
+    (tmp_path / "kept.npy").replace(raw / "train" / "14" / "band_14.npy")
+    assert pack(plan, tmp_path / "d.h5", 1)
+    assert (tmp_path / "d.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_more_shards_than_records_are_refused(raw: Path) -> None:
+    with pytest.raises(DataError, match=r"found 6 shards of 5 records of 'train' in .*raw; make 5 shards or fewer"):
+        make_plan(raw, "train", (11, 14, 15), (4,)).shard(6, 6)
 
 
 def test_records_without_masks_belong_to_test(tmp_path: Path) -> None:
@@ -138,12 +176,33 @@ def test_a_record_unlike_the_others_is_named(raw: Path, tmp_path: Path, size: in
 
 
 def test_two_at_once_are_refused(raw: Path, tmp_path: Path) -> None:
-    import fcntl
-
     with (tmp_path / ".d.h5.journal").open("a") as journal:
         fcntl.flock(journal, fcntl.LOCK_EX)
         with pytest.raises(DataError, match=r"another `contrails prepare` is writing d.h5"):
             prepare(raw, tmp_path / "d.h5")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_without_locks_it_warns_once_and_goes_on(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    _refuse_locks(monkeypatch, number)
+    assert prepare(raw, tmp_path / "d.h5")
+    assert caplog.text.count(f"{tmp_path} has no file locks ({os.strerror(number)}): going on without") == 1
+    assert list(damaged_rows(open_dataset(tmp_path / "d.h5"))) == []
+
+
+def test_another_error_of_the_lock_is_one(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _refuse_locks(monkeypatch, errno.EIO)
+    with pytest.raises(StorageError, match="Input/output error"):
+        prepare(raw, tmp_path / "d.h5")
+
+
+def _refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
 
 
 def test_a_full_disk_is_said_and_the_work_goes_on_later(raw: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def _chunk(file: h5py.File) -> None:
         (_edit(lambda file: file.attrs.modify("version", 2)), "version 1, found 'contrails-dataset' version 2"),
         (_edit(lambda file: file.attrs.modify("format", "other")), "found 'other' version 1"),
         (_edit(lambda file: file.pop("group")), "lacks the arrays group"),
-        (_edit(_chunk), "/votes is chunked.*repack"),
+        (_edit(_chunk), r"/votes is chunked.*repack the file: `h5repack -l CONTI \S+/d.h5 OUT.h5`"),
     ],
 )
 def test_what_is_refused(tiny_data: Path, tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:

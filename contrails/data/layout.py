@@ -1,0 +1,217 @@
+"""The bytes of a dataset file: what its header says, where each array lies, and how rows get into their places.
+
+Arrays are allocated before anything is written, so processes can fill disjoint rows and the order does not matter.
+Packing and joining make their files here, so equal headers and rows are equal bytes.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from contrails.data.records import LABEL_FRAME, LABEL_OFFSET_PX
+from contrails.data.store import FORMAT, VERSION, Dataset
+from contrails.files import storage, to_json
+
+SCALE_FACTOR, ADD_OFFSET = 0.01, 273.15
+"""Kelvin = count * SCALE_FACTOR + ADD_OFFSET, so rounding costs at most half of 0.01 K."""
+
+_PAGE = 4096
+
+Places = dict[str, tuple[int, int]]
+"""Offset and bytes a row of each array, in the file."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which of `count` contiguous slices a file holds, from 1 on, and the digest of the whole file's header."""
+
+    index: int
+    count: int
+    plan: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """All that decides the bytes of a file before its rows are written; `size` is (height, width)."""
+
+    split: str
+    band_names: tuple[str, ...]
+    frames: tuple[int, ...]
+    size: tuple[int, int]
+    with_marks: bool
+    record_ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    timestamps: tuple[float, ...]
+    shard: Shard | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what the header says."""
+        return hashlib.sha256(to_json([FORMAT, VERSION, asdict(self)]).encode()).hexdigest()
+
+    def slice(self, index: int, count: int) -> "Header":
+        """Return the header of a shard: an equal share of the records, in their order."""
+        first, last = shard_rows(len(self.record_ids), index, count)
+        return replace(
+            self,
+            record_ids=self.record_ids[first:last],
+            groups=self.groups[first:last],
+            timestamps=self.timestamps[first:last],
+            shard=Shard(index, count, self.digest),
+        )
+
+    def differences(self, other: "Header") -> list[str]:
+        """Return the names of the fields that differ; an unknown time equals another."""
+        mine, others = asdict(self), asdict(other)
+        return [field.name for field in fields(self) if to_json(mine[field.name]) != to_json(others[field.name])]
+
+
+def shard_rows(num_records: int, index: int, count: int) -> tuple[int, int]:
+    """Return the first row of a shard and the one after its last."""
+    return num_records * (index - 1) // count, num_records * index // count
+
+
+def shard_path(out: Path, index: int, count: int) -> Path:
+    """Return where a shard of `out` lies: data/train.h5 has data/train-2of5.h5."""
+    return out.with_name(f"{out.stem}-{index}of{count}{out.suffix}")
+
+
+def header_of(dataset: Dataset) -> Header:
+    """Return the header that a dataset file was made with."""
+    height, width = dataset.bands.shape[3:]
+    return Header(
+        split=dataset.split,
+        band_names=dataset.band_names,
+        frames=dataset.frames,
+        size=(height, width),
+        with_marks=dataset.marks is not None,
+        record_ids=dataset.record_ids,
+        groups=dataset.groups,
+        timestamps=tuple(dataset.timestamps.tolist()),
+        shard=_shard_of(dataset.path),
+    )
+
+
+def _shard_of(path: Path) -> Shard | None:
+    with h5py.File(path, "r", locking=False) as file:
+        if not {"shard", "plan"} <= set(file.attrs):
+            return None
+        index, count = file.attrs["shard"]
+        return Shard(int(index), int(count), str(file.attrs["plan"]))
+
+
+def create(header: Header, path: Path) -> None:
+    """Lay out the file with all its arrays allocated and page-aligned, and the attributes that say what they are."""
+    count = len(header.record_ids)
+    # locking=False: HDF5's own locks fail on some shared file systems, and nobody else knows this name
+    with h5py.File(path, "w", locking=False, alignment_threshold=_PAGE // 2, alignment_interval=_PAGE) as file:
+        _describe(file, header)
+        shape = (count, len(header.frames), len(header.band_names), *header.size)
+        bands = _allocate(file, "bands", shape, "<i2")
+        bands.attrs.update(scale_factor=SCALE_FACTOR, add_offset=ADD_OFFSET, units="K")
+        votes = _allocate(file, "votes", (count, *header.size), "u1")
+        votes.attrs.update(label_offset_px=LABEL_OFFSET_PX, label_frame=LABEL_FRAME)
+        names = ["bands", "votes"]
+        if header.with_marks:
+            _allocate(file, "marks", (count, *header.size), "<u2")
+            names.append("marks")
+        annotators = _allocate(file, "annotators", (count,), "u1")
+        for name in names:
+            _allocate(file, f"digests/{name}", (count, 32), "u1")
+        strings = h5py.string_dtype()
+        ids = file.create_dataset("record_id", data=header.record_ids, dtype=strings)
+        group = file.create_dataset("group", data=header.groups, dtype=strings)
+        timestamp = file.create_dataset("timestamp", data=np.array(header.timestamps))
+        timestamp.attrs["units"] = "seconds since 1970-01-01"
+        _name_axes(file, ids, [bands, votes, annotators, group, timestamp, *(file[n] for n in names[2:])])
+
+
+def places(path: Path) -> Places:
+    """Return where the rows of each array lie in a file."""
+    with h5py.File(path, "r", locking=False) as file:
+        names = ["bands", "votes", "annotators", *(f"digests/{name}" for name in file["digests"])]
+        names += ["marks"] if "marks" in file else []
+        return {
+            name: (file[name].id.get_offset(), file[name].dtype.itemsize * int(np.prod(file[name].shape[1:])))
+            for name in names
+        }
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Yield a descriptor to write a file's rows with; what was written is on the disk afterwards."""
+    with storage(path):
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            yield descriptor
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_row(descriptor: int, place: tuple[int, int], row: int, payload: bytes) -> None:
+    """Write a row of an array; `place` is the array's."""
+    offset, size = place
+    assert len(payload) == size
+    _write_all(descriptor, payload, offset + row * size)
+
+
+def write_columns(path: Path, annotators: bytes, digests: Mapping[str, bytes]) -> None:
+    """Write what is known only when all rows are: a byte a record of annotators, 32 of each array's digests."""
+    found = places(path)
+    with opened(path) as descriptor:
+        for name, column in {"annotators": annotators, **{f"digests/{k}": v for k, v in digests.items()}}.items():
+            _write_all(descriptor, column, found[name][0])
+
+
+def _describe(file: h5py.File, header: Header) -> None:
+    file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+    file.attrs["Conventions"] = "CF-1.11"
+    file.attrs["source"] = "GOES-16 ABI, OpenContrails layout"
+    file.attrs["split"] = header.split
+    file.attrs["band_names"] = list(header.band_names)
+    file.attrs["frames"] = np.array(header.frames, np.int64)
+    if header.shard:
+        file.attrs["shard"] = np.array([header.shard.index, header.shard.count], np.int64)
+        file.attrs["plan"] = header.shard.plan
+
+
+def _name_axes(file: h5py.File, ids: h5py.Dataset, arrays: list[h5py.Dataset]) -> None:
+    """Attach dimension scales, so that xarray names the axes."""
+    sizes = {"frame": np.array(file.attrs["frames"]), "band": np.arange(file["bands"].shape[2])}
+    sizes |= {"y": np.arange(file["bands"].shape[3]), "x": np.arange(file["bands"].shape[4])}
+    scales = {"record_id": ids} | {name: file.create_dataset(name, data=values) for name, values in sizes.items()}
+    for name, scale in scales.items():
+        scale.make_scale(name)
+    for array in arrays:
+        axes = {5: ("record_id", "frame", "band", "y", "x"), 3: ("record_id", "y", "x"), 1: ("record_id",)}[array.ndim]
+        for axis, name in enumerate(axes):
+            array.dims[axis].attach_scale(scales[name])
+
+
+def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
+    """Create a contiguous array whose place in the file is fixed now and which nobody fills."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)  # equal content is equal bytes
+    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    links.set_create_intermediate_group(True)
+    space = h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, properties, links)
+    return file[name]
+
+
+def _write_all(descriptor: int, payload: bytes, offset: int) -> None:
+    view = memoryview(payload)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count

@@ -1,0 +1,107 @@
+"""A picture of a few records of a dataset file, to see with one's own eyes what was packed.
+
+Each is the ash false colour composite of the labelled frame with the outline of what most annotators marked.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.figure import Figure
+
+from contrails.data.composites import channels, compose
+from contrails.data.store import Dataset
+from contrails.files import atomic_path
+
+_MOST_SAMPLES, _COLUMNS = 12, 4
+_PANEL_IN = 3.2
+_ASH_BANDS = {"b11", "b14", "b15"}
+
+
+def endings() -> tuple[str, ...]:
+    """Return the endings of the picture files that matplotlib can write, without the dot."""
+    return tuple(sorted(set(FigureCanvasBase.get_supported_filetypes()) - {"pgf"}))  # pgf needs a LaTeX
+
+
+def plot_samples(dataset: Dataset, path: Path) -> int:
+    """Write a picture of up to 12 records, the positive ones first; return how many it shows."""
+    positive = dataset.positive_pixels()
+    rows = sample_rows(positive)
+    num_columns = min(_COLUMNS, len(rows))
+    num_lines = -(-len(rows) // num_columns)
+    figure = Figure(figsize=(_PANEL_IN * num_columns, (_PANEL_IN + 0.4) * num_lines + 0.5), layout="compressed")
+    frame = _labelled_frame(dataset)
+    figure.suptitle(_title(dataset, len(rows), frame), fontsize=10)
+    panels = figure.subplots(num_lines, num_columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, row in zip(panels, rows, strict=False):
+        _draw(panel, dataset, int(row), frame, int(positive[row]))
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150, bbox_inches="tight")
+    return len(rows)
+
+
+def sample_rows(positive: np.ndarray) -> np.ndarray:
+    """Return up to 12 rows spread over the file, those with positive pixels first; `positive` is int64 (N,)."""
+    with_pixels = _spread(np.flatnonzero(positive), _MOST_SAMPLES)
+    without = _spread(np.flatnonzero(positive == 0), _MOST_SAMPLES - len(with_pixels))
+    return np.concatenate([with_pixels, without])
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    if len(rows) <= count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
+
+
+def _labelled_frame(dataset: Dataset) -> int:
+    """Return the position along axis T of the labelled frame, or of the nearest one that was packed."""
+    return min(range(len(dataset.frames)), key=lambda i: abs(dataset.frames[i] - dataset.label_frame))
+
+
+def _title(dataset: Dataset, num_samples: int, frame: int) -> str:
+    colours = "ash false colour" if _has_ash(dataset) else f"{dataset.band_names[0]}, grey from 1% to 99%"
+    when = f"frame {dataset.frames[frame]}"
+    if dataset.frames[frame] != dataset.label_frame:
+        when += f" (the label is of frame {dataset.label_frame})"
+    share = f"{num_samples} of {dataset.num_records} records of '{dataset.split}'"
+    return f"{dataset.path.name}: {share}, {colours}, {when}"
+
+
+def _draw(panel: Axes, dataset: Dataset, row: int, frame: int, num_positive: int) -> None:
+    image = _ash(dataset, row, frame) if _has_ash(dataset) else _grey(dataset, row, frame)
+    panel.imshow(image, cmap="gray", vmin=0, vmax=1)
+    panel.autoscale(False)
+    votes, annotators = dataset.votes[row], int(dataset.annotators[row])
+    if num_positive:
+        mask = (votes > annotators // 2) & (votes != 255)
+        down, right = dataset.label_offset_px
+        height, width = mask.shape
+        # labels sit off the image by their offset: moved back, the outline lies on what was marked
+        panel.contour(np.arange(width) - right, np.arange(height) - down, mask, [0.5], colors="magenta", linewidths=0.7)
+    said = f"{num_positive} positive pixels" if annotators else "unlabelled"
+    panel.set_title(f"{dataset.record_ids[row]}\n{said}", fontsize=8)
+
+
+def _has_ash(dataset: Dataset) -> bool:
+    return set(dataset.band_names) >= _ASH_BANDS
+
+
+def _ash(dataset: Dataset, row: int, frame: int) -> np.ndarray:
+    """Return float32 (H, W, 3) from 0 to 1."""
+    import torch
+
+    packed = torch.from_numpy(dataset.bands[row : row + 1, frame : frame + 1])
+    names = dataset.band_names
+    image = compose(packed, channels("ash", names), names, dataset.scale_factor, dataset.add_offset)
+    return image[0].permute(1, 2, 0).numpy()
+
+
+def _grey(dataset: Dataset, row: int, frame: int) -> np.ndarray:
+    """Return float64 (H, W): the first band between its own percentiles 1 and 99 as 0 to 1."""
+    values = dataset.bands[row, frame, 0].astype(np.float64)
+    low, high = np.percentile(values, (1, 99))
+    scaled: np.ndarray = (values - low) / max(high - low, 1)
+    return scaled.clip(0, 1)

@@ -1,0 +1,54 @@
+"""`contrails data` as it is typed."""
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+
+from contrails.cli.main import cli
+from contrails.errors import DataError
+
+
+def data(*arguments: str) -> None:
+    cli(["data", *arguments], standalone_mode=False)
+
+
+def test_join_says_what_it_made_and_what_can_go(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "train.h5"
+    for share in ("1/2", "2/2"):
+        cli(["prepare", str(tiny_data / "raw"), str(out), "--shard", share], standalone_mode=False)
+    capsys.readouterr()
+    data("join", str(out))
+    said = capsys.readouterr()
+    assert f"{out}: 12 records of 2 shards" in said.out
+    assert f"the shards can be removed: {tmp_path}/train-1of2.h5 to train-2of2.h5" in said.out
+    assert "joining 2 shards: 12/12" in said.err
+    assert out.read_bytes() == (tiny_data / "train.h5").read_bytes()
+    data("join", str(out))
+    assert "complete already: nothing to do" in capsys.readouterr().out
+
+
+def test_join_without_shards_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected the shards of \S+/train.h5 beside it"):
+        data("join", str(tmp_path / "train.h5"))
+
+
+def test_info_draws_and_prints(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "p.png"
+    data("info", str(tiny_data / "train.h5"), "--plot", str(picture), "--json")
+    said = capsys.readouterr()
+    assert json.loads(said.out)["positive_records"] == 6
+    assert f"{picture}: 12 records" in said.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("name", "ending"), [("p.xyz", ".xyz"), ("p", ""), ("p.", "[.]?"), ("p.pgf", ".pgf")])
+def test_an_unknown_picture_is_refused_before_any_work(tmp_path: Path, name: str, ending: str) -> None:
+    message = rf"expected the ending of a picture, found '{ending}'; known: .*jpg, pdf, png, "
+    with pytest.raises(click.BadParameter, match=message) as caught:
+        data("info", str(tmp_path / "nothing.h5"), "--plot", str(tmp_path / name))
+    assert caught.value.param_hint == "--plot"
+    assert list(tmp_path.iterdir()) == []
