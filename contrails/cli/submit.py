@@ -29,6 +29,13 @@ _PLAIN_INTERVAL_S = 15.0
 @click.option(
     "--seeds", type=click.IntRange(1), default=1, help="Make runs NAME-s0, NAME-s1, ... with seeds of their own."
 )
+@click.option(
+    "--folds-per-job",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Folds that train side by side in one job; more than one for small models that share a GPU or a node.",
+)
 @click.option("--site", "site_name", help="Where to run; see `contrails sites`.")
 @overrides_option
 @click.option("--wait", is_flag=True, help="Follow the folds until they end; Ctrl-C leaves them running.")
@@ -40,6 +47,7 @@ def submit(
     num_folds: int | None,
     fold: str | None,
     seeds: int,
+    folds_per_job: int,
     site_name: str | None,
     overrides: tuple[str, ...],
     wait: bool,
@@ -56,7 +64,7 @@ def submit(
       contrails submit --folds 5
       contrails submit jobs/default.toml --name bright --folds 5 -o train.lr=3e-3 --wait
     """
-    from contrails.cluster.dispatch import choose_folds, create_run, submit_folds
+    from contrails.cluster.dispatch import choose_folds, create_run, grouped, submit_folds
 
     if num_folds is not None and fold is not None:
         raise click.UsageError("give --folds N for all folds, or --fold 0,3 for some, not both")
@@ -69,7 +77,10 @@ def submit(
         recipes = {f"{base}-s{n}": recipe.model_copy(update={"seed": recipe.seed + n}) for n in range(seeds)}
     if dry_run:
         for run_name, seeded in recipes.items():
-            click.echo(f"# would submit the folds {', '.join(folds)} to {new_run_path(run_name)}\n{to_toml(seeded)}")
+            click.echo(f"# would submit to {new_run_path(run_name)}")
+            for number, group in enumerate(grouped(folds, folds_per_job), start=1):
+                click.echo(f"#   job {number}: {'folds' if len(group) > 1 else 'fold'} {', '.join(group)}")
+            click.echo(to_toml(seeded))
         click.echo(f"# on the site\n{to_toml(resolve(site, len(folds)))}", nl=False)
         return
     if ALL in folds:
@@ -79,7 +90,7 @@ def submit(
     runs, outcomes = [], {}
     for run_name, seeded in recipes.items():
         run, config = create_run(seeded, site, run_name)
-        outcomes[run.name] = submit_folds(run, config, folds)
+        outcomes[run.name] = submit_folds(run, config, folds, folds_per_job)
         runs.append(run)
     if as_json:
         click.echo(json.dumps({run.name: {"path": str(run.path), "folds": outcomes[run.name]} for run in runs}))

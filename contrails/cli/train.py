@@ -61,8 +61,8 @@ def train(
     run, config = create_run(recipe, find_site(site_name), base)
     run.fold(keys[0]).path.mkdir(parents=True, exist_ok=True)
     click.echo(f"run folder: {run.path}", err=True)
-    arguments = ["-m", "contrails.cluster.task", str(run.path), keys[0], *(["--summary"] if debug else [])]
-    # this process becomes the training, from the frozen code: Ctrl-C reaches it alone
+    arguments = ["-m", "contrails.cluster.launch", str(run.path), keys[0], *(["--summary"] if debug else [])]
+    # this process becomes the launcher, from the frozen code: Ctrl-C reaches it and the training alone
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, *arguments], job_environment(run, config))  # noqa: S606
 

@@ -18,7 +18,7 @@ import psutil
 
 from contrails.cluster.freeze import freeze_code, package_folder
 from contrails.cluster.journal import record
-from contrails.cluster.local import start_folds
+from contrails.cluster.local import start_jobs
 from contrails.cluster.sites import Site, resolve
 from contrails.cluster.states import ALIVE, DAMAGED, DONE, fold_state
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, parse, read_toml, to_toml
@@ -82,8 +82,21 @@ def create_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
     return run, config
 
 
-def submit_folds(run: Run, config: RunConfig, folds: list[str]) -> dict[str, str]:
-    """Submit the folds that are neither finished nor alive; return what happened to each: a job id, or its state."""
+def grouped(folds: list[str], folds_per_job: int) -> list[list[str]]:
+    """Return the folds of each job.
+
+    >>> grouped(["0", "1", "2"], 2)
+    [['0', '1'], ['2']]
+    """
+    return [folds[start : start + folds_per_job] for start in range(0, len(folds), folds_per_job)]
+
+
+def submit_folds(run: Run, config: RunConfig, folds: list[str], folds_per_job: int = 1) -> dict[str, str]:
+    """Submit the folds that are neither finished nor alive, `folds_per_job` to a job.
+
+    Returns:
+        What happened to each: a job id, or its state.
+    """
     found = {key: fold_state(run.fold(key)) for key in folds}
     damaged = [state.reason for state in found.values() if state.state == DAMAGED]
     if damaged:
@@ -95,7 +108,9 @@ def submit_folds(run: Run, config: RunConfig, folds: list[str]) -> dict[str, str
         record(run, "intent", fold=key)
     if not wanted:
         return states
-    ids = start_folds(run, config, wanted)
+    groups = grouped(wanted, folds_per_job)
+    job_ids = start_jobs(run, config, groups)
+    ids = {key: job_id for group, job_id in zip(groups, job_ids, strict=True) for key in group}
     for key, job_id in ids.items():
         record(run, "submitted", fold=key, job_id=job_id, **_process(int(job_id)))
     return states | {key: f"submitted, job {job_id}" for key, job_id in ids.items()}

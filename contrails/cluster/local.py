@@ -1,7 +1,7 @@
 """Jobs on this machine, through submitit's local executor, in a session of their own.
 
-`python -m contrails.cluster.local RUN FOLD...` submits one job a fold and prints their ids as JSON. It runs as a
-short-lived process without a terminal, so that closing the terminal or Ctrl-C reaches none of the jobs.
+`python -m contrails.cluster.local RUN FOLD[,FOLD...]...` submits one job an argument and prints their ids as JSON. It
+runs as a short-lived process without a terminal, so that closing the terminal or Ctrl-C reaches none of the jobs.
 """
 
 import json
@@ -20,14 +20,14 @@ _NO_LIMIT_MIN = 60 * 24 * 365 * 10
 """submitit's local controller ends a job after its time; a machine of one's own has no walltime."""
 
 
-def start_folds(run: Run, config: RunConfig, folds: list[str]) -> dict[str, str]:
-    """Start one background job a fold; return the process id of each job's controller.
+def start_jobs(run: Run, config: RunConfig, groups: list[list[str]]) -> list[str]:
+    """Start one background job for each group of folds; return the process id of each job's controller.
 
     Raises:
         ClusterError: submitit could not start them.
     """
     started = subprocess.run(
-        [sys.executable, "-m", "contrails.cluster.local", str(run.path), *folds],
+        [sys.executable, "-m", "contrails.cluster.local", str(run.path), *(",".join(group) for group in groups)],
         env=job_environment(run, config),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -37,13 +37,13 @@ def start_folds(run: Run, config: RunConfig, folds: list[str]) -> dict[str, str]
     )
     if started.returncode:
         raise ClusterError(f"the jobs could not be started; {_log(run)} says why")
-    ids: dict[str, str] = json.loads(started.stdout)
+    ids: list[str] = json.loads(started.stdout)
     return ids
 
 
 def main() -> None:
-    """Submit the folds named on the command line."""
-    run, folds = Run(Path(sys.argv[1])), sys.argv[2:]
+    """Submit the groups of folds named on the command line."""
+    run, groups = Run(Path(sys.argv[1])), [group.split(",") for group in sys.argv[2:]]
     # the jobs inherit standard output and error: a pipe there would keep the caller waiting until they end
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answer:
         with storage(run.submitit):
@@ -51,17 +51,17 @@ def main() -> None:
             with _log(run).open("ab") as file:
                 os.dup2(file.fileno(), sys.stdout.fileno())
                 os.dup2(file.fileno(), sys.stderr.fileno())
-        answer.write(json.dumps(_submit(run, folds)))
+        answer.write(json.dumps(_submit(run, groups)))
 
 
-def _submit(run: Run, folds: list[str]) -> dict[str, str]:
+def _submit(run: Run, groups: list[list[str]]) -> list[str]:
     from submitit import LocalExecutor
 
-    from contrails.cluster.task import run_fold
+    from contrails.cluster.launch import run_folds
 
     executor = LocalExecutor(run.submitit)
     executor.update_parameters(timeout_min=_NO_LIMIT_MIN)
-    return {fold: executor.submit(run_fold, str(run.path), fold).job_id for fold in folds}
+    return [executor.submit(run_folds, str(run.path), group).job_id for group in groups]
 
 
 def _log(run: Run) -> Path:

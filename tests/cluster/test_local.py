@@ -2,63 +2,24 @@
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tomli_w
-from conftest import TINY_MODEL
 
-import contrails
-from contrails.files import read_json
+from contrails.files import read_json, read_json_lines
 from contrails.runs import Run
 
-
-class Site:
-    """A user's folder with a recipe and a copy of the package that can be edited."""
-
-    def __init__(self, root: Path, data: Path) -> None:
-        self.root = root
-        recipe: dict[str, Any] = {
-            "data": {"dataset": str(data / "train.h5"), "filelist": str(data / "three.csv")},
-            "model": TINY_MODEL,
-            "train": {"epochs": 2, "batch_size": 2, "log_every": 1},
-        }
-        (root / "tiny.toml").write_text(tomli_w.dumps(recipe))
-        shutil.copytree(Path(contrails.__file__).parent, self.package, ignore=shutil.ignore_patterns("__pycache__"))
-
-    @property
-    def package(self) -> Path:
-        return self.root / "clone" / "contrails"
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = dict(os.environ) | {"PYTHONPATH": str(self.package.parent), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "contrails", *arguments]
-        return subprocess.run(
-            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=240, check=False
-        )
-
-    def states(self, name: str) -> dict[str, dict[str, Any]]:
-        answer = self.run("status", name, "--json")
-        assert answer.returncode == 0, answer.stderr
-        return {state["fold"]: state for state in json.loads(answer.stdout)[name]}
-
-    def wait_for(self, name: str, fold: str, *states: str) -> dict[str, Any]:
-        end = time.monotonic() + 120
-        while (state := self.states(name)[fold])["state"] not in states:
-            assert time.monotonic() < end, state
-            time.sleep(0.2)
-        return state
+from local_site import Site, eventually
 
 
 @pytest.fixture
-def site(tmp_path: Path, tiny_data: Path) -> Site:
-    return Site(tmp_path, tiny_data)
+def site(tmp_path: Path, tiny_data: Path) -> Iterator[Site]:
+    site = Site(tmp_path, tiny_data)
+    yield site
+    site.end_everything()
 
 
 def test_three_folds_to_their_end_and_again(site: Site) -> None:
@@ -76,23 +37,17 @@ def test_three_folds_to_their_end_and_again(site: Site) -> None:
     assert attempt.stderr.exists()
 
 
-def test_a_killed_fold_is_lost_and_goes_on_when_submitted_again(site: Site) -> None:
+def test_a_killed_fold_says_so_and_goes_on_when_submitted_again(site: Site) -> None:
     arguments = ("submit", "tiny.toml", "--fold", "0", "-o", "train.epochs=400")
     assert site.run(*arguments).returncode == 0
-    site.wait_for("tiny", "0", "running")
-    fold = Run(site.root / "runs" / "tiny").fold("0")
-    end = time.monotonic() + 60
-    while not fold.all_snapshots():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    fold = site.fold("0")
+    site.wait_for_snapshot(fold)
     os.kill(read_json(fold.attempt(1).job)["pid"], signal.SIGKILL)
-    lost = site.wait_for("tiny", "0", "lost")
-    assert "submit the run again" in lost["reason"]
+    killed = site.wait_for("tiny", "0", "failed")
+    assert killed["reason"] == "killed (SIGKILL): out of memory, or by somebody; submit the run again to go on"
+    assert killed["step"] > 0
     assert site.run(*arguments).returncode == 0
-    end = time.monotonic() + 60
-    while len(fold.attempts()) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    eventually(lambda: len(fold.attempts()) == 2)
     site.wait_for("tiny", "0", "running")
     os.kill(read_json(fold.attempt(2).job)["pid"], signal.SIGTERM)
     stopped = site.wait_for("tiny", "0", "stopped")
@@ -115,8 +70,7 @@ def test_frozen_code_that_was_changed_is_refused(site: Site) -> None:
         file.write("# changed\n")
     failed = site.run("submit", "tiny.toml", "--fold", "1", "--wait")
     assert failed.returncode == 8
-    log = next((site.root / "runs/tiny/submitit").glob("*_log.err"))
-    texts = "".join(path.read_text() for path in log.parent.glob("*_log.err"))
+    texts = "".join(path.read_text() for path in (site.root / "runs/tiny/submitit").glob("*_log.err"))
     assert "was changed" in texts
 
 
@@ -141,6 +95,32 @@ def test_dry_run_does_nothing(site: Site) -> None:
     assert "tiny-s0" in shown.stdout
     assert "seed = 1" in shown.stdout
     assert not (site.root / "runs").exists()
+
+
+def test_folds_are_cut_into_jobs(site: Site, tiny_data: Path) -> None:
+    made = site.run("split", str(tiny_data / "train.h5"), "--folds", "5", "-o", "five.csv")
+    assert made.returncode == 0, made.stderr
+    arguments = ("submit", "tiny.toml", "--folds", "5", "-o", "data.filelist=five.csv", "-o", "train.epochs=1")
+    shown = site.run(*arguments, "--folds-per-job", "2", "--dry-run")
+    assert "#   job 1: folds 0, 1\n#   job 2: folds 2, 3\n#   job 3: fold 4\n" in shown.stdout
+    done = site.run(*arguments, "--folds-per-job", "2", "--wait", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = read_json_lines(Run(site.root / "runs" / "tiny").journal)
+    assert [row["fold"] for row in rows if row["event"] == "intent"] == list("01234")
+    jobs = {row["fold"]: row["job_id"] for row in rows if row["event"] == "submitted"}
+    assert list(jobs) == list("01234")
+    assert jobs["0"] == jobs["1"] != jobs["2"] == jobs["3"] != jobs["4"] != jobs["0"]
+    for key, job_id in jobs.items():
+        assert read_json(site.fold(key).attempt(1).job)["job_id"] == job_id
+
+
+def test_two_jobs_of_two_folds_share_two_places(site: Site) -> None:
+    profile = site.root / "jobs" / "sites" / "two.toml"
+    profile.parent.mkdir(parents=True)
+    profile.write_text("folds_at_a_time = 2")
+    both = ("--fold", "0,1", "--folds-per-job", "2", "--seeds", "2")
+    done = site.run("submit", "tiny.toml", *both, "--site", "two", "--wait", "-o", "train.epochs=1")
+    assert done.returncode == 0, done.stderr
 
 
 def test_seeds_make_runs_and_all_trains_without_a_score(site: Site) -> None:
@@ -168,8 +148,4 @@ def test_a_site_can_ask_for_staging_and_for_a_projection_beside_the_job(site: Si
     done = site.run("submit", "tiny.toml", "--fold", "0", "--site", "mine", "--wait")
     assert done.returncode == 0, done.stderr
     assert len(list((site.root / "scratch").glob("train-*.h5"))) == 1
-    fold = Run(site.root / "runs" / "tiny").fold("0")
-    end = time.monotonic() + 90
-    while (read_json(fold.wandb) or {}).get("step") != 8:
-        assert time.monotonic() < end, (fold.path / "sync.log").read_text()
-        time.sleep(0.5)
+    eventually(lambda: (read_json(site.fold("0").wandb) or {}).get("step") == 8)

@@ -1,5 +1,9 @@
 """The state of a fold from its files, damaged ones included."""
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +11,7 @@ import pytest
 from contrails.cluster.states import fold_state
 from contrails.files import to_json, write_atomic
 from contrails.runs import Fold, Run
+from contrails.train.attempt import boot_id
 
 
 @pytest.fixture
@@ -41,3 +46,16 @@ def test_a_failure_keeps_its_reason_and_a_stop_its_step(fold: Fold) -> None:
     write_atomic(fold.attempt(2).state, to_json({"status": "stopped", "step": 5, "num_steps": 10}))
     state = fold_state(fold)
     assert (state.state, state.attempt, state.step) == ("stopped", 2, 5)
+
+
+def test_a_process_that_ended_with_its_launcher_and_without_a_word_is_lost(fold: Fold) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    owner = {"host": socket.gethostname(), "boot_id": boot_id(), "pid_started": 0.0}
+    write_atomic(fold.attempt(1).state, to_json({"status": "running", "step": 3}))
+    write_atomic(fold.attempt(1).job, to_json(owner | {"pid": os.getpid(), "host": "elsewhere"}))
+    assert fold_state(fold).state == "running"
+    write_atomic(fold.attempt(1).job, to_json(owner | {"pid": ended.pid}))
+    state = fold_state(fold)
+    assert (state.state, state.step) == ("lost", 3)
+    assert "submit the run again" in str(state.reason)

@@ -1,0 +1,81 @@
+"""A user's folder for tests that start real jobs on this machine."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from conftest import TINY_MODEL
+
+import contrails
+from contrails.files import read_json
+from contrails.runs import Fold, Run
+from contrails.train.attempt import is_dead
+
+
+class Site:
+    """A user's folder with a recipe and a copy of the package that can be edited."""
+
+    def __init__(self, root: Path, data: Path) -> None:
+        self.root = root
+        recipe: dict[str, Any] = {
+            "data": {"dataset": str(data / "train.h5"), "filelist": str(data / "three.csv")},
+            "model": TINY_MODEL,
+            "train": {"epochs": 2, "batch_size": 2, "log_every": 1},
+        }
+        (root / "tiny.toml").write_text(tomli_w.dumps(recipe))
+        shutil.copytree(Path(contrails.__file__).parent, self.package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    @property
+    def package(self) -> Path:
+        return self.root / "clone" / "contrails"
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(**self._command(*arguments), timeout=240, check=False)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command as a terminal does: in a process group of its own, which Ctrl-C reaches as a whole."""
+        return subprocess.Popen(**self._command(*arguments), start_new_session=True)
+
+    def _command(self, *arguments: str) -> dict[str, Any]:
+        environment = dict(os.environ) | {"PYTHONPATH": str(self.package.parent), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "contrails", *arguments]
+        pipe = subprocess.PIPE
+        return {"args": command, "cwd": self.root, "env": environment, "stdout": pipe, "stderr": pipe, "text": True}
+
+    def fold(self, key: str, name: str = "tiny") -> Fold:
+        return Run(self.root / "runs" / name).fold(key)
+
+    def states(self, name: str = "tiny") -> dict[str, dict[str, Any]]:
+        answer = self.run("status", name, "--json")
+        assert answer.returncode == 0, answer.stderr
+        return {state["fold"]: state for state in json.loads(answer.stdout)[name]}
+
+    def wait_for(self, name: str, fold: str, *states: str) -> dict[str, Any]:
+        eventually(lambda: self.states(name)[fold]["state"] in states)
+        return self.states(name)[fold]
+
+    def wait_for_snapshot(self, *folds: Fold) -> None:
+        """Wait until folds train and have something to go on from."""
+        eventually(lambda: all(fold.all_snapshots() for fold in folds))
+
+    def end_everything(self) -> None:
+        """Kill what a test that failed left behind."""
+        for path in (self.root / "runs").glob("*/folds/*/attempts/*/job.json"):
+            if not is_dead(read_json(path)):
+                os.kill(read_json(path)["pid"], signal.SIGKILL)
+
+
+def eventually(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait until `condition` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
