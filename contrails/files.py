@@ -4,22 +4,19 @@ A file appears under its final name only when all of it is on disk: temporary na
 fsync, rename, fsync of the folder. Every OSError of a write becomes a `StorageError` that names the path.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from contrails.errors import StorageError
 
 _BLOCK = 1 << 20
 _COPY_BLOCK = 8 << 20
-_LOCK_INTERVAL_S = 0.1
 
 
 @contextmanager
@@ -96,22 +93,6 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def locked(file: IO[Any], poll: Callable[[], None]) -> Iterator[None]:
-    """Hold an exclusive lock on an open file; `poll` is called while another process has it, and may raise to stop."""
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            poll()
-            time.sleep(_LOCK_INTERVAL_S)
-    try:
-        yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def copy_blocks(source: BinaryIO, target: BinaryIO, poll: Callable[[], None]) -> None:

@@ -31,7 +31,7 @@ def info(path: Path, as_json: bool, plot: Path | None) -> None:
       contrails data info data/demo/train.h5
       contrails data info data/demo/train.h5 --plot train.png
     """
-    from contrails.data.inspect import describe
+    from contrails.data.info import describe
     from contrails.data.store import open_dataset
 
     if plot is not None:
@@ -68,8 +68,8 @@ def verify(path: Path) -> None:
     Example:
       contrails data verify data/demo/train.h5
     """
-    from contrails.data.inspect import damaged_rows
     from contrails.data.store import open_dataset
+    from contrails.data.verify import damaged_rows
 
     dataset = open_dataset(path)
     damaged = list(damaged_rows(dataset))

@@ -77,23 +77,29 @@ def channels_of(section: DataSection, band_names: Sequence[str]) -> tuple[Channe
     Raises:
         RecipeError: an expression is none, the dataset lacks a band, or the normalisation does not fit.
     """
-    asked, named = section.composite, isinstance(section.composite, str)
+    channels = channels_named(section.composite, band_names)
+    if section.normalise != "imagenet":
+        return channels
+    if len(channels) != len(_IMAGENET):
+        raise RecipeError(
+            "data.normalise = 'imagenet' is for 3 channels from 0 to 1, such as ash; "
+            f"data.composite = {section.composite!r} has {len(channels)}; choose another of the two"
+        )
+    return tuple(c.mapped(1 / std, -mean / std) for c, (mean, std) in zip(channels, _IMAGENET, strict=True))
+
+
+def channels_named(asked: str | tuple[str, ...], band_names: Sequence[str]) -> tuple[Channel, ...]:
+    """Return the channels of a composite's name, of an expression, or of several expressions.
+
+    Raises:
+        RecipeError: an expression is none, or the dataset lacks a band.
+    """
     if asked == "bands":
-        channels = tuple(Channel({band: 1}).mapped(1 / 120, -200 / 120) for band in band_names)
-    else:
-        expressions = (asked,) if isinstance(asked, str) else asked
-        if isinstance(asked, str) and asked in COMPOSITES:
-            expressions = COMPOSITES[asked]
-        channels = tuple(_channel(expression, band_names, asked) for expression in expressions)
-    if named and asked in _CLIPPED:
-        channels = tuple(replace(channel, clip=(0.0, 1.0)) for channel in channels)
-    if section.normalise == "imagenet":
-        if len(channels) != len(_IMAGENET):
-            raise RecipeError(
-                f"data.normalise = 'imagenet' is for 3 channels from 0 to 1, such as ash; data.composite = {asked!r} "
-                f"has {len(channels)}; choose another of the two"
-            )
-        return tuple(c.mapped(1 / std, -mean / std) for c, (mean, std) in zip(channels, _IMAGENET, strict=True))
+        return tuple(Channel({band: 1}).mapped(1 / 120, -200 / 120) for band in band_names)
+    expressions = COMPOSITES.get(asked, (asked,)) if isinstance(asked, str) else asked
+    channels = tuple(_channel(expression, band_names, asked) for expression in expressions)
+    if asked in _CLIPPED:
+        return tuple(replace(channel, clip=(0.0, 1.0)) for channel in channels)
     return channels
 
 

@@ -27,10 +27,10 @@ from contrails.data.layout import (
     write_columns,
     write_row,
 )
-from contrails.data.lock import locked
 from contrails.data.store import open_dataset
 from contrails.errors import DataError
 from contrails.files import atomic_path, storage
+from contrails.locks import sole_writer
 from contrails.progress import bar
 
 
@@ -54,7 +54,7 @@ def join(out: Path) -> Joined:
     whole = _whole(out, parts)
     columns = _columns(parts)
     lock = out.with_name(f".{out.name}.lock")
-    with locked(lock, f"another `contrails data join` is writing {out.name}; wait for it"):
+    with sole_writer(lock, f"another `contrails data join` is writing {out.name}; wait for it"):
         made = not out.exists()
         if made:
             _make(out, whole, parts, columns)

@@ -30,11 +30,11 @@ from contrails.data.layout import (
     write_columns,
     write_row,
 )
-from contrails.data.lock import locked
 from contrails.data.records import RawRecord, bands_of, find_records, read_bands, read_label
 from contrails.data.store import open_dataset
 from contrails.errors import DataError, StorageError
 from contrails.files import append_json_line, atomic_path, fsync, read_json_lines, storage, to_json
+from contrails.locks import sole_writer
 from contrails.progress import bar
 
 _ROWS_A_TASK = 32
@@ -99,7 +99,7 @@ def pack(plan: Plan, out: Path, num_workers: int) -> bool:
     part, journal = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.journal")
     with storage(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(journal, f"another `contrails prepare` is writing {out.name}; wait for it"):
+    with sole_writer(journal, f"another `contrails prepare` is writing {out.name}; wait for it"):
         written = _resume(plan, part, journal)
         _write_rows(plan, part, journal, written, num_workers)
         _write_small(part, written)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
-from contrails.data.composites import channels, compose
+from contrails.data.composites import Composite, channels_named, compose
 from contrails.data.store import Dataset
 from contrails.files import atomic_path
 
@@ -26,7 +26,7 @@ def endings() -> tuple[str, ...]:
 
 def plot_samples(dataset: Dataset, path: Path) -> int:
     """Write a picture of up to 12 records, the positive ones first; return how many it shows."""
-    positive = dataset.positive_pixels()
+    positive = dataset.positive_pixels(range(dataset.num_records))
     rows = sample_rows(positive)
     num_columns = min(_COLUMNS, len(rows))
     num_lines = -(-len(rows) // num_columns)
@@ -74,14 +74,13 @@ def _draw(panel: Axes, dataset: Dataset, row: int, frame: int, num_positive: int
     image = _ash(dataset, row, frame) if _has_ash(dataset) else _grey(dataset, row, frame)
     panel.imshow(image, cmap="gray", vmin=0, vmax=1)
     panel.autoscale(False)
-    votes, annotators = dataset.votes[row], int(dataset.annotators[row])
     if num_positive:
-        mask = (votes > annotators // 2) & (votes != 255)
+        mask = dataset.hard(row)
         down, right = dataset.label_offset_px
         height, width = mask.shape
         # labels sit off the image by their offset: moved back, the outline lies on what was marked
         panel.contour(np.arange(width) - right, np.arange(height) - down, mask, [0.5], colors="magenta", linewidths=0.7)
-    said = f"{num_positive} positive pixels" if annotators else "unlabelled"
+    said = f"{num_positive} positive pixels" if dataset.annotators[row] else "unlabelled"
     panel.set_title(f"{dataset.record_ids[row]}\n{said}", fontsize=8)
 
 
@@ -95,8 +94,9 @@ def _ash(dataset: Dataset, row: int, frame: int) -> np.ndarray:
 
     packed = torch.from_numpy(dataset.bands[row : row + 1, frame : frame + 1])
     names = dataset.band_names
-    image = compose(packed, channels("ash", names), names, dataset.scale_factor, dataset.add_offset)
-    return image[0].permute(1, 2, 0).numpy()
+    composite = Composite(channels_named("ash", names))
+    image = compose(packed, composite, names, dataset.scale_factor, dataset.add_offset)
+    return image[0, 0].permute(1, 2, 0).numpy()
 
 
 def _grey(dataset: Dataset, row: int, frame: int) -> np.ndarray:

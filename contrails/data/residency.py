@@ -19,7 +19,8 @@ import psutil
 from contrails.data.stage import stage
 from contrails.data.store import Dataset, open_dataset
 from contrails.errors import RecipeError
-from contrails.files import copy_blocks, locked, storage
+from contrails.files import copy_blocks, storage
+from contrails.locks import locked
 
 _GB = 1e9
 _HEADROOM = 1 * 1024**3

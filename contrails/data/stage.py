@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from contrails.data.inspect import damaged_rows
 from contrails.data.store import open_dataset
+from contrails.data.verify import damaged_rows
 from contrails.errors import DataError, StorageError
-from contrails.files import atomic_path, copy_blocks, locked, storage
+from contrails.files import atomic_path, copy_blocks, storage
+from contrails.locks import locked
 
 log = logging.getLogger(__name__)
 

@@ -1,77 +1,51 @@
-"""What channels look like over many records: minimum, mean, deviation and maximum, in one streaming pass."""
+"""Minimum, mean, deviation and maximum of values that come in pieces."""
 
-import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-
-from contrails.config import Recipe
-from contrails.data.batches import Source, in_order, source_of
-from contrails.data.composites import Composite, channels_of
-from contrails.data.store import Dataset
-from contrails.errors import DataError
-from contrails.progress import bar
-
-_BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one channel over all pixels of the records, in the channel's own unit; `std` divides by their number."""
+    """Of all values of one band or channel, in its own unit; `std` divides by their number."""
 
     min: float
     mean: float
     std: float
     max: float
 
+    def mapped(self, factor: float, shift: float) -> "Statistics":
+        """Return the statistics of `factor * value + shift`; the factor is positive."""
+        low, mean, high = (factor * value + shift for value in (self.min, self.mean, self.max))
+        return Statistics(low, mean, factor * self.std, high)
 
-def channel_statistics(source: Source, rows: np.ndarray) -> list[Statistics]:
-    """Return the statistics of each channel of a source; the memory is that of one batch.
 
-    Means and squared deviations are merged batch by batch (Chan, Golub and LeVeque 1983), in float64: sums of squares
-    of kelvin would lose what a small deviation is made of.
+class Running:
+    """Statistics of several channels, piece by piece; the memory is that of one piece.
+
+    Means and squared deviations are merged as by Chan, Golub and LeVeque (1983), in float64: sums of squares of kelvin
+    would lose what a small deviation is made of.
     """
-    count = 0
-    mean, squares, low, high = torch.tensor([0.0, 0.0, math.inf, -math.inf], dtype=torch.float64)[:, None]
-    with bar("statistics", len(rows)) as advance:
-        for batch in in_order(source, rows, _BATCH_SIZE):
-            values = batch.inputs.movedim(source.channel_axis, 0).flatten(1).double()
-            size, batch_mean = values.shape[1], values.mean(1)
-            delta = batch_mean - mean
-            squares = squares + (values - batch_mean[:, None]).square_().sum(1)
-            squares = squares + delta**2 * (count * size / (count + size))
-            count += size
-            mean = mean + delta * (size / count)
-            low, high = torch.minimum(low, values.amin(1)), torch.maximum(high, values.amax(1))
-            advance(len(batch.rows))
-    std = (squares / count).sqrt()
-    return [Statistics(*(float(v) for v in channel)) for channel in zip(low, mean, std, high, strict=True)]
 
+    def __init__(self, num_channels: int) -> None:
+        self._count = 0
+        self._mean, self._squares = np.zeros(num_channels), np.zeros(num_channels)
+        self._low, self._high = np.full(num_channels, np.inf), np.full(num_channels, -np.inf)
 
-def fit_composite(dataset: Dataset, recipe: Recipe, rows: np.ndarray) -> Composite:
-    """Return what the model sees, with the recipe's normalisation fitted on `rows`, the training split.
+    def add(self, piece: np.ndarray) -> None:
+        """Count the values of a piece (num_channels, any number)."""
+        values = piece.astype(np.float64)
+        size, mean = values.shape[1], values.mean(axis=1)
+        self._low, self._high = np.minimum(self._low, values.min(axis=1)), np.maximum(self._high, values.max(axis=1))
+        values -= mean[:, None]
+        delta, total = mean - self._mean, self._count + size
+        self._squares += np.einsum("ci,ci->c", values, values) + delta**2 * (self._count * size / total)
+        self._mean += delta * (size / total)
+        self._count = total
 
-    Raises:
-        DataError: a channel has one value everywhere, so nothing can be scaled.
-        RecipeError: the composite does not fit the dataset.
-    """
-    normalise = recipe.data.normalise
-    channels = channels_of(recipe.data, dataset.band_names)
-    if normalise not in ("mean_std", "min_max"):
-        return Composite(channels, per_image=normalise == "per_image")
-    # one scale for all frames of a channel
-    source = replace(source_of(dataset, recipe, Composite(channels), torch.device("cpu")), time_axis=True)
-    scales = [_scale(found, normalise) for found in channel_statistics(source, rows)]
-    if flat := [number for number, (_, width) in enumerate(scales) if not width]:
-        raise DataError(
-            f"data.normalise = '{normalise}': channel {flat[0]} of data.composite = {recipe.data.composite!r} has one "
-            f"value in all {len(rows)} training records; leave it out, or choose another normalisation"
-        )
-    return Composite(tuple(c.mapped(1 / width, -low / width) for c, (low, width) in zip(channels, scales, strict=True)))
-
-
-def _scale(found: Statistics, normalise: Literal["mean_std", "min_max"]) -> tuple[float, float]:
-    """Return what becomes zero, and how far one is from there."""
-    return (found.mean, found.std) if normalise == "mean_std" else (found.min, found.max - found.min)
+    def statistics(self) -> list[Statistics]:
+        """Return those of each channel, of all that was added."""
+        std = np.sqrt(self._squares / self._count)
+        return [
+            Statistics(*map(float, channel)) for channel in zip(self._low, self._mean, std, self._high, strict=True)
+        ]

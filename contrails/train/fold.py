@@ -13,9 +13,9 @@ from contrails.config import Recipe, RunConfig, parse, read_toml
 from contrails.data.batches import source_of
 from contrails.data.composites import Composite
 from contrails.data.filelists import FileList, read_filelist
+from contrails.data.normalise import fit_composite
 from contrails.data.residency import open_resident
 from contrails.data.sampling import Sampler
-from contrails.data.statistics import fit_composite
 from contrails.data.store import Dataset
 from contrails.draws import derived_seed
 from contrails.errors import DataError, NodeError, Stopped, TrainingError

@@ -218,8 +218,8 @@ def test_a_child_that_had_no_attempt_or_ended_its_own_is_only_told(
     (site.root / "child.py").write_text(
         "import json, os, sys\nfrom pathlib import Path\n"
         "path = Path(sys.argv[1], 'folds', '0', 'attempts', '001', 'job.json')\n"
-        "job = json.loads(path.read_text()) | {'pid': os.getpid()}\n"
-        "if sys.argv[2] == '0': path.write_text(json.dumps(job))\n"
+        "if sys.argv[2] == '0':\n"
+        "    path.write_text(json.dumps(json.loads(path.read_text()) | {'pid': os.getpid()}))\n"
         "os.kill(os.getpid(), 11)\n"
     )
     assert launch(fold.run, config, ["0", "all"], {}, {}) == 139

@@ -1,15 +1,18 @@
-"""One process at a time writes a file: an advisory lock, done without where the file system has none."""
+"""Advisory locks on files: a process that ends, in whatever way, gives its locks back."""
 
 import errno
 import fcntl
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from contrails.errors import DataError
 from contrails.files import storage
 
+_INTERVAL_S = 0.1
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 """What flock says on a Lustre mounted without `flock`, an NFS without a lock daemon, some FUSE file systems."""
 
@@ -17,8 +20,24 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock of `path`, which is created if need be; a process that ends in whatever way gives it back.
+def locked(file: IO[Any], poll: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of an open file; `poll` is called while another process has it, and may raise to stop."""
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            poll()
+            time.sleep(_INTERVAL_S)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextmanager
+def sole_writer(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock of `path`, which is created if need be; without one where the file system has no locks.
 
     Raises:
         DataError: another process holds it; the message is `busy`.
