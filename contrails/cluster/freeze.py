@@ -41,9 +41,14 @@ def code_digest(package: Path) -> str:
     return digest.hexdigest()
 
 
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(512 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+"""Memory that a step frees stays with the process for the next one: glibc would give it back, and to get it again costs
+a page fault per 4 KiB, on a CPU a third of the time of making batches."""
+
+
 def job_environment(run: Run, config: RunConfig) -> dict[str, str]:
     """Return the environment of a job: the frozen code first, its number of threads, repeatable kernels."""
-    return dict(os.environ) | {
+    own = {
         "PYTHONPATH": str(run.code),
         # keeps the working folder, which may be a clone, off the import path
         "PYTHONSAFEPATH": "1",
@@ -52,6 +57,7 @@ def job_environment(run: Run, config: RunConfig) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "CONTRAILS_RUNS": str(run.path.parent),
     }
+    return dict(os.environ) | ALLOCATOR | own
 
 
 def require_frozen(run: Run, config: RunConfig) -> None:

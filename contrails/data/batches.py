@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,13 +106,11 @@ class Buffer:
         self._source = source
         self._cuda = source.device.type == "cuda"
         self._copied = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
-        self._tensors: list[torch.Tensor] = []
-        dataset, frames = source.dataset, source.frames
+        self._tensors: tuple[torch.Tensor, ...] = ()
         # plain arrays: indexing a numpy.memmap costs microseconds more
-        self._arrays = tuple(np.asarray(array) for array in (dataset.bands, dataset.votes, dataset.annotators))
-        # a run of frames is read in place, any other choice is copied once more
-        run = frames == tuple(range(frames[0], frames[-1] + 1))
-        self._frames = slice(frames[0], frames[-1] + 1) if run else list(frames)
+        bands, self._votes = np.asarray(source.dataset.bands), np.asarray(source.dataset.votes)
+        self._annotators = source.dataset.annotators
+        self._frames = [bands[:, frame] for frame in source.frames]
 
     def gather(self, parts: Iterator[Part]) -> Part | None:
         """Copy the next part's rows of the file into the buffer; return the part, None after the last one."""
@@ -130,27 +129,29 @@ class Buffer:
         return bands, votes, annotators
 
     def _copy(self, part: Part) -> None:
-        bands, votes, annotators = self._arrays
+        height, width = (part.side, part.side) if part.corners else self._votes.shape[1:]
+        bands, votes, annotators = (tensor.numpy() for tensor in self._fitted(len(part.rows), height, width))
+        annotators[: len(part.rows)] = self._annotators[part.rows]
+        arrays = [(self._votes, votes), *((frame, bands[:, t]) for t, frame in enumerate(self._frames))]
+        window: Any = ...
         for index, row in enumerate(part.rows):
-            sample, label = bands[row], votes[row]
             if part.corners:
-                (top, left), side = part.corners[index], part.side
-                window = (..., slice(top, top + side), slice(left, left + side))
-                sample, label = sample[window], label[window]
-            sample = sample[self._frames]
-            if index == 0:
-                self._fit(len(part.rows), sample.shape, label.shape)
-            for tensor, values in zip(self._tensors, (sample, label, annotators[row]), strict=True):
-                tensor.numpy()[index] = values
+                top, left = part.corners[index]
+                window = (..., slice(top, top + height), slice(left, left + width))
+            for source, target in arrays:
+                target[index] = source[row][window]
 
-    def _fit(self, count: int, *shapes: tuple[int, ...]) -> None:
-        """Allocate what holds `count` samples, unless it is there."""
+    def _fitted(self, count: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
+        """Return tensors that hold `count` samples: those that are there, or larger ones."""
         if not self._tensors or len(self._tensors[0]) < count:
-            dtypes = [torch.from_numpy(array[:0]).dtype for array in self._arrays]
-            self._tensors = [
-                torch.empty((count, *shape), dtype=dtype, pin_memory=self._cuda)
-                for shape, dtype in zip((*shapes, ()), dtypes, strict=True)
-            ]
+            channels = self._frames[0].shape[1]
+            shapes = (count, len(self._frames), channels, height, width), (count, height, width), (count,)
+            dtypes = (torch.from_numpy(array[:0]).dtype for array in (self._frames[0], self._votes, self._annotators))
+            self._tensors = tuple(
+                torch.empty(shape, dtype=dtype, pin_memory=self._cuda)
+                for shape, dtype in zip(shapes, dtypes, strict=True)
+            )
+        return self._tensors
 
 
 def source_of(dataset: Dataset, recipe: Recipe, composite: Composite, device: torch.device) -> Source:

@@ -156,7 +156,7 @@ def opened(path: Path) -> Iterator[int]:
             os.close(descriptor)
 
 
-def write_row(descriptor: int, place: tuple[int, int], row: int, payload: bytes) -> None:
+def write_row(descriptor: int, place: tuple[int, int], row: int, payload: bytes | memoryview) -> None:
     """Write a row of an array; `place` is the array's."""
     offset, size = place
     assert len(payload) == size
@@ -210,7 +210,7 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) ->
     return file[name]
 
 
-def _write_all(descriptor: int, payload: bytes, offset: int) -> None:
+def _write_all(descriptor: int, payload: bytes | memoryview, offset: int) -> None:
     view = memoryview(payload)
     while view:
         count = os.pwrite(descriptor, view, offset)

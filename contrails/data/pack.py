@@ -190,7 +190,7 @@ def _pack_row(plan: Plan, descriptor: int, where: Places, row: int) -> _Row:
     arrays, annotators = pack_record(plan, plan.records[row])
     digests = {}
     for name, array in arrays.items():
-        payload = array.tobytes()
+        payload = array.data.cast("B")
         write_row(descriptor, where[name], row, payload)
         digests[name] = hashlib.sha256(payload).hexdigest()
     return _Row(row, annotators, digests)
@@ -209,12 +209,16 @@ def pack_record(plan: Plan, record: RawRecord) -> tuple[dict[str, np.ndarray], i
             f"record {record.record_id} ({record.path}) is {kelvin.shape[2:]} pixels large, the first one "
             f"{header.size}; leave it out, or prepare it into a file of its own"
         )
-    counts = np.rint((kelvin - np.float32(ADD_OFFSET)) / np.float32(SCALE_FACTOR))
-    if np.abs(counts).max() > np.iinfo(np.int16).max:
+    low, high = kelvin.min(), kelvin.max()
+    if max(abs(low - ADD_OFFSET), abs(high - ADD_OFFSET)) > np.iinfo(np.int16).max * SCALE_FACTOR:
         raise DataError(
-            f"record {record.record_id} ({record.path}): expected kelvin, found values from {kelvin.min():.1f} to "
-            f"{kelvin.max():.1f}; get it again"
+            f"record {record.record_id} ({record.path}): expected kelvin, found values from {low:.1f} to {high:.1f}; "
+            "get it again"
         )
+    # in place: new arrays of this size cost more than the arithmetic
+    kelvin -= np.float32(ADD_OFFSET)
+    kelvin /= np.float32(SCALE_FACTOR)
+    counts = np.rint(kelvin, out=kelvin)
     label = read_label(record, header.size)
     if label is None and header.split != "test":
         raise DataError(

@@ -107,12 +107,10 @@ def read_label(record: RawRecord, size: tuple[int, int]) -> Label | None:
             )
     else:
         return None
-    votes, marks = np.zeros(size, np.uint8), np.zeros(size, np.uint16)
-    for annotator in range(masks.shape[2]):  # numpy sums a short last axis ten times slower
-        marked = masks[:, :, annotator].astype(np.uint8)
-        votes += marked
-        marks |= marked.astype(np.uint16) << np.uint16(annotator)
-    return Label(votes, masks.shape[2], marks)
+    marks = np.zeros(size, np.uint16)
+    for annotator in range(masks.shape[2]):  # numpy reduces a short last axis ten times slower
+        marks |= masks[:, :, annotator].astype(np.uint16) << np.uint16(annotator)
+    return Label(np.bitwise_count(marks), masks.shape[2], marks)
 
 
 def bands_of(record: RawRecord) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The data path beside its peers: preparing, opening, sharing, batches, and the time that a training waits for them."""
 
+import functools
 import json
 import os
 import subprocess
@@ -7,8 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import loaders
@@ -17,6 +16,7 @@ import psutil
 import torch
 from table import Result, against, rates, show
 
+from contrails.cluster.freeze import ALLOCATOR
 from contrails.config import DataSection
 from contrails.data.batches import Source
 from contrails.data.composites import Composite, channels_of
@@ -27,9 +27,12 @@ from contrails.runs import Run
 
 NUM_RECORDS, SIZE, BATCH, WORKERS = 256, 256, 16, 2
 SIZES = (100, 1_000, 10_000)
+ROUNDING = "load, check and round"
 
 
 def main() -> None:
+    if not os.environ.keys() >= ALLOCATOR.keys():  # as jobs have it, for the peers too
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_records(folder / "raw" / "train")
@@ -100,44 +103,50 @@ def peers(folder: Path, path: Path, *, ready: bool) -> dict[str, Callable[[], in
 
 
 def preparing(folder: Path) -> Iterator[Result]:
-    """The command's work on 256 records, beside processes that only load, check and round."""
-    paths = sorted((folder / "raw" / "train").iterdir())
-    chunks = [[str(path) for path in paths[start : start + 32]] for start in range(0, NUM_RECORDS, 32)]
-    out = folder / "again.h5"
+    """`contrails prepare` beside processes that only load, check and round."""
+    few, many = folder / "raw", linked_records(folder, 1_000)
+    measured = rates(prepare_and_peer(few, lambda: evict(few)))
+    yield from against("prepare, records read from the disk,", measured, {ROUNDING: 0.8})
+    measured = rates(prepare_and_peer(many, lambda: None))
+    yield from against("prepare, records in the page cache,", measured, {ROUNDING: 0.8})
 
-    def ours() -> int:
+
+def prepare_and_peer(raw: Path, before: Callable[[], None]) -> dict[str, Callable[[], int]]:
+    """Return both as commands, which return the number of records."""
+    out, count = raw / "out.h5", len(list((raw / "train").iterdir()))
+    commands = {
+        "ours": ["-m", "contrails", "prepare", str(raw), str(out), "--workers", str(WORKERS)],
+        ROUNDING: [str(Path(__file__).with_name("rounding.py")), str(raw / "train"), str(WORKERS)],
+    }
+
+    def run(arguments: list[str]) -> int:
         out.unlink(missing_ok=True)
-        pack(make_plan(folder / "raw", "train", (11, 14, 15), (4,)), out, WORKERS)
-        return NUM_RECORDS
+        before()
+        subprocess.run([sys.executable, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+        return count
 
-    def peer() -> int:
-        with ProcessPoolExecutor(WORKERS, get_context("forkserver")) as pool:
-            return sum(pool.map(load_and_round, chunks))
-
-    measured = rates({"ours": ours, "load, check and round": peer}, rounds=5)
-    return against("prepare", measured, {"load, check and round": 0.8})
+    return {name: functools.partial(run, arguments) for name, arguments in commands.items()}
 
 
-def load_and_round(folders: list[str]) -> int:
-    for folder in folders:
-        for band in (11, 14, 15):
-            kelvin = np.load(f"{folder}/band_{band}.npy")[:, :, 4]
-            assert np.isfinite(kelvin).all()
-            np.rint((kelvin - np.float32(273.15)) / np.float32(0.01)).astype(np.int16)
-        np.load(f"{folder}/human_individual_masks.npy")
-    return len(folders)
+def evict(raw: Path) -> None:
+    """Have the kernel forget the cached pages of raw records."""
+    os.sync()
+    for path in raw.glob("train/*/*.npy"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def cost_by_size(folder: Path) -> Iterator[Result]:
-    """Seconds and peak memory of `contrails prepare`; the records are links to the same 256, with other names."""
+    """Seconds and peak memory of `contrails prepare`."""
     seconds, memory = [], []
     for count in SIZES:
-        raw = folder / f"raw{count}" / "train"
-        for index in range(count):
-            (raw / f"{index:06d}").mkdir(parents=True)
-            for file in (folder / "raw" / "train" / f"{index % NUM_RECORDS:05d}").iterdir():
-                os.link(file, raw / f"{index:06d}" / file.name)
-        command = ["prepare", str(raw.parent), str(folder / f"{count}.h5"), "--workers", str(WORKERS)]
+        command = [
+            "prepare",
+            str(linked_records(folder, count)),
+            str(folder / f"{count}.h5"),
+            "--workers",
+            str(WORKERS),
+        ]
         started = time.perf_counter()
         memory.append(peak_memory([sys.executable, "-m", "contrails", *command]))
         seconds.append(time.perf_counter() - started)
@@ -146,6 +155,17 @@ def cost_by_size(folder: Path) -> Iterator[Result]:
     yield Result("prepare, time a record, 10,000 over 1,000", growth, "x", "1.2x", growth <= 1.2, costs)
     costs = {f"{count:,} records, MB": value / 1e6 for count, value in zip(SIZES, memory, strict=True)}
     yield Result("prepare, peak memory", memory[-1] / 1e6, "MB", "1,000 MB", memory[-1] < 1e9, costs)
+
+
+def linked_records(folder: Path, count: int) -> Path:
+    """Return a folder of raw records with names of their own, made of links to the files of the same few."""
+    raw = folder / f"raw{count}"
+    for index in range(0 if raw.exists() else count):
+        record = raw / "train" / f"{index:06d}"
+        record.mkdir(parents=True)
+        for file in (folder / "raw" / "train" / f"{index % NUM_RECORDS:05d}").iterdir():
+            os.link(file, record / file.name)
+    return raw
 
 
 def peak_memory(command: list[str]) -> int:
