@@ -90,13 +90,12 @@ class Source:
         if any(part.elements):
             packed, votes = apply_dihedral(packed, votes, part.elements, dataset.label_offset_px, IGNORE)
         inputs = compose(packed, self.composite, dataset.band_names, dataset.scale_factor, dataset.add_offset)
-        # over 1 where the vote is "ignore", not a number or infinite for an unlabelled record
-        share = votes.float().div_(annotators.view(-1, 1, 1).float())
-        valid = share <= 1
-        target = torch.where(valid, share, 0.0)
+        # 0 and 1 by arithmetic on bytes: torch compares images to bool at a tenth of that speed
+        valid = (IGNORE - votes.clamp(min=IGNORE - 1)) * annotators.clamp(max=1).view(-1, 1, 1)
+        target = (votes * valid).float().div_(annotators.clamp(min=1).view(-1, 1, 1).float())
         if self.hard_target:
             target = (target > 0.5).float()  # strictly more than half
-        return Batch(part.rows, inputs if self.time_axis else inputs.flatten(1, 2), target, valid)
+        return Batch(part.rows, inputs if self.time_axis else inputs.flatten(1, 2), target, valid.view(torch.bool))
 
 
 class Buffer:

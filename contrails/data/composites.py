@@ -141,19 +141,16 @@ def compose(
     """
     import torch
 
-    # One conversion for all channels, then in place: intermediate tensors of this size cost more than the arithmetic.
-    counts = packed.float()
+    # A band is converted once for all channels, and all is in place: what fits no cache costs more than arithmetic.
+    used = {band for channel in composite.channels for band in channel.weights}
+    counts = {band: packed[:, :, band_names.index(band)].float() for band in used}
     batch, frames, _, height, width = packed.shape
     out = torch.empty((batch, frames, len(composite.channels), height, width), device=packed.device)
     for index, channel in enumerate(composite.channels):
         target = out[:, :, index]
-        for position, (band, weight) in enumerate(channel.weights.items()):
-            source = counts[:, :, band_names.index(band)]
-            if position == 0:
-                torch.mul(source, weight * scale, out=target)
-            else:
-                target.add_(source, alpha=weight * scale)
-        target.add_(sum(channel.weights.values()) * offset + channel.constant)
+        sum_so_far = torch.tensor(sum(channel.weights.values()) * offset + channel.constant, dtype=torch.float32)
+        for band, weight in channel.weights.items():
+            sum_so_far = torch.add(sum_so_far, counts[band], alpha=weight * scale, out=target)
         if channel.clip is not None:
             target.clamp_(*channel.clip)
     if composite.per_image:
