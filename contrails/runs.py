@@ -153,11 +153,12 @@ class Fold:
     def weights(self) -> Path:
         return self.path / "weights"
 
-    def epoch_weights(self, epoch: int, attempt: int) -> Path:
-        return self.weights / f"epoch{epoch:04d}-a{attempt:03d}.safetensors"
+    def weights_file(self, kind: str, attempt: int) -> Path:
+        """Return where an attempt writes weights: `kind` is epoch0012, ema or swa."""
+        return self.weights / f"{kind}-a{attempt:03d}.safetensors"
 
     def all_weights(self) -> list[tuple[int, int, Path]]:
-        """Return (epoch, attempt, path) of the weights on disk, in that order."""
+        """Return (epoch, attempt, path) of the epochs' weights on disk, in that order."""
         return sorted((int(m[1]), int(m[2]), path) for path, m in _matches(self.weights, _WEIGHTS))
 
     def snapshot(self, step: int, attempt: int, digest: str) -> Path:
@@ -225,6 +226,11 @@ class Attempt:
     @property
     def telemetry(self) -> Path:
         return self.path / "telemetry.jsonl"
+
+    @property
+    def bad_batch(self) -> Path:
+        """The batch of the step whose loss or weights were not finite."""
+        return self.path / "not_finite.safetensors"
 
 
 def _matches(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:

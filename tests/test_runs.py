@@ -129,9 +129,12 @@ def test_weights_are_found_in_order(run: Run) -> None:
     fold = run.fold("0")
     assert fold.all_weights() == []
     wanted = [(1, 1), (1, 2), (2, 1), (10_000, 1)]
-    touch(*(fold.epoch_weights(epoch, attempt) for epoch, attempt in reversed(wanted)), fold.weights / "x.safetensors")
+    touch(
+        *(fold.weights_file(f"epoch{epoch:04d}", attempt) for epoch, attempt in reversed(wanted)),
+        fold.weights / "x.safetensors",
+    )
     assert [(epoch, attempt) for epoch, attempt, _ in fold.all_weights()] == wanted
-    assert fold.all_weights()[0][2] == fold.epoch_weights(1, 1)
+    assert fold.all_weights()[0][2] == fold.weights_file("epoch0001", 1)
 
 
 def test_done_is_read_where_it_is(run: Run) -> None:

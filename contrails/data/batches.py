@@ -30,13 +30,15 @@ class Batch:
 
     Shape:
         rows int64 (B,); inputs float32 (B, C, H, W), or (B, T, C, H, W) with frames as a time axis; target float32
-        (B, H, W): the share of annotators, or 0 and 1 where the recipe says hard; valid bool (B, H, W): what counts.
+        (B, H, W): the share of annotators, or 0 and 1 where the recipe says hard; valid bool (B, H, W): what counts;
+        share: how much of its step this batch is.
     """
 
     rows: np.ndarray
     inputs: torch.Tensor
     target: torch.Tensor
     valid: torch.Tensor
+    share: float = 1.0
 
     @property
     def hard(self) -> torch.Tensor:
@@ -95,7 +97,8 @@ class Source:
         target = (votes * valid).float().div_(annotators.clamp(min=1).view(-1, 1, 1).float())
         if self.hard_target:
             target = (target > 0.5).float()  # strictly more than half
-        return Batch(part.rows, inputs if self.time_axis else inputs.flatten(1, 2), target, valid.view(torch.bool))
+        stacked = inputs if self.time_axis else inputs.flatten(1, 2)
+        return Batch(part.rows, stacked, target, valid.view(torch.bool), part.share)
 
 
 class Buffer:

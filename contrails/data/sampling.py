@@ -1,7 +1,8 @@
 """Which records, windows and moves a training step sees: a function of (seed, fold, step), never of what ran before."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +23,24 @@ class Part:
     Shape:
         rows int64 (B,): rows of the dataset file; corners: top and left pixel of the window of each sample, `side`
         pixels wide and high, or none for whole records; elements: the dihedral element that moves each sample (see
-        `contrails.data.augment`), or none.
+        `contrails.data.augment`), or none; share: how much of its step this part is.
     """
 
     rows: np.ndarray
     corners: Sequence[tuple[int, int]] = ()
     side: int = 0
     elements: Sequence[int] = ()
+    share: float = 1.0
+
+    def split(self, count: int) -> "list[Part]":
+        """Return up to `count` parts of nearly equal size, in order; none is empty."""
+        ends = [len(self.rows) * index // count for index in range(count + 1)]
+        pieces = [slice(first, last) for first, last in itertools.pairwise(ends) if first < last]
+        return [
+            Part(rows, self.corners[piece], self.side, self.elements[piece], len(rows) / len(self.rows))
+            for piece in pieces
+            for rows in [self.rows[piece]]
+        ]
 
 
 def require_crop_fits(recipe: Recipe, dataset: Dataset) -> None:
@@ -68,6 +80,15 @@ class Sampler:
                 )
         self._epoch = -1
         self._order = rows
+
+    def parts(self, step: int, count: int) -> Iterator[Part]:
+        """Yield what steps from `step` on see, each in `count` pieces."""
+        return itertools.chain.from_iterable(self.part(number).split(count) for number in itertools.count(step))
+
+    def num_records(self, step: int) -> int:
+        """Return how many records a step sees."""
+        before = step % self.steps_per_epoch * self.batch_size
+        return self.batch_size if self._recipe.train.drop_last else min(self.batch_size, len(self._rows) - before)
 
     def part(self, step: int) -> Part:
         """Return what step number `step` (from 0) sees."""

@@ -21,8 +21,13 @@ _KEY = "contrails"
 
 def save_weights(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
     """Write tensors and what they are, complete or not at all."""
+    save_tensors(path, tensors, {_KEY: to_json(about)})
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, complete or not at all."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, save_bytes(on_cpu, {_KEY: to_json(about)}))
+    write_atomic(path, save_bytes(on_cpu, metadata))
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -25,6 +25,9 @@ from contrails.runs import Attempt, Fold
 
 BEAT_S = 20.0
 SILENCE_S = 180.0
+_NEWS_S = 0.5
+"""Shortest time between two writes of the state."""
+
 OVER = {"stopped", "failed", "done"}
 """States after which an attempt writes nothing more."""
 
@@ -36,7 +39,7 @@ def claim_attempt(fold: Fold, job: dict[str, Any], keep_waiting: Callable[[], bo
 
     Args:
         fold: what is to be trained.
-        job: the scheduler's name, job_id and restart_count.
+        job: the scheduler's name, job_id and restart_count; ended_jobs, which it says are over.
         keep_waiting: asked while an earlier attempt may be alive; False gives up.
 
     Raises:
@@ -79,36 +82,47 @@ class Heart:
         self._state: dict[str, Any] = {"status": "starting", "reason": None}
         self._beats = 0
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._news, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
 
     def start(self) -> None:
-        self.update()
+        """Write the first state and begin to beat."""
+        self._write()
         self._thread.start()
 
     def update(self, **state: Any) -> None:
-        """Merge `state` into `state.json` and write it now."""
+        """Merge `state` into what the thread writes, within a second; a step does not wait for the disk."""
         with self._lock:
             self._state.update(state)
-            self._beats += 1
-            write_atomic(self._attempt.state, to_json(self._state | {"beat": self._beats}))
+        self._news.set()
 
     def stop(self, **state: Any) -> None:
-        """Write the last state and end the thread."""
-        self._stop.set()
+        """End the thread and write the last state."""
+        self._end.set()
+        self._news.set()
         self._thread.join()
         self.update(**state)
+        self._write()
 
     def superseded(self) -> bool:
         """Return whether a higher attempt exists, so that this one is a ghost."""
         return self._fold.attempts()[-1].number > self._attempt.number
 
     def _run(self) -> None:
-        while not self._stop.wait(BEAT_S):
+        while not self._end.is_set():
+            self._news.wait(BEAT_S)
+            self._news.clear()
             try:
-                self.update()
+                self._write()
             except StorageError as error:  # a full disk must not end a training that still has its memory
                 log.warning("heartbeat: %s", error)
+            self._end.wait(_NEWS_S)
+
+    def _write(self) -> None:
+        with self._lock:
+            self._beats += 1
+            content = to_json(self._state | {"beat": self._beats})
+        write_atomic(self._attempt.state, content)
 
 
 def _await_end(attempt: Attempt, job: dict[str, Any], keep_waiting: Callable[[], bool]) -> None:
@@ -137,6 +151,8 @@ def _is_over(attempt: Attempt, job: dict[str, Any]) -> bool:
     same_job = job.get("job_id") is not None and owner.get("job_id") == job["job_id"]
     if same_job and job.get("restart_count", 0) > owner.get("restart_count", 0):
         return True  # the scheduler started the same job again
+    if owner.get("job_id") is not None and owner["job_id"] in (job.get("ended_jobs") or ()):
+        return True
     return bool(owner) and is_dead(owner)
 
 

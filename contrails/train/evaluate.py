@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from contrails.data.batches import Batch, Source, in_order
-from contrails.errors import TrainingError
 from contrails.losses import binary_cross_entropy
 from contrails.metrics import NUM_BINS, Histogram
+from contrails.train.finite import NotFiniteError
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def evaluate(
     for batch, logits in predict(model, source, rows, batch_size):
         if not torch.isfinite(logits).all():
             names = ", ".join(source.dataset.record_ids[row] for row in batch.rows[:3])
-            raise TrainingError(f"the model's output is not finite near the records {names}; lower train.lr")
+            raise NotFiniteError(f"the model's output is not finite for the records {names}")
         count = int(batch.valid.sum())
         losses += float(binary_cross_entropy(logits, batch.target, batch.valid)) * count
         pixels += count

@@ -24,9 +24,8 @@ from contrails.models.build import build_model, summary
 from contrails.runs import Attempt, Fold, Run
 from contrails.train.attempt import Heart, claim_attempt
 from contrails.train.loop import Loop
-from contrails.train.optim import build_optimizer
 from contrails.train.snapshot import load_snapshot
-from contrails.train.state import TrainState
+from contrails.train.state import KeptWeights, TrainState, new_state
 from contrails.train.stop import StopFlag
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,8 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
         fold: what to train; its run folder says how.
         job: scheduler, job_id and restart_count for the record; `redirect` sends the output to the attempt's
             logs, `summary` prints the model's table first, `stage_dir` is a folder that gets a copy of the dataset,
-            `ram_fd` an open anonymous file that the job's folds share for one.
+            `ram_fd` an open anonymous file that the job's folds share for one, `clock` the file with the walltime's
+            end (see `contrails.train.stop`), `ended_jobs` the ids of jobs that the scheduler calls ended.
 
     Raises:
         Stopped: a signal asked for it; the position is saved and the same call goes on from there.
@@ -49,11 +49,11 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
     if fold.done.exists():
         log.info("fold %s is finished: nothing to do", fold.key)
         return
-    stop = StopFlag()
+    stop = StopFlag(Path(job["clock"]) if job.get("clock") else None)
     stop.install()
     config = read_run_config(fold.run)
-    record = {key: job.get(key) for key in ("scheduler", "job_id", "restart_count")}
-    attempt = claim_attempt(fold, record | {"device": config.compute.device}, lambda: stop.reason is None)
+    record = {key: job.get(key) for key in ("scheduler", "job_id", "restart_count", "ended_jobs")}
+    attempt = claim_attempt(fold, record | {"device": config.compute.device}, lambda: not stop.asked())
     if job.get("redirect"):
         _redirect(attempt)
     heart = Heart(fold, attempt)
@@ -102,24 +102,31 @@ def _train(fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: 
     training, validation = training_rows(dataset, filelist, fold.key, recipe)
     source = source_of(dataset, recipe, _composite(fold, dataset, recipe, training), device)
     sampler = Sampler(dataset, recipe, training, fold.key)
-    torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
-    model = build_model(recipe, source.num_channels).to(device)
+
+    def rebuild() -> TrainState:
+        torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
+        model = build_model(recipe, source.num_channels).to(device)
+        state = new_state(model, recipe.train, device)
+        if (found := load_snapshot(fold)) is not None:
+            name, content = found
+            state.load_state_dict(content)
+            log.info("going on at step %d from %s", state.step, name.path.name)
+        model.train()
+        return state
+
+    state = rebuild()
     if job.get("summary"):
         size = (recipe.data.crop,) * 2 if recipe.data.crop else dataset.bands.shape[-2:]
         shape = (sampler.batch_size, source.num_channels, *size)
-        print(summary(model, shape), f"input {shape} -> output {(shape[0], *shape[2:])}", sep="\n", flush=True)  # noqa: T201
-    state = TrainState(model, build_optimizer(model, recipe.train), torch.zeros((), dtype=torch.float64, device=device))
-    if (found := load_snapshot(fold)) is not None:
-        name, content = found
-        state.load_state_dict(content)
-        log.info("going on at step %d from %s", state.step, name.path.name)
-    model.train()
-    loop = Loop(fold, attempt, recipe, source, sampler, validation, state, heart, stop)
+        print(summary(state.model, shape), f"input {shape} -> output {(shape[0], *shape[2:])}", sep="\n", flush=True)  # noqa: T201
+    loop = Loop(fold, attempt, recipe, source, sampler, training, validation, state, heart, stop, rebuild)
     try:
         loop.run()
+        averages = loop.averaged_weights()
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"fold {fold.key} does not fit in the GPU's memory: {error}; lower train.batch_size or data.size"
+            f"fold {fold.key} does not fit in the GPU's memory: {error}; raise train.accumulate, set "
+            "train.precision to 'bf16', or lower train.batch_size or data.size"
         ) from error
     except RuntimeError as error:
         if "deterministic" not in str(error):
@@ -128,7 +135,7 @@ def _train(fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: 
             f"this model has a kernel without a deterministic version: {error}; set train.deterministic=false "
             "(the run can then no longer be repeated bit by bit), or choose another model"
         ) from error
-    _write_done(fold, attempt, state)
+    _write_done(fold, attempt, loop.state, averages)
 
 
 def _composite(fold: Fold, dataset: Dataset, recipe: Recipe, training: np.ndarray) -> Composite:
@@ -139,7 +146,7 @@ def _composite(fold: Fold, dataset: Dataset, recipe: Recipe, training: np.ndarra
 
 
 def _poll(fold: Fold, stop: StopFlag) -> None:
-    if stop.reason is not None:
+    if stop.asked():
         raise Stopped(
             f"fold {fold.key} stopped before its first step ({stop.reason}) while its data were copied; submit the run "
             "again to go on"
@@ -171,19 +178,17 @@ def _require_same_data(config: RunConfig, dataset: Dataset) -> None:
             )
 
 
-def _write_done(fold: Fold, attempt: Attempt, state: TrainState) -> None:
+def _write_done(fold: Fold, attempt: Attempt, state: TrainState, averages: dict[str, KeptWeights]) -> None:
     """Create `done.json`: the first to finish wins, and any other would write the same bits."""
     best, final = state.best, state.kept[-1]
-    weights = {"final": final, "best": best} if best else {"final": final}
+    weights = {"final": final} | ({"best": best} if best else {}) | averages
     content = {
         "attempt": attempt.number,
         "step": state.step,
         "epoch": state.epoch,
         "best_dice": best.dice if best else None,
         "best_threshold": best.threshold if best else None,
-        "weights": {
-            name: {"file": kept.file, "sha256": kept.sha256, "epoch": kept.epoch} for name, kept in weights.items()
-        },
+        "weights": {name: vars(kept) for name, kept in weights.items()},
     }
     create_exclusive(fold.done, to_json(content))
 

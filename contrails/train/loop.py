@@ -1,146 +1,221 @@
 """The training loop: reads from top to bottom, stops between any two steps, goes on where it stopped."""
 
-import itertools
+import copy
+import logging
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from contrails.config import Recipe
-from contrails.data.batches import Batch, Source
+from contrails.data.batches import Batch, Source, in_order
 from contrails.data.sampling import Sampler
 from contrails.draws import derived_seed
-from contrails.errors import RunError, Stopped, TrainingError
+from contrails.errors import RunError, Stopped, StorageError, TrainingError
 from contrails.files import append_json_line, fsync, sha256
 from contrails.losses import binary_cross_entropy
-from contrails.models.weights import save_weights
+from contrails.models.weights import save_tensors, save_weights
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import Heart
-from contrails.train.evaluate import evaluate
-from contrails.train.optim import learning_rate
-from contrails.train.snapshot import prune_snapshots, save_snapshot
+from contrails.train.averages import Average
+from contrails.train.evaluate import Evaluation, evaluate
+from contrails.train.finite import NotFiniteError, require_finite
+from contrails.train.optim import epochs_without_gain, learning_rate
+from contrails.train.pace import Pace
+from contrails.train.snapshot import SnapshotWriter
 from contrails.train.state import KeptWeights, TrainState
 from contrails.train.stop import StopFlag
 
+_SMOOTHING = 0.98
+"""Decay a step of the smoothed loss."""
 
-class Pace:
-    """How fast this attempt is: only telemetry, nothing that a result depends on."""
+_RETRY_S = 60.0
+"""Time after which a snapshot that could not be written is tried again."""
 
-    def __init__(self, first_step: int) -> None:
-        self._first_step, self._started, self.waited_s = first_step, time.monotonic(), 0.0
-
-    def next_batch(self, stream: Iterator[Batch]) -> Batch:
-        """Return the next batch and count the time that the step waited for it."""
-        since = time.monotonic()
-        batch = next(stream)
-        self.waited_s += time.monotonic() - since
-        return batch
-
-    def seconds_per_step(self, step: int) -> float | None:
-        """Return the mean since the attempt began, validation included; None before its first step."""
-        steps = step - self._first_step
-        return (time.monotonic() - self._started) / steps if steps else None
-
-    def wait_share(self) -> float:
-        """Return the share of the time that steps waited for data."""
-        return self.waited_s / (time.monotonic() - self._started)
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class Loop:
-    """What the training of one fold works with; all that changes is in `state`."""
+    """What the training of one fold works with; all that changes is in `state`.
+
+    `rebuild` returns the state of the newest snapshot, or the one before the first step.
+    """
 
     fold: Fold
     attempt: Attempt
     recipe: Recipe
     source: Source
     sampler: Sampler
+    training_rows: np.ndarray
     validation_rows: np.ndarray
     state: TrainState
     heart: Heart
     stop: StopFlag
+    rebuild: Callable[[], TrainState]
 
     def run(self) -> None:
         """Train from the state's position to the last epoch.
 
         Raises:
-            Stopped: a signal asked for it; the position is saved.
-            TrainingError: the loss is not finite.
+            Stopped: a signal or the walltime asked for it; the position is saved.
+            TrainingError: the loss is not finite; the message names the step and its records.
         """
-        state, section = self.state, self.recipe.train
-        per_epoch = self.sampler.steps_per_epoch
-        self._pace, self._last_snapshot = Pace(state.step), time.monotonic()
+        self._writer = SnapshotWriter(self.fold, self.attempt.number, self._before_save, self._after_save)
+        self._pace, self._next_save = Pace(self.state.step), time.monotonic() + 60 * self.recipe.snapshot.every_min
+        self._forward = self._compiled(self.state.model)
         self._report(status="running")
-        stream = self.source.batches(map(self.sampler.part, itertools.count(state.step)))
-        while state.epoch < section.epochs:
-            while state.step < (state.epoch + 1) * per_epoch:
-                self._step(self._pace.next_batch(stream))
+        try:
+            self._epochs()
+        except NotFiniteError as error:
+            raise self._explained(error) from error
+
+    def _epochs(self) -> None:
+        state, section = self.state, self.recipe.train
+        stream = self.source.batches(self.sampler.parts(state.step, section.accumulate))
+        while state.epoch < section.epochs and not self._gains_no_more():
+            self._freeze(state.model)
+            while state.step < (state.epoch + 1) * self.sampler.steps_per_epoch:
+                with self._pace.step():
+                    self._step(self._next_batches(stream))
                 if state.step % section.log_every == 0:
                     self._log_training()
-                if time.monotonic() - self._last_snapshot >= 60 * self.recipe.snapshot.every_min:
-                    self._save()
                 self._poll()
             self._end_epoch()
             self._poll()
+        self._save(wait=True)
 
-    def _step(self, batch: Batch) -> None:
+    def _next_batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the pieces of one step."""
+        for _ in range(min(self.recipe.train.accumulate, self.sampler.num_records(self.state.step))):
+            with self._pace.waiting():
+                batch = next(stream)
+            yield batch
+
+    def _step(self, batches: Iterator[Batch]) -> None:
         state, section = self.state, self.recipe.train
         # dropout and the like draw from torch's generator: seeded by the step, never by what ran before
         torch.manual_seed(derived_seed(self.recipe.seed, "step", self.fold.key, state.step))
-        rate = learning_rate(section, state.step, self.sampler.steps_per_epoch)
+        rate = learning_rate(section, state.step, self.sampler.steps_per_epoch, state.scores)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)
-        loss = binary_cross_entropy(state.model(batch.inputs), batch.target, batch.valid)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if section.grad_clip:
-            torch.nn.utils.clip_grad_norm_(state.model.parameters(), section.grad_clip)
-        state.optimizer.step()
-        state.loss_sum += loss.detach()
+        loss = torch.zeros_like(state.loss_sum)
+        for batch in batches:
+            share = self._loss(batch) * batch.share
+            state.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+            loss += share.detach()
+        state.scaler.unscale_(state.optimizer)
+        self._grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), section.grad_clip or math.inf)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.ema is not None:
+            state.ema.update_exponential(section.ema_decay)
+        state.loss_sum += loss
+        state.loss_smooth.lerp_(loss, 1 - _SMOOTHING)
         state.loss_steps += 1
         state.step += 1
 
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        inputs = batch.inputs
+        if self.recipe.train.channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with self._autocast():
+            logits = self._forward(inputs)
+        return binary_cross_entropy(logits.float(), batch.target, batch.valid)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.recipe.train.precision)
+        return torch.autocast(self.source.device.type, dtype, enabled=dtype is not None)
+
+    def _compiled(self, model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(model) if self.recipe.train.compile else model
+        return compiled
+
+    def _freeze(self, model: nn.Module) -> None:
+        """Hold the encoder, its batch norm included, for the recipe's first epochs."""
+        frozen = self.state.epoch < self.recipe.train.freeze_encoder_epochs
+        encoder = model.get_submodule("model.encoder")
+        encoder.requires_grad_(not frozen)
+        encoder.train(not frozen)
+
     def _end_epoch(self) -> None:
-        state = self.state
-        self._require_finite()
+        state, section = self.state, self.recipe.train
         row: dict[str, Any] = {"step": state.step, "epoch": state.epoch + 1}
         if len(self.validation_rows):
-            result = evaluate(
-                state.model, self.source, self.validation_rows, self.recipe.train.batch_size, poll=self._poll
-            )
+            result = self._evaluate(state.model)
             dice, threshold = result.histogram.best()
             row |= {"val/loss": result.loss, "val/dice": dice, "val/threshold": threshold}
+            state.scores.append(dice)
         state.epoch += 1
+        if state.swa is not None and state.epoch > section.epochs - section.swa_epochs:
+            state.swa.update_mean()
         append_json_line(self.attempt.metrics, row)
         self._keep_weights(row.get("val/dice"), row.get("val/threshold"))
         self._save()
 
+    def _gains_no_more(self) -> bool:
+        patience = self.recipe.train.early_stopping
+        return bool(patience) and epochs_without_gain(self.state.scores) >= patience
+
     def _keep_weights(self, dice: float | None, threshold: float | None) -> None:
         """Write the weights of this epoch; what is neither recent nor among the best is forgotten."""
         state, keep = self.state, self.recipe.snapshot
-        path = self.fold.epoch_weights(state.epoch, self.attempt.number)
+        written = self._write_weights(f"epoch{state.epoch:04d}", state.model.state_dict(), dice, threshold)
+        kept = [*state.kept, written]
+        best = sorted((k for k in kept if k.dice is not None), key=lambda k: (-(k.dice or 0), k.epoch))
+        stays = {k.epoch for k in (*kept[-keep.keep_last :], *best[: keep.keep_best])}
+        state.kept = [k for k in kept if k.epoch in stays]
+
+    def _write_weights(
+        self, kind: str, tensors: dict[str, torch.Tensor], dice: float | None, threshold: float | None
+    ) -> KeptWeights:
+        """Write a weights file of this attempt with all that is needed to use it."""
+        path = self.fold.weights_file(kind, self.attempt.number)
         about = {
             "recipe": self.recipe.model_dump(mode="json"),
             "composite": self.source.composite.to_dict(),
             "num_channels": self.source.num_channels,
             "fold": self.fold.key,
-            "epoch": state.epoch,
-            "step": state.step,
+            "epoch": self.state.epoch,
+            "step": self.state.step,
             "dice": dice,
             "threshold": threshold,
         }
-        save_weights(path, state.model.state_dict(), about)
-        kept = [*state.kept, KeptWeights(state.epoch, path.name, sha256(path), dice, threshold)]
-        best = sorted((k for k in kept if k.dice is not None), key=lambda k: (-(k.dice or 0), k.epoch))
-        stays = {k.epoch for k in (*kept[-keep.keep_last :], *best[: keep.keep_best])}
-        state.kept = [k for k in kept if k.epoch in stays]
+        require_finite(tensors)
+        save_weights(path, tensors, about)
+        return KeptWeights(self.state.epoch, path.name, sha256(path), dice, threshold)
 
-    def _save(self) -> None:
-        """Write a snapshot; what it no longer refers to is removed after it is complete."""
-        self._require_finite()
+    def _save(self, *, wait: bool = False) -> None:
+        """Begin a snapshot, and wait for it where the process is about to end; one at a time is written."""
+        if self._writer.busy and not wait:
+            self._next_save = time.monotonic()  # as soon as the one under way is complete
+            return
+        self._saved(must=False)
+        self._writer.start(self.state.state_dict())
+        self._next_save = time.monotonic() + 60 * self.recipe.snapshot.every_min
+        if wait:
+            self._saved(must=True)
+        self._report()
+
+    def _saved(self, *, must: bool) -> None:
+        """Wait for the snapshot under way; a disk that is full now may not be so at the next one."""
+        try:
+            self._writer.wait()
+        except StorageError as error:
+            if must:
+                raise
+            log.warning("no snapshot, the one before stays: %s", error)
+            self._next_save = time.monotonic() + _RETRY_S
+
+    def _before_save(self) -> None:
         if self.heart.superseded():
             raise RunError(
                 f"a later attempt trains fold {self.fold.key}; this one (number {self.attempt.path.name}) ends"
@@ -148,52 +223,104 @@ class Loop:
         for path in (self.attempt.metrics, self.attempt.telemetry):
             if path.exists():
                 fsync(path)
-        save_snapshot(self.fold, self.attempt.number, self.state.state_dict())
-        prune_snapshots(self.fold)
-        kept = {weights.file for weights in self.state.kept}
-        for epoch, _, path in self.fold.all_weights():
-            if path.name not in kept and epoch <= self.state.epoch:
-                path.unlink(missing_ok=True)
-        self._last_snapshot = time.monotonic()
-        self._report()
 
-    def _require_finite(self) -> None:
-        if not self.state.is_finite():
-            raise TrainingError(
-                f"fold {self.fold.key}: the loss or the weights are no longer finite near step {self.state.step}; "
-                "the last snapshot is from before; lower train.lr or check the data with `contrails data verify`, "
-                "under a new --name"
-            )
+    def _after_save(self, content: dict[str, Any]) -> None:
+        """Remove the weights that a complete snapshot no longer refers to."""
+        kept = {weights["file"] for weights in content["kept"]}
+        for epoch, _, path in self.fold.all_weights():
+            if path.name not in kept and epoch <= content["epoch"]:
+                path.unlink(missing_ok=True)
+
+    def averaged_weights(self) -> dict[str, KeptWeights]:
+        """Write the averages over the training, scored like every epoch; SWA with batch norm of its own.
+
+        Raises:
+            Stopped: a stop was asked for; it is done anew from the last snapshot.
+        """
+        averages = {"ema": self.state.ema, "swa": self.state.swa}
+        return {kind: self._averaged(kind, average) for kind, average in averages.items() if average and average.count}
+
+    def _averaged(self, kind: str, average: Average) -> KeptWeights:
+        model = copy.deepcopy(self.state.model).requires_grad_(requires_grad=False)
+        model.load_state_dict(average.tensors)
+        if kind == "swa":
+            torch.manual_seed(derived_seed(self.recipe.seed, "batch_norm", self.fold.key))
+            update_bn(self._training_inputs(), model)
+        dice = threshold = None
+        if len(self.validation_rows):
+            dice, threshold = self._evaluate(model).histogram.best()
+        return self._write_weights(kind, model.state_dict(), dice, threshold)
+
+    def _training_inputs(self) -> Iterator[torch.Tensor]:
+        """Yield the training records as they are, in the order of the file."""
+        for batch in in_order(self.source, self.training_rows, self.recipe.train.batch_size):
+            yield batch.inputs
+            self._poll()
+
+    def _evaluate(self, model: nn.Module) -> Evaluation:
+        with self._autocast():
+            return evaluate(model, self.source, self.validation_rows, self.recipe.train.batch_size, self._poll)
 
     def _poll(self) -> None:
-        """Save and leave if a stop was asked for; called between steps and between batches of validation."""
-        if self.stop.reason is not None:
-            self._save()
+        """Save now and then, and leave if a stop was asked for; called between steps and batches of validation."""
+        if self._writer.finished:
+            self._saved(must=False)
+        # what a stop takes: the step under way, a snapshot that is being written and the last one
+        if self.stop.asked(2 * self._pace.longest_s + 2 * self._writer.seconds + 5.0):
+            self._save(wait=True)
             raise Stopped(
                 f"fold {self.fold.key} stopped at step {self.state.step} ({self.stop.reason}); its position is saved, "
                 "submit the run again to go on"
             )
+        if time.monotonic() >= self._next_save and not self._writer.busy:
+            self._save()
+
+    def _explained(self, error: NotFiniteError) -> TrainingError:
+        """Train again from the snapshot before, to name the step that did it and to keep its batch."""
+        end, bad = self.state.step, f"fold {self.fold.key}: {error}"
+        self.state = self.rebuild()
+        self._forward = self._compiled(self.state.model)
+        self._freeze(self.state.model)
+        log.warning("%s near step %d; training again from step %d to find it", bad, end, self.state.step)
+        stream = self.source.batches(self.sampler.parts(self.state.step, self.recipe.train.accumulate))
+        while self.state.step < end:
+            batches = list(self._next_batches(stream))
+            self._step(iter(batches))
+            try:
+                require_finite(self.state.state_dict())
+            except NotFiniteError:
+                records = [self.source.dataset.record_ids[row] for batch in batches for row in batch.rows]
+                path = self._keep_batch(batches)
+                return TrainingError(
+                    f"{bad}: it began in step {self.state.step - 1}, which saw the records {', '.join(records)} (kept "
+                    f"as {path}); lower train.lr, or look at these records, under a new --name"
+                )
+        return TrainingError(
+            f"{bad} near step {end}, and training the steps since {self.state.step} again did not show it: a kernel "
+            "or the machine is not repeatable; lower train.lr, or try another node"
+        )
+
+    def _keep_batch(self, batches: list[Batch]) -> Path:
+        tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("inputs", "target", "valid")}
+        save_tensors(self.attempt.bad_batch, tensors)
+        return self.attempt.bad_batch
 
     def _log_training(self) -> None:
-        state = self.state
+        state, step = self.state, self.state.step
+        per_epoch = self.sampler.steps_per_epoch
         row = {
-            "step": state.step,
-            "epoch": state.step / self.sampler.steps_per_epoch,
+            "step": step,
+            "epoch": step / per_epoch,
             "train/loss": float(state.loss_sum) / state.loss_steps,
-            "train/lr": learning_rate(self.recipe.train, state.step - 1, self.sampler.steps_per_epoch),
+            # an average that began at zero, divided by what its weights add up to (as in Adam)
+            "train/loss_smooth": float(state.loss_smooth) / (1 - _SMOOTHING**step),
+            "train/lr": learning_rate(self.recipe.train, step - 1, per_epoch, state.scores),
+            "train/grad_norm": float(self._grad_norm),
         }
         append_json_line(self.attempt.metrics, row)
+        append_json_line(self.attempt.telemetry, self._pace.row(step, self.sampler.batch_size, self.source.device))
         state.loss_sum.zero_()
         state.loss_steps = 0
-        pace = self._pace.seconds_per_step(state.step)
-        telemetry = {
-            "step": state.step,
-            "time": time.time(),
-            "seconds_per_step": pace,
-            "images_per_s": self.sampler.batch_size / pace if pace else None,
-            "data_wait_share": self._pace.wait_share(),
-        }
-        append_json_line(self.attempt.telemetry, telemetry)
         self._report()
 
     def _report(self, **state: Any) -> None:

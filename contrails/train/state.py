@@ -1,7 +1,7 @@
 """All that changes while a fold trains, in one object with one `state_dict`.
 
 What is not in here does not survive a kill. Random draws, the order of records and the learning rate are functions
-of the step, so a position is two integers.
+of the step (and of the scores so far), so a position is two integers.
 """
 
 from dataclasses import dataclass, field
@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from contrails.config import TrainSection
+from contrails.train.averages import Average
+from contrails.train.optim import build_optimizer
+
 
 @dataclass(frozen=True)
 class KeptWeights:
-    """Weights of one epoch on disk: file name in the fold's weights folder, its SHA-256, and how good they are."""
+    """Weights on disk: epoch, file name in the fold's weights folder, its SHA-256, and how good they are."""
 
     epoch: int
     file: str
@@ -26,16 +30,22 @@ class KeptWeights:
 class TrainState:
     """Mutable state of one fold.
 
-    `step` counts optimiser steps, `epoch` the epochs that were validated; `loss_sum` and `loss_steps` are the running
-    mean since the last row of metrics, the sum on the device (float64 scalar), so that no step waits for it.
+    `step` counts optimiser steps, `epoch` the epochs that were validated; `loss_sum` and `loss_steps` are the mean loss
+    since the last row of metrics, `loss_smooth` an exponential average of it: float64 scalars on the device, so that no
+    step waits for them. `scores` holds the validation Dice of each epoch.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: Average | None
+    swa: Average | None
     loss_sum: torch.Tensor
+    loss_smooth: torch.Tensor
     loss_steps: int = 0
     step: int = 0
     epoch: int = 0
+    scores: list[float] = field(default_factory=list)
     kept: list[KeptWeights] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
@@ -43,10 +53,15 @@ class TrainState:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema and self.ema.state_dict(),
+            "swa": self.swa and self.swa.state_dict(),
             "loss_sum": self.loss_sum,
+            "loss_smooth": self.loss_smooth,
             "loss_steps": self.loss_steps,
             "step": self.step,
             "epoch": self.epoch,
+            "scores": list(self.scores),
             "kept": [vars(kept) for kept in self.kept],
         }
 
@@ -54,10 +69,16 @@ class TrainState:
         """Restore what `state_dict` returned."""
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        for average, saved in ((self.ema, content["ema"]), (self.swa, content["swa"])):
+            if average is not None:
+                average.load_state_dict(saved)
         self.loss_sum.copy_(content["loss_sum"])
+        self.loss_smooth.copy_(content["loss_smooth"])
         self.loss_steps = content["loss_steps"]
         self.step = content["step"]
         self.epoch = content["epoch"]
+        self.scores = list(content["scores"])
         self.kept = [KeptWeights(**kept) for kept in content["kept"]]
 
     @property
@@ -66,8 +87,15 @@ class TrainState:
         scored = [kept for kept in self.kept if kept.dice is not None]
         return max(scored, key=lambda kept: (kept.dice, -kept.epoch), default=None)
 
-    def is_finite(self) -> bool:
-        """Return whether every parameter, buffer and the running loss is finite; waits for the device."""
-        tensors = [*self.model.parameters(), *self.model.buffers(), self.loss_sum]
-        checks = [torch.isfinite(tensor.detach()).all() for tensor in tensors if tensor.is_floating_point()]
-        return bool(torch.stack(checks).all())
+
+def new_state(model: nn.Module, section: TrainSection, device: torch.device) -> TrainState:
+    """Return the state before the first step."""
+    return TrainState(
+        model,
+        build_optimizer(model, section),
+        torch.amp.GradScaler(device.type, enabled=section.precision == "fp16"),
+        Average(model) if section.ema_decay else None,
+        Average(model) if section.swa_epochs else None,
+        torch.zeros((), dtype=torch.float64, device=device),
+        torch.zeros((), dtype=torch.float64, device=device),
+    )

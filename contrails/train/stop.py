@@ -1,27 +1,52 @@
-"""The wish to stop: signals set a flag, the loop reads it between steps and saves.
+"""The wish to stop: signals and the walltime set a flag, the loop reads it between steps and saves.
 
 A handler runs between any two bytecodes of a training step, so it must not save anything itself.
 """
 
+import math
 import os
 import signal
+import time
+from pathlib import Path
 from types import FrameType
 
+from contrails.files import read_hint
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+_REREAD_S = 5.0
 
 
 class StopFlag:
-    """`reason` names the signal that asked for a stop, None while there was none."""
+    """Why training is to stop: the name of a signal, or "walltime"; None while nothing asked for it.
 
-    def __init__(self) -> None:
+    `clock` is a JSON file that the job's launcher keeps true: `{"end": s}`, the end of the walltime on this host's
+    monotonic clock, which all its processes share and nobody sets. An extended walltime helps, since it is read again.
+    """
+
+    def __init__(self, clock: Path | None = None) -> None:
         self.reason: str | None = None
+        self._clock = clock
+        self._end, self._read = math.inf, -math.inf
 
     def install(self) -> None:
         """Handle the signals of schedulers and of Ctrl-C; a second Ctrl-C leaves at once."""
         for number in SIGNALS:
             signal.signal(number, self._handle)
 
+    def asked(self, needed_s: float = 0.0) -> bool:
+        """Return whether to stop: a signal came, or less than `needed_s` of the walltime is left."""
+        if self.reason is None and self._seconds_left() < needed_s:
+            self.reason = "walltime"
+        return self.reason is not None
+
+    def _seconds_left(self) -> float:
+        now = time.monotonic()
+        if self._clock is not None and now - self._read >= _REREAD_S:
+            self._read = now
+            self._end = read_hint(self._clock).get("end", self._end)
+        return self._end - now
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.reason is not None:
+        if number == signal.SIGINT and self.reason == signal.Signals.SIGINT.name:
             os._exit(128 + number)
         self.reason = signal.Signals(number).name

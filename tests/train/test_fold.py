@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from contrails.data.store import open_dataset
@@ -177,11 +178,15 @@ def test_a_loss_that_is_not_finite_ends_the_fold_with_a_reason(
                 next(loop.state.model.parameters()).fill_(float("nan"))
 
     monkeypatch.setattr(Loop, "_step", poisoned)
-    with pytest.raises(TrainingError, match=r"no longer finite near step 8.*lower train.lr"):
+    with pytest.raises(TrainingError, match=r"it began in step 5, which saw the records 10.*lower train.lr"):
         train_fold(fold, JOB)
     state = read_json(fold.attempt(1).state)
     assert state["status"] == "failed"
-    assert "no longer finite" in state["reason"]
+    assert "it began in step 5" in state["reason"]
+    batch = safetensors.torch.load_file(fold.attempt(1).bad_batch)
+    assert {name: tensor.shape for name, tensor in batch.items()} == {
+        "inputs": (2, 3, 32, 32), "target": (2, 32, 32), "valid": (2, 32, 32)
+    }  # fmt: skip
     assert fold.all_snapshots()[0].step == 4
 
 

@@ -1,0 +1,54 @@
+"""How fast an attempt is: only telemetry and the margin before a stop, nothing that a result depends on."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_FORGET = 0.99
+"""Decay a step of the longest step: one that waited for a cold disk counts for a few minutes."""
+
+
+class Pace:
+    """Times of the steps since an attempt began at `first_step`."""
+
+    def __init__(self, first_step: int) -> None:
+        self._first_step, self._started = first_step, time.monotonic()
+        self._waited_s = 0.0
+        self.longest_s = 0.0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time a step."""
+        since = time.monotonic()
+        yield
+        self.longest_s = max(time.monotonic() - since, _FORGET * self.longest_s)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time that a step waits for its batch."""
+        since = time.monotonic()
+        yield
+        self._waited_s += time.monotonic() - since
+
+    def seconds_per_step(self, step: int) -> float | None:
+        """Return the mean since the attempt began, validation included; None before its first step."""
+        steps = step - self._first_step
+        return (time.monotonic() - self._started) / steps if steps else None
+
+    def row(self, step: int, batch_size: int, device: torch.device) -> dict[str, Any]:
+        """Return a row of telemetry; memory in bytes: of the GPU, or the process's largest so far."""
+        pace = self.seconds_per_step(step)
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return {
+            "step": step,
+            "time": time.time(),
+            "seconds_per_step": pace,
+            "images_per_s": batch_size / pace if pace else None,
+            "data_wait_share": self._waited_s / (time.monotonic() - self._started),
+            "memory": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident,
+        }
