@@ -142,6 +142,13 @@ class SnapshotSection(Section):
     keep_best: int = Field(5, ge=1, description="weights of the best epochs that stay")
 
 
+class InitSection(Section):
+    """The weights that training starts from: random ones, or those of the same fold of another run."""
+
+    run: Path | None = Field(None, description="run whose fold k fold k starts from; empty: random weights")
+    weights: Literal["best", "final", "swa", "ema"] = Field("best", description="which of that fold's weights")
+
+
 class Recipe(Section):
     """One experiment."""
 
@@ -152,6 +159,7 @@ class Recipe(Section):
     augment: AugmentSection = AugmentSection()
     train: TrainSection = TrainSection()
     snapshot: SnapshotSection = SnapshotSection()
+    init: InitSection = InitSection()
 
 
 class ComputeSection(Section):
@@ -169,14 +177,22 @@ class DataIdentity(Section):
     num_folds: int = Field(ge=1, description="folds of the file list")
 
 
+class WeightsFile(Section):
+    """Weights of another run, as they were when this run was made."""
+
+    path: Path = Field(description="a safetensors file")
+    sha256: str = Field(description="SHA-256 of the file")
+
+
 class RunConfig(Section):
-    """The content of `run.toml`, frozen when the run is created."""
+    """The content of `run.toml`: recipe and data are frozen when the run is created."""
 
     recipe: Recipe
     compute: ComputeSection
     data: DataIdentity
     site: dict[str, Any] = Field(description="the site profile, resolved; see `contrails.cluster.sites`")
     code: str = Field(description="SHA-256 of the frozen package")
+    lineage: dict[str, WeightsFile] = Field({}, description="what each fold starts from, if not from random weights")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -189,6 +205,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply(values, override)
     return parse(Recipe, values, str(path))
+
+
+def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return a recipe with `key=value` overrides.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    for text in overrides:
+        _apply(values, text)
+    return parse(Recipe, values, "the recipe")
 
 
 def read_toml(path: Path, kind: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from contrails.config import RunConfig, parse, read_toml
 from contrails.errors import RunError, choices
 from contrails.files import read_json, storage
 
@@ -75,6 +76,10 @@ class Run:
     @property
     def toml(self) -> Path:
         return self.path / "run.toml"
+
+    def read_config(self) -> RunConfig:
+        """Return what `run.toml` says."""
+        return parse(RunConfig, read_toml(self.toml, "a run"), str(self.toml))
 
     @property
     def provenance(self) -> Path:

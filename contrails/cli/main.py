@@ -4,6 +4,7 @@ A subcommand's module is imported when it is needed, and imports torch, pandas a
 so that help, submission and status start at once on a login node.
 """
 
+import keyword
 import os
 import sys
 from importlib import import_module
@@ -22,6 +23,8 @@ _COMMANDS = {
     "submit": "contrails.cli.submit",
     "train": "contrails.cli.train",
     "status": "contrails.cli.status",
+    "resume": "contrails.cli.resume",
+    "continue": "contrails.cli.continue_",
     "sites": "contrails.cli.sites",
     "aggregate": "contrails.cli.aggregate",
     "submission": "contrails.cli.submission",
@@ -37,7 +40,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             ctx.fail(f"no command '{cmd_name}'; {choices(cmd_name, _COMMANDS)}")
-        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        function = cmd_name + "_" * keyword.iskeyword(cmd_name)
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), function)
         return command
 
 

@@ -38,7 +38,7 @@ def status(run_name: str | None, as_json: bool) -> None:
 def print_states(run: Run, states: list[FoldState]) -> None:
     """Print one run as a table, and the reason of every fold that needs a hand."""
     table = Table(title=run.name, title_justify="left")
-    for heading in ("fold", "state", "attempt", "step", "epoch", "best Dice", "time left"):
+    for heading in ("fold", "state", "attempt", "step", "epoch", "best Dice", "time left", "exact"):
         table.add_column(heading, justify="left" if heading == "state" else "right")
     for state in states:
         colour = _COLOURS.get(state.state, "white")
@@ -50,12 +50,15 @@ def print_states(run: Run, states: list[FoldState]) -> None:
             _of(state.epoch, state.num_epochs),
             "" if state.best_dice is None else f"{state.best_dice:.4f}",
             "" if state.eta_s is None else duration(state.eta_s),
+            "no" if state.differences else "yes",
         )
     console = Console()
     console.print(table)
     for state in states:
         if state.reason:
             console.print(f"fold {state.fold}: {state.reason}", markup=False, soft_wrap=True)
+        for difference in state.differences:
+            console.print(f"fold {state.fold}: not exact, {difference}", markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -18,17 +19,18 @@ import psutil
 
 from contrails.cluster.freeze import freeze_code, package_folder
 from contrails.cluster.journal import record
+from contrails.cluster.lineage import find_lineage, require_parents
 from contrails.cluster.local import start_jobs
 from contrails.cluster.sites import Site, resolve
 from contrails.cluster.states import ALIVE, DAMAGED, DONE, fold_state
-from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, parse, read_toml, to_toml
+from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, to_toml
 from contrails.data.composites import channels_of
 from contrails.data.filelists import read_filelist, require_match
 from contrails.data.sampling import require_crop_fits
 from contrails.data.store import open_dataset
 from contrails.errors import RecipeError, RunError, StorageError
 from contrails.files import sha256, storage, to_json, write_atomic
-from contrails.runs import ALL, Fold, Run, new_run_path
+from contrails.runs import ALL, Fold, Run, new_run_path, open_run
 from contrails.train.attempt import boot_id
 
 
@@ -64,9 +66,10 @@ def create_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
     recipe = _with_absolute_paths(recipe)
     identity = _check_data(recipe)
     if run.toml.is_file():
-        config = parse(RunConfig, read_toml(run.toml, "a run"), str(run.toml))
+        config = run.read_config()
         _require_same(run, config, recipe, identity)
         return run, config
+    lineage = find_lineage(recipe, identity)
     resolved = resolve(site, identity.num_folds)
     assert resolved.device != "auto"
     run.create_folder()
@@ -76,10 +79,51 @@ def create_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
         data=identity,
         site=resolved.model_dump(mode="json", exclude_none=True),
         code=freeze_code(run),
+        lineage=lineage,
     )
     write_atomic(run.provenance, to_json(_provenance()))
     write_atomic(run.toml, to_toml(config))
     return run, config
+
+
+def move(run: Run, config: RunConfig, site: Site) -> RunConfig:
+    """Let a run go on at another site, with its own number of threads; return what `run.toml` says from now on.
+
+    Raises:
+        RunError: a fold is alive where the run was.
+    """
+    _require_nothing_alive(run, "moves to another site")
+    resolved = resolve(site, config.data.num_folds).model_copy(update={"num_threads": config.compute.num_threads})
+    moved = config.model_copy(
+        update={
+            "site": resolved.model_dump(mode="json", exclude_none=True),
+            "compute": config.compute.model_copy(update={"device": resolved.device}),
+        }
+    )
+    write_atomic(run.toml, to_toml(moved))
+    return moved
+
+
+def refreeze(run: Run, config: RunConfig) -> RunConfig:
+    """Put the code of today in the place of a run's frozen code, which is kept beside it.
+
+    Raises:
+        RunError: a fold is alive.
+    """
+    _require_nothing_alive(run, "changes its code")
+    with storage(run.code, "rename"):
+        run.code.rename(run.code.with_name(f"code-{config.code[:16]}-{time.time_ns()}"))
+    changed = config.model_copy(update={"code": freeze_code(run)})
+    write_atomic(run.toml, to_toml(changed))
+    return changed
+
+
+def _require_nothing_alive(run: Run, what: str) -> None:
+    alive = [fold.key for fold in run.folds() if fold_state(fold).state in ALIVE]
+    if alive:
+        raise RunError(
+            f"{run.name} {what}, and its folds {', '.join(alive)} are alive; stop them first, or wait for their end"
+        )
 
 
 def grouped(folds: list[str], folds_per_job: int) -> list[list[str]]:
@@ -97,6 +141,7 @@ def submit_folds(run: Run, config: RunConfig, folds: list[str], folds_per_job: i
     Returns:
         What happened to each: a job id, or its state.
     """
+    require_parents(run, config, folds)
     found = {key: fold_state(run.fold(key)) for key in folds}
     damaged = [state.reason for state in found.values() if state.state == DAMAGED]
     if damaged:
@@ -130,10 +175,11 @@ def _process(pid: int) -> dict[str, Any]:
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
-    data = recipe.data.model_copy(
-        update={"dataset": recipe.data.dataset.absolute(), "filelist": recipe.data.filelist.absolute()}
-    )
-    return recipe.model_copy(update={"data": data})
+    data = {"dataset": recipe.data.dataset.absolute(), "filelist": recipe.data.filelist.absolute()}
+    changed: dict[str, Any] = {"data": recipe.data.model_copy(update=data)}
+    if recipe.init.run is not None:
+        changed["init"] = recipe.init.model_copy(update={"run": open_run(str(recipe.init.run)).path})
+    return recipe.model_copy(update=changed)
 
 
 def _check_data(recipe: Recipe) -> DataIdentity:

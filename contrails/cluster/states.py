@@ -7,6 +7,7 @@ journal. Nothing here imports torch.
 from dataclasses import dataclass
 from typing import Any
 
+from contrails.cluster.exact import differences
 from contrails.cluster.journal import last_submission
 from contrails.errors import StorageError
 from contrails.files import read_hint
@@ -34,6 +35,8 @@ class FoldState:
     best_dice: float | None = None
     eta_s: float | None = None
     reason: str | None = None
+    differences: tuple[str, ...] = ()
+    """In what its attempts differ, so that the result is not exact (see `contrails.cluster.exact`)."""
 
 
 def fold_state(fold: Fold) -> FoldState:
@@ -41,7 +44,10 @@ def fold_state(fold: Fold) -> FoldState:
     attempts = fold.attempts()
     state = read_hint(attempts[-1].state) if attempts else {}
     number = attempts[-1].number if attempts else 0
-    known = {key: state[key] for key in ("step", "num_steps", "epoch", "num_epochs", "best_dice") if key in state}
+    known: dict[str, Any] = {
+        key: state[key] for key in ("step", "num_steps", "epoch", "num_epochs", "best_dice") if key in state
+    }
+    known["differences"] = differences(fold)
     try:
         done = fold.read_done()
     except StorageError as error:

@@ -12,6 +12,7 @@ import safetensors
 import torch
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
+from torch import nn
 
 from contrails.errors import DataError
 from contrails.files import storage, to_json, write_atomic
@@ -28,6 +29,21 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     """Write a safetensors file, complete or not at all."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomic(path, save_bytes(on_cpu, metadata))
+
+
+def load_fitting(model: nn.Module, tensors: dict[str, torch.Tensor]) -> list[str]:
+    """Load the tensors that a model has under the same name and with the same shape.
+
+    Returns:
+        A line for each one that the model lacks or has in another shape, and for each of the model's own that is not
+        given: it keeps its value.
+    """
+    own = model.state_dict()
+    fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
+    model.load_state_dict(fitting, strict=False)
+    there, here = ({name: tuple(t.shape) for name, t in some.items()} for some in (tensors, own))
+    left_out = sorted((there.keys() | here.keys()) - fitting.keys())
+    return [f"{name}: {there.get(name, 'nothing')} there, {here.get(name, 'nothing')} here" for name in left_out]
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

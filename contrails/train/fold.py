@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from contrails.config import Recipe, RunConfig, parse, read_toml
+from contrails.config import Recipe, RunConfig, WeightsFile, parse, read_toml
 from contrails.data.batches import source_of
 from contrails.data.composites import Composite
 from contrails.data.filelists import FileList, read_filelist
@@ -21,6 +22,7 @@ from contrails.draws import derived_seed
 from contrails.errors import DataError, NodeError, Stopped, TrainingError
 from contrails.files import create_exclusive, read_json, sha256, to_json
 from contrails.models.build import build_model, summary
+from contrails.models.weights import load_fitting, load_weights
 from contrails.runs import Attempt, Fold, Run
 from contrails.train.attempt import Heart, claim_attempt
 from contrails.train.loop import Loop
@@ -53,7 +55,8 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
     stop.install()
     config = read_run_config(fold.run)
     record = {key: job.get(key) for key in ("scheduler", "job_id", "restart_count", "ended_jobs")}
-    attempt = claim_attempt(fold, record | {"device": config.compute.device}, lambda: not stop.asked())
+    exactness = {"code": config.code, "gpu": _gpu(config)} | config.compute.model_dump()
+    attempt = claim_attempt(fold, record | exactness, lambda: not stop.asked())
     if job.get("redirect"):
         _redirect(attempt)
     heart = Heart(fold, attempt)
@@ -67,6 +70,7 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
         heart.stop(status="failed", reason=f"{type(error).__name__}: {error}")
         raise
     heart.stop(status="done")
+    _say_done(fold)
 
 
 def read_run_config(run: Run) -> RunConfig:
@@ -111,6 +115,8 @@ def _train(fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: 
             name, content = found
             state.load_state_dict(content)
             log.info("going on at step %d from %s", state.step, name.path.name)
+        elif (parent := config.lineage.get(fold.key)) is not None:
+            _start_from(parent, model)
         model.train()
         return state
 
@@ -138,11 +144,31 @@ def _train(fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: 
     _write_done(fold, attempt, loop.state, averages)
 
 
+def _start_from(parent: WeightsFile, model: nn.Module) -> None:
+    """Load what fits of another run's weights, and name what does not."""
+    if not parent.path.is_file() or sha256(parent.path) != parent.sha256:
+        raise DataError(
+            f"{parent.path}, which this fold starts from, is missing or no longer what it was when the run was made; "
+            "put it back, or make a new run with `contrails continue`"
+        )
+    left_out = load_fitting(model, load_weights(parent.path)[0])
+    if len(left_out) >= len(model.state_dict()):
+        raise TrainingError(f"{parent.path} fits this model nowhere; continue with the model of its own run")
+    log.info("starting from %s; %d tensors do not fit: %s", parent.path, len(left_out), "; ".join(left_out) or "none")
+
+
 def _composite(fold: Fold, dataset: Dataset, recipe: Recipe, training: np.ndarray) -> Composite:
     """Return the fold's input channels; what was fitted by an earlier attempt is used again."""
     if not fold.composite.exists():
         create_exclusive(fold.composite, to_json(fit_composite(dataset, recipe, training).to_dict()))
     return Composite.from_dict(read_json(fold.composite))
+
+
+def _gpu(config: RunConfig) -> str | None:
+    """Return the name of the GPU, with that of its driver."""
+    if config.compute.device != "cuda" or not torch.cuda.is_available():
+        return None
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
 def _poll(fold: Fold, stop: StopFlag) -> None:
@@ -191,6 +217,14 @@ def _write_done(fold: Fold, attempt: Attempt, state: TrainState, averages: dict[
         "weights": {name: vars(kept) for name, kept in weights.items()},
     }
     create_exclusive(fold.done, to_json(content))
+
+
+def _say_done(fold: Fold) -> None:
+    done = fold.read_done()
+    assert done is not None
+    best = done["weights"].get("best")
+    score = f"best Dice {best['dice']:.4f} in epoch {best['epoch']}; " if best else ""
+    log.info("fold %s is finished after step %d: %sweights in %s", fold.key, done["step"], score, fold.weights)
 
 
 def _redirect(attempt: Attempt) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ class Loop:
         if state.swa is not None and state.epoch > section.epochs - section.swa_epochs:
             state.swa.update_mean()
         append_json_line(self.attempt.metrics, row)
+        self._say(row)
         self._keep_weights(row.get("val/dice"), row.get("val/threshold"))
         self._save()
 
@@ -312,8 +314,7 @@ class Loop:
             "step": step,
             "epoch": step / per_epoch,
             "train/loss": float(state.loss_sum) / state.loss_steps,
-            # an average that began at zero, divided by what its weights add up to (as in Adam)
-            "train/loss_smooth": float(state.loss_smooth) / (1 - _SMOOTHING**step),
+            "train/loss_smooth": self._smooth_loss(),
             "train/lr": learning_rate(self.recipe.train, step - 1, per_epoch, state.scores),
             "train/grad_norm": float(self._grad_norm),
         }
@@ -322,6 +323,22 @@ class Loop:
         state.loss_sum.zero_()
         state.loss_steps = 0
         self._report()
+
+    def _say(self, row: dict[str, Any]) -> None:
+        """Write a line about an epoch to the log."""
+        left = (self.recipe.train.epochs * self.sampler.steps_per_epoch - self.state.step) * (
+            self._pace.seconds_per_step(self.state.step) or 0
+        )
+        score = f"validation loss {row['val/loss']:.4f}, Dice {row['val/dice']:.4f}, " if "val/dice" in row else ""
+        log.info(
+            "epoch %d of %d, step %d: training loss %.4f, %s%s left",
+            *(self.state.epoch, self.recipe.train.epochs, self.state.step, self._smooth_loss(), score),
+            timedelta(seconds=round(left)),
+        )
+
+    def _smooth_loss(self) -> float:
+        # an average that began at zero, divided by what its weights add up to (as in Adam)
+        return float(self.state.loss_smooth) / (1 - _SMOOTHING**self.state.step)
 
     def _report(self, **state: Any) -> None:
         best = self.state.best

@@ -34,12 +34,12 @@ def test_the_schema_fits_the_terminal(
 def test_the_schema_says_type_range_default_and_meaning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "300")
     run("schema")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     table = {row[0]: row[1:] for row in rows if len(row) == 4}
     assert list(table) == [name for name, _ in keys(Recipe)]
-    assert table["train.lr"] == ["float > 0", "0.001", "peak learning rate of AdamW"]
+    assert table["train.lr"] == ["float > 0", "0.001", "peak learning rate"]
     assert table["model.encoder_depth"] == ["int >= 3, <= 5", "5", "number of encoder stages used"]
     assert table["data.dataset"][:2] == ["Path", "(required)"]
     assert table["data.frames"][:2] == ["tuple[int, ...]", "[]"]

@@ -24,13 +24,17 @@ MakeRun = Callable[..., Run]
 pytestmark = pytest.mark.usefixtures("restore_process")
 
 FEATURES: dict[str, dict[str, dict[str, Any]]] = {
-    "averages": {"train": {"ema_decay": 0.9, "swa_epochs": 2, "epochs": 4, "schedule": "plateau", "plateau_patience": 0}},
-    "pieces": {"train": {"accumulate": 2, "batch_size": 3, "drop_last": False, "optimizer": "sgd", "schedule": "cyclical"}},
+    "averages": {
+        "train": {"ema_decay": 0.9, "swa_epochs": 2, "epochs": 4, "schedule": "plateau", "plateau_patience": 0}
+    },
+    "pieces": {
+        "train": {"accumulate": 2, "batch_size": 3, "drop_last": False, "optimizer": "sgd", "schedule": "cyclical"}
+    },
     "bf16": {"train": {"precision": "bf16", "channels_last": True, "schedule": "one_cycle"}},
     "fp16": {"train": {"precision": "fp16", "grad_clip": 0}},
     "frozen": {"train": {"freeze_encoder_epochs": 1, "early_stopping": 1, "epochs": 5}},
     "windows": {"data": {"crop": 32, "crop_positive": 0.5}, "train": {"positive_share": 0.5}},
-}  # fmt: skip
+}
 
 
 def result(fold: Fold) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""`contrails continue`: a new run that starts from the weights of a finished one."""
+
+import json
+
+import click
+
+from contrails.cli.options import json_option, overrides_option
+from contrails.runs import open_run
+
+_FROM = {"best": "best", "last": "final", "swa": "swa", "ema": "ema"}
+
+
+@click.command("continue")
+@click.argument("run_name", metavar="RUN")
+@click.option("--name", help="Name of the new run; default: RUN-continued.")
+@click.option("--site", "site_name", help="Where to run; see `contrails sites`.")
+@click.option("--from", "weights", type=click.Choice(list(_FROM)), default="best", show_default=True)
+@click.option("--fold", help="Continue some, such as 0 or 0,3; default: all that RUN has finished.")
+@overrides_option
+@json_option
+def continue_(
+    run_name: str,
+    name: str | None,
+    site_name: str | None,
+    weights: str,
+    fold: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train on from RUN: a new run with RUN's recipe, changed by -o, whose fold k starts from fold k of RUN.
+
+    The file list must be the same one. Where shapes differ, what fits is loaded and the rest is named in the attempt's
+    log.
+
+    \b
+    Example:
+      contrails continue default -o train.epochs=10 -o train.lr=1e-4 -o data.size=384
+    """
+    from contrails.cluster.dispatch import choose_folds, create_run, submit_folds
+    from contrails.cluster.sites import find_site
+    from contrails.config import override
+
+    parent = open_run(run_name)
+    lineage = (f'init.run="{parent.path}"', f"init.weights={_FROM[weights]}")
+    recipe = override(parent.read_config().recipe, (*lineage, *overrides))
+    run, config = create_run(recipe, find_site(site_name), name or f"{parent.name}-continued")
+    folds = choose_folds(recipe.data.filelist, None, fold) if fold is not None else list(config.lineage)
+    outcomes = submit_folds(run, config, folds)
+    if as_json:
+        click.echo(json.dumps({run.name: {"path": str(run.path), "folds": outcomes}}))
+        return
+    for key, outcome in outcomes.items():
+        click.echo(f"{run.name} fold {key}: {outcome}")
+    click.echo(f"next: contrails status {run.name}")

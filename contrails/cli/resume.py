@@ -1,0 +1,49 @@
+"""`contrails resume`: go on with whatever of a run is not finished."""
+
+import json
+
+import click
+
+from contrails.cli.options import json_option
+from contrails.runs import open_run
+
+
+@click.command()
+@click.argument("run_name", metavar="RUN")
+@click.option("--site", "site_name", help="Go on there; default: where the run was. See `contrails sites`.")
+@click.option(
+    "--code",
+    type=click.Choice(["frozen", "current"]),
+    default="frozen",
+    show_default=True,
+    help="The run's own copy of the code, or the code of today in its place.",
+)
+@json_option
+def resume(run_name: str, site_name: str | None, code: str, as_json: bool) -> None:
+    """Go on with every fold of RUN that is neither finished nor alive, from its last snapshot.
+
+    Recipe, data and code are the run's own, wherever it goes on. Another kind of machine, other libraries or
+    `--code current` give other bits: `contrails status` then says `exact: no`, and why.
+
+    \b
+    Example:
+      contrails resume default
+      contrails resume default --site local
+    """
+    from contrails.cluster.dispatch import move, refreeze, submit_folds
+    from contrails.cluster.sites import find_site
+
+    run = open_run(run_name)
+    config = run.read_config()
+    if code == "current":
+        config = refreeze(run, config)
+    if site_name is not None:
+        config = move(run, config, find_site(site_name))
+    folds = [fold.key for fold in run.folds()] or [str(number) for number in range(config.data.num_folds)]
+    outcomes = submit_folds(run, config, folds)
+    if as_json:
+        click.echo(json.dumps({run.name: {"path": str(run.path), "folds": outcomes}}))
+        return
+    for key, outcome in outcomes.items():
+        click.echo(f"{run.name} fold {key}: {outcome}")
+    click.echo(f"next: contrails status {run.name}")

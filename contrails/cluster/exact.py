@@ -1,0 +1,36 @@
+"""Whether a fold's attempts ran on the same kind of machine, with the same code and libraries.
+
+Only then does a fold that was interrupted end in the bits of one that was not.
+"""
+
+from typing import Any
+
+from contrails.files import read_hint
+from contrails.runs import Fold
+
+_DECISIVE = ("code", "device", "num_threads", "cpu", "gpu", "python")
+
+
+def differences(fold: Fold) -> tuple[str, ...]:
+    """Return in what later attempts that trained differ from the first one; empty: the result is exact."""
+    owners = [(a.number, read_hint(a.job)) for a in fold.attempts() if read_hint(a.state).get("step")]
+    known = [(number, _decisive(owner)) for number, owner in owners if owner]
+    if not known:
+        return ()
+    first = known[0][1]
+    return tuple(
+        f"attempt {number}: {name} {_short(values.get(name))}, was {_short(first.get(name))}"
+        for number, values in known[1:]
+        for name in sorted(first.keys() | values.keys())
+        if values.get(name) != first.get(name)
+    )
+
+
+def _decisive(owner: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {name: owner[name] for name in _DECISIVE if name in owner}
+    versions: dict[str, Any] = owner.get("versions", {})
+    return found | versions
+
+
+def _short(value: Any) -> str:
+    return str(value)[:40]
