@@ -26,7 +26,7 @@ from contrails.models.weights import load_fitting, load_weights
 from contrails.runs import Attempt, Fold, Run
 from contrails.train.attempt import Heart, claim_attempt
 from contrails.train.loop import Loop
-from contrails.train.snapshot import load_snapshot
+from contrails.train.snapshot import load_snapshot, remove_leftovers
 from contrails.train.state import KeptWeights, TrainState, new_state
 from contrails.train.stop import StopFlag
 
@@ -93,6 +93,7 @@ def training_rows(dataset: Dataset, filelist: FileList, fold: str, recipe: Recip
 
 def _train(fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: StopFlag, job: dict[str, Any]) -> None:
     recipe = config.recipe
+    remove_leftovers(fold)
     device = _prepare_torch(config)
     dataset = open_resident(
         recipe.data.dataset,
