@@ -71,6 +71,8 @@ def launch(run: Run, config: RunConfig, folds: list[str], job: dict[str, Any], p
     asked = _catch_signals()
     memory = [os.memfd_create("dataset")] if hasattr(os, "memfd_create") else []
     job = job | {"launcher_pid": os.getpid(), "ram_fd": memory[0] if memory else None}
+    if job.get("job_id") is not None:
+        job["clock"] = str(run.clock(job["job_id"]))
     on_gpu = config.compute.device == "cuda"
     taken = [(number if on_gpu else None, [held]) for number, held in sorted(places.items())] or [(None, [])]
     children = [
