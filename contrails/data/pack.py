@@ -8,11 +8,12 @@ missing, and the file ends in the same bytes as one made without interruption. I
 import hashlib
 import itertools
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,18 @@ _worker: tuple[Plan, Path, Places]
 def _start_worker(plan: Plan, part: Path, where: Places) -> None:
     global _worker
     _worker = (plan, part, where)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone, however that ended.
+
+    Otherwise it waits for tasks for ever, and those that it still has may go into the file of the next try.
+    """
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _pack_rows(rows: list[int]) -> list[_Row]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 
 from contrails.cli.main import cli
@@ -96,6 +97,22 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_nothing_lives_on_when_it_is_killed(tmp_path: Path) -> None:
+    raw, part = tmp_path / "raw", tmp_path / ".d.h5.part"
+    for index in range(300):
+        write_record(raw, "train", f"{1000 + index}", seed=index)
+    command = [sys.executable, "-m", "contrails", "prepare", str(raw), str(tmp_path / "d.h5"), "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    # the forkserver, its resource tracker and two workers
+    while len(children := psutil.Process(process.pid).children(recursive=True)) < 4 or not part.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    process.kill()  # itself alone, not its group
+    process.wait()
+    assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
 def test_rows_in_the_journal_are_not_read_again(raw: Path, tmp_path: Path) -> None:
