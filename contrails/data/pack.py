@@ -94,12 +94,13 @@ def pack(plan: Plan, out: Path, num_workers: int) -> bool:
         DataError: a record is not as expected, or another file has this name.
         StorageError: the folder cannot be written or is full; what is packed stays for the next try.
     """
-    if out.exists():
+    with storage(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        exists = out.exists()  # fails in a folder that may not be entered
+    if exists:
         _require_same(plan, out)
         return False
     part, journal = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.journal")
-    with storage(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
     with sole_writer(journal, f"another `contrails prepare` is writing {out.name}; wait for it"):
         written = _resume(plan, part, journal)
         _write_rows(plan, part, journal, written, num_workers)

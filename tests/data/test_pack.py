@@ -251,6 +251,20 @@ def test_a_folder_that_cannot_be_written_is_said(raw: Path, tmp_path: Path) -> N
         prepare(raw, tmp_path / "file" / "d.h5")
 
 
+@pytest.mark.parametrize("command", [["prepare", "raw", "closed/d.h5"], ["data", "info", "closed/d.h5"]])
+def test_a_folder_that_may_not_be_entered_is_said(raw: Path, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "closed").mkdir(mode=0o000)
+    # root without its capabilities is a user like any other
+    drop = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"] if os.geteuid() == 0 else []
+    if drop and subprocess.run([*drop, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("root may enter every folder here")
+    done = subprocess.run(
+        [*drop, sys.executable, "-m", "contrails", *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (7, ""), done.stderr
+    assert "closed/d.h5: Permission denied; check the free space" in done.stderr
+
+
 def test_real_records_end_to_end(real_data: Path, tmp_path: Path) -> None:
     for split, bands in (("train", (11, 14, 15)), ("validation", (11, 14, 15)), ("test", (11, 14, 15))):
         plan = make_plan(real_data, split, bands, (4,))
