@@ -307,3 +307,10 @@ def test_info_and_verify(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"record 12: /votes is not what was written"):
         cli(["data", "verify", str(path)], standalone_mode=False)
+
+
+def test_what_is_cut_short_while_it_is_verified_is_named(raw: Path, tmp_path: Path) -> None:
+    path = tmp_path / "d.h5"
+    prepare(raw, path)
+    rows = damaged_rows(dataset := open_dataset(path), lambda: os.truncate(path, 8192))
+    assert {row.split(":")[0] for row in rows} == {f"record {record_id}" for record_id in dataset.record_ids[1:]}
