@@ -70,9 +70,9 @@ def drill(site: Site, name: str, data: Path, num_kills: int, seed: int) -> Outco
     return Outcome(kills, results[0] == results[1], results[0]["step"], seconds)
 
 
-def make_data(folder: Path) -> None:
-    """Make a dataset of 16 records and a file list of two folds."""
-    make_dataset(folder / "raw", Parameters(train=16, validation=1, test=1, size=64, seed=0))
+def make_data(folder: Path, num_records: int = 16) -> None:
+    """Make a dataset of a few records of 64 x 64 pixels and a file list of two folds."""
+    make_dataset(folder / "raw", Parameters(train=num_records, validation=1, test=1, size=64, seed=0))
     path = folder / "train.h5"
     pack(make_plan(folder / "raw", "train", (11, 14, 15), (4,)), path, num_workers=1)
     dataset = open_dataset(path)

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import itertools
 import os
 import statistics
 import sys
@@ -28,6 +29,9 @@ from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
 from contrails.train.optim import build_optimizer
 
+RECORDS = 512
+"""Half of them train: an epoch is 128 steps of two records."""
+
 UNET = {"encoder": "resnet18"}
 TINY = {"encoder": "tu-test_resnet", "encoder_depth": 3, "decoder_channels": (16, 8, 8)}
 
@@ -38,8 +42,8 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_data(folder)
-        results = [*per_step(folder, "U-Net, ResNet18", UNET, 60, 1.03), *small(folder), stall(folder)]
+        make_data(folder, RECORDS)
+        results = [*per_step(folder, "U-Net, ResNet18", UNET, 128, 1.03), *small(folder), stall(folder)]
     show(f"train: batches of 2 records of 3 x 64 x 64, {torch.get_num_threads()} threads", results)
 
 
@@ -52,7 +56,7 @@ def per_step(folder: Path, name: str, model: dict[str, object], steps: int, goal
 
 def small(folder: Path) -> list[Result]:
     """On a model small enough to show it: what the loop adds to a step, in milliseconds."""
-    ours, bare = measured(folder, TINY, 400)
+    ours, bare = measured(folder, TINY, 512)
     added = 1e3 * (ours - bare)
     costs = {"ours, ms": 1e3 * ours, "bare loop, ms": 1e3 * bare}
     if importlib.util.find_spec("lightning") is None:
@@ -61,7 +65,7 @@ def small(folder: Path) -> list[Result]:
                 "overhead a step, small model (Lightning is not installed)", added, "ms", "0.8 ms", added <= 0.8, costs
             )
         ]
-    lightning = 1e3 * (lightning_step(folder, 400) - bare)
+    lightning = 1e3 * (lightning_step(folder, 512) - bare)
     costs["Lightning's overhead, ms"] = lightning
     return [
         Result(
@@ -85,7 +89,7 @@ def measured(folder: Path, model: dict[str, object], steps: int) -> tuple[float,
 
 
 def recipe_of(folder: Path, model: dict[str, object], steps: int) -> Recipe:
-    epochs = -(-steps // 4)  # 8 training records, batches of 2
+    epochs = -(-steps // (RECORDS // 4))
     return Recipe.model_validate(
         {
             "data": {"dataset": folder / "train.h5", "filelist": folder / "folds.csv"},
@@ -96,7 +100,7 @@ def recipe_of(folder: Path, model: dict[str, object], steps: int) -> Recipe:
 
 
 def our_step(folder: Path, model: dict[str, object], steps: int, number: int) -> float:
-    """Train a fold with snapshots and logging on; the time is that between the first step and the last, without epochs' ends."""
+    """Train a fold with snapshots and logging on; return the mean time of its steps, without the ends of epochs."""
     recipe = recipe_of(folder, model, steps)
     config = RunConfig(
         recipe=recipe,
@@ -127,7 +131,7 @@ def our_step(folder: Path, model: dict[str, object], steps: int, number: int) ->
     finally:
         Loop._step, Loop._end_epoch = original, end_epoch
     # an epoch's end is a negative time: the step after it begins there
-    steps_s = [after - abs(before) for before, after in zip(times, times[1:], strict=False) if after > 0]
+    steps_s = [after - abs(before) for before, after in itertools.pairwise(times) if after > 0]
     return statistics.mean(steps_s[4:])
 
 
