@@ -30,6 +30,7 @@ from contrails.data.sampling import require_crop_fits
 from contrails.data.store import open_dataset
 from contrails.errors import RecipeError, RunError, StorageError
 from contrails.files import sha256, storage, to_json, write_atomic
+from contrails.models.names import require_known
 from contrails.runs import ALL, Fold, Run, new_run_path, open_run
 from contrails.train.attempt import boot_id
 
@@ -209,6 +210,7 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
 
 def _check_data(recipe: Recipe) -> DataIdentity:
     """Open what the recipe names and check that it fits, before anything is created."""
+    require_known(recipe.model)
     dataset, filelist = open_dataset(recipe.data.dataset), read_filelist(recipe.data.filelist)
     require_match(filelist, dataset.record_ids, str(recipe.data.filelist))
     channels_of(recipe.data, dataset.band_names)

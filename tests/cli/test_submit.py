@@ -73,6 +73,8 @@ def test_it_says_which_folds_of_a_run_would_go_on(run: Run, capsys: pytest.Captu
         ("data.frames=[3]", "holds the frames"),
         ("data.crop=33", "records of .* are 32 x 32 pixels"),
         ("data.dataset=none.h5", "expected a dataset file at .*none.h5"),
+        ("model.encoder=resnet19", "model.encoder = 'resnet19': did you mean 'resnet18'"),
+        ("model.architecture=Unett", "model.architecture = 'Unett': did you mean 'Unet'"),
         ("init.run=none", "expected a run called 'none'"),
     ],
 )
