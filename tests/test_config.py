@@ -96,26 +96,48 @@ def test_an_override_below_a_value_is_refused(path: Path) -> None:
     ("key", "meant"),
     [
         ("train.learning_rate", "unknown key train.learning_rate; did you mean 'train.lr'?"),
-        ("train.lrr", "unknown key train.lrr; did you mean 'lr'? Known: balance_groups, "),
+        ("train.lrr", "unknown key train.lrr; did you mean 'lr'? Known: accumulate, "),
         ("train.epoch", "unknown key train.epoch; did you mean 'epochs'? Known: "),
         ("train.gradient_clip", "unknown key train.gradient_clip; did you mean 'grad_clip'? Known: "),
         ("lr", "unknown key lr; did you mean 'train.lr'?"),
         ("model.size", "unknown key model.size; did you mean 'data.size'?"),
         ("model.backbone", "unknown key model.backbone; Known: architecture, "),
-        (
-            "trian.lr",
-            "unknown key trian; did you mean 'train'? Known: augment, data, loss, model, seed, snapshot, train",
-        ),
-        ("optim.lr", "unknown key optim; Known: augment, data, loss, model, seed, snapshot, train"),
+        ("trian.lr", "unknown key trian; did you mean 'train'? Known: augment, data, init, loss, "),
+        ("optim.lr", "unknown key optim; Known: augment, data, init, loss, "),
         ("sed", "unknown key sed; did you mean 'seed'? Known: "),
-        ("train..lr", "unknown key train.; Known: balance_groups, "),
+        ("train..lr", "unknown key train.; Known: accumulate, "),
     ],
 )
 def test_an_unknown_key_names_what_was_meant(key: str, meant: str, path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, [f"{key}=3"])
-    assert str(caught.value).startswith(f"{path}: {meant}")
+    assert str(caught.value).startswith(f"-o {key}=3: {meant}")
     assert caught.value.exit_code == 3
+
+
+def test_a_problem_is_told_of_the_override_or_the_file_that_has_it(path: Path) -> None:
+    path.write_text(f"{SMALLEST}[train]\nepochs = 0\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, ["train.lr=x", "train.momentum=0.5", "model.encoder_depth=4", "seed=-1"])
+    assert [line.split(": ")[:2] for line in str(caught.value).splitlines()] == [
+        ["-o seed=-1", "seed = -1"],
+        ["-o model.encoder_depth=4", "model"],
+        [str(path), "train.epochs = 0"],
+        ["-o train.lr=x", "train.lr = 'x'"],
+    ]
+    path.write_text(f"{SMALLEST}[model]\nencoder_depth = 4\n")
+    with pytest.raises(RecipeError, match=f"^{path}: model: decoder_channels has 5 entries"):
+        load_recipe(path, ["model.encoder=resnet34"])
+
+
+@pytest.mark.parametrize(("value", "meant"), [("4", "[4]"), ("0,4", "[0,4]")])
+def test_a_list_is_written_as_one(value: str, meant: str, path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, [f"data.frames={value}"])
+    assert f"-o data.frames={value}: data.frames = " in str(caught.value)
+    assert str(caught.value).endswith(f": expected a list, such as {meant}")
+    with pytest.raises(RecipeError, match=r"data.composite = 3: expected a list, such as \[3\]"):
+        load_recipe(path, ["data.composite=3"])
 
 
 def test_an_unknown_key_deep_in_a_run_is_named_too() -> None:

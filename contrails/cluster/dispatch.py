@@ -224,7 +224,7 @@ def _check_data(recipe: Recipe) -> DataIdentity:
 def _require_same(run: Run, config: RunConfig, recipe: Recipe, identity: DataIdentity) -> None:
     old, new = config.recipe, recipe
     differing = [
-        f"{key} = {_get(new, key)!r}, was {_get(old, key)!r}"
+        f"{key} = {_shown(_get(new, key))}, was {_shown(_get(old, key))}"
         for key, _ in keys(Recipe)
         if _get(old, key) != _get(new, key)
     ]
@@ -242,6 +242,10 @@ def _get(recipe: Recipe, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part)
     return value
+
+
+def _shown(value: Any) -> str:
+    return str(value) if isinstance(value, Path) else repr(value)
 
 
 def _provenance() -> dict[str, Any]:

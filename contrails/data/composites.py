@@ -32,6 +32,8 @@ _CLIPPED = {"ash", "split_window"}
 _IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
 """Mean and deviation of each colour over the ImageNet training images, as torchvision and timm use them."""
 
+_ABI_BANDS = tuple(f"b{number:02d}" for number in range(1, 17))
+
 _MAX_LENGTH = 500
 
 
@@ -101,6 +103,17 @@ def channels_named(asked: str | tuple[str, ...], band_names: Sequence[str]) -> t
     if asked in _CLIPPED:
         return tuple(replace(channel, clip=(0.0, 1.0)) for channel in channels)
     return channels
+
+
+def check_composite(section: DataSection) -> None:
+    """Check what can be without a dataset: expressions, and whether a GOES imager has their bands.
+
+    Raises:
+        RecipeError: as `channels_of`.
+    """
+    if "bands" in section.composite:  # how many channels that is depends on the dataset
+        section = section.model_copy(update={"normalise": "none"})
+    channels_of(section, _ABI_BANDS)
 
 
 def parse_expression(text: str) -> tuple[dict[str, float], float]:
@@ -175,8 +188,8 @@ def _channel(expression: str, band_names: Sequence[str], asked: object) -> Chann
         )
     if unknown:
         raise RecipeError(
-            f"data.composite = {asked!r} needs the bands {', '.join(unknown)}, the dataset holds "
-            f"{', '.join(band_names)}; prepare it again with --bands, or choose another composite"
+            f"data.composite = {asked!r} needs the bands {', '.join(unknown)}, there are {', '.join(band_names)}; "
+            "choose another composite, or prepare the dataset again with --bands"
         )
     if not weights:
         raise RecipeError(f"data.composite: '{expression}' names no band; expected some of {', '.join(band_names)}")

@@ -89,6 +89,13 @@ def test_it_refuses_a_run_of_another_recipe(run: Run) -> None:
         dry_run("--name", "run", "-o", "train.epochs=4")
 
 
+def test_paths_of_another_recipe_are_shown_as_paths(run: Run) -> None:
+    other = run.path.parent / "other.h5"
+    other.write_bytes(run.read_config().recipe.data.dataset.read_bytes())
+    with pytest.raises(RunError, match=r"\(data.dataset = /\S+/other.h5, was /\S+/train.h5\)"):
+        dry_run("--name", "run", "-o", f"data.dataset={other}")
+
+
 def test_it_imports_nothing_heavy(run: Run) -> None:
     code = (
         "import sys; from contrails.cli.main import cli; cli(sys.argv[1:], standalone_mode=False); "
