@@ -4,6 +4,7 @@ Reads recipes (`jobs/*.toml`) and the frozen copy in a run folder. Every key is 
 `contrails recipe schema` prints them. Anything unknown or impossible is refused before a job is submitted.
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ class DataSection(Section):
     frames: tuple[int, ...] = Field((), description="frames given to the model; empty: the labelled one")
     composite: str | tuple[str, ...] = Field(
         "ash",
-        description="input channels: ash, ash_unclipped, split_window, bands, or expressions like b14-b15",
+        description="input channels: ash, ash_unclipped, split_window, bands, expressions like b14-b15, or a list",
     )
     normalise: Literal["none", "mean_std", "min_max", "per_image", "imagenet"] = Field(
         "none",
@@ -56,6 +57,8 @@ class DataSection(Section):
             raise ValueError("composite is empty, expected a name or at least one expression")
         if self.crop is not None and self.size is not None:
             raise ValueError("crop and size exclude each other: windows would be enlarged more than whole records")
+        if self.crop_positive and self.crop is None:
+            raise ValueError(f"crop_positive = {self.crop_positive} needs a crop, such as crop = 128")
         return self
 
 
@@ -128,6 +131,13 @@ class TrainSection(Section):
     def _possible(self) -> Self:
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate = {self.accumulate} pieces of batch_size = {self.batch_size} records")
+        if self.positive_share is not None:
+            positive = math.floor(self.positive_share * self.batch_size + 0.5)
+            if positive in (0, self.batch_size):
+                raise ValueError(
+                    f"positive_share = {self.positive_share} of batch_size = {self.batch_size} rounds to {positive} "
+                    "positive records a batch; expected at least one of each kind"
+                )
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         if self.min_lr > self.lr:

@@ -170,6 +170,15 @@ def test_every_problem_is_told_at_once() -> None:
         ({"data": DATA, "train": {"lr": float("inf")}}, "train.lr = inf: Input should be a finite number"),
         ({"data": DATA, "train": {"lr": float("nan")}}, "train.lr = nan: Input should be a finite number"),
         ({"data": DATA, "train": {"epochs": 1.5}}, "train.epochs = 1.5: Input should be a valid integer"),
+        ({"data": DATA | {"crop_positive": 0.5}}, "data: crop_positive = 0.5 needs a crop, such as crop = 128"),
+        (
+            {"data": DATA, "train": {"positive_share": 0.02}},
+            "train: positive_share = 0.02 of batch_size = 16 rounds to 0 positive records a batch; expected at least",
+        ),
+        (
+            {"data": DATA, "train": {"positive_share": 0.9, "batch_size": 4}},
+            "train: positive_share = 0.9 of batch_size = 4 rounds to 4 positive records a batch; expected at least",
+        ),
         (
             {"data": DATA, "model": {"encoder_depth": 4}},
             "model: decoder_channels has 5 entries, expected one for each of the 4 stages of encoder_depth",

@@ -8,8 +8,10 @@ prediction needs nothing else. Recipes are checked without torch, so a login nod
 
 import ast
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 from contrails.config import DataSection
@@ -34,6 +36,7 @@ _IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
 
 _ABI_BANDS = tuple(f"b{number:02d}" for number in range(1, 17))
 
+_BAND = re.compile("b[0-9][0-9]")
 _MAX_LENGTH = 500
 
 
@@ -91,15 +94,16 @@ def channels_of(section: DataSection, band_names: Sequence[str]) -> tuple[Channe
 
 
 def channels_named(asked: str | tuple[str, ...], band_names: Sequence[str]) -> tuple[Channel, ...]:
-    """Return the channels of a composite's name, of an expression, or of several expressions.
+    """Return the channels of a composite's name, of an expression, or of several of these.
 
     Raises:
         RecipeError: an expression is none, or the dataset lacks a band.
     """
+    if not isinstance(asked, str):
+        return tuple(chain.from_iterable(channels_named(one, band_names) for one in asked))
     if asked == "bands":
         return tuple(Channel({band: 1}).mapped(1 / 120, -200 / 120) for band in band_names)
-    expressions = COMPOSITES.get(asked, (asked,)) if isinstance(asked, str) else asked
-    channels = tuple(_channel(expression, band_names, asked) for expression in expressions)
+    channels = tuple(_channel(expression, band_names, asked) for expression in COMPOSITES.get(asked, (asked,)))
     if asked in _CLIPPED:
         return tuple(replace(channel, clip=(0.0, 1.0)) for channel in channels)
     return channels
@@ -172,7 +176,7 @@ def compose(
     return out
 
 
-def _channel(expression: str, band_names: Sequence[str], asked: object) -> Channel:
+def _channel(expression: str, band_names: Sequence[str], asked: str) -> Channel:
     try:
         weights, constant = parse_expression(expression)
     except ValueError as error:
@@ -181,7 +185,7 @@ def _channel(expression: str, band_names: Sequence[str], asked: object) -> Chann
             f"such as '(b14 - b15 + 2) / 6', or a name; {choices(expression, [*COMPOSITES, 'bands'])}"
         ) from error
     unknown = sorted(set(weights) - set(band_names))
-    if unknown and expression == asked and expression.isidentifier():  # one word: more likely a name than a band
+    if unknown and expression == asked and expression.isidentifier() and not _BAND.fullmatch(expression):
         raise RecipeError(
             f"data.composite = '{asked}': expected a composite or an expression over {', '.join(band_names)}; "
             f"{choices(expression, [*COMPOSITES, 'bands'])}"

@@ -1,6 +1,7 @@
 """Which records, windows and moves a training step sees: a function of (seed, fold, step), never of what ran before."""
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from contrails.config import Recipe
 from contrails.data.store import Dataset
 from contrails.draws import generator
 from contrails.errors import DataError, RecipeError
+
+log = logging.getLogger(__name__)
 
 _NUM_ELEMENTS = 8
 """Elements of the dihedral group of the square; number 0 is the identity."""
@@ -67,6 +70,11 @@ class Sampler:
     def __init__(self, dataset: Dataset, recipe: Recipe, rows: np.ndarray, fold: str) -> None:
         self._dataset, self._recipe, self._rows, self._fold = dataset, recipe, rows, fold
         self.batch_size = min(recipe.train.batch_size, len(rows))
+        if self.batch_size < recipe.train.batch_size:
+            log.warning(
+                "train.batch_size = %d, and fold %s trains on %d records: every step takes all of them",
+                *(recipe.train.batch_size, fold, len(rows)),
+            )
         steps = len(rows) / self.batch_size
         self.steps_per_epoch = math.floor(steps) if recipe.train.drop_last else math.ceil(steps)
         self._positive: np.ndarray | None = None
