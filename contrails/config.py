@@ -102,7 +102,7 @@ class TrainSection(Section):
     positive_share: float | None = Field(
         None, gt=0, lt=1, description="share of positive records in every batch; empty: as they come"
     )
-    balance_groups: bool = Field(False, description="draw every group equally often, however many records it has")
+    balance_groups: bool = Field(False, description="draw every place equally often, however many records show it")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or stochastic gradient descent")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     nesterov: bool = Field(True, description="Nesterov's form of the momentum of sgd")

@@ -39,6 +39,7 @@ def split(
 ) -> None:
     """Deal the records of DATA out to folds, positives balanced, records of one place and time together.
 
+    Such a place-time group is what one place shows within --window-hours; a place can have several.
     Records without a label are held out. A file list that leaks between folds, or that does not name the records of
     DATA, ends the check with exit code 4.
 
@@ -120,7 +121,7 @@ def _print(table: list[dict[str, int]], leaks: list[str], as_json: bool) -> None
         return
     names = {-1: "held out", -2: "always trained"}
     shown = Table()
-    for heading in ("fold", "records", "positive", "groups"):
+    for heading in ("fold", "records", "positive", "place-time groups"):
         shown.add_column(heading, justify="right")
     for row in table:
         shown.add_row(names.get(row["fold"], str(row["fold"])), *(str(row[key]) for key in list(row)[1:]))

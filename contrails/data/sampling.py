@@ -121,13 +121,13 @@ class Sampler:
         return order
 
     def _drawn(self, rows: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-        """Return `count` of `rows`: one shuffle after another, or each group as often as any other."""
+        """Return `count` of `rows`: one shuffle after another, or each place as often as any other."""
         if not self._recipe.train.balance_groups:
             passes = [random.permutation(rows) for _ in range(-(-count // len(rows)))]
             return np.concatenate([*passes, rows[:0]])[:count]
-        groups = np.array([self._dataset.groups[row] for row in rows])
-        _, group, size = np.unique(groups, return_inverse=True, return_counts=True)
-        weights = 1 / size[group]
+        places = np.array([self._dataset.groups[row] for row in rows])
+        _, place, size = np.unique(places, return_inverse=True, return_counts=True)
+        weights = 1 / size[place]
         return random.choice(rows, count, p=weights / weights.sum())
 
     def _elements(self, step: int, count: int) -> list[int]:
