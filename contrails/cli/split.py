@@ -51,6 +51,7 @@ def split(
     import numpy as np
 
     from contrails.data import filelists
+    from contrails.data.records import without_place
     from contrails.data.store import open_dataset
 
     if (out is None) == (check is None):
@@ -74,7 +75,8 @@ def split(
         made = filelists.write_filelist(out, filelist, _command(data, num_folds, out, hold_out, window_hours, seed))
         click.echo(f"{out}: {'written' if made else 'the same file list is there already'}", err=True)
     table = _table(filelist, {dataset.record_ids[row] for row in np.flatnonzero(positive)})
-    _warn(table, int(np.count_nonzero(~labelled)))
+    unknown = without_place(dataset.record_ids, dataset.groups, dataset.timestamps.tolist())
+    _warn(table, int(np.count_nonzero(~labelled)), len(unknown))
     _print(table, found, as_json)
     if check is not None and not found:
         click.echo(f"{check}: nothing leaks", err=True)
@@ -104,7 +106,13 @@ def _table(filelist: "FileList", positive: Set[str]) -> list[dict[str, int]]:
     return rows
 
 
-def _warn(table: list[dict[str, int]], num_unlabelled: int) -> None:
+def _warn(table: list[dict[str, int]], num_unlabelled: int, num_unknown: int) -> None:
+    if num_unknown:
+        click.echo(
+            f"warning: place and time of {num_unknown} records are unknown (they were prepared without metadata): each "
+            "is a group of its own, so records of one place can meet in different folds",
+            err=True,
+        )
     if num_unlabelled:
         click.echo(f"warning: {num_unlabelled} records have no label: no fold learns from them", err=True)
     for row in table:
