@@ -23,7 +23,12 @@ def data() -> None:
 @data.command()
 @_path_argument
 @json_option
-@click.option("--plot", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw up to 12 records there.")
+@click.option(
+    "--plot",
+    metavar="FILE.png",
+    type=click.Path(path_type=Path),
+    help="Draw up to 12 records there, positive ones first.",
+)
 def info(path: Path, as_json: bool, plot: Path | None) -> None:
     """Show what the dataset file DATA holds.
 
@@ -128,3 +133,5 @@ def _require_picture(path: Path) -> None:
             f"'{path}': expected the ending of a picture, found '{path.suffix}'; known: {', '.join(endings())}",
             param_hint="--plot",
         )
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"'{path}': there is no folder {path.parent}; make it first", param_hint="--plot")

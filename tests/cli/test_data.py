@@ -89,3 +89,9 @@ def test_an_unknown_picture_is_refused_before_any_work(tmp_path: Path, name: str
         data("info", str(tmp_path / "nothing.h5"), "--plot", str(tmp_path / name))
     assert caught.value.param_hint == "--plot"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_in_no_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(click.BadParameter, match=r"'.*p.png': there is no folder .*/none; make it first") as caught:
+        data("info", str(tmp_path / "nothing.h5"), "--plot", str(tmp_path / "none" / "p.png"))
+    assert caught.value.param_hint == "--plot"
