@@ -1,5 +1,7 @@
 """Recipes: read, changed by overrides, written again; whatever is wrong is named with what was meant."""
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from contrails.config import (
     read_toml,
     to_toml,
 )
+from contrails.data.composites import check_composite
 from contrails.errors import RecipeError, StorageError
 
 DATA = {"dataset": "train.h5", "filelist": "five.csv"}
@@ -43,6 +46,14 @@ def test_the_shipped_recipes_are_valid() -> None:
     assert recipes
     for recipe in recipes:
         load_recipe(recipe)
+
+
+def test_the_recipe_in_the_readme_is_valid() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = [block for block in re.findall("```toml\n(.*?)```", text, re.DOTALL) if "[data]" in block]
+    recipe = parse(Recipe, tomllib.loads(block), "README.md")
+    check_composite(recipe.data)
+    assert recipe.data.crop_positive == 0.5
 
 
 def test_defaults_are_filled_in(path: Path) -> None:
