@@ -4,6 +4,8 @@ Reads recipes (`jobs/*.toml`) and the frozen copy in a run folder. Every key is 
 `contrails recipe schema` prints them. Anything unknown or impossible is refused before a job is submitted.
 """
 
+import math
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +36,7 @@ class DataSection(Section):
     frames: tuple[int, ...] = Field((), description="frames given to the model; empty: the labelled one")
     composite: str | tuple[str, ...] = Field(
         "ash",
-        description="input channels: ash, ash_unclipped, split_window, bands, or expressions like b14-b15",
+        description="input channels: ash, ash_unclipped, split_window, bands, expressions like b14-b15, or a list",
     )
     normalise: Literal["none", "mean_std", "min_max", "per_image", "imagenet"] = Field(
         "none",
@@ -55,6 +57,8 @@ class DataSection(Section):
             raise ValueError("composite is empty, expected a name or at least one expression")
         if self.crop is not None and self.size is not None:
             raise ValueError("crop and size exclude each other: windows would be enlarged more than whole records")
+        if self.crop_positive and self.crop is None:
+            raise ValueError(f"crop_positive = {self.crop_positive} needs a crop, such as crop = 128")
         return self
 
 
@@ -98,7 +102,7 @@ class TrainSection(Section):
     positive_share: float | None = Field(
         None, gt=0, lt=1, description="share of positive records in every batch; empty: as they come"
     )
-    balance_groups: bool = Field(False, description="draw every group equally often, however many records it has")
+    balance_groups: bool = Field(False, description="draw every place equally often, however many records show it")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or stochastic gradient descent")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     nesterov: bool = Field(True, description="Nesterov's form of the momentum of sgd")
@@ -127,6 +131,13 @@ class TrainSection(Section):
     def _possible(self) -> Self:
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate = {self.accumulate} pieces of batch_size = {self.batch_size} records")
+        if self.positive_share is not None:
+            positive = math.floor(self.positive_share * self.batch_size + 0.5)
+            if positive in (0, self.batch_size):
+                raise ValueError(
+                    f"positive_share = {self.positive_share} of batch_size = {self.batch_size} rounds to {positive} "
+                    "positive records a batch; expected at least one of each kind"
+                )
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         if self.min_lr > self.lr:
@@ -203,9 +214,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: no such file, no TOML, an unknown key or an impossible value; all of them are named.
     """
     values = read_toml(path, "a recipe")
-    for override in overrides:
-        _apply(values, override)
-    return parse(Recipe, values, str(path))
+    return parse(Recipe, values, str(path), _apply_all(values, overrides))
 
 
 def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -215,9 +224,7 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         RecipeError: as `load_recipe`.
     """
     values = recipe.model_dump(mode="json", exclude_none=True)
-    for text in overrides:
-        _apply(values, text)
-    return parse(Recipe, values, "the recipe")
+    return parse(Recipe, values, "the recipe", _apply_all(values, overrides))
 
 
 def read_toml(path: Path, kind: str) -> dict[str, Any]:
@@ -231,13 +238,13 @@ def read_toml(path: Path, kind: str) -> dict[str, Any]:
             raise RecipeError(f"{path} is not TOML: {error}") from error
 
 
-def parse(section: type[S], values: Mapping[str, Any], where: str) -> S:
-    """Validate `values` as a `section`; `where` names their source in errors."""
+def parse(section: type[S], values: Mapping[str, Any], where: str, overrides: Mapping[str, str] | None = None) -> S:
+    """Validate `values` as a `section`; `where` names their source in errors, `overrides` that of single keys."""
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(section, detail) for detail in error.errors()]
-        raise RecipeError("\n".join(f"{where}: {problem}" for problem in problems)) from error
+        problems = [(_source(detail, overrides or {}) or where, _explain(section, detail)) for detail in error.errors()]
+        raise RecipeError("\n".join(f"{source}: {problem}" for source, problem in problems)) from error
 
 
 def to_toml(section: Section, **more: Any) -> str:
@@ -254,7 +261,12 @@ def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldI
             yield f"{prefix}{name}", field
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply_all(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
+    """Change `values` and return each override by its key."""
+    return {_apply(values, override): override for override in overrides}
+
+
+def _apply(values: dict[str, Any], override: str) -> str:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"override '{override}': expected key=value, such as train.lr=3e-4")
@@ -264,6 +276,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise RecipeError(f"override '{override}': {table} is a value, not a table; {choices(key, _names(Recipe))}")
     values[last] = _toml_value(text.strip())
+    return key.strip()
 
 
 def _toml_value(text: str) -> Any:
@@ -277,8 +290,24 @@ def _names(section: type[Section]) -> list[str]:
     return [name for name, _ in keys(section)]
 
 
+def _source(detail: Any, overrides: Mapping[str, str]) -> str | None:
+    """Return the override that a problem comes from, if one does."""
+    where = _key(detail)
+    for key, text in overrides.items():
+        # a problem of a table is an unknown table, or a validator's that names the keys it is about
+        of_table = detail["type"] == "extra_forbidden" or re.search(rf"\b{key.rpartition('.')[2]}\b", detail["msg"])
+        if f"{where}.".startswith(f"{key}.") or (key.startswith(f"{where}.") and of_table):
+            return f"-o {text}"
+    return None
+
+
+def _key(detail: Any) -> str:
+    """Return the key that a problem is about; pydantic adds the types that a value could have had."""
+    return ".".join(str(part) for part in detail["loc"] if part not in ("str", "tuple[str, ...]"))
+
+
 def _explain(section: type[Section], detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+    key = _key(detail)
     if detail["type"] == "extra_forbidden":
         return f"unknown key {key}; {_meant(section, key)}"
     if detail["type"] == "missing":
@@ -289,6 +318,8 @@ def _explain(section: type[Section], detail: Any) -> str:
         return f"{what}; add to the file, or give -o {required[0]}=VALUE"
     if detail["type"] == "model_type":
         return f"{key} = {detail['input']!r}: expected a table, [{key}]"
+    if detail["type"] == "tuple_type":
+        return f"{key} = {detail['input']!r}: expected a list, such as [{detail['input']}]"
     if detail["type"] == "value_error":  # a validator's own words, about several keys
         return f"{key}: {detail['ctx']['error']}"
     return f"{key} = {detail['input']!r}: {detail['msg']}"

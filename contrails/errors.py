@@ -72,3 +72,16 @@ def choices(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, names, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}Known: {', '.join(names) or '(none)'}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the nearest of `known` to `name`, where there are too many to list them all.
+
+    >>> nearest("resnet81", ["resnet18", "resnet101", "vgg11"])
+    "did you mean 'resnet18' or 'resnet101'?"
+    """
+    names = sorted(known)
+    close = get_close_matches(name, names, n=3)
+    if not close:
+        return f"expected one of {len(names)} names, such as '{names[0]}'"
+    return f"did you mean {' or '.join(repr(other) for other in close)}?"

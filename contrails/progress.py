@@ -1,12 +1,19 @@
-"""Progress of long work on standard error: a rich bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work on standard error: a rich bar on a terminal, a plain line now and then elsewhere.
+
+Work that is over at once shows nothing.
+"""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_APPEARS_S = 1.0
+"""Work that takes less shows nothing."""
 
 _PLAIN_INTERVAL_S = 5.0
 
@@ -27,19 +34,27 @@ def bar(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
             TimeRemainingColumn(),
         )
         started = time.monotonic()
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task(description, total=total, completed=done, rate="")
+        progress = Progress(*columns, console=Console(stderr=True))
+        task = progress.add_task(description, total=total, completed=done, rate="")
 
-            def advance(units: int) -> None:
-                finished = progress.tasks[task].completed + units
-                rate = (finished - done) / max(time.monotonic() - started, 1e-6)
-                progress.update(task, advance=units, rate=f"{rate:.1f}/s")
+        def advance(units: int) -> None:
+            finished = progress.tasks[task].completed + units
+            rate = (finished - done) / max(time.monotonic() - started, 1e-6)
+            progress.update(task, advance=units, rate=f"{rate:.1f}/s")
 
+        # a thread: the first unit of work may take long, and the bar is to stand there by then
+        timer = threading.Timer(_APPEARS_S, progress.start)
+        timer.start()
+        try:
             yield advance
+        finally:
+            timer.cancel()
+            timer.join()
+            progress.stop()
     else:
         line = _PlainLine(description, total, done)
         yield line.advance
-        line.print()
+        line.end()
 
 
 class _PlainLine:
@@ -51,6 +66,10 @@ class _PlainLine:
     def advance(self, units: int) -> None:
         self.finished += units
         if self.finished < self.total and time.monotonic() - self._printed >= _PLAIN_INTERVAL_S:
+            self.print()
+
+    def end(self) -> None:
+        if time.monotonic() - self._started >= _APPEARS_S:
             self.print()
 
     def print(self) -> None:

@@ -1,5 +1,7 @@
 """Recipes: read, changed by overrides, written again; whatever is wrong is named with what was meant."""
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from contrails.config import (
     read_toml,
     to_toml,
 )
+from contrails.data.composites import check_composite
 from contrails.errors import RecipeError, StorageError
 
 DATA = {"dataset": "train.h5", "filelist": "five.csv"}
@@ -43,6 +46,14 @@ def test_the_shipped_recipes_are_valid() -> None:
     assert recipes
     for recipe in recipes:
         load_recipe(recipe)
+
+
+def test_the_recipe_in_the_readme_is_valid() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = [block for block in re.findall("```toml\n(.*?)```", text, re.DOTALL) if "[data]" in block]
+    recipe = parse(Recipe, tomllib.loads(block), "README.md")
+    check_composite(recipe.data)
+    assert recipe.data.crop_positive == 0.5
 
 
 def test_defaults_are_filled_in(path: Path) -> None:
@@ -96,26 +107,48 @@ def test_an_override_below_a_value_is_refused(path: Path) -> None:
     ("key", "meant"),
     [
         ("train.learning_rate", "unknown key train.learning_rate; did you mean 'train.lr'?"),
-        ("train.lrr", "unknown key train.lrr; did you mean 'lr'? Known: balance_groups, "),
+        ("train.lrr", "unknown key train.lrr; did you mean 'lr'? Known: accumulate, "),
         ("train.epoch", "unknown key train.epoch; did you mean 'epochs'? Known: "),
         ("train.gradient_clip", "unknown key train.gradient_clip; did you mean 'grad_clip'? Known: "),
         ("lr", "unknown key lr; did you mean 'train.lr'?"),
         ("model.size", "unknown key model.size; did you mean 'data.size'?"),
         ("model.backbone", "unknown key model.backbone; Known: architecture, "),
-        (
-            "trian.lr",
-            "unknown key trian; did you mean 'train'? Known: augment, data, loss, model, seed, snapshot, train",
-        ),
-        ("optim.lr", "unknown key optim; Known: augment, data, loss, model, seed, snapshot, train"),
+        ("trian.lr", "unknown key trian; did you mean 'train'? Known: augment, data, init, loss, "),
+        ("optim.lr", "unknown key optim; Known: augment, data, init, loss, "),
         ("sed", "unknown key sed; did you mean 'seed'? Known: "),
-        ("train..lr", "unknown key train.; Known: balance_groups, "),
+        ("train..lr", "unknown key train.; Known: accumulate, "),
     ],
 )
 def test_an_unknown_key_names_what_was_meant(key: str, meant: str, path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, [f"{key}=3"])
-    assert str(caught.value).startswith(f"{path}: {meant}")
+    assert str(caught.value).startswith(f"-o {key}=3: {meant}")
     assert caught.value.exit_code == 3
+
+
+def test_a_problem_is_told_of_the_override_or_the_file_that_has_it(path: Path) -> None:
+    path.write_text(f"{SMALLEST}[train]\nepochs = 0\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, ["train.lr=x", "train.momentum=0.5", "model.encoder_depth=4", "seed=-1"])
+    assert [line.split(": ")[:2] for line in str(caught.value).splitlines()] == [
+        ["-o seed=-1", "seed = -1"],
+        ["-o model.encoder_depth=4", "model"],
+        [str(path), "train.epochs = 0"],
+        ["-o train.lr=x", "train.lr = 'x'"],
+    ]
+    path.write_text(f"{SMALLEST}[model]\nencoder_depth = 4\n")
+    with pytest.raises(RecipeError, match=f"^{path}: model: decoder_channels has 5 entries"):
+        load_recipe(path, ["model.encoder=resnet34"])
+
+
+@pytest.mark.parametrize(("value", "meant"), [("4", "[4]"), ("0,4", "[0,4]")])
+def test_a_list_is_written_as_one(value: str, meant: str, path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, [f"data.frames={value}"])
+    assert f"-o data.frames={value}: data.frames = " in str(caught.value)
+    assert str(caught.value).endswith(f": expected a list, such as {meant}")
+    with pytest.raises(RecipeError, match=r"data.composite = 3: expected a list, such as \[3\]"):
+        load_recipe(path, ["data.composite=3"])
 
 
 def test_an_unknown_key_deep_in_a_run_is_named_too() -> None:
@@ -148,6 +181,15 @@ def test_every_problem_is_told_at_once() -> None:
         ({"data": DATA, "train": {"lr": float("inf")}}, "train.lr = inf: Input should be a finite number"),
         ({"data": DATA, "train": {"lr": float("nan")}}, "train.lr = nan: Input should be a finite number"),
         ({"data": DATA, "train": {"epochs": 1.5}}, "train.epochs = 1.5: Input should be a valid integer"),
+        ({"data": DATA | {"crop_positive": 0.5}}, "data: crop_positive = 0.5 needs a crop, such as crop = 128"),
+        (
+            {"data": DATA, "train": {"positive_share": 0.02}},
+            "train: positive_share = 0.02 of batch_size = 16 rounds to 0 positive records a batch; expected at least",
+        ),
+        (
+            {"data": DATA, "train": {"positive_share": 0.9, "batch_size": 4}},
+            "train: positive_share = 0.9 of batch_size = 4 rounds to 4 positive records a batch; expected at least",
+        ),
         (
             {"data": DATA, "model": {"encoder_depth": 4}},
             "model: decoder_channels has 5 entries, expected one for each of the 4 stages of encoder_depth",

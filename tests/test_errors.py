@@ -6,7 +6,7 @@ import pytest
 
 from contrails import errors
 from contrails.cli import main
-from contrails.errors import ContrailsError, choices
+from contrails.errors import ContrailsError, choices, nearest
 
 FAMILY = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ContrailsError)]
 
@@ -45,3 +45,9 @@ def test_main_returns_the_code_and_prints_the_message(
 )
 def test_choices_end_a_message(name: str, known: list[str], expected: str) -> None:
     assert choices(name, known) == expected
+
+
+def test_the_nearest_of_many_end_a_message() -> None:
+    many = [f"resnet{number}" for number in range(18, 60)] + ["vgg11"]
+    assert nearest("vgg1", many) == "did you mean 'vgg11'?"
+    assert nearest("zzz", many) == "expected one of 43 names, such as 'resnet18'"

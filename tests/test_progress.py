@@ -2,6 +2,7 @@
 
 import io
 import sys
+import threading
 import time
 
 import pytest
@@ -14,21 +15,34 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_line_at_the_end_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_at_the_end_where_nobody_watches(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with bar("packing", 3) as advance:
         for _ in range(3):
+            now[0] += 0.5
             advance(1)
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith("packing: 3/3 (")
-    assert shown.err.count("\n") == 1
+    assert shown.err == "packing: 3/3 (2.0/s)\n"
 
 
-def test_lines_now_and_then_with_the_rate_of_this_run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+def test_work_of_less_than_a_second_shows_nothing(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with bar("packing", 3) as advance:
+        now[0] += 0.9
+        advance(3)
+    with bar("packing", 0):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_lines_now_and_then_with_the_rate_of_this_run(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with bar("packing", 100, done=40) as advance:
         for _ in range(6):
             now[0] += 2
@@ -39,27 +53,42 @@ def test_lines_now_and_then_with_the_rate_of_this_run(
     ]
 
 
-def test_work_that_fails_does_not_say_that_it_ended(capsys: pytest.CaptureFixture[str]) -> None:
+def test_work_that_fails_does_not_say_that_it_ended(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="stop"), bar("packing", 3) as advance:
+        now[0] += 2
         advance(1)
         raise RuntimeError("stop")
     assert capsys.readouterr().err == ""
 
 
-def test_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    with bar("packing", 0):
-        pass
-    assert capsys.readouterr().err == "packing: 0/0 (0.0/s)\n"
-
-
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Make a terminal of standard error; in the test itself, for pytest puts its own there between set-up and test."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
+    return terminal
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = open_terminal(monkeypatch)
+    monkeypatch.setattr("contrails.progress._APPEARS_S", 0.01)
     with bar("packing", 10, done=4) as advance:
+        end = time.monotonic() + 10
+        while "packing" not in terminal.getvalue():  # before anything is finished
+            assert time.monotonic() < end
+            time.sleep(0.01)
         advance(2)
         advance(4)
-    assert "packing" in terminal.getvalue()
     assert "10/10" in terminal.getvalue()
     assert capsys.readouterr().out == ""
+
+
+def test_no_bar_flashes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    with bar("packing", 10) as advance:
+        advance(10)
+    with pytest.raises(RuntimeError, match="stop"), bar("packing", 10):
+        raise RuntimeError("stop")
+    assert terminal.getvalue() == ""
+    assert threading.active_count() == 1

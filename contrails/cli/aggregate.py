@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from contrails.errors import DataError
 from contrails.runs import open_run
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def aggregate(run_name: str, data: Path | None, sample: Path | None, name: str, 
     """Merge the finished folds of RUN into an ensemble and, with --data, write its submission.
 
     The threshold is fitted on out-of-fold predictions. Running it again after more folds are finished makes it anew.
+    A submission of another dataset is never overwritten: give --name.
 
     \b
     Example:
@@ -41,7 +43,10 @@ def aggregate(run_name: str, data: Path | None, sample: Path | None, name: str, 
     dataset = open_dataset(data) if data is not None else None
     if dataset is not None and sample is not None:
         sample_ids(sample, set(dataset.record_ids))  # before hours of prediction
-    ensemble = make_ensemble(open_run(run_name), name, chosen)
+    run = open_run(run_name)
+    if dataset is not None:
+        _require_same_records(run.aggregate(name) / "submission.csv", set(dataset.record_ids))
+    ensemble = make_ensemble(run, name, chosen)
     submission = None
     if dataset is not None:
         submission = ensemble.path / "submission.csv"
@@ -51,6 +56,25 @@ def aggregate(run_name: str, data: Path | None, sample: Path | None, name: str, 
         click.echo(json.dumps(result | {"scores": ensemble.scores, "submission": submission and str(submission)}))
     else:
         _print(ensemble, submission)
+
+
+def _require_same_records(submission: Path, record_ids: set[str]) -> None:
+    """Check that a submission which is there already is of these records, so that it may be made anew.
+
+    Raises:
+        DataError: it is of others.
+    """
+    from contrails.aggregate.submission import sample_ids
+
+    if not submission.exists():
+        return
+    try:
+        sample_ids(submission, record_ids)
+    except DataError as error:
+        raise DataError(
+            f"{submission} is the submission of another dataset, with other records; "
+            "give --name for one of its own, or remove it"
+        ) from error
 
 
 def _print(ensemble: "Ensemble", submission: Path | None) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -22,7 +23,12 @@ def data() -> None:
 @data.command()
 @_path_argument
 @json_option
-@click.option("--plot", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw up to 12 records there.")
+@click.option(
+    "--plot",
+    metavar="FILE.png",
+    type=click.Path(path_type=Path),
+    help="Draw up to 12 records there, positive ones first.",
+)
 def info(path: Path, as_json: bool, plot: Path | None) -> None:
     """Show what the dataset file DATA holds.
 
@@ -47,8 +53,8 @@ def info(path: Path, as_json: bool, plot: Path | None) -> None:
         return
     bands = found.pop("bands")
     table = Table(show_header=False)
-    for key, value in found.items():
-        table.add_row(key.replace("_", " "), str(value))
+    for key, value in _readable(found).items():
+        table.add_row(key.replace("_", " "), value)
     statistics = Table()
     for heading in ("band", "min K", "mean K", "std K", "max K"):
         statistics.add_column(heading, justify="right")
@@ -57,6 +63,22 @@ def info(path: Path, as_json: bool, plot: Path | None) -> None:
     console = Console()
     console.print(table)
     console.print(statistics)
+
+
+def _readable(found: dict[str, Any]) -> dict[str, str]:
+    """Return what `describe` found as a person reads it."""
+    share = found["positive_share"]
+    texts = {key: str(value) for key, value in found.items()} | {
+        "bytes": f"{found['bytes'] / 1e6:.1f} MB",
+        "fingerprint": f"{found['fingerprint'][:12]} (in full: --json)",
+        "shape": ", ".join(f"{axis} {count}" for axis, count in found["shape"].items()),
+        "frames": ", ".join(map(str, found["frames"])),
+        "annotators": ", ".join(map(str, found["annotators"])),
+        "positive_share": "" if share is None else f"{100 * share:.3g} % of the labelled pixels",
+    }
+    if share is None:
+        texts |= dict.fromkeys(("annotators", "positive_records", "positive_share"), "unlabelled")
+    return {"size" if key == "bytes" else key: text for key, text in texts.items()}
 
 
 @data.command()
@@ -111,3 +133,5 @@ def _require_picture(path: Path) -> None:
             f"'{path}': expected the ending of a picture, found '{path.suffix}'; known: {', '.join(endings())}",
             param_hint="--plot",
         )
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"'{path}': there is no folder {path.parent}; make it first", param_hint="--plot")

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 from pathlib import Path
 
 import click
@@ -33,16 +34,27 @@ def prepare(raw: Path, out: Path, split: str, bands: str, frames: str, workers: 
     """
     from contrails.data.layout import shard_path
     from contrails.data.pack import make_plan, pack
+    from contrails.data.records import LABEL_FRAME
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
     chosen = None if bands == "all" else _numbers(bands, "--bands")
     share = None if shard is None else _share(shard)
-    plan = make_plan(raw, split, chosen, _numbers(frames, "--frames"))
+    kept = _numbers(frames, "--frames")
+    plan = make_plan(raw, split, chosen, kept)
+    if LABEL_FRAME not in kept:
+        click.echo(
+            f"warning: --frames {frames} leaves out frame {LABEL_FRAME}, which the labels are of: recipes must name "
+            "data.frames, and what moves is labelled where it is not",
+            err=True,
+        )
+    path = out
     if share:
-        plan, out = plan.shard(*share), shard_path(out, *share)
-    made = pack(plan, out, workers)
-    what = f"{out}: {len(plan.records)} records, {out.stat().st_size / 1e6:.1f} MB"
+        plan, path = plan.shard(*share), shard_path(out, *share)
+    made = pack(plan, path, workers)
+    what = f"{path}: {len(plan.records)} records, {path.stat().st_size / 1e6:.1f} MB"
     click.echo(what if made else f"{what}, complete already: nothing to do")
+    if share and all(shard_path(out, index, share[1]).exists() for index in range(1, share[1] + 1)):
+        click.echo(f"all {share[1]} shards are there; next: contrails data join {shlex.quote(str(out))}")
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
+import tomli_w
 from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from contrails.cli.options import json_option, overrides_option, read_recipe, recipe_argument
-from contrails.config import Recipe, keys, to_toml
+from contrails.config import Recipe, Section, keys
 
 
 @click.group()
@@ -45,14 +46,34 @@ def schema(as_json: bool) -> None:
 @overrides_option
 @json_option
 def show(path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check RECIPE (default: jobs/default.toml) and print it with the defaults filled in.
+    """Check RECIPE (default: jobs/default.toml) and print it with the defaults filled in, empty keys as comments.
+
+    What needs the data, such as bands, frames and the size of a crop, is checked by `contrails submit --dry-run`.
 
     \b
     Example:
       contrails recipe show jobs/default.toml -o train.lr=3e-4
     """
+    from contrails.data.composites import check_composite
+    from contrails.models.names import require_known
+
     _, loaded = read_recipe(path, overrides)
-    click.echo(loaded.model_dump_json(indent=2) if as_json else to_toml(loaded), nl=as_json)
+    check_composite(loaded.data)
+    require_known(loaded.model)
+    click.echo(loaded.model_dump_json(indent=2) if as_json else _toml(loaded), nl=as_json)
+
+
+def _toml(section: Section, table: str = "") -> str:
+    """Return a section as TOML; a key without a value is a comment, as TOML has no null."""
+    values = section.model_dump(mode="json")
+    tables = {name: value for name, value in section if isinstance(value, Section)}
+    lines = [
+        f"# {name} =\n" if value is None else tomli_w.dumps({name: value})
+        for name, value in values.items()
+        if name not in tables
+    ]
+    below = [f"\n[{table}{name}]\n{_toml(value, f'{table}{name}.')}" for name, value in tables.items()]
+    return "".join([*lines, *below])
 
 
 def _shown(value: Any) -> str:

@@ -39,6 +39,7 @@ def split(
 ) -> None:
     """Deal the records of DATA out to folds, positives balanced, records of one place and time together.
 
+    Such a place-time group is what one place shows within --window-hours; a place can have several.
     Records without a label are held out. A file list that leaks between folds, or that does not name the records of
     DATA, ends the check with exit code 4.
 
@@ -50,6 +51,7 @@ def split(
     import numpy as np
 
     from contrails.data import filelists
+    from contrails.data.records import without_place
     from contrails.data.store import open_dataset
 
     if (out is None) == (check is None):
@@ -73,7 +75,8 @@ def split(
         made = filelists.write_filelist(out, filelist, _command(data, num_folds, out, hold_out, window_hours, seed))
         click.echo(f"{out}: {'written' if made else 'the same file list is there already'}", err=True)
     table = _table(filelist, {dataset.record_ids[row] for row in np.flatnonzero(positive)})
-    _warn(table, int(np.count_nonzero(~labelled)))
+    unknown = without_place(dataset.record_ids, dataset.groups, dataset.timestamps.tolist())
+    _warn(table, int(np.count_nonzero(~labelled)), len(unknown))
     _print(table, found, as_json)
     if check is not None and not found:
         click.echo(f"{check}: nothing leaks", err=True)
@@ -103,7 +106,13 @@ def _table(filelist: "FileList", positive: Set[str]) -> list[dict[str, int]]:
     return rows
 
 
-def _warn(table: list[dict[str, int]], num_unlabelled: int) -> None:
+def _warn(table: list[dict[str, int]], num_unlabelled: int, num_unknown: int) -> None:
+    if num_unknown:
+        click.echo(
+            f"warning: place and time of {num_unknown} records are unknown (they were prepared without metadata): each "
+            "is a group of its own, so records of one place can meet in different folds",
+            err=True,
+        )
     if num_unlabelled:
         click.echo(f"warning: {num_unlabelled} records have no label: no fold learns from them", err=True)
     for row in table:
@@ -120,7 +129,7 @@ def _print(table: list[dict[str, int]], leaks: list[str], as_json: bool) -> None
         return
     names = {-1: "held out", -2: "always trained"}
     shown = Table()
-    for heading in ("fold", "records", "positive", "groups"):
+    for heading in ("fold", "records", "positive", "place-time groups"):
         shown.add_column(heading, justify="right")
     for row in table:
         shown.add_row(names.get(row["fold"], str(row["fold"])), *(str(row[key]) for key in list(row)[1:]))

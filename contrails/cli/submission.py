@@ -33,6 +33,8 @@ def check(path: Path, sample: Path | None, shape: str, as_json: bool) -> None:
     summary = check_submission(path, (int(sides[1]), int(sides[2])), sample)
     if summary.positive_pixels == 0:
         click.echo("warning: every mask is empty", err=True)
+    if summary.positive_pixels == summary.records * int(sides[1]) * int(sides[2]):
+        click.echo("warning: every pixel of every mask is positive", err=True)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
         return

@@ -11,11 +11,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from contrails.cli.options import json_option, name_option, overrides_option, read_recipe, recipe_argument
 from contrails.cli.status import duration, print_states
-from contrails.cluster.sites import find_site, resolve
+from contrails.cluster.sites import Site, find_site
 from contrails.cluster.states import ALIVE, DONE, FoldState, fold_state
-from contrails.config import to_toml
+from contrails.config import Recipe, to_toml
 from contrails.errors import TrainingError
-from contrails.runs import ALL, Run, new_run_path
+from contrails.runs import ALL, Run
 
 _POLL_S = 1.0
 _PLAIN_INTERVAL_S = 15.0
@@ -39,7 +39,7 @@ _PLAIN_INTERVAL_S = 15.0
 @click.option("--site", "site_name", help="Where to run; see `contrails sites`.")
 @overrides_option
 @click.option("--wait", is_flag=True, help="Follow the folds until they end; Ctrl-C leaves them running.")
-@click.option("--dry-run", is_flag=True, help="Print what would be submitted and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print what would be submitted and do nothing.")
 @json_option
 def submit(
     path: Path | None,
@@ -64,7 +64,7 @@ def submit(
       contrails submit --folds 5
       contrails submit jobs/default.toml --name bright --folds 5 -o train.lr=3e-3 --wait
     """
-    from contrails.cluster.dispatch import choose_folds, create_run, grouped, submit_folds
+    from contrails.cluster.dispatch import choose_folds, create_run, submit_folds
 
     if num_folds is not None and fold is not None:
         raise click.UsageError("give --folds N for all folds, or --fold 0,3 for some, not both")
@@ -76,12 +76,7 @@ def submit(
     if seeds > 1:
         recipes = {f"{base}-s{n}": recipe.model_copy(update={"seed": recipe.seed + n}) for n in range(seeds)}
     if dry_run:
-        for run_name, seeded in recipes.items():
-            click.echo(f"# would submit to {new_run_path(run_name)}")
-            for number, group in enumerate(grouped(folds, folds_per_job), start=1):
-                click.echo(f"#   job {number}: {'folds' if len(group) > 1 else 'fold'} {', '.join(group)}")
-            click.echo(to_toml(seeded))
-        click.echo(f"# on the site\n{to_toml(resolve(site, len(folds)))}", nl=False)
+        _show_plan(recipes, site, folds, folds_per_job, as_json)
         return
     if ALL in folds:
         click.echo(
@@ -101,6 +96,27 @@ def submit(
         click.echo(f"next: contrails status {runs[0].name}")
     if wait:
         _follow(runs, folds)
+
+
+def _show_plan(recipes: dict[str, Recipe], site: Site, folds: list[str], folds_per_job: int, as_json: bool) -> None:
+    """Print what would be done for each fold, with recipe and site as `run.toml` would have them."""
+    from contrails.cluster.dispatch import plan_folds, plan_run
+
+    runs = [plan_run(recipe, site, run_name) for run_name, recipe in recipes.items()]
+    plans = {run.name: plan_folds(run, config, folds, folds_per_job) for run, config in runs}
+    if as_json:
+        shown = {
+            run.name: {"path": str(run.path), "folds": plans[run.name]}
+            | config.model_dump(mode="json", include={"recipe", "site"})
+            for run, config in runs
+        }
+        click.echo(json.dumps(shown))
+        return
+    for run, config in runs:
+        click.echo(f"# {run.path}: {'goes on' if run.toml.is_file() else 'a new run'}")
+        for key, outcome in plans[run.name].items():
+            click.echo(f"#   fold {key}: {outcome}")
+        click.echo(to_toml(config.recipe, site=config.site))
 
 
 def _follow(runs: list[Run], folds: list[str]) -> None:

@@ -30,6 +30,7 @@ from contrails.data.sampling import require_crop_fits, require_ranks_fit
 from contrails.data.store import open_dataset
 from contrails.errors import RecipeError, RunError, StorageError
 from contrails.files import sha256, storage, to_json, write_atomic
+from contrails.models.names import require_known
 from contrails.runs import ALL, Fold, Run, new_run_path, open_run
 from contrails.train.attempt import boot_id
 
@@ -62,6 +63,18 @@ def create_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
         RunError: a run of this name has another recipe.
         RecipeError, DataError: dataset, file list and recipe do not fit together; nothing is created.
     """
+    run, config = plan_run(recipe, site, name)
+    if run.toml.is_file():
+        return run, config
+    run.create_folder()
+    config = config.model_copy(update={"code": freeze_code(run)})
+    write_atomic(run.provenance, to_json(_provenance()))
+    write_atomic(run.toml, to_toml(config))
+    return run, config
+
+
+def plan_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
+    """Return what `create_run` would create or open, after the same checks; a new run has no code yet."""
     run = Run(new_run_path(name))
     recipe = _with_absolute_paths(recipe)
     identity = _check_data(recipe)
@@ -73,18 +86,14 @@ def create_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
     resolved = resolve(site, identity.num_folds)
     require_ranks_fit(recipe, resolved.num_ranks)
     assert resolved.device != "auto"
-    run.create_folder()
-    config = RunConfig(
+    return run, RunConfig(
         recipe=recipe,
         compute=ComputeSection(device=resolved.device, num_threads=resolved.num_threads, num_ranks=resolved.num_ranks),
         data=identity,
         site=resolved.model_dump(mode="json", exclude_none=True),
-        code=freeze_code(run),
+        code="",
         lineage=lineage,
     )
-    write_atomic(run.provenance, to_json(_provenance()))
-    write_atomic(run.toml, to_toml(config))
-    return run, config
 
 
 def move(run: Run, config: RunConfig, site: Site) -> RunConfig:
@@ -142,13 +151,8 @@ def submit_folds(run: Run, config: RunConfig, folds: list[str], folds_per_job: i
     Returns:
         What happened to each: a job id, or its state.
     """
-    require_parents(run, config, folds)
-    found = {key: fold_state(run.fold(key)) for key in folds}
-    damaged = [state.reason for state in found.values() if state.state == DAMAGED]
-    if damaged:
-        raise StorageError("\n".join(str(reason) for reason in damaged))
-    states = {key: state.state for key, state in found.items()}
-    wanted = [key for key in folds if states[key] not in ALIVE | {DONE}]
+    states = _checked_states(run, config, folds)
+    wanted = _wanted(states)
     for key in wanted:
         _prepare(run.fold(key))
         record(run, "intent", fold=key)
@@ -160,6 +164,28 @@ def submit_folds(run: Run, config: RunConfig, folds: list[str], folds_per_job: i
     for key, job_id in ids.items():
         record(run, "submitted", fold=key, job_id=job_id, **_process(int(job_id)))
     return states | {key: f"submitted, job {job_id}" for key, job_id in ids.items()}
+
+
+def plan_folds(run: Run, config: RunConfig, folds: list[str], folds_per_job: int = 1) -> dict[str, str]:
+    """Return what `submit_folds` would do with each fold, after the same checks; nothing is submitted."""
+    states = _checked_states(run, config, folds)
+    planned = {key: f"{state}, stays as it is" for key, state in states.items()}
+    for number, group in enumerate(grouped(_wanted(states), folds_per_job), start=1):
+        planned |= {key: f"{states[key]}, would be submitted in job {number}" for key in group}
+    return planned
+
+
+def _checked_states(run: Run, config: RunConfig, folds: list[str]) -> dict[str, str]:
+    require_parents(run, config, folds)
+    found = {key: fold_state(run.fold(key)) for key in folds}
+    damaged = [state.reason for state in found.values() if state.state == DAMAGED]
+    if damaged:
+        raise StorageError("\n".join(str(reason) for reason in damaged))
+    return {key: state.state for key, state in found.items()}
+
+
+def _wanted(states: dict[str, str]) -> list[str]:
+    return [key for key, state in states.items() if state not in ALIVE | {DONE}]
 
 
 def _prepare(fold: Fold) -> None:
@@ -185,6 +211,7 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
 
 def _check_data(recipe: Recipe) -> DataIdentity:
     """Open what the recipe names and check that it fits, before anything is created."""
+    require_known(recipe.model)
     dataset, filelist = open_dataset(recipe.data.dataset), read_filelist(recipe.data.filelist)
     require_match(filelist, dataset.record_ids, str(recipe.data.filelist))
     channels_of(recipe.data, dataset.band_names)
@@ -198,7 +225,7 @@ def _check_data(recipe: Recipe) -> DataIdentity:
 def _require_same(run: Run, config: RunConfig, recipe: Recipe, identity: DataIdentity) -> None:
     old, new = config.recipe, recipe
     differing = [
-        f"{key} = {_get(new, key)!r}, was {_get(old, key)!r}"
+        f"{key} = {_shown(_get(new, key))}, was {_shown(_get(old, key))}"
         for key, _ in keys(Recipe)
         if _get(old, key) != _get(new, key)
     ]
@@ -216,6 +243,10 @@ def _get(recipe: Recipe, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part)
     return value
+
+
+def _shown(value: Any) -> str:
+    return str(value) if isinstance(value, Path) else repr(value)
 
 
 def _provenance() -> dict[str, Any]:

@@ -7,8 +7,10 @@ prediction needs nothing else. Recipes are checked without torch, so a login nod
 """
 
 import ast
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 from contrails.config import DataSection
@@ -31,6 +33,9 @@ _CLIPPED = {"ash", "split_window"}
 _IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
 """Mean and deviation of each colour over the ImageNet training images, as torchvision and timm use them."""
 
+_ABI_BANDS = tuple(f"b{number:02d}" for number in range(1, 17))
+
+_BAND = re.compile("b[0-9][0-9]")
 _MAX_LENGTH = 500
 _LARGEST = 1e30
 """Largest number of a channel: what is made of it (by scales, normalisation, sums) still fits into float32."""
@@ -90,18 +95,30 @@ def channels_of(section: DataSection, band_names: Sequence[str]) -> tuple[Channe
 
 
 def channels_named(asked: str | tuple[str, ...], band_names: Sequence[str]) -> tuple[Channel, ...]:
-    """Return the channels of a composite's name, of an expression, or of several expressions.
+    """Return the channels of a composite's name, of an expression, or of several of these.
 
     Raises:
         RecipeError: an expression is none, or the dataset lacks a band.
     """
+    if not isinstance(asked, str):
+        return tuple(chain.from_iterable(channels_named(one, band_names) for one in asked))
     if asked == "bands":
         return tuple(Channel({band: 1}).mapped(1 / 120, -200 / 120) for band in band_names)
-    expressions = COMPOSITES.get(asked, (asked,)) if isinstance(asked, str) else asked
-    channels = tuple(_channel(expression, band_names, asked) for expression in expressions)
+    channels = tuple(_channel(expression, band_names, asked) for expression in COMPOSITES.get(asked, (asked,)))
     if asked in _CLIPPED:
         return tuple(replace(channel, clip=(0.0, 1.0)) for channel in channels)
     return channels
+
+
+def check_composite(section: DataSection) -> None:
+    """Check what can be without a dataset: expressions, and whether a GOES imager has their bands.
+
+    Raises:
+        RecipeError: as `channels_of`.
+    """
+    if "bands" in section.composite:  # how many channels that is depends on the dataset
+        section = section.model_copy(update={"normalise": "none"})
+    channels_of(section, _ABI_BANDS)
 
 
 def parse_expression(text: str) -> tuple[dict[str, float], float]:
@@ -160,7 +177,7 @@ def compose(
     return out
 
 
-def _channel(expression: str, band_names: Sequence[str], asked: object) -> Channel:
+def _channel(expression: str, band_names: Sequence[str], asked: str) -> Channel:
     try:
         weights, constant = parse_expression(expression)
     except ValueError as error:
@@ -170,15 +187,15 @@ def _channel(expression: str, band_names: Sequence[str], asked: object) -> Chann
             f"such as '(b14 - b15 + 2) / 6', or a name; {choices(shown, [*COMPOSITES, 'bands'])}"
         ) from error
     unknown = sorted(set(weights) - set(band_names))
-    if unknown and expression == asked and expression.isidentifier():  # one word: more likely a name than a band
+    if unknown and expression == asked and expression.isidentifier() and not _BAND.fullmatch(expression):
         raise RecipeError(
             f"data.composite = '{asked}': expected a composite or an expression over {', '.join(band_names)}; "
             f"{choices(expression, [*COMPOSITES, 'bands'])}"
         )
     if unknown:
         raise RecipeError(
-            f"data.composite = {asked!r} needs the bands {', '.join(unknown)}, the dataset holds "
-            f"{', '.join(band_names)}; prepare it again with --bands, or choose another composite"
+            f"data.composite = {asked!r} needs the bands {', '.join(unknown)}, there are {', '.join(band_names)}; "
+            "choose another composite, or prepare the dataset again with --bands"
         )
     if not weights:
         raise RecipeError(f"data.composite: '{expression}' names no band; expected some of {', '.join(band_names)}")

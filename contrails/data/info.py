@@ -7,26 +7,35 @@ from contrails.data.statistics import Running, Statistics
 from contrails.data.store import Dataset
 from contrails.progress import bar
 
+_AXES = ("record", "frame", "band", "y", "x")
+
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Return shapes, counts and the statistics of each band in kelvin, read in one pass."""
+    """Return shapes, counts and the statistics of each band in kelvin to 0.01 K, read in one pass.
+
+    Without any label, what is counted of labels is None.
+    """
     positive = dataset.positive_pixels(range(dataset.num_records))
     labelled = int((dataset.annotators > 0).sum()) * dataset.votes[0].size
-    bands = [asdict(statistics) for statistics in _band_statistics(dataset)]
+    bands = [_rounded(statistics) for statistics in _band_statistics(dataset)]
     return {
         "path": str(dataset.path),
         "bytes": dataset.path.stat().st_size,
         "fingerprint": dataset.fingerprint,
         "split": dataset.split,
-        "shape": list(dataset.bands.shape),
+        "shape": dict(zip(_AXES, dataset.bands.shape, strict=True)),
         "frames": list(dataset.frames),
         "label_frame": dataset.label_frame,
-        "groups": len(set(dataset.groups)),
+        "places": len(set(dataset.groups)),
         "annotators": sorted({int(count) for count in dataset.annotators}),
-        "positive_records": int((positive > 0).sum()),
+        "positive_records": int((positive > 0).sum()) if labelled else None,
         "positive_share": float(positive.sum() / labelled) if labelled else None,
         "bands": dict(zip(dataset.band_names, bands, strict=True)),
     }
+
+
+def _rounded(statistics: Statistics) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in asdict(statistics).items()}
 
 
 def _band_statistics(dataset: Dataset) -> list[Statistics]:

@@ -33,6 +33,9 @@ from contrails.files import atomic_path, storage
 from contrails.locks import sole_writer
 from contrails.progress import bar
 
+_SAME_IN_ALL = {"split": "split", "band_names": "bands", "frames": "frames", "size": "size", "with_marks": "marks"}
+"""Fields of a header that all shards of a plan share, in the words of an error."""
+
 
 @dataclass(frozen=True)
 class Joined:
@@ -139,8 +142,8 @@ def _whole(out: Path, parts: list[_Part]) -> Header:
     foreign = [part for part in parts if part.shard.plan != common]
     if foreign:
         raise DataError(
-            f"expected shards of one plan, found that {_names(foreign)} differ from {mate.path.name} in the records "
-            "(their ids, tiles or times) or in the options; remove what is foreign and make it again: "
+            f"expected shards of one plan, found that {_names(foreign)} differ from {mate.path.name}: "
+            f"{foreign[0].path.name} {_difference(mate, foreign[0])}; remove what is foreign and make it again: "
             f"`{_command(out, mate, foreign[0].shard.index)}`"
         )
     whole = replace(
@@ -157,6 +160,22 @@ def _whole(out: Path, parts: list[_Part]) -> Header:
             "at least one of them was changed after it was made; copy them again, or make them again"
         )
     return whole
+
+
+def _difference(mate: _Part, foreign: _Part) -> str:
+    """Return in what a shard differs from one that it cannot be joined with, as far as two slices tell."""
+    mine, other = mate.header, foreign.header
+    options = [name for name in mine.differences(other) if name in _SAME_IN_ALL]
+    if options:
+        return "has " + ", ".join(
+            f"{_SAME_IN_ALL[name]} {getattr(other, name)} where {getattr(mine, name)} is expected" for name in options
+        )
+    if abs(len(other.record_ids) - len(mine.record_ids)) > 1:  # slices of one plan are of nearly equal size
+        return f"has a number of records of {len(other.record_ids)} where {len(mine.record_ids)} is expected"
+    twice = sorted(set(other.record_ids) & set(mine.record_ids))
+    if twice:
+        return f"has the ids of other records: {twice[0]} is in both"
+    return "was cut from records of another number, or with other ids, places or times"
 
 
 def _columns(parts: list[_Part]) -> _Columns:

@@ -7,7 +7,9 @@ missing, and the file ends in the same bytes as one made without interruption. I
 
 import hashlib
 import itertools
+import logging
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -31,7 +33,7 @@ from contrails.data.layout import (
     write_columns,
     write_row,
 )
-from contrails.data.records import RawRecord, bands_of, find_records, read_bands, read_label
+from contrails.data.records import RawRecord, bands_of, find_records, read_bands, read_label, without_place
 from contrails.data.store import open_dataset
 from contrails.errors import DataError, StorageError
 from contrails.files import append_json_line, atomic_path, fsync, read_json_lines, storage, to_json
@@ -39,6 +41,8 @@ from contrails.locks import sole_writer
 from contrails.progress import bar
 
 _ROWS_A_TASK = 32
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ def pack(plan: Plan, out: Path, num_workers: int) -> bool:
     part, journal = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.journal")
     with sole_writer(journal, f"another `contrails prepare` is writing {out.name}; wait for it"):
         written = _resume(plan, part, journal)
+        if not written:
+            _warn_of_unknown_places(plan.header)
         _write_rows(plan, part, journal, written, num_workers)
         _write_small(part, written)
         with storage(out):
@@ -129,6 +135,16 @@ def _require_same(plan: Plan, out: Path) -> None:
             f"{out} exists and holds something else (other {', '.join(different)}; it has {existing.num_records} "
             f"records of '{existing.split}', bands {', '.join(existing.band_names)}, frames {list(existing.frames)}); "
             "a dataset file is never rewritten: choose another name, or remove it"
+        )
+
+
+def _warn_of_unknown_places(header: Header) -> None:
+    missing = without_place(header.record_ids, header.groups, header.timestamps)
+    if missing and header.split != "test":
+        log.warning(
+            "%d of %d records have no entry in %s_metadata.json (first: %s): each of them is a place of its own, "
+            "so records of one place can meet in different folds",
+            *(len(missing), len(header.record_ids), header.split, missing[0]),
         )
 
 
@@ -165,6 +181,12 @@ def _write_rows(plan: Plan, part: Path, journal: Path, written: dict[int, _Row],
                         written[row.row] = row
                     advance(len(rows))
                     running |= {pool.submit(_pack_rows, more) for more in itertools.islice(tasks, 1)}
+        except KeyboardInterrupt:
+            log.warning(
+                "stopped: %d of %d records are packed; the same command goes on from there",
+                *(len(written), len(plan.records)),
+            )
+            raise
         except BrokenProcessPool as error:
             raise StorageError(
                 f"a process that packed {part.name} was killed, probably for memory; run the same command again"
@@ -178,6 +200,7 @@ _worker: tuple[Plan, Path, Places]
 
 def _start_worker(plan: Plan, part: Path, where: Places) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in a terminal reaches workers too: they end without a word
     _worker = (plan, part, where)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 

@@ -1,6 +1,7 @@
 """A picture of a few records of a dataset file, to see with one's own eyes what was packed.
 
-Each is the ash false colour composite of the labelled frame with the outline of what most annotators marked.
+Each is the ash false colour composite of the labelled frame, drawn twice: as it is, for an outline hides a contrail of
+a few pixels, and with the outline of what most annotators marked.
 """
 
 from pathlib import Path
@@ -14,8 +15,9 @@ from contrails.data.composites import Composite, channels_named, compose
 from contrails.data.store import Dataset
 from contrails.files import atomic_path
 
-_MOST_SAMPLES, _COLUMNS = 12, 4
+_MOST_SAMPLES = 12
 _PANEL_IN = 3.2
+_OUTLINE = "magenta"
 _ASH_BANDS = {"b11", "b14", "b15"}
 
 
@@ -28,16 +30,21 @@ def plot_samples(dataset: Dataset, path: Path) -> int:
     """Write a picture of up to 12 records, the positive ones first; return how many it shows."""
     positive = dataset.positive_pixels(range(dataset.num_records))
     rows = sample_rows(positive)
-    num_columns = min(_COLUMNS, len(rows))
+    labelled = bool(dataset.annotators.any())
+    num_views = 2 if labelled else 1
+    num_columns = columns(len(rows), 3 if labelled else 4)
     num_lines = -(-len(rows) // num_columns)
-    figure = Figure(figsize=(_PANEL_IN * num_columns, (_PANEL_IN + 0.4) * num_lines + 0.5), layout="compressed")
+    size = (_PANEL_IN * num_views * num_columns, (_PANEL_IN + 0.4) * num_lines + 0.7)
+    figure = Figure(figsize=size, layout="compressed")
     frame = _labelled_frame(dataset)
-    figure.suptitle(_title(dataset, len(rows), frame), fontsize=10)
+    figure.suptitle(_title(dataset, len(rows), frame, labelled), fontsize=10)
     panels = figure.subplots(num_lines, num_columns, squeeze=False).ravel()
     for panel in panels:
         panel.set_axis_off()
     for panel, row in zip(panels, rows, strict=False):
-        _draw(panel, dataset, int(row), frame, int(positive[row]))
+        _draw(panel, dataset, int(row), frame, num_views)
+        said = f"{positive[row]} positive pixels" if dataset.annotators[row] else "unlabelled"
+        panel.set_title(f"{dataset.record_ids[row]}\n{said}", fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150, bbox_inches="tight")
     return len(rows)
@@ -61,27 +68,37 @@ def _labelled_frame(dataset: Dataset) -> int:
     return min(range(len(dataset.frames)), key=lambda i: abs(dataset.frames[i] - dataset.label_frame))
 
 
-def _title(dataset: Dataset, num_samples: int, frame: int) -> str:
+def columns(count: int, most: int) -> int:
+    """Return how many of `count` records stand side by side, so that the fewest places stay empty."""
+    return min(range(min(count, most), 1, -1), key=lambda number: -count % number, default=1)
+
+
+def _title(dataset: Dataset, num_samples: int, frame: int, labelled: bool) -> str:
     colours = "ash false colour" if _has_ash(dataset) else f"{dataset.band_names[0]}, grey from 1% to 99%"
     when = f"frame {dataset.frames[frame]}"
     if dataset.frames[frame] != dataset.label_frame:
         when += f" (the label is of frame {dataset.label_frame})"
-    share = f"{num_samples} of {dataset.num_records} records of '{dataset.split}'"
-    return f"{dataset.path.name}: {share}, {colours}, {when}"
+    order = ", positive ones first" if labelled else ""
+    share = f"{num_samples} of {dataset.num_records} records of '{dataset.split}'{order}"
+    legend = f"\n{_OUTLINE} on the right: what more than half of the annotators marked"
+    return f"{dataset.path.name}: {share}; {colours}, {when}{legend if labelled else ''}"
 
 
-def _draw(panel: Axes, dataset: Dataset, row: int, frame: int, num_positive: int) -> None:
+def _draw(panel: Axes, dataset: Dataset, row: int, frame: int, num_views: int) -> None:
+    """Draw a record as it is, and with two views once more to the right of that, with its outline."""
     image = _ash(dataset, row, frame) if _has_ash(dataset) else _grey(dataset, row, frame)
-    panel.imshow(image, cmap="gray", vmin=0, vmax=1)
-    panel.autoscale(False)
-    if num_positive:
-        mask = dataset.hard(row)
+    height, width = image.shape[:2]
+    lefts = [view * (width + width // 50) for view in range(num_views)]
+    for left in lefts:
+        extent = (left - 0.5, left + width - 0.5, height - 0.5, -0.5)
+        panel.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent)
+    panel.set(xlim=(-0.5, lefts[-1] + width - 0.5), ylim=(height - 0.5, -0.5))
+    mask = dataset.hard(row)
+    if mask.any():
         down, right = dataset.label_offset_px
-        height, width = mask.shape
         # labels sit off the image by their offset: moved back, the outline lies on what was marked
-        panel.contour(np.arange(width) - right, np.arange(height) - down, mask, [0.5], colors="magenta", linewidths=0.7)
-    said = f"{num_positive} positive pixels" if dataset.annotators[row] else "unlabelled"
-    panel.set_title(f"{dataset.record_ids[row]}\n{said}", fontsize=8)
+        x, y = np.arange(width) + lefts[-1] - right, np.arange(height) - down
+        panel.contour(x, y, mask, [0.5], colors=_OUTLINE, linewidths=0.7)
 
 
 def _has_ash(dataset: Dataset) -> bool:

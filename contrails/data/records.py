@@ -7,7 +7,6 @@ when. Every value is checked here; nothing downstream meets a NaN or a wrong sha
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ LABEL_OFFSET_PX = (0.5, 0.5)
 
 _INDIVIDUAL, _PIXEL = "human_individual_masks.npy", "human_pixel_masks.npy"
 _MAX_ANNOTATORS = 16
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,14 +66,13 @@ def find_records(root: Path, split: str) -> list[RawRecord]:
     if not paths:
         raise DataError(f"expected a folder for each record in {folder}, found none; check RAW and --split")
     metadata = _read_metadata(root / f"{split}_metadata.json")
-    missing = [path.name for path in paths if path.name not in metadata]
-    if missing and split != "test":
-        log.warning(
-            "%d of %d records have no entry in %s_metadata.json (first: %s): each of them is a group of its own, "
-            "so records of one place can meet in different folds",
-            *(len(missing), len(paths), split, missing[0]),
-        )
     return [RawRecord(path.name, path, *metadata.get(path.name, (path.name, math.nan))) for path in paths]
+
+
+def without_place(record_ids: Sequence[str], groups: Sequence[str], timestamps: Sequence[float]) -> list[str]:
+    """Return the records whose place and time are unknown, for they had no metadata."""
+    rows = zip(record_ids, groups, timestamps, strict=True)
+    return [record_id for record_id, group, time in rows if group == record_id and math.isnan(time)]
 
 
 def read_bands(record: RawRecord, bands: Sequence[int], frames: Sequence[int]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Which records, windows and moves a training step sees: a function of (seed, fold, step), never of what ran before."""
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from contrails.config import Recipe
 from contrails.data.store import Dataset
 from contrails.draws import generator
 from contrails.errors import DataError, RecipeError
+
+log = logging.getLogger(__name__)
 
 _NUM_ELEMENTS = 8
 """Elements of the dihedral group of the square; number 0 is the identity."""
@@ -82,6 +85,11 @@ class Sampler:
     def __init__(self, dataset: Dataset, recipe: Recipe, rows: np.ndarray, fold: str) -> None:
         self._dataset, self._recipe, self._rows, self._fold = dataset, recipe, rows, fold
         self.batch_size = min(recipe.train.batch_size, len(rows))
+        if self.batch_size < recipe.train.batch_size:
+            log.warning(
+                "train.batch_size = %d, and fold %s trains on %d records: every step takes all of them",
+                *(recipe.train.batch_size, fold, len(rows)),
+            )
         steps = len(rows) / self.batch_size
         self.steps_per_epoch = math.floor(steps) if recipe.train.drop_last else math.ceil(steps)
         self._positive: np.ndarray | None = None
@@ -129,13 +137,13 @@ class Sampler:
         return order
 
     def _drawn(self, rows: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-        """Return `count` of `rows`: one shuffle after another, or each group as often as any other."""
+        """Return `count` of `rows`: one shuffle after another, or each place as often as any other."""
         if not self._recipe.train.balance_groups:
             passes = [random.permutation(rows) for _ in range(-(-count // len(rows)))]
             return np.concatenate([*passes, rows[:0]])[:count]
-        groups = np.array([self._dataset.groups[row] for row in rows])
-        _, group, size = np.unique(groups, return_inverse=True, return_counts=True)
-        weights = 1 / size[group]
+        places = np.array([self._dataset.groups[row] for row in rows])
+        _, place, size = np.unique(places, return_inverse=True, return_counts=True)
+        weights = 1 / size[place]
         return random.choice(rows, count, p=weights / weights.sum())
 
     def _elements(self, step: int, count: int) -> list[int]:

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from contrails.config import Recipe
-from contrails.errors import RecipeError, choices
+from contrails.errors import RecipeError
+from contrails.models.names import require_known
 
 
 class Segmenter(nn.Module):
@@ -44,18 +45,9 @@ def build_model(recipe: Recipe, num_channels: int) -> Segmenter:
     Raises:
         RecipeError: smp has no such architecture or encoder, or they do not go together.
     """
-    smp = _import_smp()
     section = recipe.model
-    known = {name.lower(): name for name in vars(smp) if _is_architecture(getattr(smp, name))}
-    if section.architecture.lower() not in known:
-        raise RecipeError(
-            f"model.architecture = '{section.architecture}': {choices(section.architecture, known.values())}"
-        )
-    if not section.encoder.startswith("tu-") and section.encoder not in smp.encoders.get_encoder_names():
-        raise RecipeError(
-            f"model.encoder = '{section.encoder}': {choices(section.encoder, smp.encoders.get_encoder_names())}; "
-            "or tu-NAME for a timm model"
-        )
+    require_known(section)
+    smp = _import_smp()
     options = {"decoder_channels": section.decoder_channels} if section.architecture.lower() in _PYRAMIDS else {}
     try:
         model = smp.create_model(
@@ -73,6 +65,15 @@ def build_model(recipe: Recipe, num_channels: int) -> Segmenter:
             f"{error}; choose another encoder or depth"
         ) from error
     return Segmenter(model, recipe.data.size, 2**section.encoder_depth)
+
+
+def smp_names() -> dict[str, list[str]]:
+    """Return the architectures and encoders of the installed smp."""
+    smp = _import_smp()
+    return {
+        "architectures": [name for name, value in vars(smp).items() if _is_architecture(value)],
+        "encoders": smp.encoders.get_encoder_names(),
+    }
 
 
 def _import_smp() -> Any:

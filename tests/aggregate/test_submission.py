@@ -150,6 +150,15 @@ def test_a_submission_without_any_pixel_is_valid_with_a_warning(
     assert "warning: every mask is empty" in capsys.readouterr().err
 
 
+def test_a_submission_of_every_pixel_is_valid_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(write(tmp_path / "x.csv", HEADER + "a,1 16\nb,1 16\n"), "--shape=4,4")
+    assert "warning: every pixel of every mask is positive" in capsys.readouterr().err
+    check(write(tmp_path / "y.csv", HEADER + "a,1 16\nb,1 15\n"), "--shape=4,4")
+    assert "warning" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shape", ["256", "256x256", "0,4", "-4,4", "4,4,4", "a,b"])
 def test_a_shape_is_two_positive_numbers(shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

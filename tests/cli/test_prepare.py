@@ -1,5 +1,11 @@
 """`contrails prepare` as it is typed: where a shard goes, and what is refused before any work."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import click
@@ -8,6 +14,8 @@ import pytest
 from contrails.cli.main import cli
 from contrails.data.store import open_dataset
 from contrails.errors import DataError
+
+from raw_records import write_record
 
 
 def prepare(*arguments: str) -> None:
@@ -23,6 +31,56 @@ def test_a_shard_lies_beside_the_whole(tiny_data: Path, tmp_path: Path, capsys: 
     assert f"{path}: 2 records" in capsys.readouterr().out
     prepare(*arguments)
     assert "complete already: nothing to do" in capsys.readouterr().out
+
+
+def test_the_last_shard_says_what_comes_next(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a d.h5"
+    for share in ("2/3", "1/3"):
+        prepare(str(tiny_data / "raw"), str(out), "--shard", share)
+        assert "next" not in capsys.readouterr().out
+    prepare(str(tiny_data / "raw"), str(out), "--shard", "3/3")
+    assert f"all 3 shards are there; next: contrails data join '{out}'\n" in capsys.readouterr().out
+
+
+def test_frames_without_the_labelled_one_are_told(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(str(tiny_data / "raw"), str(tmp_path / "a.h5"), "--frames", "3,5")
+    assert "warning: --frames 3,5 leaves out frame 4, which the labels are of" in capsys.readouterr().err
+    prepare(str(tiny_data / "raw"), str(tmp_path / "b.h5"), "--frames", "3-5")
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_missing_metadata_are_told_once_and_only_when_packing(
+    tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        prepare(str(tiny_data / "raw"), str(tmp_path / "d.h5"))
+    (message,) = caplog.messages
+    assert message.startswith("12 of 12 records have no entry in train_metadata.json (first: 1000)")
+
+
+def test_ctrl_c_says_how_much_is_packed(tmp_path: Path) -> None:
+    for index in range(200):
+        write_record(tmp_path / "raw", "train", f"{1000 + index}", size=128, bands=(14,), seed=index)
+    command = [sys.executable, "-m", "contrails", "prepare", "raw", "d.h5", "--bands", "14", "--workers", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    journal = tmp_path / ".d.h5.journal"
+    while not journal.exists() or len(journal.read_text().splitlines()) < 2:
+        assert process.poll() is None
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    (packed,) = re.findall(r"stopped: (\d+) of 200 records are packed; the same command goes on from there", said)
+    assert 0 < int(packed) < 200
+    assert "Traceback" not in said
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "d.h5: 200 records" in again.stdout
+    assert "no entry" in said
+    assert "no entry" not in again.stderr
 
 
 @pytest.mark.parametrize("text", ["0/5", "6/5", "0/0", "x", "", "2", "2/", "/5", "2/5/6", "-1/5", "1.5/5", " 2/5"])

@@ -67,6 +67,35 @@ def test_show_prints_a_recipe_with_its_defaults(path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == text
 
 
+def test_show_names_the_empty_keys(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("show", path, "-o", "data.size=512")
+    lines = capsys.readouterr().out.splitlines()
+    assert "# crop =" in lines
+    assert "# positive_share =" in lines
+    assert "# run =" in lines
+    assert "size = 512" in lines
+    tables = [line.strip("[]") for line in lines if line.startswith("[")]
+    assert tables == list(dict.fromkeys(name.rpartition(".")[0] for name, _ in keys(Recipe) if "." in name))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('data.composite=["b14 * b15"]', "a product of bands is not linear"),
+        ("data.composite=b14-b17", "needs the bands b17, there are b01, "),
+        ("data.composite=ashh", "did you mean 'ash'"),
+        ("model.encoder=resnet19", "did you mean 'resnet18'"),
+    ],
+)
+def test_show_checks_what_needs_no_data(path: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        run("show", path, "-o", override)
+
+
+def test_show_knows_not_how_many_bands_a_dataset_has(path: Path) -> None:
+    run("show", path, "-o", "data.composite=bands", "-o", "data.normalise=imagenet")
+
+
 def test_show_as_json(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("show", path, "--json")
     assert json.loads(capsys.readouterr().out) == load_recipe(path).model_dump(mode="json")

@@ -38,7 +38,7 @@ def test_makes_a_list_and_says_how(tiles: Path, tmp_path: Path, capsys: pytest.C
     out = tmp_path / "lists" / "two.csv"
     run("split", tiles, "--folds", "2", "-o", out, "--seed", "3")
     shown = capsys.readouterr()
-    assert f"{out}: written" in shown.err
+    assert shown.err == f"{out}: written\n"
     assert [line.split()[1:8:2] for line in shown.out.splitlines()[3:5]] == [["0", "6", "3", "2"], ["1", "6", "3", "2"]]
     first = out.read_text().splitlines()[0]
     assert first == f"# contrails split {tiles} --folds=2 --hold-out=0 --window-hours=24 --seed=3 -o {out}"
@@ -124,6 +124,11 @@ def test_a_list_is_either_made_or_checked(
         cli(["split", str(tiles), *options])
     assert caught.value.code == 2
     assert "give either -o FILE to write a file list, or --check FILE" in capsys.readouterr().err
+
+
+def test_unknown_places_are_told(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("split", tiny_data / "train.h5", "--folds", "2", "-o", tmp_path / "x.csv")
+    assert "warning: place and time of 12 records are unknown" in capsys.readouterr().err
 
 
 def test_real_records(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

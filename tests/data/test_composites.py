@@ -128,10 +128,21 @@ def test_unknown_composite_names_the_nearest() -> None:
         channels_of(section("ashh"), BANDS)
 
 
+def test_names_and_expressions_make_one_list() -> None:
+    mixed = channels_of(section(["split_window", "b14 - b11", "bands"]), BANDS)
+    apart = [channels_of(section(one), BANDS) for one in ("split_window", ["b14 - b11"], "bands")]
+    assert mixed == tuple(channel for channels in apart for channel in channels)
+    assert mixed[0].clip == (0.0, 1.0)
+    with pytest.raises(RecipeError, match=r"data.composite = 'ashh': expected a composite or an expression"):
+        channels_of(section(["ashh", "b14 - b15"]), BANDS)
+    with pytest.raises(RecipeError, match=r"data.composite = 'b16' needs the bands b16"):
+        channels_of(section(["ash", "b16"]), BANDS)
+
+
 def test_missing_bands_are_named() -> None:
-    with pytest.raises(RecipeError, match=r"needs the bands b15, the dataset holds b14"):
+    with pytest.raises(RecipeError, match=r"needs the bands b15, there are b14"):
         channels_of(section("ash"), ("b14",))
-    with pytest.raises(RecipeError, match=r"needs the bands b16, the dataset holds b11, b14, b15"):
+    with pytest.raises(RecipeError, match=r"needs the bands b16, there are b11, b14, b15"):
         channels_of(section(["b14 - b16"]), BANDS)
 
 

@@ -179,7 +179,7 @@ def test_two_divisions_are_refused(made: Path, out: Path) -> None:
 def test_a_foreign_shard_is_named(out: Path, tmp_path: Path) -> None:
     shard_path(out, 2, 3).unlink()
     make_shard(make_raw(tmp_path / "others", tile="other"), out, 2)
-    with pytest.raises(DataError, match=r"d-2of3.h5 differ from d-1of3.h5 in the records .*--shard 2/3"):
+    with pytest.raises(DataError, match=r"d-2of3.h5 differ from d-1of3.h5: .*ids, places or times; .*--shard 2/3"):
         join(out)
     assert not out.exists()
 
@@ -187,7 +187,29 @@ def test_a_foreign_shard_is_named(out: Path, tmp_path: Path) -> None:
 def test_a_shard_of_other_frames_is_foreign(made: Path, out: Path) -> None:
     shard_path(out, 1, 3).unlink()
     make_shard(made / "raw", out, 1, frames=(3, 4))
-    with pytest.raises(DataError, match=r"d-1of3.h5 differ from d-2of3.h5 .*--frames 0,4 --shard 1/3"):
+    with pytest.raises(
+        DataError, match=r"d-1of3.h5 has frames \(3, 4\) where \(0, 4\) is expected; .*--frames 0,4 --shard 1/3"
+    ):
+        join(out)
+
+
+def test_it_is_said_in_what_a_shard_differs(made: Path, out: Path, tmp_path: Path) -> None:
+    shard_path(out, 3, 3).unlink()
+    make_shard(make_raw(tmp_path / "more", num_records=12), out, 3)
+    with pytest.raises(DataError, match=r"d-3of3.h5 has a number of records of 4 where 2 is expected"):
+        join(out)
+    shard_path(out, 3, 3).unlink()
+    fewer = make_raw(tmp_path / "fewer")
+    shutil.rmtree(fewer / "train" / "16")
+    (fewer / "train" / "11").rename(fewer / "train" / "091")
+    make_shard(fewer, out, 3)
+    with pytest.raises(DataError, match=r"d-3of3.h5 was cut from records of another number, or with other ids"):
+        join(out)
+    pack(make_plan(made / "raw", "train", (14,), (0, 4)).shard(2, 3), tmp_path / "new.h5", 1)
+    (tmp_path / "new.h5").replace(shard_path(out, 2, 3))
+    shard_path(out, 3, 3).unlink()
+    make_shard(made / "raw", out, 3)
+    with pytest.raises(DataError, match=r"d-2of3.h5 has bands \('b14',\) where \('b11', 'b14', 'b15'\) is expected"):
         join(out)
 
 

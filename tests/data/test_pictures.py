@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from contrails.data.pack import make_plan, pack
-from contrails.data.pictures import endings, plot_samples, sample_rows
+from contrails.data.pictures import columns, endings, plot_samples, sample_rows
 from contrails.data.store import Dataset, open_dataset
 from contrails.errors import StorageError
 
@@ -54,9 +54,10 @@ def test_records_are_named_with_their_pixels(tiny_data: Path, tmp_path: Path) ->
     dataset = open_dataset(tiny_data / "train.h5")
     pixels = dataset.positive_pixels(range(12))
     expected = [(dataset.record_ids[row], f"{pixels[row]} positive pixels") for row in sample_rows(pixels)]
-    *records, title = texts(dataset, tmp_path / "p.svg")
+    *records, title, legend = texts(dataset, tmp_path / "p.svg")
     assert list(zip(records[::2], records[1::2], strict=True)) == expected
-    assert title == "train.h5: 12 of 12 records of 'train', ash false colour, frame 4"
+    assert title == "train.h5: 12 of 12 records of 'train', positive ones first; ash false colour, frame 4"
+    assert legend == "magenta on the right: what more than half of the annotators marked"
 
 
 def test_unlabelled_records_say_so(tiny_data: Path, tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_unlabelled_records_say_so(tiny_data: Path, tmp_path: Path) -> None:
 
 def test_other_bands_and_frames_say_so(tmp_path: Path) -> None:
     write_record(tmp_path / "raw", "train", "1", bands=(9, 14))
-    title = texts(make(tmp_path, bands=(9, 14), frame=2), tmp_path / "p.svg")[-1]
+    title = texts(make(tmp_path, bands=(9, 14), frame=2), tmp_path / "p.svg")[-2]
     assert title.endswith("b09, grey from 1% to 99%, frame 2 (the label is of frame 4)")
 
 
@@ -76,8 +77,9 @@ def test_ash_has_its_colours(tmp_path: Path) -> None:
         np.save(folder / f"band_{band}.npy", np.full((32, 32, 8), kelvin, np.float32))
     plot_samples(make(tmp_path), tmp_path / "p.png")
     image = imread(tmp_path / "p.png")
-    middle = image[int(image.shape[0] * 0.6), image.shape[1] // 2, :3]
-    assert middle == pytest.approx([5 / 6, 4 / 9, 37 / 60], abs=0.01)
+    for part in (0.25, 0.75):  # of the one beside the other
+        middle = image[int(image.shape[0] * 0.6), int(image.shape[1] * part), :3]
+        assert middle == pytest.approx([5 / 6, 4 / 9, 37 / 60], abs=0.01)
 
 
 def test_the_outline_lies_on_what_was_marked(tmp_path: Path) -> None:
@@ -92,9 +94,11 @@ def test_the_outline_lies_on_what_was_marked(tmp_path: Path) -> None:
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     panel = np.zeros(red.shape, bool)
     dark = np.flatnonzero((image.max(axis=2) < 0.1).mean(axis=1) > 0.4)  # the ground; titles are less dark
-    panel[dark[0] : dark[-1]] = True
+    panel[dark[0] : dark[-1], image.shape[1] // 2 :] = True  # the right view
     line = box(panel & (np.abs(red - 0.5) < 0.05) & (np.ptp(image, axis=2) < 0.02))
-    outline = box((red > 0.9) & (green < 0.3) & (blue > 0.9))
+    magenta = (red > 0.9) & (green < 0.3) & (blue > 0.9)
+    assert not (magenta & ~panel).any()  # the left view shows what the outline covers
+    outline = box(magenta)
     scale = (line[3] - line[2]) / 24  # the line is 24 pixels of the image long
     # a line of 0.7 points is 1.5 pixels wide, of which half lies outside
     assert (np.array(outline) - line) / scale == pytest.approx([-0.5, -0.5, -0.5, -0.5], abs=0.12)
@@ -105,6 +109,14 @@ def test_the_picture_of_real_records(real_data: Path, tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "d.h5")
     assert plot_samples(dataset, tmp_path / "p.png") == min(12, dataset.num_records)
     assert imread(tmp_path / "p.png").std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "expected"),
+    [(1, 3, 1), (2, 3, 2), (4, 3, 2), (6, 3, 3), (8, 3, 2), (12, 3, 3), (12, 4, 4), (7, 4, 4), (5, 4, 3)],
+)
+def test_few_places_stay_empty(count: int, most: int, expected: int) -> None:
+    assert columns(count, most) == expected
 
 
 @pytest.mark.parametrize("ending", ["png", "PNG", "jpg", "pdf", "svg"])

@@ -54,6 +54,15 @@ def test_the_incomplete_batch_is_left_out_unless_asked_for(framed: Dataset, reci
     assert (small.batch_size, small.steps_per_epoch) == (3, 1)
 
 
+def test_a_batch_larger_than_the_fold_is_told(
+    framed: Dataset, recipe_with: MakeRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    Sampler(framed, recipe_with(train={"batch_size": 9}), np.arange(9), "0")
+    assert caplog.messages == []
+    Sampler(framed, recipe_with(train={"batch_size": 16}), np.arange(9), "0")
+    assert caplog.messages == ["train.batch_size = 16, and fold 0 trains on 9 records: every step takes all of them"]
+
+
 def test_every_batch_has_its_share_of_positive_records(framed: Dataset, recipe_with: MakeRecipe) -> None:
     recipe = recipe_with(train={"batch_size": 4, "positive_share": 0.5})
     sampler = Sampler(framed, recipe, np.arange(9), "0")

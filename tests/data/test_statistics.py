@@ -1,5 +1,8 @@
 """Statistics of channels, and the normalisation that is fitted with them."""
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -58,3 +61,28 @@ def test_a_channel_of_one_value_is_refused(framed: Dataset, recipe_with: MakeRec
     framed.bands[:, :, 1] = 5
     with pytest.raises(DataError, match=r"data.normalise = 'min_max': channel 1 .*has one value in all 9 training rec"):
         fit_composite(framed, recipe_with(data={"composite": ["b15", "b14"], "normalise": "min_max"}), np.arange(9))
+
+
+@pytest.mark.parametrize(
+    ("composite", "normalise", "said"),
+    [
+        (["b14", "b14 - b15"], "none", r"far outside of -10 to 10 \(channel 0: 280 on average\)"),
+        ("ash", "none", None),
+        ("ash", "imagenet", None),
+        (["b14", "b15", "b11"], "imagenet", r"channel 2: 1\d\d\d on average"),
+        (["b14"], "mean_std", None),
+        (["b14"], "per_image", None),
+    ],
+)
+def test_channels_of_another_size_are_told(
+    framed: Dataset,
+    recipe_with: MakeRecipe,
+    caplog: pytest.LogCaptureFixture,
+    composite: Any,
+    normalise: str,
+    said: str | None,
+) -> None:
+    recipe = recipe_with(data={"composite": composite, "normalise": normalise, "frames": (3, 4)})
+    fit_composite(framed, recipe, np.arange(9))
+    assert len(caplog.records) == bool(said)
+    assert re.search(said or "", caplog.text)

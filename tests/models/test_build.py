@@ -6,7 +6,8 @@ import torch
 
 from contrails.config import Recipe
 from contrails.errors import DataError, RecipeError
-from contrails.models.build import build_model, summary
+from contrails.models.build import build_model, smp_names, summary
+from contrails.models.names import known_names
 from contrails.models.weights import load_weights, save_weights
 
 
@@ -36,13 +37,19 @@ def test_timm_encoder() -> None:
     ("model", "message"),
     [
         ({"architecture": "Unett"}, r"model.architecture = 'Unett': did you mean 'Unet'"),
-        ({"encoder": "resnet81"}, r"model.encoder = 'resnet81': did you mean 'resnet18'"),
+        ({"encoder": "resnet81"}, r"model.encoder = 'resnet81': did you mean 'resnet18' or .{,40}\? \(an encoder"),
+        ({"encoder": "???"}, r"'\?\?\?': expected one of \d+ names, such as .* or tu-NAME for a timm model"),
+        ({"encoder": "tu-"}, r"model.encoder = 'tu-': expected one of"),
         ({"encoder": "tu-nothing"}, r"'tu-nothing' cannot be built"),
     ],
 )
 def test_unknown_names_are_refused(model: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_model(recipe(**model), num_channels=3)
+
+
+def test_the_names_that_a_login_node_knows_are_those_of_smp() -> None:
+    assert known_names() == smp_names(), "run scripts/model_names.py"
 
 
 def test_summary_names_shapes() -> None:

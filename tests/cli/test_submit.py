@@ -1,0 +1,106 @@
+"""`contrails submit --dry-run`: the checks of a real submission, what would happen to each fold, and no trace left."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import MakeRun
+
+from contrails.cli.main import cli
+from contrails.config import to_toml
+from contrails.errors import ContrailsError, RunError
+from contrails.files import to_json, write_atomic
+from contrails.runs import Run
+
+
+@pytest.fixture
+def run(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run of the recipe recipe.toml in the current folder, under the runs' root."""
+    run = make_run()
+    (tmp_path / "recipe.toml").write_text(to_toml(run.read_config().recipe))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONTRAILS_RUNS", str(tmp_path))
+    return run
+
+
+def dry_run(*arguments: str) -> None:
+    cli(["submit", "recipe.toml", "--dry-run", *arguments], standalone_mode=False)
+
+
+def finish(run: Run, key: str) -> None:
+    run.fold(key).path.mkdir(parents=True)
+    write_atomic(run.fold(key).done, to_json({"attempt": 1, "step": 8, "epoch": 2, "best_dice": 0.5}))
+
+
+def test_it_prints_a_recipe_with_its_site_and_leaves_no_trace(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run("--name", "new", "--folds", "3", "--folds-per-job", "2", "-o", "seed=5")
+    text = capsys.readouterr().out
+    assert text.splitlines()[:4] == [
+        f"# {run.path.parent}/new: a new run",
+        "#   fold 0: not submitted, would be submitted in job 1",
+        "#   fold 1: not submitted, would be submitted in job 1",
+        "#   fold 2: not submitted, would be submitted in job 2",
+    ]
+    shown = tomllib.loads(text)
+    assert shown["seed"] == 5
+    assert shown["site"]["name"] == "local"
+    assert not (run.path.parent / "new").exists()
+
+
+def test_it_says_which_folds_of_a_run_would_go_on(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(run, "1")
+    dry_run("--name", "run", "--folds", "3", "--json")
+    shown = json.loads(capsys.readouterr().out)["run"]
+    assert shown["path"] == str(run.path)
+    assert shown["folds"] == {
+        "0": "not submitted, would be submitted in job 1",
+        "1": "done, stays as it is",
+        "2": "not submitted, would be submitted in job 2",
+    }
+    assert shown["recipe"]["train"]["epochs"] == 3
+    assert shown["site"] == {"name": "local"}
+    assert [fold.key for fold in run.folds()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.composite=ashh", "did you mean 'ash'"),
+        ("data.frames=[3]", "holds the frames"),
+        ("data.crop=33", "records of .* are 32 x 32 pixels"),
+        ("data.dataset=none.h5", "expected a dataset file at .*none.h5"),
+        ("model.encoder=resnet19", "model.encoder = 'resnet19': did you mean 'resnet18'"),
+        ("model.architecture=Unett", "model.architecture = 'Unett': did you mean 'Unet'"),
+        ("init.run=none", "expected a run called 'none'"),
+    ],
+)
+def test_it_refuses_what_a_submission_refuses(run: Run, override: str, message: str) -> None:
+    with pytest.raises(ContrailsError, match=message):
+        dry_run("--name", "new", "-o", override)
+    assert not (run.path.parent / "new").exists()
+
+
+def test_it_refuses_a_run_of_another_recipe(run: Run) -> None:
+    with pytest.raises(RunError, match=r"the run run exists with another recipe \(train.epochs = 4, was 3\)"):
+        dry_run("--name", "run", "-o", "train.epochs=4")
+
+
+def test_paths_of_another_recipe_are_shown_as_paths(run: Run) -> None:
+    other = run.path.parent / "other.h5"
+    other.write_bytes(run.read_config().recipe.data.dataset.read_bytes())
+    with pytest.raises(RunError, match=r"\(data.dataset = /\S+/other.h5, was /\S+/train.h5\)"):
+        dry_run("--name", "run", "-o", f"data.dataset={other}")
+
+
+def test_it_imports_nothing_heavy(run: Run) -> None:
+    code = (
+        "import sys; from contrails.cli.main import cli; cli(sys.argv[1:], standalone_mode=False); "
+        "sys.exit(', '.join({'torch', 'timm', 'segmentation_models_pytorch'} & set(sys.modules)) or 0)"
+    )
+    command = [sys.executable, "-c", code, "submit", "recipe.toml", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
+    assert done.returncode == 0, done.stderr
