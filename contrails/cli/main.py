@@ -24,6 +24,8 @@ _COMMANDS = {
     "status": "contrails.cli.status",
     "sites": "contrails.cli.sites",
     "aggregate": "contrails.cli.aggregate",
+    "predict": "contrails.cli.predict",
+    "evaluate": "contrails.cli.evaluate",
     "submission": "contrails.cli.submission",
     "sync": "contrails.cli.sync",
 }
