@@ -63,7 +63,7 @@ def _opened(mask: np.ndarray, times: float) -> np.ndarray:
 
 def _closed(mask: np.ndarray, times: float) -> np.ndarray:
     padding = int(times)  # beyond the edge there is nothing, which erosion would take for the end of the contrail
-    found: np.ndarray = ndimage.binary_closing(np.pad(mask, padding), _CROSS, iterations=padding)
+    found: np.ndarray = ndimage.binary_closing(np.pad(mask, padding), _SQUARE, iterations=padding)
     return found[padding:-padding, padding:-padding]
 
 
