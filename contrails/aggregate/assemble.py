@@ -72,16 +72,13 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
         )
     weights, compared = _weights(folds, path, options, device)
     fit, series = _fit(folds, weights, path, options, device)
-    scores = (fit.scores if fit else {"records": _NO_SCORE}) | {"weights": compared}
-    run_weights = dict(zip(series, fit.weights, strict=True)) if fit else {}
     thresholds = [made.threshold for made in weights if made.threshold is not None]
     inherited = float(np.mean(thresholds)) if thresholds else 0.5
-    members = _members(folds, weights, path, run_weights, inherited)
+    members = _members(folds, weights, path, dict(zip(series, fit.weights, strict=True)) if fit else {}, inherited)
     if options.average_folds:
         members = (_one_of_folds(folds, weights, path, inherited, device),)
-    write_atomic(path / FILELIST, folds[0].recipe.data.filelist.read_bytes())
-    scored = {fold.fold.key for fold in folds if not is_all(fold)}
-    filelist = read_filelist(folds[0].recipe.data.filelist)
+    complete, present = _present(folds)
+    scores: dict[str, Any] = (fit.scores if fit else {"records": _NO_SCORE}) | {"weights": compared}
     ensemble = Ensemble(
         path=path,
         members=members,
@@ -89,15 +86,30 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
         threshold=fit.threshold if fit else inherited,
         steps=fit.steps if fit else (),
         scores=scores,
-        complete=len(scored) == filelist.num_folds,
-        folds=f"{len(scored)} of {filelist.num_folds} folds",
+        complete=complete,
+        folds=present,
         request=request,
         made_with=_made_with(device),
     )
     if len(held_out):
         scores["held_out"] = _score_held_out(ensemble, folds[0].dataset, held_out, device)
+    if not complete:
+        for figures in (scores, *([scores["held_out"]] if len(held_out) else [])):
+            figures["records"] += f"; partial: {present}"
+    write_atomic(path / FILELIST, folds[0].recipe.data.filelist.read_bytes())
     write_ensemble(ensemble)
     return read_ensemble(path)
+
+
+def _present(folds: Sequence[Finished]) -> tuple[bool, str]:
+    """Return whether every run has every fold of the file list, and how many all of them have."""
+    by_run: dict[str, set[str]] = {}
+    for fold in folds:
+        keys = by_run.setdefault(fold.fold.run.name, set())
+        keys |= set() if is_all(fold) else {fold.fold.key}
+    present = set.intersection(*(keys for keys in by_run.values() if keys)) if any(by_run.values()) else set()
+    expected = read_filelist(folds[0].recipe.data.filelist).num_folds
+    return len(present) == expected, f"{len(present)} of {expected} folds"
 
 
 def predict_share(

@@ -105,7 +105,8 @@ def aggregate(
     else:
         show_ensemble(ensemble)
         if submission is not None:
-            click.echo(f"submission: {submission}")
+            partial = "" if ensemble.complete else f" (partial: {ensemble.folds})"
+            click.echo(f"submission: {submission}{partial}")
 
 
 def _submit(ensemble: "Ensemble", dataset: "Dataset", sample: Path | None, device: "torch.device") -> Path:

@@ -52,14 +52,13 @@ def _decisions(ensemble: Ensemble) -> Table:
 
 def _figures(ensemble: Ensemble) -> Iterator[str]:
     scores = ensemble.scores
-    partial = "" if ensemble.complete else f"; partial: {ensemble.folds}"
     if "dice" in scores:
         low, high = scores["intervals"]["dice"]
         yield (
             f"Dice:       {scores['dice']:.4f} cross-fitted ({scores['dice_cross_fitted']:.4f} by the threshold alone, "
             f"95% interval {low:.4f} to {high:.4f})"
         )
-    yield f"of:         {scores['records']}{partial}"
+    yield f"of:         {scores['records']}"
     if held_out := scores.get("held_out"):
         interval = "" if held_out["interval"] is None else " ({:.4f} to {:.4f})".format(*held_out["interval"])
         dice, records = held_out["dice"], held_out["num_records"]

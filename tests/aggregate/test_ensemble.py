@@ -2,6 +2,11 @@
 
 import csv
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +23,10 @@ from contrails.aggregate.rle import decode
 from contrails.cli.main import cli
 from contrails.data.store import Dataset, open_dataset
 from contrails.errors import DataError, RecipeError, RunError
+from contrails.files import read_json, sha256, to_json
 from contrails.metrics import NUM_BINS
-from contrails.models.weights import load_weights
-from contrails.runs import Run
+from contrails.models.weights import load_weights, save_weights
+from contrails.runs import Fold, Run
 from contrails.train.fold import train_fold
 
 CPU = torch.device("cpu")
@@ -31,8 +37,13 @@ BEST = Options(weights="best")
 
 
 @pytest.fixture
-def trained(make_run: Callable[..., Run]) -> Run:
-    return train(make_run(train={"epochs": 2}))
+def trained(make_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with three finished folds, trained once and copied."""
+    run, once = make_run(train={"epochs": 2}), tmp_path_factory.getbasetemp() / "trained"
+    if not once.exists():
+        shutil.copytree(train(run).path / "folds", once)
+    shutil.copytree(once, run.path / "folds", dirs_exist_ok=True)
+    return run
 
 
 def train(run: Run, *folds: str) -> Run:
@@ -129,7 +140,8 @@ def test_some_of_the_folds_are_partial(make_run: Callable[..., Run], capsys: pyt
     run = train(make_run(train={"epochs": 1}), "1")
     ensemble = make(run)
     assert not ensemble.complete
-    assert "one fold: the threshold was fitted on these records" in ensemble.scores["records"]
+    what = "out-of-fold; single members; epochs selected on these records; one fold: the threshold was fitted on these"
+    assert ensemble.scores["records"] == f"{what} records; partial: 1 of 3 folds"
     assert "dice" not in ensemble.scores
     cli(["aggregate", str(run.path)], standalone_mode=False)
     assert capsys.readouterr().out.count("partial: 1 of 3 folds") == 2
@@ -147,7 +159,7 @@ def test_all_joins_with_an_inherited_threshold_and_is_unscored(make_run: Callabl
 def test_only_all_has_no_score_and_says_so(make_run: Callable[..., Run]) -> None:
     ensemble = make(train(make_run(train={"epochs": 1}), "all"))
     assert ensemble.threshold == 0.5
-    assert ensemble.scores["records"] == "none: no member has validation records, the threshold is a guess"
+    assert ensemble.scores["records"].startswith("none: no member has validation records, the threshold is a guess")
 
 
 def test_several_runs_merge_in_any_order(make_run: Callable[..., Run], tiny_data: Path) -> None:
@@ -255,3 +267,111 @@ def test_damaged_weights_are_named(trained: Run) -> None:
         make(trained)
     with pytest.raises(DataError, match=r"expected an ensemble of version 2 in .*default"):
         read_ensemble(trained.aggregate("default"))
+
+
+def changed(fold: Fold, name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the weights that a fold's `done.json` calls `name`, and let it name the new ones."""
+    done = read_json(fold.done)
+    tensors, about = load_weights(fold.weights / done["weights"]["best"]["file"])
+    change(tensors)
+    path = fold.weights / f"{name}.safetensors"
+    save_weights(path, tensors, about | {"dice": None, "threshold": None})
+    done["weights"][name] = {"file": path.name, "sha256": sha256(path), "epoch": about["epoch"]}
+    fold.done.write_text(to_json(done))
+
+
+def test_whatever_done_names_can_be_a_member(trained: Run) -> None:
+    for fold in trained.folds():
+        changed(fold, "ema", lambda tensors: tensors)
+    ema, best = make(trained, options=Options(weights="ema")), make(trained, name="best")
+    assert [member.kind for member in ema.members] == ["ema"] * 3
+    assert [m.dice for m in ema.members] == pytest.approx([m.dice for m in best.members])
+    assert "ema" in make(trained, options=Options(), name="auto").scores["weights"]["run"]
+
+
+@pytest.mark.parametrize("kind", ["best2", "last2", "soup"])
+def test_averages_keep_their_lineage(trained: Run, kind: str) -> None:
+    ensemble = make(trained, options=Options(weights=kind))
+    for member, fold in zip(ensemble.members, trained.folds(), strict=True):
+        tensors, about = load_weights(ensemble.path / member.file)
+        kept = {sha256(path): load_weights(path)[0] for *_, path in fold.all_weights()}
+        assert set(member.sources) <= set(kept)
+        name = next(name for name in tensors if name.endswith("weight"))
+        mean = torch.stack([kept[digest][name] for digest in member.sources]).mean(0)
+        assert torch.allclose(tensors[name], mean, atol=1e-6)
+        assert about["lineage"]["batch_norm_records"] == 8
+        assert about["dice"] == member.dice
+        if kind == "soup":
+            assert member.dice is not None
+            assert member.dice >= max(load_weights(path)[1]["dice"] for *_, path in fold.all_weights()) - 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: next(iter(tensors.values())).fill_(float("nan")), "holds weights that are not finite"),
+        (lambda tensors: tensors.popitem(), "does not fit the model of its own recipe"),
+        (lambda tensors: tensors.update(more=torch.zeros(1)), "does not fit the model of its own recipe"),
+    ],
+)
+def test_weights_that_cannot_predict_are_named(
+    trained: Run, change: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
+    changed(trained.fold("1"), "best", change)
+    with pytest.raises(DataError, match=rf"folds/1/weights/best.safetensors {message}"):
+        make(trained)
+
+
+def test_empty_masks_are_a_valid_submission_with_a_warning(
+    trained: Run, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make(trained).path / "ensemble.json"
+    path.write_text(to_json(read_json(path) | {"threshold": 1.0}))
+    arguments = ["--weights", "best", "--data", str(tiny_data / "test.h5")]
+    cli(["aggregate", str(trained.path), *arguments], standalone_mode=False)
+    assert "warning: every mask of the submission is empty" in capsys.readouterr().err
+    assert (path.parent / "submission.csv").read_text().count(",-\n") == 3
+
+
+def test_a_sample_with_other_records_is_refused_before_anything_is_done(
+    trained: Run, tiny_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sample.csv").write_text("record_id,encoded_pixels\n2000,-\n9999,-\n")
+    arguments = ["--data", str(tiny_data / "test.h5"), "--sample", str(tmp_path / "sample.csv")]
+    with pytest.raises(DataError, match="lacks 1 records, such as 9999"):
+        cli(["aggregate", str(trained.path), *arguments], standalone_mode=False)
+    assert not (trained.path / "aggregate").exists()
+
+
+def test_killed_anywhere_it_ends_in_the_same_bits(trained: Run, tiny_data: Path) -> None:
+    """Killed when it has written a file for the n-th time, for n = 1, 2, ... until it is not."""
+    arguments = ["--weights", "last2", "--data", str(tiny_data / "test.h5"), "--device", "cpu"]
+    kills = 0
+    command = [sys.executable, "-c", _KILLED, "aggregate", str(trained.path), *arguments, "-o"]
+    command += [str(trained.path / "killed")]
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+    while (code := subprocess.run(command, env=environment | {"KILL_AFTER": "4"}, check=False).returncode) != 0:
+        assert code == -signal.SIGKILL
+        kills += 1
+    assert kills >= 2
+    command[-1] = str(trained.path / "undisturbed")
+    subprocess.run(command, env=environment | {"KILL_AFTER": "999"}, check=True)
+    files = [f"run-fold{fold}.safetensors" for fold in range(3)] + ["submission.csv"]
+    for name in files:
+        assert (trained.path / "killed" / name).read_bytes() == (trained.path / "undisturbed" / name).read_bytes()
+
+
+_KILLED = """
+import os, signal
+import contrails.files
+from contrails.cli.main import main
+
+left, fsync = [int(os.environ["KILL_AFTER"])], contrails.files.fsync
+def counted(path):
+    fsync(path)
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+contrails.files.fsync = counted
+main()
+"""
