@@ -113,6 +113,14 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def code_digest(package: Path) -> str:
+    """Return the SHA-256 over the relative paths and contents of a package's files, sorted."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def to_json(value: Any) -> str:
     """Return compact JSON with sorted keys, so that equal values are equal bytes."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -1,40 +1,85 @@
-"""Predictions of an ensemble: the mean of its members' probabilities, record by record."""
+"""Predictions of an ensemble: its members' probabilities, merged, record by record."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from contrails.aggregate.ensemble import Ensemble, load_member
-from contrails.data.batches import Source
+from contrails.aggregate.members import load_member
+from contrails.aggregate.merge import merge
+from contrails.aggregate.views import View, predict_views
+from contrails.data.batches import Source, in_order
 from contrails.data.store import Dataset
-from contrails.metrics import NUM_BINS
-from contrails.progress import bar
-from contrails.train.evaluate import predict
+from contrails.errors import DataError, NodeError
+from contrails.models.build import Segmenter
 
-_BATCH_SIZE = 16
-
-
-def predict_masks(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each record's id and its mask, in the order of the dataset.
-
-    Members are held in memory together and records go through in batches, so memory does not grow with the dataset.
-
-    Shape:
-        mask bool (H, W), true where the rounded mean probability reaches the ensemble's threshold.
-    """
-    members = [load_member(ensemble, member, dataset, device) for member in ensemble.members]
-    first = round(ensemble.threshold * (NUM_BINS - 1))
-    rows = np.arange(dataset.num_records)
-    with bar("predictions", dataset.num_records) as advance:
-        for start in range(0, len(rows), _BATCH_SIZE):
-            part = rows[start : start + _BATCH_SIZE]
-            probs = torch.stack([_probabilities(model, source, part) for model, source in members]).mean(0)
-            masks = ((probs * (NUM_BINS - 1)).round() >= first).cpu().numpy()
-            for row, mask in zip(part, masks, strict=True):
-                yield dataset.record_ids[row], mask
-            advance(len(part))
+_BATCH_SIZES = {"cpu": 16, "cuda": 64}
+"""Records at once to begin with; halved where they do not fit into the GPU's memory."""
 
 
-def _probabilities(model: torch.nn.Module, source: Source, rows: np.ndarray) -> torch.Tensor:
-    return torch.cat([torch.sigmoid(logits) for _, logits in predict(model, source, rows, _BATCH_SIZE)])
+@dataclass(frozen=True)
+class Predictor:
+    """Members in memory, and how they become one; memory does not grow with the number of records."""
+
+    models: Sequence[tuple[Segmenter, Source]]
+    rule: str
+    weights: Sequence[float]
+    thresholds: Sequence[float]
+    views: Sequence[View]
+    pad: int
+
+    def __call__(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield rows and their merged probabilities, in batches of their order.
+
+        Raises:
+            DataError: a member's output is not finite.
+            NodeError: one record does not fit into the memory.
+
+        Shape:
+            rows int64 (B,), probabilities uint16 (B, H, W).
+        """
+        done, batch_size = 0, _BATCH_SIZES[self.models[0][1].device.type]
+        while done < len(rows):
+            try:
+                for part, probabilities in self._batches(rows[done:], batch_size):
+                    yield part, probabilities
+                    done += len(part)
+            except torch.OutOfMemoryError as error:
+                if batch_size == 1:
+                    raise NodeError(
+                        f"one record does not fit into the GPU's memory: {error}; use --device cpu"
+                    ) from error
+                batch_size //= 2
+
+    def _batches(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        streams = [in_order(source, rows, batch_size) for _, source in self.models]
+        for batches in zip(*streams, strict=True):
+            with torch.inference_mode():
+                probs = torch.stack(
+                    [
+                        predict_views(model, batch.inputs, self.views, source.dataset.label_offset_px, self.pad)
+                        for (model, source), batch in zip(self.models, batches, strict=True)
+                    ]
+                )
+                if not torch.isfinite(probs).all():
+                    names = ", ".join(self.models[0][1].dataset.record_ids[row] for row in batches[0].rows[:3])
+                    raise DataError(f"a member's output is not finite near the records {names}; leave that member out")
+                merged = merge(self.rule, probs, self.weights, self.thresholds)
+            yield batches[0].rows, merged.cpu().numpy().astype(np.uint16)
+
+
+def load_predictor(
+    paths: Sequence[Path],
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    rule: str = "mean",
+    weights: Sequence[float] = (1.0,),
+    thresholds: Sequence[float] = (0.5,),
+    views: Sequence[View] = (View(),),
+    pad: int = 0,
+) -> Predictor:
+    """Load members for a dataset; one member needs no rule."""
+    return Predictor([load_member(path, dataset, device) for path in paths], rule, weights, thresholds, views, pad)

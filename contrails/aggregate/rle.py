@@ -19,10 +19,13 @@ def encode(mask: np.ndarray) -> str:
     assert mask.dtype == bool
     if not mask.any():
         return EMPTY  # most masks are, and this is 30 times as fast
-    flat = np.zeros(mask.size + 2, bool)
-    flat[1:-1] = mask.ravel(order="F")
-    # changes alternate between the start of a run and the pixel after its end, counted from 1
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    height, width = mask.shape
+    # changes alternate between the start of a run and the pixel after its end; to find them down the columns and then
+    # sort them is faster than to transpose the mask
+    y, x = np.divmod(np.flatnonzero(mask[1:] != mask[:-1]), width)
+    across = (np.flatnonzero(mask[0, 1:] != mask[-1, :-1]) + 1) * height
+    ends = [0] * bool(mask[0, 0]) + [mask.size] * bool(mask[-1, -1])
+    edges = np.sort(np.concatenate([x * height + y + 1, across, np.array(ends, np.int64)])) + 1
     edges[1::2] -= edges[::2]
     return " ".join(map(str, edges.tolist()))
 

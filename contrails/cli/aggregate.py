@@ -1,61 +1,116 @@
 """`contrails aggregate`: finished folds to an ensemble, its scores and a submission."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from contrails.cli.options import choose_device, device_option, json_option, read_share
 from contrails.errors import DataError
 from contrails.runs import open_run
 
 if TYPE_CHECKING:
+    import torch
+
     from contrails.aggregate.ensemble import Ensemble
+    from contrails.data.store import Dataset
 
 
 @click.command()
-@click.argument("run_name", metavar="RUN")
+@click.argument("run_names", metavar="RUN...", nargs=-1, required=True)
 @click.option("--data", type=click.Path(path_type=Path), help="Dataset file to predict: writes submission.csv.")
 @click.option("--sample", type=click.Path(path_type=Path), help="The competition's sample submission: fixes the ids.")
+@click.option(
+    "--weights",
+    default="auto",
+    show_default=True,
+    help="Of each fold: best, final or another name in its done.json (ema, swa); last5 or best5, an average of epochs; "
+    "soup, a greedy one; auto, whichever but soup is best over all folds.",
+)
+@click.option(
+    "--merge",
+    default="mean",
+    show_default=True,
+    help="mean (of probabilities), logits, median, median-mean (cut at the mean of the members' thresholds), vote.",
+)
+@click.option(
+    "--tta", default="none", show_default=True, help="Views of each record: flips, d4, scales, crop, joined by +."
+)
+@click.option("--pad", type=click.IntRange(0), default=0, help="Continue records by N mirrored pixels.", metavar="N")
+@click.option("--fit-weights", is_flag=True, help="Weigh several runs by their out-of-fold predictions.")
+@click.option(
+    "--average-folds", is_flag=True, help="One model, the mean of the folds' weights; needs held-out records."
+)
+@click.option("--allow", is_flag=True, help="Merge members though data, recipe or code have changed.")
+@click.option("--shard", metavar="I/N", help="Only predict out of fold, for every N-th fold from the I-th on.")
 @click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def aggregate(run_name: str, data: Path | None, sample: Path | None, name: str, device: str, as_json: bool) -> None:
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the ensemble, instead of --name.")
+@device_option
+@json_option
+def aggregate(
+    run_names: tuple[str, ...],
+    data: Path | None,
+    sample: Path | None,
+    weights: str,
+    merge: str,
+    tta: str,
+    pad: int,
+    fit_weights: bool,
+    average_folds: bool,
+    allow: bool,
+    shard: str | None,
+    name: str,
+    out: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
     """Merge the finished folds of RUN into an ensemble and, with --data, write its submission.
 
-    The threshold is fitted on out-of-fold predictions. Running it again after more folds are finished makes it anew.
-    A submission of another dataset is never overwritten: give --name.
+    Threshold and post-processing are fitted on out-of-fold predictions; the figures say what they are of. Several runs
+    may differ in recipe, size and code, but not in data and file list. The same command again goes on where it was
+    stopped, and after more folds are finished makes the ensemble anew. A
+    submission of another dataset is never overwritten: give --name.
 
     \b
     Example:
       contrails aggregate default --data data/demo/test.h5 --sample data/demo/raw/sample_submission.csv
+      contrails aggregate first second --tta d4 --fit-weights -o ensembles/both
     """
     import torch
 
-    from contrails.aggregate.ensemble import make_ensemble
-    from contrails.aggregate.predict import predict_masks
-    from contrails.aggregate.submission import sample_ids, write_submission
+    from contrails.aggregate.assemble import make_ensemble, predict_share
+    from contrails.aggregate.ensemble import Options
+    from contrails.aggregate.submission import sample_ids
+    from contrails.cli.figures import show_ensemble
     from contrails.data.store import open_dataset
 
-    chosen = torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
+    runs = [open_run(run_name) for run_name in run_names]
+    path = out.absolute() if out is not None else runs[0].aggregate(name)
+    options = Options(weights, merge, tta, pad, fit_weights, average_folds, allow)
+    chosen = choose_device(device)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if shard is not None:
+        for member in predict_share(runs, path, options, read_share(shard), chosen):
+            click.echo(f"{member}: predicted out of fold")
+        return
     dataset = open_dataset(data) if data is not None else None
     if dataset is not None and sample is not None:
         sample_ids(sample, set(dataset.record_ids))  # before hours of prediction
-    run = open_run(run_name)
     if dataset is not None:
-        _require_same_records(run.aggregate(name) / "submission.csv", set(dataset.record_ids))
-    ensemble = make_ensemble(run, name, chosen)
-    submission = None
-    if dataset is not None:
-        submission = ensemble.path / "submission.csv"
-        write_submission(submission, predict_masks(ensemble, dataset, chosen), sample)
+        _require_same_records(path / "submission.csv", set(dataset.record_ids))
+    ensemble = make_ensemble(runs, path, options, chosen)
+    submission = _submit(ensemble, dataset, sample, chosen) if dataset is not None else None
     if as_json:
-        result = {"ensemble": str(ensemble.path), "threshold": ensemble.threshold, "complete": ensemble.complete}
+        result = {"ensemble": str(path), "threshold": ensemble.threshold, "complete": ensemble.complete}
+        result |= {"folds": ensemble.folds, "steps": [asdict(step) for step in ensemble.steps]}
         click.echo(json.dumps(result | {"scores": ensemble.scores, "submission": submission and str(submission)}))
     else:
-        _print(ensemble, submission)
+        show_ensemble(ensemble)
+        if submission is not None:
+            partial = "" if ensemble.complete else f" (partial: {ensemble.folds})"
+            click.echo(f"submission: {submission}{partial}")
 
 
 def _require_same_records(submission: Path, record_ids: set[str]) -> None:
@@ -77,19 +132,17 @@ def _require_same_records(submission: Path, record_ids: set[str]) -> None:
         ) from error
 
 
-def _print(ensemble: "Ensemble", submission: Path | None) -> None:
-    console = Console()
-    table = Table(title="Members" if ensemble.complete else "Members (partial: not every fold is finished)")
-    for heading in ("fold", "epoch", "validation Dice"):
-        table.add_column(heading, justify="right")
-    for member in ensemble.members:
-        score = "unscored" if member.dice is None else f"{member.dice:.4f}"
-        table.add_row(member.fold, str(member.epoch), score)
-    console.print(table)
-    if "dice_cross_fitted" in ensemble.scores:
-        console.print(f"out-of-fold Dice, threshold cross-fitted: {ensemble.scores['dice_cross_fitted']:.4f}")
-    console.print(f"scores:     {ensemble.scores['records']}")
-    console.print(f"threshold:  {ensemble.threshold:.4f}")
-    console.print(f"ensemble:   {ensemble.path}", soft_wrap=True)
-    if submission is not None:
-        console.print(f"submission: {submission}", soft_wrap=True)
+def _submit(ensemble: "Ensemble", dataset: "Dataset", sample: Path | None, device: "torch.device") -> Path:
+    import numpy as np
+
+    from contrails.aggregate.ensemble import masks_of, predict_into
+    from contrails.aggregate.submission import check_submission, write_submission
+
+    path = ensemble.path / "submission.csv"
+    file = ensemble.path / "predictions" / f"{dataset.path.stem}.h5"
+    probabilities = predict_into(ensemble, dataset, np.arange(dataset.num_records), file, device)
+    write_submission(path, masks_of(ensemble, dataset.record_ids, probabilities), sample)
+    height, width = dataset.votes.shape[1:]
+    if not check_submission(path, (height, width)).positive_pixels:
+        click.echo("warning: every mask of the submission is empty", err=True)
+    return path

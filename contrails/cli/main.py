@@ -28,6 +28,8 @@ _COMMANDS = {
     "drill": "contrails.cli.drill",
     "sites": "contrails.cli.sites",
     "aggregate": "contrails.cli.aggregate",
+    "predict": "contrails.cli.predict",
+    "evaluate": "contrails.cli.evaluate",
     "submission": "contrails.cli.submission",
     "sync": "contrails.cli.sync",
 }

@@ -1,10 +1,17 @@
 """Options and arguments that several commands share."""
 
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from contrails.config import Recipe, load_recipe
+from contrails.errors import NodeError
+from contrails.runs import open_run
+
+if TYPE_CHECKING:
+    import torch
 
 _DEFAULT_RECIPE = Path("jobs/default.toml")
 
@@ -24,9 +31,41 @@ def read_recipe(path: Path | None, overrides: tuple[str, ...]) -> tuple[Path, Re
     return chosen, load_recipe(chosen, overrides)
 
 
+def choose_device(name: str) -> "torch.device":
+    """Return the device called `name`; auto is a GPU where torch finds one.
+
+    Raises:
+        NodeError: a GPU was asked for and torch finds none.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise NodeError("--device cuda: torch finds no GPU on this machine; give --device cpu, or go to another")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def find_ensemble(name: str) -> Path:
+    """Return the folder of an ensemble: the path `name`, or aggregate/default of the run `name`.
+
+    Raises:
+        RunError: there is no such run either.
+    """
+    path = Path(name)
+    return path if (path / "ensemble.json").is_file() else open_run(name).aggregate("default")
+
+
+def read_share(text: str) -> tuple[int, int]:
+    """Read a --shard such as `2/5`."""
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise click.BadParameter(f"'{text}': expected I/N with I from 1 to N, such as 2/5", param_hint="--shard")
+    return int(match[1]), int(match[2])
+
+
 recipe_argument = click.argument("path", metavar="[RECIPE]", required=False, type=click.Path(path_type=Path))
 name_option = click.option("--name", help="Name of the run; default: the recipe's file name.")
 overrides_option = click.option(
     "-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe."
 )
+device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

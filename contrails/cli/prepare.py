@@ -2,11 +2,12 @@
 
 import logging
 import os
-import re
 import shlex
 from pathlib import Path
 
 import click
+
+from contrails.cli.options import read_share
 
 
 @click.command()
@@ -38,7 +39,7 @@ def prepare(raw: Path, out: Path, split: str, bands: str, frames: str, workers: 
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
     chosen = None if bands == "all" else _numbers(bands, "--bands")
-    share = None if shard is None else _share(shard)
+    share = None if shard is None else read_share(shard)
     kept = _numbers(frames, "--frames")
     plan = make_plan(raw, split, chosen, kept)
     if LABEL_FRAME not in kept:
@@ -68,11 +69,3 @@ def _numbers(text: str, option: str) -> list[int]:
     if len(set(numbers)) != len(numbers) or not numbers:
         raise click.BadParameter(f"'{text}': expected each number once", param_hint=option)
     return numbers
-
-
-def _share(text: str) -> tuple[int, int]:
-    """Read `2/5`."""
-    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise click.BadParameter(f"'{text}': expected I/N with I from 1 to N, such as 2/5", param_hint="--shard")
-    return int(match[1]), int(match[2])

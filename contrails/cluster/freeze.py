@@ -3,7 +3,6 @@
 Editing the clone, or installing another version, changes nothing in a run that exists.
 """
 
-import hashlib
 import os
 import secrets
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 import contrails
 from contrails.config import RunConfig
 from contrails.errors import RunError
-from contrails.files import storage
+from contrails.files import code_digest, storage
 from contrails.runs import Run
 
 
@@ -31,14 +30,6 @@ def package_folder() -> Path:
     """Return the folder of the package as it is imported now."""
     assert contrails.__file__ is not None
     return Path(contrails.__file__).resolve().parent
-
-
-def code_digest(package: Path) -> str:
-    """Return the SHA-256 over the relative paths and contents of a package's files, sorted."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(512 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}

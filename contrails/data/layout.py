@@ -114,17 +114,17 @@ def create(header: Header, path: Path) -> None:
     with h5py.File(path, "w", locking=False, alignment_threshold=_PAGE // 2, alignment_interval=_PAGE) as file:
         _describe(file, header)
         shape = (count, len(header.frames), len(header.band_names), *header.size)
-        bands = _allocate(file, "bands", shape, "<i2")
+        bands = allocate(file, "bands", shape, "<i2")
         bands.attrs.update(scale_factor=SCALE_FACTOR, add_offset=ADD_OFFSET, units="K")
-        votes = _allocate(file, "votes", (count, *header.size), "u1")
+        votes = allocate(file, "votes", (count, *header.size), "u1")
         votes.attrs.update(label_offset_px=LABEL_OFFSET_PX, label_frame=LABEL_FRAME)
         names = ["bands", "votes"]
         if header.with_marks:
-            _allocate(file, "marks", (count, *header.size), "<u2")
+            allocate(file, "marks", (count, *header.size), "<u2")
             names.append("marks")
-        annotators = _allocate(file, "annotators", (count,), "u1")
+        annotators = allocate(file, "annotators", (count,), "u1")
         for name in names:
-            _allocate(file, f"digests/{name}", (count, 32), "u1")
+            allocate(file, f"digests/{name}", (count, 32), "u1")
         strings = h5py.string_dtype()
         ids = file.create_dataset("record_id", data=header.record_ids, dtype=strings)
         group = file.create_dataset("group", data=header.groups, dtype=strings)
@@ -196,7 +196,7 @@ def _name_axes(file: h5py.File, ids: h5py.Dataset, arrays: list[h5py.Dataset]) -
             array.dims[axis].attach_scale(scales[name])
 
 
-def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
+def allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
     """Create a contiguous array whose place in the file is fixed now and which nobody fills."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)

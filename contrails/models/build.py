@@ -20,16 +20,17 @@ class Segmenter(nn.Module):
         super().__init__()
         self.model, self.size, self.multiple = model, size, multiple
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return logits.
+    def forward(self, inputs: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """Return logits; `scale` multiplies the sides that the encoder sees.
 
         Shape:
             inputs (B, C, H, W) to float32 (B, H, W): the output is resized to the label's size before the loss.
         """
         height, width = inputs.shape[-2:]
-        if self.size is not None and (height, width) != (self.size, self.size):
-            inputs = functional.interpolate(inputs, (self.size, self.size), mode="bilinear")
-        inner_height, inner_width = inputs.shape[-2:]
+        sides = (height, width) if self.size is None else (self.size, self.size)
+        inner_height, inner_width = (round(scale * side) for side in sides)
+        if (inner_height, inner_width) != (height, width):
+            inputs = functional.interpolate(inputs, (inner_height, inner_width), mode="bilinear")
         padding = (0, -inner_width % self.multiple, 0, -inner_height % self.multiple)
         if any(padding):
             inputs = functional.pad(inputs, padding, mode="replicate")

@@ -5,17 +5,18 @@ weights are equal files. safetensors holds tensors only: nothing in such a file 
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load as load_bytes
-from safetensors.torch import save as save_bytes
+from safetensors.torch import save_file
 from torch import nn
 
 from contrails.errors import DataError
-from contrails.files import storage, to_json, write_atomic
+from contrails.files import atomic_path, storage, to_json
 
 _KEY = "contrails"
 
@@ -28,7 +29,8 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, complete or not at all."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, save_bytes(on_cpu, metadata))
+    with atomic_path(path) as temporary:
+        save_file(on_cpu, temporary, metadata)
 
 
 def load_fitting(model: nn.Module, tensors: dict[str, torch.Tensor]) -> list[str]:
@@ -52,15 +54,30 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     Raises:
         DataError: the file is no safetensors file, is cut short, or was not written by contrails.
     """
-    with storage(path, "read"):
-        content = path.read_bytes()
+    with _opened(path) as (file, about):
+        # a copy: what is mapped would vanish with the file
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, about  # noqa: SIM118 - no mapping
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Return what the weights are, without reading them; raises as `load_weights` does."""
+    with _opened(path) as (_, about):
+        return about
+
+
+def stream_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield each tensor, mapped from the file and valid until the next one; raises as `load_weights` does."""
+    with _opened(path) as (file, _):
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            yield name, file.get_tensor(name)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:
-        tensors = load_bytes(content)
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        about: dict[str, Any] = json.loads(metadata[_KEY])
+        with storage(path, "read"), safetensors.safe_open(path, "pt") as file:
+            yield file, json.loads((file.metadata() or {})[_KEY])
     except safetensors.SafetensorError as error:
         raise DataError(f"{path} is not a complete safetensors file ({error}); train or copy it again") from error
     except KeyError as error:
         raise DataError(f"{path} has no metadata '{_KEY}': it was not written by contrails") from error
-    return tensors, about

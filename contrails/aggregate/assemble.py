@@ -1,0 +1,297 @@
+"""From finished folds to an ensemble: choose weights, predict out of fold, fit, and say how good it is.
+
+Of one run, or of several on the same data and file list. A making that was killed goes on with the weights and
+predictions that it finds; everything it depends on is written down, so that it can be made again bit by bit.
+"""
+
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import contrails
+from contrails.aggregate.ensemble import (
+    FILELIST,
+    Ensemble,
+    Member,
+    Options,
+    predict_into,
+    read_ensemble,
+    write_ensemble,
+)
+from contrails.aggregate.fit import Fit, fit_out_of_fold, held_out_scores
+from contrails.aggregate.members import (
+    AUTO,
+    Finished,
+    Weights,
+    choose_weights,
+    finished_folds,
+    is_all,
+    mean_of_folds,
+    num_made,
+)
+from contrails.aggregate.merge import MERGES
+from contrails.aggregate.outoffold import join_series, predict_out_of_fold
+from contrails.aggregate.scored import Scored
+from contrails.aggregate.views import parse_views
+from contrails.data.filelists import read_filelist
+from contrails.data.store import Dataset
+from contrails.errors import RecipeError, RunError, choices
+from contrails.files import atomic_path, code_digest, read_json, sha256, write_atomic
+from contrails.progress import bar
+from contrails.runs import Run
+
+_NO_SCORE = "none: no member has validation records, the threshold is a guess"
+_LIBRARIES = ("torch", "numpy", "scipy", "h5py", "safetensors", "timm", "segmentation_models_pytorch")
+
+
+def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: torch.device) -> Ensemble:
+    """Merge the finished folds of runs into the folder `path`; one that is there and would be the same is returned.
+
+    Raises:
+        RunError: no fold is finished, or runs do not agree in their data.
+        RecipeError: an option has no such value.
+    """
+    _require_known(options)
+    folds = _finished(runs, options)
+    request = _request(runs, folds, options)
+    if (path / "ensemble.json").is_file() and read_json(path / "ensemble.json").get("request") == request:
+        return read_ensemble(path)
+    held_out = _held_out_rows(folds[0])
+    if options.average_folds and not len(held_out):
+        raise RunError(
+            "--average-folds: the folds have seen each other's validation records, so only held-out records can score "
+            "their mean, and the file list has none; make one with `contrails split --hold-out`, or merge predictions"
+        )
+    weights, compared = _weights(folds, path, options, device)
+    fit, series = _fit(folds, weights, path, options, device)
+    thresholds = [made.threshold for made in weights if made.threshold is not None]
+    inherited = float(np.mean(thresholds)) if thresholds else 0.5
+    members = _members(folds, weights, path, dict(zip(series, fit.weights, strict=True)) if fit else {}, inherited)
+    if options.average_folds:
+        members = (_one_of_folds(folds, weights, path, inherited, device),)
+    complete, present = _present(folds)
+    scores: dict[str, Any] = (fit.scores if fit else {"records": _NO_SCORE}) | {"weights": compared}
+    ensemble = Ensemble(
+        path=path,
+        members=members,
+        options=options,
+        threshold=fit.threshold if fit else inherited,
+        steps=fit.steps if fit else (),
+        scores=scores,
+        complete=complete,
+        folds=present,
+        request=request,
+        made_with=_made_with(device),
+    )
+    if len(held_out):
+        scores["held_out"] = _score_held_out(ensemble, folds[0].dataset, held_out, device)
+    if not complete:
+        for figures in (scores, *([scores["held_out"]] if len(held_out) else [])):
+            figures["records"] += f"; partial: {present}"
+    write_atomic(path / FILELIST, folds[0].recipe.data.filelist.read_bytes())
+    write_ensemble(ensemble)
+    return read_ensemble(path)
+
+
+def _present(folds: Sequence[Finished]) -> tuple[bool, str]:
+    """Return whether every run has every fold of the file list, and how many all of them have."""
+    by_run: dict[str, set[str]] = {}
+    for fold in folds:
+        keys = by_run.setdefault(fold.fold.run.name, set())
+        keys |= set() if is_all(fold) else {fold.fold.key}
+    present = set.intersection(*(keys for keys in by_run.values() if keys)) if any(by_run.values()) else set()
+    expected = read_filelist(folds[0].recipe.data.filelist).num_folds
+    return len(present) == expected, f"{len(present)} of {expected} folds"
+
+
+def predict_share(
+    runs: Sequence[Run], path: Path, options: Options, share: tuple[int, int], device: torch.device
+) -> list[str]:
+    """Predict out of fold for every n-th fold, for `make_ensemble` to find; return the names of these members.
+
+    Raises:
+        RecipeError: the kind of weights depends on the other folds.
+    """
+    _require_known(options)
+    if options.weights == AUTO:
+        raise RecipeError("--shard: --weights auto compares all folds; choose a kind, such as --weights best5")
+    index, count = share
+    folds = _finished(runs, options)[index - 1 :: count]
+    weights, _ = _weights(folds, path, options, device) if folds else ([], {})
+    _predict_out_of_fold(folds, weights, path, options, device)
+    return [fold.name for fold in folds]
+
+
+def _require_known(options: Options) -> None:
+    if options.merge not in MERGES:
+        raise RecipeError(f"--merge {options.merge}: {choices(options.merge, MERGES)}")
+    parse_views(options.tta)
+
+
+def _finished(runs: Sequence[Run], options: Options) -> list[Finished]:
+    """Return the finished folds of all runs, by name of the run."""
+    ordered = sorted(runs, key=lambda run: run.name)
+    if len({run.name for run in ordered}) != len(ordered):
+        raise RunError(f"two runs have one name ({', '.join(run.name for run in ordered)}): name each once")
+    folds = [finished_folds(run, allow=options.allow) for run in ordered]
+    first, *others = [found[0] for found in folds]
+    for other in others:
+        _require_same_data(first, other)
+    if options.average_folds and len(runs) > 1:
+        raise RunError("--average-folds: expected the folds of one run; weights of other runs have no common mean")
+    return [fold for found in folds for fold in found]
+
+
+def _require_same_data(first: Finished, other: Finished) -> None:
+    names = f"{first.fold.run.name} and {other.fold.run.name}"
+    if first.dataset.fingerprint != other.dataset.fingerprint:
+        raise RunError(
+            f"{names} were trained on different data ({first.dataset.path}, {other.dataset.path}): a record that one "
+            "held back the other may have seen; merge runs on one dataset"
+        )
+    mine, its = (read_filelist(fold.recipe.data.filelist) for fold in (first, other))
+    fold_of = dict(zip(mine.record_ids, mine.folds, strict=True))
+    differing = [r for r, fold in zip(its.record_ids, its.folds, strict=True) if fold_of.get(r) != fold]
+    if differing:
+        raise RunError(
+            f"{names} have file lists that differ in the fold of {len(differing)} records, such as {differing[0]}; "
+            "merge runs with one file list"
+        )
+
+
+def _request(runs: Sequence[Run], folds: Sequence[Finished], options: Options) -> dict[str, Any]:
+    recipe = folds[0].recipe
+    return {
+        "options": asdict(options),
+        "runs": {run.name: str(run.path) for run in runs},
+        "folds": {fold.name: sha256(fold.fold.done) for fold in folds},
+        "dataset": {"path": str(recipe.data.dataset), "fingerprint": folds[0].dataset.fingerprint},
+        "filelist": {"path": str(recipe.data.filelist), "sha256": sha256(recipe.data.filelist)},
+    }
+
+
+def _made_with(device: torch.device) -> dict[str, Any]:
+    """Return what decides the bits besides the request."""
+    assert contrails.__file__ is not None
+    return {
+        "command": sys.argv[1:],
+        "code": code_digest(Path(contrails.__file__).parent),
+        "contrails": contrails.__version__,
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def _weights(
+    folds: Sequence[Finished], path: Path, options: Options, device: torch.device
+) -> tuple[list[Weights], dict[str, dict[str, float]]]:
+    """Return the weights of each fold, and for each run the Dice of the kinds that were compared."""
+    by_run: dict[str, list[Finished]] = {}
+    for fold in folds:
+        by_run.setdefault(fold.fold.run.name, []).append(fold)
+    weights, compared = [], {}
+    with bar("weights", sum(num_made(of_run, options.weights) for of_run in by_run.values())) as advance:
+        for name, of_run in by_run.items():
+            chosen, compared[name] = choose_weights(
+                of_run, options.weights, path / "averages", device, lambda: advance(1)
+            )
+            weights += chosen
+    return weights, compared
+
+
+def _fit(
+    folds: Sequence[Finished], weights: Sequence[Weights], path: Path, options: Options, device: torch.device
+) -> tuple[Fit | None, list[str]]:
+    """Return what is fitted on out-of-fold predictions, and the runs that it weighs."""
+    found = join_series(_predict_out_of_fold(folds, weights, path, options, device))
+    if found is None:
+        return None, []
+    fitted = fit_out_of_fold(found, options.merge, fit_weights=options.fit_weights and len(found.series) > 1)
+    return fitted, [series.run for series in found.series]
+
+
+def _predict_out_of_fold(
+    folds: Sequence[Finished], weights: Sequence[Weights], path: Path, options: Options, device: torch.device
+) -> list[tuple[Finished, Weights, np.ndarray]]:
+    views, folder = parse_views(options.tta), path / "out_of_fold"
+    return [
+        (fold, made, predict_out_of_fold(fold, made, folder, views, options.pad, device))
+        for fold, made in zip(folds, weights, strict=True)
+        if not is_all(fold) and len(fold.validation)
+    ]
+
+
+def _members(
+    folds: Sequence[Finished],
+    weights: Sequence[Weights],
+    path: Path,
+    run_weights: dict[str, float],
+    inherited: float,
+) -> tuple[Member, ...]:
+    """Copy the weights into the ensemble's folder; the members of a run share its weight."""
+    default = sum(run_weights.values()) / len(run_weights) if run_weights else 1.0
+    names = [fold.fold.run.name for fold in folds]
+    members = []
+    for fold, made, name in zip(folds, weights, names, strict=True):
+        file, digest = f"{fold.name}.safetensors", sha256(made.path)
+        if not (path / file).is_file() or sha256(path / file) != digest:
+            with atomic_path(path / file) as temporary:
+                shutil.copyfile(made.path, temporary)
+        members.append(
+            Member(
+                file=file,
+                sha256=digest,
+                run=name,
+                fold=fold.fold.key,
+                kind=made.kind,
+                epochs=list(made.epochs),
+                sources=list(made.sources),
+                dice=None if is_all(fold) else made.dice,
+                threshold=inherited if made.threshold is None else made.threshold,
+                weight=run_weights.get(name, default) / names.count(name),
+            )
+        )
+    return tuple(members)
+
+
+def _one_of_folds(
+    folds: Sequence[Finished], weights: Sequence[Weights], path: Path, inherited: float, device: torch.device
+) -> Member:
+    """Write the mean of the folds' weights, with batch-norm statistics of all that any of them trained on."""
+    file = path / f"{folds[0].fold.run.name}-folds.safetensors"
+    mean_of_folds(folds, weights, file, device)
+    return Member(
+        file=file.name,
+        sha256=sha256(file),
+        run=folds[0].fold.run.name,
+        fold="mean of " + ", ".join(fold.fold.key for fold in folds),
+        kind=weights[0].kind,
+        epochs=sorted({epoch for made in weights for epoch in made.epochs}),
+        sources=[sha256(made.path) for made in weights],
+        dice=None,
+        threshold=inherited,
+        weight=1.0,
+    )
+
+
+def _held_out_rows(fold: Finished) -> np.ndarray:
+    """Return the rows of labelled records that no fold trained or validated on, int64."""
+    rows = fold.dataset.rows(read_filelist(fold.recipe.data.filelist).held_out())
+    labelled: np.ndarray = rows[fold.dataset.annotators[rows] > 0]
+    return labelled
+
+
+def _score_held_out(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, device: torch.device) -> dict[str, Any]:
+    probabilities = predict_into(ensemble, dataset, rows, ensemble.path / "held_out.h5", device)
+    scored = Scored(dataset, rows, np.full(len(rows), "held out"), lambda index: probabilities[index])
+    return held_out_scores(scored, ensemble.threshold, ensemble.steps)

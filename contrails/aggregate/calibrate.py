@@ -1,0 +1,96 @@
+"""Calibration: whether a pixel with probability p is contrail in a share p of cases, and what that says without labels.
+
+Temperature (one number) and Platt (two) map the logit to a*logit + b and are fitted by Newton's method on the
+histogram of stored probabilities, so a fit costs milliseconds whatever the number of records.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from contrails.metrics import NUM_BINS, Histogram
+
+_RELIABILITY_BINS = 10
+_STEPS = 50
+_LOGITS = np.log((np.arange(NUM_BINS) + 0.5) / (NUM_BINS - np.arange(NUM_BINS) - 0.5))
+"""Logit of each stored probability; half a step keeps 0 and 1 finite."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibrated probability = sigmoid(slope * logit + bias); a temperature is 1 / slope with no bias."""
+
+    slope: float = 1.0
+    bias: float = 0.0
+
+    def probabilities(self) -> np.ndarray:
+        """Return the calibrated probability of each stored one, float64 (65536,)."""
+        calibrated: np.ndarray = 1 / (1 + np.exp(-(self.slope * _LOGITS + self.bias)))
+        return calibrated
+
+
+def fit(histogram: Histogram, *, with_bias: bool) -> Calibration:
+    """Return the calibration of the smallest cross entropy; the identity where a class is absent or it has none."""
+    positive, all_of = histogram.positive.astype(np.float64), (histogram.positive + histogram.negative).astype(float)
+    if not 0 < positive.sum() < all_of.sum():
+        return Calibration()
+    features = np.stack([_LOGITS, np.ones(NUM_BINS)])[: 1 + with_bias]
+    found = np.array([1.0, 0.0])[: 1 + with_bias]
+    loss = _loss(found @ features, positive, all_of)
+    for _ in range(_STEPS):
+        probs = 1 / (1 + np.exp(-(found @ features)))
+        gradient = features @ (all_of * probs - positive)
+        curvature = (features * (all_of * probs * (1 - probs))) @ features.T
+        step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
+        size = 1.0
+        while (new := _loss((found - size * step) @ features, positive, all_of)) > loss and size > 1e-6:
+            size /= 2
+        if not new < loss:
+            break
+        found, loss = found - size * step, new
+    return Calibration(float(found[0]), float(found[1]) if with_bias else 0.0)
+
+
+def reliability(histogram: Histogram, calibration: Calibration) -> dict[str, Any]:
+    """Return cross entropy, expected calibration error, and (mean probability, share of contrail, pixels) by bin."""
+    probs = calibration.probabilities()
+    all_of = histogram.positive + histogram.negative
+    bins = np.minimum((probs * _RELIABILITY_BINS).astype(int), _RELIABILITY_BINS - 1)
+    pixels, expected, found = (
+        np.bincount(bins, weights, _RELIABILITY_BINS) for weights in (all_of, all_of * probs, histogram.positive)
+    )
+    filled = pixels > 0
+    logits = calibration.slope * _LOGITS + calibration.bias
+    return {
+        "cross_entropy": _loss(logits, histogram.positive, all_of) / max(int(all_of.sum()), 1),
+        "calibration_error": float(np.abs(expected - found).sum() / max(pixels.sum(), 1)),
+        "bins": np.stack([expected, found, pixels])[:, filled].T.tolist(),
+    }
+
+
+def label_free(counts: np.ndarray, calibration: Calibration) -> dict[str, float]:
+    """Return thresholds that need no label, from how often each stored probability comes, int64 (65536,).
+
+    `expected_dice` maximises the Dice (and with it the IoU, which grows with it) that calibrated probabilities
+    promise; `half_dice` cuts where the calibrated probability reaches half of that (Lipton, Elkan, Naryanaswamy 2014).
+    Where both differ from the optimum on labels, the probabilities are not calibrated.
+    """
+    probs = calibration.probabilities()
+    promised = counts * probs
+    total = counts[::-1].cumsum()[::-1] + promised.sum()
+    curve = np.divide(2 * promised[::-1].cumsum()[::-1], total, out=np.zeros(NUM_BINS), where=total > 0)
+    dice = float(curve.max())
+    half = int(np.searchsorted(probs, dice / 2)) if calibration.slope > 0 else NUM_BINS // 2
+    top = NUM_BINS - 1
+    return {
+        "dice": dice,
+        "iou": dice / (2 - dice),
+        "expected_dice": int(curve.argmax()) / top,
+        "half_dice": min(half, top) / top,
+    }
+
+
+def _loss(logits: np.ndarray, positive: np.ndarray, all_of: np.ndarray) -> float:
+    """Return the summed cross entropy in nats: log(1 + e^x) - t x, over all pixels."""
+    return float((all_of * np.logaddexp(0, logits) - positive * logits).sum())

@@ -1,0 +1,116 @@
+"""How good an ensemble is on labelled records: pixels and scores over all of them, of each, by group, time and size."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from contrails.aggregate.ensemble import Ensemble
+from contrails.aggregate.postprocess import apply
+from contrails.data.filelists import HELD_OUT
+from contrails.data.store import IGNORE, Dataset
+from contrails.errors import DataError
+from contrails.metrics import NUM_BINS, Histogram
+from contrails.progress import bar
+
+_SIZES = (0, 1, 100, 1000)
+_SIZE_NAMES = ("none", "1 to 99 px", "100 to 999 px", "1000 px or more")
+"""Classes of contrail size, by the number of positive pixels in the label."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`table` has a row a record: record_id, group, time, tp, fp, fn, tn, dice, mean probability."""
+
+    table: pd.DataFrame
+    histogram: Histogram
+
+    def summary(self) -> dict[str, Any]:
+        """Return pixels and global scores, post-processed, and the AUC-PR of the probabilities."""
+        return scores(self.table) | {"auc_pr": average_precision(self.histogram), "num_records": len(self.table)}
+
+    def by(self, what: str) -> pd.DataFrame:
+        """Return the scores over records that share a `group`, an hour of the day (`time`) or a contrail `size`."""
+        actual = self.table["tp"] + self.table["fn"]
+        keys: dict[str, Any] = {
+            "group": self.table["group"],
+            "time": self.table["time"].str[11:13].replace("", "unknown"),
+            "size": pd.cut(actual, [*_SIZES, np.inf], right=False, labels=_SIZE_NAMES),
+        }
+        groups = self.table.groupby(keys[what], observed=True)
+        return pd.DataFrame({key: scores(part) | {"records": len(part)} for key, part in groups}).T
+
+
+def evaluate_ensemble(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, device: torch.device) -> Evaluation:
+    """Predict labelled records and compare; memory does not grow with their probabilities.
+
+    Raises:
+        DataError: no record has a label.
+    """
+    rows = rows[dataset.annotators[rows] > 0]
+    if not len(rows):
+        raise DataError(f"{dataset.path}: expected labelled records, found none; evaluate on a dataset with masks")
+    positive, negative, found = np.zeros(NUM_BINS, np.int64), np.zeros(NUM_BINS, np.int64), []
+    with bar("evaluation", len(rows)) as advance:
+        for part, probabilities in ensemble.predictor(dataset, device)(rows):
+            for row, image in zip(part, probabilities, strict=True):
+                hard, valid = dataset.hard(row), dataset.votes[row] != IGNORE
+                positive += np.bincount(image[hard], minlength=NUM_BINS)
+                negative += np.bincount(image[valid & ~hard], minlength=NUM_BINS)
+                mask = apply(image, ensemble.threshold, ensemble.steps)
+                found.append(_about(dataset, row) | _pixels(mask, hard, valid) | {"mean_probability": _mean(image)})
+            advance(len(part))
+    table = pd.DataFrame(found)
+    table["dice"] = 2 * table["tp"] / (2 * table["tp"] + table["fp"] + table["fn"])  # NaN: nothing there, none found
+    return Evaluation(table, Histogram(positive, negative))
+
+
+def seen_in_training(dataset: Dataset, fold_of: Mapping[str, int]) -> np.ndarray:
+    """Return the rows of records that some fold trained on or was selected by, int64."""
+    return np.array(
+        [row for row, name in enumerate(dataset.record_ids) if fold_of.get(name, HELD_OUT) != HELD_OUT], int
+    )
+
+
+def scores(table: pd.DataFrame) -> dict[str, Any]:
+    """Return pixels, and Dice, IoU, precision and recall over all pixels; NaN where nothing is there to divide by."""
+    tp, fp, fn, tn = (int(table[name].sum()) for name in ("tp", "fp", "fn", "tn"))
+    return {
+        "tp": tp, "fp": fp, "fn": fn, "tn": tn,
+        "dice": _ratio(2 * tp, 2 * tp + fp + fn),
+        "iou": _ratio(tp, tp + fp + fn),
+        "precision": _ratio(tp, tp + fp),
+        "recall": _ratio(tp, tp + fn),
+    }  # fmt: skip
+
+
+def average_precision(histogram: Histogram) -> float:
+    """Return the area under the precision-recall curve, the sum of (R_n - R_n-1) P_n, over all stored probabilities."""
+    hits = histogram.positive[::-1].cumsum().astype(np.float64)
+    predicted = hits + histogram.negative[::-1].cumsum()
+    precision = np.divide(hits, predicted, out=np.zeros(NUM_BINS), where=predicted > 0)
+    return _ratio(float((precision * histogram.positive[::-1]).sum()), float(hits[-1]))
+
+
+def _about(dataset: Dataset, row: int) -> dict[str, Any]:
+    seconds = dataset.timestamps[row]
+    time = "" if np.isnan(seconds) else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%MZ")
+    return {"record_id": dataset.record_ids[row], "group": dataset.groups[row], "time": time}
+
+
+def _pixels(mask: np.ndarray, hard: np.ndarray, valid: np.ndarray) -> dict[str, int]:
+    mask = mask & valid
+    tp, predicted, actual = (int(part.sum()) for part in (mask & hard, mask, hard))
+    return {"tp": tp, "fp": predicted - tp, "fn": actual - tp, "tn": int(valid.sum()) - predicted - actual + tp}
+
+
+def _mean(image: np.ndarray) -> float:
+    return float(image.mean()) / (NUM_BINS - 1)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")

@@ -1,0 +1,112 @@
+"""What an ensemble takes from labelled records: threshold, post-processing, and figures that say how good it is.
+
+Every figure says which records it is of and whether anything was fitted on them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from contrails.aggregate.calibrate import Calibration, fit, label_free, reliability
+from contrails.aggregate.merge import fixed_threshold
+from contrails.aggregate.outoffold import OutOfFold
+from contrails.aggregate.postprocess import Step, apply, decide
+from contrails.aggregate.scored import Scored, Tally, redraws, tally
+from contrails.aggregate.threshold import cross_fitted, cross_fitted_dice, intervals
+
+_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is fitted, and the figures; `weights` are those of the runs, in the order of the series."""
+
+    threshold: float
+    steps: tuple[Step, ...]
+    weights: list[float]
+    scores: dict[str, Any]
+
+
+def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool) -> Fit:
+    """Fit on out-of-fold predictions; the reported figures are cross-fitted by fold."""
+    by_fold, weights = found.equal_weights(), [1 / len(found.series)] * len(found.series)
+    if fit_weights:
+        by_fold, weights = found.fitted_weights(rule)
+    judged = found.scored(rule, by_fold, cross_fitted=True)
+    counted = tally(judged)
+    brings = {fold: _fixed(found, rule, by_fold[fold], fold) for fold in counted.by_part}
+    thresholds = {fold: known for fold, known in brings.items() if known is not None} or cross_fitted(counted)
+    fixed, final = _fixed(found, rule, weights, None), counted
+    if fit_weights:
+        final = tally(found.scored(rule, dict.fromkeys(by_fold, weights), cross_fitted=False))
+    threshold = final.pooled.best()[1] if fixed is None else fixed
+    several = len(counted.by_part) > 1
+    steps, table = decide(judged, thresholds) if several else ((), [])
+    scores = {
+        "records": _label(found, several=several),
+        "num_records": len(judged),
+        "dice_by_fold": {fold: histogram.best()[0] for fold, histogram in counted.by_part.items()},
+        "threshold_by_fold": {fold: histogram.best()[1] for fold, histogram in counted.by_part.items()},
+        "dice_fitted_threshold": final.pooled.dice(threshold),
+        "intervals": intervals(counted, threshold),
+        "calibration": _calibration(counted),
+        "decisions": table,
+    }
+    if several:
+        scores["dice_cross_fitted"] = cross_fitted_dice(counted, thresholds)
+        scores["dice"] = next((row["dice"] for row in reversed(table) if row["kept"]), scores["dice_cross_fitted"])
+    return Fit(threshold, steps, weights, scores)
+
+
+def held_out_scores(scored: Scored, threshold: float, steps: tuple[Step, ...]) -> dict[str, Any]:
+    """Return the Dice of the whole ensemble on records that nothing was fitted on, with a 95% interval over groups."""
+    counts = np.zeros((len(scored), 2), np.int64)
+    for index in range(len(scored)):
+        mask, (hard, valid) = apply(scored.probabilities(index), threshold, steps), scored.truth(index)
+        mask = mask if valid is None else mask & valid
+        counts[index] = 2 * np.count_nonzero(mask & hard), np.count_nonzero(mask) + np.count_nonzero(hard)
+    by_group = np.stack([np.bincount(scored.groups, column) for column in counts.T])
+    drawn = [by_group @ weights for weights in redraws(by_group.shape[1], _DRAWS, "held out")]
+    dices = [twice_hits / total for twice_hits, total in drawn if total]
+    hits, total = counts.sum(0)
+    return {
+        "records": "held out: nothing was fitted on them",
+        "num_records": len(scored),
+        "dice": float(hits / total) if total else 0.0,
+        "interval": np.percentile(dices, (2.5, 97.5)).tolist() if dices else None,
+    }
+
+
+def _fixed(found: OutOfFold, rule: str, weights: list[float], fold: str | None) -> float | None:
+    return fixed_threshold(rule, [series.threshold(fold) for series in found.series], weights)
+
+
+def _label(found: OutOfFold, *, several: bool) -> str:
+    what = "single members" if len(found.series) == 1 else f"one member of each of {len(found.series)} runs, merged"
+    how = "" if several else "; one fold: the threshold was fitted on these records"
+    return f"out-of-fold; {what}; epochs selected on these records{how}"
+
+
+def _calibration(counted: Tally) -> dict[str, Any]:
+    """Return temperature and Platt scaling, with the reliability before and, each fold by the others' fit, after."""
+    pooled = counted.pooled
+    result: dict[str, Any] = {"before": reliability(pooled, Calibration())}
+    for name, with_bias in (("temperature", False), ("platt", True)):
+        final = fit(pooled, with_bias=with_bias)
+        after = [
+            (reliability(histogram, fit(counted.others(part), with_bias=with_bias)), _pixels(counted, part))
+            for part, histogram in counted.by_part.items()
+        ]
+        total = sum(pixels for _, pixels in after)
+        result[name] = {"slope": final.slope, "bias": final.bias} | {
+            key: sum(each[key] * pixels for each, pixels in after) / max(total, 1)
+            for key in ("cross_entropy", "calibration_error")
+        }
+    result["label_free"] = label_free(pooled.positive + pooled.negative, fit(pooled, with_bias=True))
+    return result
+
+
+def _pixels(counted: Tally, part: str) -> int:
+    histogram = counted.by_part[part]
+    return int(histogram.positive.sum() + histogram.negative.sum())

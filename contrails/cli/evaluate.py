@@ -1,0 +1,92 @@
+"""`contrails evaluate`: an ensemble on labelled records."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from contrails.cli.options import choose_device, device_option, find_ensemble, json_option
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN = 5
+
+
+@click.command()
+@click.argument("name", metavar="ENSEMBLE")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write a row a record there.")
+@click.option("--by", type=click.Choice(["group", "time", "size"]), help="Show the scores of parts of the records too.")
+@device_option
+@json_option
+def evaluate(name: str, data: Path, csv_path: Path | None, by: str | None, device: str, as_json: bool) -> None:
+    """Score ENSEMBLE (its folder, or a run's name) on the labelled records of the dataset file DATA.
+
+    Records that a member was trained on or selected by are left out, and their number is said.
+
+    \b
+    Example:
+      contrails evaluate default data/demo/validation.h5 --csv records.csv --by size
+    """
+    import numpy as np
+
+    from contrails.aggregate.ensemble import read_ensemble
+    from contrails.aggregate.evaluate import evaluate_ensemble, seen_in_training
+    from contrails.data.store import open_dataset
+    from contrails.errors import DataError
+    from contrails.files import write_atomic
+
+    ensemble, dataset = read_ensemble(find_ensemble(name)), open_dataset(data)
+    seen = seen_in_training(dataset, ensemble.fold_of())
+    rows = np.setdiff1d(np.arange(dataset.num_records), seen)
+    if not len(rows):
+        raise DataError(
+            f"all {dataset.num_records} records of {data} were trained on or selected epochs: a score on them means "
+            "nothing; the out-of-fold figures stand in ensemble.json, or give another dataset"
+        )
+    result = evaluate_ensemble(ensemble, dataset, rows, choose_device(device))
+    if csv_path is not None:
+        write_atomic(csv_path, result.table.to_csv(index=False))
+    parts = result.by(by) if by else None
+    what = f"{len(result.table)} records that nothing was fitted on" + (f"; {len(seen)} left out" if len(seen) else "")
+    summary = result.summary() | {"records": what, "folds": ensemble.folds, "complete": ensemble.complete}
+    if as_json:
+        more = {} if parts is None else {"by": parts.to_dict("index")}
+        click.echo(json.dumps(_without_nan(summary | more)))
+        return
+    if not ensemble.complete:
+        click.echo(f"partial: {ensemble.folds}")
+    click.echo(f"records: {what}")
+    shown = {key: summary[key] for key in ("tp", "fp", "fn", "tn", "dice", "iou", "precision", "recall", "auc_pr")}
+    click.echo(", ".join(f"{key} {_text(value)}" for key, value in shown.items()))
+    if parts is not None:
+        _print(f"by {by}", parts.reset_index(names=by or ""))
+    columns = ["record_id", "time", "tp", "fp", "fn", "dice"]
+    ranked = result.table.dropna(subset="dice").sort_values(["dice", "record_id"])[columns]
+    _print("worst records", ranked.head(_SHOWN))
+    _print("best records", ranked.tail(_SHOWN)[::-1])
+
+
+def _print(title: str, frame: "pd.DataFrame") -> None:
+    table = Table(title=title)
+    for column in frame.columns:
+        table.add_column(str(column), overflow="fold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(_text, row))
+    Console().print(table)
+
+
+def _text(value: object) -> str:
+    return f"{value:.4f}".removesuffix(".0000") if isinstance(value, float) else str(value)
+
+
+def _without_nan(value: Any) -> Any:
+    """Return the value with null for what is not a number, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,79 @@
+"""An ensemble's figures on a terminal."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from contrails.aggregate.ensemble import Ensemble
+
+
+def show_ensemble(ensemble: Ensemble) -> None:
+    """Print members, decisions and figures, each with what it is of."""
+    console = Console()
+    console.print(_members(ensemble))
+    if ensemble.scores.get("decisions"):
+        console.print(_decisions(ensemble))
+    for run, scores in ensemble.scores["weights"].items():
+        if len(scores) > 1:
+            compared = ", ".join(f"{kind} {dice:.4f}" for kind, dice in scores.items())
+            console.print(f"weights:    {compared} (mean validation Dice of {run}: the best kind was taken)")
+    for line in _figures(ensemble):
+        console.print(line, soft_wrap=True)
+    console.print(f"folder:     {ensemble.path}", soft_wrap=True)
+
+
+def _members(ensemble: Ensemble) -> Table:
+    partial = "" if ensemble.complete else f" (partial: {ensemble.folds})"
+    table = Table(title=f"Members{partial}")
+    for heading in ("run", "fold", "weights", "epochs", "validation Dice", "threshold", "share"):
+        table.add_column(heading, justify="right")
+    total = sum(member.weight for member in ensemble.members)
+    for member in ensemble.members:
+        score = "unscored" if member.dice is None else f"{member.dice:.4f}"
+        epochs = ", ".join(map(str, member.epochs))
+        row = (member.run, member.fold, member.kind, epochs, score, f"{member.threshold:.4f}")
+        table.add_row(*row, f"{member.weight / total:.3f}")
+    return table
+
+
+def _decisions(ensemble: Ensemble) -> Table:
+    table = Table(title="Post-processing, out of fold, cross-fitted: kept if the gain is above its noise")
+    for heading in ("step", "value", "Dice", "gain", "noise", "kept"):
+        table.add_column(heading, justify="right")
+    kept = {True: "yes", False: "no", None: ""}
+    for row in ensemble.scores["decisions"]:
+        value = "" if row["value"] is None else f"{row['value']:.4g}"
+        numbers = (f"{row['dice']:.4f}", f"{row['gain']:+.4f}", f"{row['noise']:.4f}")
+        table.add_row(row["step"].replace("_", " "), value, *numbers, kept[row["kept"]])
+    return table
+
+
+def _figures(ensemble: Ensemble) -> Iterator[str]:
+    scores = ensemble.scores
+    if "dice" in scores:
+        low, high = scores["intervals"]["dice"]
+        yield (
+            f"Dice:       {scores['dice']:.4f} cross-fitted ({scores['dice_cross_fitted']:.4f} by the threshold alone, "
+            f"95% interval {low:.4f} to {high:.4f})"
+        )
+    yield f"of:         {scores['records']}"
+    if held_out := scores.get("held_out"):
+        interval = "" if held_out["interval"] is None else " ({:.4f} to {:.4f})".format(*held_out["interval"])
+        dice, records = held_out["dice"], held_out["num_records"]
+        yield f"ensemble:   Dice {dice:.4f}{interval} on {records} records; {held_out['records']}"
+    yield f"threshold:  {ensemble.threshold:.4f}{_interval(scores)}"
+    if calibration := scores.get("calibration"):
+        before, platt, free = (calibration[key] for key in ("before", "platt", "label_free"))
+        errors = (before["calibration_error"], platt["calibration_error"])
+        yield (
+            "calibrated: error {:.5f}, {:.5f} after Platt scaling; ".format(*errors)
+            + f"thresholds without labels: {free['expected_dice']:.4f} (expected Dice), {free['half_dice']:.4f} (F*/2)"
+        )
+
+
+def _interval(scores: dict[str, Any]) -> str:
+    if "intervals" not in scores:
+        return ""
+    return " (95% interval {:.4f} to {:.4f})".format(*scores["intervals"]["threshold"])
