@@ -41,7 +41,7 @@ class Refused(ClusterError):
         self.code = code
 
 
-def submit(options: Sequence[str], script: str, *, name: str, marker: str, patience_s: float = PATIENCE_S) -> str:
+def submit(options: Sequence[str], script: str, *, name: str, marker: str, patience_s: float | None = None) -> str:
     """Submit a script and return the job's id. A lost answer is not a failed submission: the job is looked for first.
 
     Args:
@@ -49,13 +49,13 @@ def submit(options: Sequence[str], script: str, *, name: str, marker: str, patie
         script: path of the script.
         name: the job's name, as in `options`.
         marker: text that the command line of no other job holds.
-        patience_s: how long a server that is down is asked again.
+        patience_s: how long a server that is down is asked again; `PATIENCE_S` by default.
 
     Raises:
         Refused: PBS says why.
         Unanswered: it did not answer for that long; a job may exist all the same.
     """
-    give_up = time.monotonic() + patience_s
+    give_up = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
     while True:
         try:
             return _run("qsub", *options, script).strip()

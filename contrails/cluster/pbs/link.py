@@ -52,7 +52,8 @@ class Link:
         self.chain = Chain(self.tasks[0].folder, first_id)
         self.clock = Clock.of_this_job()
         self._token = secrets.token_hex(8)
-        self._term_at: float | None = None
+        self._term_came = False
+        self._deleted: bool | None = None
 
     def run(self) -> int:
         """Do the work of this link; return the exit code, which is 0 only if nothing is to follow."""
@@ -71,7 +72,7 @@ class Link:
         return self._conclude(self._run_tasks())
 
     def _on_term(self, _number: int, _frame: object) -> None:
-        self._term_at = time.monotonic()
+        self._term_came = True
 
     def _log_to(self, task: JobPaths) -> None:
         """Have what this process says in the log that `job.stderr()` shows."""
@@ -187,24 +188,24 @@ class Link:
     def _run_tasks(self) -> int | None:
         """Run all tasks to their end; return 0 or the code of one that failed, None if this link is a ghost."""
         processes = [self._start(rank) for rank in range(len(self.tasks))]
-        warned, term_written, looked, failed = False, False, time.monotonic(), 0
-        while any(process.poll() is None for process in processes):
-            time.sleep(_POLL_S)
-            if self._term_at is not None and not term_written:
-                self._write_term()
-                term_written = True
-            if not warned and self.clock.is_near_end():
+        warned, looked, failed = False, time.monotonic(), 0
+        while True:
+            self._write_term()
+            running = [process for process in processes if process.poll() is None]
+            failed = failed or next((process.returncode for process in processes if process.returncode), 0)
+            if not running:
+                return failed if failed >= 0 else 128 - failed
+            if failed:
+                _end(running)  # they would wait for the one that failed for ever
+            elif not warned and self.clock.is_near_end():
                 warned = True
-                self._warn(processes)
-            if time.monotonic() - looked > _GHOST_POLL_S:
+                self._warn(running)
+            elif time.monotonic() - looked > _GHOST_POLL_S:
                 looked = time.monotonic()
                 if self._is_ghost():
-                    _end(processes)
+                    _end(running)
                     return None
-            failed = failed or next((process.returncode for process in processes if process.returncode), 0)
-            if failed:
-                _end(processes)  # the others would wait for it for ever
-        return failed if failed >= 0 else 128 - failed
+            time.sleep(_POLL_S)
 
     def _start(self, rank: int) -> "subprocess.Popen[bytes]":
         task = self.tasks[rank]
@@ -220,8 +221,11 @@ class Link:
             return subprocess.Popen(command, env=environment, stdout=out, stderr=errors)
 
     def _write_term(self) -> None:
-        early = self.clock.seconds_left() > 0
-        self.chain.append("term", job_id=self.job_id, early=early)
+        """Write down that TERM came, once; a handler may run anywhere, and must not."""
+        if not self._term_came or self._deleted is not None:
+            return
+        self._deleted = self.clock.seconds_left() > 0
+        self.chain.append("term", job_id=self.job_id, early=self._deleted)
 
     def _warn(self, processes: "list[subprocess.Popen[bytes]]") -> None:
         """Tell the tasks to save and leave; while they do, see to it that there is a next link."""
@@ -245,9 +249,10 @@ class Link:
         if code == 0:
             self._finish(COMPLETED, None)
             return 0
-        if self._term_at is None and code in {*HANDED_OVER, _TERMINATED}:
+        if not self._term_came and code in {*HANDED_OVER, _TERMINATED}:
             time.sleep(_TERM_GRACE_S)  # PBS sends TERM to one process after the other
-        if self._term_at is not None and self.clock.seconds_left() > 0:
+        self._write_term()
+        if self._deleted:
             return self._leave(code)
         if any(task.result_pickle.exists() for task in self.tasks) or code not in {*HANDED_OVER, *TASK_EXITS}:
             return self._give_up(code, "see the logs for the error of the task")
