@@ -42,6 +42,9 @@ def ended(code: int) -> dict[str, Any]:
         ([START, TERM, ended(255)], "PREEMPTED", "PREEMPTED", None),
         ([START, TERM], "NODE_FAIL", "NODE_FAIL", None),
         ([START], "CANCELLED", "CANCELLED", "CANCELLED"),
+        # TERM after the warning may be that of the walltime
+        ([START, LATE_TERM, ended(255)], None, None, None),
+        ([START, LATE_TERM], "CANCELLED", "CANCELLED", "CANCELLED"),
         # PBS ran it again after the TERM: that one counts for nothing
         ([START, TERM, START | {"token": "b"}], "KILLED", "KILLED", None),
         ([START, {"event": "replaced", "job_id": "1.h"}], "COMPLETED", None, None),

@@ -76,7 +76,7 @@ def test_wrong_parameters(values: dict[str, object], message: str) -> None:
 def test_the_clock_asks_pbs_before_it_says_that_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    def query(ids: list[str]) -> dict[str, dict[str, str]]:
+    def query(ids: list[str], timeout_s: float) -> dict[str, dict[str, str]]:
         asked.append(ids)
         return {"7.host": {"Resource_List.walltime": "00:10:00"}}
 
@@ -90,7 +90,7 @@ def test_the_clock_asks_pbs_before_it_says_that_time_is_up(monkeypatch: pytest.M
 
 
 def test_a_clock_that_gets_no_answer_keeps_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    def query(ids: list[str]) -> dict[str, dict[str, str]]:
+    def query(ids: list[str], timeout_s: float) -> dict[str, dict[str, str]]:
         raise ClusterError("down")
 
     monkeypatch.setattr(client, "query", query)

@@ -7,7 +7,7 @@ beside submitit's files, always before the link that saw it ends. Rows, by `even
     start       a link began; a second one of the same job_id means that PBS ran it again
     successor   the next link was submitted: link, job_id, after
     warning     the walltime is near, the task was told to save
-    term        TERM came; early: before the walltime, so somebody or the scheduler ended the job
+    term        TERM came; early: before the warning, so somebody or the scheduler ended the job
     ended       the task ended without a result: code
     replaced    this link made way for one with more memory
     judged      the next link looked at why its predecessor ended: cause

@@ -66,7 +66,7 @@ def submit(options: Sequence[str], script: str, *, name: str, marker: str, patie
                 raise
 
 
-def query(ids: Iterable[str]) -> dict[str, dict[str, str]]:
+def query(ids: Iterable[str], timeout_s: float | None = None) -> dict[str, dict[str, str]]:
     """Return the attributes of jobs, ended ones included; an id that PBS does not know (any more) is left out.
 
     The format is dsv: `-F json` prints only the first of several jobs (openpbs #2672), and is not even JSON where an
@@ -75,7 +75,7 @@ def query(ids: Iterable[str]) -> dict[str, dict[str, str]]:
     Raises:
         Unanswered: the server is down.
     """
-    return parse_dsv(_run("qstat", "-x", "-f", "-F", "dsv", *ids, also={_UNKNOWN, _FINISHED}))
+    return parse_dsv(_run("qstat", "-x", "-f", "-F", "dsv", *ids, also={_UNKNOWN, _FINISHED}, timeout_s=timeout_s))
 
 
 def delete(job_id: str) -> None:
@@ -95,7 +95,7 @@ def parse_dsv(text: str) -> dict[str, dict[str, str]]:
     jobs: dict[str, dict[str, str]] = {}
     for line in text.splitlines():
         first, *fields = re.split(r"(?<!\\)\|", line)
-        if first.startswith("Job Id: "):
+        if first.startswith("Job Id: ") and fields:
             attributes = jobs.setdefault(first.removeprefix("Job Id: ").strip(), {})
             for field in fields:
                 key, _, value = field.partition("=")
@@ -122,15 +122,16 @@ def _find(name: str, marker: str, give_up: float) -> str | None:
             return None
 
 
-def _run(command: str, *arguments: str, also: Iterable[int] = ()) -> str:
+def _run(command: str, *arguments: str, also: Iterable[int] = (), timeout_s: float | None = None) -> str:
     """Return the output of a client command that ends with 0 or a code of `also`."""
+    timeout_s = _TIMEOUT_S if timeout_s is None else timeout_s
     try:
         done = subprocess.run(
             [command, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except FileNotFoundError as error:
@@ -138,7 +139,7 @@ def _run(command: str, *arguments: str, also: Iterable[int] = ()) -> str:
             f"{command} is not on the PATH: run this on a machine where PBS jobs are submitted, or load its module"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise Unanswered(f"{command} did not answer within {_TIMEOUT_S:.0f} s; try again later") from error
+        raise Unanswered(f"{command} did not answer within {timeout_s:.0f} s; try again later") from error
     code, said = done.returncode, done.stderr.strip()
     if code == 0 or code in also:
         return done.stdout

@@ -68,7 +68,8 @@ class Clock:
 
     def _limit_now(self) -> float:
         try:
-            attributes = client.query([self._job_id]).get(self._job_id, {})
+            # a server that hangs must not use up the time for saving
+            attributes = client.query([self._job_id], timeout_s=self._margin_s / 4).get(self._job_id, {})
         except ClusterError:
             return self._walltime_s  # nobody says that there is more
         limit = attributes.get("Resource_List.walltime")

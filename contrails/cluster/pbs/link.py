@@ -25,6 +25,7 @@ from contrails.cluster.pbs.states import (
     HANDED_OVER,
     OUT_OF_MEMORY,
     TASK_EXITS,
+    TIMEOUT,
     Verdict,
     read_verdict,
 )
@@ -52,7 +53,7 @@ class Link:
         self.chain = Chain(self.tasks[0].folder, first_id)
         self.clock = Clock.of_this_job()
         self._token = secrets.token_hex(8)
-        self._term_came = False
+        self._warned = self._term_came = False
         self._deleted: bool | None = None
 
     def run(self) -> int:
@@ -61,11 +62,10 @@ class Link:
         self._log_to(self.tasks[0])
         if self._nothing_to_do():
             return 0
-        rows = self.chain.rows()
+        before = {row["event"] for row in self.chain.rows() if row.get("job_id") == self.job_id}
         self.chain.append("start", link=self.number, job_id=self.job_id, token=self._token)
-        # PBS ran this job before: why its predecessor ended was judged then
-        is_rerun = any(row["event"] == "start" and row["job_id"] == self.job_id for row in rows)
-        if self.number > 1 and not is_rerun and not self._goes_on():
+        is_rerun = "start" in before  # PBS runs this job again
+        if self.number > 1 and "judged" not in before and not self._goes_on():
             return 0
         if self.spec.chain == script.HELD and not self._submit_next(is_rerun):
             return 0
@@ -84,7 +84,9 @@ class Link:
         print(f"link {self.number}, job {self.job_id}: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
     def _nothing_to_do(self) -> bool:
-        if self.chain.cancelled or over(self.chain.rows()) is not None or self._has_result():
+        rows = self.chain.rows()
+        replaced = any(row["event"] == "replaced" and row["job_id"] == self.job_id for row in rows)
+        if self.chain.cancelled or over(rows) is not None or replaced or self._has_result():
             self._say("the job is cancelled or over: nothing to do")
             return True
         for task in self.tasks:  # a leftover of a killed write makes submitit refuse all later ones
@@ -188,7 +190,7 @@ class Link:
     def _run_tasks(self) -> int | None:
         """Run all tasks to their end; return 0 or the code of one that failed, None if this link is a ghost."""
         processes = [self._start(rank) for rank in range(len(self.tasks))]
-        warned, looked, failed = False, time.monotonic(), 0
+        looked, failed = time.monotonic(), 0
         while True:
             self._write_term()
             running = [process for process in processes if process.poll() is None]
@@ -197,8 +199,8 @@ class Link:
                 return failed if failed >= 0 else 128 - failed
             if failed:
                 _end(running)  # they would wait for the one that failed for ever
-            elif not warned and self.clock.is_near_end():
-                warned = True
+            elif not self._warned and self.clock.is_near_end():
+                self._warned = True
                 self._warn(running)
             elif time.monotonic() - looked > _GHOST_POLL_S:
                 looked = time.monotonic()
@@ -224,7 +226,8 @@ class Link:
         """Write down that TERM came, once; a handler may run anywhere, and must not."""
         if not self._term_came or self._deleted is not None:
             return
-        self._deleted = self.clock.seconds_left() > 0
+        # after the warning it can be the walltime, which began before this process; PBS may know more
+        self._deleted = not self._warned
         self.chain.append("term", job_id=self.job_id, early=self._deleted)
 
     def _warn(self, processes: "list[subprocess.Popen[bytes]]") -> None:
@@ -254,19 +257,18 @@ class Link:
         self._write_term()
         if self._deleted:
             return self._leave(code)
-        if any(task.result_pickle.exists() for task in self.tasks) or code not in {*HANDED_OVER, *TASK_EXITS}:
-            return self._give_up(code, "see the logs for the error of the task")
+        if code not in {*HANDED_OVER, *TASK_EXITS}:
+            return self._give_up(FAILED, code, "see the logs for the error of the task")
         if successor_of(self.chain.rows(), self.job_id) is None:
-            cause = "the walltime is over" if code in HANDED_OVER else TASK_EXITS[code]
-            return self._give_up(code, f"{cause}, and there is no next link")
+            return self._give_up(TIMEOUT if code in HANDED_OVER else TASK_EXITS[code], code, "there is no next link")
         return self._leave(code)
 
     def _leave(self, code: int) -> int:
         self.chain.append("ended", job_id=self.job_id, code=code)
         return code
 
-    def _give_up(self, code: int, reason: str) -> int:
-        self._finish(FAILED, f"exit code {code}: {reason}")
+    def _give_up(self, state: str, code: int, reason: str) -> int:
+        self._finish(state, f"exit code {code}: {reason}")
         self._delete_next()
         return code
 
