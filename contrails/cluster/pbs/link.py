@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 from submitit.core.utils import JobPaths
 
 from contrails.cluster.pbs import client, script
-from contrails.cluster.pbs.chain import JOB_ID, RESTARTS, Chain, Judgement, judge, over, successor_of
+from contrails.cluster.pbs.chain import Chain, Judgement, judge, over, successor_of
 from contrails.cluster.pbs.clock import Clock
 from contrails.cluster.pbs.states import (
     COMPLETED,
@@ -29,6 +28,7 @@ from contrails.cluster.pbs.states import (
     Verdict,
     read_verdict,
 )
+from contrails.cluster.pbs.tasks import Process, kill_tasks, start_tasks
 from contrails.errors import ClusterError
 
 _POLL_S = 0.1
@@ -49,7 +49,7 @@ class Link:
         array, index = os.environ.get("PBS_ARRAY_ID"), os.environ.get("PBS_ARRAY_INDEX")
         first_id = os.environ.get(script.FIRST_ID, self.job_id) if array is None else f"{array}_{index}"
         self.tasks = [JobPaths(folder, first_id, rank) for rank in range(self.spec.num_tasks)]
-        self.first_id, self.folder = first_id, folder
+        self.first_id = first_id
         self.chain = Chain(self.tasks[0].folder, first_id)
         self.clock = Clock.of_this_job()
         self._token = secrets.token_hex(8)
@@ -189,8 +189,9 @@ class Link:
 
     def _run_tasks(self) -> int | None:
         """Run all tasks to their end; return 0 or the code of one that failed, None if this link is a ghost."""
-        processes = [self._start(rank) for rank in range(len(self.tasks))]
-        looked, failed = time.monotonic(), 0
+        processes = start_tasks(self.tasks, self.first_id, self._restarts(), self.spec.stderr_to_stdout)
+        looked = time.monotonic()
+        failed = 0
         while True:
             self._write_term()
             running = [process for process in processes if process.poll() is None]
@@ -198,29 +199,19 @@ class Link:
             if not running:
                 return failed if failed >= 0 else 128 - failed
             if failed:
-                _end(running)  # they would wait for the one that failed for ever
+                kill_tasks(running)  # they would wait for the one that failed for ever
             elif not self._warned and self.clock.is_near_end():
                 self._warned = True
                 self._warn(running)
             elif time.monotonic() - looked > _GHOST_POLL_S:
                 looked = time.monotonic()
                 if self._is_ghost():
-                    _end(running)
+                    kill_tasks(running)
                     return None
             time.sleep(_POLL_S)
 
-    def _start(self, rank: int) -> "subprocess.Popen[bytes]":
-        task = self.tasks[rank]
-        environment = os.environ | {
-            JOB_ID: self.first_id,
-            "SUBMITIT_PBS_NTASKS": str(len(self.tasks)),
-            "SUBMITIT_PBS_RANK": str(rank),
-            RESTARTS: str(sum(row["event"] == "start" for row in self.chain.rows()) - 1),
-        }
-        command = [sys.executable, "-u", "-m", "submitit.core._submit", self.folder]
-        with task.stdout.open("ab") as out, task.stderr.open("ab") as err:
-            errors = out if self.spec.stderr_to_stdout else err
-            return subprocess.Popen(command, env=environment, stdout=out, stderr=errors)
+    def _restarts(self) -> int:
+        return len([row for row in self.chain.rows() if row["event"] == "start"]) - 1
 
     def _write_term(self) -> None:
         """Write down that TERM came, once; a handler may run anywhere, and must not."""
@@ -230,7 +221,7 @@ class Link:
         self._deleted = not self._warned
         self.chain.append("term", job_id=self.job_id, early=self._deleted)
 
-    def _warn(self, processes: "list[subprocess.Popen[bytes]]") -> None:
+    def _warn(self, processes: list[Process]) -> None:
         """Tell the tasks to save and leave; while they do, see to it that there is a next link."""
         self.chain.append("warning", job_id=self.job_id, seconds_left=round(self.clock.seconds_left(), 1))
         for process in processes:
@@ -292,14 +283,6 @@ def _await(path: Path) -> None:
     give_up = time.monotonic() + _WAIT_FOR_SCRIPT_S
     while not path.exists() and time.monotonic() < give_up:
         time.sleep(_POLL_S)
-
-
-def _end(processes: "list[subprocess.Popen[bytes]]") -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-    for process in processes:
-        process.wait()
 
 
 def main() -> None:
