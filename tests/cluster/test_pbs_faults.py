@@ -28,6 +28,29 @@ def test_a_preempted_job_goes_on_with_what_it_saved(site: Site, fake: FakePbs, t
     assert site.events(job).count("successor") == 1  # a rerun submits none of its own
 
 
+def test_a_rerun_knows_a_successor_that_was_not_written_down(site: Site, fake: FakePbs, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    job = site.executor().submit(pbs_tasks.Counter(), str(rows), 20)
+    eventually(rows.exists)
+    path = site.chain(job).path
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if '"successor"' not in line))
+    fake.order("preempt", job.job_id)
+    assert job.result() == 20
+    assert len(fake.ids()) == 2
+
+
+def test_a_tombstone_alone_keeps_a_job_from_coming_back(site: Site, fake: FakePbs, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    job = site.executor().submit(pbs_tasks.Counter(), str(rows), 10_000)
+    eventually(rows.exists)
+    site.chain(job).cancel()
+    fake.order("preempt", job.job_id)
+    eventually(lambda: fake.attributes(job.job_id)["job_state"] == "F")
+    assert fake.attributes(job.job_id)["Exit_status"] == 0
+    assert job.state == "CANCELLED"
+    assert site.events(job).count("start") == 1
+
+
 def test_a_job_that_the_scheduler_deletes_goes_on_in_the_next_link(site: Site, fake: FakePbs, tmp_path: Path) -> None:
     rows = tmp_path / "rows"
     job = site.executor().submit(pbs_tasks.Counter(), str(rows), 30)
@@ -153,6 +176,9 @@ def test_a_job_killed_with_all_its_processes_goes_on(site: Site, fake: FakePbs, 
     rows = tmp_path / "rows"
     job = site.executor().submit(pbs_tasks.Counter(), str(rows), 20)
     eventually(rows.exists)
+    job.paths.result_pickle.with_suffix(
+        ".pkl.save_tmp"
+    ).touch()  # submitit refuses to write over what is left of a write
     fake.order("kill -9", job.job_id)
     assert job.result() == 20
     assert [row["cause"] for row in site.chain(job).rows() if row["event"] == "judged"] == ["KILLED"]
