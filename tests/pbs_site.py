@@ -33,8 +33,8 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "jobs"
 
-    def executor(self, **parameters: Any) -> submitit.AutoExecutor:
-        executor = submitit.AutoExecutor(self.folder, cluster="pbs")
+    def executor(self, max_num_timeout: int = 3, **parameters: Any) -> submitit.AutoExecutor:
+        executor = submitit.AutoExecutor(self.folder, cluster="pbs", pbs_max_num_timeout=max_num_timeout)
         here = (Path(contrails.__file__).parents[1], Path(__file__).parent)
         path = shlex.quote(":".join(map(str, here)))
         executor.update_parameters(

@@ -39,6 +39,16 @@ def test_a_rerun_knows_a_successor_that_was_not_written_down(site: Site, fake: F
     assert len(fake.ids()) == 2
 
 
+def test_the_teardown_runs_after_the_task_has_saved(site: Site, fake: FakePbs, tmp_path: Path) -> None:
+    rows, torn = tmp_path / "rows", tmp_path / "torn"
+    executor = site.executor(pbs_teardown=[f"echo $code >> {torn}"])
+    job = executor.submit(pbs_tasks.Counter(), str(rows), 20)
+    eventually(rows.exists)
+    fake.order("preempt", job.job_id)
+    assert job.result() == 20
+    eventually(lambda: torn.read_text().split() == ["255", "0"])
+
+
 def test_a_tombstone_alone_keeps_a_job_from_coming_back(site: Site, fake: FakePbs, tmp_path: Path) -> None:
     rows = tmp_path / "rows"
     job = site.executor().submit(pbs_tasks.Counter(), str(rows), 10_000)

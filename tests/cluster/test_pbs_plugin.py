@@ -11,6 +11,7 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from contrails.cluster.pbs import client
 from contrails.cluster.pbs.job import PbsJob
+from contrails.cluster.pbs.watcher import pbs_id
 from contrails.errors import ClusterError, RecipeError
 
 import pbs_tasks
@@ -46,6 +47,7 @@ def test_map_array_is_one_array(site: Site) -> None:
     assert len({job.job_id.rpartition("_")[0] for job in jobs}) == 1
     assert [jobs[0].result(), jobs[1].result()] == [3, 2]
     assert "ZeroDivisionError" in str(jobs[2].exception())
+    assert client.query([pbs_id(f"{jobs[0].job_id.rpartition('_')[0]}_3")]) == {}
     (alone,) = site.executor().map_array(pbs_tasks.add, [1], [2])  # PBS refuses an array of one
     assert "[" not in alone.job_id
 
@@ -71,11 +73,13 @@ def test_cancel_deletes_every_link(site: Site, tmp_path: Path, monkeypatch: pyte
     eventually(rows.exists)
     assert job.state == "RUNNING"
     job.cancel()
+    assert site.chain(job).cancelled
     eventually(lambda: job.done(force_check=True))
     assert job.state == "CANCELLED"
     links = [row["job_id"] for row in site.chain(job).rows() if row["event"] in ("start", "successor")]
     assert len(links) == 2
     eventually(lambda: all(attributes["job_state"] == "F" for attributes in client.query(links).values()))
+    assert "run_count" not in client.query(links)[links[1]]  # deleted before the first one's end let it go
     monkeypatch.setattr(PbsJob, "_results_timeout_s", 0)
     with pytest.raises(UncompletedJobError, match="CANCELLED"):
         job.result()
@@ -117,6 +121,15 @@ def test_without_a_chain_the_walltime_is_the_end(site: Site, tmp_path: Path) -> 
     job = executor.submit(pbs_tasks.sleep, 100, str(tmp_path / "started"))
     with pytest.raises(UncompletedJobError, match="timed-out and not checkpointable"):
         job.result()
+
+
+@pytest.mark.slow
+def test_a_checkpointable_times_out_as_often_as_allowed(site: Site, tmp_path: Path) -> None:
+    executor = site.executor(pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S, max_num_timeout=1)
+    job = executor.submit(pbs_tasks.Counter(), str(tmp_path / "rows"), 10_000)
+    with pytest.raises(UncompletedJobError, match="timed-out too many times"):
+        job.result()
+    assert site.events(job).count("start") == 2
 
 
 def test_an_exit_code_of_a_task_ends_the_chain(site: Site) -> None:
