@@ -1,12 +1,16 @@
 import json
+import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from submitit.core.utils import DelayedSubmission, JobPaths
 
 from contrails.cluster.pbs import client, script
 from contrails.cluster.pbs.clock import Clock
+from contrails.cluster.pbs.environment import PbsJobEnvironment
 from contrails.cluster.pbs.script import Parameters, make_spec, memory_mb, render, select, with_memory
 from contrails.errors import ClusterError, RecipeError
 
@@ -102,3 +106,12 @@ def test_a_clock_that_gets_no_answer_keeps_its_limit(monkeypatch: pytest.MonkeyP
 def test_there_is_no_clock_outside_of_a_job() -> None:
     with pytest.raises(ClusterError, match="SUBMITIT_PBS_SPEC is not set"):
         Clock.of_this_job({})
+
+
+def test_a_warning_counts_as_a_timeout_however_early_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    delayed = DelayedSubmission(print)
+    delayed.set_timeout(timeout_min=3 * 24 * 60, max_num_timeout=3)
+    PbsJobEnvironment()._handle_signals(JobPaths(tmp_path, "7.host"), delayed)
+    assert handlers[signal.SIGUSR2].__self__.has_timed_out()
