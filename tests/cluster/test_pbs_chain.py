@@ -68,7 +68,9 @@ def test_budgets_count_failures_of_a_kind_since_the_last_progress() -> None:
     assert final(judged("KILLED")) is None
     assert final(judged("KILLED"), judged("KILLED")) == "KILLED"
     assert final(judged("KILLED"), {"event": "progress"}, judged("KILLED")) is None
-    assert final(judged("KILLED"), judged(None), judged("KILLED")) is None
+    assert final(judged("KILLED"), ended(75), judged("KILLED")) is None
+    # that a link made way for a larger one is no progress
+    assert final(judged("KILLED"), judged(None), judged("KILLED")) == "KILLED"
     assert final(judged("NODE_FAIL"), judged("NODE_FAIL"), judged("KILLED")) is None
 
 

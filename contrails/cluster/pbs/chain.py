@@ -167,7 +167,7 @@ def _last_run(rows: Rows, job_id: str) -> list[Mapping[str, Any]]:
 def _failures_in_a_row(rows: Rows, cause: str) -> int:
     count = 0
     for row in reversed(rows):
-        if row["event"] == "progress" or (row["event"] == "judged" and row["cause"] is None):
+        if row["event"] == "progress" or (row["event"] == "ended" and row["code"] in HANDED_OVER):
             break
         count += row["event"] == "judged" and row["cause"] == cause
     return count
