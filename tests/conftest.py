@@ -16,6 +16,9 @@ from contrails.runs import Run
 
 from raw_records import write_metadata, write_record
 
+# fixtures of tests that start PBS jobs
+pytest_plugins = ["pbs_site"]
+
 MakeRun = Callable[..., Run]
 MakeRecipe = Callable[..., Recipe]
 

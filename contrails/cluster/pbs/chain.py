@@ -1,0 +1,173 @@
+"""The chain: links, each a PBS job, that together are one job under the id of the first.
+
+A walltime ends a link, never the work: at its start a link submits its successor, held until the link ends with
+anything but 0 (`afternotok`, which fires after kill -9 too). What happened is appended to `<first id>_chain.jsonl`
+beside submitit's files, always before the link that saw it ends. Rows, by `event`:
+
+    start       a link began; a second one of the same job_id means that PBS ran it again
+    successor   the next link was submitted: link, job_id, after
+    warning     the walltime is near, the task was told to save
+    term        TERM came; early: before the warning, so somebody or the scheduler ended the job
+    ended       the task ended without a result: code
+    replaced    this link made way for one with more memory
+    judged      the next link looked at why its predecessor ended: cause
+    progress    the task said that it got further; budgets start anew
+    over        the last word: state, reason
+"""
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contrails.cluster.pbs.states import (
+    CANCELLED,
+    FAILED,
+    HANDED_OVER,
+    LOST,
+    NODE_FAIL,
+    OUT_OF_MEMORY,
+    PREEMPTED,
+    TASK_EXITS,
+    TIMEOUT,
+    Verdict,
+)
+from contrails.files import append_json_line, create_exclusive, read_json_lines
+
+JOB_ID = "SUBMITIT_PBS_JOB_ID"
+"""Environment of a task: the first link's id, or that of an array with the index of its element after `_`."""
+
+RESTARTS = "SUBMITIT_PBS_RESTARTS"
+"""Environment of a task: how often the job was started before, by the next links and by PBS's own reruns."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+_SURE = {TIMEOUT, OUT_OF_MEMORY, NODE_FAIL, PREEMPTED}
+"""What PBS alone can know: it goes before what the link itself wrote."""
+
+
+class Chain:
+    """The story of one job over its links.
+
+    Args:
+        folder: submitit's folder of the job.
+        job_id: the id that submitit knows, the first link's.
+    """
+
+    def __init__(self, folder: Path, job_id: str) -> None:
+        self.path = folder / f"{job_id}_chain.jsonl"
+        self._tombstone = folder / f"{job_id}_cancelled"
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job was cancelled through its Job object."""
+        return self._tombstone.exists()
+
+    def cancel(self) -> None:
+        """Leave the tombstone: no link starts from now on."""
+        create_exclusive(self._tombstone, "")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what happened so far."""
+        return read_json_lines(self.path)
+
+    def append(self, event: str, **details: Any) -> None:
+        """Add a row, on the disk before this returns."""
+        row = {"event": event, "time": time.time(), "host": socket.gethostname(), **details}
+        append_json_line(self.path, row, durable=True)
+
+
+def note_progress(environment: Mapping[str, str] = os.environ) -> None:
+    """Say, from a task of this plugin, that it got further since the last failure: the budgets start anew."""
+    Chain(Path(environment["SUBMITIT_FOLDER"]), environment[JOB_ID]).append("progress")
+
+
+def over(rows: Rows) -> Mapping[str, Any] | None:
+    """Return the row with the last word, if it was said."""
+    return next((row for row in rows if row["event"] == "over"), None)
+
+
+def links_of(rows: Rows, first_id: str) -> list[str]:
+    """Return the ids of all links so far, in the order of their submission."""
+    later = (str(row["job_id"]) for row in rows if row["event"] in ("successor", "start"))
+    return list(dict.fromkeys([first_id, *later]))
+
+
+def current_id(rows: Rows, first_id: str) -> str:
+    """Return the id of the newest link that has started; the first one's before any has."""
+    starts = [row for row in rows if row["event"] == "start"]
+    return str(max(starts, key=lambda row: row["link"])["job_id"]) if starts else first_id
+
+
+def successor_of(rows: Rows, job_id: str) -> str | None:
+    """Return the id of the link submitted after `job_id`, if there is one."""
+    return next((row["job_id"] for row in rows if row["event"] == "successor" and row["after"] == job_id), None)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a link decides about its start: why its predecessor ended, and, unless it goes on, how the job ends."""
+
+    cause: str | None
+    final: str | None = None
+    reason: str | None = None
+
+
+def judge(rows: Rows, prior_id: str, verdict: Verdict | None, budgets: Mapping[str, int]) -> Judgement:
+    """Decide whether the work goes on after the link `prior_id` has ended.
+
+    Args:
+        rows: the chain so far.
+        prior_id: the link before this one.
+        verdict: what PBS says about it; None where it does not answer, or has no history.
+        budgets: failures in a row allowed, by cause.
+    """
+    cause = _cause(rows, prior_id, verdict)
+    if cause is None:
+        return Judgement(None)
+    if cause == CANCELLED:
+        return Judgement(cause, CANCELLED, f"job {prior_id} was deleted")
+    if cause not in budgets:
+        return Judgement(cause) if cause == PREEMPTED else Judgement(cause, FAILED, f"job {prior_id}: {cause}")
+    failures = 1 + _failures_in_a_row(rows, cause)
+    if failures > budgets[cause]:
+        reason = f"{cause} {failures} times in a row without progress; the budget is {budgets[cause]} (pbs_budgets)"
+        return Judgement(cause, cause, reason)
+    return Judgement(cause)
+
+
+def _cause(rows: Rows, prior_id: str, verdict: Verdict | None) -> str | None:
+    """Return why a link ended; None if it handed over."""
+    events = _last_run(rows, prior_id)
+    if any(row["event"] == "replaced" for row in events):
+        return None
+    if verdict is not None and verdict.state in _SURE:
+        handed_over = any(row["event"] == "ended" and row["code"] in HANDED_OVER for row in events)
+        return None if verdict.state == TIMEOUT and handed_over else verdict.state
+    if any(row["event"] == "term" and row["early"] for row in events):
+        return CANCELLED
+    if verdict is not None and verdict.state == CANCELLED:
+        return CANCELLED
+    for row in events:
+        if row["event"] == "ended":
+            return None if row["code"] in HANDED_OVER else TASK_EXITS.get(row["code"], FAILED)
+    return LOST if verdict is None or not verdict.over else verdict.state
+
+
+def _last_run(rows: Rows, job_id: str) -> list[Mapping[str, Any]]:
+    """Return what a link wrote since it last started; PBS may have run it several times."""
+    own = [row for row in rows if row.get("job_id") == job_id and row["event"] != "successor"]
+    starts = [number for number, row in enumerate(own) if row["event"] == "start"]
+    return own[starts[-1] :] if starts else own
+
+
+def _failures_in_a_row(rows: Rows, cause: str) -> int:
+    count = 0
+    for row in reversed(rows):
+        if row["event"] == "progress" or (row["event"] == "ended" and row["code"] in HANDED_OVER):
+            break
+        count += row["event"] == "judged" and row["cause"] == cause
+    return count

@@ -1,0 +1,294 @@
+"""A link: what a PBS job of this plugin runs. `python -m contrails.cluster.pbs.link FOLDER`
+
+It decides whether there is anything to do, submits the next link, starts the tasks (submitit's own runner, with the
+output in submitit's logs), looks at the walltime clock for them, and has the last word in the chain. It is a process
+of its own, so that no crash, kill or signal handler of a task can keep it from that.
+"""
+
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+
+from submitit.core.utils import JobPaths
+
+from contrails.cluster.pbs import client, script
+from contrails.cluster.pbs.chain import Chain, Judgement, judge, over, successor_of
+from contrails.cluster.pbs.clock import Clock
+from contrails.cluster.pbs.states import (
+    COMPLETED,
+    FAILED,
+    HANDED_OVER,
+    OUT_OF_MEMORY,
+    TASK_EXITS,
+    TIMEOUT,
+    Verdict,
+    read_verdict,
+)
+from contrails.cluster.pbs.tasks import Process, kill_tasks, start_tasks
+from contrails.errors import ClusterError
+
+_POLL_S = 0.1
+_GHOST_POLL_S = 10.0
+_TERM_GRACE_S = 0.5
+_WAIT_FOR_SCRIPT_S = 60.0
+_MEMORY_FACTOR = 1.5
+_TERMINATED = 128 + signal.SIGTERM
+
+
+class Link:
+    """One PBS job of a chain, or an element of an array, which has no chain."""
+
+    def __init__(self, folder: str) -> None:
+        self.job_id = os.environ["PBS_JOBID"]
+        self.number = int(os.environ.get(script.LINK, "1"))
+        self.spec = script.Spec(**json.loads(os.environ[script.SPEC]))
+        array, index = os.environ.get("PBS_ARRAY_ID"), os.environ.get("PBS_ARRAY_INDEX")
+        first_id = os.environ.get(script.FIRST_ID, self.job_id) if array is None else f"{array}_{index}"
+        self.tasks = [JobPaths(folder, first_id, rank) for rank in range(self.spec.num_tasks)]
+        self.first_id = first_id
+        self.chain = Chain(self.tasks[0].folder, first_id)
+        self.clock = Clock.of_this_job()
+        self._token = secrets.token_hex(8)
+        self._warned = self._term_came = False
+        self._deleted: bool | None = None
+
+    def run(self) -> int:
+        """Do the work of this link; return the exit code, which is 0 only if nothing is to follow."""
+        signal.signal(signal.SIGTERM, self._on_term)
+        self._log_to(self.tasks[0])
+        if self._nothing_to_do():
+            return 0
+        before = {row["event"] for row in self.chain.rows() if row.get("job_id") == self.job_id}
+        self.chain.append("start", link=self.number, job_id=self.job_id, token=self._token)
+        is_rerun = "start" in before  # PBS runs this job again
+        if self.number > 1 and "judged" not in before and not self._goes_on():
+            return 0
+        if self.spec.chain == script.HELD and not self._submit_next(is_rerun):
+            return 0
+        return self._conclude(self._run_tasks())
+
+    def _on_term(self, _number: int, _frame: object) -> None:
+        self._term_came = True
+
+    def _log_to(self, task: JobPaths) -> None:
+        """Have what this process says in the log that `job.stderr()` shows."""
+        task.folder.mkdir(parents=True, exist_ok=True)
+        with (task.stdout if self.spec.stderr_to_stdout else task.stderr).open("ab") as file:
+            os.dup2(file.fileno(), sys.stderr.fileno())
+
+    def _say(self, text: str) -> None:
+        print(f"link {self.number}, job {self.job_id}: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def _nothing_to_do(self) -> bool:
+        rows = self.chain.rows()
+        replaced = any(row["event"] == "replaced" and row["job_id"] == self.job_id for row in rows)
+        if self.chain.cancelled or over(rows) is not None or replaced or self._has_result():
+            self._say("the job is cancelled or over: nothing to do")
+            return True
+        for task in self.tasks:  # a leftover of a killed write makes submitit refuse all later ones
+            for path in (task.result_pickle, task.submitted_pickle):
+                path.with_suffix(f"{path.suffix}.save_tmp").unlink(missing_ok=True)
+        return False
+
+    def _has_result(self) -> bool:
+        return all(task.result_pickle.exists() for task in self.tasks)
+
+    # the predecessor
+
+    def _goes_on(self) -> bool:
+        rows = self.chain.rows()
+        prior = next((row["after"] for row in rows if row.get("job_id") == self.job_id and "after" in row), None)
+        if prior is None:  # its submitter was killed before it could write this link down
+            prior = next(
+                row["job_id"] for row in reversed(rows) if row["event"] == "start" and row["link"] < self.number
+            )
+        judgement = judge(rows, prior, _ask(prior), self.spec.budgets)
+        self.chain.append("judged", job_id=self.job_id, cause=judgement.cause)
+        if judgement.cause is not None:
+            self._say(f"job {prior} ended: {judgement.cause}")
+        if judgement.final is not None:
+            self._finish(judgement.final, judgement.reason)
+            return False
+        return not self._makes_way(judgement)
+
+    def _makes_way(self, judgement: Judgement) -> bool:
+        """Submit a link with more memory in place of this one, if memory is what the predecessor lacked."""
+        has = self._memory_mb()
+        if judgement.cause != OUT_OF_MEMORY or has is None:
+            return False
+        wanted = int(has * _MEMORY_FACTOR)
+        self._say(f"out of memory with {has} MB: asking for {wanted} MB")
+        if self._submit([], mem_mb=wanted) is None:
+            return False
+        self.chain.append("replaced", job_id=self.job_id)
+        return True
+
+    def _memory_mb(self) -> int | None:
+        asked = os.environ.get(script.MEM_MB)
+        return script.memory_mb(self.spec.qsub) if asked is None else int(asked)
+
+    # the successor
+
+    def _submit_next(self, is_rerun: bool) -> bool:
+        """Have a successor wait for the end of this job; return False if the job was cancelled meanwhile."""
+        if not self._has_next(is_rerun) and self.number < self.spec.max_links:
+            self._submit(["-W", f"depend=afternotok:{self.job_id}"], self._memory_mb())
+        if self.chain.cancelled:
+            self._delete_next()
+            return False
+        return True
+
+    def _has_next(self, is_rerun: bool) -> bool:
+        if successor_of(self.chain.rows(), self.job_id) is not None:
+            return True
+        if not is_rerun:
+            return False
+        # killed between submission and the row? PBS knows who waits for this job
+        try:
+            return "beforenotok:" in client.query([self.job_id]).get(self.job_id, {}).get("depend", "")
+        except ClusterError:
+            return False
+
+    def _submit(self, options: list[str], mem_mb: int | None) -> str | None:
+        """Submit the next link and write it down; return None, and say why, if that is not possible."""
+        marker = f"{script.FIRST_ID}={self.first_id},{script.LINK}={self.number + 1}"
+        qsub = self.spec.qsub
+        values = marker
+        if mem_mb is not None:
+            qsub, values = script.with_memory(qsub, mem_mb), f"{marker},{script.MEM_MB}={mem_mb}"
+        path = self.tasks[0].submission_file
+        _await(path)
+        try:
+            job_id = client.submit(
+                [*qsub, *options, "-v", values],
+                str(path),
+                name=self.spec.name,
+                marker=marker,
+                patience_s=self.spec.margin_s / 2,
+            )
+        except ClusterError as error:
+            self._say(f"the next link could not be submitted: {error}")
+            return None
+        self.chain.append("successor", link=self.number + 1, job_id=job_id, after=self.job_id)
+        return job_id
+
+    def _delete_next(self) -> None:
+        job_id = successor_of(self.chain.rows(), self.job_id)
+        if job_id is None:
+            return
+        try:
+            client.delete(job_id)
+        except ClusterError as error:  # it will find the last word in the chain, and leave
+            self._say(f"the next link, {job_id}, could not be deleted: {error}")
+
+    # the tasks
+
+    def _run_tasks(self) -> int | None:
+        """Run all tasks to their end; return 0 or the code of one that failed, None if this link is a ghost."""
+        processes = start_tasks(self.tasks, self.first_id, self._restarts(), self.spec.stderr_to_stdout)
+        looked = time.monotonic()
+        failed = 0
+        while True:
+            self._write_term()
+            running = [process for process in processes if process.poll() is None]
+            failed = failed or next((process.returncode for process in processes if process.returncode), 0)
+            if not running:
+                return failed if failed >= 0 else 128 - failed
+            if failed:
+                kill_tasks(running)  # they would wait for the one that failed for ever
+            elif not self._warned and self.clock.is_near_end():
+                self._warned = True
+                self._warn(running)
+            elif time.monotonic() - looked > _GHOST_POLL_S:
+                looked = time.monotonic()
+                if self._is_ghost():
+                    kill_tasks(running)
+                    return None
+            time.sleep(_POLL_S)
+
+    def _restarts(self) -> int:
+        return len([row for row in self.chain.rows() if row["event"] == "start"]) - 1
+
+    def _write_term(self) -> None:
+        """Write down that TERM came, once; a handler may run anywhere, and must not."""
+        if not self._term_came or self._deleted is not None:
+            return
+        # after the warning it can be the walltime, which began before this process; PBS may know more
+        self._deleted = not self._warned
+        self.chain.append("term", job_id=self.job_id, early=self._deleted)
+
+    def _warn(self, processes: list[Process]) -> None:
+        """Tell the tasks to save and leave; while they do, see to it that there is a next link."""
+        self.chain.append("warning", job_id=self.job_id, seconds_left=round(self.clock.seconds_left(), 1))
+        for process in processes:
+            process.send_signal(signal.SIGUSR2)
+        if self.spec.chain != script.NONE:
+            self._submit_next(is_rerun=False)
+
+    def _is_ghost(self) -> bool:
+        """Return whether PBS gave this node up and started the job again elsewhere."""
+        starts = [row["token"] for row in self.chain.rows() if row["event"] == "start"]
+        return bool(starts[-1] != self._token)
+
+    # the end
+
+    def _conclude(self, code: int | None) -> int:
+        if code is None or self._is_ghost():
+            self._say("this job was started again elsewhere: leaving all to that")
+            return 1
+        if code == 0:
+            self._finish(COMPLETED, None)
+            return 0
+        if not self._term_came and code in {*HANDED_OVER, _TERMINATED}:
+            time.sleep(_TERM_GRACE_S)  # PBS sends TERM to one process after the other
+        self._write_term()
+        if self._deleted:
+            return self._leave(code)
+        if code not in {*HANDED_OVER, *TASK_EXITS}:
+            return self._give_up(FAILED, code, "see the logs for the error of the task")
+        if successor_of(self.chain.rows(), self.job_id) is None:
+            return self._give_up(TIMEOUT if code in HANDED_OVER else TASK_EXITS[code], code, "there is no next link")
+        return self._leave(code)
+
+    def _leave(self, code: int) -> int:
+        self.chain.append("ended", job_id=self.job_id, code=code)
+        return code
+
+    def _give_up(self, state: str, code: int, reason: str) -> int:
+        self._finish(state, f"exit code {code}: {reason}")
+        self._delete_next()
+        return code
+
+    def _finish(self, state: str, reason: str | None) -> None:
+        self.chain.append("over", state=state, reason=reason, job_id=self.job_id)
+        if reason is not None:
+            self._say(f"{state}: {reason}")
+
+
+def _ask(job_id: str) -> Verdict | None:
+    """Return what PBS says about a job; None where it does not answer, or does not know it."""
+    try:
+        attributes = client.query([job_id]).get(job_id)
+    except ClusterError:
+        return None
+    return None if attributes is None else read_verdict(attributes)
+
+
+def _await(path: Path) -> None:
+    """Wait until the submitter has given the script its final name, which it can only after qsub has answered."""
+    give_up = time.monotonic() + _WAIT_FOR_SCRIPT_S
+    while not path.exists() and time.monotonic() < give_up:
+        time.sleep(_POLL_S)
+
+
+def main() -> None:
+    """Run the link of this job."""
+    sys.exit(Link(sys.argv[1]).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""From parameters to what qsub gets: its options, and a script. Every value is quoted; nothing here talks to PBS."""
+
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from contrails.errors import RecipeError, choices
+from contrails.files import to_json
+
+SPEC, STARTED = "SUBMITIT_PBS_SPEC", "SUBMITIT_PBS_STARTED"
+FIRST_ID, LINK, MEM_MB = "SUBMITIT_PBS_FIRST_ID", "SUBMITIT_PBS_LINK", "SUBMITIT_PBS_MEM_MB"
+
+AUTO, HELD, AT_WARNING, NONE = "auto", "held", "at_warning", "none"
+BUDGETS = {"TIMEOUT": 3, "OUT_OF_MEMORY": 2, "NODE_FAIL": 3, "KILLED": 3, "LOST": 3}
+"""How often in a row a link may end for each cause without progress before the chain gives up."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What can be asked for: submitit's own parameters, then those that begin with `pbs_`."""
+
+    name: str = "submitit"
+    timeout_min: float = 5
+    mem_gb: float | None = None
+    cpus_per_task: int = 1
+    gpus_per_node: int = 0
+    tasks_per_node: int = 1
+    nodes: int = 1
+    stderr_to_stdout: bool = False
+    # -q, -A, -P
+    queue: str | None = None
+    account: str | None = None
+    project: str | None = None
+    walltime: str | None = None
+    """HH:MM:SS instead of timeout_min."""
+    gpu_mem: str | None = None
+    gpu_cap: str | None = None
+    scratch_local: str | None = None
+    cluster: str | None = None
+    select: str | None = None
+    """The whole of -l select, instead of what the other parameters make."""
+    place: str | None = None
+    setup: Sequence[str] = ()
+    teardown: Sequence[str] = ()
+    """Shell lines before and after the task, as they are."""
+    additional_parameters: Mapping[str, str] = field(default_factory=dict)
+    """Other options of qsub, {"-M": "me@example.org"}."""
+    array_parallelism: int | None = None
+    signal_delay_s: float = 90
+    """Seconds before the walltime at which the task is told to save and leave; at most half of the walltime."""
+    chain: str = AUTO
+    """When the next link is submitted: held (at the start), at_warning, none; auto: held for what has checkpoint()."""
+    max_links: int = 100
+    budgets: Mapping[str, int] = field(default_factory=dict)
+    """Changes to `BUDGETS`."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Parameters":
+        """Return checked parameters.
+
+        Raises:
+            RecipeError: one is unknown, or has a value that cannot be right.
+        """
+        known = {parameter.name for parameter in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise RecipeError(f"unknown parameter '{name}' of the executor 'pbs': {choices(name, known)}")
+        parameters = cls(**values)
+        parameters._check()
+        return parameters
+
+    @property
+    def walltime_s(self) -> float:
+        """The walltime in seconds."""
+        return self.timeout_min * 60 if self.walltime is None else parse_walltime(self.walltime)
+
+    def _check(self) -> None:
+        if self.nodes != 1:
+            raise RecipeError(
+                f"nodes = {self.nodes}: the executor 'pbs' starts its tasks on one node; ask for nodes = 1 and for "
+                "tasks_per_node and gpus_per_node as needed"
+            )
+        if self.chain not in (AUTO, HELD, AT_WARNING, NONE):
+            raise RecipeError(f"pbs_chain = '{self.chain}': {choices(self.chain, (AUTO, HELD, AT_WARNING, NONE))}")
+        for cause in self.budgets:
+            if cause not in BUDGETS:
+                raise RecipeError(f"pbs_budgets: unknown cause '{cause}': {choices(cause, BUDGETS)}")
+        for lines in (self.setup, self.teardown):
+            if isinstance(lines, str):
+                raise RecipeError(f"pbs_setup and pbs_teardown: expected a list of shell lines, found {lines!r}")
+        if self.walltime_s <= 0:
+            raise RecipeError(f"walltime: expected more than 0 s, found {self.walltime or self.timeout_min}")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a job knows about its own submission, so that it can submit the next link: JSON in the script."""
+
+    qsub: list[str]
+    name: str
+    walltime_s: float
+    margin_s: float
+    chain: str
+    max_links: int
+    budgets: dict[str, int]
+    num_tasks: int
+    stderr_to_stdout: bool
+
+
+def make_spec(parameters: Parameters, folder: Path, chain: str) -> Spec:
+    """Return what jobs with these parameters are submitted with."""
+    name = job_name(parameters.name)
+    optional = {"-q": parameters.queue, "-A": parameters.account, "-P": parameters.project}
+    place = [] if parameters.place is None else ["-l", f"place={parameters.place}"]
+    options = [
+        *("-N", name),
+        *(word for option, value in optional.items() if value is not None for word in (option, value)),
+        *("-l", f"select={parameters.select or select(parameters)}"),
+        *("-l", f"walltime={format_walltime(parameters.walltime_s)}"),
+        *place,
+        # rerunnable: PBS itself starts a job again that it preempted, or whose node failed
+        *("-r", "y"),
+        # one log written as it grows, in a folder (the name is the job's id); readable by its owner alone
+        *("-j", "oe", "-k", "oed", "-o", f"{folder}/", "-W", "umask=077"),
+        *(word for pair in parameters.additional_parameters.items() for word in pair),
+    ]
+    return Spec(
+        qsub=options,
+        name=name,
+        walltime_s=parameters.walltime_s,
+        margin_s=min(parameters.signal_delay_s, parameters.walltime_s / 2),
+        chain=chain,
+        max_links=parameters.max_links,
+        budgets=BUDGETS | dict(parameters.budgets),
+        num_tasks=parameters.tasks_per_node,
+        stderr_to_stdout=parameters.stderr_to_stdout,
+    )
+
+
+def render(spec: Spec, command: str, setup: Sequence[str], teardown: Sequence[str]) -> str:
+    """Return the script of a job; `command`, `setup` and `teardown` are shell, and not quoted.
+
+    Values go into the script: `qsub -v` strips quotes and splits at commas, and `-V` makes qstat's JSON invalid.
+    """
+    lines = [
+        "#!/bin/bash",
+        f"export {STARTED}=$(date +%s)",
+        f"export {SPEC}={shlex.quote(to_json(asdict(spec)))}",
+        "export SUBMITIT_EXECUTOR=pbs",
+        "trap : TERM  # PBS sends it to every process: the shell stays until the task has saved",
+        *("", "# setup", *setup),
+        *("", "# command", command, "code=$?"),
+        *("", "# teardown", *teardown),
+        "exit $code",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def select(parameters: Parameters) -> str:
+    """Return the value of `-l select=`.
+
+    >>> select(Parameters(cpus_per_task=4, mem_gb=16, gpus_per_node=1, gpu_mem="20gb"))
+    '1:ncpus=4:mem=16384mb:ngpus=1:gpu_mem=20gb'
+    """
+    tasks = parameters.tasks_per_node
+    values: dict[str, Any] = {
+        "ncpus": parameters.cpus_per_task * tasks,
+        "mpiprocs": tasks if tasks > 1 else None,
+        "mem": None if parameters.mem_gb is None else f"{math.ceil(parameters.mem_gb * 1024)}mb",
+        "ngpus": parameters.gpus_per_node or None,
+        "gpu_mem": parameters.gpu_mem,
+        "gpu_cap": parameters.gpu_cap,
+        "scratch_local": parameters.scratch_local,
+        "cluster": parameters.cluster,
+    }
+    return ":".join(["1", *(f"{key}={_quoted(value)}" for key, value in values.items() if value is not None)])
+
+
+def memory_mb(options: Sequence[str]) -> int | None:
+    """Return the memory that the options of qsub ask for, if select says it in megabytes."""
+    found = re.search(_MEMORY, " ".join(options))
+    return None if found is None else int(found.group(1))
+
+
+def with_memory(options: Sequence[str], mem_mb: int) -> list[str]:
+    """Return the options of qsub with another amount of memory.
+
+    >>> with_memory(["-l", "select=1:ncpus=4:mem=1024mb:gpu_mem=20gb"], 1536)
+    ['-l', 'select=1:ncpus=4:mem=1536mb:gpu_mem=20gb']
+    """
+    return [re.sub(_MEMORY, f":mem={mem_mb}mb", word) for word in options]
+
+
+_MEMORY = r":mem=(\d+)mb"
+
+
+def job_name(name: str) -> str:
+    """Return a name that PBS takes: no blanks, no dot in front. Old servers cut at 15 characters, new ones at 230.
+
+    >>> job_name("fold 3: first")
+    'fold_3__first'
+    """
+    return re.sub(r"[^\w.+-]", "_", name).lstrip(".")[:230] or "submitit"
+
+
+def format_walltime(seconds: float) -> str:
+    """Return HH:MM:SS.
+
+    >>> format_walltime(86430)
+    '24:00:30'
+    """
+    whole = math.ceil(seconds)
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def parse_walltime(text: str) -> float:
+    """Return the seconds of HH:MM:SS, MM:SS or seconds.
+
+    Raises:
+        RecipeError: it is none of them.
+    """
+    if not re.fullmatch(r"(\d+:){0,2}\d+", text):
+        raise RecipeError(f"walltime: expected HH:MM:SS, found '{text}'")
+    seconds = 0.0
+    for part in text.split(":"):
+        seconds = seconds * 60 + float(part)
+    return seconds
+
+
+def _quoted(value: object) -> str:
+    """Return a value of select; PBS takes a comma as the end of the resource unless the value is in quotes."""
+    return f'"{value}"' if "," in str(value) else str(value)

@@ -1,0 +1,158 @@
+"""The plugin through submitit's own interface, with nothing broken: these tests run on a real PBS too."""
+
+import pickle
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from submitit.core.utils import FailedJobError, UncompletedJobError
+
+from contrails.cluster.pbs import client
+from contrails.cluster.pbs.job import PbsJob
+from contrails.cluster.pbs.watcher import pbs_id
+from contrails.errors import ClusterError, RecipeError
+
+import pbs_tasks
+from local_site import eventually
+from pbs_site import MARGIN_S, REAL, WALLTIME, Site
+
+
+def test_a_result_comes_back_with_both_logs(site: Site) -> None:
+    job = site.executor().submit(pbs_tasks.add, 2, 3)
+    assert re.fullmatch(r"\d+\..+", job.job_id)
+    assert job.result() == 5
+    assert "adding 2 and 3" in (job.stdout() or "")
+    assert "a word for stderr" in (job.stderr() or "")
+    eventually(lambda: job.state == "COMPLETED")
+    assert job.done()
+    assert (site.folder.stat().st_mode & 0o777) == 0o700
+
+
+def test_an_exception_comes_back_with_its_traceback(site: Site) -> None:
+    job = site.executor().submit(pbs_tasks.divide, 1, 0)
+    exception = job.exception()
+    assert isinstance(exception, FailedJobError)
+    assert "ZeroDivisionError" in str(exception)
+    assert "pbs_tasks.py" in str(exception)
+    with pytest.raises(FailedJobError, match="ZeroDivisionError"):
+        job.result()
+    eventually(lambda: job.state == "FAILED")
+
+
+def test_map_array_is_one_array(site: Site) -> None:
+    jobs = site.executor(pbs_array_parallelism=2).map_array(pbs_tasks.divide, [6, 8, 1], [2, 4, 0])
+    assert [job.job_id.rpartition("_")[2] for job in jobs] == ["0", "1", "2"]
+    assert len({job.job_id.rpartition("_")[0] for job in jobs}) == 1
+    assert [jobs[0].result(), jobs[1].result()] == [3, 2]
+    assert "ZeroDivisionError" in str(jobs[2].exception())
+    assert client.query([pbs_id(f"{jobs[0].job_id.rpartition('_')[0]}_3")]) == {}
+    (alone,) = site.executor().map_array(pbs_tasks.add, [1], [2])  # PBS refuses an array of one
+    assert "[" not in alone.job_id
+
+
+def test_a_task_sees_its_job(site: Site) -> None:
+    job = site.executor().submit(pbs_tasks.describe)
+    seen: dict[str, Any] = job.result()
+    assert seen["job_id"] == job.job_id
+    assert (seen["cluster"], seen["num_tasks"], seen["global_rank"], seen["array_job_id"]) == ("pbs", 1, 0, None)
+    assert len(seen["hostnames"]) == 1
+
+
+def test_several_tasks_have_a_result_and_a_log_each(site: Site) -> None:
+    job = site.executor(tasks_per_node=2).submit(pbs_tasks.describe)
+    assert [seen["global_rank"] for seen in job.results()] == [0, 1]
+    assert {seen["num_tasks"] for seen in job.results()} == {2}
+    assert job.task(1).paths.stderr.exists()
+
+
+def test_cancel_deletes_every_link(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tmp_path / "rows"
+    job = site.executor().submit(pbs_tasks.Counter(), str(rows), 10_000)
+    eventually(rows.exists)
+    assert job.state == "RUNNING"
+    job.cancel()
+    assert site.chain(job).cancelled
+    eventually(lambda: job.done(force_check=True))
+    assert job.state == "CANCELLED"
+    links = [row["job_id"] for row in site.chain(job).rows() if row["event"] in ("start", "successor")]
+    assert len(links) == 2
+    eventually(lambda: all(attributes["job_state"] == "F" for attributes in client.query(links).values()))
+    assert "run_count" not in client.query(links)[links[1]]  # deleted before the first one's end let it go
+    monkeypatch.setattr(PbsJob, "_results_timeout_s", 0)
+    with pytest.raises(UncompletedJobError, match="CANCELLED"):
+        job.result()
+    steps = len(rows.read_text().splitlines())
+    time.sleep(1)
+    assert len(rows.read_text().splitlines()) == steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chain", ["held", "at_warning"])
+def test_a_checkpointable_goes_on_through_three_links_under_one_id(site: Site, tmp_path: Path, chain: str) -> None:
+    rows = tmp_path / "rows"
+    executor = site.executor(pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S, pbs_chain=chain)
+    job = executor.submit(pbs_tasks.Counter(), str(rows), 600 if REAL else 60)
+    num_steps = job.result()
+    taken = [int(row.split()[0]) for row in rows.read_text().splitlines()]
+    assert taken == list(range(num_steps))  # no step was lost, or taken twice
+    links = list(dict.fromkeys(row.split()[1] for row in rows.read_text().splitlines()))
+    assert len(links) >= 3
+    assert links[0] == job.job_id
+    eventually(lambda: job.state == "COMPLETED")
+    assert "Starting with JobEnvironment" in (job.stderr() or "") + (job.stdout() or "")
+    # the last successor waits for a failure that did not come
+    if chain == "held":
+        last = [row["job_id"] for row in site.chain(job).rows() if row["event"] == "successor"][-1]
+        eventually(lambda: client.query([last])[last]["job_state"] == "F")
+
+
+def test_a_callable_without_checkpoint_polls_the_clock(site: Site, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    executor = site.executor(pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S, pbs_chain="held")
+    job = executor.submit(pbs_tasks.poll, str(rows), 300 if REAL else 40)
+    assert re.fullmatch(r"\d+ steps after [1-9] restarts", job.result())
+    assert site.events(job).count("judged") >= 1
+
+
+def test_without_a_chain_the_walltime_is_the_end(site: Site, tmp_path: Path) -> None:
+    executor = site.executor(pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S)
+    job = executor.submit(pbs_tasks.sleep, 100, str(tmp_path / "started"))
+    with pytest.raises(UncompletedJobError, match="timed-out and not checkpointable"):
+        job.result()
+
+
+@pytest.mark.slow
+def test_a_checkpointable_times_out_as_often_as_allowed(site: Site, tmp_path: Path) -> None:
+    executor = site.executor(pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S, max_num_timeout=1)
+    job = executor.submit(pbs_tasks.Counter(), str(tmp_path / "rows"), 10_000)
+    with pytest.raises(UncompletedJobError, match="timed-out too many times"):
+        job.result()
+    assert site.events(job).count("start") == 2
+
+
+def test_an_exit_code_of_a_task_ends_the_chain(site: Site) -> None:
+    job = site.executor(pbs_chain="held").submit(pbs_tasks.leave, 8)
+    job.wait()
+    assert job.get_info()["Reason"].startswith("exit code 8")
+    links = [row["job_id"] for row in site.chain(job).rows() if row["event"] == "successor"]
+    eventually(lambda: client.query(links)[links[0]]["job_state"] == "F")
+    assert "run_count" not in client.query(links)[links[0]]  # deleted before it could start
+
+
+def test_a_job_object_can_be_pickled(site: Site) -> None:
+    job = pickle.loads(pickle.dumps(site.executor().submit(pbs_tasks.add, 1, 1)))
+    assert job.result() == 2
+
+
+def test_what_the_server_refuses_says_why(site: Site) -> None:
+    with pytest.raises(ClusterError, match=r"(?s)code 170: .*Unknown queue; see the queues with `qstat -Q`"):
+        site.executor(pbs_queue="nosuch").submit(pbs_tasks.add, 1, 2)
+
+
+def test_unknown_parameters_are_refused_with_the_list(site: Site) -> None:
+    with pytest.raises(NameError, match=r"'quue' for executor 'pbs'.*Valid arguments: .*queue"):
+        site.executor(pbs_quue="gpu")
+    with pytest.raises(RecipeError, match="nodes = 2: the executor 'pbs' starts its tasks on one node"):
+        site.executor(nodes=2)

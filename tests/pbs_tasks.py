@@ -1,0 +1,82 @@
+"""What the jobs of tests/cluster/test_pbs_plugin.py run; job processes import it."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import DelayedSubmission
+
+from contrails.cluster.pbs.clock import Clock
+
+
+def add(a: int, b: int) -> int:
+    print(f"adding {a} and {b}")
+    print("a word for stderr", file=sys.stderr)
+    return a + b
+
+
+def divide(a: int, b: int) -> float:
+    return a / b
+
+
+def sleep(seconds: float, started: str) -> str:
+    Path(started).touch()
+    time.sleep(seconds)
+    return "slept"
+
+
+def leave(code: int) -> None:
+    sys.exit(code)
+
+
+def die(path: str, times: int) -> str:
+    """End like a process that the kernel kills for memory, as often as told."""
+    with Path(path).open("a") as file:
+        file.write("started\n")
+    if len(Path(path).read_text().splitlines()) <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
+
+
+def describe() -> dict[str, Any]:
+    environment = submitit.JobEnvironment()
+    names = ("job_id", "num_tasks", "num_nodes", "global_rank", "local_rank", "node", "array_job_id", "hostnames")
+    return {name: getattr(environment, name) for name in names} | {"cluster": environment.cluster}
+
+
+class Counter:
+    """Takes steps, one row each in a file; goes on where its checkpoint stood."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def __call__(self, path: str, num_steps: int) -> int:
+        while self.step < num_steps:
+            with Path(path).open("a") as file:
+                file.write(f"{self.step} {os.environ['PBS_JOBID']}\n")
+            self.step += 1
+            time.sleep(0.1)
+        return self.step
+
+    def checkpoint(self, path: str, num_steps: int) -> DelayedSubmission:
+        return DelayedSubmission(self, path, num_steps)
+
+
+def poll(path: str, num_steps: int) -> str:
+    """Take steps without checkpoint(): look at the clock between two of them, save, and go on in the next link."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    stops: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: stops.append(number))
+    clock, rows = Clock.of_this_job(), Path(path)
+    rows.touch()
+    while (done := len(rows.read_text().splitlines())) < num_steps:
+        with rows.open("a") as file:
+            file.write(f"{done} {os.environ['PBS_JOBID']}\n")
+        time.sleep(0.1)
+        if stops or clock.is_near_end():
+            sys.exit(75)
+    return f"{done} steps after {os.environ['SUBMITIT_PBS_RESTARTS']} restarts"
