@@ -22,13 +22,13 @@ def sites(as_json: bool) -> None:
     found = all_sites()
     rows = [resolve(site, 5).model_dump() | {"defined": where} for site, where in found.values()]
     if as_json:
-        click.echo(json.dumps({"default": default_site(), "sites": rows}))
+        click.echo(json.dumps({"default": default_site(found), "sites": rows}))
         return
     table = Table()
     for heading in ("site", "scheduler", "device", "folds at a time", "threads a fold", "sync", "defined"):
         table.add_column(heading)
     for row in rows:
-        name = f"{row['name']} (default)" if row["name"] == default_site() else row["name"]
+        name = f"{row['name']} (default)" if row["name"] == default_site(found) else row["name"]
         values = (
             row["device"],
             row["folds_at_a_time"],

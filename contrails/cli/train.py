@@ -64,7 +64,8 @@ def train(
     arguments = ["-m", "contrails.cluster.launch", str(run.path), keys[0], *(["--summary"] if debug else [])]
     # this process becomes the launcher, from the frozen code: Ctrl-C reaches it and the training alone
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *arguments], job_environment(run, config))  # noqa: S606
+    environment = dict(os.environ) | job_environment(run, config.compute.num_threads)
+    os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606
 
 
 def _remove(path: Path) -> None:
