@@ -8,13 +8,16 @@ import time
 from dataclasses import dataclass, field
 
 from contrails.cluster.ends import read_end, retries_left, write_end
-from contrails.cluster.scheduler import Cause, Scheduler, ThisJob
+from contrails.cluster.scheduler import Cause, Scheduler, Standing, ThisJob
 from contrails.cluster.sites import Site
 from contrails.files import read_hint
 from contrails.runs import Attempt, Fold
 
 _EARLY_S = 61
 """Slurm sends the signal of a time that is nearly over up to a minute too early."""
+
+CAUSES: dict[Standing, Cause] = {"timeout": "walltime", "requeued": "preemption", "cancelled": "cancelled"}
+"""What the scheduler's word says about why a job ends; while it lets the job run, other signs count."""
 
 
 @dataclass
@@ -71,10 +74,8 @@ def is_wanted(fold: Fold, job: ThisJob, site: Site) -> bool:
 
 def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
     """Send the job back into the queue for folds that stopped and have budget left; return whether it goes."""
-    cause = clock.cause()
-    standing = clock.scheduler.standing(clock.job, clock.deadline)
-    if standing == "cancelled":
-        cause = "cancelled"
+    standing = clock.scheduler.standing(clock.job)
+    cause = CAUSES.get(standing) or clock.cause()
     going_on = []
     for fold in folds:
         attempt = own_attempt(fold, clock.job)

@@ -67,6 +67,7 @@ def run_folds(run_path: str, folds: list[str]) -> None:
 def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> list[int]:
     """Wait for places on this machine, then train."""
     places = take_places(run.path.parent / ".places", site.folds_at_a_time, min(len(folds), site.folds_at_a_time))
+    folds = [key for key in folds if not run.fold(key).cancelled.exists()]  # it may have been a long wait
     job = {"scheduler": site.scheduler, "job_id": os.environ.get("SUBMITIT_LOCAL_JOB_ID"), "redirect": True}
     return list(_train(run, config, folds, job, _shared(config, places)).values())
 

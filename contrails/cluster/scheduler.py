@@ -56,8 +56,8 @@ class ThisJob:
     memory_gb: float | None
 
 
-Standing = Literal["running", "requeued", "cancelled"]
-"""How the scheduler takes the job that this process runs in: whether it may be started again, will be, or must not."""
+Standing = Literal["running", "timeout", "requeued", "cancelled"]
+"""How the scheduler takes the job that this process runs in: the first two may be requeued, the others not."""
 
 
 class Scheduler(Protocol):
@@ -109,11 +109,8 @@ class Scheduler(Protocol):
     def end_time(self, job: ThisJob) -> float | None:
         """Return when the job's time is over, in seconds since the epoch; None if the scheduler does not say."""
 
-    def standing(self, job: ThisJob, deadline: float | None) -> Standing:
-        """Return how the scheduler takes this job now; `deadline` is the last known end of its time.
-
-        Signals that could end the process are ignored from here on.
-        """
+    def standing(self, job: ThisJob) -> Standing:
+        """Return how the scheduler takes this job now; signals that could end this process are ignored from here on."""
 
     def requeue(self, job: ThisJob) -> bool:
         """Have the job that this process runs in start again later; return whether it will."""

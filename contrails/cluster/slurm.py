@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import time
 import uuid
 from collections.abc import Callable, Collection
 from datetime import datetime
@@ -17,7 +16,7 @@ from typing import Any
 
 from contrails.cluster.scheduler import Job, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
-from contrails.cluster.slurm_text import SACCT, SQUEUE, newest, parse_fields, parse_sacct, parse_squeue
+from contrails.cluster.slurm_text import SACCT, SQUEUE, newest, parse_sacct, parse_squeue, parse_standing
 from contrails.errors import ClusterError
 from contrails.files import fsync
 
@@ -124,23 +123,19 @@ def end_time(job: ThisJob) -> float | None:
     return None if answer in ("", "N/A") else datetime.fromisoformat(answer).timestamp()
 
 
-def standing(job: ThisJob, deadline: float | None) -> Standing:
+def standing(job: ThisJob) -> Standing:
     """Return whether Slurm lets this job run, has requeued it, or ends it for good.
 
     Slurm sends TERM for scancel, for preemption and for a time that is over, and a requeue brings back a job in any of
-    these cases. What tells them apart: a preempted job still runs in its grace time or has been requeued already, and
-    the time is over when it is over.
+    these cases. Its state is COMPLETING in all of them; what tells them apart is that a preempted job still runs in its
+    grace time or counts a restart already, and that the time was over or not.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue sends it to all processes of the job, scontrol too
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
-        word = parse_fields(_ask("scontrol", "--oneliner", "show", "job", job.job_id))
+        return parse_standing(_ask("scontrol", "--oneliner", "show", "job", job.job_id), job.restart_count)
     except ClusterError:
         return "running"  # the controller may answer again when it is asked to requeue
-    if int(word.get("Restarts", 0)) > job.restart_count:
-        return "requeued"
-    time_is_over = deadline is not None and time.time() >= deadline
-    return "running" if word.get("JobState") == "RUNNING" or time_is_over else "cancelled"
 
 
 def requeue(job: ThisJob) -> bool:

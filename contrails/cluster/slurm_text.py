@@ -1,9 +1,11 @@
 """What Slurm's commands print, parsed: text in, plain values out, so that all of it can be tested without a cluster."""
 
+import re
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Literal
 
-from contrails.cluster.scheduler import Cause, Job
+from contrails.cluster.scheduler import Cause, Job, Standing
 
 SQUEUE = ("squeue", "--me", "--noheader", "--states=all", "--format=%i|%j|%T|%r|%N")
 SACCT = ("sacct", "--noheader", "--parsable2", "--format=JobID,JobName,State,NodeList")
@@ -65,9 +67,36 @@ def parse_sacct(text: str) -> list[Job]:
     return list(jobs.values())
 
 
-def parse_fields(text: str) -> dict[str, str]:
-    """Return the `Key=value` words of `scontrol --oneliner show job`."""
-    return dict(word.split("=", 1) for word in text.split() if "=" in word)
+def parse_standing(text: str, restart_count: int) -> Standing:
+    """Return how a job that has been started `restart_count` times before stands in `scontrol --oneliner show job`."""
+    fields = dict(word.split("=", 1) for word in text.split() if "=" in word)
+    if int(fields.get("Restarts", 0)) > restart_count:
+        return "requeued"
+    if fields.get("JobState") == "RUNNING":
+        return "running"
+    limit = parse_duration(fields.get("TimeLimit", ""))
+    lasted = _seconds(fields.get("EndTime", "")) - _seconds(fields.get("StartTime", ""))
+    return "timeout" if limit is not None and lasted >= limit else "cancelled"
+
+
+def parse_duration(text: str) -> float | None:
+    """Return the seconds of a limit, None where there is none.
+
+    >>> parse_duration("1-02:00:00"), parse_duration("00:01:00"), parse_duration("UNLIMITED")
+    (93600.0, 60.0, None)
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def _seconds(moment: str) -> float:
+    try:
+        return datetime.fromisoformat(moment).timestamp()
+    except ValueError:  # "Unknown", "N/A"
+        return 0.0
 
 
 def newest(jobs: Iterable[Job]) -> dict[str, Job]:

@@ -6,6 +6,7 @@ hint: a job that it no longer knows is lost, never done or failed. Nothing here 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from contrails.cluster.ends import NEXT_STEP, read_end
@@ -105,8 +106,17 @@ def _over(row: FoldState, fold: Fold, said: str | None, cause: str | None) -> Fo
         cause = "cancelled"
     name = "cancelled" if cause == "cancelled" else "lost" if cause in (None, "lost") else "failed"
     cause = cause or "lost"
-    what = said or f"its job {row.job_id} ended before it began; see {fold.run.submitit}/{row.job_id}_0_log.err"
+    log = fold.run.submitit / f"{row.job_id}_0_log.err"
+    what = said or f"its job {row.job_id} ended before it began{_last_lines(log)}; see {log}"
     return replace(row, state=name, cause=cause, reason=f"{what} ({cause}): {NEXT_STEP[cause]}")  # type: ignore[index]
+
+
+def _last_lines(log: Path) -> str:
+    """Return what a job said last, in brackets; submitit's own words are left out."""
+    if not log.exists():
+        return ""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line and "submitit INFO" not in line]
+    return f" ({' | '.join(lines[-3:])})" if lines else ""
 
 
 def _judge_here(

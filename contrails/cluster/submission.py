@@ -58,7 +58,8 @@ def reconcile(run: Run, site: Site) -> dict[str, Job]:
     """
     known = submissions(run)
     unsettled = [job for job in known if job.job_id is None and not job.void]
-    ids = {job.job_id for job in newest_submissions(known).values() if job.job_id}
+    newest = [*newest_submissions(known).values(), *{job.name.rpartition("a")[0]: job for job in known}.values()]
+    ids = {job.job_id for job in newest if job.job_id is not None}
     scheduler = scheduler_of(site)
     jobs = scheduler.look(ids, [job.name for job in unsettled])
     by_name = {job.name: job for job in jobs.values()}

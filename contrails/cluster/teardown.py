@@ -8,11 +8,11 @@ or another one is submitted that asks for more memory or avoids the node.
 import sys
 from pathlib import Path
 
-from contrails.cluster.allocation import own_attempt
-from contrails.cluster.ends import End, cause_of_exit, read_end, retries_left, write_end
+from contrails.cluster.allocation import CAUSES, own_attempt
+from contrails.cluster.ends import cause_of_exit, read_end, retries_left, write_end
 from contrails.cluster.journal import last_submission
 from contrails.cluster.requests import fold_request
-from contrails.cluster.scheduler import Cause, Scheduler, ThisJob, scheduler_of
+from contrails.cluster.scheduler import Cause, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.submission import submit_job, submitting
 from contrails.config import RunConfig, parse, read_toml
@@ -39,32 +39,39 @@ def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: in
     scheduler = scheduler_of(site)
     job = scheduler.this_job()
     open_folds = [fold for fold in folds if not fold.done.exists() and not fold.cancelled.exists()]
-    ends = {fold: _end(fold, job, code) for fold in open_folds}
-    if not ends or any(end.handed_over for end in ends.values()):
+    if not open_folds or any(_is_handed_over(fold, job) for fold in open_folds):
         return
-    again = [fold for fold, end in ends.items() if _may_retry(fold, end, job, site)]
-    if not again or scheduler.standing(job, None) != "running":
+    standing = scheduler.standing(job)
+    causes = {
+        fold: _cause(fold, job, code, CAUSES.get(standing), handed_over=standing == "requeued") for fold in open_folds
+    }
+    again = [fold for fold in open_folds if _may_retry(fold, causes[fold], job, site)]
+    if not again or standing in ("requeued", "cancelled"):
         return
-    causes = {ends[fold].cause for fold in again}
-    if causes & {"memory", "node"}:
-        _submit_changed(run, config, site, [fold.key for fold in again], causes, job)
-    else:
-        _requeue(scheduler, job)
+    changes = {causes[fold] for fold in again} & {"memory", "node"}
+    if changes:
+        _submit_changed(run, config, site, [fold.key for fold in again], changes, job)
+    elif not scheduler.requeue(job):
+        print(f"error: job {job.job_id} could not be requeued; submit the run again", file=sys.stderr)  # noqa: T201
 
 
-def _end(fold: Fold, job: ThisJob, code: int) -> End:
-    """Return why the fold's attempt ended; what nobody has said yet follows from the launcher's exit code."""
+def _is_handed_over(fold: Fold, job: ThisJob) -> bool:
     attempt = own_attempt(fold, job)
-    if attempt is None:
-        return End(cause_of_exit(code, ""), step=-1)
-    if (known := read_end(attempt)) is not None:
-        return known
-    cause = cause_of_exit(code, read_hint(attempt.state).get("reason") or "")
-    _say(attempt, f"its whole job ended with exit code {code}")
-    write_end(fold, attempt, cause)
-    end = read_end(attempt)
-    assert end is not None
-    return end
+    end = read_end(attempt) if attempt else None
+    return end is not None and end.handed_over
+
+
+def _cause(fold: Fold, job: ThisJob, code: int, known: Cause | None, *, handed_over: bool) -> Cause:
+    """Return why the fold's attempt ended; what nobody has said yet is what the scheduler or the exit code says."""
+    attempt = own_attempt(fold, job)
+    if attempt is not None and (end := read_end(attempt)) is not None:
+        return end.cause
+    said = read_hint(attempt.state).get("reason") if attempt else None
+    cause = known or cause_of_exit(code, said or "")
+    if attempt is not None:
+        _say(attempt, f"its whole job ended with exit code {code}")
+        write_end(fold, attempt, cause, handed_over=handed_over)
+    return cause
 
 
 def _say(attempt: Attempt, reason: str) -> None:
@@ -73,27 +80,22 @@ def _say(attempt: Attempt, reason: str) -> None:
         write_atomic(attempt.state, to_json(state | {"status": "failed", "reason": reason}))
 
 
-def _may_retry(fold: Fold, end: End, job: ThisJob, site: Site) -> bool:
+def _may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:
     if own_attempt(fold, job) is None:  # it ended before it began: what counts is how often the job was started
-        return job.restart_count < getattr(site.retries, end.cause, 0)
-    return retries_left(fold, end.cause, site.retries) > 0
-
-
-def _requeue(scheduler: Scheduler, job: ThisJob) -> None:
-    if not scheduler.requeue(job):
-        print(f"error: job {job.job_id} could not be requeued; submit the run again", file=sys.stderr)  # noqa: T201
+        return job.restart_count < getattr(site.retries, cause, 0)
+    return retries_left(fold, cause, site.retries) > 0
 
 
 def _submit_changed(
-    run: Run, config: RunConfig, site: Site, folds: list[str], causes: set[Cause], job: ThisJob
+    run: Run, config: RunConfig, site: Site, folds: list[str], changes: set[Cause], job: ThisJob
 ) -> None:
     """Submit the folds as a new job: this one's memory and nodes can no longer be changed."""
     with submitting(run):
         last = last_submission(run, folds[0])
         memory_gb, exclude = (last.memory_gb, last.exclude) if last else (None, ())
-        if "memory" in causes:
+        if "memory" in changes:
             memory_gb = _MORE * (memory_gb or site.memory_gb or job.memory_gb or 1)
-        if "node" in causes and job.node:
+        if "node" in changes and job.node:
             exclude = (*exclude, job.node)
         submit_job(
             run, site, fold_request(run, config.compute.num_threads, folds, memory_gb=memory_gb, exclude=exclude)
