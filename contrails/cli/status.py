@@ -5,6 +5,7 @@ import time
 from dataclasses import asdict
 
 import click
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +17,8 @@ from contrails.runs import Run, all_runs, open_run
 
 _COLOURS = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "damaged": "red", "stopped": "yellow"}
 _HEADINGS = ("fold", "state", "attempt", "step", "epoch", "best Dice", "time left", "node", "hours", "lost", "exact")
+_WIDTH = 110
+"""Columns of the table where the output is no terminal."""
 _INTERVAL_S = 5.0
 
 
@@ -57,7 +60,7 @@ def _print(found: dict[Run, list[FoldState]]) -> None:
 
 def print_states(run: Run, states: list[FoldState]) -> None:
     """Print one run as a table, and the reason of every fold that needs a hand."""
-    table = Table(title=run.name, title_justify="left")
+    table = Table(title=run.name, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for heading in _HEADINGS:
         table.add_column(heading, justify="left" if heading in ("state", "node") else "right")
     for state in states:
@@ -76,7 +79,7 @@ def print_states(run: Run, states: list[FoldState]) -> None:
             "" if not state.attempt else "no" if state.usage.differs else "yes",
         )
     console = Console()
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else _WIDTH)
     for state in states:
         for reason in filter(None, (state.reason, state.usage.differs)):
             console.print(f"fold {state.fold}: {reason}", markup=False, soft_wrap=True)

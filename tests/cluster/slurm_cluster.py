@@ -43,6 +43,7 @@ class SlurmCluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.conf = folder / "etc/slurm.conf"
+        self._database: subprocess.Popen[bytes] | None = None
 
     def start(self, *, accounting: bool = True, user_signal: bool = False) -> None:
         """Start all daemons and wait until the nodes are up.
@@ -55,7 +56,8 @@ class SlurmCluster:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._write(accounting=accounting, user_signal=user_signal)
         munge = self.folder / "munge"
-        munge.chmod(0o755)
+        for folder in (self.folder, munge):
+            folder.chmod(0o755)  # munged wants everybody to reach its socket
         files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log"}
         self.command("munged", *(f"--{key}={munge / name}" for key, name in files.items()), f"--seed-file={munge}/seed")
         if accounting:
@@ -73,6 +75,8 @@ class SlurmCluster:
         for name in ("slurmd", "slurmctld", "slurmdbd", "mariadbd", "munged"):
             for process in self._processes(name):
                 process.kill()
+        if self._database is not None:
+            self._database.wait(20)
 
     def restart_controller(self) -> None:
         """Kill slurmctld and start it again."""
@@ -81,6 +85,11 @@ class SlurmCluster:
             process.wait(20)
         self.command("slurmctld", "-i")
         wait(self._is_up, "the controller")
+
+    def reconfigure(self, *, user_signal: bool) -> None:
+        """Warn preempted jobs by USR2, or no longer."""
+        self._write(accounting=True, user_signal=user_signal)
+        self.command("scontrol", "reconfigure")
 
     def kill_controller(self) -> None:
         for process in self._processes("slurmctld"):
@@ -107,7 +116,7 @@ class SlurmCluster:
         environment, log = self.environment(), self.folder / "log" / "commands.log"
         with log.open("ab") as errors:  # not a pipe: a daemon keeps its end open
             answer = subprocess.run(arguments, env=environment, stdout=subprocess.PIPE, stderr=errors, check=False)
-        assert answer.returncode == 0, f"{arguments}: see {log}"
+        assert answer.returncode == 0, f"{arguments}: {log.read_text()[-500:]}"
         return answer.stdout.decode()
 
     def _is_up(self) -> bool:
@@ -129,7 +138,8 @@ class SlurmCluster:
         options += [f"--port={PORT + 33}", f"--init-file={first}", "--skip-name-resolve", "--user=root"]
         options += ["--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0", "--performance-schema=0"]
         with (self.folder / "log/mariadb.log").open("ab") as log:
-            subprocess.Popen(["mariadbd", "--no-defaults", *options], stdout=log, stderr=log, start_new_session=True)
+            command = ["mariadbd", "--no-defaults", *options]
+            self._database = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         login = ["mariadb", "--no-defaults", "-uslurm", "-pslurm", "-h127.0.0.1", f"-P{PORT + 33}"]
         wait(lambda: self._works(*login, "-e", "use slurm_acct_db"), "the database")
         self.command("slurmdbd")
