@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from local_site import eventually
@@ -68,18 +69,31 @@ def test_two_folds_of_one_job_stop_and_go_on_together(site: SlurmSite, undisturb
     assert weights(site.fold("0", "pair")) == undisturbed
 
 
-def test_a_node_that_is_set_down_or_crashes_beside_a_ghost(site: SlurmSite, undisturbed: dict[str, str]) -> None:
+def test_a_node_that_is_set_down(site: SlurmSite, undisturbed: dict[str, str]) -> None:
     site.submit("down", *EPOCHS, site="graceless")
-    site.submit("crash", *EPOCHS, site="minute")
-    site.wait_for_snapshot(site.fold("0", "down"), site.fold("0", "crash"))
-    site.cluster.crash(
-        "n3", ghosts=True
-    )  # its processes train on, until Slurm has noticed and starts the job elsewhere
+    site.wait_for_snapshot(site.fold("0", "down"))
     site.cluster.command("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    eventually(lambda: len(site.fold("0", "down").attempts()) == 1 and not site.squeue("-w", "n2"))
+    eventually(lambda: not site.squeue("-w", "n2"))
     site.cluster.command("scontrol", "update", "nodename=n2", "state=resume")
-    site.cluster.revive("n3")
-    for name in ("down", "crash"):
-        site.wait_for_done(name)
-        assert len(site.fold("0", name).attempts()) >= 2
-        assert weights(site.fold("0", name)) == undisturbed
+    site.wait_for_done("down")
+    assert site.ends("down") == ["preemption", ""]
+    assert weights(site.fold("0", "down")) == undisturbed
+
+
+def test_a_node_that_crashes_and_a_ghost_beside_its_successor(site: SlurmSite, undisturbed: dict[str, str]) -> None:
+    site.submit("crash", *EPOCHS)
+    fold = site.fold("0", "crash")
+    site.wait_for_snapshot(fold)
+    (node,) = site.squeue(f"--jobs={site.job('crash')}", "--format=%N")
+    launcher = psutil.Process(site.pid("crash")).parent()
+    assert launcher is not None
+    ghosts = [launcher, *launcher.children()]
+    for ghost in ghosts:
+        ghost.suspend()
+    site.cluster.crash(node, ghosts=True)
+    eventually(lambda: len(fold.attempts()) == 2 and fold.all_snapshots()[0].attempt == 2)
+    for ghost in ghosts:  # as if a network had come back: both train now
+        ghost.resume()
+    site.wait_for_done("crash")
+    assert weights(fold) == undisturbed
+    site.cluster.revive(node)
