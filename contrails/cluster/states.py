@@ -89,6 +89,8 @@ def _judge(
     end = read_end(attempts[-1]) if attempts else None
     status = state.get("status")
     job = jobs.get(submission.job_id or "") if jobs is not None else None
+    if fold.cancelled.exists() and status not in {"starting", "running"}:
+        return _over(row, fold, state.get("reason"), "cancelled")  # whatever its job still does for other folds
     if job is not None and job.state == "waiting":
         return replace(row, state="waiting", reason=job.native)
     if status in {"starting", "running"} and (jobs is None or (job is not None and job.state == "running")):

@@ -45,14 +45,15 @@ def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: in
     causes = {
         fold: _cause(fold, job, code, CAUSES.get(standing), handed_over=standing == "requeued") for fold in open_folds
     }
-    again = [fold for fold in open_folds if _may_retry(fold, causes[fold], job, site)]
-    if not again or standing in ("requeued", "cancelled"):
+    if standing in ("requeued", "cancelled"):
         return
-    changes = {causes[fold] for fold in again} & {"memory", "node"}
-    if changes:
-        _submit_changed(run, config, site, [fold.key for fold in again], changes, job)
-    elif not scheduler.requeue(job):
-        print(f"error: job {job.job_id} could not be requeued; submit the run again", file=sys.stderr)  # noqa: T201
+    with submitting(run):
+        again = [fold for fold in open_folds if _may_retry(fold, causes[fold], job, site) and _is_newest(fold, job)]
+        changes = {causes[fold] for fold in again} & {"memory", "node"}
+        if changes:
+            _submit_changed(run, config, site, [fold.key for fold in again], changes, job)
+        elif again and not scheduler.requeue(job):
+            print(f"error: job {job.job_id} was not requeued; submit the run again", file=sys.stderr)  # noqa: T201
 
 
 def _is_handed_over(fold: Fold, job: ThisJob) -> bool:
@@ -86,20 +87,23 @@ def _may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:
     return retries_left(fold, cause, site.retries) > 0
 
 
+def _is_newest(fold: Fold, job: ThisJob) -> bool:
+    """Return whether nobody has submitted the fold again in the meantime."""
+    last = last_submission(fold.run, fold.key)
+    return last is not None and last.job_id == job.job_id
+
+
 def _submit_changed(
     run: Run, config: RunConfig, site: Site, folds: list[str], changes: set[Cause], job: ThisJob
 ) -> None:
     """Submit the folds as a new job: this one's memory and nodes can no longer be changed."""
-    with submitting(run):
-        last = last_submission(run, folds[0])
-        memory_gb, exclude = (last.memory_gb, last.exclude) if last else (None, ())
-        if "memory" in changes:
-            memory_gb = _MORE * (memory_gb or site.memory_gb or job.memory_gb or 1)
-        if "node" in changes and job.node:
-            exclude = (*exclude, job.node)
-        submit_job(
-            run, site, fold_request(run, config.compute.num_threads, folds, memory_gb=memory_gb, exclude=exclude)
-        )
+    last = last_submission(run, folds[0])
+    memory_gb, exclude = (last.memory_gb, last.exclude) if last else (None, ())
+    if "memory" in changes:
+        memory_gb = _MORE * (memory_gb or site.memory_gb or job.memory_gb or 1)
+    if "node" in changes and job.node:
+        exclude = (*exclude, job.node)
+    submit_job(run, site, fold_request(run, config.compute.num_threads, folds, memory_gb=memory_gb, exclude=exclude))
 
 
 if __name__ == "__main__":

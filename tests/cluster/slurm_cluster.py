@@ -49,7 +49,8 @@ class SlurmCluster:
         """Start all daemons and wait until the nodes are up.
 
         Args:
-            accounting: run slurmdbd on MariaDB, so that sacct knows of jobs that squeue has forgotten.
+            accounting: run slurmdbd on MariaDB, so that sacct knows of jobs that squeue has forgotten; without it,
+                squeue forgets after 2 s what it otherwise knows for a minute.
             user_signal: warn preempted jobs by USR2 (preempt_send_user_signal).
         """
         for name in ("etc", "munge", "log", "state", "spool", "run", "dev", "db"):
@@ -175,10 +176,12 @@ class SlurmCluster:
             if not device.exists():
                 os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
         etc = self.folder / "etc"
-        store = "slurmdbd" if accounting else "none"
+        store, age = ("slurmdbd", 60) if accounting else ("none", 2)
         signals = "SlurmctldParameters=preempt_send_user_signal" if user_signal else ""
         host = socket.gethostname().split(".")[0]
-        self.conf.write_text(CONF.format(host=host, folder=self.folder, port=PORT, store=store, signals=signals))
+        self.conf.write_text(
+            CONF.format(host=host, folder=self.folder, port=PORT, store=store, signals=signals, age=age)
+        )
         # slurmd looks for a cgroup plugin even where none is used, and only v1 starts without one mounted
         (etc / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         (etc / "gres.conf").write_text(f"AutoDetect=off\nNodeName=n[1-3] Name=gpu File={self.folder}/dev/nvidia[0-1]\n")
@@ -221,7 +224,7 @@ PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=2
 KillWait=4
-MinJobAge=60
+MinJobAge={age}
 InactiveLimit=0
 SlurmctldTimeout=30
 SlurmdTimeout=10
