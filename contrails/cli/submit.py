@@ -174,6 +174,11 @@ def _follow(runs: list[Run], folds: list[str]) -> None:
         raise TrainingError(f"not finished: {', '.join(unfinished)}; see above, mend it and submit again")
 
 
+def _interval_s(runs: list[Run]) -> float:
+    """Return how often to look: a scheduler serves others too."""
+    return _POLL_S if all(site_of(run).scheduler == "local" for run in runs) else _PLAIN_INTERVAL_S
+
+
 def _states(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
     return [(run, row) for run, rows in overview(runs).items() for row in rows if row.fold in folds]
 
@@ -193,7 +198,7 @@ def _follow_lines(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldStat
         last = time.monotonic() if due else last
         if all(state.state not in ALIVE for _, state in states):
             return states
-        time.sleep(_POLL_S)
+        time.sleep(_interval_s(runs))
 
 
 def _follow_bars(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
@@ -213,7 +218,7 @@ def _follow_bars(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState
                 progress.update(tasks[run, state.fold], completed=done, total=total, text=text)
             if all(state.state not in ALIVE for _, state in states):
                 return states
-            time.sleep(_POLL_S)
+            time.sleep(_interval_s(runs))
 
 
 def _progress(state: FoldState) -> str:

@@ -24,7 +24,7 @@ def cancel_folds(run: Run, folds: list[Fold]) -> dict[str, str]:
     if site.scheduler != "local":
         ids = {job.job_id for job in newest.values() if job.job_id and all(map(_is_over, map(run.fold, job.folds)))}
         scheduler = scheduler_of(site)
-        alive = {job_id for job_id, job in scheduler.look(ids, ()).items() if job.state != "ended"} if ids else set()
+        alive = {job_id for job_id, job in scheduler.look(ids, {}).items() if job.state != "ended"} if ids else set()
         scheduler.cancel(alive)
     return {fold.key: "done already" if fold.done.exists() else "cancelled" for fold in folds}
 

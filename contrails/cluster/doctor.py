@@ -186,7 +186,7 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
 def _wait(site: Site, job_id: str) -> None:
     end = time.monotonic() + _WAIT_S
     while time.monotonic() < end:
-        job = scheduler_of(site).look((job_id,), ()).get(job_id)
+        job = scheduler_of(site).look((job_id,), {}).get(job_id)
         if job is None or job.state == "ended":
             return
         time.sleep(2)

@@ -15,12 +15,13 @@ from contrails.runs import Run
 class Submission:
     """A job as the journal knows it.
 
-    `job_id` is None while the scheduler has not answered, `void` is True when it turned out to know no such job;
-    `process` is the job's process where it runs on this machine.
+    `time` is when it was asked for, in seconds since the epoch; `job_id` is None while the scheduler has not answered,
+    and `void` is True when it turned out to know no such job; `process` is the job's process where it runs here.
     """
 
     name: str
     folds: tuple[str, ...]
+    time: float = 0.0
     pickle: str | None = None
     job_id: str | None = None
     void: bool = False
@@ -41,7 +42,12 @@ def submissions(run: Run) -> list[Submission]:
         name = row.get("name", "")
         if row.get("event") == "intent":
             found[name] = Submission(
-                name, tuple(row["folds"]), row.get("pickle"), None, False, row.get("memory_gb"), tuple(row["exclude"])
+                name,
+                tuple(row["folds"]),
+                row["time"],
+                row.get("pickle"),
+                memory_gb=row.get("memory_gb"),
+                exclude=tuple(row["exclude"]),
             )
         elif row.get("event") == "submitted" and name in found:
             found[name] = replace(found[name], job_id=row["job_id"], process=row.get("process", {}))

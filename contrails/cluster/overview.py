@@ -46,6 +46,6 @@ def _ask(site: Site, runs: list[Run]) -> dict[str, Job] | None:
     if not ids:
         return {}
     try:
-        return scheduler_of(site).look(ids, ())
+        return scheduler_of(site).look(ids, {})
     except ClusterError:
         return None

@@ -4,7 +4,7 @@ A scheduler is a module that satisfies `Scheduler`: its text is rendered and par
 through one table, and nothing above knows its commands. `local` is no scheduler: see `contrails.cluster.local`.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -93,8 +93,12 @@ class Scheduler(Protocol):
     def complete(self, folder: Path, pickle: Path, job_id: str) -> None:
         """Finish what a submission that was killed had left undone after the scheduler took the job."""
 
-    def look(self, job_ids: Collection[str], names: Collection[str]) -> dict[str, Job]:
+    def look(self, job_ids: Collection[str], names: Mapping[str, float]) -> dict[str, Job]:
         """Return what the scheduler knows of these jobs by id; those that it has forgotten are left out.
+
+        Args:
+            job_ids: of jobs.
+            names: of other jobs, each with the time since when there can be one, in seconds since the epoch.
 
         Raises:
             ClusterError: it does not answer.

@@ -5,11 +5,10 @@ submitit names the files of a job and runs the pickled function under srun, whic
 
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from contrails.errors import ClusterError
 from contrails.files import fsync
 
 _TIMEOUT_S = 60
+_SKEW_S = 60
 _SIGNALS = "TERM USR1 USR2"
 """What Slurm may send to the batch shell, which must live on to see how srun ended."""
 
@@ -70,26 +70,24 @@ def complete(folder: Path, pickle: Path, job_id: str) -> None:
         pickle.rename(folder / f"{job_id}_submitted.pkl")
 
 
-def look(job_ids: Collection[str], names: Collection[str]) -> dict[str, Job]:
-    """Return what Slurm knows of these jobs: one call of squeue, and one of sacct for those that it has forgotten."""
-    ids, wanted = set(job_ids), set(names)
+def look(job_ids: Collection[str], names: Mapping[str, float]) -> dict[str, Job]:
+    """Return what Slurm knows of these jobs: one call of squeue, and sacct only for those that it has forgotten."""
     listed = parse_squeue(_ask(*SQUEUE))
-    found = newest(job for job in listed if job.job_id in ids or job.name in wanted)
-    ids -= set(found)
-    wanted -= {job.name for job in found.values()}
-    return found | (_look_back(ids, wanted) if ids or wanted else {})
+    found = newest(job for job in listed if job.job_id in job_ids or job.name in names)
+    ids = set(job_ids) - set(found)
+    known = {job.name for job in found.values()}
+    return found | _look_back(ids, {name: since for name, since in names.items() if name not in known})
 
 
-def _look_back(ids: set[str], names: set[str]) -> dict[str, Job]:
+def _look_back(ids: set[str], names: Mapping[str, float]) -> dict[str, Job]:
     """Ask the accounting, which is not everywhere: then what squeue has forgotten is unknown."""
-    if shutil.which("sacct") is None:
-        return {}
     found: dict[str, Job] = {}
     try:
         if ids:
             found |= newest(parse_sacct(_ask(*SACCT, f"--jobs={','.join(sorted(ids))}")))
-        if names:  # by name alone sacct would look at today only
-            found |= newest(parse_sacct(_ask(*SACCT, f"--name={','.join(sorted(names))}", "--starttime=now-30days")))
+        if names:  # a run that was removed may have had jobs of the same names before
+            since = datetime.fromtimestamp(min(names.values()) - _SKEW_S).isoformat(timespec="seconds")
+            found |= newest(parse_sacct(_ask(*SACCT, f"--name={','.join(sorted(names))}", f"--starttime={since}")))
     except ClusterError:
         return found
     return found

@@ -97,6 +97,9 @@ def _judge(
         return replace(row, state=str(status))
     if job is not None and job.state == "running" and (end is None or end.handed_over):
         return replace(row, state="starting", reason=job.native if job.native != "RUNNING" else None)
+    if job is not None and job.state == "running" and end is not None and end.cause not in ("error", "cancelled"):
+        reason = f"{state.get('reason')} ({end.cause}): its job looks at its budget when no other fold trains in it"
+        return replace(row, state="waiting", reason=reason, cause=end.cause)
     if jobs is None and (end is None or end.handed_over):
         return replace(row, state="waiting")
     return _over(row, fold, state.get("reason"), (end.cause if end else None) or (job.cause if job else None))

@@ -42,12 +42,19 @@ def submit_job(run: Run, site: Site, request: Request) -> str:
             accept=lambda job_id: record(run, "submitted", name=request.name, job_id=job_id),
         )
     except ClusterError as error:
-        # its answer may be lost while the job is there
-        found = {job.name: job for job in scheduler.look((), (request.name,)).values()}
-        settled = _settle(run, scheduler, submissions(run)[-1], found)
+        settled = _find_again(run, scheduler, request)
         if settled is None:
             raise ClusterError(f"{error}; see `contrails doctor --site {site.name}`") from error
         return settled
+
+
+def _find_again(run: Run, scheduler: Scheduler, request: Request) -> str | None:
+    """Return the id of a job whose submission failed: the answer may be lost while the job is there."""
+    asked = [job for job in submissions(run) if job.name == request.name]
+    if not asked:
+        return None  # it failed before the scheduler was asked
+    found = scheduler.look((), {asked[0].name: asked[0].time})
+    return _settle(run, scheduler, asked[0], {job.name: job for job in found.values()})
 
 
 def reconcile(run: Run, site: Site) -> dict[str, Job]:
@@ -61,7 +68,7 @@ def reconcile(run: Run, site: Site) -> dict[str, Job]:
     newest = [*newest_submissions(known).values(), *{job.name.rpartition("a")[0]: job for job in known}.values()]
     ids = {job.job_id for job in newest if job.job_id is not None}
     scheduler = scheduler_of(site)
-    jobs = scheduler.look(ids, [job.name for job in unsettled])
+    jobs = scheduler.look(ids, {job.name: job.time for job in unsettled})
     by_name = {job.name: job for job in jobs.values()}
     for submission in unsettled:
         _settle(run, scheduler, submission, by_name)

@@ -89,7 +89,7 @@ def status(folder: Path, environment: dict[str, str]) -> Result:
         for fold in range(5):
             (path / f"folds/{fold}").mkdir()
             job = {"name": f"ct{number:06x}f{fold}a1", "job_id": str(5 * number + fold)}
-            intent = {"event": "intent", "name": job["name"], "folds": [str(fold)], "exclude": [], "memory_gb": None}
+            intent = {"event": "intent", "name": job["name"], "folds": [str(fold)], "exclude": [], "time": 0.0}
             rows += [to_json(intent), to_json({"event": "submitted", **job})]
             lines.append(f"{job['job_id']}|{job['name']}|PENDING|Priority|")
         write_atomic(path / "journal.jsonl", "\n".join(rows) + "\n")
