@@ -21,18 +21,26 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(file: IO[Any], poll: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of an open file; `poll` is called while another process has it, and may raise to stop."""
-    while True:
+    """Hold the lock of an open file, or none where the file system has none.
+
+    `poll` is called while another process has it, and may raise to stop.
+    """
+    held = False
+    while not held:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            held = True
         except BlockingIOError:
             poll()
             time.sleep(_INTERVAL_S)
+        except OSError as error:
+            _require_no_locks(error, Path(file.name))
+            break
     try:
         yield
     finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
+        if held:
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextmanager
@@ -48,10 +56,15 @@ def sole_writer(path: Path, busy: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise DataError(busy) from error
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            log.warning(
-                "%s has no file locks (%s): going on without; do not start the same command twice at a time",
-                *(path.parent.resolve(), error.strerror),
-            )
+            _require_no_locks(error, path)
         yield
+
+
+def _require_no_locks(error: OSError, path: Path) -> None:
+    """Warn that the file system has no locks; raise the error again if it means anything else."""
+    if error.errno not in _NO_LOCKS:
+        raise error
+    log.warning(
+        "%s has no file locks (%s): going on without; do not start the same command twice at a time",
+        *(path.parent.resolve(), error.strerror),
+    )

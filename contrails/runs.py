@@ -102,6 +102,20 @@ class Run:
         """Return where a job's launcher says how long its walltime lasts (see `contrails.train.stop`)."""
         return self.submitit / f"{job_id}_clock.json"
 
+    @property
+    def lock(self) -> Path:
+        """Held by whoever submits jobs of this run."""
+        return self.path / ".submit.lock"
+
+    @property
+    def then(self) -> Path:
+        """What is to follow the last fold."""
+        return self.path / "then.json"
+
+    @property
+    def then_claim(self) -> Path:
+        return self.path / "then.claim"
+
     def aggregate(self, name: str) -> Path:
         return self.path / "aggregate" / name
 
@@ -219,6 +233,11 @@ class Attempt:
     @property
     def state(self) -> Path:
         return self.path / "state.json"
+
+    @property
+    def ended(self) -> Path:
+        """Why it ended, said by what outlived it; see `contrails.cluster.ends`."""
+        return self.path / "ended.json"
 
     @property
     def stdout(self) -> Path:

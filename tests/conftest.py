@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +15,9 @@ from contrails.files import sha256, write_atomic
 from contrails.runs import Run
 
 from raw_records import write_metadata, write_record
+
+if TYPE_CHECKING:
+    from slurm_cluster import SlurmCluster
 
 # fixtures of tests that start PBS jobs
 pytest_plugins = ["pbs_site"]
@@ -51,6 +54,20 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         cli(arguments, standalone_mode=False)
     return root
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator["SlurmCluster"]:
+    """A real Slurm cluster on this machine, where it can have one."""
+    from slurm_cluster import why_not
+    from slurm_site import only_cluster
+
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with only_cluster() as cluster:
+        cluster.start()
+        yield cluster
 
 
 @pytest.fixture

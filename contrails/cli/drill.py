@@ -4,7 +4,9 @@ import json
 import secrets
 import shutil
 import statistics
+import time
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 from rich.console import Console
@@ -14,6 +16,8 @@ from contrails.cli.options import json_option
 from contrails.errors import TrainingError
 from contrails.files import storage
 from contrails.runs import new_run_path, runs_root
+
+_LAST_WORDS_S = 20.0
 
 
 @click.command()
@@ -45,8 +49,7 @@ def drill(site_name: str | None, kills: int, seed: int | None, keep: bool, as_js
     outcome = run_drill(site, name, data, kills, seed)
     if outcome.equal and not keep:
         for path in (data, new_run_path(f"{name}-undisturbed"), new_run_path(f"{name}-killed")):
-            with storage(path, "remove"):
-                shutil.rmtree(path)
+            _remove(path)
     if as_json:
         click.echo(json.dumps(asdict(outcome) | {"seed": seed}))
     else:
@@ -63,3 +66,11 @@ def drill(site_name: str | None, kills: int, seed: int | None, keep: bool, as_js
         click.echo(f"survived {len(outcome.kills)} kills; bits equal: {'yes' if outcome.equal else 'NO'}")
     if not outcome.equal:
         raise TrainingError(f"the interrupted training ended in other bits; compare {runs_root() / name}-*")
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder; the last job may still write its end there."""
+    end = time.monotonic() + _LAST_WORDS_S
+    while path.exists():
+        with storage(path, "remove"):
+            shutil.rmtree(path, ignore_errors=time.monotonic() < end)

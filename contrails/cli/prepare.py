@@ -20,7 +20,19 @@ from contrails.cli.options import read_share
     "--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), help="Processes; default: cores."
 )
 @click.option("--shard", metavar="I/N", help="Pack the I-th of N slices alone, for `contrails data join`.")
-def prepare(raw: Path, out: Path, split: str, bands: str, frames: str, workers: int, shard: str | None) -> None:
+@click.option("--jobs", "num_jobs", type=click.IntRange(1), help="Pack by this many jobs of a site, and join.")
+@click.option("--site", "site_name", help="Where the jobs run; see `contrails sites`.")
+def prepare(
+    raw: Path,
+    out: Path,
+    split: str,
+    bands: str,
+    frames: str,
+    workers: int,
+    shard: str | None,
+    num_jobs: int | None,
+    site_name: str | None,
+) -> None:
     """Pack the records of RAW/SPLIT into the dataset file OUT.
 
     RAW has the layout of the OpenContrails competition. Kelvin are kept to 0.005 K as 16-bit integers, masks as
@@ -32,7 +44,15 @@ def prepare(raw: Path, out: Path, split: str, bands: str, frames: str, workers: 
       contrails prepare data/demo/raw data/demo/train.h5
       contrails prepare data/demo/raw data/demo/all.h5 --bands all --frames 0-7
       contrails prepare data/demo/raw data/demo/train.h5 --shard 2/5
+      contrails prepare data/demo/raw data/demo/train.h5 --site mycluster --jobs 10
     """
+    if num_jobs is not None:
+        if shard is not None:
+            raise click.UsageError("give --jobs N for all shards, or --shard I/N for one, not both")
+        _submit(raw, out, ["--split", split, "--bands", bands, "--frames", frames], num_jobs, site_name)
+        return
+    if site_name is not None:
+        raise click.UsageError("--site is for --jobs; without them the records are packed here")
     from contrails.data.layout import shard_path
     from contrails.data.pack import make_plan, pack
     from contrails.data.records import LABEL_FRAME
@@ -56,6 +76,16 @@ def prepare(raw: Path, out: Path, split: str, bands: str, frames: str, workers: 
     click.echo(what if made else f"{what}, complete already: nothing to do")
     if share and all(shard_path(out, index, share[1]).exists() for index in range(1, share[1] + 1)):
         click.echo(f"all {share[1]} shards are there; next: contrails data join {shlex.quote(str(out))}")
+
+
+def _submit(raw: Path, out: Path, options: list[str], num_jobs: int, site_name: str | None) -> None:
+    from contrails.cluster.shards import submit_shards
+    from contrails.cluster.sites import find_site
+
+    site = find_site(site_name)
+    words = [*options, "--workers", str(site.num_cpus)]
+    for name, what in submit_shards(raw, out, words, num_jobs, site).items():
+        click.echo(f"{name}: {what}")
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -7,34 +7,39 @@ from rich.console import Console
 from rich.table import Table
 
 from contrails.cli.options import json_option
-from contrails.cluster.sites import all_sites, default_site, resolve
+from contrails.cluster.sites import Site, all_sites, default_site, resolve
 
 
 @click.command()
 @json_option
 def sites(as_json: bool) -> None:
-    """List the sites and what this machine would give five folds on each.
+    """List the sites, what each gives five folds, and which one this machine takes where none is named.
 
     \b
     Example:
       contrails sites
     """
     found = all_sites()
-    rows = [resolve(site, 5).model_dump() | {"defined": where} for site, where in found.values()]
+    default = default_site(found)
+    resolved = [(resolve(site, 5), where) for site, where in found.values()]
     if as_json:
-        click.echo(json.dumps({"default": default_site(), "sites": rows}))
+        rows = [site.model_dump(mode="json") | {"defined": where} for site, where in resolved]
+        click.echo(json.dumps({"default": default, "sites": rows}))
         return
     table = Table()
-    for heading in ("site", "scheduler", "device", "folds at a time", "threads a fold", "sync", "defined"):
+    for heading in ("site", "scheduler", "a job has", "device", "folds at a time", "threads a fold", "defined"):
         table.add_column(heading)
-    for row in rows:
-        name = f"{row['name']} (default)" if row["name"] == default_site() else row["name"]
-        values = (
-            row["device"],
-            row["folds_at_a_time"],
-            row["num_threads"],
-            "yes" if row["sync"] else "no",
-            row["defined"],
-        )
-        table.add_row(name, row["scheduler"], *(str(value) for value in values))
+    for site, where in resolved:
+        name = f"{site.name} (default)" if site.name == default else site.name
+        numbers = (site.device, str(site.folds_at_a_time), str(site.num_threads))
+        table.add_row(name, site.scheduler, _job(site), *numbers, where)
     Console().print(table)
+
+
+def _job(site: Site) -> str:
+    if site.scheduler == "local":
+        return "this machine"
+    parts = [f"{site.num_cpus} CPU", f"{site.walltime_min} min"]
+    parts += [f"{site.num_gpus} GPU"] if site.num_gpus else []
+    parts += [f"{site.memory_gb:g} GB"] if site.memory_gb else []
+    return f"{site.partition or 'default partition'}: {', '.join(parts)}"

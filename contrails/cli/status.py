@@ -1,59 +1,85 @@
-"""`contrails status`: where the folds of a run stand, from their files alone."""
+"""`contrails status`: where the folds of a run stand."""
 
 import json
+import time
 from dataclasses import asdict
 
 import click
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from contrails.cli.options import json_option
-from contrails.cluster.states import FoldState, fold_state
+from contrails.cluster.overview import overview
+from contrails.cluster.states import FoldState
+from contrails.cluster.then import left_to_do
 from contrails.runs import Run, all_runs, open_run
 
 _COLOURS = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "damaged": "red", "stopped": "yellow"}
+_HEADINGS = ("fold", "state", "attempt", "step", "epoch", "best Dice", "time left", "node", "hours", "lost", "exact")
+_WIDTH = 110
+"""Columns of the table where the output is no terminal."""
+_INTERVAL_S = 5.0
 
 
 @click.command()
 @click.argument("run_name", metavar="[RUN]", required=False)
+@click.option("--watch", is_flag=True, help="Show it again every 5 seconds, until Ctrl-C.")
 @json_option
-def status(run_name: str | None, as_json: bool) -> None:
-    """Show the folds of RUN, or of every run.
+def status(run_name: str | None, watch: bool, as_json: bool) -> None:
+    """Show the folds of RUN, or of every run: state, progress, what it cost and what was lost.
+
+    The scheduler is asked once for all of them. Where it does not answer, the last known state is shown as stale.
 
     \b
     Example:
       contrails status default
+      contrails status --watch
     """
-    runs = [open_run(run_name)] if run_name else all_runs()
-    found = {run: [fold_state(fold) for fold in run.folds()] for run in runs}
-    if as_json:
-        click.echo(json.dumps({run.name: [asdict(state) for state in states] for run, states in found.items()}))
-        return
+    while True:
+        found = overview([open_run(run_name)] if run_name else all_runs())
+        if as_json:
+            click.echo(json.dumps({run.name: [asdict(state) for state in states] for run, states in found.items()}))
+        else:
+            if watch:
+                click.clear()
+            _print(found)
+        if not watch:
+            return
+        time.sleep(_INTERVAL_S)
+
+
+def _print(found: dict[Run, list[FoldState]]) -> None:
     if not found:
         click.echo("no runs yet; start one with `contrails submit --folds 5`")
     for run, states in found.items():
         print_states(run, states)
+        if (command := left_to_do(run)) is not None:
+            click.echo(f"every fold is finished; what was to follow could not be started, type: {command}")
 
 
 def print_states(run: Run, states: list[FoldState]) -> None:
     """Print one run as a table, and the reason of every fold that needs a hand."""
-    table = Table(title=run.name, title_justify="left")
-    for heading in ("fold", "state", "attempt", "step", "epoch", "best Dice", "time left", "exact"):
-        table.add_column(heading, justify="left" if heading == "state" else "right")
+    table = Table(title=run.name, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("state", "node") else "right")
     for state in states:
         colour = _COLOURS.get(state.state, "white")
         table.add_row(
             state.fold,
-            f"[{colour}]{state.state}[/]",
+            f"[{colour}]{state.state}[/]{' (stale)' if state.stale else ''}",
             str(state.attempt or ""),
             _of(state.step, state.num_steps),
             _of(state.epoch, state.num_epochs),
             "" if state.best_dice is None else f"{state.best_dice:.4f}",
             "" if state.eta_s is None else duration(state.eta_s),
-            "no" if state.differences else "yes",
+            state.node or "",
+            f"{state.usage.hours:.2f}",
+            f"{state.usage.hours_lost:.2f}",
+            "" if not state.attempt else "no" if state.differences else "yes",
         )
     console = Console()
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else _WIDTH)
     for state in states:
         if state.reason:
             console.print(f"fold {state.fold}: {state.reason}", markup=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """`contrails submit`: the folds of a recipe, as jobs in the background."""
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -11,11 +12,13 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from contrails.cli.options import json_option, name_option, overrides_option, read_recipe, recipe_argument
 from contrails.cli.status import duration, print_states
+from contrails.cluster.journal import newest_submissions, submissions
+from contrails.cluster.overview import overview, site_of
 from contrails.cluster.sites import Site, find_site
-from contrails.cluster.states import ALIVE, DONE, FoldState, fold_state
-from contrails.config import Recipe, to_toml
+from contrails.cluster.states import ALIVE, DONE, FoldState
+from contrails.config import Recipe, RunConfig, parse, to_toml
 from contrails.errors import TrainingError
-from contrails.runs import ALL, Run
+from contrails.runs import ALL, Run, open_run
 
 _POLL_S = 1.0
 _PLAIN_INTERVAL_S = 15.0
@@ -38,6 +41,8 @@ _PLAIN_INTERVAL_S = 15.0
 )
 @click.option("--site", "site_name", help="Where to run; see `contrails sites`.")
 @overrides_option
+@click.option("--after", metavar="RUN", help="Begin when every job of RUN that is not finished has succeeded.")
+@click.option("--then", metavar="COMMAND", help="What follows the last fold, such as 'aggregate --data data/test.h5'.")
 @click.option("--wait", is_flag=True, help="Follow the folds until they end; Ctrl-C leaves them running.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print what would be submitted and do nothing.")
 @json_option
@@ -50,6 +55,8 @@ def submit(
     folds_per_job: int,
     site_name: str | None,
     overrides: tuple[str, ...],
+    after: str | None,
+    then: str | None,
     wait: bool,
     dry_run: bool,
     as_json: bool,
@@ -63,8 +70,10 @@ def submit(
     Example:
       contrails submit --folds 5
       contrails submit jobs/default.toml --name bright --folds 5 -o train.lr=3e-3 --wait
+      contrails submit --folds 5 --site mycluster --then 'aggregate --data data/test.h5'
     """
     from contrails.cluster.dispatch import choose_folds, create_run, submit_folds
+    from contrails.cluster.then import ask_for
 
     if num_folds is not None and fold is not None:
         raise click.UsageError("give --folds N for all folds, or --fold 0,3 for some, not both")
@@ -75,9 +84,11 @@ def submit(
     recipes = {base: recipe}
     if seeds > 1:
         recipes = {f"{base}-s{n}": recipe.model_copy(update={"seed": recipe.seed + n}) for n in range(seeds)}
+    site = site if site.scheduler == "local" else _shared_by(site, folds_per_job)
     if dry_run:
         _show_plan(recipes, site, folds, folds_per_job, as_json)
         return
+    waits_for = _jobs_of(after, site) if after else ()
     if ALL in folds:
         click.echo(
             "fold all trains on every record that is not held out: it has no validation score of its own", err=True
@@ -85,7 +96,9 @@ def submit(
     runs, outcomes = [], {}
     for run_name, seeded in recipes.items():
         run, config = create_run(seeded, site, run_name)
-        outcomes[run.name] = submit_folds(run, config, folds, folds_per_job)
+        if then is not None:
+            ask_for(run, _command(then, run), folds)
+        outcomes[run.name] = submit_folds(run, config, folds, folds_per_job, after=waits_for)
         runs.append(run)
     if as_json:
         click.echo(json.dumps({run.name: {"path": str(run.path), "folds": outcomes[run.name]} for run in runs}))
@@ -117,6 +130,46 @@ def _show_plan(recipes: dict[str, Recipe], site: Site, folds: list[str], folds_p
         for key, outcome in plans[run.name].items():
             click.echo(f"#   fold {key}: {outcome}")
         click.echo(to_toml(config.recipe, site=config.site))
+        _show_jobs(run, config, folds, folds_per_job)
+
+
+def _shared_by(site: Site, folds_per_job: int) -> Site:
+    """Return the site with a job's cores shared out among its folds."""
+    return site if site.folds_at_a_time else site.model_copy(update={"folds_at_a_time": folds_per_job})
+
+
+def _show_jobs(run: Run, config: RunConfig, folds: list[str], folds_per_job: int) -> None:
+    """Print the scheduler's own script and command of each job."""
+    from contrails.cluster.dispatch import grouped
+    from contrails.cluster.requests import fold_request
+    from contrails.cluster.scheduler import scheduler_of
+
+    site = parse(Site, config.site, str(run.toml))
+    if site.scheduler == "local":
+        return
+    scheduler = scheduler_of(site)
+    for group in grouped(folds, folds_per_job):
+        request = fold_request(run, config.compute.num_threads, group)
+        script = run.submitit / f"{request.name}.sh"
+        click.echo(f"\n# {shlex.join(scheduler.command(script))}, where the script is")
+        click.echo(scheduler.script(run.submitit, site, request))
+
+
+def _jobs_of(name: str, site: Site) -> tuple[str, ...]:
+    """Return the newest jobs of a run's unfinished folds."""
+    run = open_run(name)
+    if "local" in (site.scheduler, site_of(run).scheduler):
+        raise click.UsageError(f"--after {name}: expected both runs on a scheduler's site; this machine keeps no queue")
+    newest = newest_submissions(submissions(run))
+    return tuple(sorted({job.job_id for key, job in newest.items() if job.job_id and not run.fold(key).done.exists()}))
+
+
+def _command(then: str, run: Run) -> list[str]:
+    """Return the words of the command that follows, with the run that it is about."""
+    name, *rest = shlex.split(then)
+    if name != "aggregate":
+        raise click.UsageError(f"--then '{then}': expected 'aggregate', with its options if need be")
+    return [name, str(run.path), *rest]
 
 
 def _follow(runs: list[Run], folds: list[str]) -> None:
@@ -137,8 +190,13 @@ def _follow(runs: list[Run], folds: list[str]) -> None:
         raise TrainingError(f"not finished: {', '.join(unfinished)}; see above, mend it and submit again")
 
 
+def _interval_s(runs: list[Run]) -> float:
+    """Return how often to look: a scheduler serves others too."""
+    return _POLL_S if all(site_of(run).scheduler == "local" for run in runs) else _PLAIN_INTERVAL_S
+
+
 def _states(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
-    return [(run, fold_state(run.fold(key))) for run in runs for key in folds]
+    return [(run, row) for run, rows in overview(runs).items() for row in rows if row.fold in folds]
 
 
 def _follow_lines(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
@@ -156,7 +214,7 @@ def _follow_lines(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldStat
         last = time.monotonic() if due else last
         if all(state.state not in ALIVE for _, state in states):
             return states
-        time.sleep(_POLL_S)
+        time.sleep(_interval_s(runs))
 
 
 def _follow_bars(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
@@ -176,7 +234,7 @@ def _follow_bars(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState
                 progress.update(tasks[run, state.fold], completed=done, total=total, text=text)
             if all(state.state not in ALIVE for _, state in states):
                 return states
-            time.sleep(_POLL_S)
+            time.sleep(_interval_s(runs))
 
 
 def _progress(state: FoldState) -> str:

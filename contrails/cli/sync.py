@@ -33,8 +33,9 @@ def sync(run_name: str, fold: str | None, follow: bool) -> None:
     if not has_key():
         click.echo("no W&B key (WANDB_API_KEY or `wandb login`): writing offline files", err=True)
     if follow:
-        # the job that this process runs beside gets its signals; this one sends what is left, then ends
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # a scheduler signals all processes of the job that this one runs beside; it sends what is left, then ends
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
     for each in folds:
         rows = sum(follow_fold(each, partial(_ended, each))) if follow else sync_fold(each)
         click.echo(f"fold {each.key}: {rows} rows {'sent' if has_key() else 'written'}")

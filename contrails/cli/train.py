@@ -58,13 +58,14 @@ def train(
     if extra:
         base = f"{base}-{'debug' if debug else 'overfit'}"
         _remove(new_run_path(base))
-    run, config = create_run(recipe, find_site(site_name), base)
+    run, config = create_run(recipe, find_site(site_name or "local"), base)
     run.fold(keys[0]).path.mkdir(parents=True, exist_ok=True)
     click.echo(f"run folder: {run.path}", err=True)
     arguments = ["-m", "contrails.cluster.launch", str(run.path), keys[0], *(["--summary"] if debug else [])]
     # this process becomes the launcher, from the frozen code: Ctrl-C reaches it and the training alone
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *arguments], job_environment(run, config))  # noqa: S606
+    environment = dict(os.environ) | job_environment(run, config.compute.num_threads)
+    os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606
 
 
 def _remove(path: Path) -> None:

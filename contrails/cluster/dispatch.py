@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -18,12 +19,16 @@ from typing import Any
 import psutil
 
 from contrails.cluster.freeze import freeze_code, package_folder
-from contrails.cluster.journal import record
+from contrails.cluster.journal import record, submissions
 from contrails.cluster.lineage import find_lineage, require_parents
 from contrails.cluster.local import start_jobs
+from contrails.cluster.names import fold_name, job_name
+from contrails.cluster.requests import fold_request
+from contrails.cluster.scheduler import Job
 from contrails.cluster.sites import Site, resolve
 from contrails.cluster.states import ALIVE, DAMAGED, DONE, fold_state
-from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, to_toml
+from contrails.cluster.submission import reconcile, submit_job, submitting
+from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, parse, to_toml
 from contrails.data.composites import channels_of
 from contrails.data.filelists import read_filelist, require_match
 from contrails.data.sampling import require_crop_fits, require_ranks_fit
@@ -145,39 +150,55 @@ def grouped(folds: list[str], folds_per_job: int) -> list[list[str]]:
     return [folds[start : start + folds_per_job] for start in range(0, len(folds), folds_per_job)]
 
 
-def submit_folds(run: Run, config: RunConfig, folds: list[str], folds_per_job: int = 1) -> dict[str, str]:
+def submit_folds(
+    run: Run, config: RunConfig, folds: list[str], folds_per_job: int = 1, *, after: tuple[str, ...] = ()
+) -> dict[str, str]:
     """Submit the folds that are neither finished nor alive, `folds_per_job` to a job.
+
+    Args:
+        run: the run, which exists.
+        config: its frozen configuration; the site in it says where.
+        folds: keys of the folds that are wanted.
+        folds_per_job: how many train side by side in one job.
+        after: ids of jobs that must have succeeded before.
 
     Returns:
         What happened to each: a job id, or its state.
+
+    Raises:
+        ClusterError: the scheduler refuses or does not answer.
+        StorageError: the result of a fold is damaged.
     """
-    states = _checked_states(run, config, folds)
-    wanted = _wanted(states)
-    for key in wanted:
-        _prepare(run.fold(key))
-        record(run, "intent", fold=key)
-    if not wanted:
-        return states
-    groups = grouped(wanted, folds_per_job)
-    job_ids = start_jobs(run, config, groups)
+    site = parse(Site, config.site, str(run.toml))
+    with submitting(run):
+        states = _checked_states(run, config, folds, None if site.scheduler == "local" else reconcile(run, site))
+        wanted = _wanted(states)
+        for key in wanted:
+            _prepare(run.fold(key))
+        groups = grouped(wanted, folds_per_job)
+        if site.scheduler == "local":
+            job_ids = _start_here(run, config, groups)
+        else:
+            job_ids = [
+                submit_job(run, site, fold_request(run, config.compute.num_threads, group, after=after))
+                for group in groups
+            ]
     ids = {key: job_id for group, job_id in zip(groups, job_ids, strict=True) for key in group}
-    for key, job_id in ids.items():
-        record(run, "submitted", fold=key, job_id=job_id, **_process(int(job_id)))
     return states | {key: f"submitted, job {job_id}" for key, job_id in ids.items()}
 
 
 def plan_folds(run: Run, config: RunConfig, folds: list[str], folds_per_job: int = 1) -> dict[str, str]:
     """Return what `submit_folds` would do with each fold, after the same checks; nothing is submitted."""
-    states = _checked_states(run, config, folds)
+    states = _checked_states(run, config, folds, None)
     planned = {key: f"{state}, stays as it is" for key, state in states.items()}
     for number, group in enumerate(grouped(_wanted(states), folds_per_job), start=1):
         planned |= {key: f"{states[key]}, would be submitted in job {number}" for key in group}
     return planned
 
 
-def _checked_states(run: Run, config: RunConfig, folds: list[str]) -> dict[str, str]:
+def _checked_states(run: Run, config: RunConfig, folds: list[str], jobs: Mapping[str, Job] | None) -> dict[str, str]:
     require_parents(run, config, folds)
-    found = {key: fold_state(run.fold(key)) for key in folds}
+    found = {key: fold_state(run.fold(key), jobs) for key in folds}
     damaged = [state.reason for state in found.values() if state.state == DAMAGED]
     if damaged:
         raise StorageError("\n".join(str(reason) for reason in damaged))
@@ -188,9 +209,26 @@ def _wanted(states: dict[str, str]) -> list[str]:
     return [key for key, state in states.items() if state not in ALIVE | {DONE}]
 
 
+def _start_here(run: Run, config: RunConfig, groups: list[list[str]]) -> list[str]:
+    if not groups:
+        return []
+    names: list[str] = []
+    for group in groups:
+        taken = [job.name for job in submissions(run)]
+        names.append(job_name(run.path, fold_name(group), taken))
+        record(run, "intent", name=names[-1], folds=group, exclude=[])
+    job_ids = start_jobs(run, config, groups)
+    for name, job_id in zip(names, job_ids, strict=True):
+        record(run, "submitted", name=name, job_id=job_id, process=_process(int(job_id)))
+    return job_ids
+
+
 def _prepare(fold: Fold) -> None:
+    """Make the fold's folder, and forget that it was cancelled."""
     with storage(fold.path, "create"):
         fold.path.mkdir(parents=True, exist_ok=True)
+        if fold.cancelled.exists():
+            fold.cancelled.replace(fold.cancelled.with_suffix(".before"))
 
 
 def _process(pid: int) -> dict[str, Any]:

@@ -37,18 +37,17 @@ ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(512 << 20), "MALLOC_MMAP_THRESHOLD_":
 a page fault per 4 KiB, on a CPU a third of the time of making batches."""
 
 
-def job_environment(run: Run, config: RunConfig) -> dict[str, str]:
-    """Return the environment of a job: the frozen code first, its number of threads, repeatable kernels."""
-    own = {
+def job_environment(run: Run, num_threads: int) -> dict[str, str]:
+    """Return what the environment of a job has of its own: the frozen code first, threads, repeatable kernels."""
+    return ALLOCATOR | {
         "PYTHONPATH": str(run.code),
         # keeps the working folder, which may be a clone, off the import path
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(config.compute.num_threads),
+        "OMP_NUM_THREADS": str(num_threads),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "CONTRAILS_RUNS": str(run.path.parent),
     }
-    return dict(os.environ) | ALLOCATOR | own
 
 
 def require_frozen(run: Run, config: RunConfig) -> None:

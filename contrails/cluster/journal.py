@@ -1,10 +1,33 @@
-"""The journal of a run: what was asked of a scheduler, written before and after it is done."""
+"""The journal of a run: every job that was asked of a scheduler, written before it is asked and after it has answered.
+
+An intent without an answer is a submission that was killed, or whose answer was lost: the job may exist.
+"""
 
 import time
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from contrails.files import append_json_line, read_json_lines
 from contrails.runs import Run
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job as the journal knows it.
+
+    `time` is when it was asked for, in seconds since the epoch; `job_id` is None while the scheduler has not answered,
+    and `void` is True when it turned out to know no such job; `process` is the job's process where it runs here.
+    """
+
+    name: str
+    folds: tuple[str, ...]
+    time: float = 0.0
+    pickle: str | None = None
+    job_id: str | None = None
+    void: bool = False
+    memory_gb: float | None = None
+    exclude: tuple[str, ...] = ()
+    process: dict[str, Any] = field(default_factory=dict)
 
 
 def record(run: Run, event: str, **details: Any) -> None:
@@ -12,7 +35,32 @@ def record(run: Run, event: str, **details: Any) -> None:
     append_json_line(run.journal, {"event": event, "time": time.time(), **details}, durable=True)
 
 
-def last_submission(run: Run, fold: str) -> dict[str, Any] | None:
-    """Return the newest submission of a fold, or None if it was never submitted."""
-    rows = [row for row in read_json_lines(run.journal) if row.get("event") == "submitted" and row.get("fold") == fold]
-    return rows[-1] if rows else None
+def submissions(run: Run) -> list[Submission]:
+    """Return the jobs of a run in the order in which they were asked for."""
+    found: dict[str, Submission] = {}
+    for row in read_json_lines(run.journal):
+        name = row.get("name", "")
+        if row.get("event") == "intent":
+            found[name] = Submission(
+                name,
+                tuple(row["folds"]),
+                row["time"],
+                row.get("pickle"),
+                memory_gb=row.get("memory_gb"),
+                exclude=tuple(row["exclude"]),
+            )
+        elif row.get("event") == "submitted" and name in found:
+            found[name] = replace(found[name], job_id=row["job_id"], process=row.get("process", {}))
+        elif row.get("event") == "void" and name in found:
+            found[name] = replace(found[name], void=True)
+    return list(found.values())
+
+
+def last_submission(run: Run, fold: str) -> Submission | None:
+    """Return the newest job that was submitted for a fold, or None if there was none."""
+    return newest_submissions(submissions(run)).get(fold)
+
+
+def newest_submissions(jobs: list[Submission]) -> dict[str, Submission]:
+    """Return the newest job of each fold that the scheduler took."""
+    return {fold: job for job in jobs if job.job_id is not None for fold in job.folds}

@@ -12,13 +12,17 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from contrails.cluster.allocation import Clock, hand_over, is_wanted
+from contrails.cluster.ends import cause_of_exit, write_end
 from contrails.cluster.places import take_places
+from contrails.cluster.scheduler import scheduler_of
 from contrails.cluster.sites import Site
+from contrails.cluster.then import start_if_due
 from contrails.config import RunConfig, parse, read_toml
 from contrails.errors import ContrailsError, Stopped, StorageError
 from contrails.files import read_hint, to_json, write_atomic
@@ -29,6 +33,13 @@ FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals of schedulers; that of Ctrl-C reaches the children without help, a terminal sends it to all of them."""
 
 _POLL_S = 0.1
+_LOOK_S = 2.0
+"""How often a launcher looks for tombstones and at the clock."""
+
+_Share = tuple[str | None, list[int]]
+"""What a child gets of the machine: its GPUs, if it trains on such, and the descriptors of its places."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class _Child:
 
 
 def run_folds(run_path: str, folds: list[str]) -> None:
-    """Train folds in a job: wait for places on this machine, then train with the output in the attempts' logs.
+    """Train folds in a job, with the output in the attempts' logs; in a scheduler's job, hand over what stopped.
 
     Raises:
         SystemExit: not every fold finished; the code is that of `launch`.
@@ -49,12 +60,37 @@ def run_folds(run_path: str, folds: list[str]) -> None:
     run = Run(Path(run_path))
     config = _read_config(run)
     site = parse(Site, config.site, str(run.toml))
+    codes = _run_here(run, config, site, folds) if site.scheduler == "local" else _run_job(run, config, site, folds)
+    start_if_due(run, config, site)
+    if code := _exit_code(codes):
+        sys.exit(code)
+
+
+def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> list[int]:
+    """Wait for places on this machine, then train."""
     at_a_time, num_ranks = site.folds_at_a_time, config.compute.num_ranks
     wanted = min(len(folds), at_a_time) * num_ranks
     places = take_places(run.path.parent / ".places", at_a_time * num_ranks, wanted)
+    folds = [key for key in folds if not run.fold(key).cancelled.exists()]  # it may have been a long wait
     job = {"scheduler": site.scheduler, "job_id": os.environ.get("SUBMITIT_LOCAL_JOB_ID"), "redirect": True}
-    if code := launch(run, config, folds, job, places):
-        sys.exit(code)
+    return list(_train(run, config, folds, job, _shared(config, places)).values())
+
+
+def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> list[int]:
+    """Train in a scheduler's job what is left to do, and send the job back into the queue for what stopped."""
+    scheduler = scheduler_of(site)
+    here = scheduler.this_job()
+    clock = Clock(scheduler, here, site.margin_s)
+    wanted = [key for key in folds if is_wanted(run.fold(key), here, site)]
+    job = {"scheduler": site.scheduler, "job_id": here.job_id, "restart_count": here.restart_count, "redirect": True}
+    gpus = here.devices if config.compute.device == "cuda" else ()
+    shares: list[_Share] = [(",".join(mine), []) for mine in _dealt(gpus, config.compute.num_ranks)]
+    codes = _train(run, config, wanted, job, shares, clock.due)
+    stopped = [run.fold(key) for key, code in codes.items() if code == Stopped.exit_code]
+    stopped = [fold for fold in stopped if not fold.cancelled.exists()]
+    if stopped:
+        hand_over(stopped, clock, site)
+    return list(codes.values())
 
 
 def launch(run: Run, config: RunConfig, folds: list[str], job: dict[str, Any], places: dict[int, int]) -> int:
@@ -71,22 +107,44 @@ def launch(run: Run, config: RunConfig, folds: list[str], job: dict[str, Any], p
     Returns:
         0 if every fold ended well; else the exit code of one that failed, or 75 where they only stopped.
     """
+    return _exit_code(list(_train(run, config, folds, job, _shared(config, places)).values()))
+
+
+def _shared(config: RunConfig, places: dict[int, int]) -> list[_Share]:
+    on_gpu = config.compute.device == "cuda"
+    return [
+        (",".join(map(str, mine)) if on_gpu else None, [places[number] for number in mine])
+        for mine in _dealt(sorted(places), config.compute.num_ranks)
+    ]
+
+
+def _dealt(items: Sequence[T], num_ranks: int) -> list[Sequence[T]]:
+    """Return the places or GPUs of each fold, one for each of its ranks."""
+    return [items[start : start + num_ranks] for start in range(0, len(items), num_ranks)]
+
+
+def _train(
+    run: Run,
+    config: RunConfig,
+    folds: list[str],
+    job: dict[str, Any],
+    shares: list[_Share],
+    is_due: Callable[[], bool] = lambda: False,
+) -> dict[str, int]:
+    """Train each fold in a child, with a share of the machine each; return their exit codes."""
     asked = _catch_signals()
     memory = [os.memfd_create("dataset")] if hasattr(os, "memfd_create") else []
     job = job | {"launcher_pid": os.getpid(), "ram_fd": memory[0] if memory else None}
     if job.get("job_id") is not None:
         job["clock"] = str(run.clock(job["job_id"]))
-    on_gpu = config.compute.device == "cuda"
-    numbers, num_ranks = sorted(places), config.compute.num_ranks
-    taken = [numbers[start : start + num_ranks] for start in range(0, len(numbers), num_ranks)]
     children = [
-        _start(run.fold(key), job, mine if on_gpu else [], [*(places[number] for number in mine), *memory])
-        for key, mine in zip(folds, itertools.cycle(taken or [[]]), strict=False)
+        _start(run.fold(key), job, gpu, [*held, *memory])
+        for key, (gpu, held) in zip(folds, itertools.cycle(shares or [(None, [])]), strict=False)
     ]
-    for descriptor in (*places.values(), *memory):
+    for descriptor in (*(one for _, held in shares for one in held), *memory):
         os.close(descriptor)  # a place is free, and the memory too, when the last child that has it ends
-    _wait(children, asked, config)
-    return _exit_code([child.process.returncode for child in children])
+    stopping = _wait(children, asked, config, is_due)
+    return {child.fold.key: _code(child.process.returncode, stopping) for child in children}
 
 
 def _catch_signals() -> deque[int]:
@@ -99,44 +157,63 @@ def _catch_signals() -> deque[int]:
     return asked
 
 
-def _start(fold: Fold, job: dict[str, Any], gpus: Sequence[int], descriptors: Sequence[int]) -> _Child:
-    environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {})
+def _start(fold: Fold, job: dict[str, Any], gpu: str | None, descriptors: Sequence[int]) -> _Child:
+    environment = dict(os.environ) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
     command = [sys.executable, "-m", "contrails.cluster.task", str(fold.run.path), fold.key, to_json(job)]
     return _Child(fold, subprocess.Popen(command, env=environment, pass_fds=descriptors))
 
 
-def _wait(children: list[_Child], asked: deque[int], config: RunConfig) -> None:
-    """Forward signals until every child has ended; each is looked at as soon as it has."""
-    alive = children
+def _wait(children: list[_Child], asked: deque[int], config: RunConfig, is_due: Callable[[], bool]) -> bool:
+    """Forward signals until every child has ended and was looked at; return whether they were told to stop."""
+    alive, stopping, looked = children, False, time.monotonic()
     while alive:
         time.sleep(_POLL_S)
+        if time.monotonic() - looked >= _LOOK_S:
+            looked = time.monotonic()
+            for child in alive:
+                if child.fold.cancelled.exists():
+                    child.process.send_signal(signal.SIGTERM)
+            if not stopping and is_due():
+                asked.append(signal.SIGUSR2)
         while asked:
-            number = asked.popleft()
+            number, stopping = asked.popleft(), True
             for child in alive:
                 child.process.send_signal(number)
         ended = [child for child in alive if child.process.poll() is not None]
         for child in ended:
-            _look_at(child, config)
+            _look_at(child, config, stopping)
         alive = [child for child in alive if child not in ended]
+    return stopping
 
 
-def _look_at(child: _Child, config: RunConfig) -> None:
-    """Say why a child ended if a signal ended it: then it had no time to say so itself."""
-    if child.process.returncode >= 0:
+def _code(returncode: int, stopping: bool) -> int:
+    """Return the exit code of a child, with 128 + N for signal N as in a shell."""
+    if stopping and -returncode in FORWARDED:
+        return Stopped.exit_code  # it was still importing, and had nothing to save
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def _look_at(child: _Child, config: RunConfig, stopping: bool) -> None:
+    """Write why a child ended; if a signal ended it, it had no time to say so itself."""
+    code = _code(child.process.returncode, stopping)
+    if code in (0, Stopped.exit_code):
         return
-    reason = _reason(-child.process.returncode, config)
     attempt = _attempt_of(child)
-    when = "before it began an attempt" if attempt is None else f"attempt {attempt.number}"
-    print(f"error: fold {child.fold.key}, {when}: {reason}", file=sys.stderr, flush=True)  # noqa: T201
-    if attempt is None:
-        return
-    state = read_hint(attempt.state)
-    if state.get("status") in OVER:
-        return
     try:
-        write_atomic(attempt.state, to_json(state | {"status": "failed", "reason": reason}))
+        if child.process.returncode < 0:
+            _say(child, attempt, _reason(-child.process.returncode, config))
+        if attempt is not None:
+            write_end(child.fold, attempt, cause_of_exit(code, read_hint(attempt.state).get("reason") or ""))
     except StorageError as error:  # it must not end the other folds
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _say(child: _Child, attempt: Attempt | None, reason: str) -> None:
+    when = "before it began an attempt" if attempt is None else f"attempt {attempt.number}"
+    print(f"error: fold {child.fold.key}, {when}: {reason}", file=sys.stderr, flush=True)  # noqa: T201
+    state = read_hint(attempt.state) if attempt else {}
+    if attempt is not None and state.get("status") not in OVER:
+        write_atomic(attempt.state, to_json(state | {"status": "failed", "reason": reason}))
 
 
 def _reason(number: int, config: RunConfig) -> str:
@@ -162,10 +239,9 @@ def _attempt_of(child: _Child) -> Attempt | None:
     return None
 
 
-def _exit_code(returncodes: list[int]) -> int:
-    """Return one code for all children, with 128 + N for signal N as in a shell; a failure goes before a stop."""
-    codes = [code if code >= 0 else 128 - code for code in returncodes]
-    return next((code for code in codes if code not in (0, Stopped.exit_code)), max(codes))
+def _exit_code(codes: list[int]) -> int:
+    """Return one code for all children; a failure goes before a stop."""
+    return next((code for code in codes if code not in (0, Stopped.exit_code)), max(codes, default=0))
 
 
 def _read_config(run: Run) -> RunConfig:

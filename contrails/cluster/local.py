@@ -28,7 +28,7 @@ def start_jobs(run: Run, config: RunConfig, groups: list[list[str]]) -> list[str
     """
     started = subprocess.run(
         [sys.executable, "-m", "contrails.cluster.local", str(run.path), *(",".join(group) for group in groups)],
-        env=job_environment(run, config),
+        env=dict(os.environ) | job_environment(run, config.compute.num_threads),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,

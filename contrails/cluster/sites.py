@@ -1,35 +1,82 @@
-"""Sites: where folds run and how many at a time.
+"""Sites: where folds run, what a job asks of the scheduler there, and how often a failure is tried again.
 
-Reads `jobs/sites/*.toml` in the current folder and `~/.config/contrails/sites/*.toml`; `local`, this machine, is
-built in.
-`resolve` turns "as much as there is" into numbers, which the run then keeps for all its attempts.
+Reads `jobs/sites/*.toml` in the current folder and `~/.config/contrails/sites/*.toml`; `local`, this machine, and
+`slurm`, its cluster with the cluster's own defaults, are built in. `resolve` turns "as much as there is" into numbers,
+which the run then keeps for all its attempts.
 """
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import psutil
-from pydantic import Field
+from pydantic import Field, StringConstraints, field_validator
 
 from contrails.config import Section, parse, read_toml
 from contrails.errors import RecipeError, choices
 
 _MEMORY_GB_A_FOLD = 3.0
 
+Word = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""Text for a line of a job's script: quotes can hold anything but the end of the line."""
+
+_OURS = {
+    "array", "begin", "chdir", "cpus-per-task", "dependency", "error", "exclude", "export", "gpus-per-node", "input",
+    "job-name", "mem", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal",
+    "time", "wrap",
+}  # fmt: skip
+"""Arguments that contrails gives itself and relies on."""
+
+
+class Retries(Section):
+    """How often in a row, without a new snapshot between, a job is tried again by itself."""
+
+    walltime: int = Field(3, ge=0, description="it ended before a first snapshot")
+    preemption: int = Field(20, ge=0, description="another job took its place")
+    node: int = Field(3, ge=0, description="the node failed, or lacks the GPU; the node is avoided then")
+    memory: int = Field(2, ge=0, description="killed, probably for memory; asks for half as much again then")
+    gpu_memory: int = Field(1, ge=0, description="the GPU's memory was full; another process may have been on it")
+    dataset: int = Field(2, ge=0, description="the dataset vanished while it was mapped, or its disk failed")
+    lost: int = Field(2, ge=0, description="it ended and nobody knows why")
+
 
 class Site(Section):
     """A place where folds run."""
 
     name: str = Field(description="how --site calls it")
-    scheduler: Literal["local"] = Field("local", description="who starts the jobs")
+    scheduler: Literal["local", "slurm"] = Field("local", description="who starts the jobs")
+    partition: Word | None = Field(None, description="partition or queue; empty: the scheduler's default")
+    account: Word | None = Field(None, description="account or project that pays")
+    qos: Word | None = Field(None, description="quality of service")
+    constraint: Word | None = Field(None, description="features that a node must have")
+    walltime_min: int = Field(240, ge=1, description="minutes that a job may run; then it goes on in the next")
+    margin_s: int = Field(120, ge=5, description="seconds before that when a job saves and hands over")
+    num_gpus: int = Field(0, ge=0, description="GPUs of a job")
+    gpu_type: Word | None = Field(None, description="kind of GPU, as the scheduler calls it")
+    num_cpus: int = Field(1, ge=1, description="CPU cores of a job")
+    memory_gb: float | None = Field(None, gt=0, description="memory of a job; empty: the scheduler's default")
+    prologue: tuple[Word, ...] = Field((), description="shell lines that a job runs first, such as module load cuda")
+    environment: Path | None = Field(None, description="script that a job sources, such as envs/mycluster.sh")
+    scheduler_arguments: dict[str, Word | int | bool] = Field({}, description="further arguments for the scheduler")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     folds_at_a_time: int = Field(0, ge=0, description="folds that train at once on this machine; 0: what it carries")
     num_threads: int = Field(0, ge=0, description="CPU threads a fold; 0: the cores shared out")
     num_ranks: int = Field(1, ge=1, description="processes that train one fold together, one GPU each")
     stage_dir: Path | None = Field(None, description="node-local folder that keeps a copy of the dataset")
     sync: bool = Field(False, description="follow each fold with a `contrails sync` of its own")
+    retries: Retries = Retries()
+
+    @field_validator("scheduler_arguments")
+    @classmethod
+    def _not_ours(cls, arguments: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        for name in arguments:
+            if not name.replace("-", "").isalnum() or not name.islower() or name.startswith("-"):
+                raise ValueError(f"'{name}': expected the long name of an argument without dashes, such as reservation")
+            if name in _OURS:
+                raise ValueError(f"'{name}' is given by contrails itself; see the other keys of a site profile")
+        return arguments
 
 
 def all_sites() -> dict[str, tuple[Site, str]]:
@@ -38,7 +85,7 @@ def all_sites() -> dict[str, tuple[Site, str]]:
     Raises:
         RecipeError: a profile is wrong.
     """
-    found = {"local": (Site(name="local"), "built in")}
+    found = {"local": (Site(name="local"), "built in"), "slurm": (Site(name="slurm", scheduler="slurm"), "built in")}
     for folder in (Path.home() / ".config/contrails/sites", Path("jobs/sites")):
         for path in sorted(folder.glob("*.toml")):
             values = {"name": path.stem} | read_toml(path, "a site profile")
@@ -53,27 +100,52 @@ def find_site(name: str | None) -> Site:
         RecipeError: no site has this name.
     """
     sites = all_sites()
-    name = name or default_site()
+    name = name or default_site(sites)
     if name not in sites:
         raise RecipeError(f"--site {name}: no profile of this name in jobs/sites; {choices(name, sites)}")
     return sites[name][0]
 
 
-def default_site() -> str:
-    """Return the name of the site that is used where none is given."""
-    return "local"
+def default_site(sites: dict[str, tuple[Site, str]]) -> str:
+    """Return the name of the site that is used where none is given.
+
+    On a cluster that is the first profile by name for its scheduler, or else the built-in one.
+    """
+    scheduler = "slurm" if has_slurm() else "local"
+    own = [name for name, (site, where) in sites.items() if site.scheduler == scheduler and where != "built in"]
+    return min(own) if own and scheduler != "local" else scheduler
+
+
+def has_slurm() -> bool:
+    """Return whether this machine belongs to a Slurm cluster, also while its controller does not answer."""
+    if shutil.which("sbatch") is None or shutil.which("scontrol") is None:
+        return False
+    try:
+        answer = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return True
+    return "Slurmctld" in answer.stdout  # the client tools alone know no controller
 
 
 def resolve(site: Site, num_folds: int) -> Site:
-    """Decide device, folds at a time and threads from what this machine has."""
-    gpus = 0 if site.device == "cpu" else num_gpus()
+    """Decide device, folds at a time and threads: from what this machine has, or from what a job asks for."""
+    if site.scheduler == "local":
+        gpus = 0 if site.device == "cpu" else num_gpus()
+        cores = num_cores()
+    else:
+        gpus, cores = site.num_gpus, site.num_cpus
     device = site.device if site.device != "auto" else ("cuda" if gpus else "cpu")
-    cores = num_cores()
-    in_memory = int(psutil.virtual_memory().available / 1e9 / _MEMORY_GB_A_FOLD)
-    carries = (gpus if device == "cuda" else min(cores, in_memory)) // site.num_ranks
-    at_a_time = site.folds_at_a_time or max(1, min(num_folds, carries))
+    at_a_time = site.folds_at_a_time
+    if not at_a_time:
+        carried = _carries(device, gpus, cores, num_folds * site.num_ranks) // site.num_ranks
+        at_a_time = max(1, carried) if site.scheduler == "local" else 1
     threads = site.num_threads or max(1, cores // at_a_time)
     return site.model_copy(update={"device": device, "folds_at_a_time": at_a_time, "num_threads": threads})
+
+
+def _carries(device: str, gpus: int, cores: int, num_folds: int) -> int:
+    in_memory = int(psutil.virtual_memory().available / 1e9 / _MEMORY_GB_A_FOLD)
+    return max(1, min(num_folds, gpus if device == "cuda" else min(cores, in_memory)))
 
 
 def num_cores() -> int:

@@ -1,17 +1,22 @@
 """What state a fold is in, judged by its own files first.
 
-`done.json` is the truth; below it come the newest attempt's `state.json` and whether its process lives, then the
-journal. Nothing here imports torch.
+`done.json` is the truth; below it come the newest attempt's files, then the journal, and what the scheduler says is a
+hint: a job that it no longer knows is lost, never done or failed. Nothing here imports torch.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from contrails.cluster.ends import NEXT_STEP, read_end
 from contrails.cluster.exact import differences
-from contrails.cluster.journal import last_submission
+from contrails.cluster.journal import Submission, last_submission
+from contrails.cluster.scheduler import Job
+from contrails.cluster.usage import UNUSED, Usage, usage_of
 from contrails.errors import StorageError
 from contrails.files import read_hint
-from contrails.runs import Fold
+from contrails.runs import Attempt, Fold
 from contrails.train.attempt import is_dead
 
 DONE, DAMAGED = "done", "damaged"
@@ -22,7 +27,8 @@ ALIVE = {"waiting", "starting", "running"}
 class FoldState:
     """A row of `contrails status`.
 
-    `state` is one of: not submitted, waiting, starting, running, stopped, failed, lost, damaged, done.
+    `state` is one of: not submitted, waiting, starting, running, stopped, failed, cancelled, lost, damaged, done. It is
+    `stale` where the scheduler was asked and did not answer.
     """
 
     fold: str
@@ -37,17 +43,27 @@ class FoldState:
     reason: str | None = None
     differences: tuple[str, ...] = ()
     """In what its attempts differ, so that the result is not exact (see `contrails.cluster.exact`)."""
+    cause: str | None = None
+    job_id: str | None = None
+    node: str | None = None
+    stale: bool = False
+    usage: Usage = UNUSED
 
 
-def fold_state(fold: Fold) -> FoldState:
-    """Return the state of a fold."""
+def fold_state(fold: Fold, jobs: Mapping[str, Job] | None = None) -> FoldState:
+    """Return the state of a fold; `jobs` is what the scheduler says, None where there is none or it was not asked."""
     attempts = fold.attempts()
     state = read_hint(attempts[-1].state) if attempts else {}
     number = attempts[-1].number if attempts else 0
     known: dict[str, Any] = {
         key: state[key] for key in ("step", "num_steps", "epoch", "num_epochs", "best_dice") if key in state
     }
-    known["differences"] = differences(fold)
+    if attempts:
+        known |= {
+            "node": read_hint(attempts[-1].job).get("host"),
+            "usage": usage_of(fold),
+            "differences": differences(fold),
+        }
     try:
         done = fold.read_done()
     except StorageError as error:
@@ -55,29 +71,88 @@ def fold_state(fold: Fold) -> FoldState:
     if done is not None:
         known |= {key: done[key] for key in ("step", "epoch", "best_dice")}
         return FoldState(fold.key, DONE, done["attempt"], **known)
-    name, reason = _judge(fold, state)
-    left = known.get("num_steps", 0) - known.get("step", 0)
-    pace = state.get("seconds_per_step")
-    eta = left * pace if name in ALIVE and pace is not None else None
-    return FoldState(fold.key, name, number, eta_s=eta, reason=reason, **known)
-
-
-def _judge(fold: Fold, state: dict[str, Any]) -> tuple[str, str | None]:
-    """Return the state of an unfinished fold and why, if there is a reason to tell."""
-    attempts = fold.attempts()
     submission = last_submission(fold.run, fold.key)
-    job = read_hint(attempts[-1].job) if attempts else {}
-    if submission is not None and job.get("job_id") != submission["job_id"] and not is_dead(submission):
-        return "waiting", None  # its job lives and has no attempt yet: it waits for a place
+    row = FoldState(fold.key, "", number, job_id=submission.job_id if submission else None, **known)
+    row = _judge(row, fold, attempts, state, submission, jobs)
+    pace = state.get("seconds_per_step")
+    eta = ((row.num_steps or 0) - row.step) * pace if row.state in ALIVE and pace is not None else None
+    return replace(row, eta_s=eta)
+
+
+def _judge(
+    row: FoldState,
+    fold: Fold,
+    attempts: list[Attempt],
+    state: dict[str, Any],
+    submission: Submission | None,
+    jobs: Mapping[str, Job] | None,
+) -> FoldState:
+    """Return the row of an unfinished fold with its state, and why if there is a reason to tell."""
+    owner = read_hint(attempts[-1].job) if attempts else {}
+    if submission is None or submission.process:
+        return _judge_here(row, fold, owner, state, submission)
+    if owner.get("job_id") != submission.job_id:
+        state, attempts = {}, []  # the newest job has not got to an attempt
+    end = read_end(attempts[-1]) if attempts else None
+    status = state.get("status")
+    job = jobs.get(submission.job_id or "") if jobs is not None else None
+    if fold.cancelled.exists() and status not in {"starting", "running"}:
+        return _over(row, fold, state.get("reason"), "cancelled")  # whatever its job still does for other folds
+    if job is not None and job.state == "waiting":
+        return replace(row, state="waiting", reason=job.native)
+    if status in {"starting", "running"} and (jobs is None or (job is not None and job.state == "running")):
+        return replace(row, state=str(status))
+    if job is not None and job.state == "running" and (end is None or end.handed_over):
+        return replace(row, state="starting", reason=job.native if job.native != "RUNNING" else None)
+    if job is not None and job.state == "running" and end is not None and end.cause not in ("error", "cancelled"):
+        reason = f"{state.get('reason')} ({end.cause}): its job looks at its budget when no other fold trains in it"
+        return replace(row, state="waiting", reason=reason, cause=end.cause)
+    if jobs is None and (end is None or end.handed_over):
+        return replace(row, state="waiting")
+    return _over(row, fold, state.get("reason"), (end.cause if end else None) or (job.cause if job else None))
+
+
+def _over(row: FoldState, fold: Fold, said: str | None, cause: str | None) -> FoldState:
+    """Return the row of a fold that nobody trains any more."""
+    if fold.cancelled.exists():
+        cause = "cancelled"
+    name = "cancelled" if cause == "cancelled" else "lost" if cause in (None, "lost") else "failed"
+    cause = cause or "lost"
+    log = fold.run.submitit / f"{row.job_id}_0_log.err"
+    what = said or f"its job {row.job_id} ended before it began{_last_lines(log)}; see {log}"
+    return replace(row, state=name, cause=cause, reason=f"{what} ({cause}): {NEXT_STEP[cause]}")  # type: ignore[index]
+
+
+def _last_lines(log: Path) -> str:
+    """Return what a job said last, in brackets; submitit's own words are left out."""
+    if not log.exists():
+        return ""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line and "submitit INFO" not in line]
+    return f" ({' | '.join(lines[-3:])})" if lines else ""
+
+
+def _judge_here(
+    row: FoldState, fold: Fold, owner: dict[str, Any], state: dict[str, Any], submission: Submission | None
+) -> FoldState:
+    """Judge a fold of this machine by its processes."""
+    if submission is not None and owner.get("job_id") != submission.job_id and not is_dead(submission.process):
+        return replace(row, state="waiting")  # its job lives and has no attempt yet: it waits for a place
     status = state.get("status")
     if status in {"starting", "running"}:
-        if is_dead(job):
-            return "lost", "its process ended without a word (killed, or out of memory); submit the run again to go on"
-        return str(status), None
+        if not is_dead(owner):
+            return replace(row, state=str(status))
+        lost = "its process ended without a word (killed, or out of memory); submit the run again to go on"
+        return replace(row, state="lost", reason=lost)
+    if fold.cancelled.exists():
+        return replace(row, state="cancelled", cause="cancelled", reason="submit the run again to go on")
     if status is not None:
-        return str(status), state.get("reason")
-    if attempts:
-        return ("lost", "its process ended before it began") if is_dead(job) else ("starting", None)
+        end = read_end(fold.attempts()[-1])
+        return replace(row, state=str(status), reason=state.get("reason"), cause=end.cause if end else None)
+    if owner or fold.attempts():
+        if is_dead(owner):
+            return replace(row, state="lost", reason="its process ended before it began")
+        return replace(row, state="starting")
     if submission is None:
-        return "not submitted", None
-    return "lost", f"its job ended before it began; see {fold.run.submitit}/{submission['job_id']}_0_log.err"
+        return replace(row, state="not submitted")
+    log = f"{fold.run.submitit}/{submission.job_id}_0_log.err"
+    return replace(row, state="lost", reason=f"its job ended before it began; see {log}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from contrails.cluster.journal import newest_submissions, submissions
 from contrails.files import read_json, read_json_lines
 from contrails.runs import Run
 
@@ -106,8 +107,8 @@ def test_folds_are_cut_into_jobs(site: Site, tiny_data: Path) -> None:
     done = site.run(*arguments, "--folds-per-job", "2", "--wait", "--json")
     assert done.returncode == 0, done.stderr
     rows = read_json_lines(Run(site.root / "runs" / "tiny").journal)
-    assert [row["fold"] for row in rows if row["event"] == "intent"] == list("01234")
-    jobs = {row["fold"]: row["job_id"] for row in rows if row["event"] == "submitted"}
+    assert [row["folds"] for row in rows if row["event"] == "intent"] == [["0", "1"], ["2", "3"], ["4"]]
+    jobs = {fold: job.job_id for fold, job in newest_submissions(submissions(site.fold("0").run)).items()}
     assert list(jobs) == list("01234")
     assert jobs["0"] == jobs["1"] != jobs["2"] == jobs["3"] != jobs["4"] != jobs["0"]
     for key, job_id in jobs.items():

@@ -20,9 +20,17 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_local_is_built_in() -> None:
-    assert list(all_sites()) == ["local"]
+def test_two_are_built_in() -> None:
+    assert list(all_sites()) == ["local", "slurm"]
     assert find_site(None).name == "local"
+
+
+def test_on_a_cluster_its_profile_goes_before_the_built_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sites, "has_slurm", lambda: True)
+    assert find_site(None).name == "slurm"
+    write(tmp_path / "jobs/sites/zeta.toml", 'scheduler = "slurm"')
+    write(tmp_path / "jobs/sites/desk.toml", "num_threads = 2")
+    assert find_site(None).name == "zeta"
 
 
 def test_the_nearer_profile_wins(tmp_path: Path) -> None:
@@ -53,6 +61,9 @@ def test_a_wrong_profile_names_file_and_key(tmp_path: Path) -> None:
         (Site(name="s", device="cpu"), 2, 16, ("cpu", 5, 3)),
         (Site(name="s", folds_at_a_time=1), 0, 8, ("cpu", 1, 8)),
         (Site(name="s", num_threads=2), 0, 8, ("cpu", 5, 2)),
+        # a cluster's job has what it asks for, whatever this machine has
+        (Site(name="s", scheduler="slurm", num_cpus=6), 2, 8, ("cpu", 1, 6)),
+        (Site(name="s", scheduler="slurm", num_gpus=1, num_cpus=8, folds_at_a_time=4), 0, 2, ("cuda", 4, 2)),
     ],
 )
 def test_what_a_machine_carries(

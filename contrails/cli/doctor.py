@@ -1,0 +1,51 @@
+"""`contrails doctor`: whether folds can run at a site, and what to do where they cannot."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from contrails.cli.options import json_option
+from contrails.errors import NodeError
+
+
+@click.command()
+@click.option("--site", "site_name", help="Which site; default: the one that this machine takes.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="Check the memory for its dataset, too.")
+@click.option("--job", is_flag=True, help="Check a compute node as well, by a tiny job.")
+@click.option("--node", is_flag=True, help="Check this machine as one that trains, and nothing else.")
+@json_option
+def doctor(site_name: str | None, recipe: Path | None, job: bool, node: bool, as_json: bool) -> None:
+    """Check scheduler, limits, files, clock, environment and GPU of a site.
+
+    \b
+    Example:
+      contrails doctor --site mycluster --job
+    """
+    from contrails.cluster.doctor import Check, check_by_job, check_node, check_site
+    from contrails.cluster.sites import find_site
+    from contrails.config import load_recipe
+    from contrails.runs import Run, runs_root
+
+    site = find_site(site_name)
+    checks: list[Check] = []
+    if not node:
+        checks += check_site(site, runs_root(), load_recipe(recipe) if recipe else None)
+    if node or site.scheduler == "local":
+        checks += check_node(site)
+    if job:
+        checks += check_by_job(site, Run(runs_root() / ".doctor"))
+    if as_json:
+        click.echo(json.dumps([asdict(check) for check in checks]))
+    else:
+        for check in checks:
+            click.echo(f"{'ok  ' if check.holds else 'FAIL'} {check.name}: {check.found}")
+            if not check.holds:
+                click.echo(f"     {check.advice}")
+    failed = [check.name for check in checks if not check.holds]
+    if failed and not as_json:
+        raise NodeError(f"{', '.join(failed)}: see above")
+    if failed:
+        sys.exit(NodeError.exit_code)

@@ -1,0 +1,91 @@
+"""In a scheduler's job: the clock of its time, the way back into the queue, and who trains after a restart.
+
+The launcher asks here; what ends an attempt is written beside it (`contrails.cluster.ends`), where the teardown of the
+batch script, the next start of the job and `contrails status` read it.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from contrails.cluster.ends import read_end, retries_left, write_end
+from contrails.cluster.scheduler import Cause, Scheduler, Standing, ThisJob
+from contrails.cluster.sites import Site
+from contrails.files import read_hint
+from contrails.runs import Attempt, Fold
+
+_EARLY_S = 61
+"""Slurm sends the signal of a time that is nearly over up to a minute too early."""
+
+CAUSES: dict[Standing, Cause] = {"timeout": "walltime", "requeued": "preemption", "cancelled": "cancelled"}
+"""What the scheduler's word says about why a job ends; while it lets the job run, other signs count."""
+
+
+@dataclass
+class Clock:
+    """When the job must hand over; the scheduler is asked again when that seems to be now."""
+
+    scheduler: Scheduler
+    job: ThisJob
+    margin_s: float
+    deadline: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.deadline = self.scheduler.end_time(self.job)
+
+    def due(self) -> bool:
+        """Return whether it is time to save and leave."""
+        if not self._within(self.margin_s):
+            return False
+        self.deadline = self.scheduler.end_time(self.job) or self.deadline  # somebody may have given it more
+        return self._within(self.margin_s)
+
+    def cause(self) -> Cause:
+        """Return what a signal of the scheduler means now."""
+        return "walltime" if self._within(self.margin_s + _EARLY_S) else "preemption"
+
+    def _within(self, seconds: float) -> bool:
+        return self.deadline is not None and time.time() >= self.deadline - seconds
+
+
+def own_attempt(fold: Fold, job: ThisJob) -> Attempt | None:
+    """Return the attempt that this start of the job made at a fold, if it got that far."""
+    attempts = fold.attempts()
+    owner = read_hint(attempts[-1].job) if attempts else {}
+    mine = (owner.get("job_id"), owner.get("restart_count")) == (job.job_id, job.restart_count)
+    return attempts[-1] if mine else None
+
+
+def is_wanted(fold: Fold, job: ThisJob, site: Site) -> bool:
+    """Return whether a fold is to be trained by this start of the job.
+
+    What an earlier start left without a word was taken away by the scheduler, which then started the job again.
+    """
+    if fold.done.exists() or fold.cancelled.exists():
+        return False
+    attempts = fold.attempts()
+    if not attempts or read_hint(attempts[-1].job).get("job_id") != job.job_id:
+        return True
+    end = read_end(attempts[-1])
+    if end is None:
+        write_end(fold, attempts[-1], "preemption", handed_over=True)
+        return True
+    return end.handed_over or retries_left(fold, end.cause, site.retries) > 0
+
+
+def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
+    """Send the job back into the queue for folds that stopped and have budget left; return whether it goes."""
+    standing = clock.scheduler.standing(clock.job)
+    cause = CAUSES.get(standing) or clock.cause()
+    going_on = []
+    for fold in folds:
+        attempt = own_attempt(fold, clock.job)
+        if attempt is not None:
+            write_end(fold, attempt, cause)
+        if standing != "cancelled" and (attempt is None or retries_left(fold, cause, site.retries) > 0):
+            going_on.append((fold, attempt))
+    if not going_on or not (standing == "requeued" or clock.scheduler.requeue(clock.job)):
+        return False
+    for fold, attempt in going_on:
+        if attempt is not None:
+            write_end(fold, attempt, cause, handed_over=True)
+    return True

@@ -1,0 +1,193 @@
+"""What must hold before folds can run at a site, each point with what to do where it does not.
+
+`check_site` looks from the login node, `check_node` from wherever it runs: here, or in a tiny job on a compute node.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from contrails.cluster.command import command_request
+from contrails.cluster.freeze import freeze_code
+from contrails.cluster.scheduler import Request, scheduler_of
+from contrails.cluster.sites import Site, has_slurm, num_gpus
+from contrails.cluster.submission import submit_job, submitting
+from contrails.config import Recipe
+from contrails.errors import ClusterError, StorageError
+from contrails.files import storage
+from contrails.runs import Run
+
+_PACKAGES = ("h5py", "numpy", "pydantic", "safetensors", "scipy", "segmentation_models_pytorch", "submitit", "torch")
+_FREE_GB = 5.0
+_SKEW_S = 5.0
+_WAIT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One point: whether it holds, what was found, and what to do if it does not."""
+
+    name: str
+    holds: bool
+    found: str
+    advice: str = ""
+
+
+def check_site(site: Site, root: Path, recipe: Recipe | None) -> Iterator[Check]:
+    """Yield what can be seen from a login node; `root` is the folder of the runs."""
+    if site.scheduler == "slurm":
+        yield Check("scheduler", has_slurm(), "Slurm" if has_slurm() else "no Slurm here", "log in to the cluster")
+        if has_slurm():
+            yield _accepts(site)
+    yield from _shared_files(root)
+    yield _space(root)
+    if recipe is not None:
+        yield _memory(site, recipe)
+    yield _wandb()
+
+
+def check_node(site: Site) -> Iterator[Check]:
+    """Yield what only the machine that trains can say."""
+    yield from map(_imports, _PACKAGES)
+    if site.device == "cuda" or (site.device == "auto" and site.num_gpus):
+        yield Check("GPU", bool(num_gpus()), f"{num_gpus()} listed by the driver", "ask for GPUs: num_gpus of the site")
+        yield _cuda()
+    if site.stage_dir is not None:
+        writable = site.stage_dir.is_dir() and os.access(site.stage_dir, os.W_OK)
+        found = f"{site.stage_dir} {'is writable' if writable else 'is missing or not writable'}"
+        yield Check("scratch", writable, found, "set stage_dir of the site to the node's scratch folder")
+
+
+def _accepts(site: Site) -> Check:
+    """Ask the scheduler whether partition, account, limits and nodes can satisfy the site, without submitting."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        script = folder / "test.sh"
+        scheduler = scheduler_of(site)
+        script.write_text(scheduler.script(folder, site, Request("ctdoctor", print, ())))
+        *clean, _, path = scheduler.command(script)
+        command = [*clean, "sbatch", "--test-only", path]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    said = [line for line in answer.stderr.splitlines() if line.startswith("sbatch:")] or [answer.stderr.strip()]
+    advice = f"change the profile of {site.name}; `sinfo` and `scontrol show partition` say what there is"
+    return Check("partition and limits", answer.returncode == 0, said[-1], advice)
+
+
+def _shared_files(root: Path) -> Iterator[Check]:
+    """Try on the runs' file system what claims, snapshots and journals rely on."""
+    folder = root / f".doctor-{os.getpid()}-{secrets.token_hex(4)}"
+    advice = "put the runs on another file system: $CONTRAILS_RUNS"
+    try:
+        with storage(root, "create"):
+            root.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            yield Check("exclusive mkdir", _refuses_second(folder), str(root), advice)
+            (folder / "one").write_text("x")
+            (folder / "one").replace(folder / "two")
+            yield Check("rename", (folder / "two").exists(), str(root), advice)
+            skew = abs((folder / "two").stat().st_mtime - time.time())
+            yield Check("clock", skew < _SKEW_S, f"{skew:.1f} s from the file server", "tell the cluster's support")
+        yield _locks(folder / "two")
+    except StorageError as error:
+        yield Check("files", False, str(error), advice)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuses_second(folder: Path) -> bool:
+    (folder / "claim").mkdir()
+    try:
+        (folder / "claim").mkdir()
+    except FileExistsError:
+        return True
+    return False
+
+
+def _locks(path: Path) -> Check:
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        advice = "do not start the same command twice at a time, or put the runs elsewhere: $CONTRAILS_RUNS"
+        return Check("file locks", False, str(error), advice)
+    return Check("file locks", True, str(path.parent.parent))
+
+
+def _space(root: Path) -> Check:
+    free = shutil.disk_usage(root).free / 1e9
+    return Check("free space", free >= _FREE_GB, f"{free:.0f} GB at {root}", "remove old runs, or ask for more quota")
+
+
+def _memory(site: Site, recipe: Recipe) -> Check:
+    path = recipe.data.dataset
+    if not path.is_file():
+        return Check("dataset", False, f"no file {path}", "make it with `contrails prepare`")
+    size = path.stat().st_size / 1e9
+    enough = site.memory_gb is None or recipe.data.residency != "ram" or size < 0.8 * site.memory_gb
+    found = f"dataset {size:.1f} GB, memory of a job {site.memory_gb or 'the default'}"
+    return Check("memory", enough, found, 'raise memory_gb of the site, or set data.residency = "mmap"')
+
+
+def _wandb() -> Check:
+    try:
+        socket.create_connection(("api.wandb.ai", 443), timeout=3).close()
+    except OSError:
+        return Check("W&B", True, "not reachable: `contrails sync` writes offline files for a machine that reaches it")
+    return Check("W&B", True, "reachable")
+
+
+def _imports(package: str) -> Check:
+    """Import in a process of its own: some packages crash where they do not fit the machine."""
+    code = f"import {package}; print(getattr({package}, '__version__', ''))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    found = done.stdout.strip() if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it crashed"])[-1]
+    return Check(f"import {package}", done.returncode == 0, found, "build the environment again: envs/build")
+
+
+def _cuda() -> Check:
+    code = "import torch; print(torch.cuda.get_device_name(0))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    found = done.stdout.strip() if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it crashed"])[-1]
+    return Check("CUDA", done.returncode == 0, found, "the driver may be too old for this torch: see envs/")
+
+
+def check_by_job(site: Site, run: Run) -> list[Check]:
+    """Return what `check_node` finds in a job of the site; `run` is a folder for its files.
+
+    Raises:
+        ClusterError: the site has no scheduler, or the job does not end or says nothing.
+    """
+    if site.scheduler == "local":
+        raise ClusterError(f"--job needs a site with a scheduler, {site.name} is this machine; leave --job out")
+    shutil.rmtree(run.path, ignore_errors=True)
+    run.create_folder()
+    freeze_code(run)
+    with submitting(run):
+        request = command_request(run, "d0", ["doctor", "--node", "--json", "--site", site.name], site.num_cpus)
+        job_id = submit_job(run, site, request)
+    _wait(site, job_id)
+    log = run.submitit / f"{job_id}_0_log.out"
+    answers = [line for line in log.read_text().splitlines() if line.startswith("[")] if log.exists() else []
+    if not answers:
+        raise ClusterError(f"job {job_id} said nothing; see {log.with_suffix('.err')}")
+    return [Check(**row) for row in json.loads(answers[-1])]
+
+
+def _wait(site: Site, job_id: str) -> None:
+    end = time.monotonic() + _WAIT_S
+    while time.monotonic() < end:
+        job = scheduler_of(site).look((job_id,), {}).get(job_id)
+        if job is None or job.state == "ended":
+            return
+        time.sleep(2)
+    raise ClusterError(f"job {job_id} has not ended after {_WAIT_S} s; look with `squeue`, then run doctor again")

@@ -1,0 +1,35 @@
+"""The jobs that contrails asks for: folds side by side, or one of its own commands."""
+
+import shlex
+import sys
+
+from contrails.cluster.freeze import job_environment
+from contrails.cluster.journal import submissions
+from contrails.cluster.launch import run_folds
+from contrails.cluster.names import fold_name, job_name
+from contrails.cluster.scheduler import Request
+from contrails.runs import Run
+
+
+def fold_request(
+    run: Run,
+    num_threads: int,
+    folds: list[str],
+    *,
+    after: tuple[str, ...] = (),
+    memory_gb: float | None = None,
+    exclude: tuple[str, ...] = (),
+) -> Request:
+    """Return the job that trains folds side by side; its name is the next one that the journal has not seen."""
+    teardown = [sys.executable, "-m", "contrails.cluster.teardown", str(run.path), ",".join(folds)]
+    return Request(
+        name=job_name(run.path, fold_name(folds), [job.name for job in submissions(run)]),
+        function=run_folds,
+        arguments=(str(run.path), folds),
+        folds=tuple(folds),
+        environment=job_environment(run, num_threads),
+        after=after,
+        teardown=(f'{shlex.join(teardown)} "$code"',),
+        memory_gb=memory_gb,
+        exclude=exclude,
+    )

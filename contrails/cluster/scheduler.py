@@ -1,0 +1,126 @@
+"""What contrails asks of a scheduler, whichever it is: submit, look, cancel, and hand a job over from inside.
+
+A scheduler is a module that satisfies `Scheduler`: its text is rendered and parsed there, its states and causes go
+through one table, and nothing above knows its commands. `local` is no scheduler: see `contrails.cluster.local`.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from contrails.cluster.sites import Site
+
+Cause = Literal["walltime", "preemption", "node", "memory", "gpu_memory", "dataset", "error", "cancelled", "lost"]
+"""Why an attempt or a job ended without being done."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A job to be: a module-level function with paths and names, nothing that could grow stale in a pickle."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    folds: tuple[str, ...] = ()
+    environment: dict[str, str] | None = None
+    after: tuple[str, ...] = ()
+    """Ids of jobs that must have succeeded."""
+    teardown: tuple[str, ...] = ()
+    """Shell lines that run when the function has ended; `$code` is its exit code."""
+    memory_gb: float | None = None
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the scheduler says about a job; `cause` only where it has ended and the scheduler knows why."""
+
+    job_id: str
+    name: str
+    state: Literal["waiting", "running", "ended"]
+    native: str
+    cause: Cause | None = None
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class ThisJob:
+    """What a process inside of a job knows about it."""
+
+    job_id: str
+    restart_count: int
+    node: str
+    devices: tuple[str, ...]
+    memory_gb: float | None
+
+
+Standing = Literal["running", "timeout", "requeued", "cancelled"]
+"""How the scheduler takes the job that this process runs in: the first two may be requeued, the others not."""
+
+
+class Scheduler(Protocol):
+    """What a scheduler's module offers."""
+
+    def script(self, folder: Path, site: Site, request: Request) -> str:
+        """Return the batch script of a job."""
+
+    def command(self, script: Path) -> list[str]:
+        """Return the command that submits a script."""
+
+    def submit(
+        self,
+        folder: Path,
+        site: Site,
+        request: Request,
+        announce: Callable[[Path], None],
+        accept: Callable[[str], None],
+    ) -> str:
+        """Submit a job and return its id.
+
+        Args:
+            folder: where submitit keeps pickles, scripts and logs.
+            site: what the job may use.
+            request: the job.
+            announce: called with the path of the pickle before the scheduler is asked.
+            accept: called with the id as soon as the scheduler has answered.
+
+        Raises:
+            ClusterError: the scheduler refused, or its answer was lost.
+        """
+
+    def complete(self, folder: Path, pickle: Path, job_id: str) -> None:
+        """Finish what a submission that was killed had left undone after the scheduler took the job."""
+
+    def look(self, job_ids: Collection[str], names: Mapping[str, float]) -> dict[str, Job]:
+        """Return what the scheduler knows of these jobs by id; those that it has forgotten are left out.
+
+        Args:
+            job_ids: of jobs.
+            names: of other jobs, each with the time since when there can be one, in seconds since the epoch.
+
+        Raises:
+            ClusterError: it does not answer.
+        """
+
+    def cancel(self, job_ids: Collection[str]) -> None:
+        """End jobs for good."""
+
+    def this_job(self) -> ThisJob:
+        """Return the job that this process runs in."""
+
+    def end_time(self, job: ThisJob) -> float | None:
+        """Return when the job's time is over, in seconds since the epoch; None if the scheduler does not say."""
+
+    def standing(self, job: ThisJob) -> Standing:
+        """Return how the scheduler takes this job now; signals that could end this process are ignored from here on."""
+
+    def requeue(self, job: ThisJob) -> bool:
+        """Have the job that this process runs in start again later; return whether it will."""
+
+
+def scheduler_of(site: Site) -> Scheduler:
+    """Return the module of the site's scheduler."""
+    assert site.scheduler != "local"
+    return cast(Scheduler, import_module(f"contrails.cluster.{site.scheduler}"))

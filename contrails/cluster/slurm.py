@@ -1,0 +1,228 @@
+"""Slurm: jobs through submitit, its state through squeue and sacct, and the way back into the queue from inside a job.
+
+submitit names the files of a job and runs the pickled function under srun, which is what gets the scheduler's signals.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from contrails.cluster.scheduler import Job, Request, Standing, ThisJob
+from contrails.cluster.sites import Site
+from contrails.cluster.slurm_text import SACCT, SQUEUE, newest, parse_sacct, parse_squeue, parse_standing
+from contrails.errors import ClusterError
+from contrails.files import fsync
+
+_TIMEOUT_S = 60
+_SKEW_S = 60
+_SIGNALS = "TERM USR1 USR2"
+"""What Slurm may send to the batch shell, which must live on to see how srun ended."""
+
+
+def script(folder: Path, site: Site, request: Request) -> str:
+    """Return the batch script of a job."""
+    executor = _executor(folder, site, request)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, uid=""))
+
+
+def command(script: Path) -> list[str]:
+    """Return the command that submits a script.
+
+    Inside of a job it leaves out what that job's environment says of memory and cores: srun refuses the mixture.
+    """
+    stale = [name for name in os.environ if name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF"]
+    clean = ["env", *(part for name in sorted(stale) for part in ("-u", name))] if stale else []
+    return [*clean, "sbatch", str(script)]
+
+
+def submit(
+    folder: Path, site: Site, request: Request, announce: Callable[[Path], None], accept: Callable[[str], None]
+) -> str:
+    """Submit a job and return its id; see `contrails.cluster.scheduler.Scheduler`."""
+    from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
+
+    executor = _executor(folder, site, request)
+    pickle = folder / f"{uuid.uuid4().hex}.pkl"
+    delayed = DelayedSubmission(request.function, *request.arguments)
+    delayed.set_timeout(site.walltime_min, 0)
+    delayed.dump(pickle)
+    fsync(pickle)
+    announce(pickle)
+    try:
+        job = executor._submit_command(executor._submitit_command_str)
+    except (FailedJobError, FailedSubmissionError, OSError) as error:
+        raise ClusterError(f"sbatch did not take the job {request.name}: {_last_line(error)}") from error
+    job_id: str = job.job_id
+    accept(job_id)
+    complete(folder, pickle, job_id)
+    return job_id
+
+
+def complete(folder: Path, pickle: Path, job_id: str) -> None:
+    """Give the pickle the name under which the job looks for it, for a minute, and then gives up."""
+    if pickle.exists():
+        pickle.rename(folder / f"{job_id}_submitted.pkl")
+
+
+def look(job_ids: Collection[str], names: Mapping[str, float]) -> dict[str, Job]:
+    """Return what Slurm knows of these jobs: one call of squeue, and sacct only for those that it has forgotten."""
+    listed = parse_squeue(_ask(*SQUEUE))
+    found = newest(job for job in listed if job.job_id in job_ids or job.name in names)
+    ids = set(job_ids) - set(found)
+    known = {job.name for job in found.values()}
+    return found | _look_back(ids, {name: since for name, since in names.items() if name not in known})
+
+
+def _look_back(ids: set[str], names: Mapping[str, float]) -> dict[str, Job]:
+    """Ask the accounting, which is not everywhere: then what squeue has forgotten is unknown."""
+    found: dict[str, Job] = {}
+    try:
+        if ids:
+            found |= newest(parse_sacct(_ask(*SACCT, f"--jobs={','.join(sorted(ids))}")))
+        if names:  # a run that was removed may have had jobs of the same names before
+            since = datetime.fromtimestamp(min(names.values()) - _SKEW_S).isoformat(timespec="seconds")
+            found |= newest(parse_sacct(_ask(*SACCT, f"--name={','.join(sorted(names))}", f"--starttime={since}")))
+    except ClusterError:
+        return found
+    return found
+
+
+def cancel(job_ids: Collection[str]) -> None:
+    """End jobs for good."""
+    if job_ids:
+        _ask("scancel", *sorted(job_ids))
+
+
+def this_job() -> ThisJob:
+    """Return the job that this process runs in."""
+    get = os.environ.get
+    memory_mb = int(get("SLURM_MEM_PER_NODE") or int(get("SLURM_MEM_PER_CPU", 0)) * int(get("SLURM_CPUS_ON_NODE", 0)))
+    return ThisJob(
+        job_id=os.environ["SLURM_JOB_ID"],
+        restart_count=int(get("SLURM_RESTART_COUNT") or 0),
+        node=get("SLURMD_NODENAME", ""),
+        devices=tuple(device for device in get("CUDA_VISIBLE_DEVICES", "").split(",") if device),
+        memory_gb=memory_mb / 1024 or None,
+    )
+
+
+def end_time(job: ThisJob) -> float | None:
+    """Return when the job's time is over; an administrator may have changed it since the last call."""
+    try:
+        answer = _ask("squeue", "--noheader", f"--jobs={job.job_id}", "--format=%e").strip()
+    except ClusterError:
+        return None
+    return None if answer in ("", "N/A") else datetime.fromisoformat(answer).timestamp()
+
+
+def standing(job: ThisJob) -> Standing:
+    """Return whether Slurm lets this job run, has requeued it, or ends it for good.
+
+    Slurm sends TERM for scancel, for preemption and for a time that is over, and a requeue brings back a job in any of
+    these cases. Its state is COMPLETING in all of them; what tells them apart is that a preempted job still runs in its
+    grace time or counts a restart already, and that the time was over or not.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue sends it to all processes of the job, scontrol too
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        return parse_standing(_ask("scontrol", "--oneliner", "show", "job", job.job_id), job.restart_count)
+    except ClusterError:
+        return "running"  # the controller may answer again when it is asked to requeue
+
+
+def requeue(job: ThisJob) -> bool:
+    """Have the job that this process runs in start again later; return whether it will."""
+    try:
+        _ask("scontrol", "requeue", job.job_id)
+    except ClusterError as error:
+        return "pending execution" in str(error)  # somebody was faster: preemption, or an administrator
+    return True
+
+
+def _ask(*arguments: str) -> str:
+    """Run a command of Slurm and return what it prints.
+
+    Raises:
+        ClusterError: it is not there, fails, or does not answer.
+    """
+    try:
+        answer = subprocess.run(arguments, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except FileNotFoundError as error:
+        raise ClusterError(
+            f"{arguments[0]} is not on the PATH of this machine; use a login node of the cluster, or --site local"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"{arguments[0]} did not answer within {_TIMEOUT_S} s; try again later") from error
+    if answer.returncode:
+        raise ClusterError(f"{shlex.join(arguments[:3])}: {answer.stderr.strip() or answer.stdout.strip()}")
+    return answer.stdout
+
+
+def _executor(folder: Path, site: Site, request: Request) -> Any:
+    from submitit import SlurmExecutor
+
+    class Executor(SlurmExecutor):
+        """Slurm as submitit sees it; also where srun is missing, to show a script."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 2
+
+        def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+            return command(submission_file_path)
+
+    if "%" in str(folder):
+        raise ClusterError(f"{folder}: Slurm puts other text for a % in the path of a log; choose another folder")
+    executor = Executor(folder)
+    executor.update_parameters(**_parameters(site, request))
+    return executor
+
+
+def _parameters(site: Site, request: Request) -> dict[str, Any]:
+    """Return what submitit is told about a job, in its words."""
+    memory = request.memory_gb or site.memory_gb
+    gpus = f"{site.gpu_type}:{site.num_gpus}" if site.gpu_type else site.num_gpus
+    return {
+        "job_name": request.name,
+        "partition": site.partition,
+        "account": site.account,
+        "qos": site.qos,
+        "constraint": site.constraint,
+        "time": site.walltime_min,
+        "signal_delay_s": site.margin_s,
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": site.num_cpus,
+        "gpus_per_node": gpus if site.num_gpus else None,
+        "mem": f"{round(memory * 1024)}M" if memory else None,
+        "dependency": f"afterok:{':'.join(request.after)}" if request.after else None,
+        "exclude": ",".join(request.exclude) or None,
+        "wckey": None,
+        "additional_parameters": {"requeue": True, **site.scheduler_arguments},
+        # srun does not take the number of cores from its job, since Slurm 22.05
+        "srun_args": [f"--cpus-per-task={site.num_cpus}"],
+        "setup": _setup(site, request),
+        # the lines between, and the job's own result, need the code of srun
+        "teardown": ["code=$?", *request.teardown, "exit $code"],
+    }
+
+
+def _setup(site: Site, request: Request) -> list[str]:
+    lines = [*site.prologue]
+    if site.environment is not None:
+        lines.append(f"source {shlex.quote(str(site.environment.absolute()))}")
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted((request.environment or {}).items())]
+    # a handler, not '', which srun would inherit
+    return [*lines, f"trap : {_SIGNALS}"]
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("sbatch:")]
+    return (said or lines or [type(error).__name__])[-1]

@@ -1,0 +1,102 @@
+"""Jobs under the journal: nothing is asked of a scheduler that the journal does not know, and nothing twice.
+
+Order: the intent with the name and the pickle, the scheduler, its answer; each is on the disk before the next. Whoever
+is killed in between leaves an intent without an answer, which `reconcile` settles by the job's name.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from contrails.cluster.journal import Submission, newest_submissions, record, submissions
+from contrails.cluster.scheduler import Job, Request, Scheduler, scheduler_of
+from contrails.cluster.sites import Site
+from contrails.errors import ClusterError
+from contrails.files import storage
+from contrails.locks import locked
+from contrails.runs import Run
+
+
+@contextmanager
+def submitting(run: Run) -> Iterator[None]:
+    """Hold the run's lock: a user and the jobs of the run itself may submit at the same time, on several nodes."""
+    with storage(run.lock), run.lock.open("a") as file, locked(file, lambda: None):
+        yield
+
+
+def submit_job(run: Run, site: Site, request: Request) -> str:
+    """Submit a job and return its id; the lock is held.
+
+    Raises:
+        ClusterError: the scheduler refused.
+    """
+    with storage(run.submitit):
+        run.submitit.mkdir(mode=0o700, exist_ok=True)
+    scheduler = scheduler_of(site)
+    try:
+        return scheduler.submit(
+            run.submitit,
+            site,
+            request,
+            announce=lambda pickle: _intend(run, request, pickle),
+            accept=lambda job_id: record(run, "submitted", name=request.name, job_id=job_id),
+        )
+    except ClusterError as error:
+        settled = _find_again(run, scheduler, request)
+        if settled is None:
+            raise ClusterError(f"{error}; see `contrails doctor --site {site.name}`") from error
+        return settled
+
+
+def _find_again(run: Run, scheduler: Scheduler, request: Request) -> str | None:
+    """Return the id of a job whose submission failed: the answer may be lost while the job is there."""
+    asked = [job for job in submissions(run) if job.name == request.name]
+    if not asked:
+        return None  # it failed before the scheduler was asked
+    found = scheduler.look((), {asked[0].name: asked[0].time})
+    return _settle(run, scheduler, asked[0], {job.name: job for job in found.values()})
+
+
+def reconcile(run: Run, site: Site) -> dict[str, Job]:
+    """Settle what earlier submissions left open, and return what the scheduler knows of the run's newest jobs.
+
+    Raises:
+        ClusterError: the scheduler does not answer.
+    """
+    known = submissions(run)
+    unsettled = [job for job in known if job.job_id is None and not job.void]
+    newest = [*newest_submissions(known).values(), *{job.name.rpartition("a")[0]: job for job in known}.values()]
+    ids = {job.job_id for job in newest if job.job_id is not None}
+    scheduler = scheduler_of(site)
+    jobs = scheduler.look(ids, {job.name: job.time for job in unsettled})
+    by_name = {job.name: job for job in jobs.values()}
+    for submission in unsettled:
+        _settle(run, scheduler, submission, by_name)
+    for submission in known:
+        if submission.job_id and submission.pickle:  # killed after the answer: the job waits a minute for its pickle
+            scheduler.complete(run.submitit, Path(submission.pickle), submission.job_id)
+    return jobs
+
+
+def _intend(run: Run, request: Request, pickle: Path | None) -> None:
+    record(
+        run,
+        "intent",
+        name=request.name,
+        folds=list(request.folds),
+        pickle=pickle and str(pickle),
+        memory_gb=request.memory_gb,
+        exclude=list(request.exclude),
+    )
+
+
+def _settle(run: Run, scheduler: Scheduler, submission: Submission, by_name: dict[str, Job]) -> str | None:
+    """Record the job that a submission without an answer has become, or that there is none."""
+    job = by_name.get(submission.name)
+    if job is None:
+        record(run, "void", name=submission.name)
+        return None
+    record(run, "submitted", name=submission.name, job_id=job.job_id)
+    if submission.pickle:
+        scheduler.complete(run.submitit, Path(submission.pickle), job.job_id)
+    return job.job_id

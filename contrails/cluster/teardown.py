@@ -1,0 +1,110 @@
+"""The end of a batch script: what the job itself could not say or do any more, without anybody logged in.
+
+`python -m contrails.cluster.teardown RUN FOLD[,FOLD...] CODE`, with the exit code of the launcher. A job that handed
+itself over is left alone. Otherwise each unfinished fold's cause is looked at against its budget: the job is requeued,
+or another one is submitted that asks for more memory or avoids the node.
+"""
+
+import sys
+from pathlib import Path
+
+from contrails.cluster.allocation import CAUSES, own_attempt
+from contrails.cluster.ends import cause_of_exit, read_end, retries_left, write_end
+from contrails.cluster.journal import last_submission
+from contrails.cluster.requests import fold_request
+from contrails.cluster.scheduler import Cause, ThisJob, scheduler_of
+from contrails.cluster.sites import Site
+from contrails.cluster.submission import submit_job, submitting
+from contrails.config import RunConfig, parse, read_toml
+from contrails.errors import ContrailsError
+from contrails.files import read_hint, to_json, write_atomic
+from contrails.runs import Attempt, Fold, Run
+from contrails.train.attempt import OVER
+
+_MORE = 1.5
+
+
+def main() -> None:
+    """Apply the budgets; the batch script goes on to end with the launcher's own code."""
+    run, keys, code = Run(Path(sys.argv[1])), sys.argv[2].split(","), int(sys.argv[3])
+    config = parse(RunConfig, read_toml(run.toml, "a run"), str(run.toml))
+    site = parse(Site, config.site, str(run.toml))
+    try:
+        _settle(run, config, site, [run.fold(key) for key in keys], code)
+    except ContrailsError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+
+
+def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: int) -> None:
+    scheduler = scheduler_of(site)
+    job = scheduler.this_job()
+    open_folds = [fold for fold in folds if not fold.done.exists() and not fold.cancelled.exists()]
+    if not open_folds or any(_is_handed_over(fold, job) for fold in open_folds):
+        return
+    standing = scheduler.standing(job)
+    causes = {
+        fold: _cause(fold, job, code, CAUSES.get(standing), handed_over=standing == "requeued") for fold in open_folds
+    }
+    if standing in ("requeued", "cancelled"):
+        return
+    with submitting(run):
+        again = [fold for fold in open_folds if _may_retry(fold, causes[fold], job, site) and _is_newest(fold, job)]
+        changes = {causes[fold] for fold in again} & {"memory", "node"}
+        if changes:
+            _submit_changed(run, config, site, [fold.key for fold in again], changes, job)
+        elif again and not scheduler.requeue(job):
+            print(f"error: job {job.job_id} was not requeued; submit the run again", file=sys.stderr)  # noqa: T201
+
+
+def _is_handed_over(fold: Fold, job: ThisJob) -> bool:
+    attempt = own_attempt(fold, job)
+    end = read_end(attempt) if attempt else None
+    return end is not None and end.handed_over
+
+
+def _cause(fold: Fold, job: ThisJob, code: int, known: Cause | None, *, handed_over: bool) -> Cause:
+    """Return why the fold's attempt ended; what nobody has said yet is what the scheduler or the exit code says."""
+    attempt = own_attempt(fold, job)
+    if attempt is not None and (end := read_end(attempt)) is not None:
+        return end.cause
+    said = read_hint(attempt.state).get("reason") if attempt else None
+    cause = known or cause_of_exit(code, said or "")
+    if attempt is not None:
+        _say(attempt, f"its whole job ended with exit code {code}")
+        write_end(fold, attempt, cause, handed_over=handed_over)
+    return cause
+
+
+def _say(attempt: Attempt, reason: str) -> None:
+    state = read_hint(attempt.state)
+    if state.get("status") not in OVER:
+        write_atomic(attempt.state, to_json(state | {"status": "failed", "reason": reason}))
+
+
+def _may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:
+    if own_attempt(fold, job) is None:  # it ended before it began: what counts is how often the job was started
+        return job.restart_count < getattr(site.retries, cause, 0)
+    return retries_left(fold, cause, site.retries) > 0
+
+
+def _is_newest(fold: Fold, job: ThisJob) -> bool:
+    """Return whether nobody has submitted the fold again in the meantime."""
+    last = last_submission(fold.run, fold.key)
+    return last is not None and last.job_id == job.job_id
+
+
+def _submit_changed(
+    run: Run, config: RunConfig, site: Site, folds: list[str], changes: set[Cause], job: ThisJob
+) -> None:
+    """Submit the folds as a new job: this one's memory and nodes can no longer be changed."""
+    last = last_submission(run, folds[0])
+    memory_gb, exclude = (last.memory_gb, last.exclude) if last else (None, ())
+    if "memory" in changes:
+        memory_gb = _MORE * (memory_gb or site.memory_gb or job.memory_gb or 1)
+    if "node" in changes and job.node:
+        exclude = (*exclude, job.node)
+    submit_job(run, site, fold_request(run, config.compute.num_threads, folds, memory_gb=memory_gb, exclude=exclude))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Causes and retry budgets, from the files of attempts."""
+
+from pathlib import Path
+
+import pytest
+
+from contrails.cluster.ends import NEXT_STEP, cause_of_exit, read_end, retries_left, write_end
+from contrails.cluster.scheduler import Cause
+from contrails.cluster.sites import Retries
+from contrails.files import write_atomic
+from contrails.runs import Fold, Run
+
+
+@pytest.fixture
+def fold(tmp_path: Path) -> Fold:
+    return Run(tmp_path / "run").fold("0")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "cause"),
+    [
+        (137, "", "memory"),
+        (-9, "", "memory"),
+        (-7, "", "dataset"),
+        (9, "NodeError: no GPU", "node"),
+        (8, "TrainingError: fold 0 does not fit in the GPU's memory: ...", "gpu_memory"),
+        (8, "TrainingError: no longer finite", "error"),
+        (1, "TypeError", "error"),
+        (75, "", "lost"),
+        (-11, "", "lost"),
+    ],
+)
+def test_exit_codes(code: int, reason: str, cause: Cause) -> None:
+    assert cause_of_exit(code, reason) == cause
+    assert NEXT_STEP[cause]
+
+
+def test_a_budget_is_used_up_by_the_same_cause_at_the_same_snapshot(fold: Fold) -> None:
+    retries = Retries(memory=2)
+    for number, left in ((1, 2), (2, 1), (3, 0)):
+        fold.attempt(number).path.mkdir(parents=True)
+        write_end(fold, fold.attempt(number), "memory")
+        assert retries_left(fold, "memory", retries) == left
+    write_atomic(fold.snapshot(7, 3, "0" * 16), b"")  # steps were made
+    fold.attempt(4).path.mkdir()
+    write_end(fold, fold.attempt(4), "memory")
+    assert retries_left(fold, "memory", retries) == 2
+
+
+def test_a_traceback_and_a_cancelled_job_are_not_tried_again(fold: Fold) -> None:
+    fold.attempt(1).path.mkdir(parents=True)
+    for cause in ("error", "cancelled"):
+        write_end(fold, fold.attempt(1), cause)
+        assert retries_left(fold, cause, Retries()) <= 0
+
+
+def test_an_end_that_nobody_understands_is_none(fold: Fold) -> None:
+    write_atomic(fold.attempt(1).ended, '{"cause": "sunspots"}')
+    assert read_end(fold.attempt(1)) is None

@@ -1,0 +1,111 @@
+"""Folds that fail on a real Slurm cluster, by cause: what is tried again ends in the bits of an undisturbed fold."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from contrails.cluster.journal import submissions
+
+from local_site import eventually
+from slurm_cluster import SlurmCluster
+from slurm_site import SlurmSite, weights
+
+EPOCHS = ("-o", "train.epochs=80")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, cluster: SlurmCluster) -> Iterator[SlurmSite]:
+    site = SlurmSite(tmp_path_factory.mktemp("failures"), tiny_data, cluster)
+    yield site
+    site.end_everything()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site: SlurmSite) -> dict[str, str]:
+    site.submit("undisturbed", *EPOCHS)
+    site.wait_for_done("undisturbed")
+    return weights(site.fold("0", "undisturbed"))
+
+
+def test_a_killed_training_is_tried_again_with_more_memory(site: SlurmSite, undisturbed: dict[str, str]) -> None:
+    site.submit("killed", *EPOCHS)
+    fold = site.fold("0", "killed")
+    site.wait_for_snapshot(fold)
+    os.kill(site.pid("killed"), signal.SIGKILL)
+    site.wait_for_done("killed")
+    assert site.ends("killed") == ["memory", ""]
+    assert weights(fold) == undisturbed
+    first, second = submissions(fold.run)
+    assert (first.memory_gb, second.memory_gb) == (None, 3.0)
+    assert second.name == f"{first.name[:-1]}2"
+
+
+def test_a_killed_launcher_is_seen_by_the_teardown(site: SlurmSite, undisturbed: dict[str, str]) -> None:
+    site.submit("orphan", *EPOCHS)
+    site.wait_for_snapshot(site.fold("0", "orphan"))
+    os.kill(psutil.Process(site.pid("orphan")).ppid(), signal.SIGKILL)
+    site.wait_for_done("orphan")
+    assert site.ends("orphan")[0] == "memory"
+    assert weights(site.fold("0", "orphan")) == undisturbed
+
+
+def test_a_job_over_its_memory_gives_up_when_its_budget_is_used(site: SlurmSite) -> None:
+    site.profile("small", memory_gb=0.1, retries={"memory": 1})
+    site.submit("small", *EPOCHS, site="small")
+    state = site.wait_for("small", "0", "failed", "done")
+    assert (state["state"], state["cause"]) == ("failed", "memory")
+    assert "raise memory_gb" in state["reason"]
+    assert [job.memory_gb for job in submissions(site.fold("0", "small").run)] == [None, pytest.approx(0.15)]
+
+
+def test_a_node_without_the_gpu_is_avoided(site: SlurmSite) -> None:
+    site.profile("gpu", device="cuda", num_gpus=1, retries={"node": 1})
+    site.submit("gpu", *EPOCHS, site="gpu")
+    state = site.wait_for("gpu", "0", "failed")
+    eventually(lambda: len(submissions(site.fold("0", "gpu").run)) == 2)
+    state = site.wait_for("gpu", "0", "failed")
+    assert state["cause"] == "node"
+    assert "torch finds none on this node" in state["reason"]
+    first, second = submissions(site.fold("0", "gpu").run)
+    assert first.exclude == ()
+    assert second.exclude == ("n1",)
+
+
+def test_a_traceback_is_not_tried_again(site: SlurmSite, tiny_data: Path) -> None:
+    copy = Path(shutil.copy(tiny_data / "train.h5", site.root / "copy.h5"))
+    site.cluster.command("scontrol", "update", "partitionname=low", "state=down")
+    site.submit("error", "-o", f"data.dataset={copy}", *EPOCHS)
+    copy.unlink()
+    site.cluster.command("scontrol", "update", "partitionname=low", "state=up")
+    state = site.wait_for("error", "0", "failed")
+    assert state["cause"] == "error"
+    assert "copy.h5" in state["reason"]
+    assert not site.squeue("--states=PD,R")
+    assert len(submissions(site.fold("0", "error").run)) == 1
+
+
+def test_scancel_is_final_until_the_run_is_submitted_again(site: SlurmSite, undisturbed: dict[str, str]) -> None:
+    site.submit("cancelled", *EPOCHS)
+    site.wait_for_snapshot(site.fold("0", "cancelled"))
+    site.cluster.command("scancel", site.job("cancelled"))
+    state = site.wait_for("cancelled", "0", "cancelled")
+    assert state["step"] > 0
+    time.sleep(8)  # Slurm would start a requeued job after 6 s
+    assert not site.squeue()
+    site.submit("cancelled", *EPOCHS)
+    site.wait_for_done("cancelled")
+    assert weights(site.fold("0", "cancelled")) == undisturbed
+
+
+def test_a_finished_fold_that_is_started_again_does_nothing(site: SlurmSite, undisturbed: dict[str, str]) -> None:
+    fold = site.fold("0", "undisturbed")
+    site.cluster.command("scontrol", "requeue", site.job("undisturbed"))
+    eventually(lambda: not site.squeue("--states=PD,R,CG"), 60)
+    assert len(fold.attempts()) == 1
+    assert weights(fold) == undisturbed

@@ -1,0 +1,75 @@
+"""What Slurm prints, as text: jobs, their states and causes, how a job stands."""
+
+import time
+
+import pytest
+
+from contrails.cluster.scheduler import Job
+from contrails.cluster.slurm_text import newest, parse_duration, parse_sacct, parse_squeue, parse_standing
+
+SQUEUE = """\
+12|ct0a1b2cf0a1|PENDING|Priority|
+13|ct0a1b2cf1a1|RUNNING|None|n1
+14|ct0a1b2cf2a1|COMPLETING|None|n2
+15|ct0a1b2cf3a2|CANCELLED|None|n2
+16|ct0a1b2cf4a1|NEW_STATE_OF_25|None|n2
+"""
+SACCT = """\
+1|ctf0a1|CANCELLED by 1000|n1
+1.batch|batch|CANCELLED|n1
+2|ctf1a1|FAILED|n1
+2.batch|batch|FAILED|n1
+2.0|python|OUT_OF_MEMORY|n1
+3|ctf2a1|TIMEOUT|n3
+4|ctf3a1|COMPLETED|n3
+"""
+
+
+def test_squeue() -> None:
+    jobs = newest(parse_squeue(SQUEUE))
+    assert jobs["12"] == Job("12", "ct0a1b2cf0a1", "waiting", "PENDING (Priority)")
+    assert [jobs[key].state for key in ("13", "14", "15", "16")] == ["running", "running", "ended", "running"]
+    assert (jobs["13"].node, jobs["15"].cause, jobs["16"].native) == ("n1", "cancelled", "NEW_STATE_OF_25")
+    assert parse_squeue("slurm_load_jobs error: Unable to contact slurm controller\n") == []
+
+
+def test_sacct_finds_the_memory_in_the_step() -> None:
+    jobs = newest(parse_sacct(SACCT))
+    assert {key: job.cause for key, job in jobs.items()} == {
+        "1": "cancelled", "2": "memory", "3": "walltime", "4": None
+    }  # fmt: skip
+    assert jobs["2"].name == "ctf1a1"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("JobState=RUNNING Restarts=1 TimeLimit=00:10:00", "running"),
+        # preempted without grace time: Slurm has put it back already
+        ("JobState=COMPLETING Restarts=2 EndTime=2026-11-21T08:37:58 TimeLimit=00:10:00", "requeued"),
+        (
+            "JobState=COMPLETING Restarts=1 TimeLimit=00:10:00 {} EndTime=2026-11-21T08:32:26",
+            "cancelled",
+        ),
+        (
+            "JobState=COMPLETING Restarts=1 TimeLimit=00:01:00 {} EndTime=2026-11-21T08:33:31",
+            "timeout",
+        ),
+        ("JobState=COMPLETING Restarts=1 TimeLimit=UNLIMITED StartTime=Unknown EndTime=Unknown", "cancelled"),
+    ],
+)
+def test_how_a_job_stands(text: str, expected: str) -> None:
+    words = text.format("StartTime=2026-11-21T08:32:23")
+    assert parse_standing(f"JobId=7 JobName=ct Requeue=1 {words} NodeList=n1", restart_count=1) == expected
+
+
+def test_limits() -> None:
+    assert parse_duration("2-01:00:05") == 2 * 86400 + 3605
+    assert parse_duration("Partition_Limit") is None
+
+
+def test_a_thousand_jobs_take_no_time() -> None:
+    text = "".join(f"{number}|ct0a1b2cf{number}a1|RUNNING|None|n1\n" for number in range(1000))
+    since = time.perf_counter()
+    assert len(newest(parse_squeue(text))) == 1000
+    assert time.perf_counter() - since < 0.5
