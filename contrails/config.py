@@ -178,6 +178,7 @@ class ComputeSection(Section):
 
     device: Literal["cpu", "cuda"] = Field(description="where the folds train")
     num_threads: int = Field(ge=1, description="CPU threads of one fold; another number gives other bits")
+    num_ranks: int = Field(1, ge=1, description="processes that train one fold together, one GPU each")
 
 
 class DataIdentity(Section):

@@ -26,9 +26,10 @@ def storage(path: Path, doing: str = "write") -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        folder = path if os.path.isdir(path) else path.parent  # noqa: PTH112 - Path.is_dir fails where this one did
         raise StorageError(
-            f"cannot {doing} {path}: {reason}; check the free space, your quota and the permissions of "
-            f"{path if path.is_dir() else path.parent}, then run the same command again"
+            f"cannot {doing} {path}: {reason}; check the free space, your quota and the permissions of {folder}, "
+            "then run the same command again"
         ) from error
 
 

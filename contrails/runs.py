@@ -98,6 +98,10 @@ class Run:
     def submitit(self) -> Path:
         return self.path / "submitit"
 
+    def clock(self, job_id: str) -> Path:
+        """Return where a job's launcher says how long its walltime lasts (see `contrails.train.stop`)."""
+        return self.submitit / f"{job_id}_clock.json"
+
     def aggregate(self, name: str) -> Path:
         return self.path / "aggregate" / name
 

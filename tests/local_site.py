@@ -37,8 +37,8 @@ class Site:
     def package(self) -> Path:
         return self.root / "clone" / "contrails"
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(**self._command(*arguments), timeout=240, check=False)
+    def run(self, *arguments: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(**self._command(*arguments), timeout=seconds, check=False)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a command as a terminal does: in a process group of its own, which Ctrl-C reaches as a whole."""

@@ -25,6 +25,7 @@ _COMMANDS = {
     "status": "contrails.cli.status",
     "resume": "contrails.cli.resume",
     "continue": "contrails.cli.continue_",
+    "drill": "contrails.cli.drill",
     "sites": "contrails.cli.sites",
     "aggregate": "contrails.cli.aggregate",
     "submission": "contrails.cli.submission",

@@ -26,7 +26,7 @@ from contrails.cluster.states import ALIVE, DAMAGED, DONE, fold_state
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, to_toml
 from contrails.data.composites import channels_of
 from contrails.data.filelists import read_filelist, require_match
-from contrails.data.sampling import require_crop_fits
+from contrails.data.sampling import require_crop_fits, require_ranks_fit
 from contrails.data.store import open_dataset
 from contrails.errors import RecipeError, RunError, StorageError
 from contrails.files import sha256, storage, to_json, write_atomic
@@ -84,10 +84,11 @@ def plan_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
         return run, config
     lineage = find_lineage(recipe, identity)
     resolved = resolve(site, identity.num_folds)
+    require_ranks_fit(recipe, resolved.num_ranks)
     assert resolved.device != "auto"
     return run, RunConfig(
         recipe=recipe,
-        compute=ComputeSection(device=resolved.device, num_threads=resolved.num_threads),
+        compute=ComputeSection(device=resolved.device, num_threads=resolved.num_threads, num_ranks=resolved.num_ranks),
         data=identity,
         site=resolved.model_dump(mode="json", exclude_none=True),
         code="",

@@ -49,7 +49,9 @@ def run_folds(run_path: str, folds: list[str]) -> None:
     run = Run(Path(run_path))
     config = _read_config(run)
     site = parse(Site, config.site, str(run.toml))
-    places = take_places(run.path.parent / ".places", site.folds_at_a_time, min(len(folds), site.folds_at_a_time))
+    at_a_time, num_ranks = site.folds_at_a_time, config.compute.num_ranks
+    wanted = min(len(folds), at_a_time) * num_ranks
+    places = take_places(run.path.parent / ".places", at_a_time * num_ranks, wanted)
     job = {"scheduler": site.scheduler, "job_id": os.environ.get("SUBMITIT_LOCAL_JOB_ID"), "redirect": True}
     if code := launch(run, config, folds, job, places):
         sys.exit(code)
@@ -61,7 +63,8 @@ def launch(run: Run, config: RunConfig, folds: list[str], job: dict[str, Any], p
     Args:
         run: the run whose frozen code this process imports.
         config: its frozen configuration.
-        folds: keys of the folds; child i gets the i-th place and its GPU, beginning again after the last one.
+        folds: keys of the folds; child i gets the i-th place and its GPU (one for each rank), beginning again after
+            the last one.
         job: what the children are told about the job, see `train_fold`.
         places: descriptor that holds each place, by number; closed here when the children have theirs. May be empty.
 
@@ -71,11 +74,14 @@ def launch(run: Run, config: RunConfig, folds: list[str], job: dict[str, Any], p
     asked = _catch_signals()
     memory = [os.memfd_create("dataset")] if hasattr(os, "memfd_create") else []
     job = job | {"launcher_pid": os.getpid(), "ram_fd": memory[0] if memory else None}
+    if job.get("job_id") is not None:
+        job["clock"] = str(run.clock(job["job_id"]))
     on_gpu = config.compute.device == "cuda"
-    taken = [(number if on_gpu else None, [held]) for number, held in sorted(places.items())] or [(None, [])]
+    numbers, num_ranks = sorted(places), config.compute.num_ranks
+    taken = [numbers[start : start + num_ranks] for start in range(0, len(numbers), num_ranks)]
     children = [
-        _start(run.fold(key), job, gpu, [*held, *memory])
-        for key, (gpu, held) in zip(folds, itertools.cycle(taken), strict=False)
+        _start(run.fold(key), job, mine if on_gpu else [], [*(places[number] for number in mine), *memory])
+        for key, mine in zip(folds, itertools.cycle(taken or [[]]), strict=False)
     ]
     for descriptor in (*places.values(), *memory):
         os.close(descriptor)  # a place is free, and the memory too, when the last child that has it ends
@@ -93,8 +99,8 @@ def _catch_signals() -> deque[int]:
     return asked
 
 
-def _start(fold: Fold, job: dict[str, Any], gpu: int | None, descriptors: Sequence[int]) -> _Child:
-    environment = dict(os.environ) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+def _start(fold: Fold, job: dict[str, Any], gpus: Sequence[int], descriptors: Sequence[int]) -> _Child:
+    environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {})
     command = [sys.executable, "-m", "contrails.cluster.task", str(fold.run.path), fold.key, to_json(job)]
     return _Child(fold, subprocess.Popen(command, env=environment, pass_fds=descriptors))
 

@@ -27,6 +27,7 @@ class Site(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     folds_at_a_time: int = Field(0, ge=0, description="folds that train at once on this machine; 0: what it carries")
     num_threads: int = Field(0, ge=0, description="CPU threads a fold; 0: the cores shared out")
+    num_ranks: int = Field(1, ge=1, description="processes that train one fold together, one GPU each")
     stage_dir: Path | None = Field(None, description="node-local folder that keeps a copy of the dataset")
     sync: bool = Field(False, description="follow each fold with a `contrails sync` of its own")
 
@@ -68,7 +69,8 @@ def resolve(site: Site, num_folds: int) -> Site:
     gpus = 0 if site.device == "cpu" else num_gpus()
     device = site.device if site.device != "auto" else ("cuda" if gpus else "cpu")
     cores = num_cores()
-    carries = gpus if device == "cuda" else min(cores, int(psutil.virtual_memory().available / 1e9 / _MEMORY_GB_A_FOLD))
+    in_memory = int(psutil.virtual_memory().available / 1e9 / _MEMORY_GB_A_FOLD)
+    carries = (gpus if device == "cuda" else min(cores, in_memory)) // site.num_ranks
     at_a_time = site.folds_at_a_time or max(1, min(num_folds, carries))
     threads = site.num_threads or max(1, cores // at_a_time)
     return site.model_copy(update={"device": device, "folds_at_a_time": at_a_time, "num_threads": threads})

@@ -4,10 +4,8 @@
 `launcher_pid`, the process that started this one.
 """
 
-import ctypes
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -18,9 +16,8 @@ from contrails.cluster.freeze import require_frozen
 from contrails.cluster.sites import Site
 from contrails.config import RunConfig, parse, read_toml
 from contrails.errors import ContrailsError
+from contrails.parent import end_with
 from contrails.runs import Fold, Run
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
@@ -28,7 +25,9 @@ def main() -> None:
     run, fold_key, job = Run(Path(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
     # until training handles it, Ctrl-C just ends this process, without a traceback of what was being imported
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _stop_with(job["launcher_pid"])
+    # it saves its position then and stops: a scheduler that kills the launcher takes the job for ended, and nobody
+    # would see, stop or account for a fold that trains on
+    end_with(job["launcher_pid"], signal.SIGTERM)
     try:
         train(run.fold(fold_key), job)
     except ContrailsError as error:
@@ -49,18 +48,6 @@ def train(fold: Fold, job: dict[str, Any]) -> None:
     if site.sync and not fold.done.exists():
         _start_sync(fold)
     train_fold(fold, {"restart_count": 0, "stage_dir": site.stage_dir} | job)
-
-
-def _stop_with(launcher_pid: int) -> None:
-    """Have this process get SIGTERM when the launcher ends, so that it saves its position and stops.
-
-    A scheduler that kills the launcher takes the job for ended: nobody would see, stop or account for a fold that
-    trains on. The kernel means the thread that started this process; a launcher has no other.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
-    if os.getppid() != launcher_pid:  # it ended before the kernel was asked
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _start_sync(fold: Fold) -> None:

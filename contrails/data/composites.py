@@ -7,7 +7,6 @@ prediction needs nothing else. Recipes are checked without torch, so a login nod
 """
 
 import ast
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +37,8 @@ _ABI_BANDS = tuple(f"b{number:02d}" for number in range(1, 17))
 
 _BAND = re.compile("b[0-9][0-9]")
 _MAX_LENGTH = 500
+_LARGEST = 1e30
+"""Largest number of a channel: what is made of it (by scales, normalisation, sums) still fits into float32."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ def parse_expression(text: str) -> tuple[dict[str, float], float]:
         weights = _linear(tree.body)
     except (SyntaxError, RecursionError, ZeroDivisionError, OverflowError, MemoryError) as error:
         raise ValueError(f"it is not an expression ({error.args[0] if error.args else error})") from error
-    if not all(math.isfinite(weight) for weight in weights.values()):
-        raise ValueError("its numbers are not finite")
+    if not all(abs(weight) <= _LARGEST for weight in weights.values()):  # so is NaN refused
+        raise ValueError(f"its numbers are not finite, or larger than {_LARGEST:g}")
     constant = weights.pop("", 0.0)
     return {band: weights[band] for band in sorted(weights) if weights[band]}, constant
 
@@ -180,9 +181,10 @@ def _channel(expression: str, band_names: Sequence[str], asked: str) -> Channel:
     try:
         weights, constant = parse_expression(expression)
     except ValueError as error:
+        shown = expression if len(expression) <= _MAX_LENGTH else f"{expression[:40]}..."
         raise RecipeError(
-            f"data.composite: '{expression}': {error}; expected a linear expression over {', '.join(band_names)}, "
-            f"such as '(b14 - b15 + 2) / 6', or a name; {choices(expression, [*COMPOSITES, 'bands'])}"
+            f"data.composite: '{shown}': {error}; expected a linear expression over {', '.join(band_names)}, "
+            f"such as '(b14 - b15 + 2) / 6', or a name; {choices(shown, [*COMPOSITES, 'bands'])}"
         ) from error
     unknown = sorted(set(weights) - set(band_names))
     if unknown and expression == asked and expression.isidentifier() and not _BAND.fullmatch(expression):

@@ -10,11 +10,12 @@ import itertools
 import logging
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +98,13 @@ def pack(plan: Plan, out: Path, num_workers: int) -> bool:
         DataError: a record is not as expected, or another file has this name.
         StorageError: the folder cannot be written or is full; what is packed stays for the next try.
     """
-    if out.exists():
+    with storage(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        exists = out.exists()  # fails in a folder that may not be entered
+    if exists:
         _require_same(plan, out)
         return False
     part, journal = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.journal")
-    with storage(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
     with sole_writer(journal, f"another `contrails prepare` is writing {out.name}; wait for it"):
         written = _resume(plan, part, journal)
         if not written:
@@ -200,6 +202,18 @@ def _start_worker(plan: Plan, part: Path, where: Places) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in a terminal reaches workers too: they end without a word
     _worker = (plan, part, where)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone, however that ended.
+
+    Otherwise it waits for tasks for ever, and those that it still has may go into the file of the next try.
+    """
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _pack_rows(rows: list[int]) -> list[_Row]:

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +57,8 @@ def open_resident(
         RecipeError: a private copy was asked for and does not fit into the memory.
     """
     dataset, size, memory = open_dataset(path), path.stat().st_size, read_memory()
+    if ram_fd is not None:  # what another fold of the job has copied is not needed a second time
+        memory = replace(memory, available=memory.available + os.fstat(ram_fd).st_size)
     if choose(path, mode, size, memory, on_network=stage_dir is None and _on_network(path)) == "ram":
         descriptor = _anonymous_file() if ram_fd is None else ram_fd
         with storage(path, "copy to RAM"):
@@ -120,16 +122,20 @@ def read_memory(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/c
 
 
 def _group_memory(proc: Path, cgroups: Path) -> Iterator[int | None]:
-    """Yield what each control group with a limit leaves, version 2 or 1; cached file pages can be given back."""
+    """Yield what each control group with a limit leaves, version 2 or 1.
+
+    Cached file pages can be given back, those of files in RAM cannot, though they are counted among them.
+    """
     try:
         lines = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
     except FileNotFoundError:
         return
     for _, controllers, name in lines:
         if controllers == "":
-            root, names = cgroups, ("memory.max", "memory.current", "file")
+            root, names = cgroups, ("memory.max", "memory.current", "file", "shmem")
         elif "memory" in controllers.split(","):
-            root, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
+            root = cgroups / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem")
         else:
             continue
         inner = root / name.strip("/")
@@ -140,15 +146,16 @@ def _group_memory(proc: Path, cgroups: Path) -> Iterator[int | None]:
             yield _left(group, *names)
 
 
-def _left(group: Path, limit_name: str, used_name: str, cached_name: str) -> int | None:
+def _left(group: Path, limit_name: str, used_name: str, cached_name: str, in_ram_name: str) -> int | None:
     try:
         limit, used = (group / limit_name).read_text().strip(), int((group / used_name).read_text())
-        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())[cached_name]
+        found = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = int(found[cached_name]) - int(found.get(in_ram_name, 0))
     except (FileNotFoundError, KeyError):
         return None
     if limit == "max" or int(limit) >= psutil.virtual_memory().total:
         return None
-    return max(0, int(limit) - used + int(cached))
+    return max(0, int(limit) - used + cached)
 
 
 def _on_network(path: Path) -> bool:

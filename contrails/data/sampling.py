@@ -60,6 +60,21 @@ def require_crop_fits(recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
+def require_ranks_fit(recipe: Recipe, num_ranks: int) -> None:
+    """Check that a step has records for every rank.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    section = recipe.train
+    if num_ranks > 1 and (not section.drop_last or section.batch_size < num_ranks * section.accumulate):
+        raise RecipeError(
+            f"{num_ranks} ranks with {section.accumulate} pieces each need train.drop_last = true and a "
+            f"train.batch_size of at least {num_ranks * section.accumulate}, found {section.drop_last} and "
+            f"{section.batch_size}; change the recipe, or num_ranks in the site profile"
+        )
+
+
 class Sampler:
     """Deals the training records of a fold out to steps.
 
@@ -89,9 +104,10 @@ class Sampler:
         self._epoch = -1
         self._order = rows
 
-    def parts(self, step: int, count: int) -> Iterator[Part]:
-        """Yield what steps from `step` on see, each in `count` pieces."""
-        return itertools.chain.from_iterable(self.part(number).split(count) for number in itertools.count(step))
+    def parts(self, step: int, pieces: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Part]:
+        """Yield what steps from `step` on see, each in `pieces` for each rank, of which one is asked for."""
+        for number in itertools.count(step):
+            yield from self.part(number).split(pieces * num_ranks)[rank::num_ranks]
 
     def num_records(self, step: int) -> int:
         """Return how many records a step sees."""

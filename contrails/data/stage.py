@@ -17,8 +17,8 @@ def stage(path: Path, folder: Path, poll: Callable[[], None] = lambda: None) -> 
     """Return a copy of a dataset file in `folder`, verified row by row; `path` itself where there is no room for one.
 
     The first fold copies while the others wait for its lock. A copy gets its name when it is complete and verified, and
-    the name carries the content's fingerprint, so a copy that is there is used as it is. `poll` is called meanwhile and
-    may raise to stop.
+    the name carries the content's fingerprint, so a copy that is there is used; its rows are not read again, but one
+    that was cut short or says something else is made anew. `poll` is called meanwhile and may raise to stop.
 
     Raises:
         DataError: the file, or what arrived of it, is damaged.
@@ -29,22 +29,38 @@ def stage(path: Path, folder: Path, poll: Callable[[], None] = lambda: None) -> 
         with storage(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with storage(folder), (folder / f".{target.name}.lock").open("w") as lock, locked(lock, poll):
-            if not target.exists():
-                _copy(path, target, poll)
+            if not _is_copy(target, fingerprint):
+                _copy(path, target, fingerprint, poll)
     except StorageError as error:
         log.warning("the dataset stays where it is, shared and slower: %s", error)
         return path
     return target
 
 
-def _copy(path: Path, target: Path, poll: Callable[[], None]) -> None:
+def _is_copy(target: Path, fingerprint: str) -> bool:
+    if not target.exists():
+        return False
+    try:
+        if open_dataset(target).fingerprint == fingerprint:
+            return True
+        problem = "its content is not that of its name"
+    except DataError as error:  # nobody looks after a node's own disk: what is there may have been cut short
+        problem = str(error)
+    log.warning("%s is damaged and copied again: %s", target, problem)
+    return False
+
+
+def _copy(path: Path, target: Path, fingerprint: str, poll: Callable[[], None]) -> None:
     for leftover in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed: we hold the lock
         leftover.unlink()
     log.info("staging %s as %s", path, target)
     with atomic_path(target) as temporary:
         with path.open("rb") as source, temporary.open("wb") as copy:
             copy_blocks(source, copy, poll)
-        damaged = list(damaged_rows(open_dataset(temporary), poll))
+        copied = open_dataset(temporary)
+        damaged = list(damaged_rows(copied, poll))
+        if copied.fingerprint != fingerprint:
+            damaged.append("the records' ids, times or annotators are not those of the file")
         if damaged:
             raise DataError(
                 "\n".join([f"the copy of {path} is damaged; run `contrails data verify {path}`:", *damaged[:5]])

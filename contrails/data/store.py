@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from contrails.errors import DataError, RecipeError, choices
-from contrails.files import to_json
+from contrails.files import storage, to_json
 
 FORMAT = "contrails-dataset"
 VERSION = 1
@@ -25,6 +25,9 @@ DIGESTED = ("bands", "votes", "marks")
 
 IGNORE = 255
 """Value of a vote that says: this pixel does not count."""
+
+_KINDS = {"bands": (np.int16, "NTCHW"), "votes": (np.uint8, "NHW"), "marks": (np.uint16, "NHW")}
+"""Type and axes of the large arrays."""
 
 _REQUIRED = ("bands", "votes", "annotators", "record_id", "group", "timestamp")
 
@@ -128,16 +131,27 @@ def open_dataset(path: Path, copy: Path | None = None) -> Dataset:
     """Open a dataset file; reads the header and the small arrays only. `copy` has the same bytes, to map instead.
 
     Raises:
-        DataError: no such file, no HDF5, another format or version, chunked arrays, or a file that was cut short.
+        DataError: no such file, no HDF5, another format or version, chunked arrays, or a file that was cut short or
+            damaged in what it says of itself.
+        StorageError: the file may not be read.
     """
-    if not path.is_file():
-        raise DataError(f"expected a dataset file at {path}, found none; make it with `contrails prepare RAW {path}`")
+    with storage(path, "read"):
+        if not path.is_file():
+            raise DataError(
+                f"expected a dataset file at {path}, found none; make it with `contrails prepare RAW {path}`"
+            )
+        path.open("rb").close()  # what the file system refuses is not the file's fault
     try:
         with h5py.File(path, "r", locking=False) as file:
             return _read(path, copy or path, file)
     except OSError as error:
         raise DataError(
             f"{path} is no complete HDF5 file ({error}); if it is being written, wait; else prepare or copy it again"
+        ) from error
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what h5py says of damaged names
+        raise DataError(
+            f"{path}: expected the arrays and attributes of a dataset file, found a damaged or incomplete header "
+            f"({error.args[0] if error.args else error}); copy the file again, or prepare it again"
         ) from error
 
 
@@ -153,21 +167,30 @@ def _read(path: Path, mapped: Path, file: h5py.File) -> Dataset:
         raise DataError(f"{path} lacks the arrays {', '.join(missing)}; prepare it again")
     arrays = {name: _map(mapped, file[name]) for name in DIGESTED if name in file}
     digests = {name: file[f"digests/{name}"][:] for name in arrays}
-    bands, annotators = file["bands"], file["annotators"][:]
-    record_ids = tuple(file["record_id"].asstr()[:])
-    if len({len(record_ids), len(annotators), *(len(array) for array in arrays.values())}) != 1:
-        raise DataError(f"{path}: its arrays differ in their number of records; prepare it again")
+    bands, annotators, timestamps = file["bands"], file["annotators"][:], file["timestamp"][:]
+    record_ids, groups = (tuple(file[name].asstr()[:]) for name in ("record_id", "group"))
+    band_names, frames = tuple(file.attrs["band_names"]), tuple(int(frame) for frame in file.attrs["frames"])
+    "".join(band_names).encode()  # bytes that are no UTF-8 were let through by h5py, unlike those of the columns
+    columns = (record_ids, annotators, groups, timestamps, *digests.values())
+    sizes = {"N": {len(column) for column in columns}, "T": {len(frames)}, "C": {len(band_names)}}
+    for name, array in arrays.items():
+        for axis, length in zip(_KINDS[name][1], array.shape, strict=True):
+            sizes.setdefault(axis, set()).add(length)
+    if any(len(found) > 1 for found in sizes.values()):
+        raise DataError(
+            f"{path}: its arrays differ in their number of records, frames, bands or pixels; prepare it again"
+        )
     offset = file["votes"].attrs.get("label_offset_px", (0.0, 0.0))
     return Dataset(
         path=path,
         **{name: arrays.get(name) for name in DIGESTED},  # type: ignore[arg-type]
         annotators=annotators,
         record_ids=record_ids,
-        groups=tuple(file["group"].asstr()[:]),
-        timestamps=file["timestamp"][:],
+        groups=groups,
+        timestamps=timestamps,
         digests=digests,
-        band_names=tuple(file.attrs["band_names"]),
-        frames=tuple(int(frame) for frame in file.attrs["frames"]),
+        band_names=band_names,
+        frames=frames,
         label_frame=int(file["votes"].attrs["label_frame"]),
         label_offset_px=(float(offset[0]), float(offset[1])),
         scale_factor=float(bands.attrs["scale_factor"]),
@@ -182,6 +205,12 @@ def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
         raise DataError(
             f"{path}: /{dataset.name.strip('/')} is chunked or was never written, expected it in one piece; "
             f"repack the file: `h5repack -l CONTI {path} OUT.h5`"
+        )
+    dtype, axes = _KINDS[dataset.name.strip("/")]
+    if dataset.dtype != dtype or dataset.ndim != len(axes):
+        raise DataError(
+            f"{path}: expected {dataset.name} as {np.dtype(dtype)} with {len(axes)} axes, found {dataset.dtype} with "
+            f"{dataset.ndim}; prepare it again"
         )
     needed = offset + dataset.size * dataset.dtype.itemsize
     if path.stat().st_size < needed:

@@ -1,8 +1,11 @@
 """Training of one fold, from its frozen configuration to `done.json`: what a job runs."""
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,8 @@ from contrails.models.weights import load_fitting, load_weights
 from contrails.runs import Attempt, Fold, Run
 from contrails.train.attempt import Heart, claim_attempt
 from contrails.train.loop import Loop
-from contrails.train.snapshot import load_snapshot
+from contrails.train.ranks import Ranks, joined
+from contrails.train.snapshot import load_snapshot, remove_leftovers
 from contrails.train.state import KeptWeights, TrainState, new_state
 from contrails.train.stop import StopFlag
 
@@ -73,6 +77,14 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
     _say_done(fold)
 
 
+def train_rank(fold: Fold, job: dict[str, Any]) -> None:
+    """Train beside rank 0, which claimed the attempt `job["attempt"]` and writes all there is to write."""
+    stop = StopFlag(Path(job["clock"]) if job.get("clock") else None)
+    stop.install()
+    with contextlib.suppress(Stopped):  # rank 0 says so
+        _train(fold, fold.attempt(job["attempt"]), read_run_config(fold.run), None, stop, job)
+
+
 def read_run_config(run: Run) -> RunConfig:
     """Return the frozen configuration of a run."""
     return parse(RunConfig, read_toml(run.toml, "a run"), str(run.toml))
@@ -91,9 +103,33 @@ def training_rows(dataset: Dataset, filelist: FileList, fold: str, recipe: Recip
     return training, validation
 
 
-def _train(fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: StopFlag, job: dict[str, Any]) -> None:
+def _train(
+    fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart | None, stop: StopFlag, job: dict[str, Any]
+) -> None:
+    """Train as rank 0, which has a heart, or as another one; rank 0 writes `done.json`."""
+    if heart is not None:
+        remove_leftovers(fold)
+    device = _prepare_torch(config, job.get("rank", 0))
+    with joined(fold, attempt, job, config.compute.num_ranks, config.compute.device) as ranks:
+        loop = _build(fold, attempt, config, heart, stop, job, ranks, device)
+        with _explaining(fold):
+            loop.run()
+            if ranks.first:
+                _write_done(fold, attempt, loop.state, loop.averaged_weights())
+
+
+def _build(
+    fold: Fold,
+    attempt: Attempt,
+    config: RunConfig,
+    heart: Heart | None,
+    stop: StopFlag,
+    job: dict[str, Any],
+    ranks: Ranks,
+    device: torch.device,
+) -> Loop:
+    """Open the data, build the model and restore the newest snapshot."""
     recipe = config.recipe
-    device = _prepare_torch(config)
     dataset = open_resident(
         recipe.data.dataset,
         recipe.data.residency,
@@ -125,10 +161,14 @@ def _train(fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: 
         size = (recipe.data.crop,) * 2 if recipe.data.crop else dataset.bands.shape[-2:]
         shape = (sampler.batch_size, source.num_channels, *size)
         print(summary(state.model, shape), f"input {shape} -> output {(shape[0], *shape[2:])}", sep="\n", flush=True)  # noqa: T201
-    loop = Loop(fold, attempt, recipe, source, sampler, training, validation, state, heart, stop, rebuild)
+    return Loop(fold, attempt, recipe, source, sampler, training, validation, state, heart, stop, rebuild, ranks)
+
+
+@contextmanager
+def _explaining(fold: Fold) -> Iterator[None]:
+    """Say what to do about torch's own errors."""
     try:
-        loop.run()
-        averages = loop.averaged_weights()
+        yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"fold {fold.key} does not fit in the GPU's memory: {error}; raise train.accumulate, set "
@@ -141,7 +181,6 @@ def _train(fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart, stop: 
             f"this model has a kernel without a deterministic version: {error}; set train.deterministic=false "
             "(the run can then no longer be repeated bit by bit), or choose another model"
         ) from error
-    _write_done(fold, attempt, loop.state, averages)
 
 
 def _start_from(parent: WeightsFile, model: nn.Module) -> None:
@@ -179,7 +218,7 @@ def _poll(fold: Fold, stop: StopFlag) -> None:
         )
 
 
-def _prepare_torch(config: RunConfig) -> torch.device:
+def _prepare_torch(config: RunConfig, rank: int) -> torch.device:
     torch.set_num_threads(config.compute.num_threads)
     if config.recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -189,7 +228,7 @@ def _prepare_torch(config: RunConfig) -> torch.device:
         raise NodeError(
             "this run trains on a GPU and torch finds none on this node; the job can succeed on another one"
         )
-    return torch.device(config.compute.device)
+    return torch.device("cuda", rank) if config.compute.device == "cuda" else torch.device("cpu")
 
 
 def _require_same_data(config: RunConfig, dataset: Dataset) -> None:

@@ -22,6 +22,7 @@ from contrails.draws import derived_seed
 from contrails.errors import RunError, Stopped, StorageError, TrainingError
 from contrails.files import append_json_line, fsync, sha256
 from contrails.losses import binary_cross_entropy
+from contrails.metrics import Histogram
 from contrails.models.weights import save_tensors, save_weights
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import Heart
@@ -30,12 +31,15 @@ from contrails.train.evaluate import Evaluation, evaluate
 from contrails.train.finite import NotFiniteError, require_finite
 from contrails.train.optim import epochs_without_gain, learning_rate
 from contrails.train.pace import Pace
+from contrails.train.ranks import Ranks
 from contrails.train.snapshot import SnapshotWriter
 from contrails.train.state import KeptWeights, TrainState
 from contrails.train.stop import StopFlag
 
 _SMOOTHING = 0.98
 """Decay a step of the smoothed loss."""
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
 
 _RETRY_S = 60.0
 """Time after which a snapshot that could not be written is tried again."""
@@ -47,7 +51,8 @@ log = logging.getLogger(__name__)
 class Loop:
     """What the training of one fold works with; all that changes is in `state`.
 
-    `rebuild` returns the state of the newest snapshot, or the one before the first step.
+    `rebuild` returns the state of the newest snapshot, or the one before the first step. Only the first rank has a
+    heart.
     """
 
     fold: Fold
@@ -58,9 +63,10 @@ class Loop:
     training_rows: np.ndarray
     validation_rows: np.ndarray
     state: TrainState
-    heart: Heart
+    heart: Heart | None
     stop: StopFlag
     rebuild: Callable[[], TrainState]
+    ranks: Ranks
 
     def run(self) -> None:
         """Train from the state's position to the last epoch.
@@ -80,7 +86,7 @@ class Loop:
 
     def _epochs(self) -> None:
         state, section = self.state, self.recipe.train
-        stream = self.source.batches(self.sampler.parts(state.step, section.accumulate))
+        stream = self._stream()
         while state.epoch < section.epochs and not self._gains_no_more():
             self._freeze(state.model)
             while state.step < (state.epoch + 1) * self.sampler.steps_per_epoch:
@@ -93,9 +99,15 @@ class Loop:
             self._poll()
         self._save(wait=True)
 
+    def _stream(self) -> Iterator[Batch]:
+        """Yield the pieces of all steps from the state's on that this rank sees."""
+        parts = self.sampler.parts(self.state.step, self.recipe.train.accumulate, self.ranks.number, self.ranks.count)
+        return self.source.batches(parts)
+
     def _next_batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the pieces of one step."""
-        for _ in range(min(self.recipe.train.accumulate, self.sampler.num_records(self.state.step))):
+        count = min(self.recipe.train.accumulate, self.sampler.num_records(self.state.step))
+        for _ in range(count):
             with self._pace.waiting():
                 batch = next(stream)
             yield batch
@@ -113,6 +125,8 @@ class Loop:
             share = self._loss(batch) * batch.share
             state.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
+        self.ranks.add(loss)
+        self.ranks.add_gradients(state.model)
         state.scaler.unscale_(state.optimizer)
         self._grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), section.grad_clip or math.inf)
         state.scaler.step(state.optimizer)
@@ -136,9 +150,9 @@ class Loop:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.recipe.train.precision)
         return torch.autocast(self.source.device.type, dtype, enabled=dtype is not None)
 
-    def _compiled(self, model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-        compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(model) if self.recipe.train.compile else model
-        return compiled
+    def _compiled(self, model: nn.Module) -> Forward:
+        forward: Forward = torch.compile(model) if self.recipe.train.compile else model
+        return forward
 
     def _freeze(self, model: nn.Module) -> None:
         """Hold the encoder, its batch norm included, for the recipe's first epochs."""
@@ -158,9 +172,10 @@ class Loop:
         state.epoch += 1
         if state.swa is not None and state.epoch > section.epochs - section.swa_epochs:
             state.swa.update_mean()
-        append_json_line(self.attempt.metrics, row)
-        self._say(row)
-        self._keep_weights(row.get("val/dice"), row.get("val/threshold"))
+        if self.ranks.first:
+            append_json_line(self.attempt.metrics, row)
+            self._say(row)
+            self._keep_weights(row.get("val/dice"), row.get("val/threshold"))
         self._save()
 
     def _gains_no_more(self) -> bool:
@@ -197,6 +212,8 @@ class Loop:
 
     def _save(self, *, wait: bool = False) -> None:
         """Begin a snapshot, and wait for it where the process is about to end; one at a time is written."""
+        if not self.ranks.first:
+            return
         if self._writer.busy and not wait:
             self._next_save = time.monotonic()  # as soon as the one under way is complete
             return
@@ -218,7 +235,7 @@ class Loop:
             self._next_save = time.monotonic() + _RETRY_S
 
     def _before_save(self) -> None:
-        if self.heart.superseded():
+        if self.heart is not None and self.heart.superseded():
             raise RunError(
                 f"a later attempt trains fold {self.fold.key}; this one (number {self.attempt.path.name}) ends"
             )
@@ -234,11 +251,12 @@ class Loop:
                 path.unlink(missing_ok=True)
 
     def averaged_weights(self) -> dict[str, KeptWeights]:
-        """Write the averages over the training, scored like every epoch; SWA with batch norm of its own.
+        """Write the averages over the training, scored like every epoch; SWA with batch norm of its own; one rank does.
 
         Raises:
             Stopped: a stop was asked for; it is done anew from the last snapshot.
         """
+        self.ranks = Ranks()
         averages = {"ema": self.state.ema, "swa": self.state.swa}
         return {kind: self._averaged(kind, average) for kind, average in averages.items() if average and average.count}
 
@@ -260,18 +278,31 @@ class Loop:
             self._poll()
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
+        """Evaluate a model on the validation records, shared out among the ranks."""
+        self.ranks.share_buffers(model)
+        rows = self.validation_rows[self.ranks.number :: self.ranks.count]
+        # ranks agree on a stop at steps alone: they may have different numbers of batches here
+        poll = self._poll if self.ranks.count == 1 else lambda: None
         with self._autocast():
-            return evaluate(model, self.source, self.validation_rows, self.recipe.train.batch_size, self._poll)
+            part = evaluate(model, self.source, rows, self.recipe.train.batch_size, poll)
+        if self.ranks.count == 1:
+            return part
+        counts = torch.from_numpy(np.stack([part.histogram.positive, part.histogram.negative]))
+        losses = torch.tensor([part.loss * float(counts.sum())], dtype=torch.float64)
+        counts, losses = (self.ranks.add(tensor.to(self.source.device)).cpu() for tensor in (counts, losses))
+        return Evaluation(float(losses) / max(int(counts.sum()), 1), Histogram(*counts.numpy()))
 
     def _poll(self) -> None:
         """Save now and then, and leave if a stop was asked for; called between steps and batches of validation."""
         if self._writer.finished:
             self._saved(must=False)
         # what a stop takes: the step under way, a snapshot that is being written and the last one
-        if self.stop.asked(2 * self._pace.longest_s + 2 * self._writer.seconds + 5.0):
+        needed_s = 2 * self._pace.longest_s + 2 * self._writer.seconds + 5.0
+        if self.ranks.agree(asked=self.stop.asked(needed_s)):
             self._save(wait=True)
+            why = self.stop.reason or "another rank was asked to"
             raise Stopped(
-                f"fold {self.fold.key} stopped at step {self.state.step} ({self.stop.reason}); its position is saved, "
+                f"fold {self.fold.key} stopped at step {self.state.step} ({why}); its position is saved, "
                 "submit the run again to go on"
             )
         if time.monotonic() >= self._next_save and not self._writer.busy:
@@ -279,12 +310,14 @@ class Loop:
 
     def _explained(self, error: NotFiniteError) -> TrainingError:
         """Train again from the snapshot before, to name the step that did it and to keep its batch."""
+        if self.ranks.count > 1:  # the others are in the midst of a step
+            return TrainingError(f"fold {self.fold.key}: {error}; lower train.lr under a new --name")
         end, bad = self.state.step, f"fold {self.fold.key}: {error}"
         self.state = self.rebuild()
         self._forward = self._compiled(self.state.model)
         self._freeze(self.state.model)
         log.warning("%s near step %d; training again from step %d to find it", bad, end, self.state.step)
-        stream = self.source.batches(self.sampler.parts(self.state.step, self.recipe.train.accumulate))
+        stream = self._stream()
         while self.state.step < end:
             batches = list(self._next_batches(stream))
             self._step(iter(batches))
@@ -309,19 +342,21 @@ class Loop:
 
     def _log_training(self) -> None:
         state, step = self.state, self.state.step
-        per_epoch = self.sampler.steps_per_epoch
+        per_epoch, loss = self.sampler.steps_per_epoch, float(state.loss_sum) / state.loss_steps
+        state.loss_sum.zero_()
+        state.loss_steps = 0
+        if not self.ranks.first:
+            return
         row = {
             "step": step,
             "epoch": step / per_epoch,
-            "train/loss": float(state.loss_sum) / state.loss_steps,
+            "train/loss": loss,
             "train/loss_smooth": self._smooth_loss(),
             "train/lr": learning_rate(self.recipe.train, step - 1, per_epoch, state.scores),
             "train/grad_norm": float(self._grad_norm),
         }
         append_json_line(self.attempt.metrics, row)
         append_json_line(self.attempt.telemetry, self._pace.row(step, self.sampler.batch_size, self.source.device))
-        state.loss_sum.zero_()
-        state.loss_steps = 0
         self._report()
 
     def _say(self, row: dict[str, Any]) -> None:
@@ -341,6 +376,8 @@ class Loop:
         return float(self.state.loss_smooth) / (1 - _SMOOTHING**self.state.step)
 
     def _report(self, **state: Any) -> None:
+        if self.heart is None:
+            return
         best = self.state.best
         self.heart.update(
             step=self.state.step,

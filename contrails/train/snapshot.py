@@ -67,6 +67,14 @@ def prune_snapshots(fold: Fold) -> None:
             name.path.unlink(missing_ok=True)
 
 
+def remove_leftovers(fold: Fold) -> None:
+    """Remove what attempts that were killed had begun to write; a ghost that still writes it fails, as it should."""
+    for folder in (fold.snapshots, fold.weights):
+        for path in folder.glob(".*.tmp"):
+            with storage(path, "remove"):
+                path.unlink(missing_ok=True)
+
+
 class SnapshotWriter:
     """Writes the snapshots of one attempt from a thread, one after another.
 

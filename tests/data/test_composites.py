@@ -113,6 +113,9 @@ def test_an_expression_means_what_python_means(text: str) -> None:
         ("", "it is not an expression"),
         ("b14" + "+b14" * 200, "has 803 characters, expected at most 500"),
         ("1e999 * b14", "not finite"),
+        ("b14 + 1e999 - 1e999", "not finite"),
+        ("1e300 * b14", r"or larger than 1e\+30"),
+        ("b14 / 1e-35 / 1e-35", r"or larger than 1e\+30"),
     ],
 )  # fmt: skip
 def test_what_is_no_linear_expression_is_refused(text: str, reason: str) -> None:
@@ -151,3 +154,9 @@ def test_a_channel_names_a_band() -> None:
 def test_imagenet_wants_three_channels() -> None:
     with pytest.raises(RecipeError, match=r"'imagenet' is for 3 channels.*has 1"):
         channels_of(section("split_window", "imagenet"), BANDS)
+
+
+def test_a_long_expression_is_not_repeated() -> None:
+    with pytest.raises(RecipeError, match=r"'(b14\+){10}...': it has 40003 characters") as refused:
+        channels_of(section("b14+" * 10000 + "b14"), BANDS)
+    assert len(str(refused.value)) < 500

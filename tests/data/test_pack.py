@@ -12,6 +12,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 
 from contrails.cli.main import cli
@@ -96,6 +97,22 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_nothing_lives_on_when_it_is_killed(tmp_path: Path) -> None:
+    raw, part = tmp_path / "raw", tmp_path / ".d.h5.part"
+    for index in range(300):
+        write_record(raw, "train", f"{1000 + index}", seed=index)
+    command = [sys.executable, "-m", "contrails", "prepare", str(raw), str(tmp_path / "d.h5"), "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    # the forkserver, its resource tracker and two workers
+    while len(children := psutil.Process(process.pid).children(recursive=True)) < 4 or not part.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    process.kill()  # itself alone, not its group
+    process.wait()
+    assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
 def test_rows_in_the_journal_are_not_read_again(raw: Path, tmp_path: Path) -> None:
@@ -234,6 +251,20 @@ def test_a_folder_that_cannot_be_written_is_said(raw: Path, tmp_path: Path) -> N
         prepare(raw, tmp_path / "file" / "d.h5")
 
 
+@pytest.mark.parametrize("command", [["prepare", "raw", "closed/d.h5"], ["data", "info", "closed/d.h5"]])
+def test_a_folder_that_may_not_be_entered_is_said(raw: Path, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "closed").mkdir(mode=0o000)
+    # root without its capabilities is a user like any other
+    drop = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"] if os.geteuid() == 0 else []
+    if drop and subprocess.run([*drop, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("root may enter every folder here")
+    done = subprocess.run(
+        [*drop, sys.executable, "-m", "contrails", *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (7, ""), done.stderr
+    assert "closed/d.h5: Permission denied; check the free space" in done.stderr
+
+
 def test_real_records_end_to_end(real_data: Path, tmp_path: Path) -> None:
     for split, bands in (("train", (11, 14, 15)), ("validation", (11, 14, 15)), ("test", (11, 14, 15))):
         plan = make_plan(real_data, split, bands, (4,))
@@ -276,3 +307,10 @@ def test_info_and_verify(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"record 12: /votes is not what was written"):
         cli(["data", "verify", str(path)], standalone_mode=False)
+
+
+def test_what_is_cut_short_while_it_is_verified_is_named(raw: Path, tmp_path: Path) -> None:
+    path = tmp_path / "d.h5"
+    prepare(raw, path)
+    rows = damaged_rows(dataset := open_dataset(path), lambda: os.truncate(path, 8192))
+    assert {row.split(":")[0] for row in rows} == {f"record {record_id}" for record_id in dataset.record_ids[1:]}

@@ -75,6 +75,19 @@ def test_a_copy_in_ram_is_made_once_and_holds_the_file(tiny_data: Path) -> None:
         assert dataset.fingerprint == plain.fingerprint
 
 
+def test_the_copy_that_another_fold_made_counts_as_room(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, descriptor = tiny_data / "train.h5", os.memfd_create("test")
+    room = path.stat().st_size + residency._HEADROOM
+    monkeypatch.setattr(residency, "read_memory", lambda: Memory(room - os.fstat(descriptor).st_size, limited=True))
+    try:
+        for _ in range(2):
+            open_resident(path, "ram", stage_dir=None, ram_fd=descriptor, poll=nothing)
+        with pytest.raises(RecipeError, match="does not fit"):
+            open_resident(path, "ram", stage_dir=None, ram_fd=None, poll=nothing)
+    finally:
+        os.close(descriptor)
+
+
 def test_a_copy_survives_the_file(tiny_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "d.h5"
     path.write_bytes((tiny_data / "train.h5").read_bytes())
@@ -147,6 +160,9 @@ def test_limits_of_control_groups_version_2(tmp_path: Path) -> None:
     write_group(job, memory__max="4000000000\n", memory__current="3000000000\n", memory__stat=stat)
     # what is left, and the cached gigabyte that can be given back
     assert read_memory(proc, groups) == Memory(2 * GB, limited=True)
+    # files in RAM are counted among the cached ones and cannot
+    write_group(job, memory__stat=f"{stat}shmem 400000000\n")
+    assert read_memory(proc, groups) == Memory(int(1.6 * GB), limited=True)
     write_group(groups / "slurm", memory__max="3500000000\n", memory__current="3000000000\n", memory__stat=stat)
     assert read_memory(proc, groups) == Memory(int(1.5 * GB), limited=True)
 
@@ -158,9 +174,9 @@ def test_limits_of_control_groups_version_1(tmp_path: Path) -> None:
         groups / "memory/pbs/1.server",
         memory__limit_in_bytes="2000000000\n",
         memory__usage_in_bytes="500000000\n",
-        memory__stat="total_cache 100000000\n",
+        memory__stat="total_cache 100000000\ntotal_shmem 30000000\n",
     )
-    assert read_memory(proc, groups) == Memory(int(1.6 * GB), limited=True)
+    assert read_memory(proc, groups) == Memory(int(1.57 * GB), limited=True)
     unlimited = {"memory__limit_in_bytes": "9223372036854771712\n"}
     write_group(groups / "memory/pbs/1.server", **unlimited)
     assert not read_memory(proc, groups).limited

@@ -1,8 +1,10 @@
 """Staging: copied once, verified, shared; where there is no room the file is used where it is."""
 
+import io
 import multiprocessing
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -11,6 +13,13 @@ import pytest
 from contrails.data.stage import stage
 from contrails.data.store import open_dataset
 from contrails.errors import DataError
+
+
+def _flip_annotators(content: bytes) -> bytes:
+    changed = bytearray(content)
+    with h5py.File(io.BytesIO(content)) as file:
+        changed[file["annotators"].id.get_offset()] ^= 1
+    return bytes(changed)
 
 
 def test_a_copy_is_made_once(tiny_data: Path, tmp_path: Path) -> None:
@@ -37,6 +46,30 @@ def test_what_a_killed_one_left_is_cleared(tiny_data: Path, tmp_path: Path) -> N
     copy.rename(leftover)
     assert stage(tiny_data / "train.h5", tmp_path) == copy
     assert not leftover.exists()
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:9000], lambda content: b"", _flip_annotators])
+def test_a_damaged_copy_is_made_anew(
+    tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
+) -> None:
+    source = tiny_data / "train.h5"
+    copy = stage(source, tmp_path)
+    copy.write_bytes(damage(source.read_bytes()))
+    assert stage(source, tmp_path) == copy
+    assert copy.read_bytes() == source.read_bytes()
+    assert f"{copy} is damaged and copied again: " in caplog.text
+
+
+def test_what_changed_beside_the_rows_while_it_was_copied_is_found(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "contrails.data.stage.copy_blocks",
+        lambda source, target, _: target.write(_flip_annotators(source.read())),
+    )
+    with pytest.raises(DataError, match=r"the copy of .*train.h5 is damaged.*\n.*annotators are not those of the file"):
+        stage(tiny_data / "train.h5", tmp_path)
+    assert list(tmp_path.glob("*.h5")) == []
 
 
 def test_a_damaged_source_is_not_staged(tiny_data: Path, tmp_path: Path) -> None:

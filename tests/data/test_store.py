@@ -28,6 +28,12 @@ def _chunk(file: h5py.File) -> None:
     file["votes"].attrs.update({key: value for key, value in attributes.items() if key.startswith("label")})
 
 
+def _as_float(file: h5py.File) -> None:
+    bands = file["bands"][:].astype(np.float32)
+    del file["bands"]
+    file["bands"] = bands
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -39,6 +45,15 @@ def _chunk(file: h5py.File) -> None:
         (_edit(lambda file: file.attrs.modify("format", "other")), "found 'other' version 1"),
         (_edit(lambda file: file.pop("group")), "lacks the arrays group"),
         (_edit(_chunk), r"/votes is chunked.*repack the file: `h5repack -l CONTI \S+/d.h5 OUT.h5`"),
+        (
+            _edit(lambda file: file["votes"].attrs.pop("label_frame")),
+            "incomplete header .*label_frame.*copy the file again",
+        ),
+        (_edit(lambda file: file["digests"].pop("bands")), "incomplete header .*bands.*copy the file again"),
+        (_edit(lambda file: file["record_id"].write_direct(np.array([b"\xb5"] * 12, object))), "incomplete header"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"b14", b"b1\xb4")), "incomplete header"),
+        (_edit(lambda file: file.attrs.create("band_names", ["b11"])), "differ in their number of records, .*bands"),
+        (_edit(_as_float), r"expected /bands as int16 with 5 axes, found float32 with 5; prepare it again"),
     ],
 )
 def test_what_is_refused(tiny_data: Path, tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:

@@ -1,0 +1,26 @@
+"""A rank that is not the first: `python -m contrails.train.rank RUN FOLD JOB`, started by rank 0 (see `ranks`)."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+from contrails.errors import ContrailsError
+from contrails.parent import end_with
+from contrails.runs import Run
+from contrails.train.fold import train_rank
+
+
+def main() -> None:
+    """Train beside rank 0 until it ends."""
+    run, fold_key, job = Run(Path(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
+    end_with(job["rank_0_pid"], signal.SIGKILL)  # it holds nothing that rank 0 has not
+    try:
+        train_rank(run.fold(fold_key), job)
+    except ContrailsError as error:
+        print(f"error: rank {job['rank']}: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

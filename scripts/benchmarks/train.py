@@ -1,0 +1,216 @@
+"""The training loop beside a bare one of the same model, batch and optimiser, and beside Lightning where it is."""
+
+import copy
+import importlib.util
+import itertools
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from table import Result, show
+from torch import nn
+from torch.nn import functional
+
+from contrails.cluster.drill import make_data
+from contrails.cluster.freeze import ALLOCATOR
+from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, to_toml
+from contrails.data.store import open_dataset
+from contrails.files import sha256, write_atomic
+from contrails.models.build import build_model
+from contrails.runs import Run
+from contrails.train import snapshot
+from contrails.train.fold import train_fold
+from contrails.train.loop import Loop
+from contrails.train.optim import build_optimizer
+
+RECORDS = 512
+"""Half of them train: an epoch is 128 steps of two records."""
+
+UNET = {"encoder": "resnet18"}
+TINY = {"encoder": "tu-test_resnet", "encoder_depth": 3, "decoder_channels": (16, 8, 8)}
+
+
+def main() -> None:
+    if not os.environ.keys() >= ALLOCATOR.keys():  # as jobs have it, for the peers too
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
+    torch.use_deterministic_algorithms(True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_data(folder, RECORDS)
+        results = [*per_step(folder, "U-Net, ResNet18", UNET, 128, 1.03), *small(folder), stall(folder)]
+    show(f"train: batches of 2 records of 3 x 64 x 64, {torch.get_num_threads()} threads", results)
+
+
+def per_step(folder: Path, name: str, model: dict[str, object], steps: int, goal: float) -> list[Result]:
+    ours, bare = measured(folder, model, steps)
+    ratio = ours / bare
+    costs = {"ours, ms": 1e3 * ours, "bare loop, ms": 1e3 * bare}
+    return [Result(f"time a step over a bare loop, {name}", ratio, "x", f"{goal}x", ratio <= goal, costs)]
+
+
+def small(folder: Path) -> list[Result]:
+    """On a model small enough to show it: what the loop adds to a step, in milliseconds."""
+    ours, bare = measured(folder, TINY, 512)
+    added = 1e3 * (ours - bare)
+    costs = {"ours, ms": 1e3 * ours, "bare loop, ms": 1e3 * bare}
+    if importlib.util.find_spec("lightning") is None:
+        return [
+            Result(
+                "overhead a step, small model (Lightning is not installed)", added, "ms", "0.8 ms", added <= 0.8, costs
+            )
+        ]
+    lightning = 1e3 * (lightning_step(folder, 512) - bare)
+    costs["Lightning's overhead, ms"] = lightning
+    return [
+        Result(
+            "overhead a step over Lightning's, small model",
+            added / lightning,
+            "x",
+            "0.5x",
+            added <= lightning / 2,
+            costs,
+        )
+    ]
+
+
+def measured(folder: Path, model: dict[str, object], steps: int) -> tuple[float, float]:
+    """Return the median seconds a step of our loop and of the bare one, which take turns."""
+    ours, bare = [], []
+    for number in range(5):
+        ours.append(our_step(folder, model, steps, number))
+        bare.append(bare_step(folder, model, steps))
+    return statistics.median(ours), statistics.median(bare)
+
+
+def recipe_of(folder: Path, model: dict[str, object], steps: int) -> Recipe:
+    epochs = -(-steps // (RECORDS // 4))
+    return Recipe.model_validate(
+        {
+            "data": {"dataset": folder / "train.h5", "filelist": folder / "folds.csv"},
+            "model": model,
+            "train": {"epochs": epochs, "batch_size": 2},
+        }
+    )
+
+
+def our_step(folder: Path, model: dict[str, object], steps: int, number: int) -> float:
+    """Train a fold with snapshots and logging on; return the mean time of its steps, without the ends of epochs."""
+    recipe = recipe_of(folder, model, steps)
+    config = RunConfig(
+        recipe=recipe,
+        compute=ComputeSection(device="cpu", num_threads=torch.get_num_threads()),
+        data=DataIdentity(
+            dataset=open_dataset(recipe.data.dataset).fingerprint, filelist=sha256(recipe.data.filelist), num_folds=2
+        ),
+        site={"name": "local"},
+        code="",
+    )
+    run = Run(folder / f"{recipe.model.encoder}-{number}")
+    run.create_folder()
+    write_atomic(run.toml, to_toml(config))
+    times: list[float] = []
+    original, end_epoch = Loop._step, Loop._end_epoch
+
+    def step(loop: Loop, batches: object) -> None:
+        original(loop, batches)
+        times.append(time.perf_counter())
+
+    def end(loop: Loop) -> None:
+        end_epoch(loop)
+        times.append(-time.perf_counter())
+
+    Loop._step, Loop._end_epoch = step, end
+    try:
+        train_fold(run.fold("0"), {})
+    finally:
+        Loop._step, Loop._end_epoch = original, end_epoch
+    # an epoch's end is a negative time: the step after it begins there
+    steps_s = [after - abs(before) for before, after in itertools.pairwise(times) if after > 0]
+    return statistics.mean(steps_s[4:])
+
+
+def bare_step(folder: Path, model: dict[str, object], steps: int) -> float:
+    """The loop of a tutorial: batches that lie ready, forward, loss, backward, clip, step."""
+    recipe = recipe_of(folder, model, steps)
+    torch.manual_seed(0)
+    network = build_model(recipe, 3).train()
+    optimizer = build_optimizer(network, recipe.train)
+    inputs, target = torch.rand(2, 3, 64, 64), (torch.rand(2, 64, 64) > 0.9).float()
+    times = []
+    for _ in range(steps):
+        times.append(time.perf_counter())
+        optimizer.zero_grad(set_to_none=True)
+        loss = functional.binary_cross_entropy_with_logits(network(inputs), target)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    times.append(time.perf_counter())
+    return statistics.mean(np.diff(times)[4:].tolist())
+
+
+def lightning_step(folder: Path, steps: int) -> float:
+    import lightning
+    from torch.utils.data import DataLoader, TensorDataset
+
+    recipe = recipe_of(folder, TINY, steps)
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = build_model(recipe, 3)
+            self.times: list[float] = []
+
+        def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
+            self.times.append(time.perf_counter())
+            loss = functional.binary_cross_entropy_with_logits(self.network(batch[0]), batch[1])
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return build_optimizer(self.network, recipe.train)
+
+    data = TensorDataset(torch.rand(2 * steps, 3, 64, 64), (torch.rand(2 * steps, 64, 64) > 0.9).float())
+    module = Module()
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", gradient_clip_val=1.0, default_root_dir=folder, enable_progress_bar=False,
+        enable_model_summary=False, logger=lightning.pytorch.loggers.CSVLogger(folder),
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(data, 2))
+    return statistics.mean(np.diff(module.times)[4:].tolist())
+
+
+def stall(folder: Path) -> Result:
+    """How long training stands still for a snapshot, over a copy of the state in memory."""
+    recipe = recipe_of(folder, UNET, 4)
+    from contrails.train.state import new_state
+
+    network = build_model(recipe, 3)
+    state = new_state(network, recipe.train, torch.device("cpu"))
+    network(torch.rand(2, 3, 64, 64)).mean().backward()
+    state.optimizer.step()
+    writer = snapshot.SnapshotWriter(Run(folder / "stall").fold("0"), 1, lambda: None, lambda _: None)
+    stalls, copies = [], []
+    for step in range(7):
+        state.step = step
+        stalls.append(timed(lambda: writer.start(state.state_dict())))
+        writer.wait()
+        copies.append(timed(lambda: copy.deepcopy(state.state_dict())))
+    over = 1e3 * (statistics.median(stalls) - statistics.median(copies))
+    costs = {"stall, ms": 1e3 * statistics.median(stalls), "copy, ms": 1e3 * statistics.median(copies)}
+    return Result("a snapshot stalls training, over a copy of the state", over, "ms", "20 ms", over <= 20, costs)
+
+
+def timed(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The drill: a real run, killed in every way at moments of a fixed seed and of a random one."""
+
+import json
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from contrails.runs import Run
+
+from local_site import Site
+
+
+@pytest.fixture
+def site(tmp_path: Path, tiny_data: Path) -> Iterator[Site]:
+    site = Site(tmp_path, tiny_data)
+    yield site
+    site.end_everything()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, secrets.randbelow(10**6)], ids=["fixed", "random"])
+def test_no_kill_changes_a_bit(site: Site, seed: int) -> None:
+    print("seed", seed)  # noqa: T201 - to repeat a failure
+    done = site.run("drill", "--kills", "9" if seed == 1 else "4", "--seed", str(seed), "--json", seconds=900)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["equal"]
+    assert len(outcome["kills"]) == (9 if seed == 1 else 4)
+    for kill in outcome["kills"]:
+        assert kill["way"].startswith("SIGKILL") or kill["steps_lost"] == 0, kill
+    assert [path.name for path in (site.root / "runs").iterdir() if not path.name.startswith(".")] == []
+
+
+def test_a_difference_is_seen(tmp_path: Path) -> None:
+    from contrails.cluster.drill import _result
+    from contrails.files import append_json_line, to_json, write_atomic
+
+    results = []
+    for name, loss in (("one", 0.5), ("other", 0.25)):
+        fold = Run(tmp_path / name).fold("0")
+        weights = {"final": {"sha256": "0" * 64, "dice": 0.5, "file": f"{name}.safetensors"}}
+        write_atomic(fold.done, to_json({"weights": weights, "step": 1}))
+        fold.attempt(1).path.mkdir(parents=True)
+        append_json_line(fold.attempt(1).metrics, {"step": 1, "train/loss": loss})
+        results.append(_result(fold))
+    assert results[0]["weights"] == results[1]["weights"]
+    assert results[0] != results[1]

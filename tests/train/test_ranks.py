@@ -1,0 +1,84 @@
+"""Several processes that train one fold: real ones, over gloo on the CPU."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from contrails.config import Recipe
+from contrails.data.sampling import require_ranks_fit
+from contrails.errors import RecipeError
+from contrails.files import read_json, read_json_lines
+from contrails.runs import Fold, Run
+
+MakeRun = Callable[..., Run]
+
+RANK_0 = """
+import os, signal, sys
+from pathlib import Path
+from contrails.errors import Stopped
+from contrails.runs import Run
+from contrails.train.fold import train_fold
+from contrails.train.loop import Loop
+
+original, last, how = Loop._step, int(sys.argv[2]), sys.argv[3]
+def step(loop, batches):
+    original(loop, batches)
+    if loop.state.step == last:
+        os.kill(os.getpid(), getattr(signal, how))
+Loop._step = step
+try:
+    train_fold(Run(Path(sys.argv[1])).fold("0"), {"job_id": None})
+except Stopped:
+    sys.exit(75)
+"""
+
+
+def run_of(make_run: MakeRun, name: str, num_ranks: int) -> Run:
+    train = {"batch_size": 2 * num_ranks, "accumulate": 2, "swa_epochs": 1, "log_every": 1, "epochs": 4}
+    run = make_run(name, train=train)
+    run.toml.write_text(run.toml.read_text().replace("num_ranks = 1", f"num_ranks = {num_ranks}"))
+    return run
+
+
+def train(run: Run, last_step: int = -1, how: str = "SIGTERM") -> int:
+    command = [sys.executable, "-c", RANK_0, str(run.path), str(last_step), how]
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, timeout=200, check=False).returncode
+
+
+def result(fold: Fold) -> Any:
+    done = fold.read_done()
+    assert done is not None
+    rows: dict[int, dict[str, Any]] = {}
+    for attempt in fold.attempts():
+        for row in read_json_lines(attempt.metrics):
+            rows.setdefault(row["step"], {}).update(row)
+    return {name: entry["sha256"] for name, entry in done["weights"].items()}, rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_ranks_resume_exactly(make_run: MakeRun, num_ranks: int) -> None:
+    undisturbed, run = (run_of(make_run, name, num_ranks) for name in ("undisturbed", "stopped"))
+    assert train(undisturbed) == 0
+    assert train(run, 1) == 75
+    assert run.fold("0").all_snapshots()[0].step == 1
+    assert train(run, 3, "SIGKILL") == -signal.SIGKILL
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(run.path) in (p.info["cmdline"] or [])]
+    assert train(run) == 0
+    assert result(run.fold("0")) == result(undisturbed.fold("0"))
+    assert read_json(run.fold("0").attempt(1).job)["num_ranks"] == num_ranks
+
+
+def test_a_step_needs_records_for_every_rank() -> None:
+    data = {"dataset": "d", "filelist": "f"}
+    for section in ({"batch_size": 3}, {"batch_size": 4, "drop_last": False}, {"batch_size": 7, "accumulate": 2}):
+        with pytest.raises(RecipeError, match=r"4 ranks with . pieces each need train.drop_last = true"):
+            require_ranks_fit(Recipe.model_validate({"data": data, "train": section}), 4)
+    require_ranks_fit(Recipe.model_validate({"data": data, "train": {"batch_size": 4}}), 4)
