@@ -43,8 +43,8 @@ from contrails.aggregate.scored import Scored
 from contrails.aggregate.views import parse_views
 from contrails.data.filelists import read_filelist
 from contrails.data.store import Dataset
-from contrails.errors import RecipeError, RunError, choices
-from contrails.files import atomic_path, code_digest, read_json, sha256, write_atomic
+from contrails.errors import DataError, RecipeError, RunError, choices
+from contrails.files import atomic_path, code_digest, sha256, write_atomic
 from contrails.progress import bar
 from contrails.runs import Run
 
@@ -62,8 +62,8 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
     _require_known(options)
     folds = _finished(runs, options)
     request = _request(runs, folds, options)
-    if (path / "ensemble.json").is_file() and read_json(path / "ensemble.json").get("request") == request:
-        return read_ensemble(path)
+    if (existing := _existing(path)) is not None and existing.request == request:
+        return existing
     held_out = _held_out_rows(folds[0])
     if options.average_folds and not len(held_out):
         raise RunError(
@@ -99,6 +99,13 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
     write_atomic(path / FILELIST, folds[0].recipe.data.filelist.read_bytes())
     write_ensemble(ensemble)
     return read_ensemble(path)
+
+
+def _existing(path: Path) -> Ensemble | None:
+    try:
+        return read_ensemble(path)
+    except DataError:  # none, of another version, or damaged: made anew
+        return None
 
 
 def _present(folds: Sequence[Finished]) -> tuple[bool, str]:

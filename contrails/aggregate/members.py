@@ -208,7 +208,7 @@ def _averaged(fold: Finished, kind: str, folder: Path, device: torch.device) -> 
     offered = _offered(fold, kind)
     wanted = {"kind": kind, "offered": [[path.name, sha256(path)] for path in offered]}
     path = folder / f"{fold.name}-{kind}.safetensors"
-    about = read_about(path) if path.is_file() else {}
+    about = _about_of(path)
     if {key: about.get("lineage", {}).get(key) for key in wanted} != wanted:
         used = greedy_soup(offered, partial(_soup_dice, fold, device)) if kind == SOUP else offered
         tensors, about = _mean_of(fold, used, device)
@@ -218,6 +218,14 @@ def _averaged(fold: Finished, kind: str, folder: Path, device: torch.device) -> 
     used_names, digests = zip(*about["lineage"]["used"], strict=True)
     epochs = tuple(sorted(read_about(fold.fold.weights / name)["epoch"] for name in used_names))
     return Weights(path, kind, epochs, about["dice"], about["threshold"], digests)
+
+
+def _about_of(path: Path) -> dict[str, Any]:
+    """Return what an average is; empty where there is none, or a damaged one, which is made anew."""
+    try:
+        return read_about(path) if path.is_file() else {}
+    except DataError:
+        return {}
 
 
 def _offered(fold: Finished, kind: str) -> list[Path]:

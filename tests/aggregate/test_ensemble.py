@@ -118,6 +118,17 @@ def test_the_same_members_are_the_same_ensemble(trained: Run) -> None:
     assert make(trained, options=Options(weights="final")).options.weights == "final"
 
 
+def test_what_is_damaged_in_an_ensemble_is_made_again(trained: Run) -> None:
+    options = Options(weights="last2")
+    first = make(trained, options=options)
+    before = {file: file.read_bytes() for file in first.path.rglob("*.safetensors")}
+    assert len(before) == 6
+    for file, content in before.items():
+        file.write_bytes(content[:-1])
+    assert make(trained, options=options) == first
+    assert {file: file.read_bytes() for file in before} == before
+
+
 def test_made_twice_it_is_the_same_in_every_bit(trained: Run) -> None:
     options = Options(weights="last2", tta="flips", merge="median")
     first, second = make(trained, options=options), make(trained, options=options, name="again")

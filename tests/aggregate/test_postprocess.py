@@ -132,3 +132,34 @@ def test_the_table_says_what_the_steps_do(tiny_data: Path) -> None:
     dice = 2 * (found & masks).sum() / (found.sum() + masks.sum())
     assert [row["dice"] for row in table if row["kept"]][-1] == pytest.approx(dice, abs=1e-3)
     assert table[-1]["step"] == "if empty records were known"
+
+
+def blobs(count: int) -> np.ndarray:
+    """Masks with a bar of 60 pixels, as many records as asked for."""
+    masks = np.zeros((count, 32, 32), bool)
+    masks[:, 4:7, 4:24] = True
+    return masks
+
+
+def test_a_gain_that_hangs_on_a_few_records_is_not_kept(tiny_data: Path) -> None:
+    masks = blobs(40)
+    probabilities = np.where(masks, 0.8, 0.1)
+    probabilities[:2, 20:22, 20:22] = 0.8  # false, in one record of each part
+    scored = scored_records(tiny_data / "train.h5", masks, probabilities, ["0", "1"] * 20)
+    steps, table = decide(scored, {"0": 0.5, "1": 0.5})
+    found = {row["step"]: row for row in table}
+    assert 0 < found["min_area"]["gain"] < found["min_area"]["noise"]
+    assert steps == ()
+
+
+def test_a_part_does_not_choose_for_itself(tiny_data: Path) -> None:
+    """What is small is false in part 0 and true in part 1: each taught by the other, both get it wrong."""
+    masks = blobs(40)
+    probabilities = np.where(masks, 0.8, 0.1)
+    probabilities[:, 20:22, 20:22] = 0.8
+    masks[1::2, 20:22, 20:22] = True
+    scored = scored_records(tiny_data / "train.h5", masks, probabilities, ["0", "1"] * 20)
+    steps, table = decide(scored, {"0": 0.5, "1": 0.5})
+    found = {row["step"]: row for row in table}
+    assert found["min_area"]["gain"] < 0
+    assert steps == ()
