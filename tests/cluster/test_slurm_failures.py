@@ -103,9 +103,13 @@ def test_scancel_is_final_until_the_run_is_submitted_again(site: SlurmSite, undi
     assert weights(site.fold("0", "cancelled")) == undisturbed
 
 
-def test_a_finished_fold_that_is_started_again_does_nothing(site: SlurmSite, undisturbed: dict[str, str]) -> None:
-    fold = site.fold("0", "undisturbed")
-    site.cluster.command("scontrol", "requeue", site.job("undisturbed"))
+def test_a_finished_fold_that_is_started_again_does_nothing(site: SlurmSite) -> None:
+    site.submit("finished", "-o", "train.epochs=1")
+    fold = site.fold("0", "finished")
+    site.wait_for_done("finished")
+    before = weights(fold)
+    eventually(lambda: not site.squeue("--states=R,CG"))
+    site.cluster.command("scontrol", "requeue", site.job("finished"))
     eventually(lambda: not site.squeue("--states=PD,R,CG"), 60)
     assert len(fold.attempts()) == 1
-    assert weights(fold) == undisturbed
+    assert weights(fold) == before
