@@ -56,12 +56,12 @@ def test_a_killed_launcher_is_seen_by_the_teardown(site: SlurmSite, undisturbed:
 
 
 def test_a_job_over_its_memory_gives_up_when_its_budget_is_used(site: SlurmSite) -> None:
-    site.profile("small", memory_gb=0.1, retries={"memory": 1})
+    site.profile("small", memory_gb=0.03, retries={"memory": 1})  # it is killed before it begins an attempt
     site.submit("small", *EPOCHS, site="small")
     state = site.wait_for("small", "0", "failed", "done")
     assert (state["state"], state["cause"]) == ("failed", "memory")
     assert "raise memory_gb" in state["reason"]
-    assert [job.memory_gb for job in submissions(site.fold("0", "small").run)] == [None, pytest.approx(0.15)]
+    assert [job.memory_gb for job in submissions(site.fold("0", "small").run)] == [None, pytest.approx(0.045)]
 
 
 def test_a_node_without_the_gpu_is_avoided(site: SlurmSite) -> None:
