@@ -5,12 +5,13 @@ itself over is left alone. Otherwise each unfinished fold's cause is looked at a
 or another one is submitted that asks for more memory or avoids the node.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
 from contrails.cluster.allocation import CAUSES, own_attempt
 from contrails.cluster.ends import cause_of_exit, read_end, retries_left, write_end
-from contrails.cluster.journal import last_submission
+from contrails.cluster.journal import last_submission, submissions
 from contrails.cluster.requests import fold_request
 from contrails.cluster.scheduler import Cause, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
@@ -82,9 +83,17 @@ def _say(attempt: Attempt, reason: str) -> None:
 
 
 def _may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:
-    if own_attempt(fold, job) is None:  # it ended before it began: what counts is how often the job was started
-        return job.restart_count < getattr(site.retries, cause, 0)
+    if own_attempt(fold, job) is None:
+        return _num_fruitless(fold, job) <= getattr(site.retries, cause, 0)
     return retries_left(fold, cause, site.retries) > 0
+
+
+def _num_fruitless(fold: Fold, job: ThisJob) -> int:
+    """Return how often jobs were started for the fold since its last attempt, this start included."""
+    attempted = {read_hint(attempt.job).get("job_id") for attempt in fold.attempts()}
+    jobs = [one.job_id for one in submissions(fold.run) if fold.key in one.folds and one.job_id is not None]
+    since = itertools.takewhile(lambda job_id: job_id not in attempted, reversed(jobs))
+    return job.restart_count + len(list(since))
 
 
 def _is_newest(fold: Fold, job: ThisJob) -> bool:

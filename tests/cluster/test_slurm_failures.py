@@ -56,12 +56,12 @@ def test_a_killed_launcher_is_seen_by_the_teardown(site: SlurmSite, undisturbed:
 
 
 def test_a_job_over_its_memory_gives_up_when_its_budget_is_used(site: SlurmSite) -> None:
-    site.profile("small", memory_gb=0.1, retries={"memory": 1})
+    site.profile("small", memory_gb=0.03, retries={"memory": 1})  # it is killed before it begins an attempt
     site.submit("small", *EPOCHS, site="small")
     state = site.wait_for("small", "0", "failed", "done")
     assert (state["state"], state["cause"]) == ("failed", "memory")
     assert "raise memory_gb" in state["reason"]
-    assert [job.memory_gb for job in submissions(site.fold("0", "small").run)] == [None, pytest.approx(0.15)]
+    assert [job.memory_gb for job in submissions(site.fold("0", "small").run)] == [None, pytest.approx(0.045)]
 
 
 def test_a_node_without_the_gpu_is_avoided(site: SlurmSite) -> None:
@@ -103,9 +103,13 @@ def test_scancel_is_final_until_the_run_is_submitted_again(site: SlurmSite, undi
     assert weights(site.fold("0", "cancelled")) == undisturbed
 
 
-def test_a_finished_fold_that_is_started_again_does_nothing(site: SlurmSite, undisturbed: dict[str, str]) -> None:
-    fold = site.fold("0", "undisturbed")
-    site.cluster.command("scontrol", "requeue", site.job("undisturbed"))
+def test_a_finished_fold_that_is_started_again_does_nothing(site: SlurmSite) -> None:
+    site.submit("finished", "-o", "train.epochs=1")
+    fold = site.fold("0", "finished")
+    site.wait_for_done("finished")
+    before = weights(fold)
+    eventually(lambda: not site.squeue("--states=R,CG"))
+    site.cluster.command("scontrol", "requeue", site.job("finished"))
     eventually(lambda: not site.squeue("--states=PD,R,CG"), 60)
     assert len(fold.attempts()) == 1
-    assert weights(fold) == undisturbed
+    assert weights(fold) == before
