@@ -6,11 +6,12 @@ batch script, the next start of the job and `contrails status` read it.
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from contrails.cluster.ends import read_end, retries_left, write_end
 from contrails.cluster.scheduler import Cause, Scheduler, Standing, ThisJob
 from contrails.cluster.sites import Site
-from contrails.files import read_hint
+from contrails.files import read_hint, to_json, write_atomic
 from contrails.runs import Attempt, Fold
 
 _EARLY_S = 61
@@ -22,26 +23,38 @@ CAUSES: dict[Standing, Cause] = {"timeout": "walltime", "requeued": "preemption"
 
 @dataclass
 class Clock:
-    """When the job must hand over; the scheduler is asked again when that seems to be now."""
+    """When the job must hand over; the scheduler is asked again when that seems to be now.
+
+    The end stands in the file `path` too, for the trainings, which know how long a step and a snapshot take (see
+    `contrails.train.stop`); `margin_s` is for what they do not know.
+    """
 
     scheduler: Scheduler
     job: ThisJob
     margin_s: float
-    deadline: float | None = field(init=False)
+    path: Path
+    deadline: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.deadline = self.scheduler.end_time(self.job)
+        self._ask()
 
     def due(self) -> bool:
         """Return whether it is time to save and leave."""
         if not self._within(self.margin_s):
             return False
-        self.deadline = self.scheduler.end_time(self.job) or self.deadline  # somebody may have given it more
+        self._ask()  # somebody may have given it more
         return self._within(self.margin_s)
 
     def cause(self) -> Cause:
         """Return what a signal of the scheduler means now."""
         return "walltime" if self._within(self.margin_s + _EARLY_S) else "preemption"
+
+    def _ask(self) -> None:
+        self.deadline = self.scheduler.end_time(self.job) or self.deadline
+        if self.deadline is None:
+            self.path.unlink(missing_ok=True)  # of an earlier start of the job
+        else:
+            write_atomic(self.path, to_json({"end": time.monotonic() + self.deadline - time.time()}))
 
     def _within(self, seconds: float) -> bool:
         return self.deadline is not None and time.time() >= self.deadline - seconds
@@ -80,6 +93,8 @@ def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
     for fold in folds:
         attempt = own_attempt(fold, clock.job)
         if attempt is not None:
+            if "(walltime)" in (read_hint(attempt.state).get("reason") or ""):
+                cause = "walltime"  # it needed more than the margin
             write_end(fold, attempt, cause)
         if standing != "cancelled" and (attempt is None or retries_left(fold, cause, site.retries) > 0):
             going_on.append((fold, attempt))

@@ -80,7 +80,7 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> list[
     """Train in a scheduler's job what is left to do, and send the job back into the queue for what stopped."""
     scheduler = scheduler_of(site)
     here = scheduler.this_job()
-    clock = Clock(scheduler, here, site.margin_s)
+    clock = Clock(scheduler, here, site.margin_s, run.clock(here.job_id))
     wanted = [key for key in folds if is_wanted(run.fold(key), here, site)]
     job = {"scheduler": site.scheduler, "job_id": here.job_id, "restart_count": here.restart_count, "redirect": True}
     gpus = here.devices if config.compute.device == "cuda" else ()

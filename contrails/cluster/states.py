@@ -16,6 +16,7 @@ from contrails.cluster.scheduler import Job
 from contrails.cluster.usage import UNUSED, Usage, usage_of
 from contrails.errors import StorageError
 from contrails.files import read_hint
+from contrails.history import covered_step
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import is_dead
 
@@ -63,6 +64,8 @@ def fold_state(fold: Fold, jobs: Mapping[str, Job] | None = None) -> FoldState:
             "node": read_hint(attempts[-1].job).get("host"),
             "usage": usage_of(fold),
             "differences": differences(fold),
+            # state.json lags behind by a moment
+            "step": max(known.get("step", 0), covered_step(fold)),
         }
     try:
         done = fold.read_done()

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -41,6 +42,7 @@ from contrails.locks import sole_writer
 from contrails.progress import bar
 
 _ROWS_A_TASK = 32
+_CTRL_C_S = 0.3
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +190,7 @@ def _write_rows(plan: Plan, part: Path, journal: Path, written: dict[int, _Row],
             )
             raise
         except BrokenProcessPool as error:
+            time.sleep(_CTRL_C_S)  # Ctrl-C reaches the workers too, sometimes first: let it be told as what it is
             raise StorageError(
                 f"a process that packed {part.name} was killed, probably for memory; run the same command again"
             ) from error
