@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from contrails.models.build import Segmenter, build_model
 from contrails.models.weights import save_weights
 
 NUM_MEMBERS, NUM_RECORDS, SIZE, BATCH = 10, 1856, 256, 2
-FEW, MANY = 64, 256
+FEW, MANY, ROUNDS = 64, 512, 5
 
 
 def main() -> None:
@@ -76,24 +77,23 @@ def average_in(folder: str) -> None:
 
 
 def augmented() -> Result:
-    """The eight views of a batch, beside eight bare forward passes of the same model and batch."""
-    network, inputs, views = model(0), torch.rand(BATCH, 3, SIZE, SIZE), parse_views("d4")
-
-    def ours() -> int:
-        with torch.inference_mode():
-            predict_views(network, inputs, views, (0.5, 0.5))
-        return BATCH
-
-    def bare() -> int:
-        with torch.inference_mode():
-            for _ in views:
-                network(inputs)
-        return BATCH
-
-    measured = rates({"ours": ours, "bare": bare}, rounds=11)
-    ratio = measured["bare"] / measured["ours"]
-    seconds = {f"{name}, s": BATCH / rate for name, rate in measured.items()}
+    """The eight views of a batch, each beside a bare forward pass of the same model and batch right after it."""
+    network, inputs = model(0), torch.rand(BATCH, 3, SIZE, SIZE)
+    ours, bare = [], []
+    with torch.inference_mode():
+        network(inputs)
+        for view in parse_views("d4") * ROUNDS:
+            ours.append(seconds_of(lambda view=view: predict_views(network, inputs, [view], (0.5, 0.5))))
+            bare.append(seconds_of(lambda: network(inputs)))
+    ratio = float(np.median(np.divide(ours, bare)))
+    seconds = {"a view, s": float(np.median(ours)), "bare, s": float(np.median(bare))}
     return Result(f"D4 of {BATCH} records, over bare forward passes", ratio, "x", "1.05x", ratio <= 1.05, seconds)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def memory_by_records(folder: Path) -> Result:
@@ -103,7 +103,7 @@ def memory_by_records(folder: Path) -> Result:
     )
     peers = {f"{count} records, MB": value / 1e6 for count, value in zip((FEW, MANY), (few, many), strict=True)}
     ratio = many / few
-    return Result("peak memory, four times the records", ratio, "x", "1.05x", ratio <= 1.05, peers)
+    return Result("peak memory, eight times the records", ratio, "x", "1.15x", ratio <= 1.15, peers)
 
 
 def predict_records(folder: str, count: int) -> None:
