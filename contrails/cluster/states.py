@@ -16,7 +16,6 @@ from contrails.cluster.scheduler import Job
 from contrails.cluster.usage import UNUSED, Usage, usage_of
 from contrails.errors import StorageError
 from contrails.files import read_hint
-from contrails.history import covered_step
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import is_dead
 
@@ -65,7 +64,7 @@ def fold_state(fold: Fold, jobs: Mapping[str, Job] | None = None) -> FoldState:
             "usage": usage_of(fold),
             "differences": differences(fold),
             # state.json lags behind by a moment
-            "step": max(known.get("step", 0), covered_step(fold)),
+            "step": max([known.get("step", 0), *(snapshot.step for snapshot in fold.all_snapshots())]),
         }
     try:
         done = fold.read_done()

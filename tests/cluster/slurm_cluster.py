@@ -109,6 +109,11 @@ class SlurmCluster:
         self.command("slurmd", "-N", node)
         wait(self._is_up, node)
 
+    def resume(self, node: str) -> None:
+        """Give a node back that was set down, unless it has come back by itself: slurmd registers again."""
+        if "down" in self.command("sinfo", "-h", "-n", node, "-o", "%T"):
+            self.command("scontrol", "update", f"nodename={node}", "state=resume")
+
     def environment(self) -> dict[str, str]:
         return dict(os.environ) | {"SLURM_CONF": str(self.conf)}
 
