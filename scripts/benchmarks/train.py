@@ -40,6 +40,7 @@ def main() -> None:
     if not os.environ.keys() >= ALLOCATOR.keys():  # as jobs have it, for the peers too
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
     torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)  # a core is left for threads that write and gather, as on a cluster's node
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_data(folder, RECORDS)
