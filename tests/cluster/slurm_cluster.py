@@ -109,6 +109,12 @@ class SlurmCluster:
         self.command("slurmd", "-N", node)
         wait(self._is_up, node)
 
+    def resume(self, node: str) -> None:
+        """Have a node that was set down back; it may have come by itself, which Slurm takes for a mistake."""
+        command = ["scontrol", "update", f"nodename={node}", "state=resume"]
+        subprocess.run(command, env=self.environment(), capture_output=True, check=False)
+        wait(self._is_up, node)
+
     def environment(self) -> dict[str, str]:
         return dict(os.environ) | {"SLURM_CONF": str(self.conf)}
 

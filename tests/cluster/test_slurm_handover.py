@@ -74,7 +74,7 @@ def test_a_node_that_is_set_down(site: SlurmSite, undisturbed: dict[str, str]) -
     site.wait_for_snapshot(site.fold("0", "down"))
     site.cluster.command("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     eventually(lambda: not site.squeue("-w", "n2"))
-    site.cluster.command("scontrol", "update", "nodename=n2", "state=resume")
+    site.cluster.resume("n2")
     site.wait_for_done("down")
     assert site.ends("down") == ["preemption", ""]
     assert weights(site.fold("0", "down")) == undisturbed
