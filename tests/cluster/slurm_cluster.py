@@ -183,9 +183,7 @@ class SlurmCluster:
         store, age = ("slurmdbd", 60) if accounting else ("none", 2)
         signals = "SlurmctldParameters=preempt_send_user_signal" if user_signal else ""
         host = socket.gethostname().split(".")[0]
-        self.conf.write_text(
-            CONF.format(host=host, folder=self.folder, port=PORT, store=store, signals=signals, age=age)
-        )
+        self.conf.write_text(CONF.format(host=host, folder=self.folder, store=store, signals=signals, age=age))
         # slurmd looks for a cgroup plugin even where none is used, and only v1 starts without one mounted
         (etc / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         (etc / "gres.conf").write_text(f"AutoDetect=off\nNodeName=n[1-3] Name=gpu File={self.folder}/dev/nvidia[0-1]\n")
