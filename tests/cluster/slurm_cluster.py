@@ -22,9 +22,7 @@ PACKAGES = ["procps", "munge", "slurm-client", "slurmctld", "slurmd"]
 PACKAGES += ["slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server-core", "mariadb-client-core"]
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "sbatch", "srun")
 NODES = ("n1", "n2", "n3")
-PORT = 26800
-REQUEUE_S = 6
-"""How long Slurm holds a requeued job back: cred_expire, which is 120 s elsewhere and may not be below 5."""
+DATABASE_PORT = 26833
 
 
 def why_not() -> str | None:
@@ -110,9 +108,10 @@ class SlurmCluster:
         wait(self._is_up, node)
 
     def resume(self, node: str) -> None:
-        """Give a node back that was set down, unless it has come back by itself: slurmd registers again."""
-        if "down" in self.command("sinfo", "-h", "-n", node, "-o", "%T"):
-            self.command("scontrol", "update", f"nodename={node}", "state=resume")
+        """Have a node that was set down back; it may have come by itself, which Slurm takes for a mistake."""
+        command = ["scontrol", "update", f"nodename={node}", "state=resume"]
+        subprocess.run(command, env=self.environment(), capture_output=True, check=False)
+        wait(self._is_up, node)
 
     def environment(self) -> dict[str, str]:
         return dict(os.environ) | {"SLURM_CONF": str(self.conf)}
@@ -141,12 +140,12 @@ class SlurmCluster:
             "GRANT ALL ON slurm_acct_db.* TO 'slurm'@'%';\n"
         )
         options = [f"--datadir={database}", f"--socket={self.folder}/db/sock", "--bind-address=127.0.0.1"]
-        options += [f"--port={PORT + 33}", f"--init-file={first}", "--skip-name-resolve", "--user=root"]
+        options += [f"--port={DATABASE_PORT}", f"--init-file={first}", "--skip-name-resolve", "--user=root"]
         options += ["--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0", "--performance-schema=0"]
         with (self.folder / "log/mariadb.log").open("ab") as log:
             command = ["mariadbd", "--no-defaults", *options]
             self._database = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        login = ["mariadb", "--no-defaults", "-uslurm", "-pslurm", "-h127.0.0.1", f"-P{PORT + 33}"]
+        login = ["mariadb", "--no-defaults", "-uslurm", "-pslurm", "-h127.0.0.1", f"-P{DATABASE_PORT}"]
         wait(lambda: self._works(*login, "-e", "use slurm_acct_db"), "the database")
         self.command("slurmdbd")
         wait(lambda: self._works("sacctmgr", "-n", "list", "cluster"), "slurmdbd")
@@ -184,14 +183,12 @@ class SlurmCluster:
         store, age = ("slurmdbd", 60) if accounting else ("none", 2)
         signals = "SlurmctldParameters=preempt_send_user_signal" if user_signal else ""
         host = socket.gethostname().split(".")[0]
-        self.conf.write_text(
-            CONF.format(host=host, folder=self.folder, port=PORT, store=store, signals=signals, age=age)
-        )
+        self.conf.write_text(CONF.format(host=host, folder=self.folder, store=store, signals=signals, age=age))
         # slurmd looks for a cgroup plugin even where none is used, and only v1 starts without one mounted
         (etc / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         (etc / "gres.conf").write_text(f"AutoDetect=off\nNodeName=n[1-3] Name=gpu File={self.folder}/dev/nvidia[0-1]\n")
         database = etc / "slurmdbd.conf"
-        database.write_text(DATABASE_CONF.format(folder=self.folder, port=PORT))
+        database.write_text(DATABASE_CONF.format(folder=self.folder))
         database.chmod(0o600)
 
 
@@ -202,6 +199,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
+# cred_expire is also how long a requeued job is held back: 120 s elsewhere, not below 5
 AuthInfo=socket={folder}/munge/munge.socket,cred_expire=6
 SlurmctldPort=26817
 SlurmctldPidFile={folder}/run/slurmctld.pid

@@ -56,12 +56,23 @@ def test_a_killed_launcher_is_seen_by_the_teardown(site: SlurmSite, undisturbed:
 
 
 def test_a_job_over_its_memory_gives_up_when_its_budget_is_used(site: SlurmSite) -> None:
-    site.profile("small", memory_gb=0.03, retries={"memory": 1})  # it is killed before it begins an attempt
+    site.profile("small", memory_gb=0.1, retries={"memory": 1})
     site.submit("small", *EPOCHS, site="small")
     state = site.wait_for("small", "0", "failed", "done")
     assert (state["state"], state["cause"]) == ("failed", "memory")
     assert "raise memory_gb" in state["reason"]
-    assert [job.memory_gb for job in submissions(site.fold("0", "small").run)] == [None, pytest.approx(0.045)]
+    assert [job.memory_gb for job in submissions(site.fold("0", "small").run)] == [None, pytest.approx(0.15)]
+
+
+def test_jobs_that_are_killed_before_they_begin_have_a_budget_together(site: SlurmSite) -> None:
+    script = site.root / "kill.sh"
+    script.write_text("srun() { return 137; }\n")
+    site.profile("stillborn", environment=str(script), retries={"memory": 2})
+    site.submit("stillborn", *EPOCHS, site="stillborn")
+    eventually(lambda: len(submissions(site.fold("0", "stillborn").run)) == 3)
+    state = site.wait_for("stillborn", "0", "failed")
+    assert f"its job {state['job_id']} ended before it began" in state["reason"]
+    assert [job.memory_gb for job in submissions(site.fold("0", "stillborn").run)] == [None, 3.0, 4.5]
 
 
 def test_a_node_without_the_gpu_is_avoided(site: SlurmSite) -> None:
