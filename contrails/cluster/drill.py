@@ -32,6 +32,7 @@ from contrails.runs import Attempt, Fold, Run
 
 _FOLD = "0"
 _PATIENCE_S = 120.0
+"""Longest time without a new step."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _recipe(data: Path, num_kills: int) -> Recipe:
             "data": {"dataset": data / "train.h5", "filelist": data / "folds.csv"},
             "model": {"encoder": "tu-test_resnet", "encoder_depth": 3, "decoder_channels": (16, 8, 8)},
             "train": {
-                "epochs": 10 + 6 * num_kills,
+                "epochs": 20 + 30 * num_kills,
                 "batch_size": 2,
                 "log_every": 1,
                 "ema_decay": 0.99,
@@ -148,9 +149,11 @@ def _steps(attempt: Attempt) -> list[int]:
 
 
 def _wait(run: Run, condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + _PATIENCE_S
+    seen, end = -1, 0.0
     while not condition():
         state = fold_state(run.fold(_FOLD))
+        if state.step != seen:
+            seen, end = state.step, time.monotonic() + _PATIENCE_S
         if time.monotonic() > end:
             raise TrainingError(
                 f"expected {run.name} {what}, found it {state.state} ({state.reason}) at step {state.step}; "
