@@ -1,6 +1,7 @@
 """`contrails status`: where the folds of a run stand."""
 
 import json
+import sys
 import time
 from dataclasses import asdict
 
@@ -78,8 +79,8 @@ def print_states(run: Run, states: list[FoldState]) -> None:
             f"{state.usage.hours_lost:.2f}",
             "" if not state.attempt else "no" if state.differences else "yes",
         )
-    console = Console()
-    console.print(table, width=None if console.is_terminal else _WIDTH)
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    console.print(table)
     for state in states:
         if state.reason:
             console.print(f"fold {state.fold}: {state.reason}", markup=False, soft_wrap=True)
