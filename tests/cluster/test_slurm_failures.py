@@ -61,7 +61,10 @@ def test_a_job_over_its_memory_gives_up_when_its_budget_is_used(site: SlurmSite)
     state = site.wait_for("small", "0", "failed", "done")
     assert (state["state"], state["cause"]) == ("failed", "memory")
     assert "raise memory_gb" in state["reason"]
-    assert [job.memory_gb for job in submissions(site.fold("0", "small").run)] == [None, pytest.approx(0.15)]
+    asked = [job.memory_gb for job in submissions(site.fold("0", "small").run)]
+    assert asked[:2] == [None, pytest.approx(0.15)]
+    # one more where a job was killed before its attempt: such jobs have a budget of their own
+    assert len(asked) <= 3
 
 
 def test_jobs_that_are_killed_before_they_begin_have_a_budget_together(site: SlurmSite) -> None:
