@@ -21,7 +21,7 @@ _LAST_WORDS_S = 20.0
 
 
 @click.command()
-@click.option("--site", "site_name", help="Where to run; see `contrails sites`.")
+@click.option("--site", "site_name", help="Profile of this machine; see `contrails sites`.")
 @click.option(
     "--kills", type=click.IntRange(1), default=9, show_default=True, help="Interruptions, of all kinds in turn."
 )
@@ -41,7 +41,9 @@ def drill(site_name: str | None, kills: int, seed: int | None, keep: bool, as_js
     from contrails.cluster.drill import make_data
     from contrails.cluster.sites import find_site
 
-    site, seed = find_site(site_name), secrets.randbelow(10**6) if seed is None else seed
+    site, seed = find_site(site_name or "local"), secrets.randbelow(10**6) if seed is None else seed
+    if site.scheduler != "local":  # it kills processes by their numbers, which mean nothing on another node
+        raise click.UsageError(f"--site {site.name}: a drill runs on this machine alone; give a local site")
     name = f"drill-{secrets.token_hex(3)}"
     data = runs_root() / f".{name}"
     make_data(data)
