@@ -27,7 +27,7 @@ from contrails.models.build import Segmenter, build_model
 from contrails.models.weights import load_weights, read_about, save_weights
 from contrails.runs import ALL, Fold, Run
 from contrails.train.evaluate import evaluate
-from contrails.train.fold import read_run_config, training_rows
+from contrails.train.fold import training_rows
 
 AUTO, SOUP = "auto", "soup"
 _AVERAGE = re.compile(r"(last|best)([1-9]\d*)")
@@ -74,7 +74,7 @@ def finished_folds(run: Run, *, allow: bool) -> list[Finished]:
     found = [(fold, done) for fold in run.folds() if (done := fold.read_done()) is not None]
     if not found:
         raise RunError(f"no fold of {run.name} is finished yet; look with `contrails status {run.name}`")
-    config = read_run_config(run)
+    config = run.read_config()
     dataset, filelist = open_dataset(config.recipe.data.dataset), read_filelist(config.recipe.data.filelist)
     if not allow:
         _require_unchanged(run, config, dataset)

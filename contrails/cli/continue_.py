@@ -1,10 +1,8 @@
 """`contrails continue`: a new run that starts from the weights of a finished one."""
 
-import json
-
 import click
 
-from contrails.cli.options import json_option, overrides_option
+from contrails.cli.options import json_option, overrides_option, print_outcomes
 from contrails.runs import open_run
 
 _FROM = {"best": "best", "last": "final", "swa": "swa", "ema": "ema"}
@@ -46,9 +44,4 @@ def continue_(
     run, config = create_run(recipe, find_site(site_name), name or f"{parent.name}-continued")
     folds = choose_folds(recipe.data.filelist, None, fold) if fold is not None else list(config.lineage)
     outcomes = submit_folds(run, config, folds)
-    if as_json:
-        click.echo(json.dumps({run.name: {"path": str(run.path), "folds": outcomes}}))
-        return
-    for key, outcome in outcomes.items():
-        click.echo(f"{run.name} fold {key}: {outcome}")
-    click.echo(f"next: contrails status {run.name}")
+    print_outcomes(run, outcomes, as_json=as_json)

@@ -31,7 +31,7 @@ _LAST_WORDS_S = 20.0
 def drill(site_name: str | None, kills: int, seed: int | None, keep: bool, as_json: bool) -> None:
     """Train a small model twice, once undisturbed and once killed at random moments, and compare every bit.
 
-    Takes about 8 seconds a kill. Exit code 8 says that the bits differ; the runs are kept then.
+    Takes about 6 seconds a kill. Exit code 8 says that the bits differ; the runs are kept then.
 
     \b
     Example:

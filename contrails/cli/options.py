@@ -1,5 +1,6 @@
 """Options and arguments that several commands share."""
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ import click
 
 from contrails.config import Recipe, load_recipe
 from contrails.errors import NodeError
-from contrails.runs import open_run
+from contrails.runs import Run, open_run
 
 if TYPE_CHECKING:
     import torch
@@ -69,3 +70,13 @@ overrides_option = click.option(
 )
 device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def print_outcomes(run: Run, outcomes: dict[str, str], *, as_json: bool) -> None:
+    """Print what happened to each fold of a run that was submitted."""
+    if as_json:
+        click.echo(json.dumps({run.name: {"path": str(run.path), "folds": outcomes}}))
+        return
+    for key, outcome in outcomes.items():
+        click.echo(f"{run.name} fold {key}: {outcome}")
+    click.echo(f"next: contrails status {run.name}")

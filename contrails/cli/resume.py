@@ -1,10 +1,8 @@
 """`contrails resume`: go on with whatever of a run is not finished."""
 
-import json
-
 import click
 
-from contrails.cli.options import json_option
+from contrails.cli.options import json_option, print_outcomes
 from contrails.runs import open_run
 
 
@@ -41,9 +39,4 @@ def resume(run_name: str, site_name: str | None, code: str, as_json: bool) -> No
         config = move(run, config, find_site(site_name))
     folds = [fold.key for fold in run.folds()] or [str(number) for number in range(config.data.num_folds)]
     outcomes = submit_folds(run, config, folds)
-    if as_json:
-        click.echo(json.dumps({run.name: {"path": str(run.path), "folds": outcomes}}))
-        return
-    for key, outcome in outcomes.items():
-        click.echo(f"{run.name} fold {key}: {outcome}")
-    click.echo(f"next: contrails status {run.name}")
+    print_outcomes(run, outcomes, as_json=as_json)

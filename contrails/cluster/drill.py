@@ -27,6 +27,7 @@ from contrails.data.store import open_dataset
 from contrails.data.synth import Parameters, make_dataset
 from contrails.errors import TrainingError
 from contrails.files import read_hint, read_json_lines, to_json, write_atomic
+from contrails.history import fold_metrics
 from contrails.progress import bar
 from contrails.runs import Attempt, Fold, Run
 
@@ -165,12 +166,8 @@ def _wait(run: Run, condition: Callable[[], object], what: str) -> None:
 def _result(fold: Fold) -> dict[str, Any]:
     done = fold.read_done()
     assert done is not None
-    rows: dict[int, dict[str, Any]] = {}
-    for attempt in fold.attempts():
-        for row in read_json_lines(attempt.metrics):
-            rows.setdefault(row["step"], {}).update(row)
     weights = {name: {key: entry[key] for key in ("sha256", "dice")} for name, entry in done["weights"].items()}
-    return {"weights": weights, "rows": rows, "step": done["step"]}
+    return {"weights": weights, "rows": fold_metrics(fold), "step": done["step"]}
 
 
 def _send(number: signal.Signals) -> Callable[[Attempt], None]:

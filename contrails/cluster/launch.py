@@ -23,7 +23,7 @@ from contrails.cluster.places import take_places
 from contrails.cluster.scheduler import scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.then import start_if_due
-from contrails.config import RunConfig, parse, read_toml
+from contrails.config import RunConfig, parse
 from contrails.errors import ContrailsError, Stopped, StorageError
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.runs import Attempt, Fold, Run
@@ -58,7 +58,7 @@ def run_folds(run_path: str, folds: list[str]) -> None:
     for number in FORWARDED:
         signal.signal(number, signal.SIG_DFL)
     run = Run(Path(run_path))
-    config = _read_config(run)
+    config = run.read_config()
     site = parse(Site, config.site, str(run.toml))
     codes = _run_here(run, config, site, folds) if site.scheduler == "local" else _run_job(run, config, site, folds)
     start_if_due(run, config, site)
@@ -244,16 +244,12 @@ def _exit_code(codes: list[int]) -> int:
     return next((code for code in codes if code not in (0, Stopped.exit_code)), max(codes, default=0))
 
 
-def _read_config(run: Run) -> RunConfig:
-    return parse(RunConfig, read_toml(run.toml, "a run"), str(run.toml))
-
-
 def main() -> None:
     """Train a fold in the foreground; the exit code is that of the error."""
     run, fold_key = Run(Path(sys.argv[1])), sys.argv[2]
     job = {"scheduler": None, "job_id": None, "summary": "--summary" in sys.argv}
     try:
-        sys.exit(launch(run, _read_config(run), [fold_key], job, {}))
+        sys.exit(launch(run, run.read_config(), [fold_key], job, {}))
     except ContrailsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)

@@ -7,14 +7,14 @@ from contrails.cluster.journal import newest_submissions, submissions
 from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.states import ALIVE, FoldState, fold_state
-from contrails.config import RunConfig, parse, read_toml
+from contrails.config import parse
 from contrails.errors import ClusterError
 from contrails.runs import Run
 
 
 def site_of(run: Run) -> Site:
     """Return the site that a run was made for."""
-    config = parse(RunConfig, read_toml(run.toml, "a run"), str(run.toml))
+    config = run.read_config()
     return parse(Site, config.site, str(run.toml))
 
 

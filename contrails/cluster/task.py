@@ -14,7 +14,7 @@ from typing import Any
 
 from contrails.cluster.freeze import require_frozen
 from contrails.cluster.sites import Site
-from contrails.config import RunConfig, parse, read_toml
+from contrails.config import parse
 from contrails.errors import ContrailsError
 from contrails.parent import end_with
 from contrails.runs import Fold, Run
@@ -38,7 +38,7 @@ def main() -> None:
 def train(fold: Fold, job: dict[str, Any]) -> None:
     """Train a fold in this process, which must import the run's frozen code."""
     toml = fold.run.toml
-    config = parse(RunConfig, read_toml(toml, "a run"), str(toml))
+    config = fold.run.read_config()
     site = parse(Site, config.site, str(toml))
     require_frozen(fold.run, config)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -16,7 +16,7 @@ from contrails.cluster.requests import fold_request
 from contrails.cluster.scheduler import Cause, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.submission import submit_job, submitting
-from contrails.config import RunConfig, parse, read_toml
+from contrails.config import RunConfig, parse
 from contrails.errors import ContrailsError
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.runs import Attempt, Fold, Run
@@ -28,7 +28,7 @@ _MORE = 1.5
 def main() -> None:
     """Apply the budgets; the batch script goes on to end with the launcher's own code."""
     run, keys, code = Run(Path(sys.argv[1])), sys.argv[2].split(","), int(sys.argv[3])
-    config = parse(RunConfig, read_toml(run.toml, "a run"), str(run.toml))
+    config = run.read_config()
     site = parse(Site, config.site, str(run.toml))
     try:
         _settle(run, config, site, [run.fold(key) for key in keys], code)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from contrails.config import Recipe, RunConfig, WeightsFile, parse, read_toml
+from contrails.config import Recipe, RunConfig, WeightsFile
 from contrails.data.batches import source_of
 from contrails.data.composites import Composite
 from contrails.data.filelists import FileList, read_filelist
@@ -26,7 +26,7 @@ from contrails.errors import DataError, NodeError, Stopped, TrainingError
 from contrails.files import create_exclusive, read_json, sha256, to_json
 from contrails.models.build import build_model, summary
 from contrails.models.weights import load_fitting, load_weights
-from contrails.runs import Attempt, Fold, Run
+from contrails.runs import Attempt, Fold
 from contrails.train.attempt import Heart, claim_attempt
 from contrails.train.loop import Loop
 from contrails.train.ranks import Ranks, joined
@@ -57,7 +57,7 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
         return
     stop = StopFlag(Path(job["clock"]) if job.get("clock") else None)
     stop.install()
-    config = read_run_config(fold.run)
+    config = fold.run.read_config()
     record = {key: job.get(key) for key in ("scheduler", "job_id", "restart_count", "ended_jobs")}
     exactness = {"code": config.code, "gpu": _gpu(config)} | config.compute.model_dump()
     attempt = claim_attempt(fold, record | exactness, lambda: not stop.asked())
@@ -82,12 +82,7 @@ def train_rank(fold: Fold, job: dict[str, Any]) -> None:
     stop = StopFlag(Path(job["clock"]) if job.get("clock") else None)
     stop.install()
     with contextlib.suppress(Stopped):  # rank 0 says so
-        _train(fold, fold.attempt(job["attempt"]), read_run_config(fold.run), None, stop, job)
-
-
-def read_run_config(run: Run) -> RunConfig:
-    """Return the frozen configuration of a run."""
-    return parse(RunConfig, read_toml(run.toml, "a run"), str(run.toml))
+        _train(fold, fold.attempt(job["attempt"]), fold.run.read_config(), None, stop, job)
 
 
 def training_rows(dataset: Dataset, filelist: FileList, fold: str, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:

@@ -92,8 +92,9 @@ def test_show_checks_what_needs_no_data(path: Path, override: str, message: str)
         run("show", path, "-o", override)
 
 
-def test_show_knows_not_how_many_bands_a_dataset_has(path: Path) -> None:
+def test_show_knows_not_how_many_bands_a_dataset_has(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("show", path, "-o", "data.composite=bands", "-o", "data.normalise=imagenet")
+    assert 'composite = "bands"' in capsys.readouterr().out
 
 
 def test_show_as_json(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

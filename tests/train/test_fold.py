@@ -18,7 +18,7 @@ from contrails.errors import DataError, NodeError, Stopped, TrainingError
 from contrails.files import read_json, read_json_lines, sha256
 from contrails.models.weights import load_weights
 from contrails.runs import Fold, Run
-from contrails.train.fold import read_run_config, train_fold
+from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
 
 MakeRun = Callable[..., Run]
@@ -148,7 +148,7 @@ def test_overfit_uses_the_same_records_twice_positive_ones_first(make_run: MakeR
     from contrails.train.fold import training_rows
 
     run = make_run(data={"overfit": 3})
-    config = read_run_config(run)
+    config = run.read_config()
     dataset = open_dataset(config.recipe.data.dataset)
     training, validation = training_rows(dataset, read_filelist(config.recipe.data.filelist), "0", config.recipe)
     assert np.array_equal(training, validation)
@@ -201,7 +201,7 @@ def test_a_gpu_that_is_not_there_is_a_node_error(make_run: MakeRun) -> None:
 
 def test_other_data_than_the_run_was_made_for_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run()
-    config = read_run_config(run)
+    config = run.read_config()
     other = tmp_path / "other.csv"
     other.write_text(config.recipe.data.filelist.read_text().replace("# contrails", "# Contrails"))
     run.toml.write_text(run.toml.read_text().replace(str(config.recipe.data.filelist), str(other)))
