@@ -41,6 +41,9 @@ _SMOOTHING = 0.98
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
+_SPARE_S = 5.0
+"""What of the walltime is left beside a step and a snapshot of the usual length."""
+
 _RETRY_S = 60.0
 """Time after which a snapshot that could not be written is tried again."""
 
@@ -297,7 +300,7 @@ class Loop:
         if self._writer.finished:
             self._saved(must=False)
         # what a stop takes: the step under way, a snapshot that is being written and the last one
-        needed_s = 2 * self._pace.longest_s + 2 * self._writer.seconds + 5.0
+        needed_s = 2 * self._pace.longest_s + 2 * self._writer.seconds + _SPARE_S
         if self.ranks.agree(asked=self.stop.asked(needed_s)):
             self._save(wait=True)
             why = self.stop.reason or "another rank was asked to"

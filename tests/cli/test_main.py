@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -48,16 +47,6 @@ def test_login_node_commands_import_nothing_heavy(arguments: list[str], tmp_path
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_status_starts_at_once(tmp_path: Path) -> None:
-    times = []
-    for _ in range(3):
-        started = time.monotonic()
-        assert contrails("status", runs=tmp_path).returncode == 0
-        times.append(time.monotonic() - started)
-    # a guard against an import of torch (1 s and more), not a benchmark
-    assert min(times) < 0.8
 
 
 def test_an_unknown_command_names_the_nearest() -> None:

@@ -1,7 +1,5 @@
 """What Slurm prints, as text: jobs, their states and causes, how a job stands."""
 
-import time
-
 import pytest
 
 from contrails.cluster.scheduler import Job
@@ -68,8 +66,6 @@ def test_limits() -> None:
     assert parse_duration("Partition_Limit") is None
 
 
-def test_a_thousand_jobs_take_no_time() -> None:
+def test_a_thousand_jobs() -> None:
     text = "".join(f"{number}|ct0a1b2cf{number}a1|RUNNING|None|n1\n" for number in range(1000))
-    since = time.perf_counter()
     assert len(newest(parse_squeue(text))) == 1000
-    assert time.perf_counter() - since < 0.5

@@ -49,6 +49,19 @@ def result(fold: Fold) -> dict[str, Any]:
     return {"weights": weights, "rows": rows, "step": done["step"]}
 
 
+def set_after_a_step(monkeypatch: pytest.MonkeyPatch, clock: Path, seconds: float) -> None:
+    """Have the first step set the walltime's end, which every poll then reads."""
+    monkeypatch.setattr("contrails.train.stop._REREAD_S", 0.0)
+    original = Loop._step
+
+    def step(loop: Loop, batches: Any) -> None:
+        original(loop, batches)
+        if loop.state.step == 1:
+            write_atomic(clock, to_json({"end": time.monotonic() + seconds}))
+
+    monkeypatch.setattr(Loop, "_step", step)
+
+
 def stop_after(monkeypatch: pytest.MonkeyPatch, num_steps: int) -> None:
     """Have every attempt stop itself after so many steps of its own."""
     original = Loop._step
@@ -127,9 +140,9 @@ def test_early_stopping_ends_before_the_last_epoch(make_run: MakeRun, monkeypatc
     assert (done["epoch"], done["best_dice"]) == (4, 0.5)
 
 
-def test_the_walltime_is_a_stop(make_run: MakeRun, tmp_path: Path) -> None:
+def test_the_walltime_is_a_stop(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = tmp_path / "clock.json"
-    write_atomic(clock, to_json({"end": time.monotonic() + 6}))
+    set_after_a_step(monkeypatch, clock, 6)
     fold = make_run(train={"epochs": 10_000}).fold("0")
     with pytest.raises(Stopped, match=r"stopped at step \d+ \(walltime\)"):
         train_fold(fold, {"clock": str(clock)})
@@ -137,16 +150,10 @@ def test_the_walltime_is_a_stop(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 def test_an_extended_walltime_helps(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("contrails.train.stop._REREAD_S", 0.0)
     clock = tmp_path / "clock.json"
-    write_atomic(clock, to_json({"end": time.monotonic() + 8}))
-    original = Loop._step
-
-    def step_and_extend(loop: Loop, batches: Any) -> None:
-        original(loop, batches)
-        write_atomic(clock, to_json({"end": time.monotonic() + 1000}))
-
-    monkeypatch.setattr(Loop, "_step", step_and_extend)
+    write_atomic(clock, to_json({"end": time.monotonic() + 100}))
+    set_after_a_step(monkeypatch, clock, 1000)
+    monkeypatch.setattr("contrails.train.loop._SPARE_S", 500.0)  # what the first walltime does not have
     fold = make_run().fold("0")
     train_fold(fold, {"clock": str(clock)})
     assert fold.done.exists()
