@@ -30,21 +30,20 @@ def logs(run_name: str, fold: str, follow: bool, lines: int) -> None:
     chosen = open_run(run_name).fold(fold)
     if not chosen.path.is_dir():
         raise RunError(f"{run_name} has no fold {fold}; look with `contrails status {run_name}`")
-    files = _files(chosen)
+    first = max((attempt.number for attempt in chosen.attempts()), default=1)
+    files = _files(chosen, first)
     for path in files:
         _print_end(path, lines)
     if follow:
-        _follow(chosen, {path: path.stat().st_size for path in files})
+        _follow(chosen, first, {path: path.stat().st_size for path in files})
 
 
-def _files(fold: Fold) -> list[Path]:
-    """Return the logs that there are: the newest attempt's, or else the job's."""
-    attempts = fold.attempts()
-    if attempts:
-        found = [attempts[-1].stdout, attempts[-1].stderr]
-    else:
-        job = last_submission(fold.run, fold.key)
-        found = [fold.run.submitit / f"{job.job_id}_0_log.{end}" for end in ("out", "err")] if job else []
+def _files(fold: Fold, first: int) -> list[Path]:
+    """Return the logs that there are: those of the attempts from `first` on, or else the job's."""
+    attempts = [attempt for attempt in fold.attempts() if attempt.number >= first]
+    found = [path for attempt in attempts for path in (attempt.stdout, attempt.stderr)]
+    if not attempts and (job := last_submission(fold.run, fold.key)) is not None:
+        found = [fold.run.submitit / f"{job.job_id}_0_log.{end}" for end in ("out", "err")]
     return [path for path in found if path.exists() and path.stat().st_size]
 
 
@@ -53,21 +52,21 @@ def _print_end(path: Path, lines: int) -> None:
     click.echo("\n".join(path.read_text(errors="replace").splitlines()[-lines:]))
 
 
-def _follow(fold: Fold, read: dict[Path, int]) -> None:
-    """Print what is added, until nobody trains the fold any more."""
-    looked = time.monotonic()
+def _follow(fold: Fold, first: int, read: dict[Path, int]) -> None:
+    """Print what is added by the attempts from `first` on, until nobody trains the fold any more."""
+    state, looked = "waiting", time.monotonic()
     while True:
-        for path in _files(fold):
+        if time.monotonic() - looked >= _LOOK_S or fold.done.exists():
+            looked = time.monotonic()
+            state = next(row.state for row in overview([fold.run])[fold.run] if row.fold == fold.key)
+        for path in _files(fold, first):  # what was written before its end is there by now
             if path not in read:
                 click.echo(f"==> {path} <==")
             with path.open("rb") as file:
                 file.seek(read.get(path, 0))
                 click.echo(file.read().decode(errors="replace"), nl=False)
                 read[path] = file.tell()
-        if time.monotonic() - looked >= _LOOK_S or fold.done.exists():
-            looked = time.monotonic()
-            states = {row.fold: row.state for row in overview([fold.run])[fold.run]}
-            if states[fold.key] not in ALIVE:
-                click.echo(f"fold {fold.key}: {states[fold.key]}", err=True)
-                return
+        if state not in ALIVE:
+            click.echo(f"fold {fold.key}: {state}", err=True)
+            return
         time.sleep(_POLL_S)

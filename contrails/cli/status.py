@@ -55,8 +55,8 @@ def _print(found: dict[Run, list[FoldState]]) -> None:
         click.echo("no runs yet; start one with `contrails submit --folds 5`")
     for run, states in found.items():
         print_states(run, states)
-        if (command := left_to_do(run)) is not None:
-            click.echo(f"every fold is finished; what was to follow could not be started, type: {command}")
+        if (left := left_to_do(run)) is not None:
+            click.echo(f"every fold is finished; {left}")
 
 
 def print_states(run: Run, states: list[FoldState]) -> None:

@@ -17,7 +17,7 @@ from contrails.cluster.overview import overview, site_of
 from contrails.cluster.sites import Site, find_site
 from contrails.cluster.states import ALIVE, DONE, FoldState
 from contrails.config import Recipe, RunConfig, parse, to_toml
-from contrails.errors import TrainingError
+from contrails.errors import RunError, TrainingError
 from contrails.runs import ALL, Run, open_run
 
 _POLL_S = 1.0
@@ -73,7 +73,7 @@ def submit(
       contrails submit --folds 5 --site mycluster --then 'aggregate --data data/test.h5'
     """
     from contrails.cluster.dispatch import choose_folds, create_run, submit_folds
-    from contrails.cluster.then import ask_for
+    from contrails.cluster.then import ask_for, start_if_due
 
     if num_folds is not None and fold is not None:
         raise click.UsageError("give --folds N for all folds, or --fold 0,3 for some, not both")
@@ -99,6 +99,8 @@ def submit(
         if then is not None:
             ask_for(run, _command(then, run), folds)
         outcomes[run.name] = submit_folds(run, config, folds, folds_per_job, after=waits_for)
+        if then is not None:
+            start_if_due(run, config, site_of(run))
         runs.append(run)
     if as_json:
         click.echo(json.dumps({run.name: {"path": str(run.path), "folds": outcomes[run.name]} for run in runs}))
@@ -160,6 +162,12 @@ def _jobs_of(name: str, site: Site) -> tuple[str, ...]:
     run = open_run(name)
     if "local" in (site.scheduler, site_of(run).scheduler):
         raise click.UsageError(f"--after {name}: expected both runs on a scheduler's site; this machine keeps no queue")
+    dead = [state.fold for state in overview([run])[run] if state.state not in ALIVE | {DONE}]
+    if dead:
+        raise RunError(
+            f"--after {name}: its folds {', '.join(dead)} are neither finished nor alive; "
+            f"`contrails resume {name}` first, or leave --after out"
+        )
     newest = newest_submissions(submissions(run))
     return tuple(sorted({job.job_id for key, job in newest.items() if job.job_id and not run.fold(key).done.exists()}))
 

@@ -4,11 +4,14 @@ The launcher asks here; what ends an attempt is written beside it (`contrails.cl
 batch script, the next start of the job and `contrails status` read it.
 """
 
+import itertools
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from contrails.cluster.ends import read_end, retries_left, write_end
+from contrails.cluster.journal import submissions
 from contrails.cluster.scheduler import Cause, Scheduler, Standing, ThisJob
 from contrails.cluster.sites import Site
 from contrails.files import read_hint, to_json, write_atomic
@@ -85,6 +88,24 @@ def is_wanted(fold: Fold, job: ThisJob, site: Site) -> bool:
     return end.handed_over or retries_left(fold, end.cause, site.retries) > 0
 
 
+def may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:
+    """Return whether this start of the job, which ended for this cause, may be followed by another for the fold."""
+    if own_attempt(fold, job) is None:
+        return _num_fruitless(fold, job) <= getattr(site.retries, cause, 0)
+    return retries_left(fold, cause, site.retries) > 0
+
+
+def _num_fruitless(fold: Fold, job: ThisJob) -> int:
+    """Return how often jobs were started for the fold since its last attempt, this start included."""
+    attempts = fold.attempts()
+    last = read_hint(attempts[-1].job) if attempts else {}
+    if last.get("job_id") == job.job_id:
+        return job.restart_count - int(last.get("restart_count") or 0)
+    jobs = [one.job_id for one in submissions(fold.run) if fold.key in one.folds and one.job_id is not None]
+    since = itertools.takewhile(lambda job_id: job_id != last.get("job_id"), reversed(jobs))
+    return job.restart_count + len(list(since))
+
+
 def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
     """Send the job back into the queue for folds that stopped and have budget left; return whether it goes."""
     standing = clock.scheduler.standing(clock.job)
@@ -96,8 +117,10 @@ def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
             if "(walltime)" in (read_hint(attempt.state).get("reason") or ""):
                 cause = "walltime"  # it needed more than the margin
             write_end(fold, attempt, cause)
-        if standing != "cancelled" and (attempt is None or retries_left(fold, cause, site.retries) > 0):
+        if standing != "cancelled" and may_retry(fold, cause, clock.job, site):
             going_on.append((fold, attempt))
+        elif attempt is None:
+            print(f"error: fold {fold.key} was stopped ({cause}) before it began an attempt", file=sys.stderr)  # noqa: T201
     if not going_on or not (standing == "requeued" or clock.scheduler.requeue(clock.job)):
         return False
     for fold, attempt in going_on:

@@ -25,13 +25,20 @@ def run_command(arguments: list[str]) -> None:
 
 
 def command_request(
-    run: Run, what: str, arguments: list[str], num_threads: int, *, after: tuple[str, ...] = ()
+    run: Run,
+    what: str,
+    arguments: list[str],
+    num_threads: int,
+    *,
+    after: tuple[str, ...] = (),
+    teardown: tuple[str, ...] = (),
 ) -> Request:
-    """Return the job that runs a command; `what` begins its name, such as g0 or p3."""
+    """Return the job that runs a command; `what` begins its name, such as g0 or p3. For the rest see `Request`."""
     return Request(
         name=job_name(run.path, what, [job.name for job in submissions(run)]),
         function=run_command,
         arguments=(arguments,),
         environment=job_environment(run, num_threads),
         after=after,
+        teardown=teardown,
     )

@@ -16,18 +16,16 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from contrails.cluster.freeze import freeze_code, package_folder
 from contrails.cluster.journal import record, submissions
 from contrails.cluster.lineage import find_lineage, require_parents
 from contrails.cluster.local import start_jobs
 from contrails.cluster.names import fold_name, job_name
 from contrails.cluster.requests import fold_request
-from contrails.cluster.scheduler import Job
+from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.sites import Site, resolve
 from contrails.cluster.states import ALIVE, DAMAGED, DONE, fold_state
-from contrails.cluster.submission import reconcile, submit_job, submitting
+from contrails.cluster.submission import pass_on, reconcile, submit_job, submitting
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, parse, to_toml
 from contrails.data.composites import channels_of
 from contrails.data.filelists import read_filelist, require_match
@@ -37,7 +35,7 @@ from contrails.errors import RecipeError, RunError, StorageError
 from contrails.files import sha256, storage, to_json, write_atomic
 from contrails.models.names import require_known
 from contrails.runs import ALL, Fold, Run, new_run_path, open_run
-from contrails.train.attempt import boot_id
+from contrails.train.attempt import process_of
 
 
 def choose_folds(filelist_path: Path, num_folds: int | None, fold: str | None) -> list[str]:
@@ -183,6 +181,7 @@ def submit_folds(
                 submit_job(run, site, fold_request(run, config.compute.num_threads, group, after=after))
                 for group in groups
             ]
+            pass_on(run, scheduler_of(site))
     ids = {key: job_id for group, job_id in zip(groups, job_ids, strict=True) for key in group}
     return states | {key: f"submitted, job {job_id}" for key, job_id in ids.items()}
 
@@ -219,7 +218,7 @@ def _start_here(run: Run, config: RunConfig, groups: list[list[str]]) -> list[st
         record(run, "intent", name=names[-1], folds=group, exclude=[])
     job_ids = start_jobs(run, config, groups)
     for name, job_id in zip(names, job_ids, strict=True):
-        record(run, "submitted", name=name, job_id=job_id, process=_process(int(job_id)))
+        record(run, "submitted", name=name, job_id=job_id, process=process_of(int(job_id)))
     return job_ids
 
 
@@ -229,14 +228,6 @@ def _prepare(fold: Fold) -> None:
         fold.path.mkdir(parents=True, exist_ok=True)
         if fold.cancelled.exists():
             fold.cancelled.replace(fold.cancelled.with_suffix(".before"))
-
-
-def _process(pid: int) -> dict[str, Any]:
-    try:
-        started = psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:  # it is over already
-        started = 0.0
-    return {"pid": pid, "pid_started": started, "host": socket.gethostname(), "boot_id": boot_id()}
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:

@@ -82,7 +82,8 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> list[
     here = scheduler.this_job()
     clock = Clock(scheduler, here, site.margin_s, run.clock(here.job_id))
     wanted = [key for key in folds if is_wanted(run.fold(key), here, site)]
-    job = {"scheduler": site.scheduler, "job_id": here.job_id, "restart_count": here.restart_count, "redirect": True}
+    job: dict[str, Any] = {"scheduler": site.scheduler, "redirect": True, "node": here.node}
+    job |= {"job_id": here.job_id, "restart_count": here.restart_count}
     gpus = here.devices if config.compute.device == "cuda" else ()
     shares: list[_Share] = [(",".join(mine), []) for mine in _dealt(gpus, config.compute.num_ranks)]
     codes = _train(run, config, wanted, job, shares, clock.due)

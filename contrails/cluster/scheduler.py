@@ -107,6 +107,13 @@ class Scheduler(Protocol):
     def cancel(self, job_ids: Collection[str]) -> None:
         """End jobs for good."""
 
+    def pass_on(self, successors: Mapping[str, Collection[str]]) -> None:
+        """Have jobs that wait for one of these, the keys, wait for the jobs in its place instead.
+
+        Raises:
+            ClusterError: the scheduler refuses or does not answer.
+        """
+
     def this_job(self) -> ThisJob:
         """Return the job that this process runs in."""
 

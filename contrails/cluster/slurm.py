@@ -15,7 +15,15 @@ from typing import Any
 
 from contrails.cluster.scheduler import Job, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
-from contrails.cluster.slurm_text import SACCT, SQUEUE, newest, parse_sacct, parse_squeue, parse_standing
+from contrails.cluster.slurm_text import (
+    SACCT,
+    SQUEUE,
+    newest,
+    parse_sacct,
+    parse_squeue,
+    parse_standing,
+    pass_on_dependency,
+)
 from contrails.errors import ClusterError
 from contrails.files import fsync
 
@@ -97,6 +105,14 @@ def cancel(job_ids: Collection[str]) -> None:
     """End jobs for good."""
     if job_ids:
         _ask("scancel", *sorted(job_ids))
+
+
+def pass_on(successors: Mapping[str, Collection[str]]) -> None:
+    """Have jobs that wait for one of these, the keys, wait for the jobs in its place instead."""
+    for line in _ask("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i|%E").splitlines():
+        job_id, _, dependency = line.partition("|")
+        if (changed := pass_on_dependency(dependency, successors)) is not None:
+            _ask("scontrol", "update", f"JobId={job_id}", f"Dependency={changed}")
 
 
 def this_job() -> ThisJob:

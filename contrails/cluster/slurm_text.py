@@ -1,7 +1,7 @@
 """What Slurm's commands print, parsed: text in, plain values out, so that all of it can be tested without a cluster."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Literal
 
@@ -9,6 +9,12 @@ from contrails.cluster.scheduler import Cause, Job, Standing
 
 SQUEUE = ("squeue", "--me", "--noheader", "--states=all", "--format=%i|%j|%T|%r|%N")
 SACCT = ("sacct", "--noheader", "--parsable2", "--format=JobID,JobName,State,NodeList")
+
+_HINTS = {
+    "DependencyNeverSatisfied": "the run that it waits for failed: `contrails resume` that one, and this follows it; "
+    "or cancel this one, and submit it without --after",
+}
+"""What to do about reasons of squeue(1) that do not pass by themselves."""
 
 _State = Literal["waiting", "running", "ended"]
 _STATES: dict[str, tuple[_State, Cause | None]] = {
@@ -79,6 +85,20 @@ def parse_standing(text: str, restart_count: int) -> Standing:
     return "timeout" if limit is not None and lasted >= limit else "cancelled"
 
 
+def pass_on_dependency(text: str, successors: Mapping[str, Collection[str]]) -> str | None:
+    """Return a dependency as squeue shows it with other jobs in the place of some, None if it names none of them.
+
+    >>> pass_on_dependency("afterok:7(failed),afterok:8(unfulfilled)", {"7": ["11", "9"]})
+    'afterok:9,afterok:11,afterok:8'
+    """
+    parts = [re.sub(r"\(\w+\)", "", part).rpartition(":") for part in text.split(",")]
+    if not any(job_id in successors for _, _, job_id in parts):
+        return None
+    return ",".join(
+        f"{kind}:{each}" for kind, _, job_id in parts for each in sorted(successors.get(job_id, [job_id]), key=int)
+    )
+
+
 def parse_duration(text: str) -> float | None:
     """Return the seconds of a limit, None where there is none.
 
@@ -108,4 +128,5 @@ def _job(job_id: str, name: str, state: str, reason: str, node: str) -> Job:
     base = state.split()[0] if state else ""  # "CANCELLED by 1000"
     what, cause = _STATES.get(base, ("running", None))
     shown = f"{base} ({reason})" if reason not in ("", "None") and what == "waiting" else base
+    shown = f"{shown}: {_HINTS[reason]}" if reason in _HINTS else shown
     return Job(job_id, name, what, shown, cause, node)

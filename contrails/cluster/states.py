@@ -59,8 +59,9 @@ def fold_state(fold: Fold, jobs: Mapping[str, Job] | None = None) -> FoldState:
         key: state[key] for key in ("step", "num_steps", "epoch", "num_epochs", "best_dice") if key in state
     }
     if attempts:
+        owner = read_hint(attempts[-1].job)
         known |= {
-            "node": read_hint(attempts[-1].job).get("host"),
+            "node": owner.get("node") or owner.get("host"),  # as the scheduler calls it, where there is one
             "usage": usage_of(fold),
             "differences": differences(fold),
             # state.json lags behind by a moment
@@ -101,11 +102,12 @@ def _judge(
     if fold.cancelled.exists() and status not in {"starting", "running"}:
         return _over(row, fold, state.get("reason"), "cancelled")  # whatever its job still does for other folds
     if job is not None and job.state == "waiting":
-        return replace(row, state="waiting", reason=job.native)
+        return replace(row, state="waiting", reason=job.native, node=job.node or None)
     if status in {"starting", "running"} and (jobs is None or (job is not None and job.state == "running")):
         return replace(row, state=str(status))
     if job is not None and job.state == "running" and (end is None or end.handed_over):
-        return replace(row, state="starting", reason=job.native if job.native != "RUNNING" else None)
+        reason = job.native if job.native != "RUNNING" else None
+        return replace(row, state="starting", reason=reason, node=job.node or None)
     if job is not None and job.state == "running" and end is not None and end.cause not in ("error", "cancelled"):
         reason = f"{state.get('reason')} ({end.cause}): its job looks at its budget when no other fold trains in it"
         return replace(row, state="waiting", reason=reason, cause=end.cause)

@@ -4,6 +4,7 @@ Order: the intent with the name and the pickle, the scheduler, its answer; each 
 is killed in between leaves an intent without an answer, which `reconcile` settles by the job's name.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from contrails.errors import ClusterError
 from contrails.files import storage
 from contrails.locks import locked
 from contrails.runs import Run
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -46,6 +49,24 @@ def submit_job(run: Run, site: Site, request: Request) -> str:
         if settled is None:
             raise ClusterError(f"{error}; see `contrails doctor --site {site.name}`") from error
         return settled
+
+
+def pass_on(run: Run, scheduler: Scheduler) -> None:
+    """Have the jobs of other runs that wait for a fold wait for its newest job."""
+    known = submissions(run)
+    newest = {fold: str(job.job_id) for fold, job in newest_submissions(known).items()}
+    successors = {
+        job.job_id: {newest[fold] for fold in job.folds if not run.fold(fold).done.exists()}
+        for job in known
+        if job.job_id is not None and job.folds
+    }
+    replaced = {job_id: jobs for job_id, jobs in successors.items() if jobs and jobs != {job_id}}
+    if not replaced:
+        return
+    try:
+        scheduler.pass_on(replaced)
+    except ClusterError as error:
+        log.warning("jobs that wait for this run may wait for a job that has failed: %s", error)
 
 
 def _find_again(run: Run, scheduler: Scheduler, request: Request) -> str | None:

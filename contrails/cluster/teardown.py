@@ -5,17 +5,16 @@ itself over is left alone. Otherwise each unfinished fold's cause is looked at a
 or another one is submitted that asks for more memory or avoids the node.
 """
 
-import itertools
 import sys
 from pathlib import Path
 
-from contrails.cluster.allocation import CAUSES, own_attempt
-from contrails.cluster.ends import cause_of_exit, read_end, retries_left, write_end
-from contrails.cluster.journal import last_submission, submissions
+from contrails.cluster.allocation import CAUSES, may_retry, own_attempt
+from contrails.cluster.ends import cause_of_exit, read_end, write_end
+from contrails.cluster.journal import last_submission
 from contrails.cluster.requests import fold_request
 from contrails.cluster.scheduler import Cause, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
-from contrails.cluster.submission import submit_job, submitting
+from contrails.cluster.submission import pass_on, submit_job, submitting
 from contrails.config import RunConfig, parse
 from contrails.errors import ContrailsError
 from contrails.files import read_hint, to_json, write_atomic
@@ -49,7 +48,7 @@ def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: in
     if standing in ("requeued", "cancelled"):
         return
     with submitting(run):
-        again = [fold for fold in open_folds if _may_retry(fold, causes[fold], job, site) and _is_newest(fold, job)]
+        again = [fold for fold in open_folds if may_retry(fold, causes[fold], job, site) and _is_newest(fold, job)]
         changes = {causes[fold] for fold in again} & {"memory", "node"}
         if changes:
             _submit_changed(run, config, site, [fold.key for fold in again], changes, job)
@@ -82,20 +81,6 @@ def _say(attempt: Attempt, reason: str) -> None:
         write_atomic(attempt.state, to_json(state | {"status": "failed", "reason": reason}))
 
 
-def _may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:
-    if own_attempt(fold, job) is None:
-        return _num_fruitless(fold, job) <= getattr(site.retries, cause, 0)
-    return retries_left(fold, cause, site.retries) > 0
-
-
-def _num_fruitless(fold: Fold, job: ThisJob) -> int:
-    """Return how often jobs were started for the fold since its last attempt, this start included."""
-    attempted = {read_hint(attempt.job).get("job_id") for attempt in fold.attempts()}
-    jobs = [one.job_id for one in submissions(fold.run) if fold.key in one.folds and one.job_id is not None]
-    since = itertools.takewhile(lambda job_id: job_id not in attempted, reversed(jobs))
-    return job.restart_count + len(list(since))
-
-
 def _is_newest(fold: Fold, job: ThisJob) -> bool:
     """Return whether nobody has submitted the fold again in the meantime."""
     last = last_submission(fold.run, fold.key)
@@ -113,6 +98,7 @@ def _submit_changed(
     if "node" in changes and job.node:
         exclude = (*exclude, job.node)
     submit_job(run, site, fold_request(run, config.compute.num_threads, folds, memory_gb=memory_gb, exclude=exclude))
+    pass_on(run, scheduler_of(site))
 
 
 if __name__ == "__main__":

@@ -74,6 +74,15 @@ def is_dead(job: dict[str, Any]) -> bool:
         return True
 
 
+def process_of(pid: int) -> dict[str, Any]:
+    """Return what names a process of this host for `is_dead`."""
+    try:
+        started = psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:  # it is over already
+        started = 0.0
+    return {"pid": pid, "pid_started": started, "host": socket.gethostname(), "boot_id": boot_id()}
+
+
 class Heart:
     """Keeps `state.json` of an attempt alive from a thread, and says when a higher attempt has taken over."""
 
@@ -165,11 +174,7 @@ def _state_bytes(attempt: Attempt) -> bytes:
 
 def _this_process() -> dict[str, Any]:
     libraries = ("torch", "segmentation-models-pytorch", "timm", "numpy", "h5py")
-    return {
-        "host": socket.gethostname(),
-        "boot_id": boot_id(),
-        "pid": os.getpid(),
-        "pid_started": psutil.Process().create_time(),
+    return process_of(os.getpid()) | {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "python": platform.python_version(),

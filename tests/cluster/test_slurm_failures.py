@@ -78,6 +78,23 @@ def test_jobs_that_are_killed_before_they_begin_have_a_budget_together(site: Slu
     assert [job.memory_gb for job in submissions(site.fold("0", "stillborn").run)] == [None, 3.0, 4.5]
 
 
+def test_jobs_that_are_stopped_before_they_begin_have_a_budget(site: SlurmSite) -> None:
+    task = site.package / "cluster" / "task.py"
+    original = task.read_text()
+    # the signal of a preemption comes while torch is imported, each time
+    task.write_text("import os, signal, time\nos.kill(os.getppid(), signal.SIGUSR2)\ntime.sleep(60)\n")
+    site.profile("hasty", retries={"preemption": 2})
+    site.submit("hasty", *EPOCHS, site="hasty")
+    task.write_text(original)
+    state = site.wait_for("hasty", "0", "failed")
+    assert "was stopped (preemption) before it began an attempt" in state["reason"]
+    assert state["attempt"] == 0
+    (job,) = submissions(site.fold("0", "hasty").run)
+    listed = site.cluster.command("scontrol", "--oneliner", "show", "job", str(job.job_id)).split()
+    assert "Restarts=2" in listed
+    assert not site.squeue("--states=PD,R")
+
+
 def test_a_node_without_the_gpu_is_avoided(site: SlurmSite) -> None:
     site.profile("gpu", device="cuda", num_gpus=1, retries={"node": 1})
     site.submit("gpu", *EPOCHS, site="gpu")
@@ -102,6 +119,30 @@ def test_a_traceback_is_not_tried_again(site: SlurmSite, tiny_data: Path) -> Non
     assert "copy.h5" in state["reason"]
     assert not site.squeue("--states=PD,R")
     assert len(submissions(site.fold("0", "error").run)) == 1
+
+
+def test_a_run_that_waits_for_another_follows_its_successors(site: SlurmSite) -> None:
+    """The first job is requeued, killed and replaced, and ended by somebody before its run is resumed."""
+    site.profile("one", memory_gb=1, retries={"memory": 1})
+    site.submit("before", "-o", "train.epochs=300", site="one")
+    fold = site.fold("0", "before")
+    site.wait_for_snapshot(fold)
+    site.submit("after", "--after", "before", "-o", "train.epochs=1")
+    site.cluster.command("scancel", "--signal=USR2", site.job("before"))
+    eventually(lambda: len(fold.attempts()) == 2 and site.states("before")["0"]["state"] == "running")
+    os.kill(site.pid("before"), signal.SIGKILL)
+    eventually(lambda: len(fold.attempts()) == 3 and site.states("before")["0"]["state"] == "running")
+    assert len(submissions(fold.run)) == 2
+    assert site.states("after")["0"]["reason"] == "PENDING (Dependency)"
+    site.cluster.command("scancel", site.job("before"))
+    eventually(lambda: "`contrails resume` that one" in site.states("after")["0"]["reason"])
+    refused = site.run("submit", "tiny.toml", "--name", "third", "--fold", "0", "--site", "test", "--after", "before")
+    assert refused.returncode == 5
+    assert "its folds 0 are neither finished nor alive; `contrails resume before` first" in refused.stderr
+    assert site.run("resume", "before").returncode == 0
+    eventually(lambda: site.states("after")["0"]["reason"] == "PENDING (Dependency)")
+    site.wait_for_done("after")
+    assert fold.done.exists()
 
 
 def test_scancel_is_final_until_the_run_is_submitted_again(site: SlurmSite, undisturbed: dict[str, str]) -> None:

@@ -62,8 +62,16 @@ def test_a_job_hands_over_before_its_time_is_over(site: SlurmSite, undisturbed: 
 def test_two_folds_of_one_job_stop_and_go_on_together(site: SlurmSite, undisturbed: dict[str, str]) -> None:
     site.submit("pair", "--folds-per-job", "2", *EPOCHS, fold="0,1")
     site.wait_for_snapshot(site.fold("0", "pair"), site.fold("1", "pair"))
-    site.cluster.command("scancel", "--signal=USR2", site.job("pair"))
-    site.wait_for_done("pair", "0", "1")
+    assert site.states("pair")["1"]["node"] in ("n1", "n2", "n3")
+    with site.start("logs", "pair", "--fold", "1", "-f", "-n", "1") as followed:
+        shown = iter(followed.stdout or ())
+        assert str(site.fold("1", "pair").attempt(1).path) in next(shown)
+        site.cluster.command("scancel", "--signal=USR2", site.job("pair"))
+        site.wait_for_done("pair", "0", "1")
+        later = "".join(shown)  # it ends with the fold
+    assert f"==> {site.fold('1', 'pair').attempt(2).stderr} <==" in later
+    assert later.index("stopped at step") < later.index("going on at step") < later.index("is finished")
+    assert followed.returncode == 0
     assert [site.ends("pair", key) for key in "01"] == [["preemption", ""]] * 2
     assert site.job("pair", "0") == site.job("pair", "1")
     assert weights(site.fold("0", "pair")) == undisturbed

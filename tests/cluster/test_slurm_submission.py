@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from contrails.cluster.journal import submissions
+from contrails.files import read_hint
 from contrails.runs import Run
 
 from local_site import eventually
@@ -118,6 +119,25 @@ def test_five_folds_at_once_from_frozen_code(site: SlurmSite, tiny_data: Path) -
     eventually(lambda: len(names_of_all_jobs(site, "five")) == 6, 20)
     assert site.run(*arguments, "--site", "test", "--json").returncode == 0
     assert len(names_of_all_jobs(site, "five")) == 6
+
+
+def test_what_was_to_follow_and_did_not_is_said(site: SlurmSite, tmp_path: Path) -> None:
+    refusing = fresh_path(tmp_path / "bin", sbatch='echo "sbatch: error: nodes do not submit" >&2; exit 1')
+    (tmp_path / "environment.sh").write_text(f"export PATH={refusing}\n")
+    site.profile("mute", environment=str(tmp_path / "environment.sh"))
+    site.submit("mute", *SHORT, "--then", "aggregate", site="mute")
+    site.submit("failing", *SHORT, "--then", "aggregate --data missing.h5")
+    site.wait_for_done("mute")
+    site.wait_for_done("failing")
+    words = "every fold is finished; what was to follow could not be started; type: contrails aggregate"
+    eventually(lambda: words in site.run("status", "mute").stdout)
+    eventually(lambda: "what was to follow failed with exit code 4" in site.run("status", "failing").stdout)
+    site.submit("failing", *SHORT, "--then", "aggregate")
+    eventually((site.root / "runs/failing/aggregate/default/ensemble.json").exists)
+    eventually(lambda: read_hint(Run(site.root / "runs/failing").then_claim).get("code") == 0)
+    assert "what was to follow" not in site.run("status", "failing").stdout
+    site.submit("failing", *SHORT, "--then", "aggregate")  # it has followed
+    assert [job.name[-2:] for job in submissions(Run(site.root / "runs/failing"))] == ["a1", "a1", "a2"]
 
 
 def test_a_run_after_another_and_the_end_of_both(site: SlurmSite) -> None:

@@ -62,7 +62,7 @@ def test_a_dead_process_is_taken_over_at_once(fold: Fold, monkeypatch: pytest.Mo
     process.kill()
     process.wait()
     assert is_dead(owner)
-    monkeypatch.setattr(module.time, "sleep", lambda _: pytest.fail("waited for silence"))
+    monkeypatch.setattr("contrails.train.attempt.time.sleep", lambda _: pytest.fail("waited for silence"))
     assert claim(fold) == 2
 
 

@@ -1,0 +1,73 @@
+"""Locks: one holder at a time, and a word where the file system has none."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from contrails.errors import DataError, StorageError
+from contrails.files import storage
+from contrails.locks import locked, sole_writer
+
+HOLD = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); sys.stdin.read()"
+
+
+class Busy(Exception):
+    """Somebody else has the lock."""
+
+
+def busy() -> NoReturn:
+    raise Busy
+
+
+def test_a_lock_is_held_by_one_and_given_back_by_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with path.open() as file, pytest.raises(Busy), locked(file, busy):
+            pass
+        with pytest.raises(DataError, match="wait for it"), sole_writer(path, "wait for it"):
+            pass
+        other.kill()
+    with path.open() as file, locked(file, busy):
+        pass
+    with sole_writer(path, "unused"):
+        pass
+
+
+def flock_that_says(number: int) -> Any:
+    def flock(*_: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_without_locks_the_work_goes_on_with_a_warning(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", flock_that_says(number))
+    with (tmp_path / "one").open("w") as file, locked(file, busy):
+        file.write("went on")
+    with sole_writer(tmp_path / "two", "unused"):
+        pass
+    assert (tmp_path / "one").read_text() == "went on"
+    assert [record.message.partition(" has no file locks")[0] for record in caplog.records] == [str(tmp_path)] * 2
+    assert "do not start the same command twice" in caplog.text
+
+
+def test_any_other_mistake_of_a_lock_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    monkeypatch.setattr(fcntl, "flock", flock_that_says(errno.EIO))
+    with pytest.raises(StorageError, match=str(path)), storage(path), path.open("w") as file, locked(file, busy):
+        pass
+    with pytest.raises(StorageError, match=str(path)), sole_writer(path, "unused"):
+        pass
