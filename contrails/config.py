@@ -33,6 +33,9 @@ class DataSection(Section):
 
     dataset: Path = Field(description="dataset file made by `contrails prepare`")
     filelist: Path = Field(description="fold of every record, made by `contrails split`")
+    exclude: Path | None = Field(
+        None, description="records that are not trained on, made by `contrails data audit`; empty: none"
+    )
     frames: tuple[int, ...] = Field((), description="frames given to the model; empty: the labelled one")
     composite: str | tuple[str, ...] = Field(
         "ash",
@@ -187,6 +190,7 @@ class DataIdentity(Section):
     dataset: str = Field(description="fingerprint of the dataset file (see `contrails.data.store`)")
     filelist: str = Field(description="SHA-256 of the file list")
     num_folds: int = Field(ge=1, description="folds of the file list")
+    exclude: str = Field("", description="SHA-256 of the exclusion list; empty without one")
 
 
 class WeightsFile(Section):

@@ -131,11 +131,13 @@ def _build(
 
 
 def _require_unchanged(run: Run, config: RunConfig, dataset: Dataset) -> None:
+    exclude = config.recipe.data.exclude
     wrong = [
         f"the {what} (expected {expected[:16]}, found {found[:16]})"
         for what, expected, found in (
             (f"dataset {dataset.path}", config.data.dataset, dataset.fingerprint),
             (f"file list {config.recipe.data.filelist}", config.data.filelist, sha256(config.recipe.data.filelist)),
+            (f"exclusion list {exclude}", config.data.exclude, sha256(exclude) if exclude else ""),
             ("code frozen in the run", config.code, code_digest(run.code / "contrails") if config.code else ""),
         )
         if expected != found

@@ -5,21 +5,24 @@ ensemble merges, so what is fitted on them is fitted on merged probabilities. On
 finish later, and jobs that share the work, add theirs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from contrails.aggregate.ensemble import Ensemble
 from contrails.aggregate.members import Finished, Weights
 from contrails.aggregate.merge import merge
 from contrails.aggregate.predict import load_predictor
-from contrails.aggregate.predictions import Wanted, complete
+from contrails.aggregate.predictions import Wanted, complete, read_predictions
 from contrails.aggregate.scored import Scored
+from contrails.aggregate.threshold import cut
 from contrails.aggregate.views import View
 from contrails.aggregate.weighting import MAX_PIXELS, fit_weights
-from contrails.errors import RunError
+from contrails.data.store import Dataset
+from contrails.errors import DataError, RunError
 from contrails.files import sha256
 from contrails.metrics import NUM_BINS
 
@@ -122,6 +125,39 @@ class OutOfFold:
                 folds.append(np.full(int(counted.sum()), fold))
         merged = torch.from_numpy(np.concatenate(probs, axis=1).astype(np.float32)) / (NUM_BINS - 1)
         return merged, np.concatenate(hard), np.concatenate(folds)
+
+
+class Guesses(Mapping[str, np.ndarray]):
+    """Where an ensemble's members put contrails in the records that they were not trained on, bool (H, W) by record.
+
+    Raises:
+        DataError: the ensemble is of another dataset, or has no out-of-fold predictions.
+    """
+
+    def __init__(self, ensemble: Ensemble, dataset: Dataset) -> None:
+        if ensemble.request["dataset"]["fingerprint"] != dataset.fingerprint:
+            raise DataError(
+                f"{ensemble.path} was made with the dataset {ensemble.request['dataset']['path']}, {dataset.path} is "
+                "another one; give that, or aggregate a run on this one"
+            )
+        self._cut, self._images = cut(ensemble.threshold), dict[str, list[np.ndarray]]()
+        names = {f"{member.run}-fold{member.fold}.h5" for member in ensemble.members}
+        for path in sorted((ensemble.path / "out_of_fold").glob("*.h5")):
+            if path.name in names:
+                for record_id, image in zip(*read_predictions(path), strict=True):
+                    self._images.setdefault(record_id, []).append(image)
+        if not self._images:
+            raise DataError(f"{ensemble.path} has no out-of-fold predictions: no member has validation records")
+
+    def __getitem__(self, record_id: str) -> np.ndarray:
+        guess: np.ndarray = np.mean(self._images[record_id], axis=0) >= self._cut
+        return guess
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._images)
+
+    def __len__(self) -> int:
+        return len(self._images)
 
 
 def join_series(folds: Sequence[tuple[Finished, Weights, np.ndarray]]) -> OutOfFold | None:

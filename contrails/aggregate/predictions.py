@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from contrails.data.layout import allocate, opened, write_row
+from contrails.errors import DataError
 from contrails.files import atomic_path, to_json
 from contrails.locks import sole_writer
 from contrails.progress import bar
@@ -60,6 +61,26 @@ def complete(path: Path, wanted: Wanted, predict: Predict, description: str) -> 
         if len(missing):
             _fill(path, wanted, missing, predict, description)
     return _map(path, "probabilities")
+
+
+def read_predictions(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the records of a finished file and their probabilities, mapped, uint16 (N, H, W).
+
+    Raises:
+        DataError: it is no file of predictions, or not all of them are in it.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            found = file.attrs.get("format"), file.attrs.get("version")
+            if found != (FORMAT, VERSION):
+                raise DataError(f"{path}: expected format '{FORMAT}' version {VERSION}, found {found}; aggregate again")
+            record_ids = tuple(file["record_id"].asstr()[:])
+        missing = len(_missing(path))
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path} is no complete file of predictions ({error}); aggregate again") from error
+    if missing:
+        raise DataError(f"{path} lacks {missing} of {len(record_ids)} predictions; aggregate again, which goes on")
+    return record_ids, _map(path, "probabilities")
 
 
 def _fill(path: Path, wanted: Wanted, missing: np.ndarray, predict: Predict, description: str) -> None:

@@ -1,23 +1,29 @@
-"""`contrails data`: look at dataset files, join their shards."""
+"""`contrails data`: look at dataset files, audit their labels, join their shards."""
 
 import json
 import logging
+import shlex
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from contrails.cli.options import json_option
+from contrails.cli.options import find_ensemble, json_option
 from contrails.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _path_argument = click.argument("path", metavar="DATA", type=click.Path(path_type=Path))
 
 
 @click.group()
 def data() -> None:
-    """Look at dataset files, join their shards."""
+    """Look at dataset files, audit their labels, join their shards."""
 
 
 @data.command()
@@ -123,6 +129,77 @@ def join(out: Path) -> None:
     click.echo(what if joined.made else f"{what}, complete already: nothing to do")
     first, last = (shard_path(out, index, joined.num_shards) for index in (1, joined.num_shards))
     click.echo(f"the shards can be removed: {first} to {last.name}")
+
+
+@data.command()
+@_path_argument
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Folder: writes exclude.csv, and audit.html with pictures."
+)
+@click.option("--filelist", type=click.Path(path_type=Path), help="Looks for near-duplicates across its folds alone.")
+@click.option(
+    "--aggregate", "ensemble_name", metavar="ENSEMBLE", help="Compares labels with its out-of-fold predictions."
+)
+@click.option("--tiny", default=10, show_default=True, help="Labels with fewer pixels are suspicious.")
+@click.option("--near", default=0.95, show_default=True, help="Correlation of images from which they are the same.")
+@click.option("--dice", default=0.1, show_default=True, help="Dice of label and prediction below which they disagree.")
+@json_option
+def audit(
+    path: Path,
+    out: Path | None,
+    filelist: Path | None,
+    ensemble_name: str | None,
+    tiny: int,
+    near: float,
+    dice: float,
+    as_json: bool,
+) -> None:
+    """List suspicious labels of DATA, and write a list of records to train without.
+
+    Looks for labels that out-of-fold predictions contradict, tiny and rectangular ones, duplicates and near-duplicates
+    of records, and records of one place, soon after each other, of which one has a contrail and the other nothing.
+    Look at the pictures and remove from exclude.csv what is right, then name it in a recipe as data.exclude: these
+    records are not trained on; they are still validated on, so that scores stay comparable.
+
+    \b
+    Example:
+      contrails data audit data/demo/train.h5 --filelist filelists/demo.csv -o audit
+      contrails data audit data/demo/train.h5 --aggregate default -o audit
+      contrails submit --name clean -o data.exclude=audit/exclude.csv
+    """
+    from contrails.data.audit import Limits, reasons
+    from contrails.data.audit import audit as find
+    from contrails.data.filelists import read_filelist
+    from contrails.data.store import open_dataset
+
+    dataset, fold_of = open_dataset(path), None
+    predicted: Mapping[str, np.ndarray] = {}
+    if ensemble_name is not None:
+        from contrails.aggregate.ensemble import read_ensemble
+        from contrails.aggregate.outoffold import Guesses
+
+        ensemble = read_ensemble(find_ensemble(ensemble_name))
+        predicted, fold_of = Guesses(ensemble, dataset), ensemble.fold_of()
+    if filelist is not None:
+        listed = read_filelist(filelist)
+        fold_of = dict(zip(listed.record_ids, listed.folds, strict=True))
+    findings = find(dataset, Limits(tiny_px=tiny, near=near, dice=dice), fold_of, predicted)
+    excluded = reasons(findings, dataset)
+    if out is not None:
+        from contrails.data.audit_page import write_page
+        from contrails.data.exclusions import write_exclusions
+
+        command = shlex.join(["contrails", *sys.argv[1:]])
+        write_page(out / "audit.html", dataset, findings, predicted, command)
+        write_exclusions(out / "exclude.csv", excluded, command)
+    if as_json:
+        click.echo(json.dumps([finding.to_dict(dataset) for finding in findings]))
+        return
+    for finding in findings:
+        click.echo(f"{finding.kind}: {', '.join(finding.to_dict(dataset)['records'])}: {finding.reason}")
+    click.echo(f"{len(findings)} findings among {dataset.num_records} records, {len(excluded)} records to exclude")
+    if out is not None:
+        click.echo(f"look at {out / 'audit.html'}, then train without them: -o data.exclude={out / 'exclude.csv'}")
 
 
 def _require_picture(path: Path) -> None:

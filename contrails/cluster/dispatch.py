@@ -28,6 +28,7 @@ from contrails.cluster.states import ALIVE, DAMAGED, DONE, fold_state
 from contrails.cluster.submission import pass_on, reconcile, submit_job, submitting
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, parse, to_toml
 from contrails.data.composites import channels_of
+from contrails.data.exclusions import excluded_rows
 from contrails.data.filelists import read_filelist, require_match
 from contrails.data.sampling import require_crop_fits, require_ranks_fit
 from contrails.data.store import open_dataset
@@ -231,7 +232,8 @@ def _prepare(fold: Fold) -> None:
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
-    data = {"dataset": recipe.data.dataset.absolute(), "filelist": recipe.data.filelist.absolute()}
+    paths = {key: getattr(recipe.data, key) for key in ("dataset", "filelist", "exclude")}
+    data = {key: path.absolute() for key, path in paths.items() if path is not None}
     changed: dict[str, Any] = {"data": recipe.data.model_copy(update=data)}
     if recipe.init.run is not None:
         changed["init"] = recipe.init.model_copy(update={"run": open_run(str(recipe.init.run)).path})
@@ -246,8 +248,12 @@ def _check_data(recipe: Recipe) -> DataIdentity:
     channels_of(recipe.data, dataset.band_names)
     dataset.frame_positions(recipe.data.frames)
     require_crop_fits(recipe, dataset)
+    excluded_rows(recipe.data.exclude, dataset)
     return DataIdentity(
-        dataset=dataset.fingerprint, filelist=sha256(recipe.data.filelist), num_folds=filelist.num_folds
+        dataset=dataset.fingerprint,
+        filelist=sha256(recipe.data.filelist),
+        num_folds=filelist.num_folds,
+        exclude=sha256(recipe.data.exclude) if recipe.data.exclude else "",
     )
 
 
@@ -259,7 +265,7 @@ def _require_same(run: Run, config: RunConfig, recipe: Recipe, identity: DataIde
         if _get(old, key) != _get(new, key)
     ]
     if config.data != identity:
-        differing.append("the content of the dataset or the file list")
+        differing.append("the content of the dataset, the file list or the exclusion list")
     if differing:
         raise RunError(
             f"the run {run.name} exists with another recipe ({'; '.join(differing)}); give --name for a new run, "

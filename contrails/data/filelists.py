@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from contrails.data.tables import read_rows
 from contrails.draws import generator
 from contrails.errors import DataError
 from contrails.files import create_exclusive, storage
@@ -77,7 +78,8 @@ def read_filelist(path: Path) -> FileList:
         DataError: no such file, other columns, a record twice, a fold that is no number or is missing in between.
     """
     entries: dict[str, tuple[str, int]] = {}
-    for line, row in _read_rows(path):
+    missing = f"expected a file list at {path}, found none; make it with `contrails split DATA.h5 -o {path}`"
+    for line, row in read_rows(path, _HEADER, missing):
         fold = _FOLD.fullmatch(row[2]) if len(row) == len(_HEADER) and row[0] else None
         if fold is None:
             raise DataError(
@@ -217,33 +219,6 @@ def leaks(filelist: FileList, groups: Mapping[str, str]) -> Iterator[str]:
         if len(folds) > 1
     )
     yield from dict.fromkeys(sentences)
-
-
-def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number and the fields of each row below the header; comments may stand above it."""
-    with storage(path, "read"):
-        try:
-            lines = list(io.StringIO(path.read_text(encoding="utf-8-sig")))
-        except FileNotFoundError as error:
-            raise DataError(
-                f"expected a file list at {path}, found none; make it with `contrails split DATA.h5 -o {path}`"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is no text file in UTF-8 ({error}); expected CSV {','.join(_HEADER)}") from error
-    above = next((number for number, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
-    reader = csv.reader(lines[above:])
-    try:
-        header = next(reader, [])
-        if header != _HEADER:
-            raise DataError(
-                f"{path}, line {above + 1}: expected the columns {','.join(_HEADER)}, "
-                f"found {','.join(header)[:80] or 'nothing'}"
-            )
-        for row in reader:
-            if row:
-                yield above + reader.line_num, row
-    except csv.Error as error:
-        raise DataError(f"{path}, line {above + reader.line_num}: {error}; expected {','.join(_HEADER)}") from error
 
 
 def _deal(size: Mapping[str, tuple[int, int]], share: np.ndarray, seed: int) -> dict[str, int]:

@@ -11,14 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
-from contrails.data.composites import Composite, channels_named, compose
+from contrails.data.colours import colours_of, has_ash, labelled_frame
 from contrails.data.store import Dataset
 from contrails.files import atomic_path
 
 _MOST_SAMPLES = 12
 _PANEL_IN = 3.2
 _OUTLINE = "magenta"
-_ASH_BANDS = {"b11", "b14", "b15"}
 
 
 def endings() -> tuple[str, ...]:
@@ -36,7 +35,7 @@ def plot_samples(dataset: Dataset, path: Path) -> int:
     num_lines = -(-len(rows) // num_columns)
     size = (_PANEL_IN * num_views * num_columns, (_PANEL_IN + 0.4) * num_lines + 0.7)
     figure = Figure(figsize=size, layout="compressed")
-    frame = _labelled_frame(dataset)
+    frame = labelled_frame(dataset)
     figure.suptitle(_title(dataset, len(rows), frame, labelled), fontsize=10)
     panels = figure.subplots(num_lines, num_columns, squeeze=False).ravel()
     for panel in panels:
@@ -63,18 +62,13 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
 
 
-def _labelled_frame(dataset: Dataset) -> int:
-    """Return the position along axis T of the labelled frame, or of the nearest one that was packed."""
-    return min(range(len(dataset.frames)), key=lambda i: abs(dataset.frames[i] - dataset.label_frame))
-
-
 def columns(count: int, most: int) -> int:
     """Return how many of `count` records stand side by side, so that the fewest places stay empty."""
     return min(range(min(count, most), 1, -1), key=lambda number: -count % number, default=1)
 
 
 def _title(dataset: Dataset, num_samples: int, frame: int, labelled: bool) -> str:
-    colours = "ash false colour" if _has_ash(dataset) else f"{dataset.band_names[0]}, grey from 1% to 99%"
+    colours = "ash false colour" if has_ash(dataset) else f"{dataset.band_names[0]}, grey from 1% to 99%"
     when = f"frame {dataset.frames[frame]}"
     if dataset.frames[frame] != dataset.label_frame:
         when += f" (the label is of frame {dataset.label_frame})"
@@ -86,7 +80,7 @@ def _title(dataset: Dataset, num_samples: int, frame: int, labelled: bool) -> st
 
 def _draw(panel: Axes, dataset: Dataset, row: int, frame: int, num_views: int) -> None:
     """Draw a record as it is, and with two views once more to the right of that, with its outline."""
-    image = _ash(dataset, row, frame) if _has_ash(dataset) else _grey(dataset, row, frame)
+    image = colours_of(dataset, row, frame)
     height, width = image.shape[:2]
     lefts = [view * (width + width // 50) for view in range(num_views)]
     for left in lefts:
@@ -99,26 +93,3 @@ def _draw(panel: Axes, dataset: Dataset, row: int, frame: int, num_views: int) -
         # labels sit off the image by their offset: moved back, the outline lies on what was marked
         x, y = np.arange(width) + lefts[-1] - right, np.arange(height) - down
         panel.contour(x, y, mask, [0.5], colors=_OUTLINE, linewidths=0.7)
-
-
-def _has_ash(dataset: Dataset) -> bool:
-    return set(dataset.band_names) >= _ASH_BANDS
-
-
-def _ash(dataset: Dataset, row: int, frame: int) -> np.ndarray:
-    """Return float32 (H, W, 3) from 0 to 1."""
-    import torch
-
-    packed = torch.from_numpy(dataset.bands[row : row + 1, frame : frame + 1])
-    names = dataset.band_names
-    composite = Composite(channels_named("ash", names))
-    image = compose(packed, composite, names, dataset.scale_factor, dataset.add_offset)
-    return image[0, 0].permute(1, 2, 0).numpy()
-
-
-def _grey(dataset: Dataset, row: int, frame: int) -> np.ndarray:
-    """Return float64 (H, W): the first band between its own percentiles 1 and 99 as 0 to 1."""
-    values = dataset.bands[row, frame, 0].astype(np.float64)
-    low, high = np.percentile(values, (1, 99))
-    scaled: np.ndarray = (values - low) / max(high - low, 1)
-    return scaled.clip(0, 1)

@@ -16,6 +16,7 @@ from torch import nn
 from contrails.config import Recipe, RunConfig, WeightsFile
 from contrails.data.batches import source_of
 from contrails.data.composites import Composite
+from contrails.data.exclusions import excluded_rows
 from contrails.data.filelists import FileList, read_filelist
 from contrails.data.normalise import fit_composite
 from contrails.data.residency import open_resident
@@ -88,13 +89,15 @@ def train_rank(fold: Fold, job: dict[str, Any]) -> None:
 def training_rows(dataset: Dataset, filelist: FileList, fold: str, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of the dataset file that fold `fold` trains on and validates on, int64 each."""
     training, validation = dataset.rows(filelist.training(fold)), dataset.rows(filelist.validation(fold))
+    training = training[~np.isin(training, excluded_rows(recipe.data.exclude, dataset))]
     if recipe.data.overfit:
         positive_first = training[np.argsort(-dataset.positive_pixels(training), kind="stable")]
         training = validation = positive_first[: recipe.data.overfit]
     if recipe.data.limit:
         training, validation = training[: recipe.data.limit], validation[: recipe.data.limit]
     if not len(training):
-        raise DataError(f"fold {fold} has no record to train on; check {recipe.data.filelist}")
+        exclusions = f" and {recipe.data.exclude}" if recipe.data.exclude else ""
+        raise DataError(f"fold {fold} has no record to train on; check {recipe.data.filelist}{exclusions}")
     return training, validation
 
 
@@ -227,9 +230,11 @@ def _prepare_torch(config: RunConfig, rank: int) -> torch.device:
 
 
 def _require_same_data(config: RunConfig, dataset: Dataset) -> None:
+    exclude = config.recipe.data.exclude
     for what, path, expected, found in (
         ("dataset", dataset.path, config.data.dataset, dataset.fingerprint),
         ("file list", config.recipe.data.filelist, config.data.filelist, sha256(config.recipe.data.filelist)),
+        ("exclusion list", exclude, config.data.exclude, sha256(exclude) if exclude else ""),
     ):
         if expected != found:
             raise DataError(
