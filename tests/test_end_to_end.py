@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tomli_w
 
-from contrails.aggregate.rle import decode
+from contrails.data.rle import decode
 from contrails.data.store import open_dataset
 
 CLONE = Path(__file__).parents[1]

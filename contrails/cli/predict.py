@@ -75,7 +75,8 @@ def _ids(dataset: "Dataset", rows: "np.ndarray") -> tuple[str, ...]:
 @contextmanager
 def _opened(source: Path, bands: tuple[int, ...], frames: tuple[int, ...]) -> "Iterator[Dataset]":
     """Open a dataset file, or pack a folder of raw records into one that lasts as long as this call."""
-    from contrails.data.pack import make_plan, pack
+    from contrails.data.goes import make_plan
+    from contrails.data.pack import pack
     from contrails.data.store import open_dataset
 
     if not source.is_dir():

@@ -1,43 +1,100 @@
-"""`contrails prepare`: raw records to a dataset file."""
+"""`contrails prepare`: raw data of one of three layouts to a dataset file."""
 
 import logging
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from contrails.cli.options import read_share
+
+if TYPE_CHECKING:
+    from contrails.data.pack import Plan
+
+_LAYOUTS = {
+    "goes": ("bands", "frames"),
+    "images-rle": ("rle_starts", "rle_order", "rle_empty", "rle_columns"),
+    "scenes": ("bands", "tile", "overlap", "scenes", "masks", "mask_values"),
+}
+"""Options that each layout knows."""
 
 
 @click.command()
 @click.argument("raw", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--layout", type=click.Choice(list(_LAYOUTS)), default="goes", show_default=True, help="Of RAW.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="train", show_default=True)
-@click.option("--bands", default="11,14,15", show_default=True, help="Band numbers, or 'all' that the records have.")
-@click.option("--frames", default="4", show_default=True, help="Frames to keep, such as 4 or 0,4 or 0-7.")
+@click.option(
+    "--bands",
+    help="goes: numbers, or 'all' that the records have (default: 11,14,15). scenes: names, in the order of the file.",
+)
+@click.option("--frames", default="4", show_default=True, help="goes: frames to keep, such as 4 or 0,4 or 0-7.")
+@click.option(
+    "--rle-starts",
+    type=click.Choice(["absolute", "relative"]),
+    default="absolute",
+    show_default=True,
+    help="images-rle: starts number the pixels from 1, or count them since the run before.",
+)
+@click.option(
+    "--rle-order",
+    type=click.Choice(["columns", "rows"]),
+    default="columns",
+    show_default=True,
+    help="images-rle: pixels are numbered down the columns or along the rows.",
+)
+@click.option("--rle-empty", default="-", show_default=True, help="images-rle: how an empty mask is written.")
+@click.option(
+    "--rle-columns",
+    default="record_id,encoded_pixels",
+    show_default=True,
+    help="images-rle: names of the columns of ids and masks.",
+)
+@click.option("--tile", type=click.IntRange(32), default=512, show_default=True, help="scenes: side in pixels.")
+@click.option("--overlap", type=click.IntRange(0), default=64, show_default=True, help="scenes: of tiles, in pixels.")
+@click.option("--scenes", default="scenes/{scene}", show_default=True, help="scenes: where they lie; also {band}.")
+@click.option("--masks", default="masks/{scene}", show_default=True, help="scenes: where the masks lie.")
+@click.option(
+    "--mask-values",
+    default="0=0,1=1,255=1",
+    show_default=True,
+    help="scenes: what each value of a mask means: 0, 1 or ignore.",
+)
 @click.option(
     "--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), help="Processes; default: cores."
 )
 @click.option("--shard", metavar="I/N", help="Pack the I-th of N slices alone, for `contrails data join`.")
 @click.option("--jobs", "num_jobs", type=click.IntRange(1), help="Pack by this many jobs of a site, and join.")
 @click.option("--site", "site_name", help="Where the jobs run; see `contrails sites`.")
+@click.pass_context
 def prepare(
+    context: click.Context,
+    /,
     raw: Path,
     out: Path,
+    layout: str,
     split: str,
-    bands: str,
-    frames: str,
     workers: int,
     shard: str | None,
     num_jobs: int | None,
     site_name: str | None,
+    **options: Any,
 ) -> None:
-    """Pack the records of RAW/SPLIT into the dataset file OUT.
+    """Pack raw data into the dataset file OUT.
 
-    RAW has the layout of the OpenContrails competition. Kelvin are kept to 0.005 K as 16-bit integers, masks as
-    votes of the annotators. Killed and started again, it goes on where it was. Several nodes share the work with
-    --shard: each writes a file of its own beside OUT, such as train-2of5.h5 for data/train.h5.
+    \b
+    goes        RAW/SPLIT has the layout of the OpenContrails competition: kelvin are kept to 0.005 K as 16-bit
+                integers, masks as votes of the annotators
+    images-rle  RAW/SPLIT holds PNG, JPEG or DICOM files, RAW/SPLIT.csv their ids and run-length encodings
+    scenes      RAW/scenes and RAW/masks hold GeoTIFF, JPEG 2000, PNG or .npy files of any size, which are cut into
+                tiles, and RAW/filelists/{train,val,test}.csv, if they are there, names of scenes
+
+    The last two keep integers as they are, and need `pip install 'contrails[scenes]'`. Killed and started again, it
+    goes on where it was. Several nodes share the work with --shard: each writes a file of its own beside OUT, such as
+    train-2of5.h5 for data/train.h5.
 
     \b
     Example:
@@ -45,29 +102,29 @@ def prepare(
       contrails prepare data/demo/raw data/demo/all.h5 --bands all --frames 0-7
       contrails prepare data/demo/raw data/demo/train.h5 --shard 2/5
       contrails prepare data/demo/raw data/demo/train.h5 --site mycluster --jobs 10
+      contrails prepare chest data/chest.h5 --layout images-rle --rle-starts relative --rle-empty=-1
+      contrails prepare 38-Cloud data/clouds.h5 --layout scenes --bands red,green,blue,nir
+        --scenes 'train_{band}/{band}_{scene}.TIF' --masks 'train_gt/gt_{scene}.TIF' --tile 384 --overlap 0
     """
+    given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if strange := [f"--{name.replace('_', '-')}" for name in given if name not in _LAYOUTS[layout]]:
+        known = ", ".join(f"--{name.replace('_', '-')}" for name in _LAYOUTS[layout])
+        raise click.UsageError(f"{', '.join(strange)}: not for --layout {layout}, which has {known}")
     if num_jobs is not None:
         if shard is not None:
             raise click.UsageError("give --jobs N for all shards, or --shard I/N for one, not both")
-        _submit(raw, out, ["--split", split, "--bands", bands, "--frames", frames], num_jobs, site_name)
+        words = ["--layout", layout, "--split", split]
+        words += [f"--{name.replace('_', '-')}={options[name]}" for name in given]
+        _submit(raw, out, words, num_jobs, site_name)
         return
     if site_name is not None:
         raise click.UsageError("--site is for --jobs; without them the records are packed here")
     from contrails.data.layout import shard_path
-    from contrails.data.pack import make_plan, pack
-    from contrails.data.records import LABEL_FRAME
+    from contrails.data.pack import pack
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    chosen = None if bands == "all" else _numbers(bands, "--bands")
     share = None if shard is None else read_share(shard)
-    kept = _numbers(frames, "--frames")
-    plan = make_plan(raw, split, chosen, kept)
-    if LABEL_FRAME not in kept:
-        click.echo(
-            f"warning: --frames {frames} leaves out frame {LABEL_FRAME}, which the labels are of: recipes must name "
-            "data.frames, and what moves is labelled where it is not",
-            err=True,
-        )
+    plan = {"goes": _plan_goes, "images-rle": _plan_images, "scenes": _plan_scenes}[layout](raw, split, options)
     path = out
     if share:
         plan, path = plan.shard(*share), shard_path(out, *share)
@@ -78,6 +135,50 @@ def prepare(
         click.echo(f"all {share[1]} shards are there; next: contrails data join {shlex.quote(str(out))}")
 
 
+def _plan_goes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
+    from contrails.data.goes import make_plan
+    from contrails.data.records import LABEL_FRAME
+
+    bands, frames = options["bands"] or "11,14,15", options["frames"]
+    kept = _numbers(frames, "--frames")
+    plan = make_plan(raw, split, None if bands == "all" else _numbers(bands, "--bands"), kept)
+    if LABEL_FRAME not in kept:
+        click.echo(
+            f"warning: --frames {frames} leaves out frame {LABEL_FRAME}, which the labels are of: recipes must name "
+            "data.frames, and what moves is labelled where it is not",
+            err=True,
+        )
+    return plan
+
+
+def _plan_images(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
+    from contrails.data.images import make_plan
+    from contrails.data.rle import Convention
+
+    columns = tuple(name.strip() for name in options["rle_columns"].split(","))
+    if len(columns) != 2 or not all(columns):
+        raise click.BadParameter(f"'{','.join(columns)}': expected two names", param_hint="--rle-columns")
+    starts, order, empty = (options[f"rle_{name}"] for name in ("starts", "order", "empty"))
+    return make_plan(raw, split, Convention(starts, order, empty, (columns[0], columns[1])))
+
+
+def _plan_scenes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
+    from contrails.data.scenes import SceneOptions, make_plan
+
+    return make_plan(
+        raw,
+        split,
+        SceneOptions(
+            tile=options["tile"],
+            overlap=options["overlap"],
+            scenes=options["scenes"],
+            masks=options["masks"],
+            bands=tuple(options["bands"].split(",")) if options["bands"] else (),
+            mask_values=_mask_values(options["mask_values"]),
+        ),
+    )
+
+
 def _submit(raw: Path, out: Path, options: list[str], num_jobs: int, site_name: str | None) -> None:
     from contrails.cluster.shards import submit_shards
     from contrails.cluster.sites import find_site
@@ -86,6 +187,23 @@ def _submit(raw: Path, out: Path, options: list[str], num_jobs: int, site_name: 
     words = [*options, "--workers", str(site.num_cpus)]
     for name, what in submit_shards(raw, out, words, num_jobs, site).items():
         click.echo(f"{name}: {what}")
+
+
+def _mask_values(text: str) -> tuple[tuple[int, int], ...]:
+    """Read `0=0,1=1,255=ignore`."""
+    from contrails.data.store import IGNORE
+
+    meanings = {"0": 0, "1": 1, "ignore": IGNORE}
+    values: dict[int, int] = {}
+    for part in text.split(","):
+        value, _, meaning = part.partition("=")
+        if not value.lstrip("-").isdecimal() or meaning not in meanings or int(value) in values:
+            raise click.BadParameter(
+                f"'{part}': expected each value once with 0, 1 or ignore, such as 0=0,1=1,255=ignore",
+                param_hint="--mask-values",
+            )
+        values[int(value)] = meanings[meaning]
+    return tuple(values.items())
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -25,6 +25,7 @@ _SHOWN_LEAKS = 10
     "--window-hours", type=click.FloatRange(0), default=24.0, show_default=True, help="Closer stays together."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides between equal choices.")
+@click.option("--given", is_flag=True, help="Keep the lists that came with scenes: val is fold 0, train in no fold.")
 @click.option("--check", type=click.Path(path_type=Path), help="Say what leaks in this file list; make none.")
 @click.option("--json", "as_json", is_flag=True, help="Print folds and leaks as JSON.")
 def split(
@@ -34,18 +35,20 @@ def split(
     hold_out: float,
     window_hours: float,
     seed: int,
+    given: bool,
     check: Path | None,
     as_json: bool,
 ) -> None:
     """Deal the records of DATA out to folds, positives balanced, records of one place and time together.
 
     Such a place-time group is what one place shows within --window-hours; a place can have several.
-    Records without a label are held out. A file list that leaks between folds, or that does not name the records of
-    DATA, ends the check with exit code 4.
+    Records without a label are held out, and so are scenes that came on a list of test scenes. A file list that leaks
+    between folds, or that does not name the records of DATA, ends the check with exit code 4.
 
     \b
     Example:
       contrails split data/demo/train.h5 --folds 5 -o filelists/demo.csv
+      contrails split data/clouds.h5 --given -o filelists/clouds.csv
       contrails split data/demo/train.h5 --check filelists/from-a-colleague.csv
     """
     import numpy as np
@@ -58,6 +61,7 @@ def split(
         raise click.UsageError("give either -o FILE to write a file list, or --check FILE to look at one")
     dataset = open_dataset(data)
     groups = filelists.time_groups(dataset.groups, dataset.timestamps, window_hours)
+    subsets = np.array([dataset.subset(row) for row in range(dataset.num_records)])
     labelled = dataset.annotators > 0
     positive = dataset.positive_pixels(range(dataset.num_records)) > 0
     found = []
@@ -69,13 +73,20 @@ def split(
     else:
         assert out is not None
         path = out
-        filelist = filelists.make_folds(
-            dataset.record_ids, groups, positive, labelled, num_folds, held_out=hold_out, seed=seed
-        )
-        made = filelists.write_filelist(out, filelist, _command(data, num_folds, out, hold_out, window_hours, seed))
+        if given:
+            filelist = filelists.given_folds(dataset.record_ids, groups, subsets.tolist(), labelled)
+            command = shlex.join(["contrails", "split", str(data), "--given", "-o", str(out)])
+        else:
+            filelist = filelists.make_folds(
+                dataset.record_ids, groups, positive, labelled & (subsets != "test"), num_folds,
+                held_out=hold_out, seed=seed,
+            )  # fmt: skip
+            command = _command(data, num_folds, out, hold_out, window_hours, seed)
+        made = filelists.write_filelist(out, filelist, command)
         click.echo(f"{out}: {'written' if made else 'the same file list is there already'}", err=True)
     table = _table(filelist, {dataset.record_ids[row] for row in np.flatnonzero(positive)})
-    unknown = without_place(dataset.record_ids, dataset.groups, dataset.timestamps.tolist())
+    # an image or a scene that is a group of its own lacks nothing
+    unknown = () if dataset.scenes else without_place(dataset.record_ids, dataset.groups, dataset.timestamps.tolist())
     _warn(table, int(np.count_nonzero(~labelled)), len(unknown))
     _print(table, found, as_json)
     if check is not None and not found:

@@ -22,7 +22,8 @@ from contrails.cluster.sites import Site
 from contrails.cluster.states import ALIVE, fold_state
 from contrails.config import Recipe
 from contrails.data.filelists import make_folds, write_filelist
-from contrails.data.pack import make_plan, pack
+from contrails.data.goes import make_plan
+from contrails.data.pack import pack
 from contrails.data.store import open_dataset
 from contrails.data.synth import Parameters, make_dataset
 from contrails.errors import TrainingError

@@ -185,6 +185,25 @@ def make_folds(
     return FileList(tuple(record_ids), tuple(groups), tuple(folds))
 
 
+def given_folds(
+    record_ids: Sequence[str], groups: Sequence[str], subsets: Sequence[str], labelled: np.ndarray
+) -> FileList:
+    """Keep the lists that came with the data: `val` is fold 0, `train` is always trained on, the rest is held out.
+
+    Raises:
+        DataError: no labelled record is on a list of val or of train.
+    """
+    fold_of = {"val": 0, "train": ALWAYS_TRAINED}
+    folds = [fold_of.get(name, HELD_OUT) if yes else HELD_OUT for name, yes in zip(subsets, labelled, strict=True)]
+    if missing := [name for name, fold in fold_of.items() if fold not in folds]:
+        raise DataError(
+            f"--given: no labelled record came on a list '{missing[0]}' (found: "
+            f"{', '.join(sorted(set(subsets) - {''})) or 'no lists'}); prepare scenes with filelists/train.csv and "
+            "val.csv, or make new folds without --given"
+        )
+    return FileList(tuple(record_ids), tuple(groups), tuple(folds))
+
+
 def require_match(filelist: FileList, record_ids: Sequence[str], where: str) -> None:
     """Check that a file list names the records of a dataset, all of them and no others.
 

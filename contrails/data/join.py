@@ -33,7 +33,10 @@ from contrails.files import atomic_path, storage
 from contrails.locks import sole_writer
 from contrails.progress import bar
 
-_SAME_IN_ALL = {"split": "split", "band_names": "bands", "frames": "frames", "size": "size", "with_marks": "marks"}
+_SAME_IN_ALL = {
+    "split": "split", "band_names": "bands", "frames": "frames", "size": "size", "with_marks": "marks",
+    "values": "type and scale", "source": "source", "options": "options", "convention": "convention of masks",
+}  # fmt: skip
 """Fields of a header that all shards of a plan share, in the words of an error."""
 
 
@@ -151,6 +154,7 @@ def _whole(out: Path, parts: list[_Part]) -> Header:
         record_ids=tuple(chain.from_iterable(part.header.record_ids for part in parts)),
         groups=tuple(chain.from_iterable(part.header.groups for part in parts)),
         timestamps=tuple(chain.from_iterable(part.header.timestamps for part in parts)),
+        placements=tuple(chain.from_iterable(part.header.placements for part in parts)),
         shard=None,
     )
     changed = [part for part in parts if whole.slice(part.shard.index, len(parts)).differences(part.header)]
@@ -237,9 +241,10 @@ def _names(parts: list[_Part]) -> str:
 def _command(out: Path, mate: _Part, index: int) -> str:
     """Return the command that makes a shard which goes with `mate`."""
     header = mate.header
-    bands = ",".join(str(int(name[1:])) for name in header.band_names)
+    bands = ",".join(name.removeprefix("b").lstrip("0") for name in header.band_names)
     frames = ",".join(map(str, header.frames))
+    options = header.options or f"--bands {bands} --frames {frames}"
     return (
-        f"contrails prepare RAW {shlex.quote(str(out))} --split {header.split} --bands {bands} --frames {frames} "
+        f"contrails prepare RAW {shlex.quote(str(out))} --split {header.split} {options} "
         f"--shard {index}/{mate.shard.count}"
     )

@@ -15,12 +15,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from contrails.data.records import LABEL_FRAME, LABEL_OFFSET_PX
-from contrails.data.store import FORMAT, VERSION, Dataset
+from contrails.data.rle import DEFAULT, Convention
+from contrails.data.store import FORMAT, VERSION, Dataset, Placement, Scene
 from contrails.files import storage, to_json
-
-SCALE_FACTOR, ADD_OFFSET = 0.01, 273.15
-"""Kelvin = count * SCALE_FACTOR + ADD_OFFSET, so rounding costs at most half of 0.01 K."""
 
 _PAGE = 4096
 
@@ -38,8 +35,22 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Values:
+    """How the integers of the bands are read: value = count * scale_factor + add_offset, in `units`."""
+
+    dtype: str
+    scale_factor: float
+    add_offset: float
+    units: str
+
+
+@dataclass(frozen=True)
 class Header:
-    """All that decides the bytes of a file before its rows are written; `size` is (height, width)."""
+    """All that decides the bytes of a file before its rows are written.
+
+    `size` is (height, width); `source` says in words what the raw data are, `options` those of `contrails prepare` that
+    its other fields do not tell; `placements` has an entry for each record, or none where records are whole.
+    """
 
     split: str
     band_names: tuple[str, ...]
@@ -49,6 +60,14 @@ class Header:
     record_ids: tuple[str, ...]
     groups: tuple[str, ...]
     timestamps: tuple[float, ...]
+    values: Values
+    source: str
+    options: str = ""
+    label_frame: int = 0
+    label_offset_px: tuple[float, float] = (0.0, 0.0)
+    convention: Convention = DEFAULT
+    scenes: tuple[Scene, ...] = ()
+    placements: tuple[Placement, ...] = ()
     shard: Shard | None = None
 
     @cached_property
@@ -64,6 +83,7 @@ class Header:
             record_ids=self.record_ids[first:last],
             groups=self.groups[first:last],
             timestamps=self.timestamps[first:last],
+            placements=self.placements[first:last],
             shard=Shard(index, count, self.digest),
         )
 
@@ -95,6 +115,14 @@ def header_of(dataset: Dataset) -> Header:
         record_ids=dataset.record_ids,
         groups=dataset.groups,
         timestamps=tuple(dataset.timestamps.tolist()),
+        values=Values(dataset.bands.dtype.name, dataset.scale_factor, dataset.add_offset, dataset.units),
+        source=dataset.source,
+        options=dataset.options,
+        label_frame=dataset.label_frame,
+        label_offset_px=dataset.label_offset_px,
+        convention=dataset.convention,
+        scenes=dataset.scenes,
+        placements=dataset.placements,
         shard=_shard_of(dataset.path),
     )
 
@@ -114,10 +142,11 @@ def create(header: Header, path: Path) -> None:
     with h5py.File(path, "w", locking=False, alignment_threshold=_PAGE // 2, alignment_interval=_PAGE) as file:
         _describe(file, header)
         shape = (count, len(header.frames), len(header.band_names), *header.size)
-        bands = allocate(file, "bands", shape, "<i2")
-        bands.attrs.update(scale_factor=SCALE_FACTOR, add_offset=ADD_OFFSET, units="K")
+        values = header.values
+        bands = allocate(file, "bands", shape, np.dtype(values.dtype).newbyteorder("<").str)
+        bands.attrs.update(scale_factor=values.scale_factor, add_offset=values.add_offset, units=values.units)
         votes = allocate(file, "votes", (count, *header.size), "u1")
-        votes.attrs.update(label_offset_px=LABEL_OFFSET_PX, label_frame=LABEL_FRAME)
+        votes.attrs.update(label_offset_px=header.label_offset_px, label_frame=header.label_frame)
         names = ["bands", "votes"]
         if header.with_marks:
             allocate(file, "marks", (count, *header.size), "<u2")
@@ -130,6 +159,8 @@ def create(header: Header, path: Path) -> None:
         group = file.create_dataset("group", data=header.groups, dtype=strings)
         timestamp = file.create_dataset("timestamp", data=np.array(header.timestamps))
         timestamp.attrs["units"] = "seconds since 1970-01-01"
+        if header.placements:
+            _place(file, header)
         _name_axes(file, ids, [bands, votes, annotators, group, timestamp, *(file[n] for n in names[2:])])
 
 
@@ -174,13 +205,25 @@ def write_columns(path: Path, annotators: bytes, digests: Mapping[str, bytes]) -
 def _describe(file: h5py.File, header: Header) -> None:
     file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
     file.attrs["Conventions"] = "CF-1.11"
-    file.attrs["source"] = "GOES-16 ABI, OpenContrails layout"
+    file.attrs["source"], file.attrs["options"] = header.source, header.options
     file.attrs["split"] = header.split
     file.attrs["band_names"] = list(header.band_names)
     file.attrs["frames"] = np.array(header.frames, np.int64)
+    for name, value in asdict(header.convention).items():
+        file.attrs[f"rle_{name}"] = value
     if header.shard:
         file.attrs["shard"] = np.array([header.shard.index, header.shard.count], np.int64)
         file.attrs["plan"] = header.shard.plan
+
+
+def _place(file: h5py.File, header: Header) -> None:
+    """Write which part of which scene each record shows; groups, so that xarray needs no names for their axes."""
+    for field in fields(Placement):
+        file[f"placement/{field.name}"] = np.array([getattr(p, field.name) for p in header.placements], np.int64)
+    for field in fields(Scene):
+        column = [getattr(scene, field.name) for scene in header.scenes]
+        kind = h5py.string_dtype() if field.type is str else np.float64 if field.name == "transform" else np.int64
+        file.create_dataset(f"scene/{field.name}", data=column, dtype=kind)
 
 
 def _name_axes(file: h5py.File, ids: h5py.Dataset, arrays: list[h5py.Dataset]) -> None:

@@ -12,18 +12,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from contrails.data.layout import (
-    ADD_OFFSET,
-    SCALE_FACTOR,
     Header,
     Places,
     create,
@@ -34,7 +33,6 @@ from contrails.data.layout import (
     write_columns,
     write_row,
 )
-from contrails.data.records import RawRecord, bands_of, find_records, read_bands, read_label, without_place
 from contrails.data.store import open_dataset
 from contrails.errors import DataError, StorageError
 from contrails.files import append_json_line, atomic_path, fsync, read_json_lines, storage, to_json
@@ -47,16 +45,27 @@ _CTRL_C_S = 0.3
 log = logging.getLogger(__name__)
 
 
+R = TypeVar("R")
+
+Arrays = dict[str, np.ndarray]
+"""A record's row of each array: bands (T, C, H, W), votes (H, W), and marks (H, W) where the header has them."""
+
+
 @dataclass(frozen=True)
-class Plan:
-    """What goes into a file: equal plans make equal files."""
+class Plan(Generic[R]):
+    """What goes into a file: equal plans make equal files.
+
+    `read` makes a record's arrays, and says how many annotators it has; other processes call it, so it is a function of
+    a module. A `warning` is told when packing begins.
+    """
 
     root: str
-    bands: tuple[int, ...]
     header: Header
-    records: tuple[RawRecord, ...]
+    records: tuple[R, ...]
+    read: Callable[[Header, R], tuple[Arrays, int]]
+    warning: str = ""
 
-    def shard(self, index: int, count: int) -> "Plan":
+    def shard(self, index: int, count: int) -> "Plan[R]":
         """Return the plan of one of `count` shards, from 1 on.
 
         Raises:
@@ -71,29 +80,7 @@ class Plan:
         return replace(self, header=self.header.slice(index, count), records=self.records[first:last])
 
 
-def make_plan(root: Path, split: str, bands: Sequence[int] | None, frames: Sequence[int]) -> Plan:
-    """Find the records of a split and decide what is packed; `bands` None means all that the first record has.
-
-    Raises:
-        DataError: the folder or its first record is not as expected.
-    """
-    records = find_records(root, split)
-    chosen = tuple(bands) if bands is not None else bands_of(records[0])
-    first = read_bands(records[0], chosen, frames)
-    header = Header(
-        split=split,
-        band_names=tuple(f"b{band:02d}" for band in chosen),
-        frames=tuple(frames),
-        size=(first.shape[2], first.shape[3]),
-        with_marks=all(record.has_individual_masks for record in records),
-        record_ids=tuple(record.record_id for record in records),
-        groups=tuple(record.group for record in records),
-        timestamps=tuple(record.timestamp for record in records),
-    )
-    return Plan(str(root.resolve()), chosen, header, tuple(records))
-
-
-def pack(plan: Plan, out: Path, num_workers: int) -> bool:
+def pack(plan: Plan[Any], out: Path, num_workers: int) -> bool:
     """Write the dataset file of a plan; return False if it was there already.
 
     Raises:
@@ -109,8 +96,8 @@ def pack(plan: Plan, out: Path, num_workers: int) -> bool:
     part, journal = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.journal")
     with sole_writer(journal, f"another `contrails prepare` is writing {out.name}; wait for it"):
         written = _resume(plan, part, journal)
-        if not written:
-            _warn_of_unknown_places(plan.header)
+        if not written and plan.warning:
+            log.warning("%s", plan.warning)
         _write_rows(plan, part, journal, written, num_workers)
         _write_small(part, written)
         with storage(out):
@@ -129,7 +116,7 @@ class _Row:
     digests: dict[str, str]
 
 
-def _require_same(plan: Plan, out: Path) -> None:
+def _require_same(plan: Plan[Any], out: Path) -> None:
     existing = open_dataset(out)
     different = header_of(existing).differences(plan.header)
     if different:
@@ -140,17 +127,7 @@ def _require_same(plan: Plan, out: Path) -> None:
         )
 
 
-def _warn_of_unknown_places(header: Header) -> None:
-    missing = without_place(header.record_ids, header.groups, header.timestamps)
-    if missing and header.split != "test":
-        log.warning(
-            "%d of %d records have no entry in %s_metadata.json (first: %s): each of them is a place of its own, "
-            "so records of one place can meet in different folds",
-            *(len(missing), len(header.record_ids), header.split, missing[0]),
-        )
-
-
-def _resume(plan: Plan, part: Path, journal: Path) -> dict[int, _Row]:
+def _resume(plan: Plan[Any], part: Path, journal: Path) -> dict[int, _Row]:
     """Return the rows that an earlier try of the same plan finished; begin anew where there is none."""
     identity = hashlib.sha256(to_json([plan.root, plan.header.digest]).encode()).hexdigest()
     entries = read_json_lines(journal)
@@ -164,7 +141,7 @@ def _resume(plan: Plan, part: Path, journal: Path) -> dict[int, _Row]:
     return {}
 
 
-def _write_rows(plan: Plan, part: Path, journal: Path, written: dict[int, _Row], num_workers: int) -> None:
+def _write_rows(plan: Plan[Any], part: Path, journal: Path, written: dict[int, _Row], num_workers: int) -> None:
     missing = [row for row in range(len(plan.records)) if row not in written]
     tasks = (missing[start : start + _ROWS_A_TASK] for start in range(0, len(missing), _ROWS_A_TASK))
     # forkserver: a worker starts from a clean process, whatever threads the caller has
@@ -198,10 +175,10 @@ def _write_rows(plan: Plan, part: Path, journal: Path, written: dict[int, _Row],
             pool.shutdown(cancel_futures=True)
 
 
-_worker: tuple[Plan, Path, Places]
+_worker: tuple[Plan[Any], Path, Places]
 
 
-def _start_worker(plan: Plan, part: Path, where: Places) -> None:
+def _start_worker(plan: Plan[Any], part: Path, where: Places) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in a terminal reaches workers too: they end without a word
     _worker = (plan, part, where)
@@ -226,49 +203,15 @@ def _pack_rows(rows: list[int]) -> list[_Row]:
         return [_pack_row(plan, descriptor, where, row) for row in rows]
 
 
-def _pack_row(plan: Plan, descriptor: int, where: Places, row: int) -> _Row:
-    arrays, annotators = pack_record(plan, plan.records[row])
+def _pack_row(plan: Plan[Any], descriptor: int, where: Places, row: int) -> _Row:
+    arrays, annotators = plan.read(plan.header, plan.records[row])
     digests = {}
     for name, array in arrays.items():
+        assert array.flags.c_contiguous
         payload = array.data.cast("B")
         write_row(descriptor, where[name], row, payload)
         digests[name] = hashlib.sha256(payload).hexdigest()
     return _Row(row, annotators, digests)
-
-
-def pack_record(plan: Plan, record: RawRecord) -> tuple[dict[str, np.ndarray], int]:
-    """Return a record's row of each array, and the number of its annotators.
-
-    Raises:
-        DataError: the record is not as expected, or its temperatures do not fit into 16 bits.
-    """
-    header = plan.header
-    kelvin = read_bands(record, plan.bands, header.frames)
-    if kelvin.shape[2:] != header.size:
-        raise DataError(
-            f"record {record.record_id} ({record.path}) is {kelvin.shape[2:]} pixels large, the first one "
-            f"{header.size}; leave it out, or prepare it into a file of its own"
-        )
-    low, high = kelvin.min(), kelvin.max()
-    if max(abs(low - ADD_OFFSET), abs(high - ADD_OFFSET)) > np.iinfo(np.int16).max * SCALE_FACTOR:
-        raise DataError(
-            f"record {record.record_id} ({record.path}): expected kelvin, found values from {low:.1f} to {high:.1f}; "
-            "get it again"
-        )
-    # in place: new arrays of this size cost more than the arithmetic
-    kelvin -= np.float32(ADD_OFFSET)
-    kelvin /= np.float32(SCALE_FACTOR)
-    counts = np.rint(kelvin, out=kelvin)
-    label = read_label(record, header.size)
-    if label is None and header.split != "test":
-        raise DataError(
-            f"record {record.record_id} has no mask in {record.path}; expected human_individual_masks.npy or "
-            f"human_pixel_masks.npy in '{header.split}'; add it, or prepare unlabelled records with --split test"
-        )
-    arrays = {"bands": counts.astype("<i2"), "votes": label.votes if label else np.zeros(header.size, np.uint8)}
-    if header.with_marks and label is not None:
-        arrays["marks"] = label.marks.astype("<u2")
-    return arrays, label.annotators if label else 0
 
 
 def _write_small(part: Path, written: dict[int, _Row]) -> None:

@@ -1,245 +1,264 @@
-"""Synthetic scenes: what nine GOES-16 bands see of a ground, moisture, three layers of drifting cloud, and contrails.
+"""The layout `scenes`: scenes of any size and their masks, cut into tiles.
 
-Shapes are (size, size) for a field and (9, size, size) for the bands; shifts are (down, right) in pixels. Temperatures
-are mixed linearly by emissivity, not through Planck's law: the split-window signature comes out the same.
+`ROOT/scenes/` and `ROOT/masks/` hold a file of the same name each; other places, and scenes with one file a band, are
+named by patterns such as `train_{band}/{band}_{scene}.TIF`. `ROOT/filelists/{train,val,test}.csv`, where they are, hold
+names of scenes, one a line. Tiles of a scene share its group, so that no fold splits a scene.
 """
 
-from dataclasses import dataclass
-from typing import TypeAlias
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-from scipy import fft, ndimage
 
-from contrails.data.records import LABEL_FRAME, LABEL_OFFSET_PX
+from contrails.data.images import values_of
+from contrails.data.layout import Header
+from contrails.data.pack import Arrays, Plan
+from contrails.data.rasters import ENDINGS, Raster, describe, read
+from contrails.data.rle import read_rows
+from contrails.data.store import IGNORE, NOWHERE, Placement, Scene
+from contrails.data.tiles import grid, packed
+from contrails.errors import DataError
+from contrails.progress import bar
 
-BANDS = tuple(range(8, 17))
+SUBSETS = ("train", "val", "test")
+_SPLITS = {"validation": "val", "test": "test"}
+"""Splits that are packed alone where there are file lists; `train` packs all scenes."""
 
-_NOISE_K = 0.06
-_SPLIT_WINDOW = 0.3  # kelvin of b14-b15 for a kelvin of b14 that thin young ice takes away
+_HEADINGS = {"name", "file", "filename", "file_name", "scene", "image", "id"}
+_SHOWN = 3
 
-# What each band sees. surface: 1 where the ground shows; base: kelvin added to it, or emitted by the air; moist: kelvin
-# lost to a unit of moisture; water, ice, young: optical depth of droplets, of cirrus and of the small crystals of a
-# contrail, relative to 11.2 um (small ice absorbs more at 12.3 um: the signature of contrails); level: kelvin of the
-# height below which vapour hides the clouds; share, above: part of the signal that passes, emission for the rest.
-_TABLE = np.array(
-    # surface base moist water ice young level share above
-    [
-        [0, 232.0, 2.8, 1.00, 0.90, 0.90, 240, 1.00, 0],  # 08  upper-level water vapour
-        [0, 242.5, 3.3, 1.00, 0.90, 0.90, 250, 1.00, 0],  # 09  mid-level water vapour
-        [0, 252.0, 3.0, 1.00, 0.90, 0.90, 260, 1.00, 0],  # 10  lower-level water vapour
-        [1, -1.8, 2.1, 1.00, 0.80, 0.70, 400, 1.00, 0],  # 11  8.4 um
-        [1, 0.0, 1.5, 1.00, 0.90, 0.90, 400, 0.55, 234],  # 12  ozone
-        [1, 0.0, 1.1, 1.00, 0.93, 0.90, 400, 1.00, 0],  # 13  10.3 um
-        [1, 0.0, 1.5, 1.00, 1.00, 1.00, 400, 1.00, 0],  # 14  11.2 um
-        [1, -0.6, 2.9, 1.02, 1.12, 1.35, 400, 1.00, 0],  # 15  12.3 um
-        [1, -3.0, 3.5, 1.02, 1.15, 1.30, 400, 0.75, 212],  # 16  carbon dioxide
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """How scenes are found and cut; see `contrails prepare --help`.
+
+    `mask_values` maps each value of a mask to 0, 1 or IGNORE; `bands` is empty where the files name theirs.
+    """
+
+    tile: int = 512
+    overlap: int = 64
+    scenes: str = "scenes/{scene}"
+    masks: str = "masks/{scene}"
+    bands: tuple[str, ...] = ()
+    mask_values: tuple[tuple[int, int], ...] = ((0, 0), (1, 1), (255, 1))
+
+    def __str__(self) -> str:
+        values = ",".join(f"{value}={'ignore' if means == IGNORE else means}" for value, means in self.mask_values)
+        words = ["--layout=scenes", f"--tile={self.tile}", f"--overlap={self.overlap}", f"--scenes={self.scenes}"]
+        words += [f"--masks={self.masks}", f"--mask-values={values}"]
+        return shlex.join([*words, *([f"--bands={','.join(self.bands)}"] if self.bands else [])])
+
+
+@dataclass(frozen=True)
+class TileRecord:
+    """A tile: the files of its scene, one or one a band, and of its mask."""
+
+    files: tuple[Path, ...]
+    mask: Path | None
+    placement: Placement
+    mask_values: tuple[tuple[int, int], ...]
+
+
+def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]:
+    """Find the scenes of a split, check them against their masks, and cut them.
+
+    Raises:
+        DataError: no scene, one without its mask or a band, files that differ in size, place, type or bands, or a file
+            list that names others.
+    """
+    files, masks = _find(root, options.scenes, options.bands), _find(root, options.masks, ())
+    if not files:
+        raise DataError(
+            f"expected scenes as {options.scenes} in {root} (endings {', '.join(ENDINGS)}), found none; "
+            "check RAW, or give --scenes"
+        )
+    subsets = _read_filelists(root / "filelists", files)
+    wanted = _SPLITS.get(split) if _SPLITS.get(split) in subsets.values() else None
+    names = [name for name in sorted(files) if not subsets or subsets.get(name) in ([wanted] if wanted else SUBSETS)]
+    needs_mask = [name for name in names if split != "test" and subsets.get(name) != "test"]
+    if lost := [name for name in needs_mask if name not in masks]:
+        raise DataError(
+            f"{len(lost)} of {len(names)} scenes have no mask ({options.masks} in {root}): "
+            f"{', '.join(lost[:_SHOWN])}; add them, or prepare unlabelled scenes with --split test"
+        )
+    rasters = []
+    with bar("headers", len(names)) as advance:
+        for name in names:
+            rasters.append(_describe_scene(files[name], options.bands))
+            if name in masks:
+                _require_fit(rasters[-1], describe(masks[name][""]))
+            advance(1)
+    values = values_of(rasters)
+    placements = [
+        placement
+        for number, raster in enumerate(rasters)
+        for placement in grid(raster.height, raster.width, options.tile, options.overlap, number)
     ]
-).T[:, :, None, None]
-_SURFACE, _BASE, _MOIST, _WATER, _ICE, _YOUNG, _LEVEL, _SHARE, _ABOVE = _TABLE
-
-Shift: TypeAlias = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Sky:
-    """Everything that a record shows: `frame` gives the bands, `annotate` the masks."""
-
-    ground: np.ndarray
-    moisture: "_Fractal"
-    mean_moisture: float
-    layers: tuple["_Layer", ...]
-    contrails: tuple["_Contrail", ...]
-    contrail_k: float
-    wind: Shift  # pixels a frame, at the height of the contrails
-
-    def frame(self, number: int, rng: np.random.Generator) -> np.ndarray:
-        """Return what the bands see at a frame in kelvin, with noise of the detectors; float64 (9, size, size)."""
-        depth = sum(
-            (line.depth_at(self.size, self.wind, number) for line in self.contrails), np.zeros_like(self.ground)
-        )
-        kelvin = _through(self._below_contrails(number), _YOUNG, depth, self.contrail_k)
-        seen: np.ndarray = _SHARE * kelvin + (1 - _SHARE) * _ABOVE + rng.normal(0, _NOISE_K, kelvin.shape)
-        return seen
-
-    def annotate(self, rng: np.random.Generator) -> np.ndarray:
-        """Let 4 to 6 annotators mark what each of them sees; int32 (size, size, 1, annotators), 0 and 1.
-
-        They differ in the contrast that they notice, in the width that they draw and in where they put a contrail.
-        """
-        b14, b15 = self._below_contrails(LABEL_FRAME)[[BANDS.index(14), BANDS.index(15)]]
-        backdrop_k = ndimage.gaussian_filter(b14 - self.contrail_k, 2)
-        clutter_k = ndimage.gaussian_filter(abs(ndimage.gaussian_laplace(b14 - b15, 1)), 3)
-        masks = np.zeros((self.size, self.size, 1, int(rng.integers(4, 7))), np.int32)
-        for annotator in range(masks.shape[3]):
-            noticed_k, width = rng.uniform(0.4, 0.8), rng.uniform(1.2, 2.4)
-            for contrail in self.contrails:
-                down, right = np.add(LABEL_OFFSET_PX, rng.normal(0, 0.4, 2))
-                along, across = contrail.line.coordinates(self.size, (down, right))
-                half_length = contrail.half_length + rng.normal(0, 5)
-                clear = _SPLIT_WINDOW * contrail.depth * backdrop_k > noticed_k * rng.lognormal(0, 0.4) + 2 * clutter_k
-                masks[:, :, 0, annotator] |= (abs(across) < width) & (abs(along) < half_length) & clear
-        return masks
-
-    @property
-    def size(self) -> int:
-        return len(self.ground)
-
-    def _below_contrails(self, frame: int) -> np.ndarray:
-        moisture = self.mean_moisture + self.moisture.at(_drift(self.wind, frame, 0.5))
-        kelvin: np.ndarray = (
-            _SURFACE * self.ground + _BASE - _MOIST * np.where(_SURFACE, moisture, 4 * (moisture - 1.5))
-        )
-        for layer in self.layers:
-            kelvin = layer.over(kelvin, _drift(self.wind, frame, layer.speed))
-        return kelvin
-
-
-def draw_ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Return the surface temperature of a tile in kelvin: land with texture beside a smooth, cooler sea."""
-    texture = _Fractal.draw(rng, size, 1.2, 2.2).at((0, 0))
-    sea = _step(4 * (_Fractal.draw(rng, size, 2.0).at((0, 0)) + rng.uniform(-2, 1)))
-    field: np.ndarray = rng.uniform(287, 297) + (1 - sea) * texture - sea * rng.uniform(1, 8)
-    return field
-
-
-def draw_sky(rng: np.random.Generator, ground: np.ndarray) -> Sky:
-    """Draw weather over a ground; half of the skies have contrails."""
-    size = len(ground)
-    wind = (float(rng.normal(0, 1.5)), float(rng.normal(0, 3.5)))
-    along_wind = float(np.arctan2(*wind))
-    edge = _Line.draw(rng, size, along_wind) if rng.random() < 0.4 else None
-    streaks = _Fractal.draw(rng, size, 1.5, stretch=rng.uniform(1, 6), angle=along_wind)
-    layers = (
-        _Layer(_Fractal.draw(rng, size, 1.3), 0.3, rng.uniform(0.3, 2.5), 2, rng.uniform(272, 284), 5, _WATER),
-        _Layer(_Fractal.draw(rng, size, 1.5), 0.6, rng.uniform(1, 3), 2, rng.uniform(245, 262), 12, _ICE),
-        _Layer(streaks, 1, rng.uniform(0.2, 2.5), rng.uniform(0.1, 1), rng.uniform(218, 230), 6, _ICE, edge),
+    tiles = [(names[placement.scene], placement) for placement in placements]
+    header = Header(
+        split=split,
+        band_names=rasters[0].band_names,
+        frames=(0,),
+        size=(options.tile, options.tile),
+        with_marks=False,
+        record_ids=tuple(f"{name}_r{placement.row:05d}_c{placement.column:05d}" for name, placement in tiles),
+        groups=tuple(name for name, _ in tiles),
+        timestamps=(np.nan,) * len(tiles),
+        values=values,
+        source="scenes and masks",
+        options=str(options),
+        scenes=tuple(
+            Scene(name, raster.height, raster.width, raster.crs, raster.transform, subsets.get(name, ""))
+            for name, raster in zip(names, rasters, strict=True)
+        ),
+        placements=tuple(placements),
     )
-    moisture = _Fractal.draw(rng, size, 1.9, 0.25)
-    contrails = _draw_contrails(rng, size) if rng.random() < 0.5 else ()
-    return Sky(ground, moisture, rng.uniform(0.9, 2.2), layers, contrails, rng.uniform(216, 226), wind)
-
-
-def _draw_contrails(rng: np.random.Generator, size: int) -> tuple["_Contrail", ...]:
-    corridor = rng.uniform(0, np.pi)
-    return tuple(
-        _Contrail(
-            _Line.draw(rng, size, corridor),
-            half_length=size * rng.uniform(0.06, 0.35),
-            sigma=rng.uniform(0.7, 1.3),
-            depth=rng.uniform(0.04, 0.16),
-            birth=rng.uniform(-6, 3),
-            phase=rng.uniform(0, 6),
+    records = tuple(
+        TileRecord(
+            tuple(files[name].values()), masks[name][""] if name in masks else None, placement, options.mask_values
         )
-        for _ in range(1 + rng.poisson(3))
+        for name, placement in tiles
     )
+    left_out = len(files) - len(names)
+    warning = f"{left_out} of {len(files)} scenes are not on the file lists and left out" if left_out else ""
+    return Plan(str(root.resolve()), header, records, read_tile, "" if wanted else warning)
 
 
-@dataclass(frozen=True)
-class _Fractal:
-    """A random field whose spectrum falls as wavenumber**-slope, drawn out along an angle; it moves smoothly."""
+def read_tile(header: Header, record: TileRecord) -> tuple[Arrays, int]:
+    """Return a tile's row of each array, and 1 if its scene is labelled, else 0.
 
-    spectrum: np.ndarray
-    size: int
-
-    @classmethod
-    def draw(
-        cls, rng: np.random.Generator, size: int, slope: float, spread: float = 1, stretch: float = 1, angle: float = 0
-    ) -> "_Fractal":
-        side = size + size // 2  # the field is periodic: what drifts in must not be what drifted out
-        fy, fx = _frequencies(side)
-        along, across = np.cos(angle) * fx + np.sin(angle) * fy, np.cos(angle) * fy - np.sin(angle) * fx
-        wavenumber = np.hypot(stretch * along, across)
-        wavenumber[0, 0] = np.inf
-        spectrum = fft.rfft2(rng.standard_normal((side, side))) * wavenumber**-slope
-        return cls(spectrum * (spread / fft.irfft2(spectrum, s=(side, side)).std()), size)
-
-    def at(self, shift: Shift) -> np.ndarray:
-        side = len(self.spectrum)
-        fy, fx = _frequencies(side)
-        phase = np.exp(-2j * np.pi * (fy * shift[0] + fx * shift[1]))
-        field: np.ndarray = fft.irfft2(self.spectrum * phase, s=(side, side))[: self.size, : self.size]
-        return field
+    Raises:
+        DataError: a file is damaged, or its mask has other values than expected.
+    """
+    place = record.placement
+    window = (place.row, place.column, place.height, place.width)
+    parts, valids = zip(*(read(path, window) for path in record.files), strict=True)
+    valid = np.logical_and.reduce(valids)
+    positive = None
+    if record.mask is not None:
+        (mask, *_), in_mask = read(record.mask, window)
+        meaning = _translate(mask, in_mask, dict(record.mask_values), record.mask)
+        positive, valid = meaning == 1, valid & (meaning != IGNORE)
+    return packed(header, np.concatenate(parts), valid, positive)
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A curve at the labelled frame: centre (down, right) in pixels, angle in radians, curvature per pixel."""
-
-    centre: Shift
-    angle: float
-    bend: float
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator, size: int, angle: float) -> "_Line":
-        down, right = rng.uniform(0.1, 0.9, 2) * size
-        return cls((down, right), angle + rng.normal(0, 0.35), rng.normal(0, 0.4) / size)
-
-    def coordinates(self, size: int, shift: Shift) -> tuple[np.ndarray, np.ndarray]:
-        """Return how far each pixel is (along, across) the line moved by `shift`, in pixels."""
-        down = np.arange(size)[:, None] - self.centre[0] - shift[0]
-        right = np.arange(size)[None] - self.centre[1] - shift[1]
-        along = np.cos(self.angle) * right + np.sin(self.angle) * down
-        across = np.cos(self.angle) * down - np.sin(self.angle) * right
-        return along, across - self.bend * along**2 / 2
+def _translate(mask: np.ndarray, valid: np.ndarray, meanings: Mapping[int, int], path: Path) -> np.ndarray:
+    """Return 0, 1 or IGNORE of each pixel of a mask, uint8 (H, W); what is nodata in the mask does not count."""
+    found = [int(value) for value in np.unique(mask[valid])]
+    known = ", ".join(map(str, meanings))
+    if strange := [value for value in found if value not in meanings]:
+        raise DataError(
+            f"{path}: expected the values {known}, found {', '.join(map(str, strange[:10]))}; say what they mean, such "
+            "as --mask-values 0=0,1=1,2=ignore"
+        )
+    if {1, 255} <= set(found) and meanings[1] == meanings[255]:
+        raise DataError(
+            f"{path}: expected 0 and 1, or 0 and 255, found 0, 1 and 255; say what they mean, such as "
+            "--mask-values 0=0,1=1,255=ignore"
+        )
+    out = np.full(mask.shape, IGNORE, np.uint8)
+    for value in found:
+        out[valid & (mask == value)] = meanings[value]
+    return out
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """Cloud of one height: where its field exceeds the threshold, the higher the thicker, ended by an edge."""
-
-    field: _Fractal
-    speed: float  # of the wind at the height of the contrails
-    threshold: float
-    density: float
-    top_k: float
-    rise_k: float
-    absorption: np.ndarray
-    edge: _Line | None = None
-
-    def over(self, kelvin: np.ndarray, shift: Shift) -> np.ndarray:
-        excess = np.logaddexp(0, 6 * (self.field.at(shift) - self.threshold)) / 6
-        depth = self.density * excess
-        if self.edge is not None:
-            depth = depth * _step(self.edge.coordinates(self.field.size, shift)[1] / 2)
-        return _through(kelvin, self.absorption, depth, self.top_k - self.rise_k * excess)
-
-
-@dataclass(frozen=True)
-class _Contrail:
-    line: _Line
-    half_length: float
-    sigma: float
-    depth: float
-    birth: float  # frame
-    phase: float
-
-    def depth_at(self, size: int, wind: Shift, frame: int) -> np.ndarray:
-        """Return the optical depth at 11.2 um."""
-        along, across = self.line.coordinates(size, _drift(wind, frame))
-        grown = np.clip((frame - self.birth) / 2, 0, 1)
-        patchy = 0.75 + 0.25 * np.sin(along / 6 + self.phase)
-        ends = _step(self.half_length - abs(along))
-        profile: np.ndarray = self.depth * grown * patchy * ends * np.exp(-((across / self.sigma) ** 2) / 2)
-        return profile
+def _find(root: Path, pattern: str, bands: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Return the files that a pattern matches, by scene and band; the band is "" where the pattern has none."""
+    if "{scene}" not in pattern or ("{band}" in pattern) != bool(bands and "{band}" in pattern):
+        raise DataError(
+            f"the pattern '{pattern}': expected {{scene}} where the name of the scene stands, and --bands with a "
+            "pattern that holds {band}"
+        )
+    matches = _expression(pattern, bands)
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in ENDINGS):
+        if match := matches.fullmatch(path.relative_to(root).as_posix()):
+            of_scene = found.setdefault(match["scene"], {})
+            band = match.groupdict().get("band", "")
+            if band in of_scene:
+                raise DataError(f"the scene {match['scene']} is there twice: {of_scene[band]} and {path}")
+            of_scene[band] = path
+    if "{band}" in pattern:
+        for name, of_scene in found.items():
+            if missing := [band for band in bands if band not in of_scene]:
+                raise DataError(f"the scene {name} lacks the bands {', '.join(missing)} ({pattern} in {root})")
+            found[name] = {band: of_scene[band] for band in bands}
+    return found
 
 
-def _through(kelvin: np.ndarray, absorption: np.ndarray, depth: np.ndarray, top_k: np.ndarray | float) -> np.ndarray:
-    """Return what is seen of `kelvin` through ice or droplets of temperature `top_k`."""
-    visible = np.clip((_LEVEL - top_k) / 25, 0, 1)
-    mixed: np.ndarray = kelvin - visible * np.expm1(-absorption * depth) * (top_k - kelvin)
-    return mixed
+def _expression(pattern: str, bands: Sequence[str]) -> re.Pattern[str]:
+    kinds = {"{scene}": "[^/]+", "{band}": "|".join(map(re.escape, bands))}
+    parts, seen = [], set()
+    for part in re.split(r"(\{scene\}|\{band\})", pattern):
+        name = part.strip("{}")
+        parts.append(
+            re.escape(part) if part not in kinds else f"(?P={name})" if part in seen else f"(?P<{name}>{kinds[part]})"
+        )
+        seen.add(part)
+    if not pattern.lower().endswith(ENDINGS):
+        parts.append(f"(?i:{'|'.join(map(re.escape, ENDINGS))})")
+    return re.compile("".join(parts))
 
 
-def _drift(wind: Shift, frame: int, speed: float = 1) -> Shift:
-    frames = speed * (frame - LABEL_FRAME)
-    return wind[0] * frames, wind[1] * frames
+def _describe_scene(files: Mapping[str, Path], bands: Sequence[str]) -> Raster:
+    """Return what the files of a scene say together."""
+    rasters = {band: describe(path) for band, path in files.items()}
+    first = next(iter(rasters.values()))
+    if "" not in rasters:
+        for raster in rasters.values():
+            _require_fit(first, raster)
+        if several := [raster for raster in rasters.values() if raster.dtype != first.dtype]:
+            raise DataError(f"{several[0].path}: expected {first.dtype} as {first.path}, found {several[0].dtype}")
+        return replace(first, band_names=tuple(rasters))
+    if bands and len(bands) != len(first.band_names):
+        raise DataError(f"{first.path}: expected the {len(bands)} bands {', '.join(bands)}, found {first.band_names}")
+    return replace(first, band_names=tuple(bands) or first.band_names)
 
 
-def _frequencies(side: int) -> tuple[np.ndarray, np.ndarray]:
-    return fft.fftfreq(side)[:, None], fft.rfftfreq(side)[None]
+def _require_fit(scene: Raster, other: Raster) -> None:
+    """Check that a file of one band, such as a mask, is of the same pixels as a scene."""
+    if len(other.band_names) != 1:
+        raise DataError(f"{other.path}: expected one band, found {len(other.band_names)}; keep the one that counts")
+    if (scene.height, scene.width) != (other.height, other.width):
+        raise DataError(
+            f"{other.path} is {other.height} x {other.width} pixels large, {scene.path} {scene.height} x "
+            f"{scene.width}: one of them was cropped, resized or turned; make them alike, with `gdalwarp` for instance"
+        )
+    placed = scene.transform != NOWHERE and other.transform != NOWHERE
+    pixel = max(abs(number) for number in (scene.transform[0], scene.transform[1]))
+    apart = np.abs(np.subtract(scene.transform, other.transform))
+    if placed and (apart[[2, 5]].max() > pixel / 2 or apart[[0, 1, 3, 4]].max() > 1e-3 * pixel):
+        raise DataError(
+            f"{other.path} lies elsewhere than {scene.path}: its transform is {_numbers(other)}, that of the scene "
+            f"{_numbers(scene)}; bring it onto the scene's grid with `gdalwarp`"
+        )
 
 
-def _step(x: np.ndarray) -> np.ndarray:
-    """Return a step from 0 to 1 that takes about two units of `x`."""
-    step: np.ndarray = (1 + np.tanh(x)) / 2
-    return step
+def _numbers(raster: Raster) -> str:
+    return ", ".join(f"{number:g}" for number in raster.transform)
+
+
+def _read_filelists(folder: Path, files: Mapping[str, Mapping[str, Path]]) -> dict[str, str]:
+    """Return the subset of each scene on the file lists; none where there are no lists."""
+    names = {path.name: scene for scene, of_scene in files.items() for path in of_scene.values()}
+    names |= {scene: scene for scene in files}
+    found: dict[str, str] = {}
+    for subset in SUBSETS:
+        path = folder / f"{subset}.csv"
+        if not path.is_file():
+            continue
+        lines = [row[0].strip() for _, row in read_rows(path, "a list of scenes")]
+        if lines and lines[0].lower() in _HEADINGS and lines[0] not in names:
+            lines = lines[1:]
+        if lost := [line for line in lines if line not in names]:
+            raise DataError(
+                f"{path} names {len(lost)} scenes that are not there: {', '.join(lost[:_SHOWN])}; "
+                "get them, or take them off the list"
+            )
+        for line in lines:
+            if found.setdefault(names[line], subset) != subset:
+                raise DataError(f"{path}: the scene {names[line]} is in {found[names[line]]}.csv as well; keep one")
+    return found

@@ -4,17 +4,21 @@ An HDF5 file a split. `/bands` int16 (N, T, C, H, W), `/votes` uint8 (N, H, W), 
 the small arrays below are contiguous and page-aligned, so they are mapped straight from the file: opening reads the
 header alone, and all folds on a node share one copy in the page cache. Any HDF5 reader can read it.
 `/digests/<array>` uint8 (N, 32) holds the SHA-256 of every row. A file is never rewritten under its name.
+
+Of other imagery `/bands` keeps its uint8, uint16 or int16, and records may be tiles or padded images: `/placement` says
+which part of which scene a record shows, `/scene` how large each scene is and where it lies on Earth.
 """
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from contrails.data.rle import DEFAULT, Convention
 from contrails.errors import DataError, RecipeError, choices
 from contrails.files import storage, to_json
 
@@ -26,10 +30,44 @@ DIGESTED = ("bands", "votes", "marks")
 IGNORE = 255
 """Value of a vote that says: this pixel does not count."""
 
-_KINDS = {"bands": (np.int16, "NTCHW"), "votes": (np.uint8, "NHW"), "marks": (np.uint16, "NHW")}
-"""Type and axes of the large arrays."""
+_KINDS = {
+    "bands": (("int16", "uint8", "uint16"), "NTCHW"),
+    "votes": (("uint8",), "NHW"),
+    "marks": (("uint16",), "NHW"),
+}
+"""Types and axes of the large arrays."""
+
+NOWHERE = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+"""The map of a scene without a georeference: from pixels to themselves."""
 
 _REQUIRED = ("bands", "votes", "annotators", "record_id", "group", "timestamp")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image that records are parts of.
+
+    `transform` maps (column, row) to coordinates, as rasterio's Affine(a, b, c, d, e, f); `crs` is the WKT of their
+    system, "" where it is unknown; `subset` names the file list (train, val, test) that came with it, or "".
+    """
+
+    name: str
+    height: int
+    width: int
+    crs: str = ""
+    transform: tuple[float, ...] = NOWHERE
+    subset: str = ""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which part of which scene a record shows: its top left `height` x `width` pixels, the rest is padding."""
+
+    scene: int
+    row: int
+    column: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -37,9 +75,10 @@ class Dataset:
     """An open dataset file; the large arrays are mapped, not read.
 
     Shape:
-        bands int16 (N, T, C, H, W): kelvin = bands * scale_factor + add_offset; votes uint8 (N, H, W), IGNORE = does
-        not count; marks uint16 (N, H, W) or None; annotators uint8 (N,), 0 = unlabelled; timestamps float64 (N,)
-        seconds, NaN = unknown; digests uint8 (N, 32) for each of bands, votes and marks.
+        bands int16, uint8 or uint16 (N, T, C, H, W): value = bands * scale_factor + add_offset, in `units`; votes uint8
+        (N, H, W), IGNORE = does not count; marks uint16 (N, H, W) or None; annotators uint8 (N,), 0 = unlabelled;
+        timestamps float64 (N,) seconds, NaN = unknown; digests uint8 (N, 32) for each of bands, votes and marks;
+        placements one a record, or none where records are whole.
     """
 
     path: Path
@@ -58,6 +97,12 @@ class Dataset:
     scale_factor: float
     add_offset: float
     split: str
+    units: str = "K"
+    source: str = ""
+    options: str = ""
+    convention: Convention = DEFAULT
+    scenes: tuple[Scene, ...] = ()
+    placements: tuple[Placement, ...] = ()
 
     @property
     def num_records(self) -> int:
@@ -75,6 +120,9 @@ class Dataset:
             "records": self.record_ids,
             "groups": self.groups,
         }
+        if self.placements:
+            header["scenes"] = [astuple(scene) for scene in self.scenes]
+            header["placements"] = [astuple(placement) for placement in self.placements]
         digest.update(to_json(header).encode())
         digest.update(self.timestamps.tobytes() + self.annotators.tobytes())
         for name, rows in self.digests.items():
@@ -111,6 +159,10 @@ class Dataset:
                 "choose among them, or prepare the dataset again with --frames"
             )
         return tuple(self.frames.index(frame) for frame in wanted)
+
+    def subset(self, row: int) -> str:
+        """Return the file list (train, val, test) that a record's scene came on, or ""."""
+        return self.scenes[self.placements[row].scene].subset if self.placements else ""
 
     def hard(self, row: int) -> np.ndarray:
         """Return where more than half of a record's annotators marked a pixel, bool (H, W)."""
@@ -196,7 +248,42 @@ def _read(path: Path, mapped: Path, file: h5py.File) -> Dataset:
         scale_factor=float(bands.attrs["scale_factor"]),
         add_offset=float(bands.attrs["add_offset"]),
         split=str(file.attrs["split"]),
+        units=str(bands.attrs["units"]),
+        source=str(file.attrs["source"]),
+        options=str(file.attrs.get("options", "")),
+        convention=_read_convention(file),
+        scenes=_read_scenes(file),
+        placements=_read_placements(path, file, len(record_ids)),
     )
+
+
+def _read_convention(file: h5py.File) -> Convention:
+    """Return how masks are written; files of the first builds do not say it."""
+    if "rle_columns" not in file.attrs:
+        return DEFAULT
+    starts, order, empty = (str(file.attrs[f"rle_{name}"]) for name in ("starts", "order", "empty"))
+    names, masks = file.attrs["rle_columns"]
+    return Convention(starts, order, empty, (str(names), str(masks)))  # type: ignore[arg-type]
+
+
+def _read_scenes(file: h5py.File) -> tuple[Scene, ...]:
+    if "scene" not in file:
+        return ()
+    group = file["scene"]
+    texts = (tuple(group[name].asstr()[:]) for name in ("name", "crs", "subset"))
+    sizes = (group[name][:].tolist() for name in ("height", "width"))
+    names, crs, subsets = texts
+    rows = zip(names, *sizes, crs, map(tuple, group["transform"][:].tolist()), subsets, strict=True)
+    return tuple(Scene(*row) for row in rows)
+
+
+def _read_placements(path: Path, file: h5py.File, num_records: int) -> tuple[Placement, ...]:
+    if "placement" not in file:
+        return ()
+    columns = [file["placement"][field.name][:].tolist() for field in fields(Placement)]
+    if any(len(column) != num_records for column in columns) or max(columns[0]) >= len(file["scene/name"]):
+        raise DataError(f"{path}: its placements do not fit its records and scenes; prepare it again")
+    return tuple(Placement(*row) for row in zip(*columns, strict=True))
 
 
 def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
@@ -206,11 +293,11 @@ def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
             f"{path}: /{dataset.name.strip('/')} is chunked or was never written, expected it in one piece; "
             f"repack the file: `h5repack -l CONTI {path} OUT.h5`"
         )
-    dtype, axes = _KINDS[dataset.name.strip("/")]
-    if dataset.dtype != dtype or dataset.ndim != len(axes):
+    dtypes, axes = _KINDS[dataset.name.strip("/")]
+    if dataset.dtype.name not in dtypes or dataset.ndim != len(axes):
         raise DataError(
-            f"{path}: expected {dataset.name} as {np.dtype(dtype)} with {len(axes)} axes, found {dataset.dtype} with "
-            f"{dataset.ndim}; prepare it again"
+            f"{path}: expected {dataset.name} as {' or '.join(dtypes)} with {len(axes)} axes, found {dataset.dtype} "
+            f"with {dataset.ndim}; prepare it again"
         )
     needed = offset + dataset.size * dataset.dtype.itemsize
     if path.stat().st_size < needed:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from contrails.data.scenes import BANDS, draw_ground, draw_sky
+from contrails.data.sky import BANDS, draw_ground, draw_sky
 from contrails.draws import generator
 from contrails.errors import DataError
 from contrails.files import fsync, read_json, storage, to_json, write_atomic

@@ -15,7 +15,6 @@ from table import Result, rates, show
 
 from contrails.aggregate.average import average_weights
 from contrails.aggregate.predict import Predictor
-from contrails.aggregate.rle import encode
 from contrails.aggregate.scored import Scored, tally
 from contrails.aggregate.threshold import cross_fitted, intervals
 from contrails.aggregate.views import parse_views, predict_views
@@ -23,6 +22,7 @@ from contrails.cli.main import cli
 from contrails.config import Recipe
 from contrails.data.batches import source_of
 from contrails.data.composites import Composite, channels_of
+from contrails.data.rle import encode
 from contrails.data.store import Dataset, open_dataset
 from contrails.models.build import Segmenter, build_model
 from contrails.models.weights import save_weights

@@ -20,7 +20,8 @@ from contrails.cluster.freeze import ALLOCATOR
 from contrails.config import DataSection
 from contrails.data.batches import Source
 from contrails.data.composites import Composite, channels_of
-from contrails.data.pack import make_plan, pack
+from contrails.data.goes import make_plan
+from contrails.data.pack import pack
 from contrails.data.sampling import Part
 from contrails.data.store import Dataset, open_dataset
 from contrails.runs import Run

@@ -19,8 +19,8 @@ from contrails.aggregate.assemble import make_ensemble, predict_share
 from contrails.aggregate.ensemble import Ensemble, Options, read_ensemble
 from contrails.aggregate.members import load_member
 from contrails.aggregate.postprocess import apply
-from contrails.aggregate.rle import decode
 from contrails.cli.main import cli
+from contrails.data.rle import decode
 from contrails.data.store import Dataset, open_dataset
 from contrails.errors import DataError, RecipeError, RunError
 from contrails.files import read_json, sha256, to_json

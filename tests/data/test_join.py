@@ -9,9 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
+from contrails.data.goes import make_plan
 from contrails.data.join import join
 from contrails.data.layout import places, shard_path
-from contrails.data.pack import make_plan, pack
+from contrails.data.pack import pack
 from contrails.data.store import open_dataset
 from contrails.errors import DataError, StorageError
 

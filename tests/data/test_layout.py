@@ -8,8 +8,20 @@ from pathlib import Path
 import h5py
 import pytest
 
-from contrails.data.layout import Header, create, header_of, opened, places, shard_path, write_columns, write_row
-from contrails.data.store import open_dataset
+from contrails.data.goes import KELVIN, SOURCE
+from contrails.data.layout import (
+    Header,
+    Values,
+    create,
+    header_of,
+    opened,
+    places,
+    shard_path,
+    write_columns,
+    write_row,
+)
+from contrails.data.rle import Convention
+from contrails.data.store import Placement, Scene, open_dataset
 
 HEADER = Header(
     split="train",
@@ -20,10 +32,27 @@ HEADER = Header(
     record_ids=("a", "b", "ü"),
     groups=("x", "x", "y"),
     timestamps=(0.5, math.nan, 1.5e9),
+    values=KELVIN,
+    source=SOURCE,
+    label_frame=4,
+    label_offset_px=(0.5, 0.5),
+)
+TILES = replace(
+    HEADER,
+    values=Values("uint8", 1 / 255, 0.0, "1"),
+    source="scenes",
+    options="--layout scenes --tile 16",
+    label_frame=0,
+    label_offset_px=(0.0, 0.0),
+    convention=Convention("relative", "rows", "-1", ("ImageId", "EncodedPixels")),
+    scenes=(Scene("s", 20, 30, "EPSG:32633", (30.0, 0.0, 5e5, 0.0, -30.0, 4e6), "val"), Scene("t", 5, 6)),
+    placements=(Placement(0, 0, 0, 16, 24), Placement(0, 0, 24, 16, 6), Placement(1, 0, 0, 5, 6)),
 )
 
 
-@pytest.mark.parametrize("header", [HEADER, replace(HEADER, with_marks=False), HEADER.slice(2, 3)])
+@pytest.mark.parametrize(
+    "header", [HEADER, replace(HEADER, with_marks=False), HEADER.slice(2, 3), TILES, TILES.slice(3, 3)]
+)
 def test_a_file_says_the_header_it_was_made_with(tmp_path: Path, header: Header) -> None:
     create(header, tmp_path / "d.h5")
     found = header_of(open_dataset(tmp_path / "d.h5"))
@@ -70,7 +99,9 @@ def test_every_field_counts() -> None:
     changes = {
         "split": "test", "band_names": ("b11", "b15"), "frames": (4, 0), "size": (24, 16), "with_marks": False,
         "record_ids": ("a", "b", "c"), "groups": ("x", "y", "y"), "timestamps": (0.5, 0.5, 1.5e9),
-        "shard": HEADER.slice(1, 2).shard,
+        "shard": HEADER.slice(1, 2).shard, "values": TILES.values, "source": "scenes", "options": "--tile 16",
+        "label_frame": 0, "label_offset_px": (0.0, 0.0), "convention": TILES.convention, "scenes": TILES.scenes,
+        "placements": TILES.placements,
     }  # fmt: skip
     for name, value in changes.items():
         changed = replace(HEADER, **{name: value})  # type: ignore[arg-type]

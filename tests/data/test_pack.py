@@ -18,8 +18,9 @@ import pytest
 from contrails.cli.main import cli
 from contrails.config import DataSection
 from contrails.data.composites import Composite, channels_of, compose
+from contrails.data.goes import make_plan
 from contrails.data.info import describe
-from contrails.data.pack import make_plan, pack
+from contrails.data.pack import pack
 from contrails.data.store import open_dataset
 from contrails.data.verify import damaged_rows
 from contrails.errors import DataError, StorageError

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from contrails.data.pack import make_plan, pack
+from contrails.data.goes import make_plan
+from contrails.data.pack import pack
 from contrails.data.pictures import columns, endings, plot_samples, sample_rows
 from contrails.data.store import Dataset, open_dataset
 from contrails.errors import StorageError

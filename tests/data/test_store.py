@@ -53,7 +53,10 @@ def _as_float(file: h5py.File) -> None:
         (_edit(lambda file: file["record_id"].write_direct(np.array([b"\xb5"] * 12, object))), "incomplete header"),
         (lambda path: path.write_bytes(path.read_bytes().replace(b"b14", b"b1\xb4")), "incomplete header"),
         (_edit(lambda file: file.attrs.create("band_names", ["b11"])), "differ in their number of records, .*bands"),
-        (_edit(_as_float), r"expected /bands as int16 with 5 axes, found float32 with 5; prepare it again"),
+        (
+            _edit(_as_float),
+            r"expected /bands as int16 or uint8 or uint16 with 5 axes, found float32 with 5; prepare it again",
+        ),
     ],
 )
 def test_what_is_refused(tiny_data: Path, tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:

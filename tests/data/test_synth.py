@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from contrails.cli.demo import demo
 from contrails.data.records import LABEL_FRAME, bands_of, find_records, read_bands, read_label
-from contrails.data.scenes import BANDS, draw_sky
+from contrails.data.sky import BANDS, draw_sky
 from contrails.data.synth import Parameters, SynthRecord, make_dataset, make_record
 from contrails.errors import DataError, StorageError
 

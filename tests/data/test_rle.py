@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools.mask import encode as coco_encode
 from pycocotools.mask import frPyObjects
 
-from contrails.aggregate.rle import decode, encode
+from contrails.data.rle import Convention, decode, encode
 from contrails.errors import DataError
 
 
@@ -52,6 +52,44 @@ def test_encodes_as_pixel_by_pixel(mask: np.ndarray) -> None:
         elif pixel:
             runs.append([number, 1])
     assert encode(mask) == (" ".join(f"{start} {length}" for start, length in runs) or "-")
+
+
+CONVENTIONS = st.builds(
+    Convention, st.sampled_from(["absolute", "relative"]), st.sampled_from(["columns", "rows"]), st.sampled_from("-1")
+)
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=20)), CONVENTIONS)
+def test_any_mask_survives_any_convention(mask: np.ndarray, convention: Convention) -> None:
+    text = encode(mask, convention)
+    assert np.array_equal(decode(text, mask.shape, convention), mask)
+    if not mask.any():
+        assert text == convention.empty
+        return
+    # pycocotools counts pixels down the columns, those of the background and of the mask in turn
+    turned = mask if convention.order == "columns" else mask.T
+    numbers = list(map(int, text.split()))
+    if convention.starts == "absolute":
+        ends = [1, *(start + length for start, length in zip(numbers[::2], numbers[1::2], strict=True))]
+        numbers[::2] = [start - end for start, end in zip(numbers[::2], ends, strict=False)]
+    theirs = frPyObjects({"counts": [*numbers, mask.size - sum(numbers)], "size": turned.shape}, *turned.shape)
+    assert coco_encode(np.asfortranarray(turned, np.uint8))["counts"] == theirs["counts"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3 2 4 1", r"run 2 \(start 4, length 1\) leaves the image of 9 pixels"),
+        ("0 9 0 1", r"run 2 \(start 0, length 1\) leaves the image of 9 pixels"),
+        ("2 0", "is empty"),
+        ("-", "expected whole numbers or '-1', found '-'"),
+    ],
+)
+def test_relative_runs_stay_in_the_image(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        decode(text, (3, 3), Convention("relative", "columns", "-1"))
+    decoded = decode("0 1 7 1", (3, 3), Convention("relative"))
+    assert decoded.ravel("F").tolist() == [True, *[False] * 7, True]
 
 
 def test_runs_may_touch_and_space_may_vary() -> None:

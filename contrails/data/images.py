@@ -1,0 +1,149 @@
+"""The layout `images-rle`: a folder of images and a table of their masks.
+
+`ROOT/<split>/` holds one image file a record (PNG, JPEG, DICOM and what else `contrails.data.rasters` reads), in
+folders of any depth; its name without the ending is the id. `ROOT/<split>.csv` has ids and run-length encodings, as the
+convention says; without that file the records are unlabelled. Images of several sizes are padded to the largest.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from contrails.data.layout import Header, Values
+from contrails.data.pack import Arrays, Plan
+from contrails.data.rasters import ENDINGS, Raster, describe, read
+from contrails.data.rle import Convention, decode, read_table
+from contrails.data.store import Placement, Scene
+from contrails.data.tiles import packed
+from contrails.errors import DataError
+from contrails.progress import bar
+
+_DTYPES = ("uint8", "uint16", "int16")
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """An image and the encodings of its mask; None where it is not in the table."""
+
+    raster: Raster
+    masks: tuple[str, ...] | None
+    convention: Convention
+
+
+def make_plan(root: Path, split: str, convention: Convention) -> Plan[ImageRecord]:
+    """Find the images of a split and their masks.
+
+    Images of one DICOM patient are one group; any other image is a group of its own.
+
+    Raises:
+        DataError: no image, an id twice, images of several types or bands, a table that does not fit.
+    """
+    paths = _find(root / split)
+    table = root / f"{split}.csv"
+    masks = read_table(table, convention) if table.is_file() or split != "test" else None
+    if masks is not None and (lost := sorted(set(masks) - set(paths))):
+        raise DataError(
+            f"{table} names {len(lost)} images that {root / split} lacks: {', '.join(lost[:_SHOWN])}; "
+            "get them, or remove their rows"
+        )
+    with bar("headers", len(paths)) as advance:
+        rasters = []
+        for path in paths.values():
+            rasters.append(describe(path))
+            advance(1)
+    values = values_of(rasters)
+    header = Header(
+        split=split,
+        band_names=rasters[0].band_names,
+        frames=(0,),
+        size=(max(raster.height for raster in rasters), max(raster.width for raster in rasters)),
+        with_marks=False,
+        record_ids=tuple(paths),
+        groups=tuple(raster.patient or name for name, raster in zip(paths, rasters, strict=True)),
+        timestamps=(np.nan,) * len(paths),
+        values=values,
+        source="images and a table of run-length encodings",
+        options="--layout images-rle",
+        convention=convention,
+        scenes=tuple(
+            Scene(name, raster.height, raster.width, raster.crs, raster.transform)
+            for name, raster in zip(paths, rasters, strict=True)
+        ),
+        placements=tuple(Placement(row, 0, 0, raster.height, raster.width) for row, raster in enumerate(rasters)),
+    )
+    records = tuple(
+        ImageRecord(raster, None if masks is None else masks.get(name), convention)
+        for name, raster in zip(paths, rasters, strict=True)
+    )
+    unlabelled = [name for name, record in zip(paths, records, strict=True) if record.masks is None]
+    warning = (
+        f"{len(unlabelled)} of {len(paths)} images are not in {table} (first: {unlabelled[0]}): they are packed "
+        "without a label, so no fold learns from them"
+        if masks is not None and unlabelled
+        else ""
+    )
+    return Plan(str(root.resolve()), header, records, read_image, warning)
+
+
+def read_image(header: Header, record: ImageRecord) -> tuple[Arrays, int]:
+    """Return an image's row of each array, and 1 if it is labelled, else 0.
+
+    Raises:
+        DataError: the image is damaged, or its mask does not decode.
+    """
+    raster = record.raster
+    shape = (raster.height, raster.width)
+    bands, valid = read(raster.path, (0, 0, *shape))
+    positive: np.ndarray | None = None
+    if record.masks is not None:
+        positive = np.zeros(shape, bool)
+        for text in record.masks:
+            try:
+                positive |= decode(text, shape, record.convention)
+            except DataError as error:
+                raise DataError(
+                    f"the mask of {raster.path.stem}: {error}, for an image of {shape[0]} x {shape[1]}; "
+                    "check --rle-starts and --rle-order, or correct its row"
+                ) from error
+    return packed(header, bands, valid, positive)
+
+
+def values_of(rasters: Sequence[Raster]) -> Values:
+    """Return how the integers of images are read: from 0 to 1 over what the type holds.
+
+    Raises:
+        DataError: the images differ in their bands or type, or it is none that a dataset file keeps.
+    """
+    kinds = Counter((raster.dtype, raster.band_names) for raster in rasters)
+    if len(kinds) > 1:
+        common, odd = kinds.most_common(1)[0][0], kinds.most_common()[-1][0]
+        first = next(raster for raster in rasters if (raster.dtype, raster.band_names) == odd)
+        raise DataError(
+            f"{first.path}: expected the bands {', '.join(common[1])} of {common[0]} as in most of the images, found "
+            f"{', '.join(odd[1])} of {odd[0]} ({kinds[odd]} such files); convert them, or leave them out"
+        )
+    dtype = rasters[0].dtype
+    if dtype not in _DTYPES:
+        raise DataError(
+            f"{rasters[0].path}: expected pixels of {', '.join(_DTYPES)}, found {dtype}; convert the images, for "
+            "instance with `gdal_translate -ot UInt16 -scale`"
+        )
+    return Values(dtype, 1 / np.iinfo(dtype).max, 0.0, "1")
+
+
+def _find(folder: Path) -> dict[str, Path]:
+    """Return the images of a folder by id, sorted."""
+    if not folder.is_dir():
+        raise DataError(f"expected the images in {folder}, found no such folder; check RAW and --split")
+    found: dict[str, Path] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS):
+        if path.stem in found:
+            raise DataError(f"the id {path.stem} is there twice: {found[path.stem]} and {path}; remove one of them")
+        found[path.stem] = path
+    if not found:
+        raise DataError(f"expected image files in {folder} ({', '.join(ENDINGS)}), found none")
+    return dict(sorted(found.items()))

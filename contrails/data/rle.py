@@ -1,0 +1,157 @@
+"""Run-length encoding of masks, and the tables that hold it.
+
+A mask is `start length start length ...` with runs in rising order that do not overlap. Contests differ in whether
+pixels are numbered down the columns or along the rows, in how a start is written, and in what stands for an empty mask;
+`Convention` says which, and a dataset file carries the one of its labels, so that its submission is written alike.
+"""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from contrails.errors import DataError
+from contrails.files import storage
+
+_MAX_DIGITS = 18
+"""So few that a sum of two numbers fits into 64 bits."""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How masks stand in a table.
+
+    `starts`: absolute ones number the pixels from 1; a relative one counts the pixels since the end of the run before,
+    from 0. `order`: top to bottom, then left to right, or the other way round. `empty`: the text of an empty mask.
+    `columns`: the names of the columns of ids and masks.
+    """
+
+    starts: Literal["absolute", "relative"] = "absolute"
+    order: Literal["columns", "rows"] = "columns"
+    empty: str = "-"
+    columns: tuple[str, str] = ("record_id", "encoded_pixels")
+
+
+DEFAULT = Convention()
+"""That of the OpenContrails competition."""
+
+
+def encode(mask: np.ndarray, convention: Convention = DEFAULT) -> str:
+    """Return the encoding of a bool mask (H, W)."""
+    assert mask.ndim == 2
+    assert mask.dtype == bool
+    if not mask.any():
+        return convention.empty  # most masks are, and this is 30 times as fast
+    if convention.order == "rows":
+        mask = mask.T
+    height, width = mask.shape
+    # changes alternate between the start of a run and the pixel after its end; to find them down the columns and then
+    # sort them is faster than to transpose the mask
+    y, x = np.divmod(np.flatnonzero(mask[1:] != mask[:-1]), width)
+    across = (np.flatnonzero(mask[0, 1:] != mask[-1, :-1]) + 1) * height
+    ends = [0] * bool(mask[0, 0]) + [mask.size] * bool(mask[-1, -1])
+    edges = np.sort(np.concatenate([x * height + y + 1, across, np.array(ends, np.int64)]))
+    if convention.starts == "relative":
+        return " ".join(map(str, np.diff(edges, prepend=0).tolist()))
+    edges += 1
+    edges[1::2] -= edges[::2]
+    return " ".join(map(str, edges.tolist()))
+
+
+def decode(text: str, shape: tuple[int, int], convention: Convention = DEFAULT) -> np.ndarray:
+    """Return the bool mask (H, W) of an encoding.
+
+    Raises:
+        DataError: no pairs of whole numbers, or a run that is empty, leaves the image, is out of order or overlaps.
+    """
+    if text.strip() == convention.empty:
+        return np.zeros(shape, bool)
+    fields = text.split()
+    wrong = [field for field in fields if not (field.isascii() and field.isdecimal() and len(field) <= _MAX_DIGITS)]
+    if wrong:
+        raise DataError(f"expected whole numbers or '{convention.empty}', found '{wrong[0][:40]}'")
+    if not fields or len(fields) % 2:
+        raise DataError(f"expected pairs of start and length, or '{convention.empty}', found {len(fields)} numbers")
+    numbers = np.array(fields, dtype=np.int64)
+    size = shape[0] * shape[1]
+    starts, lengths = numbers[::2], numbers[1::2]
+    _refuse(lengths < 1, starts, lengths, "is empty")
+    _refuse((starts > size) | (lengths > size), starts, lengths, f"leaves the image of {size} pixels")
+    written = starts
+    if convention.starts == "relative":
+        starts = 1 + (written + lengths).cumsum() - lengths
+    _refuse((starts < 1) | (starts + lengths - 1 > size), written, lengths, f"leaves the image of {size} pixels")
+    _refuse(np.r_[False, np.diff(starts) < 0], written, lengths, "begins before the run before it: runs are not sorted")
+    _refuse(np.r_[False, starts[1:] < (starts + lengths)[:-1]], written, lengths, "overlaps the run before it")
+    edges = np.zeros(size + 1, np.int8)
+    np.add.at(edges, starts - 1, 1)
+    np.add.at(edges, starts + lengths - 1, -1)
+    flat = edges[:-1].cumsum(dtype=np.int8).astype(bool)
+    return flat.reshape(shape, order="F" if convention.order == "columns" else "C")
+
+
+def read_rows(path: Path, what: str) -> list[tuple[int, list[str]]]:
+    """Return the line number and the fields of each row of a CSV file that is not blank; `what` it is, for errors.
+
+    Raises:
+        DataError: no such file, or no text in UTF-8.
+    """
+    with storage(path, "read"):
+        try:
+            text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin a file with a byte-order mark
+        except FileNotFoundError as error:
+            raise DataError(f"expected {what} at {path}, found no such file") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is no text file in UTF-8 ({error}); expected {what} as CSV") from error
+    # one noisy mask of 256x256 is longer than csv's limit, which belongs to the process
+    limit = csv.field_size_limit(len(text) + 1)
+    try:
+        reader = csv.reader(io.StringIO(text))
+        return [(reader.line_num, row) for row in reader if row]
+    finally:
+        csv.field_size_limit(limit)
+
+
+def read_table(path: Path, convention: Convention) -> dict[str, tuple[str, ...]]:
+    """Return the encodings of each id of a table of labels, one for each of its rows; none where it is empty.
+
+    Other columns are left alone, and so are spaces around names and fields. Besides the convention's own word, `-`,
+    `-1` and nothing stand for an empty mask.
+
+    Raises:
+        DataError: a column is missing, a row is too short, or an id is said to be empty and is not.
+    """
+    rows = read_rows(path, "a table of masks")
+    header = [name.strip() for name in rows[0][1]] if rows else []
+    if missing := [name for name in convention.columns if name not in header]:
+        raise DataError(
+            f"{path}: expected the columns {','.join(convention.columns)}, found {','.join(header)[:80] or 'nothing'} "
+            f"(no {missing[0]}); name them with --rle-columns"
+        )
+    places = [header.index(name) for name in convention.columns]
+    found: dict[str, list[str]] = {}
+    empty: set[str] = set()
+    for line, row in rows[1:]:
+        if len(row) != len(header):
+            raise DataError(f"{path}, line {line}: expected {','.join(header)}, found {len(row)} fields")
+        name, text = (row[place].strip() for place in places)
+        found.setdefault(name, [])
+        if text in {convention.empty, "-", "-1", ""}:
+            empty.add(name)
+        else:
+            found[name].append(text)
+    if contradicted := sorted(name for name in empty if found[name]):
+        raise DataError(
+            f"{path}: {contradicted[0]} has a row that says its mask is empty and one with pixels "
+            f"({len(contradicted)} such ids); remove one of the two"
+        )
+    return {name: tuple(texts) for name, texts in found.items()}
+
+
+def _refuse(wrong: np.ndarray, starts: np.ndarray, lengths: np.ndarray, what: str) -> None:
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise DataError(f"run {first + 1} (start {starts[first]}, length {lengths[first]}) {what}")

@@ -1,0 +1,133 @@
+"""Scenes of any size as tiles of one size, and tiles back to scenes.
+
+Tiles lie on a grid from the top left on, `tile - overlap` pixels apart; where they reach beyond the scene they are
+padded: with mirrored pixels, and a label that says "ignore". On the way back overlapping tiles are blended by a window
+that falls towards their edges. Weights are whole numbers and so are sums, so that equal values blend to themselves, and
+nothing depends on the order; the scene is built strip by strip.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from contrails.data.layout import Header
+from contrails.data.pack import Arrays
+from contrails.data.store import IGNORE, Placement
+from contrails.errors import DataError
+
+Blend = Literal["hann", "gaussian"]
+_LARGEST_WEIGHT = 255
+_GAUSSIAN_SIGMA = 1 / 8
+"""Of the side of a tile, as sliding-window inference usually takes it."""
+
+
+def grid(height: int, width: int, tile: int, overlap: int, scene: int = 0) -> list[Placement]:
+    """Return the tiles of a scene, row by row.
+
+    Raises:
+        DataError: the overlap is not smaller than the tile.
+    """
+    if not 0 <= overlap < tile:
+        raise DataError(f"expected an overlap from 0 to {tile - 1} pixels of tiles of {tile}, found {overlap}")
+    return [
+        Placement(scene, row, column, min(tile, height - row), min(tile, width - column))
+        for row in starts(height, tile, overlap)
+        for column in starts(width, tile, overlap)
+    ]
+
+
+def starts(side: int, tile: int, overlap: int) -> range:
+    """Return where tiles begin along a side: the last one is the first that reaches its end."""
+    return range(0, max(side - overlap, 1), tile - overlap)
+
+
+def padded(bands: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return bands (C, h, w) continued to `size` by mirrored pixels."""
+    height, width = bands.shape[1:]
+    return np.pad(bands, ((0, 0), (0, size[0] - height), (0, size[1] - width)), mode="symmetric")
+
+
+def packed(header: Header, bands: np.ndarray, valid: np.ndarray, positive: np.ndarray | None) -> tuple[Arrays, int]:
+    """Return the arrays of a tile or an image as the header has them, and the number of its annotators: 1 or 0.
+
+    Pixels that are not valid become 0, and so that none of them counts, "ignore" in the label.
+
+    Shape:
+        bands (C, h, w), valid and positive bool (h, w), not larger than the header's size.
+    """
+    votes = np.full(header.size, IGNORE, np.uint8)
+    height, width = valid.shape
+    votes[:height, :width] = np.where(valid, 0 if positive is None else positive, IGNORE)
+    counts = padded(np.where(valid, bands, bands.dtype.type(0)), header.size)[None]
+    arrays = {"bands": np.ascontiguousarray(counts, np.dtype(header.values.dtype).newbyteorder("<")), "votes": votes}
+    return arrays, 0 if positive is None else 1
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Finished rows of a scene, from `row` on.
+
+    Shape:
+        values uint16 (rows, width), 0 where nothing was predicted; predicted bool (rows, width).
+    """
+
+    row: int
+    values: np.ndarray
+    predicted: np.ndarray
+
+
+class Blender:
+    """Blends the tiles of a scene, which come row by row, into finished strips; only a strip is in memory."""
+
+    def __init__(self, height: int, width: int, blend: Blend = "hann") -> None:
+        self._height, self._width, self._blend = height, width, blend
+        self._row = 0  # of the scene: where the sums begin
+        self._sums, self._weights = np.zeros((2, 0, width), np.uint64)
+
+    def add(self, placement: Placement, values: np.ndarray, valid: np.ndarray | None = None) -> Iterator[Strip]:
+        """Add a tile, uint16 and at least as large as its part of the scene, where `valid`; yield what is finished.
+
+        That is what lies above the tile, since no later one reaches there.
+        """
+        yield from self._finish(placement.row)
+        height, width = placement.height, placement.width
+        self._grow(placement.row + height)
+        weights = window(values.shape[0], self._blend)[:, None] * window(values.shape[1], self._blend)
+        weights = weights[:height, :width]
+        if valid is not None:
+            weights = weights * valid[:height, :width]
+        top = placement.row - self._row
+        part = (slice(top, top + height), slice(placement.column, placement.column + width))
+        self._sums[part] += weights * values[:height, :width]
+        self._weights[part] += weights
+
+    def close(self) -> Iterator[Strip]:
+        """Yield the rest."""
+        yield from self._finish(self._height)
+
+    def _grow(self, end: int) -> None:
+        """Make room for the rows before `end`."""
+        missing = max(0, end - self._row - len(self._sums))
+        self._sums, self._weights = (np.pad(a, ((0, missing), (0, 0))) for a in (self._sums, self._weights))
+
+    def _finish(self, row: int) -> Iterator[Strip]:
+        count = row - self._row
+        assert count >= 0, "tiles come row by row"
+        if count == 0:
+            return
+        self._grow(row)
+        sums, weights = self._sums[:count], self._weights[:count]
+        values = (sums + weights // 2) // np.maximum(weights, 1)  # rounded to the nearest
+        first, self._row = self._row, row
+        self._sums, self._weights = self._sums[count:].copy(), self._weights[count:].copy()
+        yield Strip(first, values.astype(np.uint16), weights > 0)
+
+
+def window(side: int, blend: Blend) -> np.ndarray:
+    """Return the weights along a side, whole numbers from 1 to 255 as uint64 (side,)."""
+    place = (np.arange(side) + 0.5) / side
+    bell = {"hann": np.sin(np.pi * place) ** 2, "gaussian": np.exp(-(((place - 0.5) / _GAUSSIAN_SIGMA) ** 2) / 2)}
+    weights: np.ndarray = np.maximum(1, np.rint(_LARGEST_WEIGHT * bell[blend])).astype(np.uint64)
+    return weights

@@ -1,0 +1,160 @@
+"""Image files: pixels and georeference as they were written, and what is refused with the way out."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from image_files import NORTH_UP, UTM, write_dicom, write_raster
+
+from contrails.data.rasters import describe, read, usual_names
+from contrails.data.store import NOWHERE
+from contrails.errors import DataError
+
+RNG = np.random.default_rng(0)
+
+
+def pixels(*shape: int, dtype: str = "uint8") -> np.ndarray:
+    return RNG.integers(1, 200, shape).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "options"),
+    [
+        ("a.tif", (4, 30, 41), "uint16", {}),
+        ("a.tif", (2, 30, 41), "int16", {"tiled": True, "blockxsize": 16, "blockysize": 16}),
+        ("a.png", (3, 20, 31), "uint8", {}),
+        ("a.PNG", (1, 20, 31), "uint16", {}),
+        ("a.jp2", (3, 64, 70), "uint8", {"QUALITY": "100", "REVERSIBLE": "YES"}),
+    ],
+)
+def test_a_window_holds_what_was_written(
+    tmp_path: Path, name: str, shape: tuple[int, ...], dtype: str, options: dict[str, object]
+) -> None:
+    bands = pixels(*shape, dtype=dtype)
+    path = write_raster(tmp_path / name, bands, **options)
+    found = describe(path)
+    assert (found.height, found.width, found.dtype) == (*shape[1:], dtype)
+    assert found.band_names == usual_names(shape[0])
+    values, valid = read(path, (3, 5, 12, 9))
+    assert np.array_equal(values, bands[:, 3:15, 5:14])
+    assert valid.all()
+    if name.endswith(("tif", "jp2")):
+        assert rasterio.CRS.from_wkt(found.crs) == rasterio.CRS.from_string(UTM)
+        assert found.transform == tuple(NORTH_UP)[:6]
+    else:
+        assert (found.crs, found.transform) == ("", NOWHERE)
+
+
+def test_nodata_and_transparent_pixels_are_no_data(tmp_path: Path) -> None:
+    bands = pixels(2, 8, 8)
+    bands[:, 0, :3] = 0
+    bands[0, 5, 5] = 0  # nodata in one band alone: the pixel is data
+    _, valid = read(write_raster(tmp_path / "a.tif", bands, nodata=0), (0, 0, 8, 8))
+    assert np.argwhere(~valid).tolist() == [[0, 0], [0, 1], [0, 2]]
+    clear = np.full((8, 8), 255, np.uint8)
+    clear[7] = 0
+    path = write_raster(tmp_path / "a.png", np.concatenate([pixels(3, 8, 8), clear[None]]))
+    values, valid = read(path, (0, 0, 8, 8))
+    assert (len(values), describe(path).band_names) == (3, ("red", "green", "blue"))
+    assert np.array_equal(valid, clear > 0)
+
+
+def test_described_bands_keep_their_names(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", pixels(2, 8, 8))
+    with rasterio.open(path, "r+") as file:
+        file.descriptions = ("Red", "nir")
+    assert describe(path).band_names == ("red", "nir")
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (9, 7, 4)])
+def test_arrays_are_read_by_parts(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    array = pixels(*shape, dtype="int16")
+    np.save(tmp_path / "a.npy", array)
+    assert describe(tmp_path / "a.npy").band_names == usual_names(array.reshape(9, 7, -1).shape[2])
+    values, valid = read(tmp_path / "a.npy", (2, 1, 5, 6))
+    assert np.array_equal(values, array.reshape(9, 7, -1)[2:7, 1:7].transpose(2, 0, 1))
+    assert valid.shape == (5, 6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_dicom_files_are_bright_where_the_film_is(tmp_path: Path, dtype: str) -> None:
+    stored = pixels(6, 10, dtype=dtype)
+    path = write_dicom(tmp_path / "a.dcm", stored)
+    found = describe(path)
+    assert (found.height, found.width, found.dtype, found.band_names) == (6, 10, dtype, ("grey",))
+    assert found.transform == (0.1, 0.0, 0.0, 0.0, 0.2, 0.0)
+    assert found.patient == "a"
+    assert np.array_equal(read(path, (1, 2, 3, 4))[0], stored[None, 1:4, 2:6])
+    inverted = write_dicom(tmp_path / "b.dcm", stored, PhotometricInterpretation="MONOCHROME1")
+    assert np.array_equal(read(inverted, (0, 0, 6, 10))[0][0], np.iinfo(dtype).max - stored)
+
+
+def _palette(path: Path) -> Path:
+    from PIL import Image
+
+    Image.fromarray(pixels(8, 8)).convert("P").save(path)
+    return path
+
+
+def _turned(path: Path) -> Path:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels(8, 8, 3)).save(path, exif=exif)
+    return path
+
+
+def _truncated(path: Path) -> Path:
+    write_raster(path, pixels(3, 64, 64))
+    path.write_bytes(path.read_bytes()[:4000])
+    return path
+
+
+def _several_frames(path: Path) -> Path:
+    return write_dicom(path, pixels(8, 8), NumberOfFrames=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("a.png", _palette, "palette's colours.*gdal_translate -expand"),
+        ("a.jpg", _turned, r"EXIF orientation 6.*exiftran"),
+        ("a.tif", _truncated, "damaged, cut short or no image"),
+        ("a.tif", lambda path: path.write_text("no image"), "damaged, cut short or no image"),
+        ("a.npy", lambda path: path.write_bytes(b"\x93NUMPY\x01"), "damaged or no .npy file"),
+        ("a.npy", lambda path: np.save(path, np.zeros((2, 2, 2, 2))), r"expected an array \(height, width\)"),
+        ("a.png", lambda _: None, "expected an image at .*a.png, found none"),
+        ("a.dcm", lambda path: path.write_text("no DICOM"), "damaged or no DICOM file"),
+        ("a.dcm", lambda path: write_dicom(path, None), "a DICOM file without an image"),
+        ("a.dcm", lambda path: write_dicom(path, pixels(8, 8), PixelData=None), "without pixels|cannot be decoded"),
+        ("a.dcm", lambda path: write_dicom(path, pixels(8, 8, dtype="int16")), "found signed 16-bit ones"),
+        ("a.dcm", lambda path: write_dicom(path, pixels(8, 8, dtype="uint32")), "found unsigned 32-bit ones"),
+        ("a.dcm", _several_frames, "expected one image, found 2 frames"),
+        (
+            "a.dcm",
+            lambda path: write_dicom(path, pixels(8, 8), PhotometricInterpretation="PALETTE COLOR"),
+            "photometric interpretation 'PALETTE COLOR'",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str, make: object, message: str) -> None:
+    make(tmp_path / name)  # type: ignore[operator]
+    with pytest.raises(DataError, match=f"{message}") as caught:
+        found = describe(tmp_path / name)
+        read(tmp_path / name, (0, 0, found.height, found.width))
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "module"), [("a.png", "rasterio"), ("a.dcm", "pydicom")])
+def test_a_missing_library_names_the_extra(
+    tmp_path: Path, name: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_dicom(tmp_path / name, pixels(8, 8)) if module == "pydicom" else write_raster(
+        tmp_path / name, pixels(8, 8)
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DataError, match=rf"reading {name} needs {module}.*pip install 'contrails\[scenes\]'"):
+        describe(path)

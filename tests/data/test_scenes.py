@@ -1,0 +1,216 @@
+"""The layout scenes: tiles that make up their scenes, file lists kept, and files that do not fit together."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from image_files import UTM, write_raster
+from rasterio.transform import from_origin
+
+from contrails.cli.main import cli
+from contrails.data.filelists import leaks, read_filelist
+from contrails.data.rasters import describe, read
+from contrails.data.store import IGNORE, Dataset, open_dataset
+from contrails.errors import DataError
+
+RNG = np.random.default_rng(2)
+
+
+def pixels(*shape: int) -> np.ndarray:
+    return RNG.integers(1, 60_000, shape).astype(np.uint16)
+
+
+def write_scene(root: Path, name: str, shape: tuple[int, ...] = (3, 70, 50), ending: str = "tif") -> None:
+    write_raster(root / f"scenes/{name}.{ending}", pixels(*shape), nodata=0 if ending == "tif" else None)
+    mask = np.zeros(shape[1:], np.uint8)
+    mask[5:60, 10:30] = 255
+    write_raster(root / f"masks/{name}.{ending}", mask)
+
+
+def prepare(raw: Path, out: Path, *options: str) -> Dataset:
+    arguments = ["prepare", str(raw), str(out), "--layout=scenes", "--workers=1", "--tile=32", "--overlap=8", *options]
+    cli(arguments, standalone_mode=False)
+    return open_dataset(out)
+
+
+def whole(dataset: Dataset, array: np.ndarray, scene: int) -> np.ndarray:
+    """Put the tiles of a scene together; the last one wins, which must not matter."""
+    about = dataset.scenes[scene]
+    out = np.zeros((*array.shape[1:-2], about.height, about.width), array.dtype)
+    for row, place in enumerate(dataset.placements):
+        if place.scene == scene:
+            part = (..., slice(place.row, place.row + place.height), slice(place.column, place.column + place.width))
+            out[part] = array[row][..., : place.height, : place.width]
+    return out
+
+
+@pytest.mark.parametrize("ending", ["tif", "png"])
+def test_tiles_make_up_their_scene(tmp_path: Path, ending: str) -> None:
+    write_scene(tmp_path / "raw", "a", ending=ending)
+    write_scene(tmp_path / "raw", "b", (3, 20, 31), ending=ending)
+    dataset = prepare(tmp_path / "raw", tmp_path / "d.h5")
+    assert dataset.record_ids[:3] == ("a_r00000_c00000", "a_r00000_c00024", "a_r00024_c00000")
+    assert dataset.groups == ("a",) * 6 + ("b",)
+    for scene, name in enumerate("ab"):
+        about = describe(tmp_path / f"raw/scenes/{name}.{ending}")
+        window = (0, 0, about.height, about.width)
+        assert np.array_equal(whole(dataset, dataset.bands, scene)[0], read(about.path, window)[0])
+        assert (dataset.scenes[scene].crs, dataset.scenes[scene].transform) == (about.crs, about.transform)
+        assert bool(about.crs) == (ending == "tif")
+        mask, _ = read(tmp_path / f"raw/masks/{name}.{ending}", window)
+        assert np.array_equal(whole(dataset, dataset.votes, scene), mask[0] > 0)
+    assert (dataset.votes[-1, 20:] == IGNORE).all()
+    assert (dataset.votes[-1, :, 31:] == IGNORE).all()
+
+
+def test_nodata_and_ignored_values_do_not_count(tmp_path: Path) -> None:
+    bands, mask = pixels(2, 32, 32), np.zeros((32, 32), np.uint8)
+    bands[:, :4], mask[10:20], mask[20:] = 7, 128, 3
+    write_raster(tmp_path / "scenes/a.tif", bands, nodata=7)
+    write_raster(tmp_path / "masks/a.tif", mask)
+    dataset = prepare(tmp_path, tmp_path / "d.h5", "--mask-values=0=0,128=1,3=ignore", "--bands=red,nir")
+    assert dataset.votes[0, :, 0].tolist() == [IGNORE] * 4 + [0] * 6 + [1] * 10 + [IGNORE] * 12
+    assert not dataset.bands[0, 0, :, :4].any()
+    assert dataset.band_names == ("red", "nir")
+
+
+def test_a_file_for_each_band_and_arrays(tmp_path: Path) -> None:
+    raw, bands = tmp_path / "raw", pixels(2, 32, 40)
+    for name, band in zip(("red", "nir"), bands, strict=True):
+        write_raster(raw / f"train_{name}/{name}_patch_7.TIF", band)
+    write_raster(raw / "train_gt/gt_patch_7.TIF", (bands[0] > 3000).astype(np.uint8))
+    options = ("--scenes=train_{band}/{band}_{scene}.TIF", "--masks=train_gt/gt_{scene}.TIF", "--bands=red,nir")
+    dataset = prepare(raw, tmp_path / "d.h5", *options)
+    assert dataset.scenes[0].name == "patch_7"
+    assert np.array_equal(whole(dataset, dataset.bands, 0)[0], bands)
+    (raw / "train_nir/nir_patch_7.TIF").unlink()
+    with pytest.raises(DataError, match="the scene patch_7 lacks the bands nir"):
+        prepare(raw, tmp_path / "e.h5", *options)
+    for folder, array in (("scenes", bands.transpose(1, 2, 0)), ("masks", bands[0] > 3000)):
+        (raw / folder).mkdir()
+        np.save(raw / folder / "x.npy", array)
+    assert np.array_equal(whole(again := prepare(raw, tmp_path / "n.h5"), again.bands, 0)[0], bands)
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    raw = tmp_path / "raw"
+    for name in "abcdef":
+        write_scene(raw, name, (1, 40, 40))
+    for subset, names in {"train": "scene\na.tif\nb\nc.tif\n", "val": "d.tif\n", "test": "e.tif\n"}.items():
+        (raw / "filelists").mkdir(exist_ok=True)
+        (raw / f"filelists/{subset}.csv").write_text(names)
+    return raw
+
+
+def split(data: Path, out: Path, *options: str) -> dict[str, set[int]]:
+    """Return the folds of each scene."""
+    cli(["split", str(data), "-o", str(out), *options], standalone_mode=False)
+    found: dict[str, set[int]] = {}
+    filelist = read_filelist(out)
+    for record_id, fold in zip(filelist.record_ids, filelist.folds, strict=True):
+        found.setdefault(record_id[0], set()).add(fold)
+    assert list(leaks(filelist, dict(zip(filelist.record_ids, filelist.groups, strict=True)))) == []
+    return found
+
+
+def test_given_file_lists_are_kept(listed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (listed / "masks/e.tif").unlink()  # nobody needs the masks of test scenes
+    dataset = prepare(listed, tmp_path / "d.h5")
+    assert "1 of 6 scenes are not on the file lists and left out" in caplog.text
+    assert {scene.name: scene.subset for scene in dataset.scenes} == {
+        "a": "train", "b": "train", "c": "train", "d": "val", "e": "test",
+    }  # fmt: skip
+    folds = split(tmp_path / "d.h5", tmp_path / "given.csv", "--given")
+    assert folds == {"a": {-2}, "b": {-2}, "c": {-2}, "d": {0}, "e": {-1}}
+    folds = split(tmp_path / "d.h5", tmp_path / "new.csv", "--folds=4")
+    assert folds.pop("e") == {-1}
+    assert sorted(map(tuple, folds.values())) == [(0,), (1,), (2,), (3,)]  # no fold splits a scene
+    assert prepare(listed, tmp_path / "t.h5", "--split=test").scenes[0].name == "e"
+
+
+def test_without_file_lists_there_is_nothing_to_keep(tmp_path: Path) -> None:
+    write_scene(tmp_path / "raw", "a")
+    prepare(tmp_path / "raw", tmp_path / "d.h5")
+    with pytest.raises(DataError, match=r"no labelled record came on a list 'val' \(found: no lists"):
+        split(tmp_path / "d.h5", tmp_path / "x.csv", "--given")
+
+
+def _write(name: str, array: np.ndarray, **profile: Any) -> Callable[[Path], object]:
+    return lambda raw: write_raster(raw / name, array, **profile)
+
+
+def _truncate(raw: Path) -> None:
+    path = raw / "scenes/a.tif"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+ZEROS = np.zeros((40, 40), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda raw: (raw / "masks/a.tif").unlink(), r"1 of 6 scenes have no mask .*: a; add them"),
+        (_write("masks/a.tif", ZEROS[:39]), "masks/a.tif is 39 x 40 pixels large, .* cropped, resized or turned"),
+        (
+            _write("masks/a.tif", ZEROS, transform=from_origin(500_300, 5_000_000, 30, 30)),
+            "masks/a.tif lies elsewhere than .*gdalwarp",
+        ),
+        (_write("masks/a.tif", ZEROS, transform=rasterio.Affine(0, 30, 5e5, -30, 0, 5e6)), "lies elsewhere"),
+        (_write("masks/a.tif", ZEROS + np.uint8(2)), "masks/a.tif: expected the values 0, 1, 255, found 2; say what"),
+        (
+            _write("masks/a.tif", np.tile(np.array([0, 1, 255, 0], np.uint8), (40, 10))),
+            "expected 0 and 1, or 0 and 255, found 0, 1 and 255",
+        ),
+        (_write("masks/a.tif", np.stack([ZEROS, ZEROS])), "masks/a.tif: expected one band, found 2"),
+        (_write("scenes/a.tif", pixels(2, 40, 40)), r"expected the bands grey of uint16 .*, found b01, b02 of uint16"),
+        (_write("scenes/a.tif", ZEROS + np.uint8(1)), "expected the bands grey of uint16 .*, found grey of uint8"),
+        (_write("scenes/a.png", pixels(40, 40)), r"the scene a is there twice: \S+a.png and \S+a.tif"),
+        (lambda raw: (raw / "filelists/val.csv").write_text("d\nz\n"), "names 1 scenes that are not there: z"),
+        (lambda raw: (raw / "filelists/val.csv").write_text("a\nd\n"), "the scene a is in train.csv as well"),
+        (_truncate, "scenes/a.tif is damaged, cut short"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    listed: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    if "have no mask" in message:
+        (listed / "filelists/test.csv").write_text("f\n")
+        (listed / "filelists/train.csv").write_text("a\nb\nc\ne\n")
+    damage(listed)
+    with pytest.raises(DataError, match=message):
+        prepare(listed, tmp_path / "d.h5")
+    assert not (tmp_path / "d.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--frames=4"], "--frames: not for --layout scenes, which has --bands, --tile"),
+        (["--mask-values=0=2"], "expected each value once with 0, 1 or ignore"),
+        (["--mask-values=0=0,0=1"], "expected each value once"),
+    ],
+)
+def test_wrong_usage(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli(["prepare", "raw", "d.h5", "--layout=scenes", *options])
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("pattern", ["scenes/x", "{band}/{scene}"])
+def test_a_pattern_names_scene_and_bands(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(DataError, match=r"expected \{scene\} where the name of the scene stands"):
+        prepare(tmp_path, tmp_path / "d.h5", f"--scenes={pattern}")
+    with pytest.raises(DataError, match=r"expected scenes as scenes/\{scene\} in .* found none"):
+        prepare(tmp_path, tmp_path / "d.h5")
+
+
+def test_a_turned_scene_keeps_its_map(tmp_path: Path) -> None:
+    turned = rasterio.Affine(21.0, 21.0, 5e5, 21.0, -21.0, 5e6)
+    write_raster(tmp_path / "scenes/a.tif", pixels(40, 40), transform=turned, crs=UTM)
+    write_raster(tmp_path / "masks/a.tif", ZEROS, transform=turned, crs=UTM)
+    assert prepare(tmp_path, tmp_path / "d.h5").scenes[0].transform == tuple(turned)[:6]
