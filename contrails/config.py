@@ -9,21 +9,16 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from contrails.errors import RecipeError, choices
 from contrails.files import storage
-
-
-class Section(BaseModel):
-    """A table of a TOML file: unknown keys are refused, values cannot change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
+from contrails.sections.base import Section
+from contrails.sections.loss import LossSection
 
 S = TypeVar("S", bound=Section)
 
@@ -81,12 +76,6 @@ class ModelSection(Section):
                 f"expected one for each of the {self.encoder_depth} stages of encoder_depth"
             )
         return self
-
-
-class LossSection(Section):
-    """What is minimised: binary cross entropy."""
-
-    target: Literal["soft", "hard"] = Field("soft", description="share of annotators, or strictly more than half")
 
 
 class AugmentSection(Section):
@@ -257,12 +246,24 @@ def to_toml(section: Section, **more: Any) -> str:
 
 
 def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the dotted name and the field of every key, in the order of the classes."""
+    """Yield the dotted name and the field of every key, in the order of the classes.
+
+    In a list of tables that differ by `name`, the keys of one of them are called such as `loss.terms[bce].weight`.
+    """
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from keys(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
+            for kind in tables_of(field):
+                yield from keys(kind, f"{prefix}{name}[{kind.model_fields['name'].default}].")
+
+
+def tables_of(field: FieldInfo) -> list[type[Section]]:
+    """Return the tables that a list of tables can hold; none for any other key."""
+    items = get_args(field.annotation)[:1] if get_origin(field.annotation) is tuple else ()
+    kinds = [kind for item in items if get_origin(item) is Annotated for kind in get_args(get_args(item)[0])]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
 
 
 def _apply_all(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
@@ -307,7 +308,11 @@ def _source(detail: Any, overrides: Mapping[str, str]) -> str | None:
 
 def _key(detail: Any) -> str:
     """Return the key that a problem is about; pydantic adds the types that a value could have had."""
-    return ".".join(str(part) for part in detail["loc"] if part not in ("str", "tuple[str, ...]"))
+    return ".".join(str(part) for part in detail["loc"] if part not in _TYPES)
+
+
+_TYPES = {"str", "float", "tuple[str, ...]", "literal['balanced']"}
+"""What pydantic adds to the place of a value that can be of several types."""
 
 
 def _explain(section: type[Section], detail: Any) -> str:
@@ -326,6 +331,11 @@ def _explain(section: type[Section], detail: Any) -> str:
         return f"{key} = {detail['input']!r}: expected a list, such as [{detail['input']}]"
     if detail["type"] == "value_error":  # a validator's own words, about several keys
         return f"{key}: {detail['ctx']['error']}"
+    if detail["type"].startswith("union_tag"):  # a table of a list says by its name what it is
+        name, known = detail.get("ctx", {}).get("tag"), _known_tables(section, key)
+        return f"{key}: name = {name!r}; {choices(name, known)}" if name else f"{key} has no name; {choices('', known)}"
+    if detail["type"] == "model_attributes_type":
+        return f"{key} = {detail['input']!r}: expected a name or a table; {choices('', _known_tables(section, key))}"
     return f"{key} = {detail['input']!r}: {detail['msg']}"
 
 
@@ -334,11 +344,18 @@ def _meant(section: type[Section], key: str) -> str:
     table, _, name = key.rpartition(".")
     prefix = f"{table}." if table else ""
     fields = dict(keys(section))
+    prefix = re.sub(r"\.[0-9]+\.(\w+)\.$", r"[\1].", prefix)  # loss.terms.0.bce. -> loss.terms[bce].
     same = [known for known in fields if known.endswith(f".{name}")]
     described = [known for known, field in fields.items() if "_" in name and name.replace("_", " ") in _meaning(field)]
     if same or described:
         return f"did you mean '{(same or described)[0]}'?"
     return choices(name, {known.removeprefix(prefix).split(".")[0] for known in fields if known.startswith(prefix)})
+
+
+def _known_tables(section: type[Section], key: str) -> list[str]:
+    """Return the names of the tables that the list can hold whose item `key` is, such as `loss.terms.0`."""
+    field = dict(keys(section))[key.rpartition(".")[0]]
+    return [kind.model_fields["name"].default for kind in tables_of(field)]
 
 
 def _meaning(field: FieldInfo) -> str:

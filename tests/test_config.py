@@ -178,6 +178,29 @@ def test_every_problem_is_told_at_once() -> None:
         ({"data": DATA | {"frames": [0, "x"]}}, "data.frames.1 = 'x': Input should be a valid integer"),
         ({"data": DATA | {"size": "big"}}, "data.size = 'big': Input should be a valid integer"),
         ({"data": DATA, "loss": {"target": "sof"}}, "loss.target = 'sof': Input should be 'soft' or 'hard'"),
+        ({"data": DATA, "loss": {"terms": ["bec"]}}, "loss.terms.0: name = 'bec'; did you mean 'bce'? Known: bce, "),
+        ({"data": DATA, "loss": {"terms": [{"weight": 1}]}}, "loss.terms.0 has no name; Known: bce, boundary, "),
+        ({"data": DATA, "loss": {"terms": [3]}}, "loss.terms.0 = 3: expected a name or a table; Known: bce, "),
+        ({"data": DATA, "loss": {"terms": "bce"}}, "loss.terms = 'bce': expected a list, such as [bce]"),
+        ({"data": DATA, "loss": {"terms": []}}, 'loss: terms is empty, expected at least one, such as ["bce"]'),
+        (
+            {"data": DATA, "loss": {"terms": ["bce", {"name": "dice", "gamma": 2}]}},
+            "unknown key loss.terms.1.dice.gamma; did you mean 'loss.terms[focal].gamma'?",
+        ),
+        (
+            {"data": DATA, "loss": {"terms": [{"name": "dice", "smooht": 2}]}},
+            "unknown key loss.terms.0.dice.smooht; did you mean 'smooth'? Known: name, over, smooth, weight",
+        ),
+        (
+            {"data": DATA, "loss": {"terms": [{"name": "bce", "pos_weight": 0}]}},
+            'loss.terms.0.bce: pos_weight = 0.0, expected a number above 0, or "balanced"',
+        ),
+        (
+            {"data": DATA, "loss": {"terms": [{"name": "bce", "weight": 0}]}},
+            "loss.terms.0.bce.weight = 0: Input",
+        ),
+        ({"data": DATA, "loss": {"pos_weight": 3}}, "unknown key loss.pos_weight; did you mean 'loss.terms[bce].pos_w"),
+        ({"data": DATA, "loss": {"normalise": True}}, "loss: normalise needs at least two terms, found one"),
         ({"data": DATA, "train": {"lr": float("inf")}}, "train.lr = inf: Input should be a finite number"),
         ({"data": DATA, "train": {"lr": float("nan")}}, "train.lr = nan: Input should be a finite number"),
         ({"data": DATA, "train": {"epochs": 1.5}}, "train.epochs = 1.5: Input should be a valid integer"),
@@ -219,7 +242,9 @@ def test_a_byte_order_mark_and_windows_lines_do_no_harm(path: Path) -> None:
 
 
 def test_what_is_written_is_read(path: Path) -> None:
-    recipe = load_recipe(path, ["data.frames=[3,4]", "data.size=512", "train.lr=0.1", 'model.encoder="a\\"b"'])
+    terms = 'loss.terms=["bce", {name="dice", weight=0.2, over="record"}]'
+    recipe = load_recipe(path, ["data.frames=[3,4]", "data.size=512", terms, "train.lr=0.1", 'model.encoder="a\\"b"'])
+    assert [(term.name, term.weight) for term in recipe.loss.terms] == [("bce", 1), ("dice", 0.2)]
     config = RunConfig(
         recipe=recipe,
         compute=ComputeSection(device="cuda", num_threads=4),

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 import tomli_w
@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from contrails.cli.options import json_option, overrides_option, read_recipe, recipe_argument
-from contrails.config import Recipe, Section, keys
+from contrails.config import Recipe, keys, tables_of
+from contrails.sections.base import Section
 
 
 @click.group()
@@ -37,7 +38,7 @@ def schema(as_json: bool) -> None:
         table.add_column(heading, overflow="fold", no_wrap=heading == "key")
     for name, field in keys(Recipe):
         default = "(required)" if field.is_required() else _shown(field.default)
-        table.add_row(name, escape(_type_name(field)), escape(default), field.description)
+        table.add_row(escape(name), escape(_type_name(field)), escape(default), field.description)
     Console().print(table)
 
 
@@ -77,15 +78,18 @@ def _toml(section: Section, table: str = "") -> str:
 
 
 def _shown(value: Any) -> str:
-    return "" if value is None else json.dumps(value, default=list)
+    return "" if value is None else json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, Section) else list(value)
 
 
 def _type_name(field: FieldInfo) -> str:
     """Return a type with its range, such as `float > 0`, and the choices of a literal as such."""
-    annotation = field.annotation
-    if get_origin(annotation) is Literal:
-        return " | ".join(json.dumps(choice) for choice in get_args(annotation))
-    name = annotation.__name__ if type(annotation) is type else str(annotation)
+    if tables_of(field):
+        return "list of tables"
+    name = _annotation_name(field.annotation)
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     limits = [
         f"{sign} {getattr(limit, attribute)}"
@@ -94,3 +98,11 @@ def _type_name(field: FieldInfo) -> str:
         if hasattr(limit, attribute)
     ]
     return " ".join([name, ", ".join(limits)]).strip()
+
+
+def _annotation_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(json.dumps(choice) for choice in get_args(annotation))
+    if get_origin(annotation) is Union:
+        return " | ".join(_annotation_name(one) for one in get_args(annotation))
+    return annotation.__name__ if type(annotation) is type else str(annotation)

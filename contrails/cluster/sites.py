@@ -14,8 +14,9 @@ from typing import Annotated, Literal
 import psutil
 from pydantic import Field, StringConstraints, field_validator
 
-from contrails.config import Section, parse, read_toml
+from contrails.config import parse, read_toml
 from contrails.errors import RecipeError, choices
+from contrails.sections.base import Section
 
 _MEMORY_GB_A_FOLD = 3.0
 

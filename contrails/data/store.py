@@ -174,6 +174,21 @@ class Dataset:
         """Return how many pixels of each record are `hard`, int64; reads the rows' votes."""
         return np.array([np.count_nonzero(self.hard(row)) for row in rows], np.int64)
 
+    def positive_rate(self, rows: np.ndarray) -> float:
+        """Return the share of `hard` pixels among the labelled ones of all rows; reads the rows' votes.
+
+        Raises:
+            DataError: there is none.
+        """
+        labelled = [np.count_nonzero(self.votes[row] != IGNORE) for row in rows if self.annotators[row]]
+        positive = int(self.positive_pixels(rows).sum())
+        if not positive:
+            raise DataError(
+                f"none of the {len(rows)} training records in {self.path} has a positive pixel, so their rate is 0; "
+                "check dataset and file list, or choose numbers that do not depend on the rate"
+            )
+        return positive / sum(labelled)
+
     @cached_property
     def _position(self) -> dict[str, int]:
         return {record_id: row for row, record_id in enumerate(self.record_ids)}

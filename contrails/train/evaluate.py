@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from contrails.data.batches import Batch, Source, in_order
-from contrails.losses import binary_cross_entropy
+from contrails.losses.pixels import binary_cross_entropy
 from contrails.metrics import NUM_BINS, Histogram
 from contrails.train.finite import NotFiniteError
 

@@ -25,6 +25,7 @@ from contrails.data.store import Dataset
 from contrails.draws import derived_seed
 from contrails.errors import DataError, NodeError, Stopped, TrainingError
 from contrails.files import create_exclusive, read_json, sha256, to_json
+from contrails.losses.total import Loss
 from contrails.models.build import build_model, summary
 from contrails.models.weights import load_fitting, load_weights
 from contrails.runs import Attempt, Fold
@@ -144,7 +145,8 @@ def _build(
     def rebuild() -> TrainState:
         torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
         model = build_model(recipe, source.num_channels).to(device)
-        state = new_state(model, recipe.train, device)
+        loss = Loss(recipe.loss, lambda: dataset.positive_rate(training)).to(device)
+        state = new_state(model, loss, recipe.train, device)
         if (found := load_snapshot(fold)) is not None:
             name, content = found
             state.load_state_dict(content)

@@ -21,7 +21,6 @@ from contrails.data.sampling import Sampler
 from contrails.draws import derived_seed
 from contrails.errors import RunError, Stopped, StorageError, TrainingError
 from contrails.files import append_json_line, fsync, sha256
-from contrails.losses import binary_cross_entropy
 from contrails.metrics import Histogram
 from contrails.models.weights import save_tensors, save_weights
 from contrails.runs import Attempt, Fold
@@ -125,10 +124,11 @@ class Loop:
         state.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros_like(state.loss_sum)
         for batch in batches:
-            share = self._loss(batch) * batch.share
-            state.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
-            loss += share.detach()
+            total, parts = self._loss(batch)
+            state.scaler.scale(total * batch.share).backward()  # type: ignore[no-untyped-call]
+            loss += torch.stack([total, *parts.values()]).detach() * batch.share
         self.ranks.add(loss)
+        state.loss.end_step(self.ranks.add)
         self.ranks.add_gradients(state.model)
         state.scaler.unscale_(state.optimizer)
         self._grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), section.grad_clip or math.inf)
@@ -137,17 +137,18 @@ class Loop:
         if state.ema is not None:
             state.ema.update_exponential(section.ema_decay)
         state.loss_sum += loss
-        state.loss_smooth.lerp_(loss, 1 - _SMOOTHING)
+        state.loss_smooth.lerp_(loss[0], 1 - _SMOOTHING)
         state.loss_steps += 1
         state.step += 1
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         inputs = batch.inputs
         if self.recipe.train.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self._autocast():
             logits = self._forward(inputs)
-        return binary_cross_entropy(logits.float(), batch.target, batch.valid)
+        total, parts = self.state.loss(logits.float(), batch.target, batch.valid)
+        return total, parts
 
     def _autocast(self) -> torch.autocast:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.recipe.train.precision)
@@ -345,7 +346,8 @@ class Loop:
 
     def _log_training(self) -> None:
         state, step = self.state, self.state.step
-        per_epoch, loss = self.sampler.steps_per_epoch, float(state.loss_sum) / state.loss_steps
+        per_epoch = self.sampler.steps_per_epoch
+        loss, *parts = (state.loss_sum / state.loss_steps).tolist()
         state.loss_sum.zero_()
         state.loss_steps = 0
         if not self.ranks.first:
@@ -354,6 +356,7 @@ class Loop:
             "step": step,
             "epoch": step / per_epoch,
             "train/loss": loss,
+            **_by_name(state.loss.names, parts),
             "train/loss_smooth": self._smooth_loss(),
             "train/lr": learning_rate(self.recipe.train, step - 1, per_epoch, state.scores),
             "train/grad_norm": float(self._grad_norm),
@@ -391,3 +394,8 @@ class Loop:
             seconds_per_step=self._pace.seconds_per_step(self.state.step),
             **state,
         )
+
+
+def _by_name(names: list[str], parts: list[float]) -> dict[str, float]:
+    """Return each part of a loss that has several."""
+    return {f"train/loss/{name}": part for name, part in zip(names, parts, strict=True)} if len(names) > 1 else {}

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from contrails.config import TrainSection
+from contrails.losses.total import Loss
 from contrails.train.averages import Average
 from contrails.train.optim import build_optimizer
 
@@ -30,9 +31,9 @@ class KeptWeights:
 class TrainState:
     """Mutable state of one fold.
 
-    `step` counts optimiser steps, `epoch` the epochs that were validated; `loss_sum` and `loss_steps` are the mean loss
-    since the last row of metrics, `loss_smooth` an exponential average of it: float64 scalars on the device, so that no
-    step waits for them. `scores` holds the validation Dice of each epoch.
+    `step` counts optimiser steps, `epoch` the epochs that were validated; `loss_sum` and `loss_steps` are the mean of
+    the loss and its parts since the last row of metrics, `loss_smooth` an exponential average of the loss: float64 on
+    the device, so that no step waits for them. `scores` holds the validation Dice of each epoch.
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     ema: Average | None
     swa: Average | None
+    loss: Loss
     loss_sum: torch.Tensor
     loss_smooth: torch.Tensor
     loss_steps: int = 0
@@ -56,6 +58,7 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "ema": self.ema and self.ema.state_dict(),
             "swa": self.swa and self.swa.state_dict(),
+            "loss": self.loss.state_dict(),
             "loss_sum": self.loss_sum,
             "loss_smooth": self.loss_smooth,
             "loss_steps": self.loss_steps,
@@ -73,6 +76,7 @@ class TrainState:
         for average, saved in ((self.ema, content["ema"]), (self.swa, content["swa"])):
             if average is not None:
                 average.load_state_dict(saved)
+        self.loss.load_state_dict(content["loss"])
         self.loss_sum.copy_(content["loss_sum"])
         self.loss_smooth.copy_(content["loss_smooth"])
         self.loss_steps = content["loss_steps"]
@@ -88,7 +92,7 @@ class TrainState:
         return max(scored, key=lambda kept: (kept.dice, -kept.epoch), default=None)
 
 
-def new_state(model: nn.Module, section: TrainSection, device: torch.device) -> TrainState:
+def new_state(model: nn.Module, loss: Loss, section: TrainSection, device: torch.device) -> TrainState:
     """Return the state before the first step."""
     return TrainState(
         model,
@@ -96,6 +100,7 @@ def new_state(model: nn.Module, section: TrainSection, device: torch.device) -> 
         torch.amp.GradScaler(device.type, enabled=section.precision == "fp16"),
         Average(model) if section.ema_decay else None,
         Average(model) if section.swa_epochs else None,
-        torch.zeros((), dtype=torch.float64, device=device),
+        loss,
+        torch.zeros(1 + len(loss.names), dtype=torch.float64, device=device),
         torch.zeros((), dtype=torch.float64, device=device),
     )

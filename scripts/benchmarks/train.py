@@ -183,10 +183,11 @@ def lightning_step(folder: Path, steps: int) -> float:
 def stall(folder: Path) -> Result:
     """How long training stands still for a snapshot, over a copy of the state in memory."""
     recipe = recipe_of(folder, UNET, 4)
+    from contrails.losses.total import Loss
     from contrails.train.state import new_state
 
     network = build_model(recipe, 3)
-    state = new_state(network, recipe.train, torch.device("cpu"))
+    state = new_state(network, Loss(recipe.loss), recipe.train, torch.device("cpu"))
     network(torch.rand(2, 3, 64, 64)).mean().backward()
     state.optimizer.step()
     writer = snapshot.SnapshotWriter(Run(folder / "stall").fold("0"), 1, lambda: None, lambda _: None)

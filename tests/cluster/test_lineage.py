@@ -110,7 +110,7 @@ def test_the_code_of_today_makes_a_run_inexact_and_says_so(site: Site) -> None:
     site.wait_for_snapshot(fold)
     os.kill(read_json(fold.attempt(1).job)["pid"], signal.SIGTERM)
     site.wait_for("tiny", "0", "stopped")
-    with (site.package / "losses.py").open("a") as file:
+    with (site.package / "metrics.py").open("a") as file:
         file.write("# changed\n")
     assert site.run("resume", "tiny", "--code", "current").returncode == 0
     eventually(lambda: differences(fold))

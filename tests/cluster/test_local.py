@@ -67,7 +67,7 @@ def test_editing_the_clone_changes_nothing_in_a_run(site: Site) -> None:
 
 def test_frozen_code_that_was_changed_is_refused(site: Site) -> None:
     assert site.run("submit", "tiny.toml", "--fold", "0", "--wait").returncode == 0
-    with (site.root / "runs/tiny/code/contrails/losses.py").open("a") as file:
+    with (site.root / "runs/tiny/code/contrails/metrics.py").open("a") as file:
         file.write("# changed\n")
     failed = site.run("submit", "tiny.toml", "--fold", "1", "--wait")
     assert failed.returncode == 8

@@ -33,6 +33,7 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
     "bf16": {"train": {"precision": "bf16", "channels_last": True, "schedule": "one_cycle"}},
     "fp16": {"train": {"precision": "fp16", "grad_clip": 0}},
     "frozen": {"train": {"freeze_encoder_epochs": 1, "early_stopping": 1, "epochs": 5}},
+    "terms": {"loss": {"terms": ["bce", {"name": "dice", "over": "global"}, "lovasz_hinge"], "normalise": True}},
     "windows": {"data": {"crop": 32, "crop_positive": 0.5}, "train": {"positive_share": 0.5}},
 }
 
@@ -95,12 +96,17 @@ def test_interrupted_three_times_ends_in_the_same_bits(
 
 
 def test_the_state_is_complete(make_run: MakeRun) -> None:
-    fold = make_run(train={"ema_decay": 0.9, "swa_epochs": 1, "precision": "fp16"}).fold("0")
+    terms = ["bce", {"name": "dice", "over": "global"}]
+    train = {"ema_decay": 0.9, "swa_epochs": 1, "precision": "fp16"}
+    fold = make_run(train=train, loss={"terms": terms}).fold("0")
     train_fold(fold, {})
     found = load_snapshot(fold)
     assert found is not None
     assert set(found[1]) == {field.name for field in dataclasses.fields(TrainState)}
-    assert all(found[1][name] for name in ("model", "optimizer", "scaler", "ema", "swa", "scores", "kept"))
+    assert all(found[1][name] for name in ("model", "optimizer", "scaler", "ema", "swa", "loss", "scores", "kept"))
+    assert found[1]["loss"]["sums"].any()
+    rows = read_json_lines(fold.attempt(1).metrics)
+    assert all({"train/loss/bce", "train/loss/dice"} < set(row) for row in rows if "train/loss" in row)
 
 
 def test_accumulation_is_one_large_batch(make_run: MakeRun) -> None:

@@ -1,0 +1,46 @@
+"""The Lovász hinge: the convex surrogate of the Jaccard loss (Berman et al. 2018, arXiv 1705.08790)."""
+
+import torch
+from torch.nn import functional
+
+from contrails.losses.reduce import mean_of_records
+from contrails.sections.loss import LovaszHingeTerm
+
+
+def lovasz_hinge(
+    logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor, term: LovaszHingeTerm
+) -> torch.Tensor:
+    """Return the sum of g_i relu(m_i), with margins m = 1 - z (2t - 1) and g the Lovász extension's gradient at m.
+
+    Regions are sets: a soft target is taken as hard (t > 1/2). Zero where all pixels are right by a margin of 1. The
+    symmetric form is the mean of both classes' losses with elu(m) + 1 in place of relu(m), which pulls on pixels beyond
+    the margin too; it tends to zero as the right logits grow.
+    """
+    positive, valid = target > 0.5, counts > 0
+    if term.over == "batch":
+        logits, positive, valid = (tensor.flatten()[None] for tensor in (logits, positive, valid))
+        counts_of_loss = counts[None].amax((1, 2, 3), keepdim=True)[..., 0]
+    else:
+        logits, positive, valid = (tensor.flatten(1) for tensor in (logits, positive, valid))
+        counts_of_loss = counts
+    losses = _of_class(logits, positive, valid, term)
+    if term.symmetric:
+        losses = (losses + _of_class(-logits, ~positive, valid, term)) / 2
+    return mean_of_records(losses, counts_of_loss)
+
+
+def _of_class(logits: torch.Tensor, positive: torch.Tensor, valid: torch.Tensor, term: LovaszHingeTerm) -> torch.Tensor:
+    """Return the loss of each row; shape: (B, N) to (B,)."""
+    margins = 1 - torch.where(positive, logits, -logits)
+    rectified = functional.elu(margins) + 1 if term.symmetric else functional.relu(margins)
+    # Sorting only decides the weights, which have no gradient (that of the extension is piecewise constant), and
+    # counts are integers: gradients through a sort and sums of floats are not deterministic on CUDA.
+    order = margins.detach().masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    ranked, counted = positive.gather(1, order), valid.gather(1, order)
+    total = (positive & valid).sum(1, keepdim=True)
+    both = total - (ranked & counted).cumsum(1)
+    either = total + (~ranked & counted).cumsum(1)
+    jaccard = 1 - both / either.clamp(min=1)
+    steps = torch.cat([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], dim=1)
+    weights = torch.zeros_like(margins).scatter_(1, order, steps)
+    return (rectified * weights * valid).sum(1)
