@@ -24,17 +24,19 @@ def doctor(site_name: str | None, recipe: Path | None, job: bool, node: bool, as
     Example:
       contrails doctor --site mycluster --job
     """
-    from contrails.cluster.doctor import Check, check_by_job, check_node, check_site
+    from contrails.cluster.doctor import Check, check_by_job, check_node, check_site, check_wandb
     from contrails.cluster.sites import find_site
     from contrails.config import load_recipe
     from contrails.runs import Run, runs_root
+    from contrails.tracking.projection import has_key
 
     site = find_site(site_name)
     checks: list[Check] = []
     if not node:
         checks += check_site(site, runs_root(), load_recipe(recipe) if recipe else None)
+        checks.append(check_wandb(has_key=has_key()))
     if node or site.scheduler == "local":
-        checks += check_node(site)
+        checks += check_node(site, runs_root())
     if job:
         checks += check_by_job(site, Run(runs_root() / ".doctor"))
     if as_json:

@@ -14,11 +14,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
 
 from contrails.cluster.command import command_request
 from contrails.cluster.freeze import freeze_code
+from contrails.cluster.quota import quota_left_gb
 from contrails.cluster.scheduler import Request, scheduler_of
 from contrails.cluster.sites import Site, has_slurm, num_gpus
 from contrails.cluster.submission import submit_job, submitting
@@ -53,14 +57,17 @@ def check_site(site: Site, root: Path, recipe: Recipe | None) -> Iterator[Check]
     yield _space(root)
     if recipe is not None:
         yield _memory(site, recipe)
-    yield _wandb()
 
 
-def check_node(site: Site) -> Iterator[Check]:
-    """Yield what only the machine that trains can say."""
+def check_node(site: Site, root: Path) -> Iterator[Check]:
+    """Yield what only the machine that trains can say; `root` is the folder of the runs."""
+    if site.scheduler != "local":
+        yield from _shared_files(root)
     yield from map(_imports, _PACKAGES)
     if site.device == "cuda" or (site.device == "auto" and site.num_gpus):
-        yield Check("GPU", bool(num_gpus()), f"{num_gpus()} listed by the driver", "ask for GPUs: num_gpus of the site")
+        yield Check(
+            "GPU", bool(num_gpus()), f"{num_gpus()} listed by the driver", "check num_gpus and constraint of the site"
+        )
         yield _cuda()
     if site.stage_dir is not None:
         writable = site.stage_dir.is_dir() and os.access(site.stage_dir, os.W_OK)
@@ -95,13 +102,17 @@ def _shared_files(root: Path) -> Iterator[Check]:
             (folder / "one").write_text("x")
             (folder / "one").replace(folder / "two")
             yield Check("rename", (folder / "two").exists(), str(root), advice)
-            skew = abs((folder / "two").stat().st_mtime - time.time())
-            yield Check("clock", skew < _SKEW_S, f"{skew:.1f} s from the file server", "tell the cluster's support")
+            yield _clock(folder / "two")
         yield _locks(folder / "two")
     except StorageError as error:
         yield Check("files", False, str(error), advice)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clock(new: Path) -> Check:
+    skew = abs(new.stat().st_mtime - time.time())
+    return Check("clock", skew < _SKEW_S, f"{skew:.1f} s from the file server", "tell the cluster's support")
 
 
 def _refuses_second(folder: Path) -> bool:
@@ -124,26 +135,35 @@ def _locks(path: Path) -> Check:
 
 
 def _space(root: Path) -> Check:
-    free = shutil.disk_usage(root).free / 1e9
-    return Check("free space", free >= _FREE_GB, f"{free:.0f} GB at {root}", "remove old runs, or ask for more quota")
+    free, left = shutil.disk_usage(root).free / 1e9, quota_left_gb(root)
+    found = f"{free:.0f} GB at {root}" + ("" if left is None else f", {left:.0f} GB of your quota left")
+    enough = min(free, free if left is None else left) >= _FREE_GB
+    return Check("free space", enough, found, "remove old runs, ask for more quota, or set $CONTRAILS_RUNS elsewhere")
 
 
 def _memory(site: Site, recipe: Recipe) -> Check:
+    """Compare the dataset with a job's memory; only a private copy must fit, mapped pages can be given back."""
     path = recipe.data.dataset
     if not path.is_file():
         return Check("dataset", False, f"no file {path}", "make it with `contrails prepare`")
+    here = psutil.virtual_memory().available / 1e9
+    memory = site.memory_gb or (here if site.scheduler == "local" else None)
     size = path.stat().st_size / 1e9
-    enough = site.memory_gb is None or recipe.data.residency != "ram" or size < 0.8 * site.memory_gb
-    found = f"dataset {size:.1f} GB, memory of a job {site.memory_gb or 'the default'}"
-    return Check("memory", enough, found, 'raise memory_gb of the site, or set data.residency = "mmap"')
+    enough = recipe.data.residency != "ram" or (memory is not None and size < 0.8 * memory)
+    shown = "the scheduler's default" if memory is None else f"{memory:.1f} GB"
+    found = f'dataset {size:.1f} GB, data.residency = "{recipe.data.residency}", memory of a job {shown}'
+    return Check("memory", enough, found, 'set or raise memory_gb of the site, or set data.residency = "mmap"')
 
 
-def _wandb() -> Check:
+def check_wandb(*, has_key: bool) -> Check:
+    """Return where `contrails sync` sends to; offline files are as good."""
+    url = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
+    offline = "`contrails sync` writes offline files, `wandb sync` sends them later"
     try:
-        socket.create_connection(("api.wandb.ai", 443), timeout=3).close()
+        socket.create_connection((url.hostname or "", url.port or 443), timeout=3).close()
     except OSError:
-        return Check("W&B", True, "not reachable: `contrails sync` writes offline files for a machine that reaches it")
-    return Check("W&B", True, "reachable")
+        return Check("W&B", True, f"{url.hostname} not reachable: {offline} from a machine that reaches it")
+    return Check("W&B", True, "reachable" if has_key else f"reachable, no key: `wandb login`, or {offline}")
 
 
 def _imports(package: str) -> Check:
@@ -180,7 +200,7 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
     answers = [line for line in log.read_text().splitlines() if line.startswith("[")] if log.exists() else []
     if not answers:
         raise ClusterError(f"job {job_id} said nothing; see {log.with_suffix('.err')}")
-    return [Check(**row) for row in json.loads(answers[-1])]
+    return [replace(Check(**row), name=f"job: {row['name']}") for row in json.loads(answers[-1])]
 
 
 def _wait(site: Site, job_id: str) -> None:

@@ -1,7 +1,8 @@
 """A drill: the same small training twice, undisturbed and killed in every way, and whether the bits are equal.
 
 It makes its own data and runs under the root of all runs, through the same jobs as any other run. What it shows is true
-of this machine, its file system and this version of the code.
+of this site, its file system and this version of the code. On this machine it kills processes; at a site with a
+scheduler it does to the job what the scheduler offers, and waits for what comes back by itself.
 """
 
 import itertools
@@ -18,8 +19,10 @@ import numpy as np
 import psutil
 
 from contrails.cluster.dispatch import create_run, submit_folds
+from contrails.cluster.overview import overview, site_of
+from contrails.cluster.scheduler import scheduler_of
 from contrails.cluster.sites import Site
-from contrails.cluster.states import ALIVE, fold_state
+from contrails.cluster.states import ALIVE, FoldState
 from contrails.config import Recipe
 from contrails.data.filelists import make_folds, write_filelist
 from contrails.data.goes import make_plan
@@ -68,7 +71,7 @@ def drill(site: Site, name: str, data: Path, num_kills: int, seed: int) -> Outco
     _submit(undisturbed)
     _wait(undisturbed, undisturbed.fold(_FOLD).done.exists, "to finish")
     seconds = time.monotonic() - started
-    kills = tuple(_killed(killed, num_kills, random.Random(seed)))  # noqa: S311 - moments, not secrets
+    kills = tuple(_killed(killed, site, num_kills, random.Random(seed)))  # noqa: S311 - moments, not secrets
     results = [_result(run.fold(_FOLD)) for run in (undisturbed, killed)]
     return Outcome(kills, results[0] == results[1], results[0]["step"], seconds)
 
@@ -111,9 +114,10 @@ def _submit(run: Run) -> None:
     submit_folds(run, run.read_config(), [_FOLD])
 
 
-def _killed(run: Run, num_kills: int, chance: random.Random) -> Iterator[Kill]:
+def _killed(run: Run, site: Site, num_kills: int, chance: random.Random) -> Iterator[Kill]:
     """Kill a run again and again, each time when it trains, and let it finish then."""
-    fold, order = run.fold(_FOLD), itertools.cycle(chance.sample(list(_WAYS), len(_WAYS)))
+    fold, ways = run.fold(_FOLD), _ways(site)
+    order = itertools.cycle(chance.sample(list(ways), len(ways)))
     _submit(run)
     with bar("killing", num_kills) as advance:
         for way in itertools.islice(order, num_kills):
@@ -121,17 +125,27 @@ def _killed(run: Run, num_kills: int, chance: random.Random) -> Iterator[Kill]:
             time.sleep(chance.uniform(0, 1))
             if fold.done.exists():
                 break
-            _WAYS[way](attempt)
+            ways[way](attempt)
             killed_at = time.time()
-            _wait(run, lambda: fold_state(fold).state not in ALIVE, "to end")
+            _wait(run, lambda attempt=attempt: _has_left(fold, attempt), "to end")  # type: ignore[misc]
             last = max(_steps(attempt))
-            _submit(run)
+            if _state(fold).state not in ALIVE:  # else the scheduler, or the job's own end, brings it back
+                _submit(run)
             later = _new_step(run, last)
             rows = [row for row in read_json_lines(later.telemetry) if row["step"] > last]
             if rows:
                 yield Kill(way, last + 1 - min(_steps(later)), rows[0]["time"] - killed_at)
             advance(1)
     _wait(run, fold.done.exists, "to finish")
+
+
+def _has_left(fold: Fold, attempt: Attempt) -> bool:
+    return fold.attempts()[-1].number > attempt.number or _state(fold).state not in ALIVE
+
+
+def _state(fold: Fold) -> FoldState:
+    """Return the state of the fold with the scheduler's word."""
+    return next(row for row in overview([fold.run])[fold.run] if row.fold == fold.key)
 
 
 def _new_step(run: Run, last: int) -> Attempt:
@@ -151,17 +165,19 @@ def _steps(attempt: Attempt) -> list[int]:
 
 
 def _wait(run: Run, condition: Callable[[], object], what: str) -> None:
-    seen, end = -1, 0.0
+    """Wait for a condition, as long as there are new steps or the job is in a queue."""
+    fold = run.fold(_FOLD)
+    seen, end, poll_s = -1, 0.0, 0.02 if site_of(run).scheduler == "local" else 1.0
     while not condition():
-        state = fold_state(run.fold(_FOLD))
-        if state.step != seen:
+        state = _state(fold)
+        if state.step != seen or state.state == "waiting":
             seen, end = state.step, time.monotonic() + _PATIENCE_S
         if time.monotonic() > end:
             raise TrainingError(
                 f"expected {run.name} {what}, found it {state.state} ({state.reason}) at step {state.step}; "
                 f"look into {run.path}"
             )
-        time.sleep(0.02)
+        time.sleep(poll_s)
 
 
 def _result(fold: Fold) -> dict[str, Any]:
@@ -200,11 +216,22 @@ def _written(snapshots: Path, newest: int) -> bool:
 def _walltime(attempt: Attempt) -> None:
     """Let the clock of the attempt's job say that its time is over (see `contrails.train.stop`)."""
     run = Fold(attempt.path.parent.parent).run
-    write_atomic(run.clock(read_hint(attempt.job)["job_id"]), to_json({"end": time.monotonic()}))
+    write_atomic(run.clock(read_hint(attempt.job)["job_id"]), to_json({"end": 0.0}))  # another host's clock, maybe
 
 
 def _kill_launcher(attempt: Attempt) -> None:
     os.kill(psutil.Process(read_hint(attempt.job)["pid"]).ppid(), signal.SIGKILL)
+
+
+def _ways(site: Site) -> dict[str, Callable[[Attempt], None]]:
+    """Return what can interrupt a training at a site."""
+    if site.scheduler == "local":
+        return _WAYS
+    ways: dict[str, Callable[[Attempt], None]] = {
+        name: lambda attempt, interrupt=interrupt: interrupt(read_hint(attempt.job)["job_id"])  # type: ignore[misc]
+        for name, interrupt in scheduler_of(site).interruptions().items()
+    }
+    return ways | {"walltime": _walltime}
 
 
 _WAYS: dict[str, Callable[[Attempt], None]] = {

@@ -114,6 +114,9 @@ class Scheduler(Protocol):
             ClusterError: the scheduler refuses or does not answer.
         """
 
+    def interruptions(self) -> dict[str, Callable[[str], object]]:
+        """Return what a drill may do to a running job, by id: each of it may happen to any job."""
+
     def this_job(self) -> ThisJob:
         """Return the job that this process runs in."""
 

@@ -115,6 +115,18 @@ def pass_on(successors: Mapping[str, Collection[str]]) -> None:
             _ask("scontrol", "update", f"JobId={job_id}", f"Dependency={changed}")
 
 
+def interruptions() -> dict[str, Callable[[str], object]]:
+    """Return what a drill may do to a running job, by id."""
+    return {
+        # without --full scancel signals what srun started, and not the batch shell, whose teardown acts then
+        "SIGKILL": lambda job_id: _ask("scancel", "--signal=KILL", job_id),
+        "SIGKILL of the whole job": lambda job_id: _ask("scancel", "--signal=KILL", "--full", job_id),
+        "SIGTERM": lambda job_id: _ask("scancel", "--signal=TERM", job_id),
+        "SIGUSR2": lambda job_id: _ask("scancel", "--signal=USR2", job_id),
+        "requeue": lambda job_id: _ask("scontrol", "requeue", job_id),
+    }
+
+
 def this_job() -> ThisJob:
     """Return the job that this process runs in."""
     get = os.environ.get

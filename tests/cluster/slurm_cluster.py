@@ -78,10 +78,8 @@ class SlurmCluster:
             self._database.wait(20)
 
     def restart_controller(self) -> None:
-        """Kill slurmctld and start it again."""
-        for process in self._processes("slurmctld"):
-            process.kill()
-            process.wait(20)
+        """Start slurmctld again; it is killed first if it runs."""
+        self.kill_controller()
         self.command("slurmctld", "-i")
         wait(self._is_up, "the controller")
 

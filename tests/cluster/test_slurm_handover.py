@@ -1,10 +1,13 @@
 """Folds on a real Slurm cluster that lose their time or their place: they end in the bits of undisturbed ones."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+
+from contrails.files import read_json
 
 from local_site import eventually
 from slurm_cluster import SlurmCluster
@@ -48,6 +51,7 @@ def test_preempted_folds_go_on(site: SlurmSite, undisturbed: dict[str, str], use
         site.wait_for_done(name)
         assert site.ends(name) == ["preemption", ""]
         assert weights(site.fold("0", name)) == undisturbed
+    assert "stopped at step" in read_json(site.fold("0", names[0]).attempt(1).state)["reason"]
 
 
 def test_a_job_hands_over_before_its_time_is_over(site: SlurmSite, undisturbed: dict[str, str]) -> None:
@@ -105,3 +109,15 @@ def test_a_node_that_crashes_and_a_ghost_beside_its_successor(site: SlurmSite, u
     site.wait_for_done("crash")
     assert weights(fold) == undisturbed
     site.cluster.revive(node)
+
+
+@pytest.mark.slow
+def test_a_drill_does_to_jobs_what_the_scheduler_offers(site: SlurmSite) -> None:
+    done = site.run("drill", "--site", "test", "--kills", "6", "--seed", "1", "--json", seconds=900)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["equal"]
+    lost = {kill["way"]: kill["steps_lost"] for kill in outcome["kills"]}
+    assert set(lost) == {"SIGKILL", "SIGKILL of the whole job", "SIGTERM", "SIGUSR2", "requeue", "walltime"}
+    assert [lost[way] for way in ("SIGTERM", "SIGUSR2", "walltime")] == [0, 0, 0]
+    assert not list((site.root / "runs").glob("*drill*"))

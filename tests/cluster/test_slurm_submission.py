@@ -187,7 +187,8 @@ def test_a_node_is_checked_by_a_job(site: SlurmSite) -> None:
     done = site.run("doctor", "--site", "test", "--job", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = {check["name"]: check["holds"] for check in json.loads(done.stdout)}
-    assert found["import torch"]
+    assert found["job: import torch"]
+    assert found["job: file locks"]
     assert found["partition and limits"]
 
 

@@ -1,6 +1,7 @@
 """Every feature of the trainer, interrupted: the same bits as undisturbed, and no state left out."""
 
 import dataclasses
+import functools
 import itertools
 import os
 import signal
@@ -93,6 +94,23 @@ def test_interrupted_three_times_ends_in_the_same_bits(
     assert result(fold) == result(undisturbed)
     expected = {"final", "best"} | ({"ema", "swa"} if name == "averages" else set())
     assert set(result(fold)["weights"]) == expected
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_model_resumes_in_the_same_bits(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """The first backend traces and differentiates as the default does, without its minute of a C++ compiler."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    folds = [make_run(name, train={"compile": True, "epochs": 2}).fold("0") for name in ("undisturbed", "interrupted")]
+    train_fold(folds[0], {})
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            train_fold(folds[1], {})
+    torch.compiler.reset()  # as in another process
+    train_fold(folds[1], {})
+    assert result(folds[0]) == result(folds[1])
 
 
 def test_the_state_is_complete(make_run: MakeRun) -> None:
