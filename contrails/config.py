@@ -28,6 +28,9 @@ class DataSection(Section):
 
     dataset: Path = Field(description="dataset file made by `contrails prepare`")
     filelist: Path = Field(description="fold of every record, made by `contrails split`")
+    positives_only: bool = Field(
+        False, description="train on records with a positive pixel alone, as the second of two stages; validate on all"
+    )
     exclude: Path | None = Field(
         None, description="records that are not trained on, made by `contrails data audit`; empty: none"
     )

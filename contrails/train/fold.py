@@ -91,6 +91,8 @@ def training_rows(dataset: Dataset, filelist: FileList, fold: str, recipe: Recip
     """Return the rows of the dataset file that fold `fold` trains on and validates on, int64 each."""
     training, validation = dataset.rows(filelist.training(fold)), dataset.rows(filelist.validation(fold))
     training = training[~np.isin(training, excluded_rows(recipe.data.exclude, dataset))]
+    if recipe.data.positives_only:
+        training = training[dataset.positive_pixels(training) > 0]
     if recipe.data.overfit:
         positive_first = training[np.argsort(-dataset.positive_pixels(training), kind="stable")]
         training = validation = positive_first[: recipe.data.overfit]

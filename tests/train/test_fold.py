@@ -13,12 +13,13 @@ import pytest
 import safetensors.torch
 import torch
 
+from contrails.data.filelists import read_filelist
 from contrails.data.store import open_dataset
 from contrails.errors import DataError, NodeError, Stopped, TrainingError
 from contrails.files import read_json, read_json_lines, sha256
 from contrails.models.weights import load_weights
 from contrails.runs import Fold, Run
-from contrails.train.fold import train_fold
+from contrails.train.fold import train_fold, training_rows
 from contrails.train.loop import Loop
 
 MakeRun = Callable[..., Run]
@@ -144,9 +145,6 @@ def test_all_trains_on_every_record_and_has_no_score(make_run: MakeRun) -> None:
 
 
 def test_overfit_uses_the_same_records_twice_positive_ones_first(make_run: MakeRun) -> None:
-    from contrails.data.filelists import read_filelist
-    from contrails.train.fold import training_rows
-
     run = make_run(data={"overfit": 3})
     config = run.read_config()
     dataset = open_dataset(config.recipe.data.dataset)
@@ -154,6 +152,16 @@ def test_overfit_uses_the_same_records_twice_positive_ones_first(make_run: MakeR
     assert np.array_equal(training, validation)
     assert len(training) == 3
     assert all((dataset.votes[row] * 2 > dataset.annotators[row]).any() for row in training)
+
+
+def test_positives_only_validates_on_all(make_run: MakeRun) -> None:
+    config = make_run(data={"positives_only": True}).read_config()
+    dataset, filelist = open_dataset(config.recipe.data.dataset), read_filelist(config.recipe.data.filelist)
+    training, validation = training_rows(dataset, filelist, "0", config.recipe)
+    of_the_fold = dataset.rows(filelist.training("0"))
+    assert np.array_equal(training, of_the_fold[dataset.positive_pixels(of_the_fold) > 0])
+    assert 0 < len(training) < len(of_the_fold)
+    assert np.array_equal(validation, dataset.rows(filelist.validation("0")))
 
 
 def test_only_recent_and_best_weights_stay(make_run: MakeRun) -> None:
