@@ -39,9 +39,9 @@ class DataSection(Section):
         "ash",
         description="input channels: ash, ash_unclipped, split_window, bands, expressions like b14-b15, or a list",
     )
-    normalise: Literal["none", "mean_std", "min_max", "per_image", "imagenet"] = Field(
+    normalise: Literal["none", "mean_std", "min_max", "percentiles", "per_image", "imagenet"] = Field(
         "none",
-        description="what maps each channel then; mean_std and min_max are of the training split",
+        description="what maps each channel then; mean_std, min_max, percentiles (1 to 99) are of the training split",
     )
     crop: int | None = Field(None, ge=32, description="side of a random window to train on, in pixels; empty: all")
     crop_positive: float = Field(0.0, ge=0, le=1, description="chance that a window is asked to hold a positive pixel")

@@ -62,10 +62,11 @@ def info(path: Path, as_json: bool, plot: Path | None) -> None:
     for key, value in _readable(found).items():
         table.add_row(key.replace("_", " "), value)
     statistics = Table()
-    for heading in ("band", "min K", "mean K", "std K", "max K"):
+    unit = "" if found["units"] == "1" else f" {found['units']}"
+    for heading in ("band", *(f"{name}{unit}" for name in ("min", "mean", "std", "max"))):
         statistics.add_column(heading, justify="right")
     for band, values in bands.items():
-        statistics.add_row(band, *(f"{value:.2f}" for value in values.values()))
+        statistics.add_row(band, *(f"{value:.{2 if unit else 4}f}" for value in values.values()))
     console = Console()
     console.print(table)
     console.print(statistics)

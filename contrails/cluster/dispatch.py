@@ -245,7 +245,7 @@ def _check_data(recipe: Recipe) -> DataIdentity:
     require_known(recipe.model)
     dataset, filelist = open_dataset(recipe.data.dataset), read_filelist(recipe.data.filelist)
     require_match(filelist, dataset.record_ids, str(recipe.data.filelist))
-    channels_of(recipe.data, dataset.band_names)
+    channels_of(recipe.data, dataset.band_names, dataset.units)
     dataset.frame_positions(recipe.data.frames)
     require_crop_fits(recipe, dataset)
     excluded_rows(recipe.data.exclude, dataset)

@@ -1,4 +1,4 @@
-"""A record as a person sees it: ash false colour, or the first band in grey where the file lacks a band of it."""
+"""A record as a person sees it: ash false colour, true colour, or the first band in grey, as the file has bands."""
 
 import numpy as np
 
@@ -6,11 +6,16 @@ from contrails.data.composites import Channel, channels_named
 from contrails.data.store import Dataset
 
 _ASH_BANDS = {"b11", "b14", "b15"}
+_TRUE_BANDS = ("red", "green", "blue")
 
 
-def has_ash(dataset: Dataset) -> bool:
-    """Return whether the file has the bands of the ash false colour."""
-    return set(dataset.band_names) >= _ASH_BANDS
+def colours_said(dataset: Dataset) -> str:
+    """Return in words what `colours_of` shows."""
+    if set(dataset.band_names) >= _ASH_BANDS:
+        return "ash false colour"
+    if set(_TRUE_BANDS) <= set(dataset.band_names):
+        return "true colour from 1% to 99%"
+    return f"{dataset.band_names[0]}, grey from 1% to 99%"
 
 
 def labelled_frame(dataset: Dataset) -> int:
@@ -22,14 +27,17 @@ def colours_of(dataset: Dataset, row: int, frame: int) -> np.ndarray:
     """Return a frame of a record, from 0 to 1; `frame` is its position along axis T.
 
     Shape:
-        float32 (H, W, 3) in ash false colour, float64 (H, W) in grey, from the record's percentile 1 to 99.
+        float32 (H, W, 3) in ash false colour, float64 (H, W, 3) in true colour or (H, W) in grey, from the record's
+        percentile 1 to 99.
     """
     bands = dataset.bands[row, frame]
-    if has_ash(dataset):
+    if set(dataset.band_names) >= _ASH_BANDS:
         return np.stack(
             [_seen(dataset, bands, channel) for channel in channels_named("ash", dataset.band_names)], axis=-1
         )
     values = bands[0].astype(np.float64)
+    if set(_TRUE_BANDS) <= set(dataset.band_names):
+        values = np.stack([bands[dataset.band_names.index(name)] for name in _TRUE_BANDS], -1).astype(np.float64)
     low, high = np.percentile(values, (1, 99))
     scaled: np.ndarray = (values - low) / max(high - low, 1)
     return scaled.clip(0, 1)

@@ -1,6 +1,7 @@
 """Normalisation that is fitted on the training split."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from contrails.errors import DataError
 from contrails.progress import bar
 
 _BATCH_SIZE = 16
+_NUM_BINS = 4096
 _USUAL = 10
 """Mean absolute value of a channel that needs no word."""
 
@@ -29,8 +31,8 @@ def fit_composite(dataset: Dataset, recipe: Recipe, rows: np.ndarray) -> Composi
         RecipeError: the composite does not fit the dataset.
     """
     normalise = recipe.data.normalise
-    channels = channels_of(recipe.data, dataset.band_names)
-    if normalise not in ("mean_std", "min_max"):
+    channels = channels_of(recipe.data, dataset.band_names, dataset.units)
+    if normalise not in ("mean_std", "min_max", "percentiles"):
         composite = Composite(channels, per_image=normalise == "per_image")
         _warn_of_scale(source_of(dataset, recipe, composite, torch.device("cpu")), rows[:_BATCH_SIZE])
         return composite
@@ -38,14 +40,15 @@ def fit_composite(dataset: Dataset, recipe: Recipe, rows: np.ndarray) -> Composi
     source = replace(source_of(dataset, recipe, Composite(channels), torch.device("cpu")), time_axis=True)
     found = channel_statistics(source, rows)
     scales = [(s.mean, s.std) if normalise == "mean_std" else (s.min, s.max - s.min) for s in found]
+    if normalise == "percentiles":
+        scales = _percentiles(source, rows, found)
     if flat := [number for number, (_, width) in enumerate(scales) if not width]:
         raise DataError(
             f"data.normalise = '{normalise}': channel {flat[0]} of data.composite = {recipe.data.composite!r} has one "
             f"value in all {len(rows)} training records; leave it out, or choose another normalisation"
         )
-    return Composite(
-        tuple(c.mapped(1 / width, -zero / width) for c, (zero, width) in zip(channels, scales, strict=True))
-    )
+    mapped = tuple(c.mapped(1 / width, -zero / width) for c, (zero, width) in zip(channels, scales, strict=True))
+    return Composite(tuple(replace(c, clip=(0.0, 1.0)) for c in mapped) if normalise == "percentiles" else mapped)
 
 
 def _warn_of_scale(source: Source, rows: np.ndarray) -> None:
@@ -62,10 +65,43 @@ def _warn_of_scale(source: Source, rows: np.ndarray) -> None:
 
 
 def channel_statistics(source: Source, rows: np.ndarray) -> list[Statistics]:
-    """Return the statistics of each channel of a source over all pixels of records."""
+    """Return the statistics of each channel of a source over the pixels of records: padding and nodata do not count.
+
+    Raises:
+        DataError: no pixel of any record counts.
+    """
     running = Running(source.num_channels)
+    for values in _values(source, rows):
+        running.add(values)
+    if not running.count:
+        raise DataError(f"{source.dataset.path}: no pixel of {len(rows)} training records counts; check their masks")
+    return running.statistics()
+
+
+def _percentiles(source: Source, rows: np.ndarray, found: list[Statistics]) -> list[tuple[float, float]]:
+    """Return the 1st percentile of each channel and how far above it the 99th lies, to 1/4096 of the whole range."""
+    counts = np.zeros((len(found), _NUM_BINS), np.int64)
+    ranges = [(channel.min, max(channel.max, channel.min + 1e-6)) for channel in found]
+    for values in _values(source, rows):
+        for channel, (row, limits) in enumerate(zip(values, ranges, strict=True)):
+            counts[channel] += np.histogram(row, _NUM_BINS, limits)[0]
+    scales = []
+    for row, (low, high) in zip(counts, ranges, strict=True):
+        first, last = np.searchsorted(row.cumsum() / row.sum(), (0.01, 0.99))
+        width = (high - low) / _NUM_BINS
+        # a channel of one value has no width, which is told as for other normalisations
+        scales.append((low + first * width, (last + 1 - first) * width if high > low + 1e-6 else 0.0))
+    return scales
+
+
+def _values(source: Source, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the values of each channel that count, float32 (C, any number), some records at a time."""
     with bar("statistics", len(rows)) as advance:
         for batch in in_order(source, rows, _BATCH_SIZE):
-            running.add(batch.inputs.movedim(source.channel_axis, 0).flatten(1).numpy())
+            values = batch.inputs.movedim(source.channel_axis, 0)
+            if batch.valid.all():
+                yield values.flatten(1).numpy()
+            elif batch.valid.any():
+                counting = batch.valid[:, None].expand(values.shape[1:]) if source.time_axis else batch.valid
+                yield values[:, counting].numpy()
             advance(len(batch.rows))
-    return running.statistics()

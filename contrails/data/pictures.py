@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
-from contrails.data.colours import colours_of, has_ash, labelled_frame
+from contrails.data.colours import colours_of, colours_said, labelled_frame
 from contrails.data.store import Dataset
 from contrails.files import atomic_path
 
@@ -68,7 +68,7 @@ def columns(count: int, most: int) -> int:
 
 
 def _title(dataset: Dataset, num_samples: int, frame: int, labelled: bool) -> str:
-    colours = "ash false colour" if has_ash(dataset) else f"{dataset.band_names[0]}, grey from 1% to 99%"
+    colours = colours_said(dataset)
     when = f"frame {dataset.frames[frame]}"
     if dataset.frames[frame] != dataset.label_frame:
         when += f" (the label is of frame {dataset.label_frame})"

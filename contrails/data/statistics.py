@@ -28,7 +28,7 @@ class Running:
     """
 
     def __init__(self, num_channels: int) -> None:
-        self._count = 0
+        self.count = 0
         self._mean, self._squares = np.zeros(num_channels), np.zeros(num_channels)
         self._low, self._high = np.full(num_channels, np.inf), np.full(num_channels, -np.inf)
 
@@ -38,14 +38,14 @@ class Running:
         size, mean = values.shape[1], values.mean(axis=1)
         self._low, self._high = np.minimum(self._low, values.min(axis=1)), np.maximum(self._high, values.max(axis=1))
         values -= mean[:, None]
-        delta, total = mean - self._mean, self._count + size
-        self._squares += np.einsum("ci,ci->c", values, values) + delta**2 * (self._count * size / total)
+        delta, total = mean - self._mean, self.count + size
+        self._squares += np.einsum("ci,ci->c", values, values) + delta**2 * (self.count * size / total)
         self._mean += delta * (size / total)
-        self._count = total
+        self.count = total
 
     def statistics(self) -> list[Statistics]:
         """Return those of each channel, of all that was added."""
-        std = np.sqrt(self._squares / self._count)
+        std = np.sqrt(self._squares / self.count)
         return [
             Statistics(*map(float, channel)) for channel in zip(self._low, self._mean, std, self._high, strict=True)
         ]

@@ -1,6 +1,7 @@
 """Composites: published formulas, expressions, normalisation as an affine map; what is not linear is refused."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contrails.config import DataSection
-from contrails.data.composites import Channel, Composite, channels_of, compose, parse_expression
+from contrails.data.composites import Channel, Composite, channels_of, check_composite, compose, parse_expression
 from contrails.errors import RecipeError
 
 BANDS = ("b11", "b14", "b15")
@@ -52,6 +53,9 @@ def test_ash_equals_the_published_formula(kelvin: np.ndarray) -> None:
         ("b14-b15", lambda _, b14, b15: [b14 - b15]),
         (["b14", "0.5 * (b11 + b15) - 2*b14 + 7"], lambda b11, b14, b15: [b14, 0.5 * (b11 + b15) - 2 * b14 + 7]),
         (["-(b14 - 243) / 60 / 2"], lambda _, b14, __: [-(b14 - 243) / 120]),
+        (["(b14 - b15) / (b14 + b15)", "1 / b11"], lambda b11, b14, b15: [(b14 - b15) / (b14 + b15), 1 / b11]),
+        (["3 - 2 * b14 / (b15 - 100) / 4"], lambda _, b14, b15: [3 - b14 / (b15 - 100) / 2]),
+        (["b14 / b15 - b11 / b15"], lambda b11, b14, b15: [(b14 - b11) / b15]),
     ],
 )
 def test_channels_are_functions_of_the_bands(kelvin: np.ndarray, asked: Any, expected: Any) -> None:
@@ -81,8 +85,42 @@ def test_mapped_maps_the_clipped_channel(kelvin: np.ndarray) -> None:
 
 
 def test_a_composite_survives_json() -> None:
-    composite = Composite((Channel({"b14": 1 / 3}, -0.1, (0.0, 1.0)), Channel({"b11": 2.0, "b15": -1.0})), True)
+    ratio = parse_expression("(b14 - b15) / (b14 + b15 + 1)").mapped(2, 3)
+    composite = Composite((Channel({"b14": 1 / 3}, -0.1, (0.0, 1.0)), Channel({"b11": 2.0, "b15": -1.0}), ratio), True)
     assert Composite.from_dict(json.loads(json.dumps(composite.to_dict()))) == composite
+    # as files say that were written before there were ratios
+    without = {"weights": {"b14": 1.0}, "constant": 0.0, "clip": None}
+    assert Composite.from_dict({"channels": [without], "per_image": False}).channels == (Channel({"b14": 1.0}),)
+
+
+def test_an_index_of_images_and_its_maps() -> None:
+    counts = torch.randint(0, 256, (2, 1, 2, 8, 8), dtype=torch.uint8)
+    counts[0, 0, :, 0] = 0  # nodata: nothing divided by nothing
+    nir, red = counts[:, :, 0].double(), counts[:, :, 1].double()
+    index = ((nir - red) / (nir + red)).nan_to_num(0)
+    (channel,) = channels_of(section(["(nir - red) / (nir + red)"]), ("nir", "red"), "1")
+    composite = Composite((channel, replace(channel.mapped(0.5, 0.5), clip=(0.0, 0.6))))
+    plain, mapped = compose(counts, composite, ("nir", "red"), 1 / 255, 0.0).unbind(2)
+    assert torch.allclose(plain.double(), index, atol=1e-6)
+    there = nir + red > 0
+    assert torch.allclose(mapped.double()[there], (0.5 + index / 2).clamp(0, 0.6)[there], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16])
+def test_bands_of_images_are_taken_as_they_are(dtype: torch.dtype) -> None:
+    counts = (torch.arange(2 * 3 * 64).view(2, 1, 3, 8, 8) % 200).to(dtype)
+    names = ("red", "green", "blue")
+    out = compose(counts, Composite(channels_of(section("bands", "imagenet"), names, "1")), names, 1 / 255, 0.0)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (counts.float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    assert torch.allclose(out, expected, atol=1e-5)
+
+
+def test_a_recipe_is_checked_before_there_is_a_dataset() -> None:
+    check_composite(section(["(green - swir) / (green + swir)", "grey", "bands"]))
+    for wrong in ("b17", "ashh", ["b14 +"]):
+        with pytest.raises(RecipeError):
+            check_composite(section(wrong))
 
 
 @given(st.recursive(st.sampled_from(["b11", "b14", "3", "0.5"]), lambda inner: st.one_of(
@@ -91,17 +129,21 @@ def test_a_composite_survives_json() -> None:
     st.tuples(inner, st.sampled_from(["* 2", "/ 4"])).map(" ".join),
 ), max_leaves=8))  # fmt: skip
 def test_an_expression_means_what_python_means(text: str) -> None:
-    weights, constant = parse_expression(text)
-    bands = {"b11": 270.0, "b14": 281.5}
+    channel, bands = parse_expression(text), {"b11": 270.0, "b14": 281.5}
     expected = eval(text, {"__builtins__": {}}, bands)
-    assert sum(weight * bands[band] for band, weight in weights.items()) + constant == pytest.approx(expected, abs=1e-6)
+    assert channel.divisor is None
+    found = sum(weight * bands[band] for band, weight in channel.weights.items()) + channel.constant
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("b14 * b15", "a product of bands is not linear"),
-        ("1 / b14", "a division by a band is not linear"),
+        ("b14 / b15 * b11", "a product of bands is not linear"),
+        ("b14 / b15 + b11", "a sum of a ratio and bands is neither"),
+        ("b14 / b15 + b11 / b14", "a sum of a ratio and bands is neither"),
+        ("b14 / (b15 / b11)", "a ratio of ratios is neither"),
         ("b14 / 0", "division by zero"),
         ("b14 ** 2", r"'b14 \*\* 2' is not allowed"),
         ("__import__('os').system('true')", "is not allowed"),
@@ -119,7 +161,7 @@ def test_an_expression_means_what_python_means(text: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_linear_expression_is_refused(text: str, reason: str) -> None:
-    with pytest.raises(RecipeError, match=rf"data.composite: '.*{reason}.*expected a linear expression over b11, b14"):
+    with pytest.raises(RecipeError, match=rf"data.composite: '.*{reason}.*expected an expression over b11, b14"):
         channels_of(section([text]), BANDS)
 
 
