@@ -17,6 +17,7 @@ from contrails.errors import StorageError
 
 _BLOCK = 1 << 20
 _COPY_BLOCK = 8 << 20
+_TAIL = 1 << 16
 
 
 @contextmanager
@@ -182,3 +183,22 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def last_json_line(path: Path) -> dict[str, Any]:
+    """Return the last complete row of a JSON-lines file without reading all of it; empty where there is none."""
+    with storage(path, "read"):
+        try:
+            with path.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            return {}
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            return row
+    return {}

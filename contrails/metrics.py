@@ -47,3 +47,11 @@ class Histogram:
         others = np.flatnonzero(curve[first:] != curve[first])
         last = first + (int(others[0]) if len(others) else len(curve) - first) - 1
         return float(curve[first]), (first + last) // 2 / (NUM_BINS - 1)
+
+
+def average_precision(histogram: Histogram) -> float:
+    """Return the area under the precision-recall curve, the sum of (R_n - R_n-1) P_n; NaN without contrail pixels."""
+    hits = histogram.positive[::-1].cumsum().astype(np.float64)
+    predicted = hits + histogram.negative[::-1].cumsum()
+    precision = np.divide(hits, predicted, out=np.zeros(NUM_BINS), where=predicted > 0)
+    return float((precision * histogram.positive[::-1]).sum() / hits[-1]) if hits[-1] else float("nan")

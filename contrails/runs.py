@@ -116,6 +116,15 @@ class Run:
     def then_claim(self) -> Path:
         return self.path / "then.claim"
 
+    @property
+    def notes(self) -> Path:
+        """Remarks and leaderboard scores, added by hand."""
+        return self.path / "notes.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
     def aggregate(self, name: str) -> Path:
         return self.path / "aggregate" / name
 

@@ -11,6 +11,7 @@ import torch
 from contrails.aggregate.postprocess import Step, apply
 from contrails.aggregate.predict import Predictor, load_predictor
 from contrails.aggregate.predictions import Wanted, complete
+from contrails.aggregate.stored import FORMAT, VERSION
 from contrails.aggregate.views import parse_views
 from contrails.data.composites import Composite
 from contrails.data.filelists import read_filelist
@@ -20,8 +21,6 @@ from contrails.errors import DataError
 from contrails.files import read_json, sha256, to_json, write_atomic
 from contrails.models.weights import read_about
 
-FORMAT = "contrails-ensemble"
-VERSION = 2
 FILELIST = "filelist.csv"
 """Copy of the file list in the ensemble's folder."""
 

@@ -14,7 +14,7 @@ from contrails.aggregate.postprocess import apply
 from contrails.data.filelists import HELD_OUT
 from contrails.data.store import IGNORE, Dataset
 from contrails.errors import DataError
-from contrails.metrics import NUM_BINS, Histogram
+from contrails.metrics import NUM_BINS, Histogram, average_precision
 from contrails.progress import bar
 
 _SIZES = (0, 1, 100, 1000)
@@ -86,14 +86,6 @@ def scores(table: pd.DataFrame) -> dict[str, Any]:
         "precision": _ratio(tp, tp + fp),
         "recall": _ratio(tp, tp + fn),
     }  # fmt: skip
-
-
-def average_precision(histogram: Histogram) -> float:
-    """Return the area under the precision-recall curve, the sum of (R_n - R_n-1) P_n, over all stored probabilities."""
-    hits = histogram.positive[::-1].cumsum().astype(np.float64)
-    predicted = hits + histogram.negative[::-1].cumsum()
-    precision = np.divide(hits, predicted, out=np.zeros(NUM_BINS), where=predicted > 0)
-    return _ratio(float((precision * histogram.positive[::-1]).sum()), float(hits[-1]))
 
 
 def _about(dataset: Dataset, row: int) -> dict[str, Any]:

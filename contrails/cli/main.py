@@ -34,6 +34,7 @@ _COMMANDS = {
     "predict": "contrails.cli.predict",
     "evaluate": "contrails.cli.evaluate",
     "submission": "contrails.cli.submission",
+    "report": "contrails.cli.report",
     "sync": "contrails.cli.sync",
 }
 """Where each command lives, in the order of an experiment; the function has the command's name."""

@@ -39,7 +39,9 @@ def submissions(run: Run) -> list[Submission]:
     """Return the jobs of a run in the order in which they were asked for."""
     found: dict[str, Submission] = {}
     for row in read_json_lines(run.journal):
-        name = row.get("name", "")
+        name = row.get("name")
+        if name is None:
+            continue  # written by an older version
         if row.get("event") == "intent":
             found[name] = Submission(
                 name,

@@ -8,7 +8,7 @@ from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.states import ALIVE, FoldState, fold_state
 from contrails.config import parse
-from contrails.errors import ClusterError
+from contrails.errors import ClusterError, RecipeError
 from contrails.runs import Run
 
 
@@ -19,8 +19,11 @@ def site_of(run: Run) -> Site:
 
 
 def overview(runs: Iterable[Run]) -> dict[Run, list[FoldState]]:
-    """Return the state of every fold of the runs; where a scheduler does not answer, the last known and stale."""
-    sites = {run: site_of(run) for run in runs}
+    """Return the state of every fold of the runs; where a scheduler does not answer, the last known and stale.
+
+    A run of another version, whose site cannot be read, is judged by its files.
+    """
+    sites = {run: _readable_site(run) for run in runs}
     words: dict[str, dict[str, Job] | None] = {
         name: _ask(site, [run for run, of in sites.items() if of.scheduler == name])
         for name, site in {site.scheduler: site for site in sites.values() if site.scheduler != "local"}.items()
@@ -32,6 +35,13 @@ def overview(runs: Iterable[Run]) -> dict[Run, list[FoldState]]:
         rows = [fold_state(fold, jobs) for fold in run.folds()]
         found[run] = [replace(row, stale=stale and row.state in ALIVE) for row in rows]
     return found
+
+
+def _readable_site(run: Run) -> Site:
+    try:
+        return site_of(run)
+    except RecipeError:
+        return Site(name="unknown")
 
 
 def _ask(site: Site, runs: list[Run]) -> dict[str, Job] | None:

@@ -130,7 +130,7 @@ class Heart:
     def _write(self) -> None:
         with self._lock:
             self._beats += 1
-            content = to_json(self._state | {"beat": self._beats})
+            content = to_json(self._state | {"beat": self._beats, "time": time.time()})
         write_atomic(self._attempt.state, content)
 
 

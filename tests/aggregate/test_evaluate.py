@@ -17,12 +17,12 @@ from sklearn.metrics import average_precision_score
 
 from contrails.aggregate.assemble import make_ensemble
 from contrails.aggregate.ensemble import Ensemble, Options
-from contrails.aggregate.evaluate import average_precision, evaluate_ensemble
+from contrails.aggregate.evaluate import evaluate_ensemble
 from contrails.aggregate.postprocess import apply
 from contrails.cli.main import cli
 from contrails.data.store import Dataset, open_dataset
 from contrails.errors import DataError, RunError
-from contrails.metrics import NUM_BINS, Histogram
+from contrails.metrics import NUM_BINS, Histogram, average_precision
 from contrails.runs import Run
 from contrails.train.fold import train_fold
 

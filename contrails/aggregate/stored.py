@@ -1,0 +1,53 @@
+"""What an aggregation left in its folder, read without torch: figures, steps, out-of-fold predictions.
+
+For reports and comparisons, which make nothing themselves.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contrails.aggregate.predictions import read_predictions
+from contrails.aggregate.scored import Scored
+from contrails.data.store import open_dataset
+from contrails.errors import DataError
+from contrails.files import read_json
+from contrails.runs import ALL, Run
+
+FORMAT = "contrails-ensemble"
+VERSION = 2
+
+
+def read_figures(folder: Path) -> dict[str, Any] | None:
+    """Return the content of `ensemble.json`; None where there is none, or one of another version."""
+    content = read_json(folder / "ensemble.json")
+    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+        return None
+    return content
+
+
+def stored_out_of_fold(run: Run, folder: Path, figures: dict[str, Any]) -> Scored:
+    """Return the records that the run's members in an ensemble validated on, with the probabilities of these members.
+
+    Raises:
+        DataError: the dataset or the predictions are not there, or no longer what was aggregated.
+    """
+    dataset = open_dataset(Path(figures["request"]["dataset"]["path"]))
+    if dataset.fingerprint != figures["request"]["dataset"]["fingerprint"]:
+        raise DataError(f"{dataset.path} is not the dataset that {folder} was made with; put the old file back")
+    names = [member["run"] for member in figures["members"]]
+    name = run.name if run.name in names else names[0]  # the folder may have been renamed
+    keys = [key for stem in sorted(figures["request"]["folds"]) if (key := _fold_of(stem, name)) not in (None, ALL)]
+    if not keys:
+        raise DataError(f"{folder} has no fold with validation records, so nothing was predicted out of fold")
+    found = [(key, *read_predictions(folder / "out_of_fold" / f"{name}-fold{key}.h5")) for key in keys]
+    rows = np.concatenate([dataset.rows(record_ids) for _, record_ids, _ in found])
+    parts = np.concatenate([np.full(len(record_ids), fold) for fold, record_ids, _ in found])
+    images = [image for _, _, probabilities in found for image in probabilities]
+    return Scored(dataset, rows, parts, images.__getitem__)
+
+
+def _fold_of(stem: str, run: str) -> str | None:
+    name, _, key = stem.rpartition("-fold")
+    return key if name == run else None

@@ -1,0 +1,177 @@
+"""Records to look at: which of them tell most, and their pictures as data URIs."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from contrails.aggregate.judged import Judged
+from contrails.aggregate.postprocess import Step, apply
+from contrails.aggregate.scored import Scored
+from contrails.data.colours import colours_of, labelled_frame
+from contrails.draws import generator
+from contrails.metrics import NUM_BINS
+from contrails.report.html import section
+
+KINDS = {
+    "worst": "the lowest Dice where something is there",
+    "best": "the highest Dice",
+    "false positive": "nothing is there, and something was found",
+    "missed": "most pixels not found",
+    "random": "drawn by chance",
+}
+_MOST_PIXELS = 512
+"""Side of a picture; larger records are made smaller."""
+_HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
+_HIT, _FALSE, _MISSED = (255, 255, 255), (230, 120, 0), (60, 160, 255)
+"""White, orange and blue: told apart by all kinds of eyes."""
+
+
+def choose(judged: Judged, count: int) -> list[tuple[int, str]]:
+    """Return up to `count` records with the kind that each was chosen for, every record once."""
+    actual, dice = judged.hits + judged.missed, judged.dice
+    random = generator(0, "gallery").permutation(len(actual))
+    ranked: dict[str, np.ndarray] = {
+        "worst": _ranked(dice, actual > 0),
+        "best": _ranked(-dice, actual > 0),
+        "false positive": _ranked(-judged.false, (actual == 0) & (judged.false > 0)),
+        "missed": _ranked(-judged.missed, judged.missed > 0),
+        "random": random,
+    }
+    share, chosen = max(1, count // len(KINDS)), dict[int, str]()
+    for kind, candidates in ranked.items():
+        free = [int(index) for index in candidates if int(index) not in chosen]
+        wanted = count - len(chosen) if kind == "random" else share
+        chosen |= dict.fromkeys(free[:wanted], kind)
+    return list(chosen.items())
+
+
+def gallery_section(
+    scored: Scored,
+    judged: Judged,
+    threshold: float,
+    steps: Sequence[Step],
+    count: int,
+    advance: Callable[[int], None],
+) -> str:
+    """Draw up to `count` records and return the part of the page that shows them; `advance` is told of each."""
+    items, dice = [], judged.dice
+    for index, kind in choose(judged, count):
+        record_id = scored.dataset.record_ids[int(scored.rows[index])]
+        score = "" if np.isnan(dice[index]) else f"{dice[index]:.4f}"
+        pixels = int(judged.hits[index]), int(judged.false[index]), int(judged.missed[index])
+        pictures = "".join(
+            f'<img src="{uri}" alt="{name} of {escape(record_id)}">'
+            for name, uri in _pictures(scored, index, threshold, steps).items()
+        )
+        items.append(
+            f'<li class="record" data-kind="{kind}" data-id="{escape(record_id)}" data-dice="{score}" '
+            f'data-hits="{pixels[0]}" data-false="{pixels[1]}" data-missed="{pixels[2]}">'
+            f'<button type="button" aria-label="enlarge {escape(record_id)}, {kind}, Dice {score or "undefined"}">'
+            f'{pictures}</button><div><span class="kind">{kind}</span> <b>{escape(record_id)}</b><br>'
+            f"Dice {score or '–'} · found {pixels[0]} · false {pixels[1]} · missed {pixels[2]} px</div></li>"
+        )
+        advance(1)
+    kinds = "".join(
+        f'<button type="button" value="{kind}" aria-pressed="false" title="{what}">{kind}</button>'
+        for kind, what in KINDS.items()
+    )
+    options = "".join(f'<option value="{key}">{text}</option>' for key, text in _ORDERS.items())
+    return section(
+        "gallery",
+        "Gallery",
+        f"<p>{_EXPLAINED}</p>{_LEGEND}",
+        '<div class="filters" role="group" aria-label="records shown">'
+        f'<button type="button" value="" aria-pressed="true">all {len(items)}</button>{kinds}'
+        f'<label>sorted by <select id="order">{options}</select></label></div>',
+        f'<ul class="records">{"".join(items)}</ul>{_LIGHTBOX}',
+    )
+
+
+_ORDERS = {
+    "kind up": "kind",
+    "dice up": "Dice, worst first",
+    "dice down": "Dice, best first",
+    "missed down": "missed pixels",
+    "false down": "false pixels",
+    "hits down": "found pixels",
+    "id up": "record",
+}
+_EXPLAINED = (
+    "Out of fold: each record is shown as the member saw it that was not trained on it, cut at the threshold of the "
+    "ensemble. From left to right and top to bottom: false colour image, share of annotators that marked a pixel, "
+    "probability, errors. Select a record to enlarge it."
+)
+_LEGEND = (
+    '<ul class="keys"><li><i class="i-hit"></i>found</li><li><i class="i-false"></i>false</li>'
+    '<li><i class="i-missed"></i>missed</li></ul>'
+)
+_LIGHTBOX = (
+    '<dialog aria-label="record, enlarged"><div class="box"><header><button type="button" value="previous" '
+    'aria-label="previous record">←</button><button type="button" value="next" aria-label="next record">→</button>'
+    '<p aria-live="polite"></p><button type="button" value="out" aria-label="zoom out">−</button>'
+    '<button type="button" value="in" aria-label="zoom in">+</button>'
+    '<button type="button" value="close" aria-label="close">✕</button></header><div class="panes">'
+    + "".join(
+        f'<figure><img alt=""><figcaption>{name}</figcaption></figure>'
+        for name in ("image", "label", "probability", "errors")
+    )
+    + "</div></div></dialog>"
+)
+
+
+def _ranked(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    indices = np.flatnonzero(among)
+    ordered: np.ndarray = indices[np.argsort(values[indices], kind="stable")]
+    return ordered
+
+
+def _pictures(scored: Scored, index: int, threshold: float, steps: Sequence[Step]) -> dict[str, str]:
+    """Return the pictures of a record as data URIs, by name."""
+    row, dataset, probabilities = int(scored.rows[index]), scored.dataset, scored.probabilities(index)
+    image = colours_of(dataset, row, labelled_frame(dataset))
+    image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+    hard, valid = scored.truth(index)
+    counted = np.ones_like(hard) if valid is None else valid
+    mask = apply(probabilities, threshold, steps) & counted
+    marked = np.where(counted, dataset.votes[row] / max(int(dataset.annotators[row]), 1), 0.0)
+    return {
+        "image": _encoded(_as_bytes(image)),
+        "label": _encoded(_heat(marked)),
+        "probability": _encoded(_heat(probabilities / (NUM_BINS - 1))),
+        "errors": _encoded(_errors(image, mask, hard)),
+    }
+
+
+def _errors(image: np.ndarray, mask: np.ndarray, hard: np.ndarray) -> np.ndarray:
+    """Return hits, false alarms and misses over a faint image, uint8 (H, W, 3)."""
+    grey = image.mean(axis=2, keepdims=True)
+    picture = _as_bytes(np.repeat(0.12 + 0.3 * grey, 3, axis=2))
+    for where, colour in ((mask & hard, _HIT), (mask & ~hard, _FALSE), (hard & ~mask, _MISSED)):
+        picture[where] = colour
+    return picture
+
+
+def _heat(values: np.ndarray) -> np.ndarray:
+    """Return values from 0 to 1 in colours from black to yellow, uint8 (H, W, 3)."""
+    places = np.linspace(0, 1, len(_HEAT))
+    channels = [np.interp(values, places, channel) for channel in _HEAT.T]
+    return np.stack(channels, axis=2).round().astype(np.uint8)
+
+
+def _as_bytes(image: np.ndarray) -> np.ndarray:
+    finite: np.ndarray = np.nan_to_num(image, nan=0.0)
+    return (finite.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _encoded(pixels: np.ndarray) -> str:
+    """Return a picture as a data URI."""
+    picture = Image.fromarray(pixels)
+    if max(picture.size) > _MOST_PIXELS:
+        picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=82, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

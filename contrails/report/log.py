@@ -1,0 +1,171 @@
+"""The experiment log: what every run tried, what came of it and what it cost, read from the run folders.
+
+Imports neither torch nor pandas, and reads only small files, so that hundreds of runs are listed at once. A run of an
+older version is listed with what it has.
+"""
+
+import getpass
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from contrails import __version__
+from contrails.cluster.journal import submissions
+from contrails.cluster.usage import UNUSED, Usage, usage_of
+from contrails.config import Recipe, keys, read_toml
+from contrails.errors import ContrailsError, StorageError
+from contrails.files import append_json_line, read_hint, read_json_lines, to_json, write_atomic
+from contrails.runs import Run, runs_root
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run in the log.
+
+    `recipe` has every key of it, defaults filled in; `differs` those that are not as in `compared_to`: the run that it
+    started from, or the baseline. `dice` is the cross-fitted out-of-fold score of its aggregation.
+    """
+
+    name: str
+    created: str = ""
+    user: str = ""
+    compared_to: str = ""
+    differs: dict[str, Any] = field(default_factory=dict)
+    folds_done: int = 0
+    folds: int = 0
+    best_dice: float | None = None
+    dice: float | None = None
+    held_out: float | None = None
+    leaderboard: float | None = None
+    usage: Usage = UNUSED
+    notes: tuple[str, ...] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+def read_log(runs: Sequence[Run], baseline: Run | None = None) -> list[Entry]:
+    """Return the entries of runs; each differs from the run it started from, or from `baseline` (the oldest)."""
+    entries = _remembered(runs)
+    recipes = {entry.name: entry.recipe for entry in entries}
+    if baseline is not None:
+        recipes[baseline.name] = _entry(baseline).recipe
+    oldest = min(
+        (entry for entry in entries if entry.recipe), key=lambda entry: (entry.created, entry.name), default=None
+    )
+    base = baseline.name if baseline is not None else oldest.name if oldest is not None else ""
+    return [_compared(entry, recipes, base) for entry in entries]
+
+
+def add_note(run: Run, text: str, leaderboard: float | None) -> None:
+    """Append a remark and a leaderboard score to a run."""
+    row = {"time": time.time(), "user": getpass.getuser(), "text": text, "leaderboard": leaderboard}
+    append_json_line(run.notes, row, durable=True)
+
+
+def recipe_values(run: Run) -> dict[str, Any]:
+    """Return every key of a run's recipe by its dotted name, defaults filled in; also of older versions.
+
+    Raises:
+        RecipeError: `run.toml` is damaged.
+    """
+    return _DEFAULTS | _flat(read_toml(run.toml, "a run").get("recipe", {}))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of `new` that are not as in `old`; None for a key that only `old` has."""
+    return {key: new.get(key) for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
+
+
+def shown(values: dict[str, Any]) -> str:
+    """Return keys and values as one would type them after -o."""
+    return ", ".join(f"{key}={_text(value)}" for key, value in values.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_text, value))}]"
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _remembered(runs: Sequence[Run]) -> list[Entry]:
+    """Return the entries of runs; those of finished runs are kept in a file under the root, which may be removed."""
+    cache = runs_root() / ".log.json"
+    known = read_hint(cache)
+    found = {str(run.path): (_stamp(run), run) for run in runs}
+    entries = {}
+    for path, (stamp, run) in found.items():
+        kept = known.get(path, {})
+        entries[path] = _from_json(kept["entry"]) if stamp and kept.get("stamp") == stamp else _entry(run)
+    fresh = {path: {"stamp": stamp, "entry": asdict(entries[path])} for path, (stamp, _) in found.items() if stamp}
+    if any(known.get(path, {}).get("stamp") != each["stamp"] for path, each in fresh.items()):
+        with suppress(StorageError):  # the root may be somebody else's
+            write_atomic(cache, to_json({path: each for path, each in (known | fresh).items() if Path(path).exists()}))
+    return list(entries.values())
+
+
+def _stamp(run: Run) -> list[int | str]:
+    """Return what changes when the entry of a finished run does; empty for a run that is not finished."""
+    folds = run.folds()
+    if not folds or not all(fold.done.exists() for fold in folds):
+        return []
+    files = [run.toml, run.notes, run.aggregate("default") / "ensemble.json", *(fold.done for fold in folds)]
+    return [__version__, *(path.stat().st_mtime_ns if path.exists() else 0 for path in files)]
+
+
+def _from_json(content: dict[str, Any]) -> Entry:
+    return Entry(**(content | {"usage": Usage(**content["usage"]), "notes": tuple(content["notes"])}))
+
+
+def _entry(run: Run) -> Entry:
+    try:
+        recipe, problem = recipe_values(run), ""
+    except ContrailsError as error:
+        recipe, problem = {}, str(error)
+    made, figures = read_hint(run.provenance), read_hint(run.aggregate("default") / "ensemble.json")
+    scores, jobs, folds = figures.get("scores", {}), submissions(run), run.folds()
+    results = [read_hint(fold.done) for fold in folds]
+    notes = read_json_lines(run.notes)
+    best = [result["best_dice"] for result in results if result.get("best_dice") is not None]
+    return Entry(
+        name=run.name,
+        created=str(made.get("created", ""))[:16],
+        user=str(made.get("user", "")),
+        folds_done=sum(map(bool, results)),
+        folds=len(folds),
+        best_dice=sum(best) / len(best) if best else None,
+        dice=scores.get("dice", scores.get("dice_cross_fitted")),
+        held_out=(scores.get("held_out") or {}).get("dice"),
+        leaderboard=max((row["leaderboard"] for row in notes if row.get("leaderboard") is not None), default=None),
+        usage=sum((usage_of(fold, jobs) for fold in folds), UNUSED),
+        notes=tuple(row["text"] for row in notes if row.get("text")),
+        recipe=recipe,
+        problem=problem,
+    )
+
+
+def _compared(entry: Entry, recipes: dict[str, dict[str, Any]], base: str) -> Entry:
+    parent = Path(str(entry.recipe.get("init.run") or "")).name
+    against = parent if parent in recipes else base
+    if not entry.recipe or against == entry.name or not recipes.get(against):
+        return entry
+    return replace(entry, compared_to=against, differs=differences(recipes[against], entry.recipe))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+_DEFAULTS = {
+    name: _plain(field.default) for name, field in keys(Recipe) if not field.is_required() and field.default is not None
+}
+"""Of a recipe's keys, as TOML would read them; it has no null."""

@@ -1,0 +1,149 @@
+"""The report of a run: one HTML file that needs nothing but itself.
+
+It is made of what is there: while folds still train, of their snapshots' metrics; after an aggregation, of its
+out-of-fold predictions too. What is missing is said in its place.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from contrails import __version__
+from contrails.aggregate.judged import judge
+from contrails.aggregate.postprocess import Step
+from contrails.aggregate.scored import tally
+from contrails.aggregate.stored import read_figures, stored_out_of_fold
+from contrails.cluster.states import FoldState
+from contrails.cluster.usage import UNUSED
+from contrails.errors import DataError
+from contrails.files import read_hint
+from contrails.progress import bar
+from contrails.report.gallery import gallery_section
+from contrails.report.html import section
+from contrails.report.scores import scores_section
+from contrails.report.training import attempts_section, curves_section, folds_section
+from contrails.runs import Run
+
+_SECTIONS = {"folds": "Folds", "curves": "Training", "scores": "Predictions", "gallery": "Gallery"}
+_SECTIONS |= {"attempts": "Attempts", "recipe": "Recipe"}
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def build_page(run: Run, states: Sequence[FoldState], folder: Path, num_records: int) -> str:
+    """Return the report as HTML.
+
+    Args:
+        run: what is reported.
+        states: where its folds stand.
+        folder: of the aggregation whose predictions are shown, if it is there.
+        num_records: how many records the gallery shows.
+    """
+    figures = read_figures(folder)
+    body = [
+        folds_section(states),
+        curves_section(run),
+        *_predictions(run, folder, figures, num_records),
+        attempts_section(run, states),
+        _recipe(run),
+    ]
+    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in _SECTIONS.items())
+    assets = Path(__file__).parent
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{escape(run.name)} – contrails</title><style>{(assets / 'page.css').read_text()}</style></head><body>"
+        f'<a class="skip" href="#main">Skip to the content</a>{_header(run, states, figures)}'
+        f'<nav aria-label="parts of the report"><ul>{links}</ul></nav><main id="main">{"".join(body)}</main>'
+        f"<footer>{_footer(run)}</footer>"
+        f'<div id="tip" role="status" hidden></div><script>{(assets / "page.js").read_text()}</script></body></html>\n'
+    )
+
+
+def _header(run: Run, states: Sequence[FoldState], figures: dict[str, Any] | None) -> str:
+    done = sum(state.state == "done" for state in states)
+    usage = sum((state.usage for state in states), UNUSED)
+    device = "GPU-hours" if usage.num_gpus else "hours on the CPU"
+    factor = max(usage.num_gpus, 1)
+    best = [state.best_dice for state in states if state.best_dice is not None]
+    tiles = [
+        (f"{done} of {len(states)}", "folds finished"),
+        *_score_tiles(figures),
+        (
+            f"{sum(best) / len(best):.4f}" if best else "–",
+            f"mean of the best validation Dice of {len(best)} fold{'s' * (len(best) != 1)}",
+        ),
+        (f"{factor * usage.hours:.2f}", f"{device}, {factor * usage.hours_lost:.2f} of them lost"),
+        ("–" if usage.efficiency is None else f"{100 * usage.efficiency:.1f}%", "of the time in steps that count"),
+    ]
+    shown = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>' for value, text in tiles
+    )
+    made = read_hint(run.provenance)
+    created = f", created {str(made['created'])[:16].replace('T', ' ')} UTC" if "created" in made else ""
+    return (
+        f'<header><h1>{escape(run.name)}</h1><p class="quiet">contrails run{escape(created)}; this page shows it as of '
+        f'{datetime.now(UTC).strftime("%Y-%m-%d %H:%M")} UTC</p><div class="tiles">{shown}</div></header>'
+    )
+
+
+def _score_tiles(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if figures is None:
+        return []
+    scores, tiles = figures["scores"], []
+    partial = "" if figures["complete"] else f"; partial: {figures['folds']}"
+    if "dice" in scores:
+        low, high = scores["intervals"]["dice"]
+        words = f"Dice out of fold, cross-fitted (95%: {low:.3f} to {high:.3f}){partial}"
+        tiles.append((f"{scores['dice']:.4f}", words))
+    if held_out := scores.get("held_out"):
+        words = f"Dice of the ensemble on {held_out['num_records']} records held out{partial}"
+        tiles.append((f"{held_out['dice']:.4f}", words))
+    return tiles
+
+
+def _predictions(run: Run, folder: Path, figures: dict[str, Any] | None, num_records: int) -> list[str]:
+    """Return charts and gallery of the out-of-fold predictions, or why there are none."""
+    if figures is None:
+        there = (folder / "ensemble.json").exists()
+        why = "was made by another version of contrails" if there else "is not there yet"
+        return _none(f"The aggregation {folder.name} {why}: run contrails aggregate {run.name} for these parts.")
+    try:
+        scored = stored_out_of_fold(run, folder, figures)
+    except DataError as error:
+        return _none(f"No out-of-fold predictions: {error}")
+    threshold, steps = float(figures["threshold"]), [Step(**step) for step in figures["steps"]]
+    with bar("pictures", num_records) as advance:
+        judged = judge(scored, dict.fromkeys(map(str, scored.parts), threshold), steps)
+        return [
+            scores_section(figures, tally(scored), judged),
+            gallery_section(scored, judged, threshold, steps, num_records, advance),
+        ]
+
+
+def _none(why: str) -> list[str]:
+    said = f'<p class="none">{escape(why)}</p>'
+    return [section("scores", "Out-of-fold predictions", said), section("gallery", "Gallery", said)]
+
+
+def _recipe(run: Run) -> str:
+    """Return what the run was made of, word for word: also that of a run of an older version."""
+    text = run.toml.read_text(encoding="utf-8", errors="replace")
+    made = read_hint(run.provenance)
+    kept = ("command", "commit", "created", "host", "user", "python", "folder")
+    origin = "\n".join(f"{key}: {made[key]}" for key in kept if made.get(key))
+    libraries = "\n".join(f"{name} {number}" for name, number in sorted(made.get("versions", {}).items()))
+    parts = [("Recipe, data and site (run.toml)", text), ("Where it comes from", origin), ("Libraries", libraries)]
+    shown = "".join(
+        f"<details{' open' * (index == 0)}><summary>{title}</summary>"
+        f'<div class="card"><pre>{escape(content)}</pre></div></details>'
+        for index, (title, content) in enumerate(parts)
+        if content
+    )
+    return section("recipe", "Recipe", shown)
+
+
+def _footer(run: Run) -> str:
+    return f"Made by contrails {__version__} from {escape(str(run.path))}."

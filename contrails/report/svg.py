@@ -1,0 +1,184 @@
+"""Line charts and time lines as SVG text: coloured by the page's style sheet, so they follow its light and dark.
+
+Numbers come in, markup comes out; nothing here knows what a fold is. Where the page's script runs, it reads the
+attributes `data-*` to say the values under the pointer.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+_WIDTH, _HEIGHT = 440, 290
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 42
+_MOST_POINTS = 300
+"""Points of a line that are drawn: more than pixels to draw them on only make the page heavy."""
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart; `style` is a class of the style sheet, and `name` what the legend calls it."""
+
+    name: str
+    points: Sequence[Point | None]
+    style: str
+    markers: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis says; `limits` are those of the values where none are given."""
+
+    label: str
+    limits: tuple[float, float] | None = None
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A stretch of a row of a time line, from and to in seconds; `text` is told by a pointer on it."""
+
+    row: int
+    start: float
+    end: float
+    style: str
+    text: str
+
+
+def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> str:
+    """Return a chart of lines with axes; values that are not finite leave a gap."""
+    drawn = [Line(line.name, list(_drawable(line.points, x, y)), line.style, line.markers) for line in lines]
+    points = [point for line in drawn for point in line.points if point is not None]
+    if not points:
+        return '<p class="none">nothing to draw yet</p>'
+    x_scale, x_limits = _scale(x, [point[0] for point in points], _LEFT, _WIDTH - _RIGHT)
+    y_scale, y_limits = _scale(y, [point[1] for point in points], _HEIGHT - _BOTTOM, _TOP)
+    data = " ".join(
+        f'data-{key}="{value:g}"' for key, value in zip(("x0", "x1", "y0", "y1"), (*x_limits, *y_limits), strict=True)
+    )
+    logs = " ".join(f'data-{name}log="1"' for name, axis in (("x", x), ("y", y)) if axis.log)
+    area = f"{_LEFT} {_TOP} {_WIDTH - _RIGHT} {_HEIGHT - _BOTTOM}"
+    head = (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}" '
+        f'data-area="{area}" data-x="{escape(x.label)}" {data} {logs}>'
+    )
+    grid = _grid(x_scale, x_limits, y_scale, y_limits, x, y)
+    return "".join([head, *grid, *(_path(line, x_scale, y_scale) for line in drawn), "</svg>"])
+
+
+def time_line(title: str, rows: Sequence[str], bars: Sequence[Bar], hours_from: float) -> str:
+    """Return rows of bars, at least one, over hours since `hours_from`, in seconds since the epoch."""
+    width, height, left = 900, 28 * len(rows) + 40, 60
+    hours = max((max(bar.end for bar in bars) - hours_from) / 3600, 1e-3)
+    scale = _linear(0, hours, left, width - 16)
+    parts = [f'<svg class="timeline" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
+    for tick in _ticks(0, hours, 8):
+        at = scale(tick)
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="4" y2="{height - 34}"/>')
+        parts.append(f'<text class="tick" x="{at:.1f}" y="{height - 18}" text-anchor="middle">{_text(tick)}</text>')
+    parts.append(f'<text class="tick" x="{width - 16}" y="{height - 3}" text-anchor="end">hours</text>')
+    for index, name in enumerate(rows):
+        parts.append(f'<text class="tick" x="{left - 8}" y="{28 * index + 23}" text-anchor="end">{escape(name)}</text>')
+    for bar in bars:
+        start, stop = (scale((moment - hours_from) / 3600) for moment in (bar.start, bar.end))
+        place = f'x="{start:.1f}" y="{28 * bar.row + 8}" width="{max(stop - start, 1.5):.1f}" height="20" rx="3"'
+        parts.append(f'<rect class="bar {bar.style}" {place}><title>{escape(bar.text)}</title></rect>')
+    return "".join([*parts, "</svg>"])
+
+
+def _drawable(points: Sequence[Point | None], x: Axis, y: Axis) -> Iterator[Point | None]:
+    """Yield the points that can be drawn, at most a few hundred: the lowest and highest of each stretch; else None."""
+    size = 1 if len(points) <= _MOST_POINTS else math.ceil(2 * len(points) / _MOST_POINTS)
+    for first in range(0, len(points), size):
+        good = [point for point in points[first : first + size] if point is not None and _fits(point, x, y)]
+        if good:
+            yield from sorted({min(good, key=lambda p: p[1]), max(good, key=lambda p: p[1])})
+        else:
+            yield None
+
+
+def _fits(point: Point, x: Axis, y: Axis) -> bool:
+    return all(math.isfinite(at) and (at > 0 or not axis.log) for at, axis in zip(point, (x, y), strict=True))
+
+
+def _scale(
+    axis: Axis, values: Sequence[float], low: float, high: float
+) -> tuple[Callable[[float], float], tuple[float, float]]:
+    """Return the map from values to pixels and the limits of the axis."""
+    first, last = axis.limits or (min(values), max(values))
+    if first == last:
+        first, last = (first / 2, last * 2) if axis.log else (first - 0.5, last + 0.5)
+    if axis.limits is None and not axis.log:
+        margin = 0.04 * (last - first)
+        first, last = first - (margin if first else 0), last + margin
+    if axis.log:
+        inner = _linear(math.log10(first), math.log10(last), low, high)
+        return lambda value: inner(math.log10(value)), (first, last)
+    return _linear(first, last, low, high), (first, last)
+
+
+def _linear(first: float, last: float, low: float, high: float) -> Callable[[float], float]:
+    return lambda value: low + (value - first) / (last - first) * (high - low)
+
+
+def _grid(
+    x_scale: Callable[[float], float],
+    x_limits: tuple[float, float],
+    y_scale: Callable[[float], float],
+    y_limits: tuple[float, float],
+    x: Axis,
+    y: Axis,
+) -> Iterator[str]:
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    for tick in (_log_ticks if x.log else _ticks)(*x_limits, 6):
+        at = x_scale(tick)
+        yield f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>'
+        yield f'<text class="tick" x="{at:.1f}" y="{bottom + 16}" text-anchor="middle">{_text(tick)}</text>'
+    for tick in (_log_ticks if y.log else _ticks)(*y_limits, 6):
+        at = y_scale(tick)
+        yield f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        yield f'<text class="tick" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{_text(tick)}</text>'
+    label = '<text class="label" text-anchor="middle"'
+    yield f'{label} x="{(_LEFT + right) / 2}" y="{_HEIGHT - 6}">{escape(x.label)}</text>'
+    yield f'{label} transform="translate(13 {(_TOP + bottom) / 2}) rotate(-90)">{escape(y.label)}</text>'
+
+
+def _path(line: Line, x_scale: Callable[[float], float], y_scale: Callable[[float], float]) -> str:
+    commands, pen_up = [], True
+    marks = []
+    for point in line.points:
+        if point is None:
+            pen_up = True
+            continue
+        at = f"{x_scale(point[0]):.1f} {y_scale(point[1]):.1f}"
+        commands.append(f"{'M' if pen_up else 'L'}{at}")
+        pen_up = False
+        if line.markers:
+            marks.append(f'<circle class="{line.style}" cx="{at.split()[0]}" cy="{at.split()[1]}" r="3.5"/>')
+    path = f'<path class="line {line.style}" data-name="{escape(line.name)}" d="{"".join(commands)}"/>'
+    return path + "".join(marks)
+
+
+def _ticks(first: float, last: float, most: int) -> Iterator[float]:
+    """Yield round numbers: 1, 2 or 5 times a power of ten apart."""
+    raw = (last - first) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    for number in range(math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9) + 1):
+        yield number * step
+
+
+def _log_ticks(first: float, last: float, most: int) -> Iterator[float]:
+    decades = range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)
+    factors = (1, 2, 5) if len(decades) <= most // 2 else (1,)
+    found = [factor * 10.0**decade for decade in decades for factor in factors]
+    inside = [tick for tick in found if first * (1 - 1e-9) <= tick <= last * (1 + 1e-9)]
+    yield from inside if len(inside) > 1 else (first, last)
+
+
+def _text(value: float) -> str:
+    if value and not 1e-4 <= abs(value) < 1e5:
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:.4g}"
