@@ -24,7 +24,7 @@ from contrails.cluster.pbs.watcher import PbsInfoWatcher
 from fake_pbs import FakePbs
 
 REAL = os.environ.get("CONTRAILS_TEST_PBS") == "1" and shutil.which("qsub") is not None
-WALLTIME, MARGIN_S = ("00:00:40", 15) if REAL else ("00:00:06", 3)
+WALLTIME, MARGIN_S = ("00:00:40", 15) if REAL else ("00:00:08", 4)
 
 
 class Site:

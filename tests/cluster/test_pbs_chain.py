@@ -34,6 +34,7 @@ def ended(code: int) -> dict[str, Any]:
         ([START], None, "LOST", None),
         ([START, ended(137)], "FAILED", "KILLED", None),
         ([START, ended(9)], "FAILED", "NODE_FAIL", None),
+        ([START, ended(140)], "FAILED", "TIMEOUT", None),
         ([START], "OUT_OF_MEMORY", "OUT_OF_MEMORY", None),
         # TERM before the walltime: deleted, unless PBS says that it was the scheduler, a limit or the node
         ([START, TERM, ended(255)], "FAILED", "CANCELLED", "CANCELLED"),

@@ -209,12 +209,12 @@ def test_an_extended_walltime_needs_no_second_link(site: Site, fake: FakePbs, tm
 def test_a_limit_on_queued_jobs_puts_the_next_link_off(site: Site, fake: FakePbs, tmp_path: Path) -> None:
     rows = tmp_path / "rows"
     fake.configure(max_queued=1)
-    executor = site.executor(pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S)
-    job = executor.submit(pbs_tasks.Counter(), str(rows), 40)
+    executor = site.executor(20, pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S)
+    job = executor.submit(pbs_tasks.Counter(), str(rows), 50)
     eventually(rows.exists)
     assert "successor" not in site.events(job)
     fake.configure(max_queued=2)
-    assert job.result() == 40
+    assert job.result() == 50
 
 
 def test_what_can_never_run_says_so(site: Site, fake: FakePbs) -> None:

@@ -92,8 +92,9 @@ def test_cancel_deletes_every_link(site: Site, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("chain", ["held", "at_warning"])
 def test_a_checkpointable_goes_on_through_three_links_under_one_id(site: Site, tmp_path: Path, chain: str) -> None:
     rows = tmp_path / "rows"
-    executor = site.executor(pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S, pbs_chain=chain)
-    job = executor.submit(pbs_tasks.Counter(), str(rows), 600 if REAL else 60)
+    # a slow machine takes fewer steps in a link, and more links
+    executor = site.executor(20, pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S, pbs_chain=chain)
+    job = executor.submit(pbs_tasks.Counter(), str(rows), 600 if REAL else 80)
     num_steps = job.result()
     taken = [int(row.split()[0]) for row in rows.read_text().splitlines()]
     assert taken == list(range(num_steps))  # no step was lost, or taken twice

@@ -54,6 +54,7 @@ TASK_EXITS = {
     9: NODE_FAIL,  # the task says that the node lacks what the job asked for
     135: NODE_FAIL,  # 128 + 7: a mapped file could not be read
     137: KILLED,
+    140: TIMEOUT,  # 128 + 12, the warning: it found a task that had not begun, or does not handle it
 }
 """Exit codes of a task after which the next link may try again; after any other one the chain gives up."""
 
