@@ -28,7 +28,7 @@ WALLTIME, MARGIN_S = ("00:00:40", 15) if REAL else ("00:00:08", 4)
 
 
 class Site:
-    """A user's folder on a cluster."""
+    """A user's folder on a cluster, for the plugin alone."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "jobs"

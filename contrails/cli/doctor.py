@@ -24,7 +24,8 @@ def doctor(site_name: str | None, recipe: Path | None, job: bool, node: bool, as
     Example:
       contrails doctor --site mycluster --job
     """
-    from contrails.cluster.doctor import Check, check_by_job, check_node, check_site, check_wandb
+    from contrails.cluster.doctor import check_by_job, check_node, check_site, check_wandb
+    from contrails.cluster.scheduler import Check
     from contrails.cluster.sites import find_site
     from contrails.config import load_recipe
     from contrails.runs import Run, runs_root

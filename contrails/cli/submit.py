@@ -88,7 +88,7 @@ def submit(
     if dry_run:
         _show_plan(recipes, site, folds, folds_per_job, as_json)
         return
-    waits_for = _jobs_of(after, site) if after else ()
+    waits_for = _jobs_of(after, site) if after else {}
     if ALL in folds:
         click.echo(
             "fold all trains on every record that is not held out: it has no validation score of its own", err=True
@@ -152,13 +152,11 @@ def _show_jobs(run: Run, config: RunConfig, folds: list[str], folds_per_job: int
     scheduler = scheduler_of(site)
     for group in grouped(folds, folds_per_job):
         request = fold_request(run, config.compute.num_threads, group)
-        script = run.submitit / f"{request.name}.sh"
-        click.echo(f"\n# {shlex.join(scheduler.command(script))}, where the script is")
-        click.echo(scheduler.script(run.submitit, site, request))
+        click.echo(f"\n{scheduler.preview(run.submitit, site, request)}")
 
 
-def _jobs_of(name: str, site: Site) -> tuple[str, ...]:
-    """Return the newest jobs of a run's unfinished folds."""
+def _jobs_of(name: str, site: Site) -> dict[str, Path]:
+    """Return the newest jobs of a run's unfinished folds, with submitit's folder of each."""
     run = open_run(name)
     if "local" in (site.scheduler, site_of(run).scheduler):
         raise click.UsageError(f"--after {name}: expected both runs on a scheduler's site; this machine keeps no queue")
@@ -169,7 +167,7 @@ def _jobs_of(name: str, site: Site) -> tuple[str, ...]:
             f"`contrails resume {name}` first, or leave --after out"
         )
     newest = newest_submissions(submissions(run))
-    return tuple(sorted({job.job_id for key, job in newest.items() if job.job_id and not run.fold(key).done.exists()}))
+    return {job.job_id: run.submitit for key, job in newest.items() if job.job_id and not run.fold(key).done.exists()}
 
 
 def _command(then: str, run: Run) -> list[str]:

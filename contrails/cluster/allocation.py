@@ -12,9 +12,10 @@ from pathlib import Path
 
 from contrails.cluster.ends import read_end, retries_left, write_end
 from contrails.cluster.journal import submissions
-from contrails.cluster.scheduler import Cause, Scheduler, Standing, ThisJob
+from contrails.cluster.scheduler import Cause, Scheduler, Standing, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.files import read_hint, to_json, write_atomic
+from contrails.history import covered_step
 from contrails.runs import Attempt, Fold
 
 _EARLY_S = 61
@@ -63,6 +64,20 @@ class Clock:
         return self.deadline is not None and time.time() >= self.deadline - seconds
 
 
+class Progress:
+    """Tells the scheduler, once, that a fold of this start has got further than the earlier ones."""
+
+    def __init__(self, scheduler: Scheduler, job: ThisJob, folds: list[Fold]) -> None:
+        self._scheduler, self._job = scheduler, job
+        self._steps = {fold: covered_step(fold) for fold in folds}
+
+    def note(self) -> None:
+        """Look for new snapshots."""
+        if any(covered_step(fold) > step for fold, step in self._steps.items()):
+            self._scheduler.note_progress(self._job)
+            self._steps = {}
+
+
 def own_attempt(fold: Fold, job: ThisJob) -> Attempt | None:
     """Return the attempt that this start of the job made at a fold, if it got that far."""
     attempts = fold.attempts()
@@ -74,7 +89,7 @@ def own_attempt(fold: Fold, job: ThisJob) -> Attempt | None:
 def is_wanted(fold: Fold, job: ThisJob, site: Site) -> bool:
     """Return whether a fold is to be trained by this start of the job.
 
-    What an earlier start left without a word was taken away by the scheduler, which then started the job again.
+    What an earlier start left without a word, the scheduler has ended and started again.
     """
     if fold.done.exists() or fold.cancelled.exists():
         return False
@@ -82,10 +97,14 @@ def is_wanted(fold: Fold, job: ThisJob, site: Site) -> bool:
     if not attempts or read_hint(attempts[-1].job).get("job_id") != job.job_id:
         return True
     end = read_end(attempts[-1])
-    if end is None:
-        write_end(fold, attempts[-1], "preemption", handed_over=True)
-        return True
-    return end.handed_over or retries_left(fold, end.cause, site.retries) > 0
+    if end is not None:
+        return end.handed_over or retries_left(fold, end.cause, site.retries) > 0
+    cause = scheduler_of(site).why_restarted(job)
+    write_end(fold, attempts[-1], cause)
+    wanted = retries_left(fold, cause, site.retries) > 0
+    if wanted:
+        write_end(fold, attempts[-1], cause, handed_over=True)
+    return wanted
 
 
 def may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:
@@ -121,7 +140,7 @@ def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
             going_on.append((fold, attempt))
         elif attempt is None:
             print(f"error: fold {fold.key} was stopped ({cause}) before it began an attempt", file=sys.stderr)  # noqa: T201
-    if not going_on or not (standing == "requeued" or clock.scheduler.requeue(clock.job)):
+    if not going_on or not (standing == "requeued" or clock.scheduler.requeue(clock.job, ())):
         return False
     for fold, attempt in going_on:
         if attempt is not None:

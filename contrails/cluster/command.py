@@ -5,6 +5,8 @@ The job runs the frozen code of its folder; what the command has half done, it g
 
 import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 from contrails.cluster.freeze import job_environment
 from contrails.cluster.journal import submissions
@@ -30,7 +32,7 @@ def command_request(
     arguments: list[str],
     num_threads: int,
     *,
-    after: tuple[str, ...] = (),
+    after: Mapping[str, Path] | None = None,
     teardown: tuple[str, ...] = (),
 ) -> Request:
     """Return the job that runs a command; `what` begins its name, such as g0 or p3. For the rest see `Request`."""
@@ -39,6 +41,6 @@ def command_request(
         function=run_command,
         arguments=(arguments,),
         environment=job_environment(run, num_threads),
-        after=after,
+        after=after or {},
         teardown=teardown,
     )

@@ -150,7 +150,7 @@ def grouped(folds: list[str], folds_per_job: int) -> list[list[str]]:
 
 
 def submit_folds(
-    run: Run, config: RunConfig, folds: list[str], folds_per_job: int = 1, *, after: tuple[str, ...] = ()
+    run: Run, config: RunConfig, folds: list[str], folds_per_job: int = 1, *, after: Mapping[str, Path] | None = None
 ) -> dict[str, str]:
     """Submit the folds that are neither finished nor alive, `folds_per_job` to a job.
 
@@ -159,7 +159,7 @@ def submit_folds(
         config: its frozen configuration; the site in it says where.
         folds: keys of the folds that are wanted.
         folds_per_job: how many train side by side in one job.
-        after: ids of jobs that must have succeeded before.
+        after: ids of jobs that must have succeeded before, with submitit's folder of each.
 
     Returns:
         What happened to each: a job id, or its state.

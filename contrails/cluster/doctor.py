@@ -11,10 +11,9 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,8 +22,8 @@ import psutil
 from contrails.cluster.command import command_request
 from contrails.cluster.freeze import freeze_code
 from contrails.cluster.quota import quota_left_gb
-from contrails.cluster.scheduler import Request, scheduler_of
-from contrails.cluster.sites import Site, has_slurm, num_gpus
+from contrails.cluster.scheduler import Check, scheduler_of
+from contrails.cluster.sites import Site, found_schedulers, num_gpus
 from contrails.cluster.submission import submit_job, submitting
 from contrails.config import Recipe
 from contrails.errors import ClusterError, StorageError
@@ -37,22 +36,13 @@ _SKEW_S = 5.0
 _WAIT_S = 600.0
 
 
-@dataclass(frozen=True)
-class Check:
-    """One point: whether it holds, what was found, and what to do if it does not."""
-
-    name: str
-    holds: bool
-    found: str
-    advice: str = ""
-
-
 def check_site(site: Site, root: Path, recipe: Recipe | None) -> Iterator[Check]:
     """Yield what can be seen from a login node; `root` is the folder of the runs."""
-    if site.scheduler == "slurm":
-        yield Check("scheduler", has_slurm(), "Slurm" if has_slurm() else "no Slurm here", "log in to the cluster")
-        if has_slurm():
-            yield _accepts(site)
+    if site.scheduler != "local":
+        here = found_schedulers()[site.scheduler]
+        yield Check("scheduler", here, site.scheduler if here else f"no {site.scheduler} here", "log in to the cluster")
+        if here:
+            yield from scheduler_of(site).check(site)
     yield from _shared_files(root)
     yield _space(root)
     if recipe is not None:
@@ -69,25 +59,10 @@ def check_node(site: Site, root: Path) -> Iterator[Check]:
             "GPU", bool(num_gpus()), f"{num_gpus()} listed by the driver", "check num_gpus and constraint of the site"
         )
         yield _cuda()
-    if site.stage_dir is not None:
-        writable = site.stage_dir.is_dir() and os.access(site.stage_dir, os.W_OK)
-        found = f"{site.stage_dir} {'is writable' if writable else 'is missing or not writable'}"
+    if (folder := site.own_stage_dir()) is not None:
+        writable = folder.is_dir() and os.access(folder, os.W_OK)
+        found = f"{folder} {'is writable' if writable else 'is missing or not writable'}"
         yield Check("scratch", writable, found, "set stage_dir of the site to the node's scratch folder")
-
-
-def _accepts(site: Site) -> Check:
-    """Ask the scheduler whether partition, account, limits and nodes can satisfy the site, without submitting."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        script = folder / "test.sh"
-        scheduler = scheduler_of(site)
-        script.write_text(scheduler.script(folder, site, Request("ctdoctor", print, ())))
-        *clean, _, path = scheduler.command(script)
-        command = [*clean, "sbatch", "--test-only", path]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    said = [line for line in answer.stderr.splitlines() if line.startswith("sbatch:")] or [answer.stderr.strip()]
-    advice = f"change the profile of {site.name}; `sinfo` and `scontrol show partition` say what there is"
-    return Check("partition and limits", answer.returncode == 0, said[-1], advice)
 
 
 def _shared_files(root: Path) -> Iterator[Check]:
@@ -195,7 +170,7 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
     with submitting(run):
         request = command_request(run, "d0", ["doctor", "--node", "--json", "--site", site.name], site.num_cpus)
         job_id = submit_job(run, site, request)
-    _wait(site, job_id)
+    _wait(site, run, job_id)
     log = run.submitit / f"{job_id}_0_log.out"
     answers = [line for line in log.read_text().splitlines() if line.startswith("[")] if log.exists() else []
     if not answers:
@@ -203,11 +178,13 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
     return [replace(Check(**row), name=f"job: {row['name']}") for row in json.loads(answers[-1])]
 
 
-def _wait(site: Site, job_id: str) -> None:
+def _wait(site: Site, run: Run, job_id: str) -> None:
     end = time.monotonic() + _WAIT_S
     while time.monotonic() < end:
-        job = scheduler_of(site).look((job_id,), {}).get(job_id)
+        job = scheduler_of(site).look({job_id: run.submitit}, {}).get(job_id)
         if job is None or job.state == "ended":
             return
         time.sleep(2)
-    raise ClusterError(f"job {job_id} has not ended after {_WAIT_S} s; look with `squeue`, then run doctor again")
+    raise ClusterError(
+        f"job {job_id} has not ended after {_WAIT_S} s; look with `squeue` or `qstat`, then run doctor again"
+    )

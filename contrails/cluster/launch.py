@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from contrails.cluster.allocation import Clock, hand_over, is_wanted
+from contrails.cluster.allocation import Clock, Progress, hand_over, is_wanted
 from contrails.cluster.ends import cause_of_exit, write_end
 from contrails.cluster.places import take_places
 from contrails.cluster.scheduler import scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.then import start_if_due
 from contrails.config import RunConfig, parse
-from contrails.errors import ContrailsError, Stopped, StorageError
+from contrails.errors import ContrailsError, Stopped, StorageError, TrainingError
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.runs import Attempt, Fold, Run
 from contrails.train.attempt import OVER, is_dead
@@ -60,23 +60,23 @@ def run_folds(run_path: str, folds: list[str]) -> None:
     run = Run(Path(run_path))
     config = run.read_config()
     site = parse(Site, config.site, str(run.toml))
-    codes = _run_here(run, config, site, folds) if site.scheduler == "local" else _run_job(run, config, site, folds)
+    code = _run_here(run, config, site, folds) if site.scheduler == "local" else _run_job(run, config, site, folds)
     start_if_due(run, config, site)
-    if code := _exit_code(codes):
+    if code:
         sys.exit(code)
 
 
-def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> list[int]:
+def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     """Wait for places on this machine, then train."""
     at_a_time, num_ranks = site.folds_at_a_time, config.compute.num_ranks
     wanted = min(len(folds), at_a_time) * num_ranks
     places = take_places(run.path.parent / ".places", at_a_time * num_ranks, wanted)
     folds = [key for key in folds if not run.fold(key).cancelled.exists()]  # it may have been a long wait
     job = {"scheduler": site.scheduler, "job_id": os.environ.get("SUBMITIT_LOCAL_JOB_ID"), "redirect": True}
-    return list(_train(run, config, folds, job, _shared(config, places)).values())
+    return _exit_code(list(_train(run, config, folds, job, _shared(config, places)).values()))
 
 
-def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> list[int]:
+def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     """Train in a scheduler's job what is left to do, and send the job back into the queue for what stopped."""
     scheduler = scheduler_of(site)
     here = scheduler.this_job()
@@ -86,12 +86,19 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> list[
     job |= {"job_id": here.job_id, "restart_count": here.restart_count}
     gpus = here.devices if config.compute.device == "cuda" else ()
     shares: list[_Share] = [(",".join(mine), []) for mine in _dealt(gpus, config.compute.num_ranks)]
-    codes = _train(run, config, wanted, job, shares, clock.due)
+    progress = Progress(scheduler, here, [run.fold(key) for key in wanted])
+
+    def look() -> bool:
+        progress.note()
+        return clock.due()
+
+    codes = _train(run, config, wanted, job, shares, look)
     stopped = [run.fold(key) for key, code in codes.items() if code == Stopped.exit_code]
     stopped = [fold for fold in stopped if not fold.cancelled.exists()]
-    if stopped:
-        hand_over(stopped, clock, site)
-    return list(codes.values())
+    if not stopped:
+        return _exit_code(list(codes.values()))
+    # a job that goes on has not failed, whatever became of its other folds
+    return Stopped.exit_code if hand_over(stopped, clock, site) else TrainingError.exit_code
 
 
 def launch(run: Run, config: RunConfig, folds: list[str], job: dict[str, Any], places: dict[int, int]) -> int:

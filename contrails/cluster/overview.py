@@ -48,7 +48,7 @@ def _ask(site: Site, runs: list[Run]) -> dict[str, Job] | None:
     """Return what the scheduler knows of the runs' unfinished folds."""
     newest = {run: newest_submissions(submissions(run)) for run in runs}
     ids = {
-        job.job_id
+        job.job_id: run.submitit
         for run, jobs in newest.items()
         for fold, job in jobs.items()
         if job.job_id and not run.fold(fold).done.exists()

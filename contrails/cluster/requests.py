@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 from contrails.cluster.freeze import job_environment
 from contrails.cluster.journal import submissions
@@ -16,7 +18,7 @@ def fold_request(
     num_threads: int,
     folds: list[str],
     *,
-    after: tuple[str, ...] = (),
+    after: Mapping[str, Path] | None = None,
     memory_gb: float | None = None,
     exclude: tuple[str, ...] = (),
 ) -> Request:
@@ -28,8 +30,8 @@ def fold_request(
         arguments=(str(run.path), folds),
         folds=tuple(folds),
         environment=job_environment(run, num_threads),
-        after=after,
-        teardown=(f'{shlex.join(teardown)} "$code"',),
+        after=after or {},
+        teardown=(f'[ "$code" = 0 ] || {{ {shlex.join(teardown)} "$code"; code=$?; }}',),
         memory_gb=memory_gb,
         exclude=exclude,
     )

@@ -4,8 +4,8 @@ A scheduler is a module that satisfies `Scheduler`: its text is rendered and par
 through one table, and nothing above knows its commands. `local` is no scheduler: see `contrails.cluster.local`.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -25,8 +25,8 @@ class Request:
     arguments: tuple[Any, ...]
     folds: tuple[str, ...] = ()
     environment: dict[str, str] | None = None
-    after: tuple[str, ...] = ()
-    """Ids of jobs that must have succeeded."""
+    after: Mapping[str, Path] = field(default_factory=dict)
+    """Ids of jobs that must have succeeded, with submitit's folder of each."""
     teardown: tuple[str, ...] = ()
     """Shell lines that run when the function has ended; `$code` is its exit code."""
     memory_gb: float | None = None
@@ -56,6 +56,18 @@ class ThisJob:
     memory_gb: float | None
 
 
+@dataclass(frozen=True)
+class Check:
+    """One point of `contrails doctor`: whether it holds, what was found, and what to do if it does not."""
+
+    name: str
+    holds: bool
+    found: str
+    advice: str = ""
+
+
+_MODULES = {"slurm": "slurm", "pbs": "openpbs"}
+
 Standing = Literal["running", "timeout", "requeued", "cancelled"]
 """How the scheduler takes the job that this process runs in: the first two may be requeued, the others not."""
 
@@ -63,11 +75,11 @@ Standing = Literal["running", "timeout", "requeued", "cancelled"]
 class Scheduler(Protocol):
     """What a scheduler's module offers."""
 
-    def script(self, folder: Path, site: Site, request: Request) -> str:
-        """Return the batch script of a job."""
+    def preview(self, folder: Path, site: Site, request: Request) -> str:
+        """Return the command that submits a job, in a comment, and its batch script."""
 
-    def command(self, script: Path) -> list[str]:
-        """Return the command that submits a script."""
+    def check(self, site: Site) -> Iterable[Check]:
+        """Look whether queues, limits and nodes can satisfy the site; nothing is submitted."""
 
     def submit(
         self,
@@ -93,19 +105,19 @@ class Scheduler(Protocol):
     def complete(self, folder: Path, pickle: Path, job_id: str) -> None:
         """Finish what a submission that was killed had left undone after the scheduler took the job."""
 
-    def look(self, job_ids: Collection[str], names: Mapping[str, float]) -> dict[str, Job]:
+    def look(self, jobs: Mapping[str, Path], names: Mapping[str, float]) -> dict[str, Job]:
         """Return what the scheduler knows of these jobs by id; those that it has forgotten are left out.
 
         Args:
-            job_ids: of jobs.
+            jobs: ids of jobs, with submitit's folder of each.
             names: of other jobs, each with the time since when there can be one, in seconds since the epoch.
 
         Raises:
             ClusterError: it does not answer.
         """
 
-    def cancel(self, job_ids: Collection[str]) -> None:
-        """End jobs for good."""
+    def cancel(self, jobs: Mapping[str, Path]) -> None:
+        """End jobs for good; see `look`."""
 
     def pass_on(self, successors: Mapping[str, Collection[str]]) -> None:
         """Have jobs that wait for one of these, the keys, wait for the jobs in its place instead.
@@ -126,11 +138,22 @@ class Scheduler(Protocol):
     def standing(self, job: ThisJob) -> Standing:
         """Return how the scheduler takes this job now; signals that could end this process are ignored from here on."""
 
-    def requeue(self, job: ThisJob) -> bool:
-        """Have the job that this process runs in start again later; return whether it will."""
+    def requeue(self, job: ThisJob, changes: Collection[Cause]) -> bool:
+        """Have the job that this process runs in start again later; return whether it will.
+
+        Args:
+            job: this one.
+            changes: "memory" for more of it, "node" for another one; whoever cannot do that with the same job says no.
+        """
+
+    def why_restarted(self, job: ThisJob) -> Cause:
+        """Return why this job was started again after a start that left no word."""
+
+    def note_progress(self, job: ThisJob) -> None:
+        """Say that the job has got further than its earlier starts, where the scheduler counts those that fail."""
 
 
 def scheduler_of(site: Site) -> Scheduler:
     """Return the module of the site's scheduler."""
     assert site.scheduler != "local"
-    return cast(Scheduler, import_module(f"contrails.cluster.{site.scheduler}"))
+    return cast(Scheduler, import_module(f"contrails.cluster.{_MODULES[site.scheduler]}"))

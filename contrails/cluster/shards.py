@@ -38,10 +38,10 @@ def submit_shards(raw: Path, out: Path, options: list[str], num_jobs: int, site:
             if part.exists() or out.exists():
                 outcome[part.name] = "complete"
                 continue
-            ids.append(_submit(run, site, f"p{index}", words, (), alive))
+            ids.append(_submit(run, site, f"p{index}", words, [], alive))
             outcome[part.name] = f"job {ids[-1]}"
         join = ["data", "join", str(out.absolute())]
-        outcome[out.name] = "complete" if out.exists() else f"job {_submit(run, site, 'j0', join, tuple(ids), alive)}"
+        outcome[out.name] = "complete" if out.exists() else f"job {_submit(run, site, 'j0', join, ids, alive)}"
     return outcome
 
 
@@ -50,8 +50,9 @@ def _alive(run: Run, site: Site) -> dict[str, str]:
     return {job.name: job_id for job_id, job in reconcile(run, site).items() if job.state != "ended"}
 
 
-def _submit(run: Run, site: Site, what: str, words: list[str], after: tuple[str, ...], alive: dict[str, str]) -> str:
-    request = command_request(run, what, words, site.num_cpus, after=after)
+def _submit(run: Run, site: Site, what: str, words: list[str], after: list[str], alive: dict[str, str]) -> str:
+    waits_for = dict.fromkeys(after, run.submitit)
+    request = command_request(run, what, words, site.num_cpus, after=waits_for)
     stem = request.name.rpartition("a")[0]
     living = [job_id for name, job_id in alive.items() if name.rpartition("a")[0] == stem]
     return living[0] if living else submit_job(run, site, request)

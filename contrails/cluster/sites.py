@@ -1,21 +1,22 @@
 """Sites: where folds run, what a job asks of the scheduler there, and how often a failure is tried again.
 
 Reads `jobs/sites/*.toml` in the current folder and `~/.config/contrails/sites/*.toml`; `local`, this machine, and
-`slurm`, its cluster with the cluster's own defaults, are built in. `resolve` turns "as much as there is" into numbers,
-which the run then keeps for all its attempts.
+`slurm` and `pbs`, its cluster with the cluster's own defaults, are built in. `resolve` turns "as much as there is" into
+numbers, which the run then keeps for all its attempts.
 """
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import psutil
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from contrails.config import parse, read_toml
-from contrails.errors import RecipeError, choices
+from contrails.errors import NodeError, RecipeError, choices
 from contrails.sections.base import Section
 
 _MEMORY_GB_A_FOLD = 3.0
@@ -29,6 +30,10 @@ _OURS = {
     "time", "wrap",
 }  # fmt: skip
 """Arguments that contrails gives itself and relies on."""
+
+
+_QSUB = {"M", "P", "a", "m", "p"}
+"""Options of qsub that a profile may give: mail, project, not before, when to mail, priority."""
 
 
 class Retries(Section):
@@ -47,7 +52,8 @@ class Site(Section):
     """A place where folds run."""
 
     name: str = Field(description="how --site calls it")
-    scheduler: Literal["local", "slurm"] = Field("local", description="who starts the jobs")
+    default: bool = Field(True, description="taken on a machine with its scheduler where no --site is given")
+    scheduler: Literal["local", "slurm", "pbs"] = Field("local", description="who starts the jobs")
     partition: Word | None = Field(None, description="partition or queue; empty: the scheduler's default")
     account: Word | None = Field(None, description="account or project that pays")
     qos: Word | None = Field(None, description="quality of service")
@@ -60,24 +66,67 @@ class Site(Section):
     memory_gb: float | None = Field(None, gt=0, description="memory of a job; empty: the scheduler's default")
     prologue: tuple[Word, ...] = Field((), description="shell lines that a job runs first, such as module load cuda")
     environment: Path | None = Field(None, description="script that a job sources, such as envs/mycluster.sh")
+    resources: dict[str, Word | int] = Field({}, description="PBS: further resources of the select, such as gpu_mem")
+    next_job: Literal["held", "at_warning"] = Field("held", description="PBS: when the job that goes on is submitted")
     scheduler_arguments: dict[str, Word | int | bool] = Field({}, description="further arguments for the scheduler")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     folds_at_a_time: int = Field(0, ge=0, description="folds that train at once on this machine; 0: what it carries")
     num_threads: int = Field(0, ge=0, description="CPU threads a fold; 0: the cores shared out")
     num_ranks: int = Field(1, ge=1, description="processes that train one fold together, one GPU each")
-    stage_dir: Path | None = Field(None, description="node-local folder that keeps a copy of the dataset")
+    stage_dir: Path | None = Field(None, description="node-local folder for a copy of the dataset; may be $SCRATCHDIR")
     sync: bool = Field(False, description="follow each fold with a `contrails sync` of its own")
     retries: Retries = Retries()
 
-    @field_validator("scheduler_arguments")
+    def own_stage_dir(self) -> Path | None:
+        """Return `stage_dir` with the variables of this process's environment, such as $SCRATCHDIR, filled in.
+
+        Raises:
+            NodeError: the node sets no such variable.
+        """
+        if self.stage_dir is None:
+            return None
+        path = os.path.expandvars(self.stage_dir)
+        if "$" in path:
+            raise NodeError(
+                f"stage_dir = '{self.stage_dir}' of the site {self.name}: the node does not set this variable; ask for "
+                "scratch space in the profile (on PBS scratch_local in [resources]), or leave stage_dir out"
+            )
+        return Path(path)
+
+    @field_validator("resources")
     @classmethod
-    def _not_ours(cls, arguments: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+    def _capability(cls, resources: dict[str, str | int]) -> dict[str, str | int]:
+        for name in resources:
+            if not name.isidentifier():
+                raise ValueError(f"'{name}': expected the name of a resource, such as gpu_mem")
+        for one in str(resources.get("gpu_cap", "sm_75")).split(","):
+            if not re.fullmatch(r"(compute|sm)_\d+", one):
+                raise ValueError(f"gpu_cap '{one}': expected compute_75 or sm_75, with commas for alternatives")
+        return resources
+
+    @model_validator(mode="after")
+    def _arguments_fit(self) -> Self:
+        """Slurm's arguments have long names, those of qsub one letter."""
+        if self.scheduler == "pbs":
+            wrong = [name for name in self.scheduler_arguments if name not in _QSUB]
+            foreign = [name for name in ("qos", "constraint", "gpu_type") if getattr(self, name) is not None]
+            if wrong:
+                raise ValueError(f"scheduler_arguments: '{wrong[0]}' is none of qsub's {', '.join(sorted(_QSUB))}")
+            if foreign:
+                raise ValueError(f"{foreign[0]} is Slurm's; say it in [resources], as the nodes' resources are called")
+            return self
+        if self.resources:
+            raise ValueError("resources: only PBS has them; see partition, constraint and gpu_type")
+        self._require_not_ours(self.scheduler_arguments)
+        return self
+
+    @staticmethod
+    def _require_not_ours(arguments: dict[str, str | int | bool]) -> None:
         for name in arguments:
             if not name.replace("-", "").isalnum() or not name.islower() or name.startswith("-"):
                 raise ValueError(f"'{name}': expected the long name of an argument without dashes, such as reservation")
             if name in _OURS:
                 raise ValueError(f"'{name}' is given by contrails itself; see the other keys of a site profile")
-        return arguments
 
 
 def all_sites() -> dict[str, tuple[Site, str]]:
@@ -86,7 +135,8 @@ def all_sites() -> dict[str, tuple[Site, str]]:
     Raises:
         RecipeError: a profile is wrong.
     """
-    found = {"local": (Site(name="local"), "built in"), "slurm": (Site(name="slurm", scheduler="slurm"), "built in")}
+    built_in = (Site(name="local"), Site(name="slurm", scheduler="slurm"), Site(name="pbs", scheduler="pbs"))
+    found = {site.name: (site, "built in") for site in built_in}
     for folder in (Path.home() / ".config/contrails/sites", Path("jobs/sites")):
         for path in sorted(folder.glob("*.toml")):
             values = {"name": path.stem} | read_toml(path, "a site profile")
@@ -112,9 +162,23 @@ def default_site(sites: dict[str, tuple[Site, str]]) -> str:
 
     On a cluster that is the first profile by name for its scheduler, or else the built-in one.
     """
-    scheduler = "slurm" if has_slurm() else "local"
-    own = [name for name, (site, where) in sites.items() if site.scheduler == scheduler and where != "built in"]
+    scheduler = next((name for name, here in found_schedulers().items() if here), "local")
+    own = [
+        name
+        for name, (site, where) in sites.items()
+        if site.scheduler == scheduler and site.default and where != "built in"
+    ]
     return min(own) if own and scheduler != "local" else scheduler
+
+
+def found_schedulers() -> dict[str, bool]:
+    """Return of each scheduler whether this machine belongs to such a cluster."""
+    return {"slurm": has_slurm(), "pbs": has_pbs()}
+
+
+def has_pbs() -> bool:
+    """Return whether this machine belongs to a PBS cluster; Grid Engine has a qsub as well, but no pbsnodes."""
+    return shutil.which("qsub") is not None and shutil.which("pbsnodes") is not None
 
 
 def has_slurm() -> bool:

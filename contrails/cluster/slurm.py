@@ -7,13 +7,14 @@ import os
 import shlex
 import signal
 import subprocess
+import tempfile
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from contrails.cluster.scheduler import Job, Request, Standing, ThisJob
+from contrails.cluster.scheduler import Cause, Check, Job, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
 from contrails.cluster.slurm_text import (
     SACCT,
@@ -37,6 +38,24 @@ def script(folder: Path, site: Site, request: Request) -> str:
     """Return the batch script of a job."""
     executor = _executor(folder, site, request)
     return str(executor._make_submission_file_text(executor._submitit_command_str, uid=""))
+
+
+def preview(folder: Path, site: Site, request: Request) -> str:
+    """Return the command that submits a job, and its script."""
+    return f"# {shlex.join(command(folder / f'{request.name}.sh'))}\n{script(folder, site, request)}"
+
+
+def check(site: Site) -> Iterator[Check]:
+    """Ask Slurm whether partition, account, limits and nodes can satisfy the site."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "test.sh"
+        path.write_text(script(Path(name), site, Request("ctdoctor", print, ())))
+        *before, _ = command(path)
+        line = [*before, "--test-only", str(path)]
+        answer = subprocess.run(line, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    said = [line for line in answer.stderr.splitlines() if line.startswith("sbatch:")] or [answer.stderr.strip()]
+    advice = f"change the profile of {site.name}; `sinfo` and `scontrol show partition` say what there is"
+    yield Check("partition and limits", answer.returncode == 0, said[-1], advice)
 
 
 def command(script: Path) -> list[str]:
@@ -78,11 +97,11 @@ def complete(folder: Path, pickle: Path, job_id: str) -> None:
         pickle.rename(folder / f"{job_id}_submitted.pkl")
 
 
-def look(job_ids: Collection[str], names: Mapping[str, float]) -> dict[str, Job]:
+def look(jobs: Mapping[str, Path], names: Mapping[str, float]) -> dict[str, Job]:
     """Return what Slurm knows of these jobs: one call of squeue, and sacct only for those that it has forgotten."""
     listed = parse_squeue(_ask(*SQUEUE))
-    found = newest(job for job in listed if job.job_id in job_ids or job.name in names)
-    ids = set(job_ids) - set(found)
+    found = newest(job for job in listed if job.job_id in jobs or job.name in names)
+    ids = set(jobs) - set(found)
     known = {job.name for job in found.values()}
     return found | _look_back(ids, {name: since for name, since in names.items() if name not in known})
 
@@ -101,10 +120,10 @@ def _look_back(ids: set[str], names: Mapping[str, float]) -> dict[str, Job]:
     return found
 
 
-def cancel(job_ids: Collection[str]) -> None:
+def cancel(jobs: Mapping[str, Path]) -> None:
     """End jobs for good."""
-    if job_ids:
-        _ask("scancel", *sorted(job_ids))
+    if jobs:
+        _ask("scancel", *sorted(jobs))
 
 
 def pass_on(successors: Mapping[str, Collection[str]]) -> None:
@@ -164,13 +183,24 @@ def standing(job: ThisJob) -> Standing:
         return "running"  # the controller may answer again when it is asked to requeue
 
 
-def requeue(job: ThisJob) -> bool:
-    """Have the job that this process runs in start again later; return whether it will."""
+def requeue(job: ThisJob, changes: Collection[Cause]) -> bool:
+    """Have the job that this process runs in start again later; its memory and nodes can no longer be changed."""
+    if changes:
+        return False
     try:
         _ask("scontrol", "requeue", job.job_id)
     except ClusterError as error:
         return "pending execution" in str(error)  # somebody was faster: preemption, or an administrator
     return True
+
+
+def why_restarted(_job: ThisJob) -> Cause:
+    """Return why a start of the job left no word: Slurm took its node away, and started it again."""
+    return "preemption"
+
+
+def note_progress(_job: ThisJob) -> None:
+    """Do nothing: Slurm counts no starts."""
 
 
 def _ask(*arguments: str) -> str:

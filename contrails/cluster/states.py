@@ -113,7 +113,10 @@ def _judge(
         return replace(row, state="waiting", reason=reason, cause=end.cause)
     if jobs is None and (end is None or end.handed_over):
         return replace(row, state="waiting")
-    return _over(row, fold, state.get("reason"), (end.cause if end else None) or (job.cause if job else None))
+    known = [end.cause if end else None, job.cause if job else None]
+    if end is not None and end.handed_over:
+        known.reverse()  # the scheduler knows why nobody has gone on
+    return _over(row, fold, state.get("reason"), known[0] or known[1])
 
 
 def _over(row: FoldState, fold: Fold, said: str | None, cause: str | None) -> FoldState:

@@ -74,7 +74,7 @@ def _find_again(run: Run, scheduler: Scheduler, request: Request) -> str | None:
     asked = [job for job in submissions(run) if job.name == request.name]
     if not asked:
         return None  # it failed before the scheduler was asked
-    found = scheduler.look((), {asked[0].name: asked[0].time})
+    found = scheduler.look({}, {asked[0].name: asked[0].time})
     return _settle(run, scheduler, asked[0], {job.name: job for job in found.values()})
 
 
@@ -87,7 +87,7 @@ def reconcile(run: Run, site: Site) -> dict[str, Job]:
     known = submissions(run)
     unsettled = [job for job in known if job.job_id is None and not job.void]
     newest = [*newest_submissions(known).values(), *{job.name.rpartition("a")[0]: job for job in known}.values()]
-    ids = {job.job_id for job in newest if job.job_id is not None}
+    ids = {job.job_id: run.submitit for job in newest if job.job_id is not None}
     scheduler = scheduler_of(site)
     jobs = scheduler.look(ids, {job.name: job.time for job in unsettled})
     by_name = {job.name: job for job in jobs.values()}

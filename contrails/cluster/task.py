@@ -47,7 +47,7 @@ def train(fold: Fold, job: dict[str, Any]) -> None:
 
     if site.sync and not fold.done.exists():
         _start_sync(fold)
-    train_fold(fold, {"restart_count": 0, "stage_dir": site.stage_dir} | job)
+    train_fold(fold, {"restart_count": 0, "stage_dir": site.own_stage_dir()} | job)
 
 
 def _start_sync(fold: Fold) -> None:

@@ -16,44 +16,54 @@ from contrails.cluster.scheduler import Cause, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.submission import pass_on, submit_job, submitting
 from contrails.config import RunConfig, parse
-from contrails.errors import ContrailsError
+from contrails.errors import ContrailsError, NodeError, Stopped, TrainingError
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.runs import Attempt, Fold, Run
 from contrails.train.attempt import OVER
 
 _MORE = 1.5
+_AGAIN = {Stopped.exit_code, NodeError.exit_code, 128 + 7, 128 + 9, 128 + 12}
+"""Codes after which a chain of jobs goes on (`contrails.cluster.pbs.states`)."""
 
 
 def main() -> None:
-    """Apply the budgets; the batch script goes on to end with the launcher's own code."""
+    """Apply the budgets; the batch script goes on to end with the code of this process."""
     run, keys, code = Run(Path(sys.argv[1])), sys.argv[2].split(","), int(sys.argv[3])
     config = run.read_config()
     site = parse(Site, config.site, str(run.toml))
     try:
-        _settle(run, config, site, [run.fold(key) for key in keys], code)
+        code = _settle(run, config, site, [run.fold(key) for key in keys], code)
     except ContrailsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
 
 
-def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: int) -> None:
+def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: int) -> int:
+    """Return the code with which the job is to end: schedulers with chains of jobs go on after some, see `_AGAIN`."""
     scheduler = scheduler_of(site)
     job = scheduler.this_job()
     open_folds = [fold for fold in folds if not fold.done.exists() and not fold.cancelled.exists()]
-    if not open_folds or any(_is_handed_over(fold, job) for fold in open_folds):
-        return
+    enough = TrainingError.exit_code if code in _AGAIN else code
+    if not open_folds:
+        return enough
+    if code == Stopped.exit_code or any(_is_handed_over(fold, job) for fold in open_folds):
+        return Stopped.exit_code
     standing = scheduler.standing(job)
     causes = {
         fold: _cause(fold, job, code, CAUSES.get(standing), handed_over=standing == "requeued") for fold in open_folds
     }
     if standing in ("requeued", "cancelled"):
-        return
+        return enough
     with submitting(run):
         again = [fold for fold in open_folds if may_retry(fold, causes[fold], job, site) and _is_newest(fold, job)]
         changes = {causes[fold] for fold in again} & {"memory", "node"}
+        if again and scheduler.requeue(job, changes):
+            return 137 if "memory" in changes else NodeError.exit_code if changes else Stopped.exit_code
         if changes:
             _submit_changed(run, config, site, [fold.key for fold in again], changes, job)
-        elif again and not scheduler.requeue(job):
+        elif again:
             print(f"error: job {job.job_id} was not requeued; submit the run again", file=sys.stderr)  # noqa: T201
+    return enough
 
 
 def _is_handed_over(fold: Fold, job: ThisJob) -> bool:

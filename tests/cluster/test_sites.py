@@ -20,8 +20,8 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_two_are_built_in() -> None:
-    assert list(all_sites()) == ["local", "slurm"]
+def test_three_are_built_in() -> None:
+    assert list(all_sites()) == ["local", "slurm", "pbs"]
     assert find_site(None).name == "local"
 
 

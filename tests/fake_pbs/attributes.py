@@ -9,7 +9,7 @@ from fake_pbs.store import SERVER, USER, Job, State
 
 def attributes(job: Job, state: State) -> dict[str, Any]:
     """Return the attributes of a job in qstat's order; those that do not apply are missing, not empty."""
-    waiting = [other.id for other in state.jobs.values() if other.depend is not None and other.depend[1] == job.id]
+    waiting = [other.id for other in state.jobs.values() if other.depend is not None and job.id in other.depend[1]]
     values: dict[str, Any] = {
         "Job_Name": job.name,
         "Job_Owner": f"{USER}@{SERVER}",
@@ -24,6 +24,8 @@ def attributes(job: Job, state: State) -> dict[str, Any]:
         "Resource_List": {"select": job.select, "walltime": job.walltime},
         "stime": time.ctime(job.started) if job.started else None,
         "substate": job.substate,
+        "ctime": time.ctime(job.created),
+        "exec_host": f"{SERVER}/0" if job.run_count else None,
         "Variable_List": {"PBS_O_HOME": "/home/user1", **job.environment},
         "comment": job.comment or None,
         "run_count": job.run_count or None,
@@ -37,7 +39,7 @@ def attributes(job: Job, state: State) -> dict[str, Any]:
 
 def _depend(job: Job, waiting: list[str]) -> str | None:
     if job.depend is not None:
-        return f"{job.depend[0]}:{job.depend[1]}@{SERVER}"
+        return f"{job.depend[0]}:{':'.join(f'{other}@{SERVER}' for other in job.depend[1])}"
     return ",".join(f"beforenotok:{other}@{SERVER}" for other in waiting) or None
 
 

@@ -104,11 +104,13 @@ def _variables(text: str) -> dict[str, str]:
 
 
 def _depend(state: State, job: Job, text: str) -> None:
-    kind, _, other = text.partition(":")
-    if "[" in other or kind not in ("afternotok", "afterany", "afterok"):
+    kind, *others = text.split(":")
+    if "[" in text or kind not in ("afternotok", "afterany", "afterok"):
         raise Fails(2, "illegal -W value\nusage: qsub [-a date_time] ...")
-    if other in state.jobs:  # a dependency on an unknown job is dropped without a word
-        job.depend = (kind, other)
+    # a dependency on an unknown job is dropped without a word
+    known = [other for other in others if other in state.jobs and not state.jobs[other].over]
+    if known:
+        job.depend = (kind, known)
         job.state, job.substate, job.hold = "H", 22, "s"
 
 

@@ -165,11 +165,13 @@ def _end(state: State, job: Job, returncode: int) -> None:
 def _let_go(state: State, ended: Job) -> None:
     """Release what waits for a job that has run, or end it if it waits in vain."""
     for job in state.jobs.values():
-        if job.state != "H" or job.depend is None or job.depend[1] != ended.id:
+        if job.state != "H" or job.depend is None or ended.id not in job.depend[1]:
             continue
         fires = {"afterany": True, "afterok": ended.exit_status == 0, "afternotok": ended.exit_status != 0}
         if fires[job.depend[0]]:
-            job.state, job.substate, job.hold = "Q", 10, "n"
+            job.depend[1].remove(ended.id)
+            if not job.depend[1]:
+                job.state, job.substate, job.hold = "Q", 10, "n"
         else:
             job.state, job.substate, job.hold = "F", 92, "n"
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,13 +26,15 @@ class Job:
     substate: int = 10
     hold: str = "n"
     environment: dict[str, str] = field(default_factory=dict)
-    depend: tuple[str, str] | None = None
+    depend: tuple[str, list[str]] | None = None
+    """Kind, and the ids that are left to wait for."""
     array: str | None = None
     index: int | None = None
     indices: str | None = None
     run_count: int = 0
     exit_status: int | None = None
     comment: str = ""
+    created: float = field(default_factory=time.time)
     started: float = 0.0
     term_at: float | None = None
     kill_at: float | None = None

@@ -9,7 +9,7 @@ beside submitit's files, always before the link that saw it ends. Rows, by `even
     warning     the walltime is near, the task was told to save
     term        TERM came; early: before the warning, so somebody or the scheduler ended the job
     ended       the task ended without a result: code
-    replaced    this link made way for one with more memory
+    replaced    this link made way for one with more memory, or that waits longer for other jobs
     judged      the next link looked at why its predecessor ended: cause
     progress    the task said that it got further; budgets start anew
     over        the last word: state, reason
@@ -58,6 +58,7 @@ class Chain:
     """
 
     def __init__(self, folder: Path, job_id: str) -> None:
+        self.job_id = job_id
         self.path = folder / f"{job_id}_chain.jsonl"
         self._tombstone = folder / f"{job_id}_cancelled"
 

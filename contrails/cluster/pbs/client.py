@@ -3,7 +3,7 @@
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from contrails.errors import ClusterError
 
@@ -78,6 +78,44 @@ def query(ids: Iterable[str], timeout_s: float | None = None) -> dict[str, dict[
     return parse_dsv(_run("qstat", "-x", "-f", "-F", "dsv", *ids, also={_UNKNOWN, _FINISHED}, timeout_s=timeout_s))
 
 
+def named(name: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield ids and attributes of the jobs called `name`, the newest first: there can be hundreds.
+
+    Raises:
+        Unanswered: the server is down.
+    """
+    ids = _run("qselect", "-x", "-N", name).split()
+    for start in range(len(ids), 0, -MOST_IDS):
+        yield from reversed(query(ids[max(0, start - MOST_IDS) : start]).items())
+
+
+def kill(job_id: str) -> None:
+    """Kill all processes of a job that runs.
+
+    Raises:
+        Refused, Unanswered: it lives on.
+    """
+    _run("qsig", "-s", "KILL", job_id)
+
+
+def nodes() -> str:
+    """Return what `pbsnodes` says about all nodes, one a line.
+
+    Raises:
+        Refused, Unanswered: PBS says why.
+    """
+    return _run("pbsnodes", "-av", "-F", "dsv")
+
+
+def queue(name: str) -> str:
+    """Return what `qstat` says about a queue.
+
+    Raises:
+        Refused, Unanswered: there is none, or the server is down.
+    """
+    return _run("qstat", "-Q", "-f", "-F", "dsv", name)
+
+
 def delete(job_id: str) -> None:
     """Delete a job; one that is over, or unknown, is deleted enough.
 
@@ -108,13 +146,9 @@ def _find(name: str, marker: str, give_up: float) -> str | None:
     while True:
         time.sleep(RETRY_S)  # a request on its way arrives before the question
         try:
-            ids = _run("qselect", "-x", "-N", name).split()
-            # the newest first: a name can be that of hundreds of jobs
-            for start in range(len(ids), 0, -MOST_IDS):
-                jobs = query(ids[max(0, start - MOST_IDS) : start])
-                for job_id, attributes in jobs.items():
-                    if marker in attributes.get("Submit_arguments", ""):
-                        return job_id
+            for job_id, attributes in named(name):
+                if marker in attributes.get("Submit_arguments", ""):
+                    return job_id
         except Unanswered:
             if time.monotonic() > give_up:
                 raise

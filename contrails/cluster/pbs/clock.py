@@ -10,13 +10,12 @@ A callable that stops between two steps of its own does without submitit's `chec
             sys.exit(75)  # go on in the next link
 """
 
-import json
 import os
 import time
 from collections.abc import Mapping
 
 from contrails.cluster.pbs import client
-from contrails.cluster.pbs.script import SPEC, STARTED, Spec, parse_walltime
+from contrails.cluster.pbs.script import SPEC, STARTED, parse_walltime, spec_of
 from contrails.errors import ClusterError
 
 
@@ -48,22 +47,26 @@ class Clock:
                 f"no walltime clock: {SPEC} is not set, so this process is no job of submitit's executor 'pbs'; "
                 "submit it with submitit.AutoExecutor(folder, cluster='pbs')"
             )
-        spec = Spec(**json.loads(environment[SPEC]))
+        spec = spec_of(environment)
         return cls(environment["PBS_JOBID"], float(environment[STARTED]), spec.walltime_s, spec.margin_s)
 
     def seconds_left(self) -> float:
         """Return the seconds until the walltime is over, as far as this process knows; PBS is not asked."""
         return self._start + self._walltime_s - time.monotonic()
 
+    def ask(self) -> float:
+        """Ask PBS for the limit, which `qextend` or an operator may have moved; return the seconds that are left."""
+        self._walltime_s = self._limit_now()
+        return self.seconds_left()
+
     def is_near_end(self) -> bool:
         """Return whether it is time to save and leave.
 
-        Before it says so for the first time it asks PBS once, since `qextend` or an operator may have moved the limit.
+        Before it says so for the first time it asks PBS once.
         """
         if self._ends or self.seconds_left() > self._margin_s:
             return self._ends
-        self._walltime_s = self._limit_now()
-        self._ends = self.seconds_left() <= self._margin_s
+        self._ends = self.ask() <= self._margin_s
         return self._ends
 
     def _limit_now(self) -> float:

@@ -1,10 +1,6 @@
 """submitit's executor: `submitit.AutoExecutor(folder, cluster="pbs")`."""
 
-import math
-import shlex
 import shutil
-import sys
-import uuid
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,10 +9,9 @@ from typing import Any
 from submitit.auto.auto import AutoExecutor
 from submitit.core import core, utils
 
-from contrails.cluster.pbs import client, script
+from contrails.cluster.pbs import script, staging
 from contrails.cluster.pbs.job import PbsJob
 from contrails.errors import ClusterError, RecipeError
-from contrails.files import storage
 
 
 class PbsExecutor(core.Executor):
@@ -37,7 +32,7 @@ class PbsExecutor(core.Executor):
     def __init__(self, folder: str | Path, max_num_timeout: int = 3, python: str | None = None) -> None:
         super().__init__(folder)
         self.max_num_timeout = max_num_timeout
-        self.python = shlex.quote(sys.executable) if python is None else python
+        self.python = staging.PYTHON if python is None else python
         if self.affinity() <= 0:
             raise ClusterError(
                 "expected the commands of PBS (qsub, pbsnodes) on the PATH and found none: run this on a machine where "
@@ -78,28 +73,16 @@ class PbsExecutor(core.Executor):
         self, group: Sequence[utils.DelayedSubmission], parameters: script.Parameters, chain: str
     ) -> list[core.Job[Any]]:
         """Submit one job, or an array if there are several; then give its files their names."""
-        folder = utils.JobPaths.get_first_id_independent_folder(self.folder)
-        with storage(folder, "create"):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        token = uuid.uuid4().hex
-        pickles = [folder / f"{token}_{number}.pkl" for number in range(len(group))]
-        for delayed, path in zip(group, pickles, strict=True):
-            delayed.set_timeout(math.ceil(parameters.walltime_s / 60), self.max_num_timeout)
-            delayed.dump(path)
-        spec = script.make_spec(parameters, folder, chain)
-        command = f"{self.python} -u -m contrails.cluster.pbs.link {shlex.quote(str(self.folder))}"
-        script_path = folder / f".submission_file_{token}.sh"
-        script_path.write_text(script.render(spec, command, parameters.setup, parameters.teardown))
-        job_id = client.submit(
-            [*spec.qsub, *_array_options(len(group), parameters)], str(script_path), name=spec.name, marker=token
-        )
+        count, python = self.max_num_timeout, self.python
+        staged = staging.stage(self.folder, group, parameters, chain, max_num_timeout=count, python=python)
+        array = _array_options(len(group), parameters)
+        job_id = staged.submit(array)
         ids = [job_id] if len(group) == 1 else [f"{job_id}_{number}" for number in range(len(group))]
+        staging.name_script(self.folder, staged.pickles[0], ids[0])
+        for pickle, id_ in zip(staged.pickles, ids, strict=True):
+            staging.name_pickle(self.folder, pickle, id_)
         tasks = range(parameters.tasks_per_node)
-        jobs: list[core.Job[Any]] = [PbsJob(folder=self.folder, job_id=id_, tasks=tasks) for id_ in ids]
-        jobs[0].paths.move_temporary_file(script_path, "submission_file")
-        for job, path in zip(jobs, pickles, strict=True):
-            job.paths.move_temporary_file(path, "submitted_pickle")
-        return jobs
+        return [PbsJob(folder=self.folder, job_id=id_, tasks=tasks) for id_ in ids]
 
 
 def _array_options(count: int, parameters: script.Parameters) -> list[str]:

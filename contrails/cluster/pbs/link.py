@@ -5,10 +5,10 @@ output in submitit's logs), looks at the walltime clock for them, and has the la
 of its own, so that no crash, kill or signal handler of a task can keep it from that.
 """
 
-import json
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,19 +16,22 @@ from pathlib import Path
 from submitit.core.utils import JobPaths
 
 from contrails.cluster.pbs import client, script
+from contrails.cluster.pbs.after import Unfulfilled, depends_on, links_to_wait_for
 from contrails.cluster.pbs.chain import Chain, Judgement, judge, over, successor_of
 from contrails.cluster.pbs.clock import Clock
 from contrails.cluster.pbs.states import (
+    CANCELLED,
     COMPLETED,
     FAILED,
     HANDED_OVER,
+    KILLED,
     OUT_OF_MEMORY,
     TASK_EXITS,
     TIMEOUT,
     Verdict,
     read_verdict,
 )
-from contrails.cluster.pbs.tasks import Process, kill_tasks, start_tasks
+from contrails.cluster.pbs.tasks import Process, job_environment, kill_tasks, start_tasks
 from contrails.errors import ClusterError
 
 _POLL_S = 0.1
@@ -45,7 +48,7 @@ class Link:
     def __init__(self, folder: str) -> None:
         self.job_id = os.environ["PBS_JOBID"]
         self.number = int(os.environ.get(script.LINK, "1"))
-        self.spec = script.Spec(**json.loads(os.environ[script.SPEC]))
+        self.spec = script.spec_of(os.environ)
         array, index = os.environ.get("PBS_ARRAY_ID"), os.environ.get("PBS_ARRAY_INDEX")
         first_id = os.environ.get(script.FIRST_ID, self.job_id) if array is None else f"{array}_{index}"
         self.tasks = [JobPaths(folder, first_id, rank) for rank in range(self.spec.num_tasks)]
@@ -67,9 +70,12 @@ class Link:
         is_rerun = "start" in before  # PBS runs this job again
         if self.number > 1 and "judged" not in before and not self._goes_on():
             return 0
+        if self.spec.after and self._is_put_off():
+            return 0
         if self.spec.chain == script.HELD and not self._submit_next(is_rerun):
             return 0
-        return self._conclude(self._run_tasks())
+        code = self._run_tasks()
+        return self._conclude(code if code is None else self._torn_down(code))
 
     def _on_term(self, _number: int, _frame: object) -> None:
         self._term_came = True
@@ -118,13 +124,31 @@ class Link:
     def _makes_way(self, judgement: Judgement) -> bool:
         """Submit a link with more memory in place of this one, if memory is what the predecessor lacked."""
         has = self._memory_mb()
-        if judgement.cause != OUT_OF_MEMORY or has is None:
+        if judgement.cause not in (OUT_OF_MEMORY, KILLED) or has is None:
             return False
         wanted = int(has * _MEMORY_FACTOR)
-        self._say(f"out of memory with {has} MB: asking for {wanted} MB")
+        self._say(f"{judgement.cause} with {has} MB: asking for {wanted} MB")
         if self._submit([], mem_mb=wanted) is None:
             return False
         self.chain.append("replaced", job_id=self.job_id)
+        return True
+
+    def _is_put_off(self) -> bool:
+        """Submit a link in place of this one that waits longer, if a job that must have succeeded before goes on."""
+        try:
+            links = links_to_wait_for(self.spec.after)
+        except Unfulfilled as error:
+            self._finish(CANCELLED, str(error))
+            return True
+        except ClusterError as error:  # whoever submits it again asks again
+            self._finish(FAILED, str(error))
+            return True
+        if not links:
+            return False
+        if self._submit(depends_on(links), self._memory_mb()) is None:
+            self._finish(FAILED, "it could not wait for other jobs any longer")
+        else:
+            self.chain.append("replaced", job_id=self.job_id)
         return True
 
     def _memory_mb(self) -> int | None:
@@ -210,8 +234,18 @@ class Link:
                     return None
             time.sleep(_POLL_S)
 
+    def _torn_down(self, code: int) -> int:
+        """Run the shell lines that come after the tasks; return the code with which they leave."""
+        if not self.spec.teardown:
+            return code
+        lines = "\n".join(["trap : TERM", *self.spec.teardown, "exit $code"])
+        environment = os.environ | job_environment(self.tasks, self.first_id, self._restarts()) | {"code": str(code)}
+        return subprocess.run(["bash", "-c", lines], env=environment, stdout=sys.stderr, check=False).returncode
+
     def _restarts(self) -> int:
-        return len([row for row in self.chain.rows() if row["event"] == "start"]) - 1
+        rows = self.chain.rows()
+        made_way = {row["job_id"] for row in rows if row["event"] == "replaced"}
+        return len([row for row in rows if row["event"] == "start" and row["job_id"] not in made_way]) - 1
 
     def _write_term(self) -> None:
         """Write down that TERM came, once; a handler may run anywhere, and must not."""
@@ -250,6 +284,8 @@ class Link:
             return self._leave(code)
         if code not in {*HANDED_OVER, *TASK_EXITS}:
             return self._give_up(FAILED, code, "see the logs for the error of the task")
+        if self.spec.chain == script.AT_WARNING and not self.chain.cancelled:
+            self._submit_next(is_rerun=False)  # the task left before the warning
         if successor_of(self.chain.rows(), self.job_id) is None:
             return self._give_up(TIMEOUT if code in HANDED_OVER else TASK_EXITS[code], code, "there is no next link")
         return self._leave(code)

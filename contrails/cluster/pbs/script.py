@@ -1,5 +1,6 @@
 """From parameters to what qsub gets: its options, and a script. Every value is quoted; nothing here talks to PBS."""
 
+import json
 import math
 import re
 import shlex
@@ -41,14 +42,18 @@ class Parameters:
     gpu_cap: str | None = None
     scratch_local: str | None = None
     cluster: str | None = None
+    resources: Mapping[str, str | int] = field(default_factory=dict)
+    """Further resources of the select, as the site calls them: {"gpu_model": "A40"}."""
     select: str | None = None
     """The whole of -l select, instead of what the other parameters make."""
     place: str | None = None
     setup: Sequence[str] = ()
     teardown: Sequence[str] = ()
-    """Shell lines before and after the task, as they are."""
+    """Shell lines before the task, and after it: those may change `$code`, with which it ended, and what follows."""
     additional_parameters: Mapping[str, str] = field(default_factory=dict)
     """Other options of qsub, {"-M": "me@example.org"}."""
+    after: Sequence[str] = ()
+    """`<folder>/<job id>` of jobs of this executor that must have succeeded."""
     array_parallelism: int | None = None
     signal_delay_s: float = 90
     """Seconds before the walltime at which the task is told to save and leave; at most half of the walltime."""
@@ -89,9 +94,9 @@ class Parameters:
         for cause in self.budgets:
             if cause not in BUDGETS:
                 raise RecipeError(f"pbs_budgets: unknown cause '{cause}': {choices(cause, BUDGETS)}")
-        for lines in (self.setup, self.teardown):
+        for lines in (self.setup, self.teardown, self.after):
             if isinstance(lines, str):
-                raise RecipeError(f"pbs_setup and pbs_teardown: expected a list of shell lines, found {lines!r}")
+                raise RecipeError(f"pbs_setup, pbs_teardown and pbs_after: expected a list of texts, found {lines!r}")
         if self.walltime_s <= 0:
             raise RecipeError(f"walltime: expected more than 0 s, found {self.walltime or self.timeout_min}")
 
@@ -109,6 +114,13 @@ class Spec:
     budgets: dict[str, int]
     num_tasks: int
     stderr_to_stdout: bool
+    teardown: list[str]
+    after: list[str]
+
+
+def spec_of(environment: Mapping[str, str]) -> Spec:
+    """Return what the job with this environment was submitted with."""
+    return Spec(**json.loads(environment[SPEC]))
 
 
 def make_spec(parameters: Parameters, folder: Path, chain: str) -> Spec:
@@ -138,11 +150,13 @@ def make_spec(parameters: Parameters, folder: Path, chain: str) -> Spec:
         budgets=BUDGETS | dict(parameters.budgets),
         num_tasks=parameters.tasks_per_node,
         stderr_to_stdout=parameters.stderr_to_stdout,
+        teardown=list(parameters.teardown),
+        after=list(parameters.after),
     )
 
 
-def render(spec: Spec, command: str, setup: Sequence[str], teardown: Sequence[str]) -> str:
-    """Return the script of a job; `command`, `setup` and `teardown` are shell, and not quoted.
+def render(spec: Spec, command: str, setup: Sequence[str]) -> str:
+    """Return the script of a job; `command` and `setup` are shell, and not quoted.
 
     Values go into the script: `qsub -v` strips quotes and splits at commas, and `-V` makes qstat's JSON invalid.
     """
@@ -153,9 +167,7 @@ def render(spec: Spec, command: str, setup: Sequence[str], teardown: Sequence[st
         "export SUBMITIT_EXECUTOR=pbs",
         "trap : TERM  # PBS sends it to every process: the shell stays until the task has saved",
         *("", "# setup", *setup),
-        *("", "# command", command, "code=$?"),
-        *("", "# teardown", *teardown),
-        "exit $code",
+        *("", "# command", command),
     ]
     return "\n".join(lines) + "\n"
 
@@ -176,8 +188,20 @@ def select(parameters: Parameters) -> str:
         "gpu_cap": parameters.gpu_cap,
         "scratch_local": parameters.scratch_local,
         "cluster": parameters.cluster,
+        **parameters.resources,
     }
     return ":".join(["1", *(f"{key}={_quoted(value)}" for key, value in values.items() if value is not None)])
+
+
+def select_of(options: Sequence[str]) -> dict[str, str]:
+    """Return the resources that the options of qsub ask for.
+
+    >>> select_of(["-l", "select=1:ncpus=4:mem=1024mb"])
+    {'ncpus': '4', 'mem': '1024mb'}
+    """
+    chunk = next((word.removeprefix("select=") for word in options if word.startswith("select=")), "")
+    pairs = [part.partition("=") for part in chunk.split(":")]
+    return {name: value for name, _, value in pairs if value}
 
 
 def memory_mb(options: Sequence[str]) -> int | None:

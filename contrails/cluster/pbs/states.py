@@ -69,11 +69,13 @@ _EXIT_ADVICE = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What PBS says about a job: the state, PBS's own comment, and what to do, if there is something to do."""
+    """What PBS says about a job: the state, its comment, and what to do, if there is something to do."""
 
     state: str
     comment: str = ""
     advice: str | None = None
+    name: str = ""
+    node: str = ""
 
     @property
     def over(self) -> bool:
@@ -88,7 +90,8 @@ def read_verdict(attributes: Mapping[str, str]) -> Verdict:
         state, advice = _ended(attributes, comment)
     else:
         state, advice = _alive(attributes, comment)
-    return Verdict(state, comment, advice)
+    node = attributes.get("exec_host", "").partition("/")[0]
+    return Verdict(state, comment, advice, attributes.get("Job_Name", ""), node)
 
 
 def _alive(attributes: Mapping[str, str], comment: str) -> tuple[str, str | None]:

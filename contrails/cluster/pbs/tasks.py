@@ -21,8 +21,18 @@ def start_tasks(tasks: Sequence[JobPaths], job_id: str, restarts: int, stderr_to
         restarts: how often the job was started before.
         stderr_to_stdout: one log for both.
     """
-    common = os.environ | {JOB_ID: job_id, RESTARTS: str(restarts), "SUBMITIT_PBS_NTASKS": str(len(tasks))}
+    common = os.environ | job_environment(tasks, job_id, restarts)
     return [_start(task, common | {"SUBMITIT_PBS_RANK": str(task.task_id)}, stderr_to_stdout) for task in tasks]
+
+
+def job_environment(tasks: Sequence[JobPaths], job_id: str, restarts: int) -> dict[str, str]:
+    """Return what tasks and teardown are told about their job; see `start_tasks`."""
+    return {
+        "SUBMITIT_FOLDER": str(tasks[0].folder),
+        JOB_ID: job_id,
+        RESTARTS: str(restarts),
+        "SUBMITIT_PBS_NTASKS": str(len(tasks)),
+    }
 
 
 def _start(task: JobPaths, environment: dict[str, str], stderr_to_stdout: bool) -> Process:

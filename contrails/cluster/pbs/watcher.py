@@ -44,17 +44,27 @@ class _Watched:
 
 
 class PbsInfoWatcher(InfoWatcher):
-    """Shared by all jobs of a process."""
+    """Shared by all jobs of a process; `unanswered` says why the last round left some as they were."""
 
     def __init__(self, delay_s: float = DELAY_S) -> None:
         super().__init__()
         self.delay_s = delay_s
         self._jobs: dict[str, _Watched] = {}
+        self.unanswered: client.Unanswered | None = None
 
     def watch(self, job_id: str, paths: JobPaths) -> None:
         """Start to follow a job."""
         first = pbs_id(job_id)
         self._jobs.setdefault(job_id, _Watched(paths, Chain(paths.folder, job_id), first, first))
+
+    def is_watched(self, job_id: str) -> bool:
+        """Return whether the job is followed already."""
+        return job_id in self._jobs
+
+    def is_known(self, job_id: str) -> bool:
+        """Return whether our files, or PBS when it was last asked, know what became of the job."""
+        job = self._jobs[job_id]
+        return _by_files(job) is not None or job.absences == 0
 
     def get_state(self, job_id: str, mode: str = "standard") -> str:
         """Return the state of a job; `mode` "cache" asks nobody."""
@@ -65,7 +75,7 @@ class PbsInfoWatcher(InfoWatcher):
         return self.get_state(job_id, mode) in OVER
 
     def get_info(self, job_id: str, mode: str = "standard") -> dict[str, str]:
-        """Return State, JobId (of the current link), and where there are any: Reason, Comment, Advice."""
+        """Return State, JobId (of the current link), and where there are any: Reason, Comment, Advice, Name, Node."""
         job = self._jobs[job_id]
         info = _by_files(job)
         if info is None:
@@ -80,7 +90,7 @@ class PbsInfoWatcher(InfoWatcher):
 
     def update(self) -> None:
         """Ask PBS about all jobs that are not over."""
-        self._last_status_check = time.time()
+        self._last_status_check, self.unanswered = time.time(), None
         waiting = [job for job in self._jobs.values() if _by_files(job) is None and not _is_final(job)]
         for start in range(0, len(waiting), client.MOST_IDS):
             batch = waiting[start : start + client.MOST_IDS]
@@ -89,7 +99,8 @@ class PbsInfoWatcher(InfoWatcher):
             self._num_calls += 1
             try:
                 answer = client.query([f"{job.asked}{job.server}" for job in batch])
-            except client.Unanswered:
+            except client.Unanswered as error:
+                self.unanswered = error
                 continue  # what was known stays
             for job in batch:
                 _note(job, answer.get(job.asked))
@@ -130,7 +141,14 @@ def _by_scheduler(job: _Watched) -> dict[str, str]:
     state = job.verdict.state
     if job.paths.result_pickle.exists() and not job.verdict.over:
         state = COMPLETING
-    return {"State": state, "Comment": job.verdict.comment, "Advice": job.verdict.advice or ""}
+    verdict = job.verdict
+    return {
+        "State": state,
+        "Comment": verdict.comment,
+        "Advice": verdict.advice or "",
+        "Name": verdict.name,
+        "Node": verdict.node,
+    }
 
 
 def _is_final(job: _Watched) -> bool:

@@ -1,0 +1,303 @@
+"""OpenPBS and PBS Pro: jobs through our own submitit plugin (`contrails.cluster.pbs`), as chains of links.
+
+A chain is one job here, with the id of its first link, and each further link, or PBS's own rerun, is a restart of it.
+Whether there is a next link is decided by the exit code with which the launcher, or else the teardown, leaves.
+"""
+
+import functools
+import os
+import shlex
+import signal
+import socket
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from contrails.cluster.kerberos import ticket_check
+from contrails.cluster.pbs import chain, client, script
+from contrails.cluster.pbs.clock import Clock
+from contrails.cluster.pbs.limits import Nodes, parse_nodes, shortage
+from contrails.cluster.pbs.states import read_verdict
+from contrails.cluster.scheduler import Cause, Check, Job, Request, Standing, ThisJob
+from contrails.cluster.sites import Site
+from contrails.errors import ClusterError
+
+_PATIENCE_S = 60.0
+_SKEW_S = 60.0
+
+_State = Literal["waiting", "running", "ended"]
+_STATES: dict[str, tuple[_State, Cause | None]] = {
+    "PENDING": ("waiting", None),
+    "HELD": ("waiting", None),
+    "REQUEUED": ("waiting", None),
+    "RUNNING": ("running", None),
+    "SUSPENDED": ("running", None),
+    "COMPLETING": ("running", None),
+    "COMPLETED": ("ended", None),
+    "FAILED": ("ended", "error"),
+    "KILLED": ("ended", "memory"),
+    "OUT_OF_MEMORY": ("ended", "memory"),
+    "TIMEOUT": ("ended", "walltime"),
+    "PREEMPTED": ("ended", "preemption"),
+    "NODE_FAIL": ("ended", "node"),
+    "CANCELLED": ("ended", "cancelled"),
+    "LOST": ("ended", "lost"),
+}
+"""Every state of the plugin (`contrails.cluster.pbs.states`)."""
+
+
+def preview(folder: Path, site: Site, request: Request) -> str:
+    """Return the command that submits a job, and its script."""
+    from contrails.cluster.pbs import staging
+
+    spec = _spec(folder, site, request)
+    options = shlex.join(["qsub", *spec.qsub, f"{request.name}.sh"])
+    return f"# {options}\n{staging.render(folder, spec, _parameters(site, request))}"
+
+
+def check(site: Site) -> Iterator[Check]:
+    """Look whether the queue takes jobs, a node can run one, and the user's ticket lasts."""
+    if site.partition is not None:
+        yield _queue(site.partition)
+    lacking = _shortage(_spec(Path(), site, Request("ctdoctor", print, ())).qsub)
+    advice = f"ask for less in the profile of {site.name}; `pbsnodes -av` says what there is"
+    yield Check("a node for the job", lacking is None, lacking or "there is one", advice)
+    has_memory = site.memory_gb is not None
+    found = f"{site.memory_gb} GB" if has_memory else "the server's default, often 400 MB"
+    yield Check("memory of a job", has_memory, found, f"set memory_gb in the profile of {site.name}")
+    if (ticket := ticket_check(datetime.now())) is not None:
+        yield ticket
+
+
+def _queue(name: str) -> Check:
+    try:
+        said = client.queue(name)
+    except ClusterError as error:
+        return Check("queue", False, str(error), "see the queues with `qstat -Q`")
+    takes = "|enabled=True" in said and "|started=True" in said
+    return Check(
+        "queue", takes, f"{name} {'takes and runs jobs' if takes else 'is stopped or disabled'}", "ask support"
+    )
+
+
+@functools.cache
+def _nodes() -> Nodes:
+    return parse_nodes(client.nodes())
+
+
+def _shortage(options: Sequence[str]) -> str | None:
+    """Return what no node has of what the options of qsub ask for; None also where PBS does not show its nodes."""
+    try:
+        return shortage(options, _nodes())
+    except client.Refused:
+        return None
+
+
+def submit(
+    folder: Path, site: Site, request: Request, announce: Callable[[Path], None], accept: Callable[[str], None]
+) -> str:
+    """Submit a job and return its id; see `contrails.cluster.scheduler.Scheduler`."""
+    from submitit.core.utils import DelayedSubmission
+
+    from contrails.cluster.pbs import staging
+
+    delayed = DelayedSubmission(request.function, *request.arguments)
+    _require_shared(folder)
+    staged = staging.stage(folder, [delayed], _parameters(site, request), _chain(site, request))
+    if (lacking := _shortage(staged.spec.qsub)) is not None:
+        raise ClusterError(f"no node can ever run the job {request.name}: {lacking}; ask for less, see `pbsnodes -av`")
+    (pickle,) = staged.pickles
+    announce(pickle)
+    job_id = staged.submit(patience_s=_PATIENCE_S)
+    accept(job_id)
+    complete(folder, pickle, job_id)
+    return job_id
+
+
+def _require_shared(folder: Path) -> None:
+    """Refuse a path that means another folder on another frontend, as /home does where there is a /storage."""
+    if folder.is_relative_to("/home") and Path("/storage").is_dir():
+        raise ClusterError(
+            f"{folder}: expected a path under /storage, which is the same on all machines; go there, or "
+            "`export CONTRAILS_RUNS=/storage/<city>/home/$USER/runs`"
+        )
+
+
+def complete(folder: Path, pickle: Path, job_id: str) -> None:
+    """Give the files of a job the names under which its links look for them."""
+    from contrails.cluster.pbs import staging
+
+    staging.name_script(folder, pickle, job_id)
+    staging.name_pickle(folder, pickle, job_id)
+
+
+def look(jobs: Mapping[str, Path], names: Mapping[str, float]) -> dict[str, Job]:
+    """Return what PBS knows of jobs: about 20 of them in a call, and of the same ones once in 30 s."""
+    from submitit.core.utils import JobPaths
+
+    from contrails.cluster.pbs.job import PbsJob
+
+    watcher = PbsJob.watcher
+    new = [job_id for job_id in jobs if not watcher.is_watched(job_id)]
+    for job_id in new:
+        watcher.watch(job_id, JobPaths(jobs[job_id], job_id))
+    if new:
+        watcher.update()
+    else:
+        watcher.update_if_long_enough("standard")
+    if watcher.unanswered is not None:
+        raise watcher.unanswered
+    found = {job_id: _job(job_id, watcher.get_info(job_id, "cache")) for job_id in jobs if watcher.is_known(job_id)}
+    for name, since in names.items():
+        found |= _submitted_as(name, since)
+    return found
+
+
+def cancel(jobs: Mapping[str, Path]) -> None:
+    """End jobs for good, with all their links."""
+    from contrails.cluster.pbs.job import PbsJob
+
+    for job_id, folder in jobs.items():
+        PbsJob[None](folder, job_id).cancel()
+
+
+def pass_on(_successors: Mapping[str, Collection[str]]) -> None:
+    """Do nothing: what waits for a job that has ended badly has started meanwhile, and found out."""
+
+
+def interruptions() -> dict[str, Callable[[str], object]]:
+    """Return what a drill may do to a running job: TERM would mean a deletion here, and a job's shell dies of USR2."""
+    return {"SIGKILL of the whole job": lambda job_id: client.kill(_running_link(job_id))}
+
+
+def _running_link(job_id: str) -> str:
+    """Return the id of the link that runs now; all links of a job have its name."""
+    name = client.query([job_id]).get(job_id, {}).get("Job_Name", "")
+    running = [link for link, attributes in client.named(name) if attributes["job_state"] == "R"]
+    return running[0] if running else job_id
+
+
+def this_job() -> ThisJob:
+    """Return the job that this process runs in; its id is that of the first link."""
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return ThisJob(
+        job_id=os.environ[chain.JOB_ID],
+        restart_count=int(os.environ[chain.RESTARTS]),
+        node=socket.gethostname(),
+        devices=tuple(device for device in devices.split(",") if device),
+        memory_gb=None,
+    )
+
+
+def end_time(_job: ThisJob) -> float:
+    """Return when this link's time is over; `qextend` or an operator may have changed it since the last call."""
+    return time.time() + Clock.of_this_job().ask()
+
+
+def standing(_job: ThisJob) -> Standing:
+    """Return whether somebody has cancelled the job.
+
+    What TERM means only the next link learns, when PBS says how this one ended; if that was qdel, it leaves at once.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # PBS sends it to all processes of the job
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    return "cancelled" if _this_chain().cancelled else "running"
+
+
+def requeue(_job: ThisJob, _changes: Collection[Cause]) -> bool:
+    """Return whether there is a next link, which starts if the launcher leaves with the right exit code.
+
+    It has more memory if that is what was lacking. PBS knows no way to avoid a node.
+    """
+    return script.spec_of(os.environ).chain != script.NONE
+
+
+def why_restarted(_job: ThisJob) -> Cause:
+    """Return why the last start ended, as the first act of this one has judged it."""
+    own = [row for row in _this_chain().rows() if row.get("job_id") == os.environ["PBS_JOBID"]]
+    if len([row for row in own if row["event"] == "start"]) > 1:
+        return "preemption"  # or its node failed: PBS has run the same link again, and does not say why
+    causes = [row["cause"] for row in own if row["event"] == "judged"]
+    return (_STATES[causes[-1]][1] if causes and causes[-1] else None) or "lost"
+
+
+def note_progress(_job: ThisJob) -> None:
+    """Have the chain forget earlier failures of links."""
+    chain.note_progress()
+
+
+def _this_chain() -> chain.Chain:
+    return chain.Chain(Path(os.environ["SUBMITIT_FOLDER"]), os.environ[chain.JOB_ID])
+
+
+def _job(job_id: str, info: Mapping[str, str]) -> Job:
+    what, cause = _STATES[info["State"]]
+    said = "; ".join(info[key] for key in ("Reason", "Comment", "Advice") if key in info) if what == "waiting" else ""
+    native = f"{info['State']} ({said})" if said else info["State"]
+    return Job(job_id, info.get("Name", ""), what, native, cause, info.get("Node", ""))
+
+
+def _submitted_as(name: str, since: float) -> dict[str, Job]:
+    """Return the job of this name; a run that was removed may have had jobs of the same names before."""
+    for job_id, attributes in client.named(name):
+        is_next = f"{script.FIRST_ID}=" in attributes.get("Submit_arguments", "")
+        asked = datetime.strptime(attributes["ctime"], "%a %b %d %H:%M:%S %Y").timestamp()
+        if not is_next and asked >= since - _SKEW_S:
+            verdict = read_verdict(attributes)
+            return {job_id: _job(job_id, {"State": verdict.state, "Name": name, "Node": verdict.node})}
+    return {}
+
+
+def _spec(folder: Path, site: Site, request: Request) -> script.Spec:
+    return script.make_spec(_parameters(site, request), folder, _chain(site, request))
+
+
+def _chain(site: Site, request: Request) -> str:
+    """Return when the next link is submitted: contrails' own commands have none, PBS alone runs them again."""
+    return site.next_job if request.folds else script.NONE
+
+
+def _parameters(site: Site, request: Request) -> script.Parameters:
+    """Return what the plugin is told about a job."""
+    retries = site.retries
+    return script.Parameters(
+        name=request.name,
+        timeout_min=site.walltime_min,
+        mem_gb=request.memory_gb or site.memory_gb,
+        cpus_per_task=site.num_cpus,
+        gpus_per_node=site.num_gpus,
+        queue=site.partition,
+        account=site.account,
+        resources=site.resources,
+        setup=_setup(site, request),
+        teardown=[*request.teardown, *_clean_up(site)],
+        additional_parameters={f"-{name}": str(value) for name, value in site.scheduler_arguments.items()},
+        after=[str(folder / job_id) for job_id, folder in request.after.items()],
+        signal_delay_s=site.margin_s,
+        budgets={
+            "TIMEOUT": retries.walltime,
+            "OUT_OF_MEMORY": retries.memory,
+            "KILLED": retries.memory,
+            "NODE_FAIL": retries.node,
+            "LOST": retries.lost,
+        },
+    )
+
+
+def _setup(site: Site, request: Request) -> list[str]:
+    """Return the lines before the task; a job inherits nothing from the shell that submits it."""
+    lines = [*site.prologue]
+    if site.environment is not None:
+        lines.append(f"source {shlex.quote(str(site.environment.absolute()))}")
+    return lines + [
+        f"export {name}={shlex.quote(value)}" for name, value in sorted((request.environment or {}).items())
+    ]
+
+
+def _clean_up(site: Site) -> list[str]:
+    """Return the lines that empty the job's scratch folder; the folder itself is not ours to remove."""
+    if "SCRATCHDIR" not in str(site.stage_dir):
+        return []
+    return ['if [ -d "$SCRATCHDIR" ]; then find "$SCRATCHDIR" -mindepth 1 -delete; fi']

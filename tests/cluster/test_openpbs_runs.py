@@ -1,0 +1,162 @@
+"""Folds on PBS: submitted, watched, cancelled and resumed as on any other site."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from contrails.cluster.journal import submissions
+from contrails.files import read_json, to_json, write_atomic
+from contrails.runs import Run
+
+from fake_pbs import FakePbs
+from local_site import eventually
+from pbs_runs import PbsRuns
+from pbs_site import REAL
+from slurm_site import weights
+
+SHORT = ("-o", "train.epochs=1")
+EPOCHS = ("-o", "train.epochs=100")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Iterator[PbsRuns]:
+    fake = None if REAL else FakePbs(tmp_path_factory.mktemp("pbs") / "server")
+    site = PbsRuns(tmp_path_factory.mktemp("runs"), tiny_data, fake)
+    yield site
+    site.end_everything()
+    if fake is not None:
+        fake.stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site: PbsRuns) -> dict[str, str]:
+    site.submit("undisturbed", *EPOCHS)
+    site.wait_for_done("undisturbed")
+    assert site.ends("undisturbed") == [""]
+    return weights(site.fold("0", "undisturbed"))
+
+
+def test_five_folds_from_frozen_code_and_what_follows(site: PbsRuns, tiny_data: Path) -> None:
+    made = site.run("split", str(tiny_data / "train.h5"), "--folds", "5", "-o", "five.csv")
+    assert made.returncode == 0, made.stderr
+    arguments = ("submit", "tiny.toml", "--name", "five", "--folds", "5", "-o", "data.filelist=five.csv", *SHORT)
+    arguments = (*arguments, "--folds-per-job", "3", "--site", "test", "--json")
+    done = site.run(*arguments, "--then", "aggregate")
+    assert done.returncode == 0, done.stderr
+    loop = site.package / "train" / "loop.py"
+    original = loop.read_text()
+    loop.write_text("raise SystemExit('edited')\n")
+    assert {state["state"] for state in site.states("five").values()} <= {"waiting", "starting", "running", "done"}
+    site.wait_for_done("five", *"01234")
+    loop.write_text(original)
+    eventually((site.root / "runs/five/aggregate/default/ensemble.json").exists)
+    again = site.run(*arguments)
+    assert json.loads(again.stdout)["five"]["folds"] == dict.fromkeys("01234", "done")
+    run = Run(site.root / "runs/five")
+    assert [job.folds for job in submissions(run)] == [("0", "1", "2"), ("3", "4"), ()]
+    assert run.path.stat().st_mode & 0o077 == 0
+
+
+def test_a_chain_of_three_links(site: PbsRuns, undisturbed: dict[str, str]) -> None:
+    site.submit("chain", *EPOCHS)
+    fold = site.fold("0", "chain")
+    for number in (1, 2):
+        site.wait_for_attempt(fold, number)
+        clock = fold.run.clock(site.job("chain"))
+        assert 500 < read_json(clock)["end"] - time.monotonic() < 600  # the launcher knows its link's walltime
+        write_atomic(clock, to_json({"end": time.monotonic()}))
+    site.wait_for_done("chain")
+    assert site.ends("chain") == ["walltime", "walltime", ""]
+    assert len(set(site.links("chain"))) == 3
+    assert weights(fold) == undisturbed
+
+
+def test_whatever_ends_a_job_but_its_user_the_fold_goes_on(site: PbsRuns, undisturbed: dict[str, str]) -> None:
+    site.submit("disturbed", *EPOCHS)
+    fold = site.fold("0", "disturbed")
+    for number, order in enumerate(("preempt", "schedule", "kill -9"), start=1):
+        site.wait_for_attempt(fold, number)
+        site.fake.order(order, site.links("disturbed")[-1])
+    site.wait_for_attempt(fold, 4)
+    os.kill(site.pid("disturbed"), signal.SIGKILL)
+    site.wait_for_done("disturbed")
+    assert site.ends("disturbed") == ["preemption", "preemption", "memory", "memory", ""]
+    assert weights(fold) == undisturbed
+    last = site.fake.attributes(site.links("disturbed")[-1])
+    assert last["Resource_List"]["select"] == "1:ncpus=1:mem=4608mb"  # 2 GB, and twice half as much again
+
+
+def test_a_deleted_job_stays_deleted_until_it_is_resumed(site: PbsRuns, undisturbed: dict[str, str]) -> None:
+    site.submit("deleted", *EPOCHS)
+    fold = site.fold("0", "deleted")
+    site.wait_for_attempt(fold, 1)
+    client_of(site, "qdel", site.links("deleted")[-1])
+    state = site.wait_for("deleted", "0", "cancelled")
+    assert "submit the run again" in state["reason"]
+    assert len(fold.attempts()) == 1
+    resumed = site.run("resume", "deleted")
+    assert resumed.returncode == 0, resumed.stderr
+    site.wait_for_done("deleted")
+    assert len(submissions(fold.run)) == 2
+    assert weights(fold) == undisturbed
+
+
+def test_a_cancelled_fold_stays_cancelled(site: PbsRuns) -> None:
+    site.submit("cancelled", "-o", "train.epochs=3000")
+    site.wait_for_attempt(site.fold("0", "cancelled"), 1)
+    assert site.run("cancel", "cancelled").returncode == 0
+    state = site.wait_for("cancelled", "0", "cancelled")
+    assert state["cause"] == "cancelled"
+    assert len(site.links("cancelled")) == 1
+
+
+def test_a_failed_node_and_its_ghost(site: PbsRuns, undisturbed: dict[str, str]) -> None:
+    site.submit("ghost", *EPOCHS)
+    fold = site.fold("0", "ghost")
+    site.wait_for_attempt(fold, 1)
+    site.fake.order("node", site.links("ghost")[-1])
+    site.wait_for_done("ghost")
+    assert weights(fold) == undisturbed
+
+
+def test_lost_answers_a_server_that_is_down_and_a_purged_history(site: PbsRuns) -> None:
+    before = len(site.fake.ids())
+    site.fake.configure(lose_replies=1)
+    site.submit("lost", *SHORT)
+    site.fake.go_down(10)
+    assert site.states("lost")["0"]["stale"] or site.fold("0", "lost").done.exists()
+    site.wait_for_done("lost")
+    eventually(lambda: site.states("lost")["0"]["state"] == "done")
+    assert len(site.fake.ids()) == before + 2  # the job, and the link that would have gone on
+    site.fake.purge()
+    assert site.states("lost")["0"]["state"] == "done"
+
+
+def test_a_run_after_another_waits_for_its_success(site: PbsRuns) -> None:
+    site.submit("first", *EPOCHS)
+    fold = site.fold("0", "first")
+    site.wait_for_attempt(fold, 1)
+    site.submit("second", *SHORT, "--after", "first")
+    write_atomic(fold.run.clock(site.job("first")), to_json({"end": time.monotonic()}))
+    site.wait_for_done("second")
+    assert fold.done.exists()
+    assert site.ends("first") == ["walltime", ""]
+
+
+def test_an_error_is_not_tried_again(site: PbsRuns) -> None:
+    site.submit("wrong", *SHORT)
+    run = site.fold("0", "wrong").run
+    (run.code / "contrails" / "train" / "loop.py").write_text("")  # the code is no longer what was frozen
+    state = site.wait_for("wrong", "0", "failed", "lost")
+    assert "ended before it began" in state["reason"]
+    assert "was changed" in state["reason"]
+
+
+def client_of(site: PbsRuns, *arguments: str) -> None:
+    subprocess.run(arguments, env=site._command()["env"], check=True)
