@@ -91,7 +91,7 @@ def _shortage(options: Sequence[str]) -> str | None:
     """Return what no node has of what the options of qsub ask for; None also where PBS does not show its nodes."""
     try:
         return shortage(options, _nodes())
-    except client.Refused:
+    except ClusterError:
         return None
 
 
@@ -216,11 +216,11 @@ def requeue(_job: ThisJob, _changes: Collection[Cause]) -> bool:
 
 def why_restarted(_job: ThisJob) -> Cause:
     """Return why the last start ended, as the first act of this one has judged it."""
-    own = [row for row in _this_chain().rows() if row.get("job_id") == os.environ["PBS_JOBID"]]
-    if len([row for row in own if row["event"] == "start"]) > 1:
+    rows, link = _this_chain().rows(), os.environ["PBS_JOBID"]
+    if len([row for row in rows if row["event"] == "start" and row["job_id"] == link]) > 1:
         return "preemption"  # or its node failed: PBS has run the same link again, and does not say why
-    causes = [row["cause"] for row in own if row["event"] == "judged"]
-    return (_STATES[causes[-1]][1] if causes and causes[-1] else None) or "lost"
+    cause = chain.cause_of_start(rows, link)
+    return (_STATES[cause][1] if cause else None) or "lost"
 
 
 def note_progress(_job: ThisJob) -> None:

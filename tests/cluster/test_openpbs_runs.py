@@ -45,8 +45,8 @@ def undisturbed(site: PbsRuns) -> dict[str, str]:
 def test_five_folds_from_frozen_code_and_what_follows(site: PbsRuns, tiny_data: Path) -> None:
     made = site.run("split", str(tiny_data / "train.h5"), "--folds", "5", "-o", "five.csv")
     assert made.returncode == 0, made.stderr
-    arguments = ("submit", "tiny.toml", "--name", "five", "--folds", "5", "-o", "data.filelist=five.csv", *SHORT)
-    arguments = (*arguments, "--folds-per-job", "3", "--site", "test", "--json")
+    arguments = ["submit", "tiny.toml", "--name", "five", "--folds", "5", "-o", "data.filelist=five.csv", *SHORT]
+    arguments += ["--folds-per-job", "3", "--site", "test", "--json"]
     done = site.run(*arguments, "--then", "aggregate")
     assert done.returncode == 0, done.stderr
     loop = site.package / "train" / "loop.py"
@@ -129,7 +129,7 @@ def test_lost_answers_a_server_that_is_down_and_a_purged_history(site: PbsRuns) 
     before = len(site.fake.ids())
     site.fake.configure(lose_replies=1)
     site.submit("lost", *SHORT)
-    site.fake.go_down(10)
+    site.fake.go_down(5)
     assert site.states("lost")["0"]["stale"] or site.fold("0", "lost").done.exists()
     site.wait_for_done("lost")
     eventually(lambda: site.states("lost")["0"]["state"] == "done")

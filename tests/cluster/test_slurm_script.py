@@ -33,7 +33,9 @@ def test_the_parameters_of_a_site_are_in_the_script(tmp_path: Path) -> None:
         partition="gpu", account="p1", qos="long", constraint="a100|h100", walltime_min=90, margin_s=60, num_gpus=2,
         gpu_type="a100", num_cpus=8, memory_gb=1.5, scheduler_arguments={"reservation": "mine", "exclusive": True},
     )  # fmt: skip
-    request = Request("ctnamef0a1", print, (), after=("7", "8"), exclude=("n1", "n2"), memory_gb=3)
+    request = Request(
+        "ctnamef0a1", print, (), after={"7": Path("x"), "8": Path("x")}, exclude=("n1", "n2"), memory_gb=3
+    )
     lines = slurm.script(tmp_path, chosen, request).splitlines()
     for line in (
         "--partition=gpu", "--account=p1", "--qos=long", "--constraint='a100|h100'", "--time=90", "--signal=USR2@60",

@@ -108,6 +108,14 @@ def successor_of(rows: Rows, job_id: str) -> str | None:
     return next((row["job_id"] for row in rows if row["event"] == "successor" and row["after"] == job_id), None)
 
 
+def cause_of_start(rows: Rows, job_id: str) -> str | None:
+    """Return why the last task ended before the link `job_id` started, as it was judged; None if it handed over."""
+    cause = next((row["cause"] for row in rows if row["event"] == "judged" and row["job_id"] == job_id), None)
+    prior = next((row["after"] for row in rows if row["event"] == "successor" and row["job_id"] == job_id), None)
+    made_way = any(row["event"] == "replaced" and row["job_id"] == prior for row in rows)
+    return cause_of_start(rows, str(prior)) if made_way else cause
+
+
 @dataclass(frozen=True)
 class Judgement:
     """What a link decides about its start: why its predecessor ended, and, unless it goes on, how the job ends."""
