@@ -7,7 +7,7 @@ import pytest
 from submitit.core.utils import JobPaths
 
 from contrails.cluster.pbs import client
-from contrails.cluster.pbs.chain import Chain, judge
+from contrails.cluster.pbs.chain import Chain, cause_of_start, judge
 from contrails.cluster.pbs.client import Unanswered
 from contrails.cluster.pbs.script import BUDGETS
 from contrails.cluster.pbs.states import Verdict
@@ -73,6 +73,19 @@ def test_budgets_count_failures_of_a_kind_since_the_last_progress() -> None:
     # that a link made way for a larger one is no progress
     assert final(judged("KILLED"), judged(None), judged("KILLED")) == "KILLED"
     assert final(judged("NODE_FAIL"), judged("NODE_FAIL"), judged("KILLED")) is None
+
+
+def test_a_start_after_a_link_that_made_way_has_the_cause_of_that() -> None:
+    def judged(job_id: str, cause: str | None) -> dict[str, Any]:
+        return {"event": "judged", "job_id": job_id, "cause": cause}
+
+    replaced = {"event": "replaced", "job_id": "2.h"}
+    larger = {"event": "successor", "job_id": "3.h", "after": "2.h", "link": 3}
+    rows = [START, NEXT, judged("2.h", "OUT_OF_MEMORY"), larger, replaced, judged("3.h", None)]
+    assert cause_of_start(rows, "3.h") == "OUT_OF_MEMORY"
+    assert cause_of_start(rows, "2.h") == "OUT_OF_MEMORY"
+    assert cause_of_start([START, NEXT, judged("2.h", None)], "2.h") is None
+    assert cause_of_start([START], "1.h") is None
 
 
 class Watched:

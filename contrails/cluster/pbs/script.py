@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -165,11 +166,18 @@ def render(spec: Spec, command: str, setup: Sequence[str]) -> str:
         f"export {STARTED}=$(date +%s)",
         f"export {SPEC}={shlex.quote(to_json(asdict(spec)))}",
         "export SUBMITIT_EXECUTOR=pbs",
+        *_path_of_commands(),
         "trap : TERM  # PBS sends it to every process: the shell stays until the task has saved",
         *("", "# setup", *setup),
         *("", "# command", command),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _path_of_commands() -> list[str]:
+    """Return the line that makes PBS's commands known to the job: it has the PATH of its node, not the submitter's."""
+    qsub = shutil.which("qsub")
+    return [] if qsub is None else [f'export PATH="$PATH":{shlex.quote(str(Path(qsub).parent))}']
 
 
 def select(parameters: Parameters) -> str:
