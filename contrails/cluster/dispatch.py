@@ -262,7 +262,7 @@ def _require_same(run: Run, config: RunConfig, recipe: Recipe, identity: DataIde
     differing = [
         f"{key} = {_shown(_get(new, key))}, was {_shown(_get(old, key))}"
         for key, _ in keys(Recipe)
-        if _get(old, key) != _get(new, key)
+        if "[" not in key and _get(old, key) != _get(new, key)  # a list of tables is compared as one
     ]
     if config.data != identity:
         differing.append("the content of the dataset, the file list or the exclusion list")
