@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from contrails.cli.options import choose_device, device_option, json_option, read_share
-from contrails.errors import DataError
-from contrails.runs import open_run
+from contrails.errors import DataError, RecipeError
+from contrails.runs import Run, open_run
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 )
 @click.option("--allow", is_flag=True, help="Merge members though data, recipe or code have changed.")
 @click.option("--shard", metavar="I/N", help="Only predict out of fold, for every N-th fold from the I-th on.")
+@click.option("--jobs", "num_jobs", type=click.IntRange(1), help="Predict out of fold by this many jobs of a site.")
+@click.option("--site", "site_name", help="Where the jobs run; see `contrails sites`.")
 @click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the ensemble, instead of --name.")
 @device_option
@@ -61,6 +63,8 @@ def aggregate(
     average_folds: bool,
     allow: bool,
     shard: str | None,
+    num_jobs: int | None,
+    site_name: str | None,
     name: str,
     out: Path | None,
     device: str,
@@ -77,7 +81,19 @@ def aggregate(
     Example:
       contrails aggregate default --data data/demo/test.h5 --sample data/demo/raw/sample_submission.csv
       contrails aggregate first second --tta d4 --fit-weights -o ensembles/both
+      contrails aggregate first --weights best5 --tta d4 --site mycluster --jobs 5
     """
+    runs = [open_run(run_name) for run_name in run_names]
+    path = out.absolute() if out is not None else runs[0].aggregate(name)
+    if num_jobs is not None:
+        if weights == "auto":
+            raise RecipeError("--jobs: --weights auto compares all folds; choose a kind, such as --weights best5")
+        if shard is not None:
+            raise click.UsageError("give --jobs N for all shards, or --shard I/N for one, not both")
+        _submit_jobs(runs, path, num_jobs, site_name, data, sample)
+        return
+    if site_name is not None:
+        raise click.UsageError("--site is for --jobs; without them the ensemble is made here")
     import torch
 
     from contrails.aggregate.assemble import make_ensemble, predict_share
@@ -86,8 +102,6 @@ def aggregate(
     from contrails.cli.figures import show_ensemble
     from contrails.data.store import open_dataset
 
-    runs = [open_run(run_name) for run_name in run_names]
-    path = out.absolute() if out is not None else runs[0].aggregate(name)
     options = Options(weights, merge, tta, pad, fit_weights, average_folds, allow)
     chosen = choose_device(device)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -111,6 +125,27 @@ def aggregate(
         if submission is not None:
             partial = "" if ensemble.complete else f" (partial: {ensemble.folds})"
             click.echo(f"submission: {submission}{partial}")
+
+
+def _submit_jobs(
+    runs: list[Run], path: Path, num_jobs: int, site_name: str | None, data: Path | None, sample: Path | None
+) -> None:
+    from contrails.cluster.shards import submit_aggregation
+    from contrails.cluster.sites import find_site
+
+    words = ["aggregate", *(str(run.path) for run in runs), "--out", str(path)]
+    words += [
+        word
+        for option, file in (("--data", data), ("--sample", sample))
+        if file
+        for word in (option, str(file.absolute()))
+    ]
+    for option in ("weights", "merge", "tta", "pad", "device"):
+        words += [f"--{option}", str(click.get_current_context().params[option])]
+    for flag in ("fit_weights", "average_folds", "allow"):
+        words += [f"--{flag.replace('_', '-')}"] * click.get_current_context().params[flag]
+    for what, outcome in submit_aggregation(path, words, num_jobs, find_site(site_name)).items():
+        click.echo(f"{what}: {outcome}")
 
 
 def _require_same_records(submission: Path, record_ids: set[str]) -> None:

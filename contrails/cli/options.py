@@ -63,6 +63,19 @@ def read_share(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def read_numbers(text: str, option: str) -> list[int]:
+    """Read `4`, `0,4` or `0-7`."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise click.BadParameter(f"'{text}': expected numbers such as 4 or 0,4 or 0-7", param_hint=option)
+        numbers += range(int(first), int(last or first) + 1)
+    if len(set(numbers)) != len(numbers) or not numbers:
+        raise click.BadParameter(f"'{text}': expected each number once", param_hint=option)
+    return numbers
+
+
 recipe_argument = click.argument("path", metavar="[RECIPE]", required=False, type=click.Path(path_type=Path))
 name_option = click.option("--name", help="Name of the run; default: the recipe's file name.")
 overrides_option = click.option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from contrails.cli.options import read_share
+from contrails.cli.options import read_numbers, read_share
 
 if TYPE_CHECKING:
     from contrails.data.pack import Plan
@@ -140,8 +140,8 @@ def _plan_goes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
     from contrails.data.records import LABEL_FRAME
 
     bands, frames = options["bands"] or "11,14,15", options["frames"]
-    kept = _numbers(frames, "--frames")
-    plan = make_plan(raw, split, None if bands == "all" else _numbers(bands, "--bands"), kept)
+    kept = read_numbers(frames, "--frames")
+    plan = make_plan(raw, split, None if bands == "all" else read_numbers(bands, "--bands"), kept)
     if LABEL_FRAME not in kept:
         click.echo(
             f"warning: --frames {frames} leaves out frame {LABEL_FRAME}, which the labels are of: recipes must name "
@@ -180,12 +180,12 @@ def _plan_scenes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
 
 
 def _submit(raw: Path, out: Path, options: list[str], num_jobs: int, site_name: str | None) -> None:
-    from contrails.cluster.shards import submit_shards
+    from contrails.cluster.shards import submit_packing
     from contrails.cluster.sites import find_site
 
     site = find_site(site_name)
     words = [*options, "--workers", str(site.num_cpus)]
-    for name, what in submit_shards(raw, out, words, num_jobs, site).items():
+    for name, what in submit_packing(raw, out, words, num_jobs, site).items():
         click.echo(f"{name}: {what}")
 
 
@@ -204,16 +204,3 @@ def _mask_values(text: str) -> tuple[tuple[int, int], ...]:
             )
         values[int(value)] = meanings[meaning]
     return tuple(values.items())
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    """Read `4`, `0,4` or `0-7`."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise click.BadParameter(f"'{text}': expected numbers such as 4 or 0,4 or 0-7", param_hint=option)
-        numbers += range(int(first), int(last or first) + 1)
-    if len(set(numbers)) != len(numbers) or not numbers:
-        raise click.BadParameter(f"'{text}': expected each number once", param_hint=option)
-    return numbers

@@ -1,9 +1,12 @@
-"""A dataset packed by several jobs: one a shard, and one that joins them when all have succeeded.
+"""A command shared by several jobs: one a shard, and one that comes when all have succeeded.
 
-Everything lies in `.<name>.jobs` beside the dataset file, made like a run: frozen code, journal, submitit's files.
+Packing a dataset file and predicting out of fold go this way. Everything lies in `.<name>.jobs` beside what is made,
+like a run: frozen code, journal, submitit's files.
 """
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from contrails.cluster.command import command_request
@@ -15,33 +18,66 @@ from contrails.errors import ClusterError
 from contrails.runs import Run
 
 
-def submit_shards(raw: Path, out: Path, options: list[str], num_jobs: int, site: Site) -> dict[str, str]:
-    """Submit what is missing of a dataset file, and return what happened to each part.
+@dataclass(frozen=True)
+class Share:
+    """A part of the work: what begins its job's name, the command's words, and whether it is there already."""
+
+    what: str
+    words: list[str]
+    complete: bool = False
+
+
+def submit_packing(raw: Path, out: Path, options: list[str], num_jobs: int, site: Site) -> dict[str, str]:
+    """Submit what is missing of a dataset file, and return what happened to each part; raises as `submit_shares`."""
+    shares = {}
+    for index in range(1, num_jobs + 1):
+        part = shard_path(out, index, num_jobs)
+        words = ["prepare", str(raw.absolute()), str(out.absolute()), *options, "--shard", f"{index}/{num_jobs}"]
+        shares[part.name] = Share(f"p{index}", words, complete=part.exists() or out.exists())
+    shares[out.name] = Share("j0", ["data", "join", str(out.absolute())], complete=out.exists())
+    return submit_shares(out, shares, site.model_copy(update={"num_gpus": 0}))
+
+
+def submit_aggregation(folder: Path, words: list[str], num_jobs: int, site: Site) -> dict[str, str]:
+    """Submit out-of-fold predictions in shares, and the ensemble after them; raises as `submit_shares`.
+
+    Args:
+        folder: of the ensemble.
+        words: the command without --shard, with absolute paths.
+        num_jobs: shares.
+        site: where.
+    """
+    shares = {
+        f"out of fold {index}/{num_jobs}": Share(f"p{index}", [*words, "--shard", f"{index}/{num_jobs}"])
+        for index in range(1, num_jobs + 1)
+    }
+    return submit_shares(folder, shares | {"ensemble": Share("j0", words)}, site)
+
+
+def submit_shares(made: Path, shares: Mapping[str, Share], site: Site) -> dict[str, str]:
+    """Submit a job for each share that is neither complete nor alive; the last one waits for all others.
 
     Raises:
         ClusterError: the site has no scheduler, or it refuses.
     """
     if site.scheduler == "local":
         raise ClusterError(f"--jobs needs a site with a scheduler, {site.name} is this machine; leave --jobs out")
-    site = site.model_copy(update={"num_gpus": 0})
-    run = Run(out.absolute().with_name(f".{out.name}.jobs"))
+    run = Run(made.absolute().with_name(f".{made.name}.jobs"))
     run.create_folder()
-    outcome, ids = {}, []
+    outcome: dict[str, str] = {}
+    ids: list[str] = []
+    last = list(shares)[-1]
     with submitting(run):
         alive = _alive(run, site)
         if not alive and run.code.exists():  # of an earlier try, maybe with a fault that was mended since
             shutil.rmtree(run.code)
         freeze_code(run)
-        for index in range(1, num_jobs + 1):
-            part = shard_path(out, index, num_jobs)
-            words = ["prepare", str(raw.absolute()), str(out.absolute()), *options, "--shard", f"{index}/{num_jobs}"]
-            if part.exists() or out.exists():
-                outcome[part.name] = "complete"
+        for name, share in shares.items():
+            if share.complete:
+                outcome[name] = "complete"
                 continue
-            ids.append(_submit(run, site, f"p{index}", words, [], alive))
-            outcome[part.name] = f"job {ids[-1]}"
-        join = ["data", "join", str(out.absolute())]
-        outcome[out.name] = "complete" if out.exists() else f"job {_submit(run, site, 'j0', join, ids, alive)}"
+            ids.append(_submit(run, site, share, ids if name == last else [], alive))
+            outcome[name] = f"job {ids[-1]}"
     return outcome
 
 
@@ -50,9 +86,9 @@ def _alive(run: Run, site: Site) -> dict[str, str]:
     return {job.name: job_id for job_id, job in reconcile(run, site).items() if job.state != "ended"}
 
 
-def _submit(run: Run, site: Site, what: str, words: list[str], after: list[str], alive: dict[str, str]) -> str:
+def _submit(run: Run, site: Site, share: Share, after: list[str], alive: dict[str, str]) -> str:
     waits_for = dict.fromkeys(after, run.submitit)
-    request = command_request(run, what, words, site.num_cpus, after=waits_for)
+    request = command_request(run, share.what, share.words, site.num_cpus, after=waits_for)
     stem = request.name.rpartition("a")[0]
     living = [job_id for name, job_id in alive.items() if name.rpartition("a")[0] == stem]
     return living[0] if living else submit_job(run, site, request)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from contrails.aggregate.ensemble import read_ensemble
 from contrails.cluster.journal import submissions
 from contrails.files import read_hint
 from contrails.runs import Run
@@ -181,6 +182,27 @@ def test_preparation_by_jobs_makes_the_same_bytes(site: SlurmSite, tiny_data: Pa
     assert site.run(*arguments).stdout.splitlines() == [
         f"{name}: complete" for name in ("joined-1of2.h5", "joined-2of2.h5", "joined.h5")
     ]
+
+
+def test_aggregation_by_jobs_is_that_of_one_call(site: SlurmSite) -> None:
+    site.submit("shared", *SHORT, fold="0,1,2")
+    site.wait_for_done("shared", "0", "1", "2")
+    refused = site.run("aggregate", "shared", "--site", "test", "--jobs", "2")
+    assert (refused.returncode, "--weights auto compares all folds" in refused.stderr) == (3, True)
+    arguments = ("aggregate", "shared", "--weights", "best", "--device", "cpu")
+    done = site.run(*arguments, "--site", "test", "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(": job ")[0] for line in done.stdout.splitlines()] == [
+        "out of fold 1/2",
+        "out of fold 2/2",
+        "ensemble",
+    ]
+    made = Run(site.root / "runs" / "shared").aggregate("default")
+    eventually((made / "ensemble.json").exists, 240)
+    assert len(list((made / "out_of_fold").glob("*.h5"))) == 3
+    alone = site.run(*arguments, "--name", "alone", "--json")
+    assert alone.returncode == 0, alone.stderr
+    assert read_ensemble(made).scores == json.loads(alone.stdout)["scores"]
 
 
 def test_a_node_is_checked_by_a_job(site: SlurmSite) -> None:
