@@ -129,16 +129,21 @@ def predict_into(
 ) -> np.ndarray:
     """Predict records into a file that resumes, and return them mapped, uint16 (N, H, W)."""
     height, width = dataset.votes.shape[1:]
-    members = [[member.sha256, member.weight, member.threshold] for member in ensemble.members]
     wanted = Wanted(
         rows=rows,
         record_ids=tuple(dataset.record_ids[row] for row in rows),
         shape=(height, width),
         member="ensemble",
-        about={"members": members, "options": asdict(ensemble.options), "dataset": dataset.fingerprint}
-        | {"device": device.type},
+        about=identity_of(ensemble, dataset, device),
     )
     return complete(file, wanted, ensemble.predictor(dataset, device), f"predictions: {file.stem}")
+
+
+def identity_of(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    """Return all that decides the merged probabilities of a dataset."""
+    members = [[member.sha256, member.weight, member.threshold] for member in ensemble.members]
+    made_of = {"members": members, "options": asdict(ensemble.options)}
+    return made_of | {"dataset": dataset.fingerprint, "device": device.type}
 
 
 def masks_of(

@@ -158,11 +158,24 @@ def _finished(
             raise DataError(
                 f"{path} is missing or is not the file that {fold.done} names; restore it, or train the fold again"
             )
-        if not allow and parse(Recipe, read_about(path)["recipe"], str(path)) != config.recipe:
-            raise RunError(
-                f"{path} was trained with another recipe than {fold.run.toml}; give --allow to merge it all the same"
-            )
+        if not allow:
+            _require_of_run(path, config, fold.run)
     return Finished(fold, done, config.recipe, dataset, *training_rows(dataset, filelist, fold.key, config.recipe))
+
+
+def _require_of_run(path: Path, config: RunConfig, run: Run) -> None:
+    """Check that weights are of the run as it is now; `contrails resume --code current` changes its code on the way."""
+    about = read_about(path)
+    same = {
+        "recipe": parse(Recipe, about["recipe"], str(path)) == config.recipe,
+        "data": about.get("data") == config.data.model_dump(mode="json"),
+        "code": about.get("code") == config.code,
+    }
+    if differing := [what for what, is_same in same.items() if not is_same]:
+        raise RunError(
+            f"{path} was trained with other {' and '.join(differing)} than {run.toml} says; give --allow to "
+            "merge it all the same"
+        )
 
 
 def _comparable(folds: Sequence[Finished]) -> list[str]:

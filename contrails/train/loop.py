@@ -54,7 +54,7 @@ class Loop:
     """What the training of one fold works with; all that changes is in `state`.
 
     `rebuild` returns the state of the newest snapshot, or the one before the first step. Only the first rank has a
-    heart.
+    heart. `origin` says in the weights which data and code they are of.
     """
 
     fold: Fold
@@ -69,6 +69,7 @@ class Loop:
     stop: StopFlag
     rebuild: Callable[[], TrainState]
     ranks: Ranks
+    origin: dict[str, Any]
 
     def run(self) -> None:
         """Train from the state's position to the last epoch.
@@ -147,7 +148,7 @@ class Loop:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self._autocast():
             logits = self._forward(inputs)
-        total, parts = self.state.loss(logits.float(), batch.target, batch.valid)
+        total, parts = self.state.loss(logits.float(), batch.target, batch.valid, batch.weights)
         return total, parts
 
     def _autocast(self) -> torch.autocast:
@@ -205,6 +206,7 @@ class Loop:
             "composite": self.source.composite.to_dict(),
             "num_channels": self.source.num_channels,
             "fold": self.fold.key,
+            **self.origin,
             "epoch": self.state.epoch,
             "step": self.state.step,
             "dice": dice,

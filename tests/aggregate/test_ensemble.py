@@ -220,9 +220,13 @@ def test_shards_leave_nothing_to_predict(trained: Run, capsys: pytest.CaptureFix
 
 def test_other_code_data_or_recipe_is_refused_unless_allowed(trained: Run) -> None:
     trained.toml.write_text(trained.toml.read_text().replace("lr = 0.003", "lr = 0.002"))
-    with pytest.raises(RunError, match=r"was trained with another recipe .* give --allow"):
+    with pytest.raises(RunError, match=r"was trained with other recipe than .* give --allow"):
         make(trained)
     assert make(trained, options=Options(weights="best", allow=True)).complete
+    trained.toml.write_text(trained.toml.read_text().replace("lr = 0.002", "lr = 0.003"))
+    changed(trained.fold("1"), "ema", lambda tensors: tensors, code="of another day", data={})
+    with pytest.raises(RunError, match=r"ema.safetensors was trained with other data and code than .* give --allow"):
+        make(trained)
     trained.toml.write_text(trained.toml.read_text().replace('code = ""', 'code = "123"'))
     with pytest.raises(DataError, match=r"changed since the run was made: the code frozen in the run"):
         make(trained)
@@ -280,13 +284,13 @@ def test_damaged_weights_are_named(trained: Run) -> None:
         read_ensemble(trained.aggregate("default"))
 
 
-def changed(fold: Fold, name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+def changed(fold: Fold, name: str, change: Callable[[dict[str, torch.Tensor]], object], **origin: Any) -> None:
     """Change the weights that a fold's `done.json` calls `name`, and let it name the new ones."""
     done = read_json(fold.done)
     tensors, about = load_weights(fold.weights / done["weights"]["best"]["file"])
     change(tensors)
     path = fold.weights / f"{name}.safetensors"
-    save_weights(path, tensors, about | {"dice": None, "threshold": None})
+    save_weights(path, tensors, about | {"dice": None, "threshold": None} | origin)
     done["weights"][name] = {"file": path.name, "sha256": sha256(path), "epoch": about["epoch"]}
     fold.done.write_text(to_json(done))
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import h5py
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
+from contrails.aggregate import masks as masks_module
 from contrails.aggregate.assemble import make_ensemble
 from contrails.aggregate.ensemble import Ensemble, Options
 from contrails.aggregate.evaluate import evaluate_ensemble
@@ -140,6 +142,57 @@ def test_the_command_predict(ensemble: Ensemble, tiny_data: Path, tmp_path: Path
     with h5py.File(tmp_path / "p.h5") as file:
         found = file["probabilities"][:]
     assert np.array_equal([apply(image, ensemble.threshold, ensemble.steps) for image in found], expected)
+
+
+def test_masks_go_on_where_a_kill_left_them_and_are_never_mixed(
+    ensemble: Ensemble,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, arguments = tmp_path / "masks", ["predict", str(ensemble.path), str(tiny_data / "test.h5")]
+
+    def write_one(path: Path, mask: np.ndarray) -> None:
+        if out.exists() and list(out.glob("*.png")):
+            raise KeyboardInterrupt
+        write_mask(path, mask)
+
+    write_mask = masks_module._write
+    with monkeypatch.context() as patch:
+        patch.setattr(masks_module, "_write", write_one)
+        with pytest.raises(click.Abort):
+            cli([*arguments, str(out), "--format", "png"], standalone_mode=False)
+    first = out / "2000.png"
+    written = first.stat().st_mtime_ns
+    cli([*arguments, str(out), "--format", "png"], standalone_mode=False)
+    assert f"{out}: 3 masks, 1 of them were there" in capsys.readouterr().out
+    assert first.stat().st_mtime_ns == written
+    assert sorted(path.name for path in out.iterdir()) == ["2000.png", "2001.png", "2002.png", "predicted.json"]
+    with pytest.raises(DataError, match=r"masks holds masks of another ensemble or input; give another folder"):
+        cli([*arguments[:2], str(tiny_data / "train.h5"), str(out), "--format", "png"], standalone_mode=False)
+    (out / "predicted.json").unlink()
+    with pytest.raises(DataError, match=r"masks holds 2000.png, and nothing that says what it is of"):
+        cli([*arguments, str(out), "--format", "png"], standalone_mode=False)
+
+
+def test_a_submission_goes_on_where_a_kill_left_it(
+    ensemble: Ensemble, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["predict", str(ensemble.path), str(tiny_data / "test.h5")]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("contrails.aggregate.submission.write_submission", killed)
+        with pytest.raises(click.Abort):
+            cli([*arguments, str(tmp_path / "a.csv")], standalone_mode=False)
+    assert [path.name for path in tmp_path.iterdir() if "a.csv" in path.name] == [".a.csv"]
+    monkeypatch.setattr("contrails.aggregate.predict.Predictor.__call__", lambda *_: pytest.fail("predicted again"))
+    monkeypatch.setattr("contrails.aggregate.predictions._fill", killed)
+    cli([*arguments, str(tmp_path / "a.csv")], standalone_mode=False)
+    assert [path.name for path in tmp_path.iterdir() if "a.csv" in path.name] == ["a.csv"]
 
 
 def test_an_ensemble_can_be_moved_and_a_damaged_one_is_named(

@@ -166,7 +166,7 @@ def test_a_run_names_the_exclusion_list_that_it_was_made_with(
     _, config = create_run(recipe, site, "clean")
     assert len(config.data.exclude) == 64
     write_exclusions(listed, {"1002": "tiny"}, "by hand")
-    with pytest.raises(RunError, match="the content of the dataset, the file list or the exclusion list"):
+    with pytest.raises(RunError, match="the content of the dataset, the file list, the exclusion list"):
         create_run(recipe, site, "clean")
     listed.unlink()
     with pytest.raises(DataError, match=r"expected an exclusion list at \S+x.csv, found none"):
