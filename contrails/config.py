@@ -23,6 +23,14 @@ from contrails.sections.loss import LossSection
 S = TypeVar("S", bound=Section)
 
 
+class PseudoSection(Section):
+    """Pseudo-labels that are mixed into training, made by `contrails predict --format pseudo`."""
+
+    folder: Path = Field(description="folder with a dataset file a fold; fold k trains with that of fold k alone")
+    run: str = Field(description="run whose members made them: fold k's file by fold k's member")
+    weight: float = Field(1.0, gt=0, description="how much one of them counts in the loss, a labelled record being 1")
+
+
 class DataSection(Section):
     """What is trained on."""
 
@@ -33,6 +41,9 @@ class DataSection(Section):
     )
     exclude: Path | None = Field(
         None, description="records that are not trained on, made by `contrails data audit`; empty: none"
+    )
+    pseudo: tuple[PseudoSection, ...] = Field(
+        (), description="pseudo-labels to mix in: tables with folder, run and weight"
     )
     frames: tuple[int, ...] = Field((), description="frames given to the model; empty: the labelled one")
     composite: str | tuple[str, ...] = Field(
@@ -58,6 +69,10 @@ class DataSection(Section):
             raise ValueError("composite is empty, expected a name or at least one expression")
         if self.crop is not None and self.size is not None:
             raise ValueError("crop and size exclude each other: windows would be enlarged more than whole records")
+        if self.overfit and self.pseudo:
+            raise ValueError(
+                "overfit and pseudo exclude each other: overfit trains on the records that it validates on"
+            )
         if self.crop_positive and self.crop is None:
             raise ValueError(f"crop_positive = {self.crop_positive} needs a crop, such as crop = 128")
         return self
@@ -183,6 +198,7 @@ class DataIdentity(Section):
     filelist: str = Field(description="SHA-256 of the file list")
     num_folds: int = Field(ge=1, description="folds of the file list")
     exclude: str = Field("", description="SHA-256 of the exclusion list; empty without one")
+    pseudo: dict[str, str] = Field({}, description="fingerprint of each file of pseudo-labels")
 
 
 class WeightsFile(Section):

@@ -30,6 +30,7 @@ from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, ke
 from contrails.data.composites import channels_of
 from contrails.data.exclusions import excluded_rows
 from contrails.data.filelists import read_filelist, require_match
+from contrails.data.pseudo import all_pseudo, require_pseudo
 from contrails.data.sampling import require_crop_fits, require_ranks_fit
 from contrails.data.store import open_dataset
 from contrails.errors import RecipeError, RunError, StorageError
@@ -198,6 +199,7 @@ def plan_folds(run: Run, config: RunConfig, folds: list[str], folds_per_job: int
 
 def _checked_states(run: Run, config: RunConfig, folds: list[str], jobs: Mapping[str, Job] | None) -> dict[str, str]:
     require_parents(run, config, folds)
+    require_pseudo(config, folds)
     found = {key: fold_state(run.fold(key), jobs) for key in folds}
     damaged = [state.reason for state in found.values() if state.state == DAMAGED]
     if damaged:
@@ -233,7 +235,8 @@ def _prepare(fold: Fold) -> None:
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
     paths = {key: getattr(recipe.data, key) for key in ("dataset", "filelist", "exclude")}
-    data = {key: path.absolute() for key, path in paths.items() if path is not None}
+    data: dict[str, Any] = {key: path.absolute() for key, path in paths.items() if path is not None}
+    data["pseudo"] = tuple(each.model_copy(update={"folder": each.folder.absolute()}) for each in recipe.data.pseudo)
     changed: dict[str, Any] = {"data": recipe.data.model_copy(update=data)}
     if recipe.init.run is not None:
         changed["init"] = recipe.init.model_copy(update={"run": open_run(str(recipe.init.run)).path})
@@ -249,11 +252,13 @@ def _check_data(recipe: Recipe) -> DataIdentity:
     dataset.frame_positions(recipe.data.frames)
     require_crop_fits(recipe, dataset)
     excluded_rows(recipe.data.exclude, dataset)
+    listed = sha256(recipe.data.filelist)
     return DataIdentity(
         dataset=dataset.fingerprint,
-        filelist=sha256(recipe.data.filelist),
+        filelist=listed,
         num_folds=filelist.num_folds,
         exclude=sha256(recipe.data.exclude) if recipe.data.exclude else "",
+        pseudo=all_pseudo(recipe, filelist.num_folds, dataset, listed),
     )
 
 
@@ -265,7 +270,7 @@ def _require_same(run: Run, config: RunConfig, recipe: Recipe, identity: DataIde
         if "[" not in key and _get(old, key) != _get(new, key)  # a list of tables is compared as one
     ]
     if config.data != identity:
-        differing.append("the content of the dataset, the file list or the exclusion list")
+        differing.append("the content of the dataset, the file list, the exclusion list or the pseudo-labels")
     if differing:
         raise RunError(
             f"the run {run.name} exists with another recipe ({'; '.join(differing)}); give --name for a new run, "

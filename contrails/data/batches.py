@@ -31,7 +31,8 @@ class Batch:
     Shape:
         rows int64 (B,); inputs float32 (B, C, H, W), or (B, T, C, H, W) with frames as a time axis; target float32
         (B, H, W): the share of annotators, or 0 and 1 where the recipe says hard; valid bool (B, H, W): what counts;
-        share: how much of its step this batch is.
+        share: how much of its step this batch is; weights float32 (B,): how much each record counts in the loss, None
+        where all count alike.
     """
 
     rows: np.ndarray
@@ -39,6 +40,7 @@ class Batch:
     target: torch.Tensor
     valid: torch.Tensor
     share: float = 1.0
+    weights: torch.Tensor | None = None
 
     @property
     def hard(self) -> torch.Tensor:
@@ -51,7 +53,7 @@ class Source:
     """A dataset as a model sees it, on one device.
 
     `frames` are positions along axis T of the file; `hard_target` makes targets 0 and 1; `time_axis` keeps the frames
-    apart instead of stacking their channels.
+    apart instead of stacking their channels; `weights` float32 (N,) say how much each record counts in the loss.
     """
 
     dataset: Dataset
@@ -60,6 +62,7 @@ class Source:
     device: torch.device
     hard_target: bool = False
     time_axis: bool = False
+    weights: np.ndarray | None = None
 
     @property
     def channel_axis(self) -> int:
@@ -98,7 +101,8 @@ class Source:
         if self.hard_target:
             target = (target > 0.5).float()  # strictly more than half
         stacked = inputs if self.time_axis else inputs.flatten(1, 2)
-        return Batch(part.rows, stacked, target, valid.view(torch.bool), part.share)
+        weights = None if self.weights is None else torch.from_numpy(self.weights[part.rows]).to(self.device)
+        return Batch(part.rows, stacked, target, valid.view(torch.bool), part.share, weights)
 
 
 class Buffer:
@@ -109,10 +113,8 @@ class Buffer:
         self._cuda = source.device.type == "cuda"
         self._copied = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
         self._tensors: tuple[torch.Tensor, ...] = ()
-        # plain arrays: indexing a numpy.memmap costs microseconds more
-        bands, self._votes = np.asarray(source.dataset.bands), np.asarray(source.dataset.votes)
-        self._annotators = source.dataset.annotators
-        self._frames = [bands[:, frame] for frame in source.frames]
+        self._bands, self._votes = _plain(source.dataset.bands), _plain(source.dataset.votes)
+        self._annotators, self._frames = source.dataset.annotators, source.frames
 
     def gather(self, parts: Iterator[Part]) -> Part | None:
         """Copy the next part's rows of the file into the buffer; return the part, None after the last one."""
@@ -134,26 +136,33 @@ class Buffer:
         height, width = (part.side, part.side) if part.corners else self._votes.shape[1:]
         bands, votes, annotators = (tensor.numpy() for tensor in self._fitted(len(part.rows), height, width))
         annotators[: len(part.rows)] = self._annotators[part.rows]
-        arrays = [(self._votes, votes), *((frame, bands[:, t]) for t, frame in enumerate(self._frames))]
         window: Any = ...
         for index, row in enumerate(part.rows):
             if part.corners:
                 top, left = part.corners[index]
                 window = (..., slice(top, top + height), slice(left, left + width))
-            for source, target in arrays:
-                target[index] = source[row][window]
+            votes[index] = self._votes[row][window]
+            seen = self._bands[row]
+            for position, frame in enumerate(self._frames):
+                bands[index, position] = seen[frame][window]
 
     def _fitted(self, count: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
         """Return tensors that hold `count` samples: those that are there, or larger ones."""
         if not self._tensors or len(self._tensors[0]) < count:
-            channels = self._frames[0].shape[1]
+            channels = self._bands.shape[2]
             shapes = (count, len(self._frames), channels, height, width), (count, height, width), (count,)
-            dtypes = (torch.from_numpy(array[:0]).dtype for array in (self._frames[0], self._votes, self._annotators))
+            arrays = (self._bands, self._votes, self._annotators)
+            dtypes = (torch.from_numpy(np.empty(0, array.dtype)).dtype for array in arrays)
             self._tensors = tuple(
                 torch.empty(shape, dtype=dtype, pin_memory=self._cuda)
                 for shape, dtype in zip(shapes, dtypes, strict=True)
             )
         return self._tensors
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """Return an array without what costs microseconds a row in numpy.memmap; rows of several files are that already."""
+    return np.asarray(array) if isinstance(array, np.ndarray) else array
 
 
 def source_of(dataset: Dataset, recipe: Recipe, composite: Composite, device: torch.device) -> Source:

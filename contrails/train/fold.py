@@ -1,11 +1,13 @@
 """Training of one fold, from its frozen configuration to `done.json`: what a job runs."""
 
 import contextlib
+import itertools
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from contrails.data.composites import Composite
 from contrails.data.exclusions import excluded_rows
 from contrails.data.filelists import FileList, read_filelist
 from contrails.data.normalise import fit_composite
+from contrails.data.pseudo import open_pseudo, weights_of, with_pseudo
 from contrails.data.residency import open_resident
 from contrails.data.sampling import Sampler
 from contrails.data.store import Dataset
@@ -141,8 +144,10 @@ def _build(
     filelist = read_filelist(recipe.data.filelist)
     _require_same_data(config, dataset)
     training, validation = training_rows(dataset, filelist, fold.key, recipe)
-    source = source_of(dataset, recipe, _composite(fold, dataset, recipe, training), device)
-    sampler = Sampler(dataset, recipe, training, fold.key)
+    composite = _composite(fold, dataset, recipe, training)
+    mixed, weights, drawn = _with_pseudo(config, fold.key, dataset, training)
+    source = replace(source_of(mixed, recipe, composite, device), weights=weights)
+    sampler = Sampler(mixed, recipe, drawn, fold.key)
 
     def rebuild() -> TrainState:
         torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
@@ -163,7 +168,26 @@ def _build(
         size = (recipe.data.crop,) * 2 if recipe.data.crop else dataset.bands.shape[-2:]
         shape = (sampler.batch_size, source.num_channels, *size)
         print(summary(state.model, shape), f"input {shape} -> output {(shape[0], *shape[2:])}", sep="\n", flush=True)  # noqa: T201
-    return Loop(fold, attempt, recipe, source, sampler, training, validation, state, heart, stop, rebuild, ranks)
+    origin = {"data": config.data.model_dump(mode="json"), "code": config.code}
+    return Loop(
+        fold, attempt, recipe, source, sampler, training, validation, state, heart, stop, rebuild, ranks, origin
+    )
+
+
+def _with_pseudo(
+    config: RunConfig, fold: str, dataset: Dataset, training: np.ndarray
+) -> tuple[Dataset, np.ndarray | None, np.ndarray]:
+    """Return the dataset with the fold's pseudo-labels after its rows, the weight of each, and the rows to train on."""
+    data = config.recipe.data
+    if not data.pseudo:
+        return dataset, None, training
+    others = [open_pseudo(section, fold, dataset, config.data.filelist) for section in data.pseudo]
+    for other in others:
+        _require_same("pseudo-labels", other.path, config.data.pseudo.get(str(other.path)), other.fingerprint)
+    ends = np.cumsum([dataset.num_records, *(other.num_records for other in others)])
+    added = [np.arange(first, last)[: data.limit or None] for first, last in itertools.pairwise(ends)]
+    mixed = with_pseudo(dataset, others, data.frames)
+    return mixed, weights_of(dataset, data.pseudo, others), np.concatenate([training, *added])
 
 
 @contextmanager
@@ -240,11 +264,15 @@ def _require_same_data(config: RunConfig, dataset: Dataset) -> None:
         ("file list", config.recipe.data.filelist, config.data.filelist, sha256(config.recipe.data.filelist)),
         ("exclusion list", exclude, config.data.exclude, sha256(exclude) if exclude else ""),
     ):
-        if expected != found:
-            raise DataError(
-                f"the {what} {path} is not the one this run was made for (expected {expected[:16]}, "
-                f"found {found[:16]}); put the old file back, or submit under a new --name"
-            )
+        _require_same(what, path, expected, found)
+
+
+def _require_same(what: str, path: Path | None, expected: str | None, found: str) -> None:
+    if expected != found:
+        raise DataError(
+            f"the {what} {path} is not the one this run was made for (expected {str(expected)[:16]}, "
+            f"found {found[:16]}); put the old file back, or submit under a new --name"
+        )
 
 
 def _write_done(fold: Fold, attempt: Attempt, state: TrainState, averages: dict[str, KeptWeights]) -> None:
