@@ -18,7 +18,9 @@ import torch
 
 import contrails
 from contrails.aggregate.ensemble import (
+    DESCRIPTION,
     FILELIST,
+    GATE,
     Ensemble,
     Member,
     Options,
@@ -38,7 +40,8 @@ from contrails.aggregate.members import (
     num_made,
 )
 from contrails.aggregate.merge import MERGES
-from contrails.aggregate.outoffold import join_series, predict_out_of_fold
+from contrails.aggregate.outoffold import OutOfFold, Predicted, join_series, predict_out_of_fold
+from contrails.aggregate.postprocess import top_logit
 from contrails.aggregate.scored import Scored
 from contrails.aggregate.views import parse_views
 from contrails.data.filelists import read_filelist
@@ -61,6 +64,7 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
     """
     _require_known(options)
     folds = _finished(runs, options)
+    gate = _gate(folds[0], path, options) if options.gate else None
     request = _request(runs, folds, options)
     if (existing := _existing(path)) is not None and existing.request == request:
         return existing
@@ -71,7 +75,7 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
             "their mean, and the file list has none; make one with `contrails split --hold-out`, or merge predictions"
         )
     weights, compared = _weights(folds, path, options, device)
-    fit, series = _fit(folds, weights, path, options, device)
+    fit, series = _fit(folds, weights, path, options, device, gate)
     thresholds = [made.threshold for made in weights if made.threshold is not None]
     inherited = float(np.mean(thresholds)) if thresholds else 0.5
     members = _members(folds, weights, path, dict(zip(series, fit.weights, strict=True)) if fit else {}, inherited)
@@ -90,7 +94,11 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
         folds=present,
         request=request,
         made_with=_made_with(device),
+        gate_below=fit.gate_below if fit else None,
     )
+    if gate is not None:
+        _copy(gate, path / GATE)
+        scores["dice_of_gate"] = gate.scores.get("dice_cross_fitted")
     if len(held_out):
         scores["held_out"] = _score_held_out(ensemble, folds[0].dataset, held_out, device)
     if not complete:
@@ -99,6 +107,34 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
     write_atomic(path / FILELIST, folds[0].recipe.data.filelist.read_bytes())
     write_ensemble(ensemble)
     return read_ensemble(path)
+
+
+def _gate(fold: Finished, path: Path, options: Options) -> Ensemble:
+    """Read the ensemble that says which records hold anything.
+
+    Raises:
+        RunError: it is of another file list, so its folds have seen records that these are scored on.
+        RecipeError: --gate does not go together with another option.
+    """
+    gate, filelist = read_ensemble(Path(options.gate)), fold.recipe.data.filelist
+    if gate.request["filelist"]["sha256"] != sha256(filelist):
+        raise RunError(
+            f"{gate.path} was made with the file list {gate.request['filelist']['path']}, whose folds are not those of "
+            f"{filelist}: it may have seen records that are scored here; give a gate with the same file list"
+        )
+    if gate.path.resolve() == path.resolve():
+        raise RecipeError(f"--gate: {path} would be its own gate; give the new ensemble another --name")
+    if gate.gate_below is not None or options.average_folds:
+        what = "--average-folds" if options.average_folds else f"{gate.path}, which has a gate itself"
+        raise RecipeError(f"--gate: expected an ensemble without a gate before single folds, found {what}")
+    return gate
+
+
+def _copy(gate: Ensemble, folder: Path) -> None:
+    """Copy what prediction needs of an ensemble; its description comes last."""
+    for name in (FILELIST, *(member.file for member in gate.members), DESCRIPTION):
+        with atomic_path(folder / name) as temporary:
+            shutil.copyfile(gate.path / name, temporary)
 
 
 def _existing(path: Path) -> Ensemble | None:
@@ -182,6 +218,7 @@ def _request(runs: Sequence[Run], folds: Sequence[Finished], options: Options) -
         "folds": {fold.name: sha256(fold.fold.done) for fold in folds},
         "dataset": {"path": str(recipe.data.dataset), "fingerprint": folds[0].dataset.fingerprint},
         "filelist": {"path": str(recipe.data.filelist), "sha256": sha256(recipe.data.filelist)},
+        "gate": sha256(Path(options.gate) / DESCRIPTION) if options.gate else None,
     }
 
 
@@ -217,14 +254,37 @@ def _weights(
 
 
 def _fit(
-    folds: Sequence[Finished], weights: Sequence[Weights], path: Path, options: Options, device: torch.device
+    folds: Sequence[Finished],
+    weights: Sequence[Weights],
+    path: Path,
+    options: Options,
+    device: torch.device,
+    gate: Ensemble | None,
 ) -> tuple[Fit | None, list[str]]:
     """Return what is fitted on out-of-fold predictions, and the runs that it weighs."""
     found = join_series(_predict_out_of_fold(folds, weights, path, options, device))
     if found is None:
         return None, []
-    fitted = fit_out_of_fold(found, options.merge, fit_weights=options.fit_weights and len(found.series) > 1)
+    several = options.fit_weights and len(found.series) > 1
+    scores = None if gate is None else _scores_of(gate, found)
+    fitted = fit_out_of_fold(found, options.merge, fit_weights=several, gate_scores=scores)
     return fitted, [series.run for series in found.series]
+
+
+def _scores_of(gate: Ensemble, found: OutOfFold) -> np.ndarray:
+    """Return the gate's score of each record, out of fold, float64 (N,).
+
+    Raises:
+        RunError: the gate lacks some of them.
+    """
+    predicted, dataset = Predicted(gate, found.first.dataset), found.first.dataset
+    names = [dataset.record_ids[row] for row in found.rows]
+    if missing := [name for name in names if name not in predicted]:
+        raise RunError(
+            f"{gate.path} predicted {len(missing)} of {len(names)} records not out of fold, such as {missing[0]}; "
+            "train and aggregate the folds of the gate that these runs have"
+        )
+    return np.array([top_logit(predicted[name]) for name in names])
 
 
 def _predict_out_of_fold(

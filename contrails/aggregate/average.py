@@ -42,7 +42,7 @@ def average_weights(paths: Sequence[Path]) -> Tensors:
             tensor.div_(1 + len(others))
     if not is_finite(mean):
         culprit = next(path for path in (first, *others) if not is_finite(dict(stream_weights(path))))
-        raise DataError(f"{culprit} holds weights that are not finite; leave it out, or train again")
+        raise DataError(f"{culprit} holds weights that are not finite; choose other --weights, or train the fold again")
     return mean
 
 

@@ -10,7 +10,8 @@ import torch
 
 from contrails.aggregate.postprocess import Step, apply
 from contrails.aggregate.predict import Predictor, load_predictor
-from contrails.aggregate.predictions import Wanted, complete
+from contrails.aggregate.predictions import Predict, Wanted, complete
+from contrails.aggregate.stages import behind_gate
 from contrails.aggregate.stored import FORMAT, VERSION
 from contrails.aggregate.views import parse_views
 from contrails.data.composites import Composite
@@ -24,6 +25,10 @@ from contrails.models.weights import read_about
 FILELIST = "filelist.csv"
 """Copy of the file list in the ensemble's folder."""
 
+DESCRIPTION = "ensemble.json"
+GATE = "gate"
+"""Folder with a copy of the gate, in the ensemble's folder."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -36,6 +41,7 @@ class Options:
     fit_weights: bool = False
     average_folds: bool = False
     allow: bool = False
+    gate: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class Member:
 class Ensemble:
     """What is merged and how, and the figures.
 
-    `threshold` cuts the merged probabilities, `steps` then change the mask; `complete` says whether every fold of the
+    `threshold` cuts the merged probabilities, `steps` then change the mask; where the gate scores a record below
+    `gate_below`, its probabilities are 0 (see `contrails.aggregate.stages`); `complete` says whether every fold of the
     file list is there; `request` and `made_with` are all that is needed to make it again.
     """
 
@@ -74,9 +81,20 @@ class Ensemble:
     folds: str
     request: dict[str, Any]
     made_with: dict[str, Any]
+    gate_below: float | None = None
 
-    def predictor(self, dataset: Dataset, device: torch.device) -> Predictor:
+    def gate(self) -> "Ensemble | None":
+        """Return the ensemble that says which records hold anything, if there is one."""
+        return None if self.gate_below is None else read_ensemble(self.path / GATE)
+
+    def predictor(self, dataset: Dataset, device: torch.device) -> Predict:
         """Load the members to predict records of a dataset."""
+        masks = self._predictor(dataset, device)
+        if (gate := self.gate()) is None or self.gate_below is None:
+            return masks
+        return behind_gate(masks, gate.predictor(dataset, device), self.gate_below)
+
+    def _predictor(self, dataset: Dataset, device: torch.device) -> Predictor:
         return load_predictor(
             [self.path / member.file for member in self.members],
             dataset,
@@ -90,7 +108,8 @@ class Ensemble:
 
     def needs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the numbers of the bands and frames that the members see."""
-        abouts = [read_about(self.path / member.file) for member in self.members]
+        every = [each for each in (self, self.gate()) if each is not None]
+        abouts = [read_about(each.path / member.file) for each in every for member in each.members]
         channels = [channel for about in abouts for channel in Composite.from_dict(about["composite"]).channels]
         bands = {band for channel in channels for band in channel.weights}
         frames = {frame for about in abouts for frame in about["recipe"]["data"]["frames"] or (LABEL_FRAME,)}
@@ -108,7 +127,7 @@ def read_ensemble(path: Path) -> Ensemble:
     Raises:
         DataError: it holds no ensemble of this version, or a member's file is not the one that was merged.
     """
-    content = read_json(path / "ensemble.json")
+    content = read_json(path / DESCRIPTION)
     if content is None or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
         found = f"version {content.get('version')}" if content else "none"
         raise DataError(
@@ -142,7 +161,9 @@ def predict_into(
 def identity_of(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> dict[str, Any]:
     """Return all that decides the merged probabilities of a dataset."""
     members = [[member.sha256, member.weight, member.threshold] for member in ensemble.members]
-    made_of = {"members": members, "options": asdict(ensemble.options)}
+    made_of = {"members": members, "options": asdict(ensemble.options), "gate_below": ensemble.gate_below}
+    if (gate := ensemble.gate()) is not None:
+        made_of["gate"] = identity_of(gate, dataset, device)
     return made_of | {"dataset": dataset.fingerprint, "device": device.type}
 
 
@@ -158,7 +179,7 @@ def write_ensemble(ensemble: Ensemble) -> None:
     """Write `ensemble.json`, whose members lie in the folder already; those of an ensemble that was here before go."""
     content = asdict(replace(ensemble, path=Path()))
     del content["path"]
-    write_atomic(ensemble.path / "ensemble.json", to_json({"format": FORMAT, "version": VERSION} | content))
+    write_atomic(ensemble.path / DESCRIPTION, to_json({"format": FORMAT, "version": VERSION} | content))
     for path in ensemble.path.glob("*.safetensors"):
         if path.name not in {member.file for member in ensemble.members}:
             path.unlink()

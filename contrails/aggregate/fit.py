@@ -13,6 +13,7 @@ from contrails.aggregate.merge import fixed_threshold
 from contrails.aggregate.outoffold import OutOfFold
 from contrails.aggregate.postprocess import Step, apply, decide
 from contrails.aggregate.scored import Scored, Tally, redraws, tally
+from contrails.aggregate.stages import fit_gate
 from contrails.aggregate.threshold import cross_fitted, cross_fitted_dice, intervals
 
 _DRAWS = 1000
@@ -26,37 +27,55 @@ class Fit:
     steps: tuple[Step, ...]
     weights: list[float]
     scores: dict[str, Any]
+    gate_below: float | None = None
 
 
-def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool) -> Fit:
-    """Fit on out-of-fold predictions; the reported figures are cross-fitted by fold."""
+def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scores: np.ndarray | None = None) -> Fit:
+    """Fit on out-of-fold predictions; the reported figures are cross-fitted by fold.
+
+    Args:
+        found: the predictions.
+        rule: how runs are merged.
+        fit_weights: weigh the runs too.
+        gate_scores: of each record, float64 (N,), where another ensemble says which of them hold anything.
+    """
     by_fold, weights = found.equal_weights(), [1 / len(found.series)] * len(found.series)
     if fit_weights:
         by_fold, weights = found.fitted_weights(rule)
-    judged = found.scored(rule, by_fold, cross_fitted=True)
+    judged = alone = found.scored(rule, by_fold, cross_fitted=True)
+    gate = None if gate_scores is None else fit_gate(alone, gate_scores)
+    if gate is not None:
+        judged = gate.cross_fitted(alone)
     counted = tally(judged)
     brings = {fold: _fixed(found, rule, by_fold[fold], fold) for fold in counted.by_part}
     thresholds = {fold: known for fold, known in brings.items() if known is not None} or cross_fitted(counted)
     fixed, final = _fixed(found, rule, weights, None), counted
-    if fit_weights:
-        final = tally(found.scored(rule, dict.fromkeys(by_fold, weights), cross_fitted=False))
+    if fit_weights or gate is not None:
+        scored = found.scored(rule, dict.fromkeys(by_fold, weights), cross_fitted=False)
+        final = tally(scored if gate is None else gate.final(scored))
     threshold = final.pooled.best()[1] if fixed is None else fixed
     several = len(counted.by_part) > 1
     steps, table = decide(judged, thresholds) if several else ((), [])
-    scores = {
+    scores: dict[str, Any] = {
         "records": _label(found, several=several),
         "num_records": len(judged),
         "dice_by_fold": {fold: histogram.best()[0] for fold, histogram in counted.by_part.items()},
         "threshold_by_fold": {fold: histogram.best()[1] for fold, histogram in counted.by_part.items()},
         "dice_fitted_threshold": final.pooled.dice(threshold),
         "intervals": intervals(counted, threshold),
-        "calibration": _calibration(counted),
         "decisions": table,
     }
+    if fixed is not None:  # nothing was fitted
+        del scores["intervals"]["threshold"]
+    if rule != "vote":  # shares of votes are no probabilities
+        scores["calibration"] = _calibration(counted)
     if several:
         scores["dice_cross_fitted"] = cross_fitted_dice(counted, thresholds)
         scores["dice"] = next((row["dice"] for row in reversed(table) if row["kept"]), scores["dice_cross_fitted"])
-    return Fit(threshold, steps, weights, scores)
+    if gate is not None:
+        plain = tally(alone)
+        scores["dice_without_gate"] = cross_fitted_dice(plain, cross_fitted(plain))
+    return Fit(threshold, steps, weights, scores, None if gate is None else gate.cut)
 
 
 def held_out_scores(scored: Scored, threshold: float, steps: tuple[Step, ...]) -> dict[str, Any]:

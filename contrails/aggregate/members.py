@@ -114,7 +114,7 @@ def load_member(path: Path, dataset: Dataset, device: torch.device) -> tuple[Seg
     """
     tensors, about = load_weights(path)
     if not is_finite(tensors):
-        raise DataError(f"{path} holds weights that are not finite; leave this member out, or train it again")
+        raise DataError(f"{path} holds weights that are not finite; choose other --weights, or train the fold again")
     return _build(tensors, about, path, dataset, device)
 
 
@@ -165,11 +165,11 @@ def _finished(
 
 def _require_of_run(path: Path, config: RunConfig, run: Run) -> None:
     """Check that weights are of the run as it is now; `contrails resume --code current` changes its code on the way."""
-    about = read_about(path)
+    about, its_data = read_about(path), config.data.model_dump(mode="json")
     same = {
         "recipe": parse(Recipe, about["recipe"], str(path)) == config.recipe,
-        "data": about.get("data") == config.data.model_dump(mode="json"),
-        "code": about.get("code") == config.code,
+        "data": about.get("data", its_data) == its_data,
+        "code": about.get("code", config.code) == config.code,
     }
     if differing := [what for what, is_same in same.items() if not is_same]:
         raise RunError(

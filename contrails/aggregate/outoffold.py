@@ -18,7 +18,6 @@ from contrails.aggregate.merge import merge
 from contrails.aggregate.predict import load_predictor
 from contrails.aggregate.predictions import Wanted, complete, read_predictions
 from contrails.aggregate.scored import Scored
-from contrails.aggregate.threshold import cut
 from contrails.aggregate.views import View
 from contrails.aggregate.weighting import MAX_PIXELS, fit_weights
 from contrails.data.store import Dataset
@@ -127,8 +126,8 @@ class OutOfFold:
         return merged, np.concatenate(hard), np.concatenate(folds)
 
 
-class Guesses(Mapping[str, np.ndarray]):
-    """Where an ensemble's members put contrails in the records that they were not trained on, bool (H, W) by record.
+class Predicted(Mapping[str, np.ndarray]):
+    """An ensemble's out-of-fold probabilities by record, uint16 (H, W): the mean of those of its runs.
 
     Raises:
         DataError: the ensemble is of another dataset, or has no out-of-fold predictions.
@@ -140,18 +139,21 @@ class Guesses(Mapping[str, np.ndarray]):
                 f"{ensemble.path} was made with the dataset {ensemble.request['dataset']['path']}, {dataset.path} is "
                 "another one; give that, or aggregate a run on this one"
             )
-        self._cut, self._images = cut(ensemble.threshold), dict[str, list[np.ndarray]]()
+        self._images = dict[str, list[np.ndarray]]()
         names = {f"{member.run}-fold{member.fold}.h5" for member in ensemble.members}
         for path in sorted((ensemble.path / "out_of_fold").glob("*.h5")):
             if path.name in names:
                 for record_id, image in zip(*read_predictions(path), strict=True):
                     self._images.setdefault(record_id, []).append(image)
         if not self._images:
-            raise DataError(f"{ensemble.path} has no out-of-fold predictions: no member has validation records")
+            raise DataError(
+                f"{ensemble.path} has no out-of-fold predictions: no member has validation records, or the folder was "
+                "moved without them; aggregate its runs again"
+            )
 
     def __getitem__(self, record_id: str) -> np.ndarray:
-        guess: np.ndarray = np.mean(self._images[record_id], axis=0) >= self._cut
-        return guess
+        mean: np.ndarray = np.mean(self._images[record_id], axis=0).round().astype(np.uint16)
+        return mean
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._images)

@@ -65,7 +65,10 @@ class Predictor:
                 )
                 if not torch.isfinite(probs).all():
                     names = ", ".join(self.models[0][1].dataset.record_ids[row] for row in batches[0].rows[:3])
-                    raise DataError(f"a member's output is not finite near the records {names}; leave that member out")
+                    raise DataError(
+                        f"a member's output is not finite near the records {names}; look at their bands with "
+                        "`contrails data info`, or choose other --weights"
+                    )
                 merged = merge(self.rule, probs, self.weights, self.thresholds)
             yield batches[0].rows, merged.cpu().numpy().astype(np.uint16)
 

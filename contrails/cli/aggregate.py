@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from contrails.cli.options import choose_device, device_option, json_option, read_share
+from contrails.cli.options import choose_device, device_option, find_ensemble, json_option, read_share
 from contrails.errors import DataError, RecipeError
 from contrails.runs import Run, open_run
 
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 @click.option(
     "--average-folds", is_flag=True, help="One model, the mean of the folds' weights; needs held-out records."
 )
+@click.option(
+    "--gate", help="Ensemble of a classifier, or of a segmenter on all records: a record that it finds empty is empty."
+)
 @click.option("--allow", is_flag=True, help="Merge members though data, recipe or code have changed.")
 @click.option("--shard", metavar="I/N", help="Only predict out of fold, for every N-th fold from the I-th on.")
 @click.option("--jobs", "num_jobs", type=click.IntRange(1), help="Predict out of fold by this many jobs of a site.")
@@ -61,6 +64,7 @@ def aggregate(
     pad: int,
     fit_weights: bool,
     average_folds: bool,
+    gate: str | None,
     allow: bool,
     shard: str | None,
     num_jobs: int | None,
@@ -81,16 +85,18 @@ def aggregate(
     Example:
       contrails aggregate default --data data/demo/test.h5 --sample data/demo/raw/sample_submission.csv
       contrails aggregate first second --tta d4 --fit-weights -o ensembles/both
+      contrails aggregate positives --gate classifier --name two_stages
       contrails aggregate first --weights best5 --tta d4 --site mycluster --jobs 5
     """
     runs = [open_run(run_name) for run_name in run_names]
     path = out.absolute() if out is not None else runs[0].aggregate(name)
+    gate_path = find_ensemble(gate).absolute() if gate is not None else None
     if num_jobs is not None:
         if weights == "auto":
             raise RecipeError("--jobs: --weights auto compares all folds; choose a kind, such as --weights best5")
         if shard is not None:
             raise click.UsageError("give --jobs N for all shards, or --shard I/N for one, not both")
-        _submit_jobs(runs, path, num_jobs, site_name, data, sample)
+        _submit_jobs(runs, path, num_jobs, site_name, {"data": data, "sample": sample, "gate": gate_path})
         return
     if site_name is not None:
         raise click.UsageError("--site is for --jobs; without them the ensemble is made here")
@@ -102,7 +108,7 @@ def aggregate(
     from contrails.cli.figures import show_ensemble
     from contrails.data.store import open_dataset
 
-    options = Options(weights, merge, tta, pad, fit_weights, average_folds, allow)
+    options = Options(weights, merge, tta, pad, fit_weights, average_folds, allow, str(gate_path or ""))
     chosen = choose_device(device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     if shard is not None:
@@ -128,18 +134,14 @@ def aggregate(
 
 
 def _submit_jobs(
-    runs: list[Run], path: Path, num_jobs: int, site_name: str | None, data: Path | None, sample: Path | None
+    runs: list[Run], path: Path, num_jobs: int, site_name: str | None, files: dict[str, Path | None]
 ) -> None:
     from contrails.cluster.shards import submit_aggregation
     from contrails.cluster.sites import find_site
 
     words = ["aggregate", *(str(run.path) for run in runs), "--out", str(path)]
-    words += [
-        word
-        for option, file in (("--data", data), ("--sample", sample))
-        if file
-        for word in (option, str(file.absolute()))
-    ]
+    for option, file in files.items():
+        words += [f"--{option}", str(file.absolute())] if file else []
     for option in ("weights", "merge", "tta", "pad", "device"):
         words += [f"--{option}", str(click.get_current_context().params[option])]
     for flag in ("fit_weights", "average_folds", "allow"):

@@ -15,6 +15,8 @@ def show_ensemble(ensemble: Ensemble) -> None:
     console.print(_members(ensemble))
     if ensemble.scores.get("decisions"):
         console.print(_decisions(ensemble))
+    if ensemble.gate_below is not None:
+        console.print(_stages(ensemble))
     for run, scores in ensemble.scores["weights"].items():
         if len(scores) > 1:
             compared = ", ".join(f"{kind} {dice:.4f}" for kind, dice in scores.items())
@@ -50,6 +52,20 @@ def _decisions(ensemble: Ensemble) -> Table:
     return table
 
 
+def _stages(ensemble: Ensemble) -> Table:
+    table = Table(title="Two stages, out of fold, cross-fitted, by threshold alone")
+    table.add_column("stages")
+    table.add_column("Dice", justify="right")
+    scores = ensemble.scores
+    for name, dice in (
+        ("these members alone", scores.get("dice_without_gate")),
+        ("the gate's own masks", scores.get("dice_of_gate")),
+        (f"these members where the gate's logit is {ensemble.gate_below:.4g} or more", scores.get("dice_cross_fitted")),
+    ):
+        table.add_row(name, "" if dice is None else f"{dice:.4f}")
+    return table
+
+
 def _figures(ensemble: Ensemble) -> Iterator[str]:
     scores = ensemble.scores
     if "dice" in scores:
@@ -74,6 +90,6 @@ def _figures(ensemble: Ensemble) -> Iterator[str]:
 
 
 def _interval(scores: dict[str, Any]) -> str:
-    if "intervals" not in scores:
+    if "threshold" not in scores.get("intervals", {}):
         return ""
     return " (95% interval {:.4f} to {:.4f})".format(*scores["intervals"]["threshold"])

@@ -78,7 +78,7 @@ def predict(
             click.echo(f"{out}: {dataset.num_records} masks, {dataset.num_records - made} of them were there")
             return
         begun = out.with_name(f".{out.name}")
-        probabilities = predict_into(ensemble, dataset, rows, begun / "probabilities.h5", chosen)
+        probabilities = predict_into(ensemble, dataset, rows, begun / f"{out.stem}.h5", chosen)
         write_submission(out, masks_of(ensemble, dataset.record_ids, probabilities), sample)
         shutil.rmtree(begun)
 

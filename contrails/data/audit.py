@@ -24,6 +24,9 @@ _SMALL = 32
 
 _BLOCK = 1024
 
+CERTAIN = 65_535
+"""A stored probability of 1."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -66,6 +69,7 @@ def audit(
     limits: Limits,
     fold_of: Mapping[str, int] | None = None,
     predicted: Mapping[str, np.ndarray] | None = None,
+    threshold: float = 0.5,
 ) -> list[Finding]:
     """Return what is suspicious, kind by kind.
 
@@ -73,7 +77,8 @@ def audit(
         dataset: labelled records, or not; what is about labels looks at labelled ones.
         limits: from where on.
         fold_of: fold of each record; near-duplicates are then those that cross folds.
-        predicted: where a member puts contrails in records that it was not trained on, bool (H, W) by record.
+        predicted: probabilities of members that were not trained on a record, uint16 (H, W) by record.
+        threshold: from where on these say contrail.
     """
     side = min(_SMALL, *dataset.bands.shape[3:])
     small, pixels = np.zeros((dataset.num_records, side**2), np.float32), np.zeros(dataset.num_records, np.int64)
@@ -87,7 +92,8 @@ def audit(
                 pixels[row] = np.count_nonzero(mask)
                 findings += _about_mask(mask, row, limits)
                 if predicted and record_id in predicted:
-                    findings += _about_guess(mask, predicted[record_id], dataset.votes[row] != IGNORE, row, limits)
+                    guess = predicted[record_id] >= threshold * CERTAIN
+                    findings += _about_guess(mask, guess, dataset.votes[row] != IGNORE, row, limits)
             advance(1)
     findings += _same(dataset, pixels)
     findings += _near(dataset, small, fold_of, limits.near)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from contrails.data.audit import Finding
+from contrails.data.audit import CERTAIN, Finding
 from contrails.data.colours import colours_of, labelled_frame
 from contrails.data.store import Dataset
 from contrails.files import atomic_path
@@ -27,7 +27,12 @@ figure {{display: inline-block; margin: 0 1.5em 1em 0}} h3 {{margin: 1.5em 0 .3e
 
 
 def write_page(
-    path: Path, dataset: Dataset, findings: Sequence[Finding], predicted: Mapping[str, np.ndarray], about: str
+    path: Path,
+    dataset: Dataset,
+    findings: Sequence[Finding],
+    predicted: Mapping[str, np.ndarray],
+    threshold: float,
+    about: str,
 ) -> None:
     """Write the page; each record is drawn twice, as it is and with outlines of its label and of what was predicted."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -35,7 +40,9 @@ def write_page(
         for finding in findings:
             file.write(f"<h3>{html.escape(f'{finding.kind}: {finding.reason}')}</h3>\n")
             for row in finding.rows[:_MOST_SHOWN]:
-                file.write(_figure(dataset, row, predicted.get(dataset.record_ids[row]), row in finding.excluded))
+                probs = predicted.get(dataset.record_ids[row])
+                guess = None if probs is None else probs >= threshold * CERTAIN
+                file.write(_figure(dataset, row, guess, row in finding.excluded))
             if left := len(finding.rows) - _MOST_SHOWN:
                 file.write(f"<p>and {left} more</p>\n" if left > 0 else "")
 

@@ -19,6 +19,7 @@ from contrails.aggregate.assemble import make_ensemble, predict_share
 from contrails.aggregate.ensemble import Ensemble, Options, read_ensemble
 from contrails.aggregate.members import load_member
 from contrails.aggregate.postprocess import apply
+from contrails.cli.figures import show_ensemble
 from contrails.cli.main import cli
 from contrails.data.rle import decode
 from contrails.data.store import Dataset, open_dataset
@@ -193,6 +194,10 @@ def test_every_rule_ends_in_an_ensemble(trained: Run, tiny_data: Path, rule: str
     ensemble = make(trained, options=Options(weights="best", merge=rule, tta="d4"))
     assert 0 < ensemble.scores["dice_cross_fitted"] <= 1
     assert len(predictions(ensemble, open_dataset(tiny_data / "test.h5"))) == 3
+    # what was not fitted has no interval, and shares of votes are not calibrated
+    assert ("threshold" in ensemble.scores["intervals"]) == (rule not in ("vote", "median-mean"))
+    assert ("calibration" in ensemble.scores) == (rule != "vote")
+    show_ensemble(ensemble)
 
 
 def test_runs_on_other_folds_are_refused(make_run: Callable[..., Run], tiny_data: Path, tmp_path: Path) -> None:

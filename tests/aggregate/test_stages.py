@@ -1,0 +1,158 @@
+"""Two stages: where the gate cuts, and what that does to predictions, scores and files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeRun
+
+from contrails.aggregate.assemble import make_ensemble
+from contrails.aggregate.ensemble import Ensemble, Options, read_ensemble
+from contrails.aggregate.outoffold import Predicted
+from contrails.aggregate.postprocess import top_logit
+from contrails.aggregate.stages import NO_GATE, fit_gate
+from contrails.cli.main import cli
+from contrails.data.filelists import read_filelist, write_filelist
+from contrails.data.store import open_dataset
+from contrails.errors import RecipeError, RunError
+from contrails.runs import Run
+from contrails.train.fold import train_fold
+
+from scored_records import scored_records
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("restore_process")
+
+
+def brute_force(masks: np.ndarray, probabilities: np.ndarray, scores: np.ndarray, chosen: np.ndarray) -> float:
+    """Return the best Dice over all cuts and 256 thresholds, on the chosen records."""
+    coarse = np.round(probabilities * 65_535).astype(int) // 256
+    best = 0.0
+    for cut in [NO_GATE, *scores]:
+        for level in range(256):
+            predicted = (coarse >= level) & (scores >= cut)[:, None, None]
+            total = predicted[chosen].sum() + masks[chosen].sum()
+            best = max(best, 2 * (predicted & masks)[chosen].sum() / total if total else 0.0)
+    return best
+
+
+def dice(masks: np.ndarray, probabilities: np.ndarray, kept: np.ndarray) -> float:
+    """Return the best Dice over 256 thresholds where only some records pass."""
+    coarse = np.round(probabilities * 65_535).astype(int) // 256
+    scores = [
+        2
+        * ((coarse >= level) & kept[:, None, None] & masks).sum()
+        / (((coarse >= level) & kept[:, None, None]).sum() + masks.sum())
+        for level in range(256)
+    ]
+    return float(max(scores))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_cut_is_the_best_one_and_is_fitted_on_other_parts(tiny_data: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    masks = random.random((12, 32, 32)) < np.where(np.arange(12) % 2, 0.2, 0.0)[:, None, None]
+    probabilities = random.random((12, 32, 32)) * 0.7 + 0.3 * masks
+    scores = np.arange(12) % 2 + random.normal(0, 0.6, 12)
+    parts = ["0"] * 6 + ["1"] * 6
+    scored = scored_records(tiny_data / "train.h5", masks, probabilities, parts)
+    gate = fit_gate(scored, scores)
+    everything = np.ones(12, bool)
+    assert dice(masks, probabilities, scores >= gate.cut) == pytest.approx(
+        brute_force(masks, probabilities, scores, everything)
+    )
+    # what part 0 is cut at knows nothing of part 0
+    others = fit_gate(scored_records(tiny_data / "train.h5", masks[6:], probabilities[6:], parts[6:]), scores[6:])
+    assert (scores[6:] >= gate.by_part["0"]).tolist() == (scores[6:] >= others.cut).tolist()
+    passed, final = gate.cross_fitted(scored), gate.final(scored)
+    for index, score in enumerate(scores):
+        is_empty = score < gate.by_part[parts[index]]
+        assert np.array_equal(passed.probabilities(index), scored.probabilities(index) * (not is_empty))
+        assert final.probabilities(index).any() == (score >= gate.cut)
+
+
+def test_a_gate_that_knows_nothing_lets_all_pass(tiny_data: Path) -> None:
+    masks = np.zeros((4, 32, 32), bool)
+    masks[:, 5:9] = True
+    scored = scored_records(tiny_data / "train.h5", masks, masks * 0.9, ["0", "0", "1", "1"])
+    assert fit_gate(scored, np.zeros(4)).cut == NO_GATE
+    assert fit_gate(scored, np.arange(4.0)).cut == NO_GATE
+
+
+@pytest.fixture
+def gate(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+    """An ensemble of three folds, trained once and copied."""
+    once = tmp_path_factory.getbasetemp() / "gate_run"
+    run = make_run("gate", train={"epochs": 2})
+    if not once.exists():
+        for fold in "012":
+            train_fold(run.fold(fold), {})
+        shutil.copytree(run.path / "folds", once)
+    shutil.copytree(once, run.path / "folds", dirs_exist_ok=True)
+    return make_ensemble([run], run.aggregate("default"), Options(weights="best"), CPU)
+
+
+def positives(gate: Ensemble, make_run: MakeRun, **data: object) -> Run:
+    """A run with the same folds under another name."""
+    run = make_run("positives", train={"epochs": 2}, data=data)
+    shutil.copytree(gate.path.parents[1] / "folds", run.path / "folds")
+    return run
+
+
+def test_behind_a_gate_records_are_empty_wherever_they_are_predicted(
+    gate: Ensemble, make_run: MakeRun, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, dataset = positives(gate, make_run), open_dataset(tiny_data / "test.h5")
+    cli(["aggregate", str(run.path), "--weights", "best", "--gate", str(gate.path)], standalone_mode=False)
+    assert "Two stages, out of fold" in capsys.readouterr().out
+    path = run.aggregate("default")
+    made = read_ensemble(path)
+    assert made.scores["dice_of_gate"] == gate.scores["dice_cross_fitted"]
+    assert made.scores["dice_without_gate"] == pytest.approx(gate.scores["dice_cross_fitted"])  # the same members
+    shutil.rmtree(gate.path)  # the ensemble's folder is all that prediction needs
+    rows = np.arange(3)
+    copied = made.gate()
+    assert copied is not None
+    images = np.concatenate([part for _, part in copied.predictor(dataset, CPU)(rows)])
+    scores = sorted(top_logit(image) for image in images)
+    content = json.loads((path / "ensemble.json").read_text())
+    (path / "ensemble.json").write_text(json.dumps(content | {"gate_below": (scores[0] + scores[1]) / 2}))
+    behind = np.concatenate([part for _, part in read_ensemble(path).predictor(dataset, CPU)(rows)])
+    lowest = int(np.argmin([top_logit(image) for image in images]))
+    assert not behind[lowest].any()
+    assert all(np.array_equal(behind[row], images[row]) for row in range(3) if row != lowest)
+    cli(["predict", str(path), str(tiny_data / "test.h5"), str(tmp_path / "a.csv")], standalone_mode=False)
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert lines[1 + lowest] == f"{dataset.record_ids[lowest]},-"
+
+
+def test_the_gate_scores_records_by_members_that_have_not_seen_them(gate: Ensemble, tiny_data: Path) -> None:
+    dataset = open_dataset(tiny_data / "train.h5")
+    predicted = Predicted(gate, dataset)
+    filelist = read_filelist(tiny_data / "three.csv")
+    for fold, member in zip("012", gate.members, strict=True):
+        alone = Ensemble(**vars(gate) | {"members": (member,)})
+        rows = dataset.rows(filelist.validation(fold))
+        for part, images in alone.predictor(dataset, CPU)(rows):
+            for row, image in zip(part, images, strict=True):
+                assert np.abs(predicted[dataset.record_ids[row]].astype(int) - image).max() <= 1
+
+
+def test_a_gate_that_does_not_fit_is_refused(
+    gate: Ensemble, make_run: MakeRun, tiny_data: Path, tmp_path: Path
+) -> None:
+    run = positives(gate, make_run)
+    with pytest.raises(RecipeError, match="would be its own gate"):
+        make_ensemble([run], gate.path, Options(weights="best", gate=str(gate.path)), CPU)
+    filelist = read_filelist(tiny_data / "three.csv")
+    turned = type(filelist)(filelist.record_ids, filelist.groups, tuple((fold + 1) % 3 for fold in filelist.folds))
+    write_filelist(tmp_path / "turned.csv", turned, "by hand")
+    shutil.rmtree(run.path)
+    other = positives(gate, make_run, filelist=str(tmp_path / "turned.csv"))
+    with pytest.raises(RunError, match=r"whose folds are not those of .*turned.csv: it may have seen records"):
+        make_ensemble(
+            [other], other.aggregate("default"), Options(weights="best", gate=str(gate.path), allow=True), CPU
+        )
