@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from contrails.errors import RecipeError, choices
 from contrails.files import storage
+from contrails.sections.augment import MIXING, TEMPORAL, AugmentSection
 from contrails.sections.base import Section
 from contrails.sections.loss import LossSection
 
@@ -94,12 +95,6 @@ class ModelSection(Section):
                 f"expected one for each of the {self.encoder_depth} stages of encoder_depth"
             )
         return self
-
-
-class AugmentSection(Section):
-    """Random changes of a training sample, drawn anew for each."""
-
-    dihedral: float = Field(1.0, ge=0, le=1, description="probability of a random flip or rotation")
 
 
 class TrainSection(Section):
@@ -181,6 +176,24 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     snapshot: SnapshotSection = SnapshotSection()
     init: InitSection = InitSection()
+
+    @model_validator(mode="after")
+    def _can_be_augmented(self) -> Self:
+        kinds, pieces = self.augment.kinds, self.train.accumulate
+        mixing = [kind for kind in MIXING if kind in kinds]
+        if mixing and self.train.batch_size < 2 * pieces:
+            raise ValueError(
+                f"augment.{mixing[0]} takes from another sample of the batch, and train.batch_size = "
+                f"{self.train.batch_size} with train.accumulate = {pieces} has one at a time; expected at least "
+                f"batch_size = {2 * pieces}"
+            )
+        temporal = [kind for kind in TEMPORAL if kind in kinds]
+        if temporal and len(self.data.frames) < 2:
+            raise ValueError(
+                f"augment.{temporal[0]} needs several frames, found data.frames = {list(self.data.frames)}; give some, "
+                "such as data.frames = [3, 4, 5], or leave it out"
+            )
+        return self
 
 
 class ComputeSection(Section):
@@ -320,7 +333,7 @@ def _source(detail: Any, overrides: Mapping[str, str]) -> str | None:
     for key, text in overrides.items():
         # a problem of a table is an unknown table, or a validator's that names the keys it is about
         of_table = detail["type"] == "extra_forbidden" or re.search(rf"\b{key.rpartition('.')[2]}\b", detail["msg"])
-        if f"{where}.".startswith(f"{key}.") or (key.startswith(f"{where}.") and of_table):
+        if f"{where}.".startswith(f"{key}.") or ((not where or key.startswith(f"{where}.")) and of_table):
             return f"-o {text}"
     return None
 
@@ -349,7 +362,7 @@ def _explain(section: type[Section], detail: Any) -> str:
     if detail["type"] == "tuple_type":
         return f"{key} = {detail['input']!r}: expected a list, such as [{detail['input']}]"
     if detail["type"] == "value_error":  # a validator's own words, about several keys
-        return f"{key}: {detail['ctx']['error']}"
+        return f"{key}: {detail['ctx']['error']}".removeprefix(": ")
     if detail["type"].startswith("union_tag"):  # a table of a list says by its name what it is
         name, known = detail.get("ctx", {}).get("tag"), _known_tables(section, key)
         return f"{key}: name = {name!r}; {choices(name, known)}" if name else f"{key} has no name; {choices('', known)}"

@@ -201,6 +201,17 @@ def test_every_problem_is_told_at_once() -> None:
         ),
         ({"data": DATA, "loss": {"pos_weight": 3}}, "unknown key loss.pos_weight; did you mean 'loss.terms[bce].pos_w"),
         ({"data": DATA, "loss": {"normalise": True}}, "loss: normalise needs at least two terms, found one"),
+        (
+            {"data": DATA, "augment": {"mixup": {"probability": 1}}, "train": {"batch_size": 3, "accumulate": 2}},
+            "augment.mixup takes from another sample of the batch, and train.batch_size = 3 with train.accumulate = 2",
+        ),
+        (
+            {"data": DATA | {"frames": [4]}, "augment": {"time_reversal": {"probability": 0.5}}},
+            "augment.time_reversal needs several frames, found data.frames = [4]; give some, such as",
+        ),
+        ({"data": DATA, "augment": {"mixpu": {}}}, "unknown key augment.mixpu; did you mean 'mixup'? Known: affine, "),
+        ({"data": DATA, "augment": {"blur": {"sigma": 1}}}, "unknown key augment.blur.sigma; did you mean 'sigma_px'?"),
+        ({"data": DATA, "augment": {"blur": 0.5}}, "augment.blur = 0.5: expected a table, [augment.blur]"),
         ({"data": DATA, "train": {"lr": float("inf")}}, "train.lr = inf: Input should be a finite number"),
         ({"data": DATA, "train": {"lr": float("nan")}}, "train.lr = nan: Input should be a finite number"),
         ({"data": DATA, "train": {"epochs": 1.5}}, "train.epochs = 1.5: Input should be a valid integer"),

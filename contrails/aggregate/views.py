@@ -13,7 +13,7 @@ from itertools import product
 import torch
 from torch.nn import functional
 
-from contrails.data.augment import inverse, move_image, move_label
+from contrails.data.augment.dihedral import inverse, move_image, move_label
 from contrails.errors import RecipeError, choices
 from contrails.models.build import Segmenter
 

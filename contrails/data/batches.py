@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from contrails.config import Recipe
-from contrails.data.augment import apply_dihedral
+from contrails.data.augment.chain import Chain, require_reversible
+from contrails.data.augment.dihedral import apply_dihedral
+from contrails.data.augment.samples import Samples
 from contrails.data.composites import Composite, compose
 from contrails.data.sampling import Part
 from contrails.data.store import IGNORE, Dataset
@@ -53,7 +55,8 @@ class Source:
     """A dataset as a model sees it, on one device.
 
     `frames` are positions along axis T of the file; `hard_target` makes targets 0 and 1; `time_axis` keeps the frames
-    apart instead of stacking their channels; `weights` float32 (N,) say how much each record counts in the loss.
+    apart instead of stacking their channels; `weights` float32 (N,) say how much each record counts in the loss;
+    `chain` makes the random changes that a part has draws for.
     """
 
     dataset: Dataset
@@ -63,6 +66,7 @@ class Source:
     hard_target: bool = False
     time_axis: bool = False
     weights: np.ndarray | None = None
+    chain: Chain | None = None
 
     @property
     def channel_axis(self) -> int:
@@ -100,9 +104,12 @@ class Source:
         target = (votes * valid).float().div_(annotators.clamp(min=1).view(-1, 1, 1).float())
         if self.hard_target:
             target = (target > 0.5).float()  # strictly more than half
-        stacked = inputs if self.time_axis else inputs.flatten(1, 2)
         weights = None if self.weights is None else torch.from_numpy(self.weights[part.rows]).to(self.device)
-        return Batch(part.rows, stacked, target, valid.view(torch.bool), part.share, weights)
+        samples = Samples(inputs, target, valid.view(torch.bool), weights)
+        if part.draws and self.chain is not None:
+            samples = self.chain.apply(samples, part.draws)
+        stacked = samples.images if self.time_axis else samples.images.flatten(1, 2)
+        return Batch(part.rows, stacked, samples.target, samples.valid, part.share, samples.weights)
 
 
 class Buffer:
@@ -169,10 +176,16 @@ def source_of(dataset: Dataset, recipe: Recipe, composite: Composite, device: to
     """Return a dataset as a recipe's model sees it.
 
     Raises:
-        RecipeError: the file does not hold a frame that the recipe names.
+        RecipeError: the file does not hold a frame that the recipe names, or frames cannot be reversed.
     """
     frames = dataset.frame_positions(recipe.data.frames)
-    return Source(dataset, frames, composite, device, hard_target=recipe.loss.target == "hard")
+    offsets = [dataset.frames[frame] - dataset.label_frame for frame in frames]
+    if "time_reversal" in recipe.augment.kinds:
+        require_reversible(offsets)
+    hard = recipe.loss.target == "hard"
+    labelled = min(range(len(offsets)), key=lambda place: abs(offsets[place]))
+    chain = Chain(recipe.augment, dataset.label_offset_px, labelled, hard) if recipe.augment.kinds else None
+    return Source(dataset, frames, composite, device, hard_target=hard, chain=chain)
 
 
 def in_order(source: Source, rows: np.ndarray, batch_size: int) -> Iterator[Batch]:

@@ -3,8 +3,8 @@
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from contrails.config import Recipe
 from contrails.data.store import Dataset
 from contrails.draws import generator
 from contrails.errors import DataError, RecipeError
+from contrails.sections.augment import MIXING, NUM_DRAWS
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +27,15 @@ class Part:
     Shape:
         rows int64 (B,): rows of the dataset file; corners: top and left pixel of the window of each sample, `side`
         pixels wide and high, or none for whole records; elements: the dihedral element that moves each sample (see
-        `contrails.data.augment`), or none; share: how much of its step this part is.
+        `contrails.data.augment`), or none; draws: float64 (B, NUM_DRAWS) from 0 to 1 for each kind of
+        other changes (see `contrails.data.augment.chain`); share: how much of its step this part is.
     """
 
     rows: np.ndarray
     corners: Sequence[tuple[int, int]] = ()
     side: int = 0
     elements: Sequence[int] = ()
+    draws: Mapping[str, np.ndarray] = field(default_factory=dict)
     share: float = 1.0
 
     def split(self, count: int) -> "list[Part]":
@@ -40,9 +43,15 @@ class Part:
         ends = [len(self.rows) * index // count for index in range(count + 1)]
         pieces = [slice(first, last) for first, last in itertools.pairwise(ends) if first < last]
         return [
-            Part(rows, self.corners[piece], self.side, self.elements[piece], len(rows) / len(self.rows))
+            replace(
+                self,
+                rows=self.rows[piece],
+                corners=self.corners[piece],
+                elements=self.elements[piece],
+                draws={kind: numbers[piece] for kind, numbers in self.draws.items()},
+                share=(piece.stop - piece.start) / len(self.rows),
+            )
             for piece in pieces
-            for rows in [self.rows[piece]]
         ]
 
 
@@ -61,16 +70,17 @@ def require_crop_fits(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def require_ranks_fit(recipe: Recipe, num_ranks: int) -> None:
-    """Check that a step has records for every rank.
+    """Check that a step has records for every rank: two for each piece where samples take from each other.
 
     Raises:
         RecipeError: it does not.
     """
     section = recipe.train
-    if num_ranks > 1 and (not section.drop_last or section.batch_size < num_ranks * section.accumulate):
+    needed = num_ranks * section.accumulate * (2 if set(MIXING) & set(recipe.augment.kinds) else 1)
+    if num_ranks > 1 and (not section.drop_last or section.batch_size < needed):
         raise RecipeError(
             f"{num_ranks} ranks with {section.accumulate} pieces each need train.drop_last = true and a "
-            f"train.batch_size of at least {num_ranks * section.accumulate}, found {section.drop_last} and "
+            f"train.batch_size of at least {needed}, found {section.drop_last} and "
             f"{section.batch_size}; change the recipe, or num_ranks in the site profile"
         )
 
@@ -120,7 +130,13 @@ class Sampler:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._order_of(epoch)
         rows = self._order[position * self.batch_size : (position + 1) * self.batch_size]
-        return Part(rows, self._corners(step, rows), self._recipe.data.crop or 0, self._elements(step, len(rows)))
+        return Part(
+            rows,
+            self._corners(step, rows),
+            self._recipe.data.crop or 0,
+            self._elements(step, len(rows)),
+            self._draws(step, len(rows)),
+        )
 
     def _order_of(self, epoch: int) -> np.ndarray:
         """Return the rows of an epoch in the order in which its steps take them."""
@@ -151,6 +167,13 @@ class Sampler:
         random = generator(self._recipe.seed, "dihedral", self._fold, step)
         chosen = random.random(count) < self._recipe.augment.dihedral
         return [int(element) for element in np.where(chosen, random.integers(0, _NUM_ELEMENTS, count), 0)]
+
+    def _draws(self, step: int, count: int) -> dict[str, np.ndarray]:
+        """Draw the numbers of the other changes that are switched on: as many for each sample, used or not."""
+        return {
+            kind: generator(self._recipe.seed, kind, self._fold, step).random((count, NUM_DRAWS))
+            for kind in self._recipe.augment.kinds
+        }
 
     def _corners(self, step: int, rows: np.ndarray) -> list[tuple[int, int]]:
         if self._recipe.data.crop is None:

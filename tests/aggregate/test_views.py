@@ -9,7 +9,7 @@ from scipy import ndimage
 from torch import nn
 
 from contrails.aggregate.views import View, parse_views, predict_views
-from contrails.data.augment import inverse, move_label
+from contrails.data.augment.dihedral import inverse, move_label
 from contrails.errors import RecipeError
 from contrails.models.build import Segmenter
 

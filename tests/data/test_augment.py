@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from contrails.data.augment import apply_dihedral, inverse, label_shift, move_image, move_label
+from contrails.data.augment.dihedral import apply_dihedral, inverse, label_shift, move_image, move_label
 from contrails.errors import DataError
 
 HALF = (0.5, 0.5)

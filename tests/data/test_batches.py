@@ -11,13 +11,14 @@ import torch
 from conftest import MakeRecipe
 
 from contrails.data import batches
-from contrails.data.augment import move_image, move_label
+from contrails.data.augment.dihedral import move_image, move_label
 from contrails.data.batches import Batch, Source, in_order, source_of
 from contrails.data.composites import Channel, Composite
 from contrails.data.residency import open_resident
 from contrails.data.sampling import Part, Sampler
 from contrails.data.store import Dataset
 from contrails.errors import RecipeError
+from contrails.sections.augment import AugmentSection, Kind
 
 CPU = torch.device("cpu")
 KELVIN = Composite((Channel({"b14": 1.0}), Channel({"b15": 1.0})))
@@ -79,11 +80,22 @@ def test_windows_and_moves_act_on_image_and_label_alike(framed: Dataset) -> None
         assert torch.equal(batch.valid[index], label >= 0)
 
 
-@pytest.mark.parametrize("data", [{}, {"crop": 32, "crop_positive": 0.5, "frames": [5, 3]}])
+ALL_CHANGES = {name: {"probability": 0.6} for name, kind in AugmentSection() if isinstance(kind, Kind)}
+
+
+@pytest.mark.parametrize(
+    ("data", "augment"),
+    [({}, {}), ({"crop": 32, "crop_positive": 0.5, "frames": [5, 3]}, {}), ({"frames": [3, 4, 5]}, ALL_CHANGES)],
+)
 def test_a_batch_is_the_same_whatever_the_depth_residency_and_start(
-    framed_path: Path, framed: Dataset, recipe_with: MakeRecipe, monkeypatch: pytest.MonkeyPatch, data: dict[str, Any]
+    framed_path: Path,
+    framed: Dataset,
+    recipe_with: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    data: dict[str, Any],
+    augment: dict[str, Any],
 ) -> None:
-    recipe = recipe_with(data=data, train={"batch_size": 2, "drop_last": False, "positive_share": 0.4})
+    recipe = recipe_with(data=data, augment=augment, train={"batch_size": 2, "drop_last": False, "positive_share": 0.4})
 
     def stream(dataset: Dataset, first: int, count: int, ahead: int) -> list[Batch]:
         monkeypatch.setattr(batches, "_AHEAD", ahead)
@@ -99,6 +111,32 @@ def test_a_batch_is_the_same_whatever_the_depth_residency_and_start(
     for dataset, first, ahead in itertools.product((framed, in_ram), (0, 4, 7), (1, 5)):
         later = stream(dataset, first, 12 - first, ahead)
         assert all(same(one, other) for one, other in zip(whole[first:], later, strict=True))
+
+
+def test_changes_are_drawn_for_samples_and_made_for_training_alone(framed: Dataset, recipe_with: MakeRecipe) -> None:
+    recipe = recipe_with(data={"frames": [3, 4, 5]}, augment=ALL_CHANGES, train={"batch_size": 4})
+    source, sampler = source_of(framed, recipe, KELVIN, CPU), Sampler(framed, recipe, np.arange(9), "0")
+    part = sampler.part(3)
+    assert set(part.draws) == set(ALL_CHANGES)
+    pieces = part.split(3)
+    for kind, numbers in part.draws.items():
+        assert np.array_equal(np.concatenate([piece.draws[kind] for piece in pieces]), numbers)
+        assert not np.array_equal(sampler.part(4).draws[kind], numbers)
+    plain = source_of(framed, recipe_with(data={"frames": [3, 4, 5]}), KELVIN, CPU)
+    assert plain.chain is None
+    assert not Sampler(framed, recipe_with(), np.arange(9), "0").part(3).draws
+    (one,), (other,) = (list(in_order(each, part.rows, 4)) for each in (source, plain))
+    assert same(one, other)
+    (changed,) = source.batches([part])
+    assert not same(changed, other)
+    unmoved = replace(part, draws={}, elements=())
+    assert same(next(source.batches([unmoved])), other)
+
+
+def test_frames_that_cannot_be_reversed_are_named(framed: Dataset, recipe_with: MakeRecipe) -> None:
+    reversal = {"time_reversal": {"probability": 0.5}}
+    with pytest.raises(RecipeError, match=r"data.frames are \[-2, -1, 0\] from it; choose such as"):
+        source_of(framed, recipe_with(data={"frames": [2, 3, 4]}, augment=reversal), KELVIN, CPU)
 
 
 def test_in_order_ends_with_what_is_left(framed: Dataset) -> None:

@@ -16,6 +16,7 @@ import torch
 from contrails.errors import Stopped
 from contrails.files import read_json, read_json_lines, to_json, write_atomic
 from contrails.runs import Fold, Run
+from contrails.sections.augment import TEMPORAL, AugmentSection, Kind
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
 from contrails.train.snapshot import load_snapshot
@@ -35,6 +36,14 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
     "fp16": {"train": {"precision": "fp16", "grad_clip": 0}},
     "frozen": {"train": {"freeze_encoder_epochs": 1, "early_stopping": 1, "epochs": 5}},
     "terms": {"loss": {"terms": ["bce", {"name": "dice", "over": "global"}, "lovasz_hinge"], "normalise": True}},
+    "changes": {
+        "augment": {
+            name: {"probability": 0.6}
+            for name, kind in AugmentSection()
+            if isinstance(kind, Kind) and name not in TEMPORAL
+        },
+        "train": {"batch_size": 4, "accumulate": 2},
+    },
     "windows": {"data": {"crop": 32, "crop_positive": 0.5}, "train": {"positive_share": 0.5}},
 }
 

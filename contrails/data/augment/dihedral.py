@@ -52,7 +52,7 @@ def label_shift(element: int, offset_px: tuple[float, float]) -> tuple[int, int]
 
 def move_label(label: torch.Tensor, element: int, offset_px: tuple[float, float], fill: float) -> torch.Tensor:
     """Apply a dihedral element to a label, shifted to stay on its image; the exposed border gets `fill`."""
-    return _shift(move_image(label, element), label_shift(element, offset_px), fill)
+    return shift_label(move_image(label, element), label_shift(element, offset_px), fill)
 
 
 def apply_dihedral(
@@ -70,7 +70,8 @@ def apply_dihedral(
     return images, labels
 
 
-def _shift(label: torch.Tensor, shift: tuple[int, int], fill: float) -> torch.Tensor:
+def shift_label(label: torch.Tensor, shift: tuple[int, int], fill: float) -> torch.Tensor:
+    """Shift the last two axes by whole pixels (down, right); what is exposed gets `fill`."""
     down, right = shift
     if not (down or right):
         return label

@@ -1,0 +1,29 @@
+"""Rectangles of pixels, as images and labels that lie off them see them."""
+
+import numpy as np
+import torch
+
+
+def covered(
+    corners: np.ndarray, shape: torch.Size, offset_px: tuple[float, float], device: torch.device
+) -> torch.Tensor:
+    """Return which share of each pixel lies in a rectangle of image pixels; 0 or 1 for images, which have no offset.
+
+    A label pixel at u lies around the image point u - offset: at the rectangle's edge it can show both sides.
+
+    Shape:
+        corners (B, 4): top, left, bottom, right, the last two excluded, to float32 (B, H, W).
+    """
+    tops, lefts, bottoms, rights = torch.from_numpy(corners).float().to(device).T
+    height, width = shape[-2:]
+    down = _share(tops, bottoms, height, offset_px[0])
+    right = _share(lefts, rights, width, offset_px[1])
+    return down[:, :, None] * right[:, None, :]
+
+
+def _share(first: torch.Tensor, end: torch.Tensor, size: int, offset: float) -> torch.Tensor:
+    """Return which share of each pixel of an axis lies between pixels; shape: (B,) to (B, size)."""
+    centres = torch.arange(size, device=first.device) - offset
+    high = torch.minimum(centres + 1, end[:, None])
+    low = torch.maximum(centres, first[:, None])
+    return (high - low).clamp(0, 1)
