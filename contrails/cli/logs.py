@@ -9,7 +9,7 @@ from contrails.cluster.journal import last_submission
 from contrails.cluster.overview import overview
 from contrails.cluster.states import ALIVE
 from contrails.errors import RunError
-from contrails.runs import Fold, open_run
+from contrails.runs import Attempt, Fold, open_run
 
 _POLL_S = 0.5
 _LOOK_S = 15.0
@@ -30,7 +30,7 @@ def logs(run_name: str, fold: str, follow: bool, lines: int) -> None:
     chosen = open_run(run_name).fold(fold)
     if not chosen.path.is_dir():
         raise RunError(f"{run_name} has no fold {fold}; look with `contrails status {run_name}`")
-    first = max((attempt.number for attempt in chosen.attempts()), default=1)
+    first = max((attempt.number for attempt in chosen.attempts() if _outputs(attempt)), default=1)
     files = _files(chosen, first)
     for path in files:
         _print_end(path, lines)
@@ -41,10 +41,17 @@ def logs(run_name: str, fold: str, follow: bool, lines: int) -> None:
 def _files(fold: Fold, first: int) -> list[Path]:
     """Return the logs that there are: those of the attempts from `first` on, or else the job's."""
     attempts = [attempt for attempt in fold.attempts() if attempt.number >= first]
-    found = [path for attempt in attempts for path in (attempt.stdout, attempt.stderr)]
     if not attempts and (job := last_submission(fold.run, fold.key)) is not None:
-        found = [fold.run.submitit / f"{job.job_id}_0_log.{end}" for end in ("out", "err")]
-    return [path for path in found if path.exists() and path.stat().st_size]
+        return _written(*(fold.run.submitit / f"{job.job_id}_0_log.{end}" for end in ("out", "err")))
+    return [path for attempt in attempts for path in _outputs(attempt)]
+
+
+def _outputs(attempt: Attempt) -> list[Path]:
+    return _written(attempt.stdout, attempt.stderr)
+
+
+def _written(*paths: Path) -> list[Path]:
+    return [path for path in paths if path.exists() and path.stat().st_size]
 
 
 def _print_end(path: Path, lines: int) -> None:

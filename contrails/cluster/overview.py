@@ -6,7 +6,7 @@ from dataclasses import replace
 from contrails.cluster.journal import newest_submissions, submissions
 from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.sites import Site
-from contrails.cluster.states import ALIVE, FoldState, fold_state
+from contrails.cluster.states import DONE, FoldState, fold_state
 from contrails.config import parse
 from contrails.errors import ClusterError, RecipeError
 from contrails.runs import Run
@@ -33,7 +33,7 @@ def overview(runs: Iterable[Run]) -> dict[Run, list[FoldState]]:
         jobs = words.get(site.scheduler)
         stale = site.scheduler != "local" and jobs is None
         rows = [fold_state(fold, jobs) for fold in run.folds()]
-        found[run] = [replace(row, stale=stale and row.state in ALIVE) for row in rows]
+        found[run] = [replace(row, stale=stale and row.state != DONE) for row in rows]
     return found
 
 

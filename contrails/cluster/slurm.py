@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
@@ -29,6 +30,8 @@ from contrails.errors import ClusterError
 from contrails.files import fsync
 
 _TIMEOUT_S = 60
+_PATIENCE_S = 300
+_RETRY_S = 5
 _SKEW_S = 60
 _SIGNALS = "TERM USR1 USR2"
 """What Slurm may send to the batch shell, which must live on to see how srun ended."""
@@ -187,11 +190,24 @@ def requeue(job: ThisJob, changes: Collection[Cause]) -> bool:
     """Have the job that this process runs in start again later; its memory and nodes can no longer be changed."""
     if changes:
         return False
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            _ask("scontrol", "requeue", job.job_id)
+            return True
+        except ClusterError as error:
+            if "pending execution" in str(error):  # somebody was faster: preemption, or an administrator
+                return True
+        if time.monotonic() > end or _answers():
+            return False
+        time.sleep(_RETRY_S)  # a controller that is restarted comes back
+
+
+def _answers() -> bool:
     try:
-        _ask("scontrol", "requeue", job.job_id)
-    except ClusterError as error:
-        return "pending execution" in str(error)  # somebody was faster: preemption, or an administrator
-    return True
+        return "is UP" in _ask("scontrol", "ping")
+    except ClusterError:
+        return False
 
 
 def why_restarted(_job: ThisJob) -> Cause:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -222,6 +223,13 @@ def test_a_controller_that_is_gone_and_comes_back(site: SlurmSite) -> None:
     assert (state["state"], state["stale"]) == ("running", True)
     refused = site.run("submit", "tiny.toml", "--name", "stale", "--fold", "0", "--site", "test", *LONG)
     assert refused.returncode == 6
+    fold = site.fold("0", "stale")
+    os.kill(site.pid("stale"), signal.SIGUSR2)  # a hand-over waits for the controller
+    eventually(lambda: read_hint(fold.attempt(1).state)["status"] == "stopped")
+    assert site.states("stale")["0"]["stale"]
+    time.sleep(12)  # scontrol gives up after 9 s
     site.cluster.restart_controller()
+    eventually(lambda: len(fold.attempts()) == 2)
+    site.wait_for("stale", "0", "running")
     assert not site.states("stale")["0"]["stale"]
     assert site.run("cancel", "stale").returncode == 0
