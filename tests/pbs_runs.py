@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tomli_w
 
 from contrails.files import read_json, read_json_lines
@@ -29,7 +30,8 @@ class PbsRuns(Site):
 
     @property
     def fake(self) -> FakePbs:
-        assert self._fake is not None
+        if self._fake is None:
+            pytest.skip("needs faults that only the fake PBS makes")
         return self._fake
 
     def profile(self, name: str, **keys: Any) -> None:

@@ -78,17 +78,17 @@ def test_a_chain_of_three_links(site: PbsRuns, undisturbed: dict[str, str]) -> N
 
 
 def test_whatever_ends_a_job_but_its_user_the_fold_goes_on(site: PbsRuns, undisturbed: dict[str, str]) -> None:
+    fake, fold = site.fake, site.fold("0", "disturbed")
     site.submit("disturbed", *EPOCHS)
-    fold = site.fold("0", "disturbed")
     for number, order in enumerate(("preempt", "schedule", "kill -9"), start=1):
         site.wait_for_attempt(fold, number)
-        site.fake.order(order, site.links("disturbed")[-1])
+        fake.order(order, site.links("disturbed")[-1])
     site.wait_for_attempt(fold, 4)
     os.kill(site.pid("disturbed"), signal.SIGKILL)
     site.wait_for_done("disturbed")
     assert site.ends("disturbed") == ["preemption", "preemption", "memory", "memory", ""]
     assert weights(fold) == undisturbed
-    last = site.fake.attributes(site.links("disturbed")[-1])
+    last = fake.attributes(site.links("disturbed")[-1])
     assert last["Resource_List"]["select"] == "1:ncpus=1:mem=4608mb"  # 2 GB, and twice half as much again
 
 
@@ -117,10 +117,10 @@ def test_a_cancelled_fold_stays_cancelled(site: PbsRuns) -> None:
 
 
 def test_a_failed_node_and_its_ghost(site: PbsRuns, undisturbed: dict[str, str]) -> None:
+    fake, fold = site.fake, site.fold("0", "ghost")
     site.submit("ghost", *EPOCHS)
-    fold = site.fold("0", "ghost")
     site.wait_for_attempt(fold, 1)
-    site.fake.order("node", site.links("ghost")[-1])
+    fake.order("node", site.links("ghost")[-1])
     site.wait_for_done("ghost")
     assert weights(fold) == undisturbed
 

@@ -157,3 +157,34 @@ def test_unknown_parameters_are_refused_with_the_list(site: Site) -> None:
         site.executor(pbs_quue="gpu")
     with pytest.raises(RecipeError, match="nodes = 2: the executor 'pbs' starts its tasks on one node"):
         site.executor(nodes=2)
+
+
+def test_a_task_that_leaves_before_the_warning_has_a_next_link(site: Site) -> None:
+    job = site.executor(pbs_chain="at_warning", pbs_max_links=2).submit(pbs_tasks.leave, 75)
+    job.wait()
+    assert site.events(job).count("start") == 2
+    assert "there is no next link" in job.get_info()["Reason"]
+
+
+def test_a_teardown_can_change_what_follows(site: Site) -> None:
+    executor = site.executor(pbs_chain="held", pbs_max_links=2, pbs_teardown=["echo $code >&2", "code=3"])
+    job = executor.submit(pbs_tasks.leave, 75)
+    job.wait()
+    assert site.events(job).count("start") == 1
+    assert "exit code 3" in job.get_info()["Reason"]
+    assert "75" in (job.stderr() or "").split()
+
+
+def test_a_job_after_others_starts_when_their_chains_have_succeeded(site: Site, tmp_path: Path) -> None:
+    executor = site.executor(pbs_chain="held", pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S)
+    first = executor.submit(pbs_tasks.sleep, 2, str(tmp_path / "first"))
+    fails = executor.submit(pbs_tasks.leave, 4)
+    good, bad = (
+        site.executor(pbs_after=[str(job.paths.folder / job.job_id)]).submit(pbs_tasks.describe)
+        for job in (first, fails)
+    )
+    assert good.result()["job_id"] == good.job_id
+    assert first.done(force_check=True)
+    bad.wait()
+    assert bad.state == "CANCELLED"
+    assert f"job {fails.job_id}, which was to succeed first, ended: FAILED" in bad.get_info()["Reason"]
