@@ -23,7 +23,7 @@ from contrails.cluster.local import start_jobs
 from contrails.cluster.names import fold_name, job_name
 from contrails.cluster.requests import fold_request
 from contrails.cluster.scheduler import Job, scheduler_of
-from contrails.cluster.sites import Site, resolve
+from contrails.cluster.sites import Site, holds_copy, resolve
 from contrails.cluster.states import ALIVE, DAMAGED, DONE, fold_state
 from contrails.cluster.submission import pass_on, reconcile, submit_job, submitting
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, parse, to_toml
@@ -90,6 +90,7 @@ def plan_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
     lineage = find_lineage(recipe, identity)
     resolved = resolve(site, identity.num_folds)
     require_ranks_fit(recipe, resolved.num_ranks)
+    _require_memory(site, recipe)
     assert resolved.device != "auto"
     return run, RunConfig(
         recipe=recipe,
@@ -260,6 +261,15 @@ def _check_data(recipe: Recipe) -> DataIdentity:
         exclude=sha256(recipe.data.exclude) if recipe.data.exclude else "",
         pseudo=all_pseudo(recipe, filelist.num_folds, dataset, listed),
     )
+
+
+def _require_memory(site: Site, recipe: Recipe) -> None:
+    path, memory_gb = recipe.data.dataset, site.memory_gb
+    if recipe.data.residency == "ram" and memory_gb is not None and not holds_copy(memory_gb, path):
+        raise RecipeError(
+            f"data.residency = 'ram': {path} has {path.stat().st_size / 1e9:.3g} GB, and a job at {site.name} has "
+            f"{memory_gb:g} GB in all; raise memory_gb of the site's profile, or set data.residency = 'mmap'"
+        )
 
 
 def _require_same(run: Run, config: RunConfig, recipe: Recipe, identity: DataIdentity) -> None:

@@ -23,7 +23,7 @@ from contrails.cluster.command import command_request
 from contrails.cluster.freeze import freeze_code
 from contrails.cluster.quota import quota_left_gb
 from contrails.cluster.scheduler import Check, scheduler_of
-from contrails.cluster.sites import Site, found_schedulers, num_gpus
+from contrails.cluster.sites import Site, found_schedulers, holds_copy, num_gpus
 from contrails.cluster.submission import submit_job, submitting
 from contrails.config import Recipe
 from contrails.errors import ClusterError, StorageError
@@ -124,7 +124,7 @@ def _memory(site: Site, recipe: Recipe) -> Check:
     here = psutil.virtual_memory().available / 1e9
     memory = site.memory_gb or (here if site.scheduler == "local" else None)
     size = path.stat().st_size / 1e9
-    enough = recipe.data.residency != "ram" or (memory is not None and size < 0.8 * memory)
+    enough = recipe.data.residency != "ram" or (memory is not None and holds_copy(memory, path))
     shown = "the scheduler's default" if memory is None else f"{memory:.1f} GB"
     found = f'dataset {size:.1f} GB, data.residency = "{recipe.data.residency}", memory of a job {shown}'
     return Check("memory", enough, found, 'set or raise memory_gb of the site, or set data.residency = "mmap"')

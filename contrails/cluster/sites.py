@@ -20,6 +20,7 @@ from contrails.errors import NodeError, RecipeError, choices
 from contrails.sections.base import Section
 
 _MEMORY_GB_A_FOLD = 3.0
+_SHARE_OF_A_COPY = 0.8
 
 Word = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$")]
 """Text for a line of a job's script: quotes can hold anything but the end of the line."""
@@ -211,6 +212,11 @@ def resolve(site: Site, num_folds: int) -> Site:
 def _carries(device: str, gpus: int, cores: int, num_folds: int) -> int:
     in_memory = int(psutil.virtual_memory().available / 1e9 / _MEMORY_GB_A_FOLD)
     return max(1, min(num_folds, gpus if device == "cuda" else min(cores, in_memory)))
+
+
+def holds_copy(memory_gb: float, dataset: Path) -> bool:
+    """Return whether a job with this memory can have a private copy of a dataset (`data.residency = "ram"`)."""
+    return dataset.stat().st_size / 1e9 < _SHARE_OF_A_COPY * memory_gb
 
 
 def num_cores() -> int:

@@ -6,7 +6,7 @@ import pytest
 
 from contrails.cluster import sites
 from contrails.cluster.sites import Site, all_sites, find_site, resolve
-from contrails.errors import RecipeError
+from contrails.errors import NodeError, RecipeError
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +73,36 @@ def test_what_a_machine_carries(
     monkeypatch.setattr(sites, "num_cores", lambda: cores)
     found = resolve(site, 5)
     assert (found.device, found.folds_at_a_time, found.num_threads) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[resources]\ngpu_cap = "cuda75"', "gpu_cap 'cuda75': expected compute_75 or sm_75"),
+        ('[resources]\ngpu_cap = "sm_75,80"', "gpu_cap '80'"),
+        ('[resources]\n"gpu mem" = "1gb"', "expected the name of a resource"),
+        ('constraint = "a100"', r"constraint is Slurm's; say it in \[resources\]"),
+        ('[scheduler_arguments]\nreservation = "x"', "'reservation' is none of qsub's M, P, a, m, p"),
+    ],
+)
+def test_a_wrong_profile_for_pbs(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path / "jobs/sites/x.toml", f'scheduler = "pbs"\n{text}')
+    with pytest.raises(RecipeError, match=rf"jobs/sites/x.toml: .*{message}"):
+        find_site("x")
+
+
+def test_profiles_that_ship_are_valid_and_metacentrum_is_nobodys_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr(sites, "found_schedulers", lambda: {"slurm": False, "pbs": True})
+    assert {"metacentrum", "openpbs"} <= set(all_sites())
+    assert find_site(None).name == "openpbs"
+    assert find_site("metacentrum").resources["gpu_mem"] == "16gb"
+
+
+def test_a_scratch_folder_is_that_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(name="s", stage_dir=Path("$SCRATCHDIR/data"))
+    monkeypatch.delenv("SCRATCHDIR", raising=False)
+    with pytest.raises(NodeError, match=r"stage_dir = '\$SCRATCHDIR/data' of the site s: .*scratch_local"):
+        site.own_stage_dir()
+    monkeypatch.setenv("SCRATCHDIR", "/scratch/job7")
+    assert site.own_stage_dir() == Path("/scratch/job7/data")

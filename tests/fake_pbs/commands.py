@@ -1,7 +1,6 @@
 """qsub, qstat, qdel, qselect, qalter, qrerun, qsig and pbsnodes. `python -m fake_pbs.commands ROOT COMMAND ...`"""
 
 import getopt
-import os
 import re
 import shlex
 import sys
@@ -128,8 +127,12 @@ def _array(state: State, job: Job, number: int, text: str) -> tuple[str, int]:
 
 
 def qstat(state: State, arguments: list[str]) -> tuple[str, int]:
-    pairs, ids = getopt.getopt(arguments, "xftaF:")
+    pairs, ids = getopt.getopt(arguments, "xftaQF:")
     options, found, code = dict(pairs), [], 0
+    if "-Q" in options:
+        if ids != ["workq"]:
+            raise Fails(170, f"Unknown queue {ids[0]}")
+        return "Queue: workq|queue_type=Execution|enabled=True|started=True\n", 0
     for job_id in ids or list(state.jobs):
         job = state.jobs.get(job_id)
         if job is not None and job.over and not state.history:
@@ -211,7 +214,9 @@ def qrerun(_state: State, arguments: list[str]) -> tuple[str, int]:
 
 
 def pbsnodes(_state: State, _arguments: list[str]) -> tuple[str, int]:
-    return f"{SERVER}\n     state = free\n     resources_available.ncpus = {os.cpu_count()}\n", 0
+    has = {"ncpus": 8, "mem": "64gb", "ngpus": 0}
+    fields = [f"Name={SERVER}", "state=free", *(f"resources_available.{name}={value}" for name, value in has.items())]
+    return f"{'|'.join(fields)}\n", 0
 
 
 def seconds(walltime: str) -> float:
