@@ -56,6 +56,12 @@ class NodeError(ContrailsError):
     exit_code = 9
 
 
+class TrackingError(ContrailsError):
+    """Weights & Biases refuses, or does not answer in time; nothing is lost, the same command again goes on."""
+
+    exit_code = 10
+
+
 class Stopped(ContrailsError):
     """Not an error: the work stopped between two steps and its position is saved (sysexits' EX_TEMPFAIL)."""
 

@@ -4,15 +4,19 @@ The rows of all attempts are joined by step, up to the step that `done.json` or 
 beyond may be trained again. Where several attempts hold a step, the highest one's row is taken.
 """
 
+import sys
 from typing import Any
 
 from contrails.files import read_json_lines
 from contrails.runs import Fold
 
 
-def fold_metrics(fold: Fold) -> list[dict[str, Any]]:
-    """Return the rows of a fold that count, by step; those of training and validation at one step are merged."""
-    covered = covered_step(fold)
+def fold_metrics(fold: Fold, *, newest: bool = False) -> list[dict[str, Any]]:
+    """Return the rows of a fold that count, by step; those of training and validation at one step are merged.
+
+    With `newest` also those beyond the last snapshot, which may be trained again.
+    """
+    covered = sys.maxsize if newest else covered_step(fold)
     rows: dict[int, dict[str, Any]] = {}
     for attempt in fold.attempts():
         for row in read_json_lines(attempt.metrics):

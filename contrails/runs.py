@@ -128,6 +128,10 @@ class Run:
     def aggregate(self, name: str) -> Path:
         return self.path / "aggregate" / name
 
+    def aggregations(self) -> list[Path]:
+        """Return the folders of the aggregations that were made, by name."""
+        return sorted(path.parent for path in (self.path / "aggregate").glob("*/ensemble.json"))
+
     def fold(self, key: str) -> "Fold":
         """Return fold `key`: a number or "all"."""
         if not _FOLD.fullmatch(key):

@@ -1,6 +1,7 @@
 """What all tests share: real records where they are, a tiny dataset, and runs on it."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,6 +101,23 @@ def make_run(tiny_data: Path, tmp_path: Path) -> MakeRun:
         return run
 
     return make
+
+
+@pytest.fixture
+def aggregated(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory, restore_process: None) -> Run:
+    """A run with three finished folds and their aggregation, made once and copied."""
+    from contrails.cli.main import cli
+    from contrails.train.fold import train_fold
+
+    run, once = make_run("Läufe & <b>"), tmp_path_factory.getbasetemp() / "aggregated"
+    if not once.exists():
+        for key in ("0", "1", "2"):
+            train_fold(run.fold(key), {})
+        cli(["aggregate", str(run.path), "--weights", "best"], standalone_mode=False)
+        shutil.copytree(run.path, once)
+    else:
+        shutil.copytree(once, run.path, dirs_exist_ok=True)
+    return run
 
 
 @pytest.fixture

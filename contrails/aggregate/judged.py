@@ -1,4 +1,4 @@
-"""Masks of scored records counted against their labels, record by record."""
+"""Masks of scored records counted against their labels, record by record, and those that tell most."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,16 @@ import numpy as np
 
 from contrails.aggregate.postprocess import Step, apply
 from contrails.aggregate.scored import Scored
+from contrails.draws import generator
+
+KINDS = {
+    "worst": "the lowest Dice where something is there",
+    "best": "the highest Dice",
+    "false positive": "nothing is there, and something was found",
+    "missed": "most pixels not found",
+    "random": "drawn by chance",
+}
+"""Why a record is worth a look."""
 
 
 @dataclass(frozen=True)
@@ -37,3 +47,28 @@ def judge(scored: Scored, thresholds: Mapping[str, float], steps: Sequence[Step]
         pixels = mask.size if valid is None else np.count_nonzero(valid)
         counts[:, index] = hits, np.count_nonzero(mask) - hits, np.count_nonzero(hard) - hits, pixels
     return Judged(*counts)
+
+
+def choose(judged: Judged, count: int) -> list[tuple[int, str]]:
+    """Return up to `count` records with the kind that each was chosen for, every record once."""
+    actual, dice = judged.hits + judged.missed, judged.dice
+    random = generator(0, "gallery").permutation(len(actual))
+    ranked: dict[str, np.ndarray] = {
+        "worst": _ranked(dice, actual > 0),
+        "best": _ranked(-dice, actual > 0),
+        "false positive": _ranked(-judged.false, (actual == 0) & (judged.false > 0)),
+        "missed": _ranked(-judged.missed, judged.missed > 0),
+        "random": random,
+    }
+    share, chosen = max(1, count // len(KINDS)), dict[int, str]()
+    for kind, candidates in ranked.items():
+        free = [int(index) for index in candidates if int(index) not in chosen]
+        wanted = count - len(chosen) if kind == "random" else share
+        chosen |= dict.fromkeys(free[:wanted], kind)
+    return list(chosen.items())
+
+
+def _ranked(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    indices = np.flatnonzero(among)
+    ordered: np.ndarray = indices[np.argsort(values[indices], kind="stable")]
+    return ordered

@@ -34,6 +34,9 @@ _COMMANDS = {
     "predict": "contrails.cli.predict",
     "evaluate": "contrails.cli.evaluate",
     "submission": "contrails.cli.submission",
+    "runs": "contrails.cli.runs",
+    "note": "contrails.cli.note",
+    "compare": "contrails.cli.compare",
     "report": "contrails.cli.report",
     "sync": "contrails.cli.sync",
 }

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from dataclasses import asdict
 
 import click
@@ -11,21 +10,20 @@ from rich.console import Console
 from rich.table import Table
 
 from contrails.cli.options import json_option
+from contrails.cli.watch import COLOURS, duration, watch_folds
 from contrails.cluster.overview import overview
 from contrails.cluster.states import FoldState
 from contrails.cluster.then import left_to_do
 from contrails.runs import Run, all_runs, open_run
 
-_COLOURS = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "damaged": "red", "stopped": "yellow"}
 _HEADINGS = ("fold", "state", "attempt", "step", "epoch", "best Dice", "time left", "node", "hours", "lost", "exact")
 _WIDTH = 110
 """Columns of the table where the output is no terminal."""
-_INTERVAL_S = 5.0
 
 
 @click.command()
 @click.argument("run_name", metavar="[RUN]", required=False)
-@click.option("--watch", is_flag=True, help="Show it again every 5 seconds, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="A live table with loss, Dice and rates, until they end.")
 @json_option
 def status(run_name: str | None, watch: bool, as_json: bool) -> None:
     """Show the folds of RUN, or of every run: state, progress, what it cost and what was lost.
@@ -37,17 +35,19 @@ def status(run_name: str | None, watch: bool, as_json: bool) -> None:
       contrails status default
       contrails status --watch
     """
-    while True:
-        found = overview([open_run(run_name)] if run_name else all_runs())
-        if as_json:
-            click.echo(json.dumps({run.name: [asdict(state) for state in states] for run, states in found.items()}))
-        else:
-            if watch:
-                click.clear()
-            _print(found)
-        if not watch:
-            return
-        time.sleep(_INTERVAL_S)
+
+    def ask() -> dict[Run, list[FoldState]]:
+        return overview([open_run(run_name)] if run_name else all_runs())
+
+    if watch and as_json:
+        raise click.UsageError("--watch and --json: give one of them; a script asks again when it wants to know")
+    if watch:
+        watch_folds(ask)
+    elif as_json:
+        found = ask()
+        click.echo(json.dumps({run.name: [asdict(state) for state in states] for run, states in found.items()}))
+    else:
+        _print(ask())
 
 
 def _print(found: dict[Run, list[FoldState]]) -> None:
@@ -65,7 +65,7 @@ def print_states(run: Run, states: list[FoldState]) -> None:
     for heading in _HEADINGS:
         table.add_column(heading, justify="left" if heading in ("state", "node") else "right")
     for state in states:
-        colour = _COLOURS.get(state.state, "white")
+        colour = COLOURS.get(state.state, "white")
         table.add_row(
             state.fold,
             f"[{colour}]{state.state}[/]{' (stale)' if state.stale else ''}",
@@ -86,13 +86,6 @@ def print_states(run: Run, states: list[FoldState]) -> None:
             console.print(f"fold {state.fold}: {state.reason}", markup=False, soft_wrap=True)
         for difference in state.differences:
             console.print(f"fold {state.fold}: not exact, {difference}", markup=False, soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """Return a time as 1:02:03 or 2:03."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def _of(part: int, whole: int | None) -> str:

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from contrails.cli.options import json_option, name_option, overrides_option, read_recipe, recipe_argument
-from contrails.cli.status import duration, print_states
+from contrails.cli.status import print_states
+from contrails.cli.watch import duration
 from contrails.cluster.journal import newest_submissions, submissions
 from contrails.cluster.overview import overview, site_of
 from contrails.cluster.sites import Site, find_site

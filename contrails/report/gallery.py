@@ -8,45 +8,18 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from contrails.aggregate.judged import Judged
+from contrails.aggregate.judged import KINDS, Judged, choose
 from contrails.aggregate.postprocess import Step, apply
 from contrails.aggregate.scored import Scored
 from contrails.data.colours import colours_of, labelled_frame
-from contrails.draws import generator
 from contrails.metrics import NUM_BINS
 from contrails.report.html import section
 
-KINDS = {
-    "worst": "the lowest Dice where something is there",
-    "best": "the highest Dice",
-    "false positive": "nothing is there, and something was found",
-    "missed": "most pixels not found",
-    "random": "drawn by chance",
-}
 _MOST_PIXELS = 512
 """Side of a picture; larger records are made smaller."""
 _HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
 _HIT, _FALSE, _MISSED = (255, 255, 255), (230, 120, 0), (60, 160, 255)
 """White, orange and blue: told apart by all kinds of eyes."""
-
-
-def choose(judged: Judged, count: int) -> list[tuple[int, str]]:
-    """Return up to `count` records with the kind that each was chosen for, every record once."""
-    actual, dice = judged.hits + judged.missed, judged.dice
-    random = generator(0, "gallery").permutation(len(actual))
-    ranked: dict[str, np.ndarray] = {
-        "worst": _ranked(dice, actual > 0),
-        "best": _ranked(-dice, actual > 0),
-        "false positive": _ranked(-judged.false, (actual == 0) & (judged.false > 0)),
-        "missed": _ranked(-judged.missed, judged.missed > 0),
-        "random": random,
-    }
-    share, chosen = max(1, count // len(KINDS)), dict[int, str]()
-    for kind, candidates in ranked.items():
-        free = [int(index) for index in candidates if int(index) not in chosen]
-        wanted = count - len(chosen) if kind == "random" else share
-        chosen |= dict.fromkeys(free[:wanted], kind)
-    return list(chosen.items())
 
 
 def gallery_section(
@@ -121,12 +94,6 @@ _LIGHTBOX = (
     )
     + "</div></div></dialog>"
 )
-
-
-def _ranked(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    indices = np.flatnonzero(among)
-    ordered: np.ndarray = indices[np.argsort(values[indices], kind="stable")]
-    return ordered
 
 
 def _pictures(scored: Scored, index: int, threshold: float, steps: Sequence[Step]) -> dict[str, str]:

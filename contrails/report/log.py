@@ -15,7 +15,7 @@ from typing import Any
 from contrails import __version__
 from contrails.cluster.journal import submissions
 from contrails.cluster.usage import UNUSED, Usage, usage_of
-from contrails.config import Recipe, keys, read_toml
+from contrails.config import Recipe, read_toml
 from contrails.errors import ContrailsError, StorageError
 from contrails.files import append_json_line, read_hint, read_json_lines, to_json, write_atomic
 from contrails.runs import Run, runs_root
@@ -65,15 +65,6 @@ def add_note(run: Run, text: str, leaderboard: float | None) -> None:
     append_json_line(run.notes, row, durable=True)
 
 
-def recipe_values(run: Run) -> dict[str, Any]:
-    """Return every key of a run's recipe by its dotted name, defaults filled in; also of older versions.
-
-    Raises:
-        RecipeError: `run.toml` is damaged.
-    """
-    return _DEFAULTS | _flat(read_toml(run.toml, "a run").get("recipe", {}))
-
-
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Return the keys of `new` that are not as in `old`; None for a key that only `old` has."""
     return {key: new.get(key) for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
@@ -121,9 +112,9 @@ def _from_json(content: dict[str, Any]) -> Entry:
 
 def _entry(run: Run) -> Entry:
     try:
-        recipe, problem = recipe_values(run), ""
+        frozen, problem = read_toml(run.toml, "a run"), ""
     except ContrailsError as error:
-        recipe, problem = {}, str(error)
+        frozen, problem = {}, str(error)
     made, figures = read_hint(run.provenance), read_hint(run.aggregate("default") / "ensemble.json")
     scores, jobs, folds = figures.get("scores", {}), submissions(run), run.folds()
     results = [read_hint(fold.done) for fold in folds]
@@ -134,14 +125,14 @@ def _entry(run: Run) -> Entry:
         created=str(made.get("created", ""))[:16],
         user=str(made.get("user", "")),
         folds_done=sum(map(bool, results)),
-        folds=len(folds),
+        folds=frozen.get("data", {}).get("num_folds", len(folds)),
         best_dice=sum(best) / len(best) if best else None,
         dice=scores.get("dice", scores.get("dice_cross_fitted")),
         held_out=(scores.get("held_out") or {}).get("dice"),
         leaderboard=max((row["leaderboard"] for row in notes if row.get("leaderboard") is not None), default=None),
         usage=sum((usage_of(fold, jobs) for fold in folds), UNUSED),
         notes=tuple(row["text"] for row in notes if row.get("text")),
-        recipe=recipe,
+        recipe=_filled(frozen) if frozen else {},
         problem=problem,
     )
 
@@ -154,6 +145,10 @@ def _compared(entry: Entry, recipes: dict[str, dict[str, Any]], base: str) -> En
     return replace(entry, compared_to=against, differs=differences(recipes[against], entry.recipe))
 
 
+def _filled(frozen: dict[str, Any]) -> dict[str, Any]:
+    return _DEFAULTS | _flat(frozen.get("recipe", {}))
+
+
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
@@ -161,11 +156,11 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _defaults() -> dict[str, Any]:
+    """Return the keys of a recipe that nobody set, as TOML would read them; it has no null."""
+    required = {"data": {"dataset": "-", "filelist": "-"}}
+    values = _flat(Recipe.model_validate(required).model_dump(mode="json", exclude_none=True))
+    return {key: value for key, value in values.items() if value != "-"}
 
 
-_DEFAULTS = {
-    name: _plain(field.default) for name, field in keys(Recipe) if not field.is_required() and field.default is not None
-}
-"""Of a recipe's keys, as TOML would read them; it has no null."""
+_DEFAULTS = _defaults()

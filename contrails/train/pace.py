@@ -41,7 +41,7 @@ class Pace:
         return (time.monotonic() - self._started) / steps if steps else None
 
     def row(self, step: int, batch_size: int, device: torch.device) -> dict[str, Any]:
-        """Return a row of telemetry; memory in bytes: of the GPU, or the process's largest so far."""
+        """Return a row of telemetry; bytes are the most so far, `memory` those of the GPU where there is one."""
         pace = self.seconds_per_step(step)
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return {
@@ -51,4 +51,18 @@ class Pace:
             "images_per_s": batch_size / pace if pace else None,
             "data_wait_share": self._waited_s / (time.monotonic() - self._started),
             "memory": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident,
+            "resident": resident,
+            "gpu_use": _gpu_use(device),
         }
+
+
+def _gpu_use(device: torch.device) -> float | None:
+    """Return the share of the last moments in which the GPU computed; None on a CPU, or where the driver hides it."""
+    if device.type != "cuda":
+        return None
+    import pynvml
+
+    try:
+        return torch.cuda.utilization(device) / 100
+    except pynvml.NVMLError:
+        return None

@@ -27,20 +27,6 @@ pytestmark = pytest.mark.usefixtures("restore_process")
 _NUM_RECORDS = 12
 
 
-@pytest.fixture
-def aggregated(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with three finished folds and their aggregation, made once and copied."""
-    run, once = make_run("Läufe & <b>"), tmp_path_factory.getbasetemp() / "reported"
-    if not once.exists():
-        for key in ("0", "1", "2"):
-            train_fold(run.fold(key), {})
-        cli(["aggregate", str(run.path), "--weights", "best"], standalone_mode=False)
-        shutil.copytree(run.path, once)
-    else:
-        shutil.copytree(once, run.path, dirs_exist_ok=True)
-    return run
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Headless Chromium: Debian's, installed by scripts/test."""

@@ -1,0 +1,119 @@
+"""`contrails compare`: two runs side by side."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from contrails.cli.options import json_option
+from contrails.errors import DataError
+from contrails.history import fold_metrics
+from contrails.report.log import Entry, differences, read_log
+from contrails.report.spark import sparkline
+from contrails.runs import Run, open_run
+
+_CURVES = {"val/dice": "validation Dice", "val/loss": "validation loss"}
+
+
+@click.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate of both.")
+@json_option
+def compare(first: str, second: str, name: str, as_json: bool) -> None:
+    """Show two runs side by side: recipes, curves, scores, and whether their difference is real.
+
+    Both need an aggregation: a paired bootstrap over groups of their out-of-fold predictions gives the 95% interval of
+    the difference in Dice, each fold cut at the threshold that the others chose.
+
+    \b
+    Example:
+      contrails compare default brighter
+    """
+    runs = [open_run(first), open_run(second)]
+    entries = read_log(runs)
+    curves = {key: [_mean_curve(run, key) for run in runs] for key in _CURVES}
+    paired, why_not = _paired(runs, name)
+    changed = {key: [entry.recipe.get(key) for entry in entries] for key in differences(*(e.recipe for e in entries))}
+    if as_json:
+        content = {"runs": [asdict(entry) for entry in entries], "recipe": changed, "curves": curves}
+        click.echo(json.dumps(content | {"paired": paired, "paired_missing": why_not}))
+        return
+    table = Table(box=SIMPLE, padding=(0, 2, 0, 0))
+    for heading in ("", *(run.name for run in runs)):
+        table.add_column(heading, overflow="fold")
+    for key, values in changed.items():
+        table.add_row(key, *(_text(value) for value in values))
+    table.add_section()
+    for key, title in _CURVES.items():
+        table.add_row(title, *(_curve(values) for values in curves[key]))
+    table.add_section()
+    for title, scores in _scores(entries).items():
+        table.add_row(title, *scores)
+    console = Console(markup=False)
+    console.print(table)
+    console.print(_verdict(paired, runs) if paired else f"no paired comparison: {why_not}", soft_wrap=True)
+
+
+def _paired(runs: list[Run], name: str) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the comparison of the runs' out-of-fold predictions, or why there is none."""
+    from contrails.aggregate.paired import compare_paired
+    from contrails.aggregate.stored import read_figures, stored_out_of_fold
+
+    scored = []
+    for run in runs:
+        folder = run.aggregate(name)
+        figures = read_figures(folder)
+        if figures is None:
+            return None, f"{run.name} has no aggregation of this version; run `contrails aggregate {run.name}`"
+        try:
+            scored.append(stored_out_of_fold(run, folder, figures))
+        except DataError as error:
+            return None, f"{run.name}: {error}"
+    try:
+        found = compare_paired(*scored)
+    except DataError as error:
+        return None, str(error)
+    return asdict(found) | {"is_real": found.is_real}, None
+
+
+def _verdict(paired: dict[str, Any], runs: list[Run]) -> str:
+    low, high = paired["interval"]
+    better, worse = (runs[1], runs[0]) if paired["difference"] > 0 else (runs[0], runs[1])
+    answer = f"{better.name} is better than {worse.name}" if paired["is_real"] else "the difference may be chance"
+    return (
+        f"{answer}: Dice {paired['first']:.4f} and {paired['second']:.4f}, difference {paired['difference']:+.4f} (95% "
+        f"interval {low:+.4f} to {high:+.4f}); {runs[1].name} is ahead in {100 * paired['second_better']:.1f}% of the "
+        f"draws. Of {paired['num_records']} records in {paired['num_groups']} groups, out of fold, without "
+        "post-processing; epochs were selected on these records."
+    )
+
+
+def _mean_curve(run: Run, key: str) -> list[float]:
+    """Return the mean over the folds at each epoch that all folds with this metric have reached."""
+    rows = [[row[key] for row in fold_metrics(fold) if isinstance(row.get(key), float | int)] for fold in run.folds()]
+    return [sum(values) / len(values) for values in zip(*filter(None, rows), strict=False)]
+
+
+def _curve(values: list[float]) -> str:
+    return f"{sparkline(values)} {values[0]:.4f} → {values[-1]:.4f}" if values else ""
+
+
+def _scores(entries: list[Entry]) -> dict[str, list[str]]:
+    rows = {
+        "folds done": [f"{entry.folds_done} of {entry.folds}" for entry in entries],
+        "Dice out of fold": [_text(entry.dice) for entry in entries],
+        "Dice held out": [_text(entry.held_out) for entry in entries],
+        "mean best Dice": [_text(entry.best_dice) for entry in entries],
+        "leaderboard": [_text(entry.leaderboard) for entry in entries],
+        "hours": [f"{entry.usage.hours:.2f}" for entry in entries],
+    }
+    return {title: values for title, values in rows.items() if any(values)}
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,33 @@
+"""`contrails compare`: two runs side by side."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from contrails.cli.main import cli
+from contrails.runs import Run
+
+
+def compared(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    cli(["compare", *arguments], standalone_mode=False)
+    return capsys.readouterr().out
+
+
+def test_side_by_side(aggregated: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Run(tmp_path / "other")
+    shutil.copytree(aggregated.path, other.path)
+    other.toml.write_text(other.toml.read_text().replace("lr = 0.003", "lr = 0.5"))
+    text = compared(capsys, str(aggregated.path), str(other.path))
+    assert "train.lr" in text
+    assert "the difference may be chance" in text
+    assert "validation Dice" in text
+    found = json.loads(compared(capsys, str(aggregated.path), str(other.path), "--json"))
+    assert found["recipe"] == {"train.lr": [0.003, 0.5]}
+    assert found["paired"]["num_records"] == 12
+    assert len(found["curves"]["val/dice"][0]) == 3
+    shutil.rmtree(other.aggregate("default"))
+    text = compared(capsys, str(aggregated.path), str(other.path))
+    assert "no paired comparison: other has no aggregation" in text
