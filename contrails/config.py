@@ -280,7 +280,8 @@ def to_toml(section: Section, **more: Any) -> str:
 def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield the dotted name and the field of every key, in the order of the classes.
 
-    In a list of tables that differ by `name`, the keys of one of them are called such as `loss.terms[bce].weight`.
+    In a list of tables that differ by `name`, the keys of one of them are called such as `loss.terms[bce].weight`; in a
+    list of tables that are alike, such as `data.pseudo[].weight`.
     """
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -288,14 +289,19 @@ def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldI
         else:
             yield f"{prefix}{name}", field
             for kind in tables_of(field):
-                yield from keys(kind, f"{prefix}{name}[{kind.model_fields['name'].default}].")
+                which = kind.model_fields["name"].default if "name" in kind.model_fields else ""
+                yield from keys(kind, f"{prefix}{name}[{which}].")
 
 
 def tables_of(field: FieldInfo) -> list[type[Section]]:
     """Return the tables that a list of tables can hold; none for any other key."""
     items = get_args(field.annotation)[:1] if get_origin(field.annotation) is tuple else ()
-    kinds = [kind for item in items if get_origin(item) is Annotated for kind in get_args(get_args(item)[0])]
+    kinds = [kind for item in items for kind in _members_of(item)]
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
+
+
+def _members_of(item: Any) -> Sequence[Any]:
+    return get_args(get_args(item)[0]) if get_origin(item) is Annotated else (item,)
 
 
 def _apply_all(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
@@ -353,8 +359,12 @@ def _explain(section: type[Section], detail: Any) -> str:
         return f"unknown key {key}; {_meant(section, key)}"
     if detail["type"] == "missing":
         required = [
-            known for known, field in keys(section) if field.is_required() and f"{known}.".startswith(f"{key}.")
+            known
+            for known, field in keys(section)
+            if field.is_required() and f"{known}.".startswith(f"{key}.") and "[" not in known
         ]
+        if not required:
+            return f"{key} is missing; add it to its table"
         what = f"{' and '.join(required)} {'is' if len(required) == 1 else 'are'} missing"
         return f"{what}; add to the file, or give -o {required[0]}=VALUE"
     if detail["type"] == "model_type":
@@ -377,6 +387,7 @@ def _meant(section: type[Section], key: str) -> str:
     prefix = f"{table}." if table else ""
     fields = dict(keys(section))
     prefix = re.sub(r"\.[0-9]+\.(\w+)\.$", r"[\1].", prefix)  # loss.terms.0.bce. -> loss.terms[bce].
+    prefix = re.sub(r"\.[0-9]+\.$", "[].", prefix)  # data.pseudo.0. -> data.pseudo[].
     same = [known for known in fields if known.endswith(f".{name}")]
     described = [known for known, field in fields.items() if "_" in name and name.replace("_", " ") in _meaning(field)]
     if same or described:

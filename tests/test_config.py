@@ -175,6 +175,11 @@ def test_every_problem_is_told_at_once() -> None:
         ({}, "data.dataset and data.filelist are missing; add to the file, or give -o data.dataset=VALUE"),
         ({"data": {"dataset": "x"}}, "data.filelist is missing; add to the file, or give -o data.filelist=VALUE"),
         ({"data": 3}, "data = 3: expected a table, [data]"),
+        ({"data": DATA | {"pseudo": [{"folder": "x"}]}}, "data.pseudo.0.run is missing; add it to its table"),
+        (
+            {"data": DATA | {"pseudo": [{"folder": "x", "run": "y", "wieght": 1}]}},
+            "unknown key data.pseudo.0.wieght; did you mean 'weight'? Known: folder, run, weight",
+        ),
         ({"data": DATA | {"frames": [0, "x"]}}, "data.frames.1 = 'x': Input should be a valid integer"),
         ({"data": DATA | {"size": "big"}}, "data.size = 'big': Input should be a valid integer"),
         ({"data": DATA, "loss": {"target": "sof"}}, "loss.target = 'sof': Input should be 'soft' or 'hard'"),

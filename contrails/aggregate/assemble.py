@@ -96,9 +96,12 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
         made_with=_made_with(device),
         gate_below=fit.gate_below if fit else None,
     )
-    if gate is not None:
+    if gate is not None and "gate" in scores:
+        scores["gate"]["dice_of_gate"] = gate.scores.get("dice_cross_fitted")
+    if gate is not None and ensemble.gate_below is not None:
         _copy(gate, path / GATE)
-        scores["dice_of_gate"] = gate.scores.get("dice_cross_fitted")
+    else:
+        shutil.rmtree(path / GATE, ignore_errors=True)
     if len(held_out):
         scores["held_out"] = _score_held_out(ensemble, folds[0].dataset, held_out, device)
     if not complete:

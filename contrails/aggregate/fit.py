@@ -11,7 +11,7 @@ import numpy as np
 from contrails.aggregate.calibrate import Calibration, fit, label_free, reliability
 from contrails.aggregate.merge import fixed_threshold
 from contrails.aggregate.outoffold import OutOfFold
-from contrails.aggregate.postprocess import Step, apply, decide
+from contrails.aggregate.postprocess import Step, apply, compare, decide
 from contrails.aggregate.scored import Scored, Tally, redraws, tally
 from contrails.aggregate.stages import fit_gate
 from contrails.aggregate.threshold import cross_fitted, cross_fitted_dice, intervals
@@ -42,13 +42,21 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
     by_fold, weights = found.equal_weights(), [1 / len(found.series)] * len(found.series)
     if fit_weights:
         by_fold, weights = found.fitted_weights(rule)
-    judged = alone = found.scored(rule, by_fold, cross_fitted=True)
-    gate = None if gate_scores is None else fit_gate(alone, gate_scores)
-    if gate is not None:
-        judged = gate.cross_fitted(alone)
+    judged = found.scored(rule, by_fold, cross_fitted=True)
     counted = tally(judged)
-    brings = {fold: _fixed(found, rule, by_fold[fold], fold) for fold in counted.by_part}
-    thresholds = {fold: known for fold, known in brings.items() if known is not None} or cross_fitted(counted)
+    thresholds = _thresholds(found, rule, by_fold, counted)
+    gate, gate_row = None, None
+    if gate_scores is not None:
+        gate = fit_gate(judged, gate_scores)
+        behind = gate.cross_fitted(judged)
+        counted_behind = tally(behind)
+        thresholds_behind = _thresholds(found, rule, by_fold, counted_behind)
+        gate_row = compare("gate", gate.cut, (judged, thresholds), (behind, thresholds_behind))
+        gate_row["dice_without"] = cross_fitted_dice(counted, thresholds)
+        if gate_row["kept"]:
+            judged, counted, thresholds = behind, counted_behind, thresholds_behind
+        else:
+            gate = None
     fixed, final = _fixed(found, rule, weights, None), counted
     if fit_weights or gate is not None:
         scored = found.scored(rule, dict.fromkeys(by_fold, weights), cross_fitted=False)
@@ -72,9 +80,8 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
     if several:
         scores["dice_cross_fitted"] = cross_fitted_dice(counted, thresholds)
         scores["dice"] = next((row["dice"] for row in reversed(table) if row["kept"]), scores["dice_cross_fitted"])
-    if gate is not None:
-        plain = tally(alone)
-        scores["dice_without_gate"] = cross_fitted_dice(plain, cross_fitted(plain))
+    if gate_row is not None:
+        scores["gate"] = gate_row
     return Fit(threshold, steps, weights, scores, None if gate is None else gate.cut)
 
 
@@ -95,6 +102,12 @@ def held_out_scores(scored: Scored, threshold: float, steps: tuple[Step, ...]) -
         "dice": float(hits / total) if total else 0.0,
         "interval": np.percentile(dices, (2.5, 97.5)).tolist() if dices else None,
     }
+
+
+def _thresholds(found: OutOfFold, rule: str, weights: dict[str, list[float]], counted: Tally) -> dict[str, float]:
+    """Return the threshold of each fold's records, which knows nothing of them."""
+    brings = {fold: _fixed(found, rule, weights[fold], fold) for fold in counted.by_part}
+    return {fold: known for fold, known in brings.items() if known is not None} or cross_fitted(counted)
 
 
 def _fixed(found: OutOfFold, rule: str, weights: list[float], fold: str | None) -> float | None:

@@ -3,6 +3,7 @@
 `predicted.json` in the folder says which ensemble and input they are of; masks of others are never mixed with them.
 """
 
+import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from contrails.aggregate.ensemble import Ensemble, identity_of
 from contrails.aggregate.postprocess import apply
 from contrails.data.store import Dataset
 from contrails.errors import DataError
-from contrails.files import atomic_path, read_json, to_json, write_atomic
+from contrails.files import read_json, to_json, write_atomic
 from contrails.progress import bar
 
 
@@ -56,8 +57,9 @@ def _claim(folder: Path, paths: list[Path], ensemble: Ensemble, dataset: Dataset
 
 
 def _write(path: Path, mask: np.ndarray) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        if path.suffix == ".npy":
-            np.save(file, mask)
-        else:
-            Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).save(file, "png")
+    content = io.BytesIO()
+    if path.suffix == ".npy":
+        np.save(content, mask)
+    else:
+        Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).save(content, "png")
+    write_atomic(path, content.getvalue())

@@ -138,6 +138,17 @@ def decide(scored: Scored, thresholds: dict[str, float]) -> tuple[tuple[Step, ..
     return tuple(steps), [*rows, _row("if empty records were known", None, known, trial, trial.counts) | {"kept": None}]
 
 
+def compare(
+    step: str, value: float, before: tuple[Scored, dict[str, float]], after: tuple[Scored, dict[str, float]]
+) -> Row:
+    """Return what a step is worth that changes probabilities; each side with the thresholds of its parts."""
+    trials = [_Trial(scored) for scored, _ in (before, after)]
+    with bar(step, sum(len(trial.scored) for trial in trials)) as advance:
+        for trial, (_, thresholds) in zip(trials, (before, after), strict=True):
+            trial.cut(thresholds, advance)
+    return _row(step, value, trials[1].counts, trials[0], trials[0].counts)
+
+
 class _Trial:
     """The masks of scored records as bits, their counts int64 (3, N): hits, predicted, actual; and top logits (N,)."""
 

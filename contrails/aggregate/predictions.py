@@ -6,6 +6,7 @@ or a full disk left half written is predicted again. Readable by h5py and xarray
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from contrails.data.layout import allocate, opened, write_row
 from contrails.errors import DataError
-from contrails.files import atomic_path, to_json
+from contrails.files import atomic_path, storage, to_json
 from contrails.locks import sole_writer
 from contrails.progress import bar
 
@@ -127,9 +128,20 @@ def _create(path: Path, wanted: Wanted) -> None:
 
 def _missing(path: Path) -> np.ndarray:
     """Return the indices of the rows whose digest does not fit, int64."""
-    rows, digests = (_map(path, name) for name in _ARRAYS)
-    fits = [hashlib.sha256(row).digest() == digest.tobytes() for row, digest in zip(rows, digests, strict=True)]
-    return np.flatnonzero(~np.array(fits, bool))
+    places = _places(path)
+    with h5py.File(path, "r", locking=False) as file:
+        count = len(file["record_id"])
+    # read, not mapped: on a full disk a mapped page that nobody has written yet is a signal, not an error
+    with storage(path, "read"), path.open("rb") as file:
+
+        def row(name: str, index: int) -> bytes:
+            offset, size = places[name]
+            return os.pread(file.fileno(), size, offset + index * size)
+
+        values, digests = _ARRAYS
+        return np.array(
+            [i for i in range(count) if hashlib.sha256(row(values, i)).digest() != row(digests, i)], np.int64
+        )
 
 
 def _places(path: Path) -> dict[str, tuple[int, int]]:

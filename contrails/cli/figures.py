@@ -15,8 +15,8 @@ def show_ensemble(ensemble: Ensemble) -> None:
     console.print(_members(ensemble))
     if ensemble.scores.get("decisions"):
         console.print(_decisions(ensemble))
-    if ensemble.gate_below is not None:
-        console.print(_stages(ensemble))
+    if "gate" in ensemble.scores:
+        console.print(_stages(ensemble.scores["gate"]))
     for run, scores in ensemble.scores["weights"].items():
         if len(scores) > 1:
             compared = ", ".join(f"{kind} {dice:.4f}" for kind, dice in scores.items())
@@ -52,15 +52,16 @@ def _decisions(ensemble: Ensemble) -> Table:
     return table
 
 
-def _stages(ensemble: Ensemble) -> Table:
-    table = Table(title="Two stages, out of fold, cross-fitted, by threshold alone")
+def _stages(row: dict[str, Any]) -> Table:
+    kept = "kept" if row["kept"] else "not kept"
+    gain = f"gain {row['gain']:+.4f}, noise {row['noise']:.4f}: {kept}"
+    table = Table(title=f"Two stages, out of fold, cross-fitted, by threshold alone ({gain})")
     table.add_column("stages")
     table.add_column("Dice", justify="right")
-    scores = ensemble.scores
     for name, dice in (
-        ("these members alone", scores.get("dice_without_gate")),
-        ("the gate's own masks", scores.get("dice_of_gate")),
-        (f"these members where the gate's logit is {ensemble.gate_below:.4g} or more", scores.get("dice_cross_fitted")),
+        ("these members alone", row["dice_without"]),
+        ("the gate's own masks", row["dice_of_gate"]),
+        (f"these members where the gate's logit is {row['value']:.4g} or more", row["dice"]),
     ):
         table.add_row(name, "" if dice is None else f"{dice:.4f}")
     return table

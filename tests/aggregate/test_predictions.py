@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from contrails.aggregate import predictions
 from contrails.aggregate.predictions import Wanted, complete
 from contrails.errors import DataError, StorageError
 from contrails.locks import sole_writer
@@ -147,3 +148,21 @@ complete(Path(sys.argv[1]), wanted(), Model(), "test")
     model = Model()
     assert np.array_equal(complete(path, wanted(), model, "test")[:, 0, 0], 1000 + wanted().rows)
     assert 0 < len(model.asked) <= 6
+
+
+def test_nothing_is_mapped_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk a page of a hole that is looked at through a map ends the process without a word."""
+    mapped = []
+
+    def map_when_whole(path: Path, name: str) -> np.ndarray:
+        assert not len(predictions._missing(path))
+        mapped.append(name)
+        return map_array(path, name)
+
+    map_array = predictions._map
+    monkeypatch.setattr(predictions, "_map", map_when_whole)
+    with pytest.raises(KeyboardInterrupt):
+        complete(tmp_path / "a.h5", wanted(), Model(stop_after=4), "test")
+    assert mapped == []
+    complete(tmp_path / "a.h5", wanted(), Model(), "test")
+    assert mapped == ["probabilities"]

@@ -12,7 +12,7 @@ from conftest import MakeRun
 from contrails.aggregate.assemble import make_ensemble
 from contrails.aggregate.ensemble import Ensemble, Options, read_ensemble
 from contrails.aggregate.outoffold import Predicted
-from contrails.aggregate.postprocess import top_logit
+from contrails.aggregate.postprocess import compare, top_logit
 from contrails.aggregate.stages import NO_GATE, fit_gate
 from contrails.cli.main import cli
 from contrails.data.filelists import read_filelist, write_filelist
@@ -109,14 +109,16 @@ def test_behind_a_gate_records_are_empty_wherever_they_are_predicted(
     cli(["aggregate", str(run.path), "--weights", "best", "--gate", str(gate.path)], standalone_mode=False)
     assert "Two stages, out of fold" in capsys.readouterr().out
     path = run.aggregate("default")
-    made = read_ensemble(path)
-    assert made.scores["dice_of_gate"] == gate.scores["dice_cross_fitted"]
-    assert made.scores["dice_without_gate"] == pytest.approx(gate.scores["dice_cross_fitted"])  # the same members
+    made, row = read_ensemble(path), read_ensemble(path).scores["gate"]
+    assert (
+        row["dice_of_gate"] == pytest.approx(row["dice_without"]) == gate.scores["dice_cross_fitted"]
+    )  # the same ones
+    assert row["dice"] == pytest.approx(row["dice_without"] + row["gain"])
+    assert row["kept"] == (row["gain"] > row["noise"]) == (made.gate_below is not None) == (path / "gate").exists()
+    shutil.copytree(gate.path, path / "gate", dirs_exist_ok=True)  # as if it were kept
     shutil.rmtree(gate.path)  # the ensemble's folder is all that prediction needs
     rows = np.arange(3)
-    copied = made.gate()
-    assert copied is not None
-    images = np.concatenate([part for _, part in copied.predictor(dataset, CPU)(rows)])
+    images = np.concatenate([part for _, part in read_ensemble(path / "gate").predictor(dataset, CPU)(rows)])
     scores = sorted(top_logit(image) for image in images)
     content = json.loads((path / "ensemble.json").read_text())
     (path / "ensemble.json").write_text(json.dumps(content | {"gate_below": (scores[0] + scores[1]) / 2}))
@@ -156,3 +158,25 @@ def test_a_gate_that_does_not_fit_is_refused(
         make_ensemble(
             [other], other.aggregate("default"), Options(weights="best", gate=str(gate.path), allow=True), CPU
         )
+
+
+def test_a_gate_is_worth_what_it_gains(tiny_data: Path) -> None:
+    random = np.random.default_rng(0)
+    holds = np.arange(40) % 2 == 0
+    masks = (random.random((40, 32, 32)) < 0.2) & holds[:, None, None]
+    probabilities = random.random((40, 32, 32)) * 0.7 + 0.3 * masks
+    parts = [str(index % 4) for index in range(40)]
+    scored = scored_records(tiny_data / "train.h5", masks, probabilities, parts, [str(index) for index in range(40)])
+    thresholds = dict.fromkeys("0123", 0.5)
+    found = []
+    for scores in (holds * 1.0, np.ones(40)):
+        gate = fit_gate(scored, scores)
+        found.append(compare("gate", gate.cut, (scored, thresholds), (gate.cross_fitted(scored), thresholds)))
+    knows, knows_nothing = found
+    predicted = probabilities >= 0.5
+    before, after = (
+        2 * (each & masks).sum() / (each.sum() + masks.sum()) for each in (predicted, predicted & holds[:, None, None])
+    )
+    assert knows["gain"] == pytest.approx(after - before, abs=1e-4)
+    assert knows["kept"]
+    assert (knows_nothing["gain"], knows_nothing["kept"]) == (0.0, False)
