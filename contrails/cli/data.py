@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from contrails.cli.options import find_ensemble, json_option
+from contrails.cli.options import find_ensemble, json_option, require_picture
 from contrails.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def info(path: Path, as_json: bool, plot: Path | None) -> None:
     from contrails.data.store import open_dataset
 
     if plot is not None:
-        _require_picture(plot)
+        require_picture(plot, "--plot")
     dataset = open_dataset(path)
     found = describe(dataset)
     if plot is not None:
@@ -202,15 +202,3 @@ def audit(
     click.echo(f"{len(findings)} findings among {dataset.num_records} records, {len(excluded)} records to exclude")
     if out is not None:
         click.echo(f"look at {out / 'audit.html'}, then train without them: -o data.exclude={out / 'exclude.csv'}")
-
-
-def _require_picture(path: Path) -> None:
-    from contrails.data.pictures import endings
-
-    if path.suffix[1:].lower() not in endings():
-        raise click.BadParameter(
-            f"'{path}': expected the ending of a picture, found '{path.suffix}'; known: {', '.join(endings())}",
-            param_hint="--plot",
-        )
-    if not path.parent.is_dir():
-        raise click.BadParameter(f"'{path}': there is no folder {path.parent}; make it first", param_hint="--plot")

@@ -76,6 +76,19 @@ def read_numbers(text: str, option: str) -> list[int]:
     return numbers
 
 
+def require_picture(path: Path, option: str) -> None:
+    """Check that the picture that `option` names can be written."""
+    from contrails.data.pictures import endings
+
+    if path.suffix[1:].lower() not in endings():
+        raise click.BadParameter(
+            f"'{path}': expected the ending of a picture, found '{path.suffix}'; known: {', '.join(endings())}",
+            param_hint=option,
+        )
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"'{path}': there is no folder {path.parent}; make it first", param_hint=option)
+
+
 recipe_argument = click.argument("path", metavar="[RECIPE]", required=False, type=click.Path(path_type=Path))
 name_option = click.option("--name", help="Name of the run; default: the recipe's file name.")
 overrides_option = click.option(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from contrails.cli.options import json_option, overrides_option, read_recipe, recipe_argument
+from contrails.cli.options import json_option, overrides_option, read_recipe, recipe_argument, require_picture
 from contrails.config import Recipe, keys, tables_of
 from contrails.sections.base import Section
 
@@ -46,7 +46,13 @@ def schema(as_json: bool) -> None:
 @recipe_argument
 @overrides_option
 @json_option
-def show(path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+@click.option(
+    "--augment",
+    "sheet",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a picture of what augmentation makes of a few records of data.dataset.",
+)
+def show(path: Path | None, overrides: tuple[str, ...], as_json: bool, sheet: Path | None) -> None:
     """Check RECIPE (default: jobs/default.toml) and print it with the defaults filled in, empty keys as comments.
 
     What needs the data, such as bands, frames and the size of a crop, is checked by `contrails submit --dry-run`.
@@ -54,6 +60,7 @@ def show(path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     \b
     Example:
       contrails recipe show jobs/default.toml -o train.lr=3e-4
+      contrails recipe show jobs/default.toml -o augment.affine.probability=0.5 --augment sheet.png
     """
     from contrails.data.composites import check_composite
     from contrails.models.names import require_known
@@ -61,7 +68,14 @@ def show(path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     _, loaded = read_recipe(path, overrides)
     check_composite(loaded.data)
     require_known(loaded.model)
+    if sheet is not None:
+        require_picture(sheet, "--augment")
     click.echo(loaded.model_dump_json(indent=2) if as_json else _toml(loaded), nl=as_json)
+    if sheet is not None:
+        from contrails.data.contact import plot_augmentation
+        from contrails.data.store import open_dataset
+
+        click.echo(f"{sheet}: {plot_augmentation(open_dataset(loaded.data.dataset), loaded, sheet)} records", err=True)
 
 
 def _toml(section: Section, table: str = "") -> str:

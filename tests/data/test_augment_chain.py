@@ -100,7 +100,7 @@ def test_ignored_pixels_never_come_back(name: str, hard: bool) -> None:
     assert (changed.valid[:3].flatten(1).sum(1) > 0).all()
     assert torch.isfinite(changed.images).all()
     if hard and name not in ("mixup",):
-        assert set(changed.target[changed.valid].unique().tolist()) <= {0.0, 1.0}
+        assert set(changed.target[changed.valid].tolist()) <= {0.0, 1.0}
 
 
 @pytest.mark.parametrize("element", range(8))
