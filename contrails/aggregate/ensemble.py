@@ -1,6 +1,6 @@
 """Ensembles: a folder with `ensemble.json` and its members' weights, all that prediction needs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,23 @@ import numpy as np
 import torch
 
 from contrails.aggregate.postprocess import Step, apply
-from contrails.aggregate.predict import Predictor, load_predictor
+from contrails.aggregate.predict import load_predictor
 from contrails.aggregate.predictions import Predict, Wanted, complete
 from contrails.aggregate.stages import behind_gate
 from contrails.aggregate.stored import FORMAT, VERSION
+from contrails.aggregate.untile import Batches, Whole, untile
 from contrails.aggregate.views import parse_views
 from contrails.data.composites import Composite
 from contrails.data.filelists import read_filelist
 from contrails.data.records import LABEL_FRAME
 from contrails.data.store import Dataset
+from contrails.data.tiles import Blend
 from contrails.errors import DataError
 from contrails.files import read_json, sha256, to_json, write_atomic
 from contrails.models.weights import read_about
+
+LARGEST_WITH_STEPS = 64_000_000
+"""Pixels of a scene up to which post-processing, which needs all of it, fits into a modest memory."""
 
 FILELIST = "filelist.csv"
 """Copy of the file list in the ensemble's folder."""
@@ -89,13 +94,11 @@ class Ensemble:
 
     def predictor(self, dataset: Dataset, device: torch.device) -> Predict:
         """Load the members to predict records of a dataset."""
-        masks = self._predictor(dataset, device)
-        if (gate := self.gate()) is None or self.gate_below is None:
-            return masks
-        return behind_gate(masks, gate.predictor(dataset, device), self.gate_below)
+        return self.predictors(dataset, device)(dataset)
 
-    def _predictor(self, dataset: Dataset, device: torch.device) -> Predictor:
-        return load_predictor(
+    def predictors(self, dataset: Dataset, device: torch.device) -> Callable[[Dataset], Predict]:
+        """Load the members once, to predict this dataset and others with the same bands and frames."""
+        masks = load_predictor(
             [self.path / member.file for member in self.members],
             dataset,
             device,
@@ -105,15 +108,20 @@ class Ensemble:
             views=parse_views(self.options.tta),
             pad=self.options.pad,
         )
+        gate, cut = self.gate(), self.gate_below
+        if gate is None or cut is None:
+            return masks.on
+        gates = gate.predictors(dataset, device)
+        return lambda other: behind_gate(masks.on(other), gates(other), cut)
 
-    def needs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the numbers of the bands and frames that the members see."""
+    def needs(self, label_frame: int = LABEL_FRAME) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Return the names of the bands and the numbers of the frames that the members see."""
         every = [each for each in (self, self.gate()) if each is not None]
         abouts = [read_about(each.path / member.file) for each in every for member in each.members]
         channels = [channel for about in abouts for channel in Composite.from_dict(about["composite"]).channels]
-        bands = {band for channel in channels for band in channel.weights}
-        frames = {frame for about in abouts for frame in about["recipe"]["data"]["frames"] or (LABEL_FRAME,)}
-        return tuple(sorted(int(band.removeprefix("b")) for band in bands)), tuple(sorted(frames))
+        bands = {band for channel in channels for band in channel.bands}
+        frames = {frame for about in abouts for frame in about["recipe"]["data"]["frames"] or (label_frame,)}
+        return tuple(sorted(bands)), tuple(sorted(frames))
 
     def fold_of(self) -> dict[str, int]:
         """Return the fold of each record that the members were made with."""
@@ -168,11 +176,15 @@ def identity_of(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> d
 
 
 def masks_of(
-    ensemble: Ensemble, record_ids: tuple[str, ...], probabilities: np.ndarray
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each record's id and its mask, bool (H, W), from merged probabilities, uint16 (N, H, W)."""
-    for record_id, image in zip(record_ids, probabilities, strict=True):
-        yield record_id, apply(image, ensemble.threshold, ensemble.steps)
+    ensemble: Ensemble, dataset: Dataset, batches: Batches, blend: Blend = "hann"
+) -> Iterator[tuple[Whole, np.ndarray]]:
+    """Yield each whole record and its mask, bool (H, W), from merged probabilities of all records.
+
+    A scene larger than 64 million pixels is cut at the threshold alone.
+    """
+    for whole in untile(dataset, batches, blend):
+        steps = ensemble.steps if whole.probabilities.size <= LARGEST_WITH_STEPS else ()
+        yield whole, apply(whole.probabilities, ensemble.threshold, steps) & whole.predicted
 
 
 def write_ensemble(ensemble: Ensemble) -> None:

@@ -1,4 +1,4 @@
-"""Masks on disk: a file a record, each complete or absent, so that a killed command goes on with what is missing.
+"""Masks on disk: a file a record or scene, complete or absent, so that a killed command goes on with what is missing.
 
 `predicted.json` in the folder says which ensemble and input they are of; masks of others are never mixed with them.
 """
@@ -6,36 +6,44 @@
 import io
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-from contrails.aggregate.ensemble import Ensemble, identity_of
-from contrails.aggregate.postprocess import apply
+from contrails.aggregate.ensemble import Ensemble, identity_of, masks_of
+from contrails.aggregate.scene_files import mask_values, scene_file
+from contrails.aggregate.untile import Whole
 from contrails.data.store import Dataset
+from contrails.data.tiles import Blend
 from contrails.errors import DataError
 from contrails.files import read_json, to_json, write_atomic
 from contrails.progress import bar
 
 
 def write_masks(
-    ensemble: Ensemble, dataset: Dataset, folder: Path, kind: Literal["npy", "png"], device: torch.device
+    ensemble: Ensemble,
+    dataset: Dataset,
+    folder: Path,
+    kind: str,
+    device: torch.device,
+    blend: Blend = "hann",
 ) -> int:
-    """Write `<record id>.npy`, bool (H, W), or `.png`, 8 bits with 255 for contrail; return how many were missing.
+    """Write `<id>.<kind>`: npy, bool (H, W); png, 8 bits with 255 for contrail; tif, 0 and 1, where the scene lies.
+
+    Returns how many were missing.
 
     Raises:
         DataError: the folder holds masks of another ensemble or input.
     """
-    paths = [folder / f"{record_id}.{kind}" for record_id in dataset.record_ids]
-    _claim(folder, paths, ensemble, dataset, device)
-    missing = np.array([row for row, path in enumerate(paths) if not path.exists()], np.int64)
+    paths = {name: folder / f"{name}.{kind}" for name in dataset.whole_shapes}
+    _claim(folder, list(paths.values()), ensemble, dataset, device)
+    missing = {name for name, path in paths.items() if not path.exists()}
+    rows = np.array([row for row in range(dataset.num_records) if dataset.whole(row) in missing], np.int64)
     with bar("masks", len(paths), done=len(paths) - len(missing)) as advance:
-        for rows, images in ensemble.predictor(dataset, device)(missing):
-            for row, image in zip(rows, images, strict=True):
-                _write(paths[row], apply(image, ensemble.threshold, ensemble.steps))
-            advance(len(rows))
+        for whole, mask in masks_of(ensemble, dataset, ensemble.predictor(dataset, device)(rows), blend):
+            _write(paths[whole.scene.name], whole, mask)
+            advance(1)
     return len(missing)
 
 
@@ -56,10 +64,14 @@ def _claim(folder: Path, paths: list[Path], ensemble: Ensemble, dataset: Dataset
         write_atomic(noted, note)
 
 
-def _write(path: Path, mask: np.ndarray) -> None:
+def _write(path: Path, whole: Whole, mask: np.ndarray) -> None:
+    if path.suffix == ".tif":
+        with scene_file(path, whole.scene, "tif") as write:
+            write(0, mask_values(mask, whole.predicted, "tif"))
+        return
     content = io.BytesIO()
     if path.suffix == ".npy":
         np.save(content, mask)
     else:
-        Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).save(content, "png")
+        Image.fromarray(mask_values(mask, whole.predicted, "png")).save(content, "png")
     write_atomic(path, content.getvalue())

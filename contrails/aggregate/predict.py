@@ -1,7 +1,7 @@
 """Predictions of an ensemble: its members' probabilities, merged, record by record."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from contrails.errors import DataError, NodeError
 from contrails.models.build import Segmenter
 
 _BATCH_SIZES = {"cpu": 16, "cuda": 64}
-"""Records at once to begin with; halved where they do not fit into the GPU's memory."""
+"""Records at once to begin with, fewer where they are larger than usual; halved where they do not fit into a GPU."""
+
+_USUAL_PIXELS = 256 * 256
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Predictor:
         Shape:
             rows int64 (B,), probabilities uint16 (B, H, W).
         """
-        done, batch_size = 0, _BATCH_SIZES[self.models[0][1].device.type]
+        source = self.models[0][1]
+        times_usual = max(1.0, source.dataset.votes[0].size / _USUAL_PIXELS)
+        done, batch_size = 0, max(1, int(_BATCH_SIZES[source.device.type] / times_usual))
         while done < len(rows):
             try:
                 for part, probabilities in self._batches(rows[done:], batch_size):
@@ -52,6 +56,10 @@ class Predictor:
                         f"one record does not fit into the GPU's memory: {error}; use --device cpu"
                     ) from error
                 batch_size //= 2
+
+    def on(self, dataset: Dataset) -> "Predictor":
+        """Return the same members for records of another dataset with the same bands and frames."""
+        return replace(self, models=[(model, replace(source, dataset=dataset)) for model, source in self.models])
 
     def _batches(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         streams = [in_order(source, rows, batch_size) for _, source in self.models]

@@ -54,7 +54,7 @@ def write_pseudo_labels(
     """
     _require_single_folds(ensemble)
     wanted = frames or (dataset.label_frame,)
-    seen_from = {frame: _seen_from(dataset, frame, ensemble.needs()[1]) for frame in wanted}
+    seen_from = {frame: _seen_from(dataset, frame, ensemble.needs(dataset.label_frame)[1]) for frame in wanted}
     filelist, trained_on = read_filelist(ensemble.path / FILELIST), _dataset_of(ensemble)
     labelled = {r for each in (trained_on, dataset) for r, n in zip(each.record_ids, each.annotators, strict=True) if n}
     for member in ensemble.members:
@@ -163,7 +163,7 @@ def _write(
         frame: _predict(ensemble, member, begun / f"frame{frame}.h5", frame, seen, rows, device)
         for frame, (seen, rows) in parts.items()
     }
-    _assemble(path, dataset, parts, probabilities, ensemble.needs()[1], origin)
+    _assemble(path, dataset, parts, probabilities, ensemble.needs(dataset.label_frame)[1], origin)
     shutil.rmtree(begun)
 
 

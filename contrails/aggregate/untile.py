@@ -42,13 +42,18 @@ def untile(dataset: Dataset, batches: Batches, blend: Blend = "hann") -> Iterato
             place = dataset.placements[row]
             if place.scene != current:
                 if blender is not None:
-                    yield _whole(dataset.scenes[current], [*strips, *blender.close()])
+                    yield joined(dataset.scenes[current], [*strips, *blender.close()])
                 scene, strips, current = dataset.scenes[place.scene], [], place.scene
                 blender = Blender(scene.height, scene.width, blend)
             assert blender is not None
             strips += blender.add(place, image, has_data(dataset, row))
     if blender is not None:
-        yield _whole(dataset.scenes[current], [*strips, *blender.close()])
+        yield joined(dataset.scenes[current], [*strips, *blender.close()])
+
+
+def in_batches(probabilities: np.ndarray) -> Batches:
+    """Return predictions of all records of a dataset, uint16 (N, H, W), as batches of one."""
+    return ((np.array([row]), image[None]) for row, image in enumerate(probabilities))
 
 
 def has_data(dataset: Dataset, row: int) -> np.ndarray:
@@ -57,6 +62,7 @@ def has_data(dataset: Dataset, row: int) -> np.ndarray:
     return shown
 
 
-def _whole(scene: Scene, strips: list[Strip]) -> Whole:
+def joined(scene: Scene, strips: list[Strip]) -> Whole:
+    """Put all strips of a scene together."""
     values, predicted = (np.concatenate([getattr(strip, name) for strip in strips]) for name in ("values", "predicted"))
     return Whole(scene, values, predicted)

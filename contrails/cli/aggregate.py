@@ -117,9 +117,9 @@ def aggregate(
         return
     dataset = open_dataset(data) if data is not None else None
     if dataset is not None and sample is not None:
-        sample_ids(sample, set(dataset.record_ids))  # before hours of prediction
+        sample_ids(sample, set(dataset.whole_shapes), dataset.convention)  # before hours of prediction
     if dataset is not None:
-        _require_same_records(path / "submission.csv", set(dataset.record_ids))
+        _require_same_records(path / "submission.csv", dataset)
     ensemble = make_ensemble(runs, path, options, chosen)
     submission = _submit(ensemble, dataset, sample, chosen) if dataset is not None else None
     if as_json:
@@ -150,8 +150,8 @@ def _submit_jobs(
         click.echo(f"{what}: {outcome}")
 
 
-def _require_same_records(submission: Path, record_ids: set[str]) -> None:
-    """Check that a submission which is there already is of these records, so that it may be made anew.
+def _require_same_records(submission: Path, dataset: "Dataset") -> None:
+    """Check that a submission which is there already is of this dataset's records, so that it may be made anew.
 
     Raises:
         DataError: it is of others.
@@ -161,7 +161,7 @@ def _require_same_records(submission: Path, record_ids: set[str]) -> None:
     if not submission.exists():
         return
     try:
-        sample_ids(submission, record_ids)
+        sample_ids(submission, set(dataset.whole_shapes), dataset.convention)
     except DataError as error:
         raise DataError(
             f"{submission} is the submission of another dataset, with other records; "
@@ -174,12 +174,13 @@ def _submit(ensemble: "Ensemble", dataset: "Dataset", sample: Path | None, devic
 
     from contrails.aggregate.ensemble import masks_of, predict_into
     from contrails.aggregate.submission import check_submission, write_submission
+    from contrails.aggregate.untile import in_batches
 
     path = ensemble.path / "submission.csv"
     file = ensemble.path / "predictions" / f"{dataset.path.stem}.h5"
     probabilities = predict_into(ensemble, dataset, np.arange(dataset.num_records), file, device)
-    write_submission(path, masks_of(ensemble, dataset.record_ids, probabilities), sample)
-    height, width = dataset.votes.shape[1:]
-    if not check_submission(path, (height, width)).positive_pixels:
+    masks = ((whole.scene.name, mask) for whole, mask in masks_of(ensemble, dataset, in_batches(probabilities)))
+    write_submission(path, masks, sample, dataset.convention)
+    if not check_submission(path, dataset.whole_shapes, convention=dataset.convention).positive_pixels:
         click.echo("warning: every mask of the submission is empty", err=True)
     return path

@@ -1,4 +1,4 @@
-"""`contrails predict`: masks, probabilities or a submission of any records, from an ensemble."""
+"""`contrails predict`: masks, probabilities or a submission of any records or scenes, from an ensemble."""
 
 import json
 import shutil
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     import torch
 
     from contrails.aggregate.ensemble import Ensemble
+    from contrails.aggregate.scene import Cut
     from contrails.data.store import Dataset
+    from contrails.data.tiles import Blend
+
+_FORMATS = ("submission", "npy", "png", "tif", "probabilities", "pseudo")
+_SCENE_FORMATS = ("tif", "png", "probabilities")
 
 
 @click.command()
@@ -26,22 +31,39 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["submission", "npy", "png", "probabilities", "pseudo"]),
-    default="submission",
-    show_default=True,
-    help="A CSV file; a folder with a mask a record; an HDF5 file of uint16 probabilities; or a folder with a dataset "
-    "file of pseudo-labels a fold.",
+    type=click.Choice(_FORMATS),
+    help="A CSV file (default); a folder with a mask a record or scene; an HDF5 file of uint16 probabilities; or a "
+    "folder with a dataset file of pseudo-labels a fold. Of one scene: a GeoTIFF or PNG file, by OUT's ending, or a "
+    "GeoTIFF of probabilities.",
 )
 @click.option("--frames", help="With --format pseudo: frames to label, such as 2,3,5; default: the labelled one.")
 @click.option("--sample", type=click.Path(path_type=Path), help="Sample submission: fixes the ids and their order.")
+@click.option("--tile", type=click.IntRange(32), default=512, show_default=True, help="One scene: side in pixels.")
+@click.option("--overlap", type=click.IntRange(0), default=128, show_default=True, help="One scene: of its tiles.")
+@click.option(
+    "--blend", type=click.Choice(["hann", "gaussian"]), default="hann", show_default=True, help="How tiles are blended."
+)
+@click.option("--bands", default="", help="One scene: names of its bands, where the file does not have them.")
 @device_option
 def predict(
-    name: str, source: Path, out: Path, kind: str, frames: str | None, sample: Path | None, device: str
+    name: str,
+    source: Path,
+    out: Path,
+    kind: str | None,
+    frames: str | None,
+    sample: Path | None,
+    tile: int,
+    overlap: int,
+    blend: "Blend",
+    bands: str,
+    device: str,
 ) -> None:
     """Predict INPUT with ENSEMBLE (its folder, or a run's name) into OUT.
 
-    INPUT is a dataset file, or a folder with a folder of raw records each, such as data/demo/raw/test. As many records
-    go through at once as the GPU holds. Killed and started again, it goes on where it was.
+    INPUT is a dataset file; a folder with a folder of raw records each, such as data/demo/raw/test; or one scene, a
+    GeoTIFF, JPEG 2000, PNG or .npy file of any size, which is read, predicted and written strip by strip. Tiles of a
+    dataset file are put together to scenes. As many records go through at once as the GPU holds. Killed and started
+    again, it goes on where it was (one scene: from its top).
 
     Pseudo-labels are made of records without a label, and of other frames of labelled ones; a fold's file by that
     fold's member alone, without what the fold validates on or nobody may see. Recipes mix them in as [[data.pseudo]].
@@ -50,13 +72,17 @@ def predict(
     Example:
       contrails predict default data/demo/raw/test masks --format png
       contrails predict ensembles/both data/demo/test.h5 submission.csv
+      contrails predict clouds LC08_scene.tif clouds.tif --bands red,green,blue,nir
       contrails predict default data/all.h5 data/pseudo --format pseudo --frames 3,5
     """
     import numpy as np
 
     from contrails.aggregate.ensemble import masks_of, predict_into, read_ensemble
     from contrails.aggregate.masks import write_masks
+    from contrails.aggregate.scene import Cut
     from contrails.aggregate.submission import sample_ids, write_submission
+    from contrails.aggregate.untile import in_batches
+    from contrails.data.rasters import ENDINGS
 
     ensemble, chosen = read_ensemble(find_ensemble(name)), choose_device(device)
     if not ensemble.complete:
@@ -66,21 +92,47 @@ def predict(
         return
     if frames is not None:
         raise click.UsageError("--frames is for --format pseudo")
+    if source.suffix.lower() in ENDINGS and not source.is_dir():
+        names = bands.split(",") if bands else []
+        _predict_scene(ensemble, source, out, kind, Cut(tile, overlap, blend), names, chosen)
+        return
     with _opened(source, *ensemble.needs()) as dataset:
         if sample is not None:
-            sample_ids(sample, set(dataset.record_ids))
+            sample_ids(sample, set(dataset.whole_shapes), dataset.convention)
         rows = np.arange(dataset.num_records)
         if kind == "probabilities":
             predict_into(ensemble, dataset, rows, out, chosen)
             return
-        if kind != "submission":
-            made = write_masks(ensemble, dataset, out, "png" if kind == "png" else "npy", chosen)
-            click.echo(f"{out}: {dataset.num_records} masks, {dataset.num_records - made} of them were there")
+        if kind is not None and kind != "submission":
+            made, total = write_masks(ensemble, dataset, out, kind, chosen, blend), len(dataset.whole_shapes)
+            click.echo(f"{out}: {total} masks, {total - made} of them were there")
             return
         begun = out.with_name(f".{out.name}")
         probabilities = predict_into(ensemble, dataset, rows, begun / f"{out.stem}.h5", chosen)
-        write_submission(out, masks_of(ensemble, dataset.record_ids, probabilities), sample)
+        masks = masks_of(ensemble, dataset, in_batches(probabilities), blend)
+        write_submission(out, ((whole.scene.name, mask) for whole, mask in masks), sample, dataset.convention)
         shutil.rmtree(begun)
+
+
+def _predict_scene(
+    ensemble: "Ensemble",
+    source: Path,
+    out: Path,
+    kind: str | None,
+    cut: "Cut",
+    bands: list[str],
+    device: "torch.device",
+) -> None:
+    from contrails.aggregate.scene import predict_scene
+
+    chosen = kind or out.suffix.lower().removeprefix(".").replace("tiff", "tif")
+    if chosen not in _SCENE_FORMATS:
+        raise click.BadParameter(
+            f"'{chosen}': expected one of {', '.join(_SCENE_FORMATS)} for one scene; give it, or let {out} end so",
+            param_hint="--format",
+        )
+    scene = predict_scene(ensemble, source, out, chosen, cut, bands, device)  # type: ignore[arg-type]
+    click.echo(f"{out}: {scene.height} x {scene.width} pixels")
 
 
 def _write_pseudo(ensemble: "Ensemble", source: Path, out: Path, frames: str | None, device: "torch.device") -> None:
@@ -95,7 +147,7 @@ def _write_pseudo(ensemble: "Ensemble", source: Path, out: Path, frames: str | N
 
 
 @contextmanager
-def _opened(source: Path, bands: tuple[int, ...], frames: tuple[int, ...]) -> "Iterator[Dataset]":
+def _opened(source: Path, bands: tuple[str, ...], frames: tuple[int, ...]) -> "Iterator[Dataset]":
     """Open a dataset file, or pack a folder of raw records into one that lasts as long as this call."""
     from contrails.data.goes import make_plan
     from contrails.data.pack import pack
@@ -104,7 +156,13 @@ def _opened(source: Path, bands: tuple[int, ...], frames: tuple[int, ...]) -> "I
     if not source.is_dir():
         yield open_dataset(source)
         return
-    plan = make_plan(source.absolute().parent, source.absolute().name, bands, frames)
+    numbers = [int(band.removeprefix("b")) for band in bands if band.removeprefix("b").isdecimal()]
+    if len(numbers) < len(bands):
+        raise click.UsageError(
+            f"{source} is a folder of GOES records, and the ensemble sees {', '.join(bands)}; give a dataset file "
+            "made by `contrails prepare`, or one scene"
+        )
+    plan = make_plan(source.absolute().parent, source.absolute().name, numbers, frames)
     with tempfile.TemporaryDirectory() as folder:
         pack(plan, Path(folder) / "input.h5", 1)
         yield open_dataset(Path(folder) / "input.h5")

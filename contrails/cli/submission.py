@@ -17,23 +17,32 @@ def submission() -> None:
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--sample", type=click.Path(path_type=Path), help="Sample submission: the ids must be the same.")
 @click.option("--shape", default="256,256", show_default=True, help="Height and width of a mask in pixels.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Dataset file that was predicted: has ids, shapes and convention."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def check(path: Path, sample: Path | None, shape: str, as_json: bool) -> None:
+def check(path: Path, sample: Path | None, shape: str, data: Path | None, as_json: bool) -> None:
     """Decode every row of FILE and summarise it; a wrong row is named by its record (exit code 4).
 
     \b
     Example:
       contrails submission check submission.csv --sample sample_submission.csv
+      contrails submission check submission.csv --data data/clouds-test.h5
     """
     from contrails.aggregate.submission import check_submission
+    from contrails.data.rle import DEFAULT
+    from contrails.data.store import open_dataset
 
     sides = re.fullmatch("([1-9][0-9]*),([1-9][0-9]*)", shape)
     if sides is None:
         raise click.BadParameter(f"'{shape}': expected height,width such as 256,256", param_hint="--shape")
-    summary = check_submission(path, (int(sides[1]), int(sides[2])), sample)
+    dataset = None if data is None else open_dataset(data)
+    shapes = (int(sides[1]), int(sides[2])) if dataset is None else dataset.whole_shapes
+    summary = check_submission(path, shapes, sample, DEFAULT if dataset is None else dataset.convention)
     if summary.positive_pixels == 0:
         click.echo("warning: every mask is empty", err=True)
-    if summary.positive_pixels == summary.records * int(sides[1]) * int(sides[2]):
+    sizes = [shapes] * summary.records if isinstance(shapes, tuple) else shapes.values()
+    if summary.positive_pixels == sum(height * width for height, width in sizes):
         click.echo("warning: every pixel of every mask is positive", err=True)
     if as_json:
         click.echo(json.dumps(asdict(summary)))

@@ -160,6 +160,19 @@ class Dataset:
             )
         return tuple(self.frames.index(frame) for frame in wanted)
 
+    @property
+    def whole_shapes(self) -> dict[str, tuple[int, int]]:
+        """Height and width of each whole image by its name: of scenes where records are parts of them."""
+        if self.placements:
+            scenes = [self.scenes[number] for number in sorted({placement.scene for placement in self.placements})]
+            return {scene.name: (scene.height, scene.width) for scene in scenes}
+        height, width = self.votes.shape[1:]
+        return dict.fromkeys(self.record_ids, (height, width))
+
+    def whole(self, row: int) -> str:
+        """Return the name of the whole image that a record is of or part of."""
+        return self.scenes[self.placements[row].scene].name if self.placements else self.record_ids[row]
+
     def subset(self, row: int) -> str:
         """Return the file list (train, val, test) that a record's scene came on, or ""."""
         return self.scenes[self.placements[row].scene].subset if self.placements else ""

@@ -6,6 +6,7 @@ Writes `OUT/{train,validation,test}/<record id>/*.npy`, `{train,validation}_meta
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def make_dataset(out: Path, parameters: Parameters) -> None:
         DataError: `out` holds other files, or a dataset of other parameters.
         StorageError: `out` cannot be written.
     """
-    _claim(out, parameters)
+    claim(out, dataclasses.asdict(parameters))
     seed = parameters.seed
     entries = {split: [_entry(seed, split, index) for index in range(getattr(parameters, split))] for split in SPLITS}
     with bar("records", sum(len(rows) for rows in entries.values())) as advance:
@@ -129,9 +130,14 @@ def _entry(seed: int, split: str, index: int) -> dict[str, Any]:
     }
 
 
-def _claim(out: Path, parameters: Parameters) -> None:
-    """Make `out` the folder of this dataset, or check that it is."""
-    wanted = dataclasses.asdict(parameters) | {"generator": _GENERATOR}
+def claim(out: Path, parameters: Mapping[str, Any]) -> None:
+    """Make `out` the folder of the dataset that these parameters make, or check that it is.
+
+    Raises:
+        DataError: it holds something else.
+        StorageError: it cannot be written.
+    """
+    wanted = {"generator": _GENERATOR, **parameters}
     with storage(out):
         out.mkdir(parents=True, exist_ok=True)
         found = read_json(out / "demo.json")

@@ -21,6 +21,7 @@ from contrails.aggregate.assemble import make_ensemble
 from contrails.aggregate.ensemble import Ensemble, Options
 from contrails.aggregate.evaluate import evaluate_ensemble
 from contrails.aggregate.postprocess import apply
+from contrails.aggregate.untile import Whole
 from contrails.cli.main import cli
 from contrails.data.store import Dataset, open_dataset
 from contrails.errors import DataError, RunError
@@ -153,10 +154,10 @@ def test_masks_go_on_where_a_kill_left_them_and_are_never_mixed(
 ) -> None:
     out, arguments = tmp_path / "masks", ["predict", str(ensemble.path), str(tiny_data / "test.h5")]
 
-    def write_one(path: Path, mask: np.ndarray) -> None:
+    def write_one(path: Path, whole: Whole, mask: np.ndarray) -> None:
         if out.exists() and list(out.glob("*.png")):
             raise KeyboardInterrupt
-        write_mask(path, mask)
+        write_mask(path, whole, mask)
 
     write_mask = masks_module._write
     with monkeypatch.context() as patch:

@@ -1,0 +1,132 @@
+"""One scene from a file to a file, however large: tiles, prediction and blending strip by strip.
+
+A row of tiles is read, predicted and blended at a time, so that memory grows with the width of a scene and not with its
+height. It is the same as to prepare the scene, to predict the tiles and to put them together.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from contrails.aggregate.ensemble import LARGEST_WITH_STEPS, Ensemble
+from contrails.aggregate.postprocess import apply
+from contrails.aggregate.scene_files import Kind, mask_values, scene_file
+from contrails.aggregate.untile import has_data, joined
+from contrails.data.images import values_of
+from contrails.data.layout import Header
+from contrails.data.rasters import Raster, describe, read
+from contrails.data.store import Dataset, Placement, Scene
+from contrails.data.tiles import Blend, Blender, Strip, grid, packed
+from contrails.errors import DataError
+from contrails.progress import bar
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a scene is cut and put together: tiles and their overlap in pixels, and the window that blends them."""
+
+    tile: int = 512
+    overlap: int = 128
+    blend: Blend = "hann"
+
+
+def predict_scene(
+    ensemble: Ensemble, path: Path, out: Path, kind: Kind, cut: Cut, bands: Sequence[str], device: torch.device
+) -> Scene:
+    """Predict an image file into a GeoTIFF or a PNG file; `bands` names its bands where the file does not.
+
+    Raises:
+        DataError: the file is damaged, or lacks a band that the members see.
+    """
+    raster = _named(describe(path), bands)
+    needed, _ = ensemble.needs()
+    if missing := sorted(set(needed) - set(raster.band_names)):
+        raise DataError(
+            f"{path}: expected the bands {', '.join(needed)}, found {', '.join(raster.band_names)} (no "
+            f"{', '.join(missing)}); name them in their order with --bands"
+        )
+    scene = Scene(path.stem, raster.height, raster.width, raster.crs, raster.transform)
+    with scene_file(out, scene, kind) as write:
+        strips = predict_strips(ensemble, raster, cut, device)
+        if kind == "probabilities":
+            for strip in strips:
+                write(strip.row, strip.values)
+        elif ensemble.steps and scene.height * scene.width <= LARGEST_WITH_STEPS:
+            whole = joined(scene, list(strips))
+            mask = apply(whole.probabilities, ensemble.threshold, ensemble.steps)
+            write(0, mask_values(mask, whole.predicted, kind))
+        else:
+            if ensemble.steps:
+                log.warning("%s is too large for post-processing, which needs all of it: cut at the threshold", path)
+            for strip in strips:
+                write(strip.row, mask_values(apply(strip.values, ensemble.threshold, ()), strip.predicted, kind))
+    return scene
+
+
+def predict_strips(ensemble: Ensemble, raster: Raster, cut: Cut, device: torch.device) -> Iterator[Strip]:
+    """Yield the blended probabilities of a scene from top to bottom."""
+    placements = grid(raster.height, raster.width, cut.tile, cut.overlap)
+    by_row: dict[int, list[Placement]] = {}
+    for placement in placements:
+        by_row.setdefault(placement.row, []).append(placement)
+    blender, predictors = Blender(raster.height, raster.width, cut.blend), None
+    with bar(f"tiles of {raster.path.name}", len(placements)) as advance:
+        for in_row in by_row.values():
+            tiles = _tiles(raster, in_row, cut.tile)
+            predictors = predictors or ensemble.predictors(tiles, device)
+            for rows, images in predictors(tiles)(np.arange(len(in_row))):
+                for row, image in zip(rows, images, strict=True):
+                    yield from blender.add(in_row[row], image, has_data(tiles, row))
+                advance(len(rows))
+        yield from blender.close()
+
+
+def _named(raster: Raster, bands: Sequence[str]) -> Raster:
+    if bands and len(bands) != len(raster.band_names):
+        raise DataError(f"{raster.path}: expected {len(bands)} bands, {', '.join(bands)}, found {raster.band_names}")
+    return replace(raster, band_names=tuple(bands) or raster.band_names)
+
+
+def _tiles(raster: Raster, placements: Sequence[Placement], tile: int) -> Dataset:
+    """Read a row of tiles as a dataset in memory."""
+    top, values = placements[0].row, values_of([raster])
+    header = Header(
+        split="test",
+        band_names=raster.band_names,
+        frames=(0,),
+        size=(tile, tile),
+        with_marks=False,
+        record_ids=tuple(f"{raster.path.stem} at {place.row}, {place.column}" for place in placements),
+        groups=(raster.path.stem,) * len(placements),
+        timestamps=(np.nan,) * len(placements),
+        values=values,
+        source="",
+    )
+    bands, valid = read(raster.path, (top, 0, placements[0].height, raster.width))
+    columns = [slice(place.column, place.column + place.width) for place in placements]
+    parts = [packed(header, bands[..., part], valid[:, part], None)[0] for part in columns]
+    return Dataset(
+        path=raster.path,
+        bands=np.stack([part["bands"] for part in parts]),
+        votes=np.stack([part["votes"] for part in parts]),
+        marks=None,
+        annotators=np.zeros(len(parts), np.uint8),
+        record_ids=header.record_ids,
+        groups=header.groups,
+        timestamps=np.array(header.timestamps),
+        digests={},
+        band_names=header.band_names,
+        frames=header.frames,
+        label_frame=0,
+        label_offset_px=(0.0, 0.0),
+        scale_factor=values.scale_factor,
+        add_offset=values.add_offset,
+        split=header.split,
+        units=values.units,
+    )

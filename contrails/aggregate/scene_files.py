@@ -1,0 +1,84 @@
+"""Predictions of scenes as image files, written strip by strip: GeoTIFF with the scene's georeference, or PNG."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from contrails.data.optional import require
+from contrails.data.store import NOWHERE, Scene
+from contrails.files import atomic_path
+from contrails.metrics import NUM_BINS
+
+Kind = Literal["tif", "png", "probabilities"]
+NODATA = 255
+"""Value of a GeoTIFF mask where nothing was predicted; the others are 0 and 1."""
+
+_BLOCK = 512
+_CACHE_MB = 128
+
+
+class WriteStrip(Protocol):
+    """Writes rows of a scene, from `row` on: uint8 (rows, width), or uint16 of probabilities."""
+
+    def __call__(self, row: int, values: np.ndarray) -> None: ...
+
+
+@contextmanager
+def scene_file(path: Path, scene: Scene, kind: Kind) -> Iterator[WriteStrip]:
+    """Yield what writes the rows of a scene into `path`, which is there when all are written, or not at all.
+
+    A mask is 0 and 1 with 255 for nodata in a GeoTIFF, 0 and 255 in a PNG file; probabilities are uint16 with a scale,
+    as a GeoTIFF.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    rasterio = require("rasterio", f"writing {path.name}")
+    # GDAL would take a twentieth of the machine's memory for blocks that are half written
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE_MB), atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        draft = temporary.with_name(f"{temporary.name}.draft") if kind == "png" else temporary
+        try:
+            with rasterio.open(draft, "w", **_profile(scene, kind)) as file:
+
+                def write(row: int, values: np.ndarray) -> None:
+                    file.write(values, 1, window=((row, row + len(values)), (0, scene.width)))
+
+                yield write
+                if kind == "probabilities":
+                    file.scales = (1 / (NUM_BINS - 1),)
+            if kind == "png":  # a PNG file cannot be written part by part
+                require("rasterio.shutil", "writing a PNG file").copy(draft, temporary, driver="PNG")
+        finally:
+            if kind == "png":
+                draft.unlink(missing_ok=True)
+
+
+def mask_values(mask: np.ndarray, predicted: np.ndarray, kind: Kind) -> np.ndarray:
+    """Return the pixels of a mask as a file of this kind has them, uint8 (H, W)."""
+    if kind == "png":
+        return np.where(mask & predicted, np.uint8(255), np.uint8(0))
+    return np.where(predicted, mask.astype(np.uint8), np.uint8(NODATA))
+
+
+def _profile(scene: Scene, kind: Kind) -> dict[str, object]:
+    profile: dict[str, object] = {
+        "driver": "GTiff",
+        "height": scene.height,
+        "width": scene.width,
+        "count": 1,
+        "dtype": "uint16" if kind == "probabilities" else "uint8",
+        "compress": "deflate",
+        "bigtiff": "if_safer",
+    }
+    if min(scene.height, scene.width) >= _BLOCK:
+        profile |= {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK}
+    if kind != "png":
+        rasterio = require("rasterio", "writing a GeoTIFF")
+        profile |= {"crs": scene.crs} if scene.crs else {}
+        profile |= {"transform": rasterio.Affine(*scene.transform)} if scene.transform != NOWHERE else {}
+    return profile | ({"nodata": NODATA} if kind == "tif" else {})
