@@ -29,6 +29,7 @@ from contrails.aggregate.ensemble import (
     write_ensemble,
 )
 from contrails.aggregate.fit import Fit, fit_out_of_fold, held_out_scores
+from contrails.aggregate.gate import copy_gate, gate_scores, open_gate
 from contrails.aggregate.members import (
     AUTO,
     Finished,
@@ -40,8 +41,7 @@ from contrails.aggregate.members import (
     num_made,
 )
 from contrails.aggregate.merge import MERGES
-from contrails.aggregate.outoffold import OutOfFold, Predicted, join_series, predict_out_of_fold
-from contrails.aggregate.postprocess import top_logit
+from contrails.aggregate.outoffold import join_series, predict_out_of_fold
 from contrails.aggregate.scored import Scored
 from contrails.aggregate.views import parse_views
 from contrails.data.filelists import read_filelist
@@ -64,7 +64,7 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
     """
     _require_known(options)
     folds = _finished(runs, options)
-    gate = _gate(folds[0], path, options) if options.gate else None
+    gate = open_gate(folds[0], path, options) if options.gate else None
     request = _request(runs, folds, options)
     if (existing := _existing(path)) is not None and existing.request == request:
         return existing
@@ -76,6 +76,8 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
         )
     weights, compared = _weights(folds, path, options, device)
     fit, series = _fit(folds, weights, path, options, device, gate)
+    if gate is not None and fit is None:
+        raise RecipeError("--gate: its cut is fitted out of fold, and no member has validation records; leave it out")
     thresholds = [made.threshold for made in weights if made.threshold is not None]
     inherited = float(np.mean(thresholds)) if thresholds else 0.5
     members = _members(folds, weights, path, dict(zip(series, fit.weights, strict=True)) if fit else {}, inherited)
@@ -99,7 +101,7 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
     if gate is not None and "gate" in scores:
         scores["gate"]["dice_of_gate"] = gate.scores.get("dice_cross_fitted")
     if gate is not None and ensemble.gate_below is not None:
-        _copy(gate, path / GATE)
+        copy_gate(gate, path / GATE)
     else:
         shutil.rmtree(path / GATE, ignore_errors=True)
     if len(held_out):
@@ -110,34 +112,6 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
     write_atomic(path / FILELIST, folds[0].recipe.data.filelist.read_bytes())
     write_ensemble(ensemble)
     return read_ensemble(path)
-
-
-def _gate(fold: Finished, path: Path, options: Options) -> Ensemble:
-    """Read the ensemble that says which records hold anything.
-
-    Raises:
-        RunError: it is of another file list, so its folds have seen records that these are scored on.
-        RecipeError: --gate does not go together with another option.
-    """
-    gate, filelist = read_ensemble(Path(options.gate)), fold.recipe.data.filelist
-    if gate.request["filelist"]["sha256"] != sha256(filelist):
-        raise RunError(
-            f"{gate.path} was made with the file list {gate.request['filelist']['path']}, whose folds are not those of "
-            f"{filelist}: it may have seen records that are scored here; give a gate with the same file list"
-        )
-    if gate.path.resolve() == path.resolve():
-        raise RecipeError(f"--gate: {path} would be its own gate; give the new ensemble another --name")
-    if gate.gate_below is not None or options.average_folds:
-        what = "--average-folds" if options.average_folds else f"{gate.path}, which has a gate itself"
-        raise RecipeError(f"--gate: expected an ensemble without a gate before single folds, found {what}")
-    return gate
-
-
-def _copy(gate: Ensemble, folder: Path) -> None:
-    """Copy what prediction needs of an ensemble; its description comes last."""
-    for name in (FILELIST, *(member.file for member in gate.members), DESCRIPTION):
-        with atomic_path(folder / name) as temporary:
-            shutil.copyfile(gate.path / name, temporary)
 
 
 def _existing(path: Path) -> Ensemble | None:
@@ -269,25 +243,9 @@ def _fit(
     if found is None:
         return None, []
     several = options.fit_weights and len(found.series) > 1
-    scores = None if gate is None else _scores_of(gate, found)
+    scores = None if gate is None else gate_scores(gate, found)
     fitted = fit_out_of_fold(found, options.merge, fit_weights=several, gate_scores=scores)
     return fitted, [series.run for series in found.series]
-
-
-def _scores_of(gate: Ensemble, found: OutOfFold) -> np.ndarray:
-    """Return the gate's score of each record, out of fold, float64 (N,).
-
-    Raises:
-        RunError: the gate lacks some of them.
-    """
-    predicted, dataset = Predicted(gate, found.first.dataset), found.first.dataset
-    names = [dataset.record_ids[row] for row in found.rows]
-    if missing := [name for name in names if name not in predicted]:
-        raise RunError(
-            f"{gate.path} predicted {len(missing)} of {len(names)} records not out of fold, such as {missing[0]}; "
-            "train and aggregate the folds of the gate that these runs have"
-        )
-    return np.array([top_logit(predicted[name]) for name in names])
 
 
 def _predict_out_of_fold(

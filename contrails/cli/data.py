@@ -175,24 +175,25 @@ def audit(
 
     dataset, fold_of = open_dataset(path), None
     predicted: Mapping[str, np.ndarray] = {}
-    threshold = 0.5
+    cut = 0
     if ensemble_name is not None:
         from contrails.aggregate.ensemble import read_ensemble
         from contrails.aggregate.outoffold import Predicted
+        from contrails.aggregate.threshold import cut as cut_at
 
         ensemble = read_ensemble(find_ensemble(ensemble_name))
-        predicted, fold_of, threshold = Predicted(ensemble, dataset), ensemble.fold_of(), ensemble.threshold
+        predicted, fold_of, cut = Predicted(ensemble, dataset), ensemble.fold_of(), cut_at(ensemble.threshold)
     if filelist is not None:
         listed = read_filelist(filelist)
         fold_of = dict(zip(listed.record_ids, listed.folds, strict=True))
-    findings = find(dataset, Limits(tiny_px=tiny, near=near, dice=dice), fold_of, predicted, threshold)
+    findings = find(dataset, Limits(tiny_px=tiny, near=near, dice=dice), fold_of, predicted, cut)
     excluded = reasons(findings, dataset)
     if out is not None:
         from contrails.data.audit_page import write_page
         from contrails.data.exclusions import write_exclusions
 
         command = shlex.join(["contrails", *sys.argv[1:]])
-        write_page(out / "audit.html", dataset, findings, predicted, threshold, command)
+        write_page(out / "audit.html", dataset, findings, predicted, cut, command)
         write_exclusions(out / "exclude.csv", excluded, command)
     if as_json:
         click.echo(json.dumps([finding.to_dict(dataset) for finding in findings]))

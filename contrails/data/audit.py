@@ -24,9 +24,6 @@ _SMALL = 32
 
 _BLOCK = 1024
 
-CERTAIN = 65_535
-"""A stored probability of 1."""
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -69,7 +66,7 @@ def audit(
     limits: Limits,
     fold_of: Mapping[str, int] | None = None,
     predicted: Mapping[str, np.ndarray] | None = None,
-    threshold: float = 0.5,
+    cut: int = 0,
 ) -> list[Finding]:
     """Return what is suspicious, kind by kind.
 
@@ -78,7 +75,7 @@ def audit(
         limits: from where on.
         fold_of: fold of each record; near-duplicates are then those that cross folds.
         predicted: probabilities of members that were not trained on a record, uint16 (H, W) by record.
-        threshold: from where on these say contrail.
+        cut: the smallest of these that says contrail.
     """
     side = min(_SMALL, *dataset.bands.shape[3:])
     small, pixels = np.zeros((dataset.num_records, side**2), np.float32), np.zeros(dataset.num_records, np.int64)
@@ -92,7 +89,7 @@ def audit(
                 pixels[row] = np.count_nonzero(mask)
                 findings += _about_mask(mask, row, limits)
                 if predicted and record_id in predicted:
-                    guess = predicted[record_id] >= threshold * CERTAIN
+                    guess = predicted[record_id] >= cut
                     findings += _about_guess(mask, guess, dataset.votes[row] != IGNORE, row, limits)
             advance(1)
     findings += _same(dataset, pixels)

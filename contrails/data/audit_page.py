@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from contrails.data.audit import CERTAIN, Finding
+from contrails.data.audit import Finding
 from contrails.data.colours import colours_of, labelled_frame
 from contrails.data.store import Dataset
 from contrails.files import atomic_path
@@ -31,7 +31,7 @@ def write_page(
     dataset: Dataset,
     findings: Sequence[Finding],
     predicted: Mapping[str, np.ndarray],
-    threshold: float,
+    cut: int,
     about: str,
 ) -> None:
     """Write the page; each record is drawn twice, as it is and with outlines of its label and of what was predicted."""
@@ -41,7 +41,7 @@ def write_page(
             file.write(f"<h3>{html.escape(f'{finding.kind}: {finding.reason}')}</h3>\n")
             for row in finding.rows[:_MOST_SHOWN]:
                 probs = predicted.get(dataset.record_ids[row])
-                guess = None if probs is None else probs >= threshold * CERTAIN
+                guess = None if probs is None else probs >= cut
                 file.write(_figure(dataset, row, guess, row in finding.excluded))
             if left := len(finding.rows) - _MOST_SHOWN:
                 file.write(f"<p>and {left} more</p>\n" if left > 0 else "")

@@ -11,7 +11,7 @@ import pytest
 from conftest import MakeRun
 
 from contrails.cli.main import cli
-from contrails.data.audit import CERTAIN, Finding, Limits, audit, reasons
+from contrails.data.audit import Finding, Limits, audit, reasons
 from contrails.data.exclusions import excluded_rows, read_exclusions, write_exclusions
 from contrails.data.filelists import read_filelist
 from contrails.data.store import Dataset, open_dataset
@@ -86,15 +86,15 @@ def test_near_duplicates_of_one_fold_are_no_leak(suspicious: Dataset) -> None:
 
 
 def test_a_prediction_that_contradicts_a_label_is_told(suspicious: Dataset) -> None:
-    masks = {name: suspicious.hard(row) * CERTAIN for row, name in enumerate(suspicious.record_ids)}
-    assert found(audit(suspicious, Limits(), None, masks)) == EXPECTED
-    masks["6"], masks["9"] = np.zeros((64, 64)), np.full((64, 64), 0.5 * CERTAIN)
-    told = [finding for finding in audit(suspicious, Limits(), None, masks) if finding.kind == "disagreement"]
+    masks = {name: suspicious.hard(row) * 1 for row, name in enumerate(suspicious.record_ids)}
+    assert found(audit(suspicious, Limits(), None, masks, 1)) == EXPECTED
+    masks["6"], masks["9"] = np.zeros((64, 64)), np.ones((64, 64))
+    told = [finding for finding in audit(suspicious, Limits(), None, masks, 1) if finding.kind == "disagreement"]
     assert found(told) == {("disagreement", (6,), (6,)), ("disagreement", (9,), (9,))}
     assert told[1].reason == "Dice 0.00 out of fold: 0 pixels marked, 4096 predicted, 0 in common"
     ignored = suspicious.votes.copy()
     ignored[6] = 255  # nothing of it counts
-    nothing = audit(replace(suspicious, votes=ignored), Limits(), None, {"6": np.full((64, 64), CERTAIN)})
+    nothing = audit(replace(suspicious, votes=ignored), Limits(), None, {"6": np.ones((64, 64))}, 1)
     assert not [finding for finding in nothing if finding.kind == "disagreement"]
 
 
