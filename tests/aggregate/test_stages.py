@@ -17,7 +17,7 @@ from contrails.aggregate.stages import NO_GATE, fit_gate
 from contrails.cli.main import cli
 from contrails.data.filelists import read_filelist, write_filelist
 from contrails.data.store import open_dataset
-from contrails.errors import RecipeError, RunError
+from contrails.errors import DataError, RecipeError, RunError
 from contrails.runs import Run
 from contrails.train.fold import train_fold
 
@@ -180,3 +180,23 @@ def test_a_gate_is_worth_what_it_gains(tiny_data: Path) -> None:
     assert knows["gain"] == pytest.approx(after - before, abs=1e-4)
     assert knows["kept"]
     assert (knows_nothing["gain"], knows_nothing["kept"]) == (0.0, False)
+
+
+def test_an_audit_compares_labels_with_what_members_predicted(
+    gate: Ensemble, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = open_dataset(tiny_data / "train.h5")
+    predicted = Predicted(gate, dataset)
+    expected = {}
+    for row, name in enumerate(dataset.record_ids):
+        mask, guess = dataset.hard(row), predicted[name] >= round(gate.threshold * 65_535)
+        if mask.sum() + guess.sum() >= 100:
+            reason = f"{mask.sum()} pixels marked, {guess.sum()} predicted, {(mask & guess).sum()} in common"
+            expected[name] = f"Dice {2 * (mask & guess).sum() / (mask.sum() + guess.sum()):.2f} out of fold: {reason}"
+    arguments = ["--aggregate", str(gate.path), "--dice", "1.1", "--json", "-o", str(tmp_path / "audit")]
+    cli(["data", "audit", str(dataset.path), *arguments], standalone_mode=False)
+    found = {f["records"][0]: f["reason"] for f in json.loads(capsys.readouterr().out) if f["kind"] == "disagreement"}
+    assert found == expected
+    assert len(found) >= 6  # all that are positive
+    with pytest.raises(DataError, match=r"was made with the dataset \S+train.h5, \S+test.h5 is another one"):
+        cli(["data", "audit", str(tiny_data / "test.h5"), *arguments], standalone_mode=False)
