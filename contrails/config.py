@@ -20,6 +20,7 @@ from contrails.files import storage
 from contrails.sections.augment import MIXING, TEMPORAL, AugmentSection
 from contrails.sections.base import Section
 from contrails.sections.loss import LossSection
+from contrails.sections.model import ModelSection
 
 S = TypeVar("S", bound=Section)
 
@@ -79,24 +80,6 @@ class DataSection(Section):
         return self
 
 
-class ModelSection(Section):
-    """Which network, in the words of segmentation-models-pytorch."""
-
-    architecture: str = Field("Unet", description="smp architecture, such as Unet or FPN")
-    encoder: str = Field("resnet18", description="smp encoder, or tu-NAME for a timm one")
-    encoder_depth: int = Field(5, ge=3, le=5, description="number of encoder stages used")
-    decoder_channels: tuple[int, ...] = Field((256, 128, 64, 32, 16), description="channels, one for each stage")
-
-    @model_validator(mode="after")
-    def _one_for_each_stage(self) -> Self:
-        if len(self.decoder_channels) != self.encoder_depth:
-            raise ValueError(
-                f"decoder_channels has {len(self.decoder_channels)} entries, "
-                f"expected one for each of the {self.encoder_depth} stages of encoder_depth"
-            )
-        return self
-
-
 class TrainSection(Section):
     """The optimiser and its schedule."""
 
@@ -125,7 +108,9 @@ class TrainSection(Section):
     early_stopping: int = Field(0, ge=0, description="end after this many epochs without a better Dice; 0: off")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay a step of the weights' exponential average; 0: off")
     swa_epochs: int = Field(0, ge=0, description="last epochs whose weights are averaged (SWA); 0: off")
-    freeze_encoder_epochs: int = Field(0, ge=0, description="first epochs in which the encoder does not change")
+    freeze: dict[str, int] = Field(
+        {}, description="first epochs in which a part does not change, such as {encoder = 3}; the longest name decides"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the model's arithmetic (autocast)")
     channels_last: bool = Field(False, description="memory format of inputs and weights")
     compile: bool = Field(False, description="torch.compile the model; other bits than without")
@@ -143,6 +128,8 @@ class TrainSection(Section):
                     f"positive_share = {self.positive_share} of batch_size = {self.batch_size} rounds to {positive} "
                     "positive records a batch; expected at least one of each kind"
                 )
+        if any(epochs < 0 for epochs in self.freeze.values()):
+            raise ValueError(f"freeze = {self.freeze}: expected numbers of epochs, from 0 on")
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         if self.min_lr > self.lr:
@@ -192,6 +179,33 @@ class Recipe(Section):
             raise ValueError(
                 f"augment.{temporal[0]} needs several frames, found data.frames = {list(self.data.frames)}; give some, "
                 "such as data.frames = [3, 4, 5], or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_for_losses(self) -> Self:
+        """Refuse losses on heads that the model does not have."""
+        model, loss = self.model, self.loss
+        for key, asked, there, wanted in (
+            ("loss.classes", loss.classes is not None, model.classifier, "model.classifier = true"),
+            ("loss.share", loss.share is not None, model.share, "model.share = true"),
+            ("loss.aux", loss.aux is not None, model.deep_supervision > 0, "model.deep_supervision = 1 or more"),
+            ("loss.gate", loss.gate, model.classifier, "model.classifier = true"),
+        ):
+            if asked and not there:
+                raise ValueError(f"{key} needs a head to act on; set {wanted}, or leave {key} out")
+        for term in loss.terms:
+            if term.head is not None and term.head >= (model.heads if model.heads > 1 else 0):
+                raise ValueError(f"loss.terms: {term.name} has head = {term.head}, found model.heads = {model.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _frames_to_merge(self) -> Self:
+        merge, frames = self.model.temporal.merge, self.data.frames
+        if merge != "channels" and len(frames) < 2:
+            raise ValueError(
+                f"model.temporal.merge = '{merge}' needs several frames, found data.frames = {list(frames)}; give "
+                "some, such as data.frames = [3, 4, 5], or choose merge = 'channels'"
             )
         return self
 

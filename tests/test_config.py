@@ -112,7 +112,7 @@ def test_an_override_below_a_value_is_refused(path: Path) -> None:
         ("train.gradient_clip", "unknown key train.gradient_clip; did you mean 'grad_clip'? Known: "),
         ("lr", "unknown key lr; did you mean 'train.lr'?"),
         ("model.size", "unknown key model.size; did you mean 'data.size'?"),
-        ("model.backbone", "unknown key model.backbone; Known: architecture, "),
+        ("model.backbone", "unknown key model.backbone; Known: activation, "),
         ("trian.lr", "unknown key trian; did you mean 'train'? Known: augment, data, init, loss, "),
         ("optim.lr", "unknown key optim; Known: augment, data, init, loss, "),
         ("sed", "unknown key sed; did you mean 'seed'? Known: "),
@@ -129,15 +129,15 @@ def test_an_unknown_key_names_what_was_meant(key: str, meant: str, path: Path) -
 def test_a_problem_is_told_of_the_override_or_the_file_that_has_it(path: Path) -> None:
     path.write_text(f"{SMALLEST}[train]\nepochs = 0\n")
     with pytest.raises(RecipeError) as caught:
-        load_recipe(path, ["train.lr=x", "train.momentum=0.5", "model.encoder_depth=4", "seed=-1"])
+        load_recipe(path, ["train.lr=x", "train.momentum=0.5", "model.encoder=cnn3d", "seed=-1"])
     assert [line.split(": ")[:2] for line in str(caught.value).splitlines()] == [
         ["-o seed=-1", "seed = -1"],
-        ["-o model.encoder_depth=4", "model"],
+        ["-o model.encoder=cnn3d", "model"],
         [str(path), "train.epochs = 0"],
         ["-o train.lr=x", "train.lr = 'x'"],
     ]
-    path.write_text(f"{SMALLEST}[model]\nencoder_depth = 4\n")
-    with pytest.raises(RecipeError, match=f"^{path}: model: decoder_channels has 5 entries"):
+    path.write_text(f"{SMALLEST}[model]\ntask = 'classify'\nheads = 2\n")
+    with pytest.raises(RecipeError, match=f"^{path}: model: task = 'classify' has no mask"):
         load_recipe(path, ["model.encoder=resnet34"])
 
 
@@ -194,7 +194,7 @@ def test_every_problem_is_told_at_once() -> None:
         ),
         (
             {"data": DATA, "loss": {"terms": [{"name": "dice", "smooht": 2}]}},
-            "unknown key loss.terms.0.dice.smooht; did you mean 'smooth'? Known: name, over, smooth, weight",
+            "unknown key loss.terms.0.dice.smooht; did you mean 'smooth'? Known: head, name, over, smooth, weight",
         ),
         (
             {"data": DATA, "loss": {"terms": [{"name": "bce", "pos_weight": 0}]}},
@@ -230,8 +230,8 @@ def test_every_problem_is_told_at_once() -> None:
             "train: positive_share = 0.9 of batch_size = 4 rounds to 4 positive records a batch; expected at least",
         ),
         (
-            {"data": DATA, "model": {"encoder_depth": 4}},
-            "model: decoder_channels has 5 entries, expected one for each of the 4 stages of encoder_depth",
+            {"data": DATA, "model": {"temporal": {"merge": "conv3d", "levels": [5]}, "encoder_depth": 4}},
+            "model: temporal.levels has 5, expected at most encoder_depth = 4",
         ),
     ],
 )

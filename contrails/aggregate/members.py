@@ -23,7 +23,8 @@ from contrails.data.filelists import FileList, read_filelist
 from contrails.data.store import Dataset, open_dataset
 from contrails.errors import DataError, RecipeError, RunError, choices
 from contrails.files import code_digest, sha256
-from contrails.models.build import Segmenter, build_model
+from contrails.models.build import build_model
+from contrails.models.segmenter import Segmenter
 from contrails.models.weights import load_weights, read_about, save_weights
 from contrails.runs import ALL, Fold, Run
 from contrails.train.evaluate import evaluate
@@ -122,7 +123,7 @@ def _build(
     tensors: Tensors, about: dict[str, Any], path: Path, dataset: Dataset, device: torch.device
 ) -> tuple[Segmenter, Source]:
     recipe = parse(Recipe, about["recipe"], str(path))
-    model = build_model(recipe, about["num_channels"])
+    model = build_model(recipe, about["num_channels"], about.get("label_position", 0))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from contrails.aggregate.views import View, predict_views
 from contrails.data.batches import Source, in_order
 from contrails.data.store import Dataset
 from contrails.errors import DataError, NodeError
-from contrails.models.build import Segmenter
+from contrails.models.segmenter import Segmenter
 
 _BATCH_SIZES = {"cpu": 16, "cuda": 64}
 """Records at once to begin with, fewer where they are larger than usual; halved where they do not fit into a GPU."""

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from contrails.data.augment.dihedral import inverse, move_image, move_label
 from contrails.errors import RecipeError, choices
-from contrails.models.build import Segmenter
+from contrails.models.segmenter import Segmenter
 
 _CROP = 0.75
 _ELEMENTS = {"none": (0,), "flips": (0, 1, 2, 3), "d4": tuple(range(8))}
@@ -60,7 +60,7 @@ def predict_views(
         pad: pixels that the record is continued by beyond its edges, mirrored, before the model sees it.
 
     Shape:
-        inputs (B, C, H, W), square where a view transposes, to float32 (B, H, W).
+        inputs (B, C, H, W) or (B, T, C, H, W), square where a view transposes, to float32 (B, H, W).
     """
     if any(view.element & 4 for view in views) and inputs.shape[-2] != inputs.shape[-1]:
         raise RecipeError(
@@ -86,7 +86,7 @@ def _moved(
     seen = functional.pad(inputs, (pad,) * 4, mode="reflect") if pad else inputs
     # a model with an input size of its own enlarges whatever it gets to that: a part of a record gets a part of it
     share = seen.shape[-1] / inputs.shape[-1] * view.crop if model.size is not None else 1.0
-    logits = model(seen, view.scale * share)
+    logits = model(seen, view.scale * share).mask
     probs = torch.sigmoid(logits[..., pad : pad + inputs.shape[-2], pad : pad + inputs.shape[-1]])
     return _resampled(probs, tuple(part * (1 / view.scale - 1) for part in offset_px)) if view.scale != 1 else probs
 

@@ -67,7 +67,7 @@ def show(path: Path | None, overrides: tuple[str, ...], as_json: bool, sheet: Pa
 
     _, loaded = read_recipe(path, overrides)
     check_composite(loaded.data)
-    require_known(loaded.model)
+    require_known(loaded)
     if sheet is not None:
         require_picture(sheet, "--augment")
     click.echo(loaded.model_dump_json(indent=2) if as_json else _toml(loaded), nl=as_json)
@@ -80,15 +80,23 @@ def show(path: Path | None, overrides: tuple[str, ...], as_json: bool, sheet: Pa
 
 def _toml(section: Section, table: str = "") -> str:
     """Return a section as TOML; a key without a value is a comment, as TOML has no null."""
-    values = section.model_dump(mode="json")
+    values, given = section.model_dump(mode="json"), section.model_dump(mode="json", exclude_none=True)
     tables = {name: value for name, value in section if isinstance(value, Section)}
     lines = [
-        f"# {name} =\n" if value is None else tomli_w.dumps({name: value})
+        f"# {name} =\n" if value is None else _line(name, given[name])
         for name, value in values.items()
         if name not in tables
     ]
     below = [f"\n[{table}{name}]\n{_toml(value, f'{table}{name}.')}" for name, value in tables.items()]
     return "".join([*lines, *below])
+
+
+def _line(name: str, value: Any) -> str:
+    """Return a key with its value; that of a table on the same line, as the lines below it are other keys."""
+    if not isinstance(value, dict):
+        return tomli_w.dumps({name: value})
+    entries = [tomli_w.dumps({key: entry}).strip() for key, entry in value.items()]
+    return f"{name} = {{{', '.join(entries)}}}\n"
 
 
 def _shown(value: Any) -> str:
@@ -115,6 +123,8 @@ def _type_name(field: FieldInfo) -> str:
 
 
 def _annotation_name(annotation: Any) -> str:
+    if get_origin(annotation) is dict:
+        return "table"
     if get_origin(annotation) is Literal:
         return " | ".join(json.dumps(choice) for choice in get_args(annotation))
     if get_origin(annotation) is Union:

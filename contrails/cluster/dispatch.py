@@ -35,7 +35,7 @@ from contrails.data.sampling import require_crop_fits, require_ranks_fit
 from contrails.data.store import open_dataset
 from contrails.errors import RecipeError, RunError, StorageError
 from contrails.files import sha256, storage, to_json, write_atomic
-from contrails.models.names import require_known
+from contrails.models.names import require_deterministic, require_known
 from contrails.runs import ALL, Fold, Run, new_run_path, open_run
 from contrails.train.attempt import process_of
 
@@ -92,6 +92,7 @@ def plan_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
     require_ranks_fit(recipe, resolved.num_ranks)
     _require_memory(site, recipe)
     assert resolved.device != "auto"
+    require_deterministic(recipe, resolved.device)
     return run, RunConfig(
         recipe=recipe,
         compute=ComputeSection(device=resolved.device, num_threads=resolved.num_threads, num_ranks=resolved.num_ranks),
@@ -110,6 +111,7 @@ def move(run: Run, config: RunConfig, site: Site) -> RunConfig:
     """
     _require_nothing_alive(run, "moves to another site")
     resolved = resolve(site, config.data.num_folds).model_copy(update={"num_threads": config.compute.num_threads})
+    require_deterministic(config.recipe, resolved.device)
     moved = config.model_copy(
         update={
             "site": resolved.model_dump(mode="json", exclude_none=True),
@@ -246,7 +248,7 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
 
 def _check_data(recipe: Recipe) -> DataIdentity:
     """Open what the recipe names and check that it fits, before anything is created."""
-    require_known(recipe.model)
+    require_known(recipe)
     dataset, filelist = open_dataset(recipe.data.dataset), read_filelist(recipe.data.filelist)
     require_match(filelist, dataset.record_ids, str(recipe.data.filelist))
     channels_of(recipe.data, dataset.band_names, dataset.units)

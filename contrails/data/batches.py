@@ -8,7 +8,7 @@ nothing is pickled. Channels, moves and targets are made on the device.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,8 @@ class Source:
 
     `frames` are positions along axis T of the file; `hard_target` makes targets 0 and 1; `time_axis` keeps the frames
     apart instead of stacking their channels; `weights` float32 (N,) say how much each record counts in the loss;
-    `chain` makes the random changes that a part has draws for.
+    `chain` makes the random changes that a part has draws for; `by_record` gives every pixel of a record the largest
+    target in it.
     """
 
     dataset: Dataset
@@ -67,6 +68,7 @@ class Source:
     time_axis: bool = False
     weights: np.ndarray | None = None
     chain: Chain | None = None
+    by_record: bool = False
 
     @property
     def channel_axis(self) -> int:
@@ -77,6 +79,12 @@ class Source:
     def num_channels(self) -> int:
         """Channels that the model takes: of one frame where frames are a time axis, else of all of them."""
         return len(self.composite.channels) * (1 if self.time_axis else len(self.frames))
+
+    @property
+    def label_position(self) -> int:
+        """Position of the labelled frame among the frames; of the nearest where it is none of them."""
+        frames = [self.dataset.frames[position] for position in self.frames]
+        return min(range(len(frames)), key=lambda index: (abs(frames[index] - self.dataset.label_frame), index))
 
     def batches(self, parts: Iterable[Part]) -> Iterator[Batch]:
         """Yield the batch of each part; a thread gathers the integers of the next ones meanwhile."""
@@ -108,8 +116,12 @@ class Source:
         samples = Samples(inputs, target, valid.view(torch.bool), weights)
         if part.draws and self.chain is not None:
             samples = self.chain.apply(samples, part.draws)
-        stacked = samples.images if self.time_axis else samples.images.flatten(1, 2)
-        return Batch(part.rows, stacked, samples.target, samples.valid, part.share, samples.weights)
+        images, target, counts = samples.images, samples.target, samples.valid
+        if self.by_record:
+            target = (target * counts).amax((1, 2), keepdim=True).expand_as(target)
+            counts = counts.flatten(1).any(1).view(-1, 1, 1).expand_as(counts)
+        stacked = images if self.time_axis else images.flatten(1, 2)
+        return Batch(part.rows, stacked, target, counts, part.share, samples.weights)
 
 
 class Buffer:
@@ -183,9 +195,18 @@ def source_of(dataset: Dataset, recipe: Recipe, composite: Composite, device: to
     if "time_reversal" in recipe.augment.kinds:
         require_reversible(offsets)
     hard = recipe.loss.target == "hard"
-    labelled = min(range(len(offsets)), key=lambda place: abs(offsets[place]))
-    chain = Chain(recipe.augment, dataset.label_offset_px, labelled, hard) if recipe.augment.kinds else None
-    return Source(dataset, frames, composite, device, hard_target=hard, chain=chain)
+    source = Source(
+        dataset,
+        frames,
+        composite,
+        device,
+        hard_target=hard,
+        time_axis=recipe.model.temporal.merge != "channels",
+        by_record=recipe.model.task == "classify",
+    )
+    if not recipe.augment.kinds:
+        return source
+    return replace(source, chain=Chain(recipe.augment, dataset.label_offset_px, source.label_position, hard))
 
 
 def in_order(source: Source, rows: np.ndarray, batch_size: int) -> Iterator[Batch]:

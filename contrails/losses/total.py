@@ -1,6 +1,6 @@
 """What is minimised: the weighted sum of a recipe's terms, and each of them by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,12 @@ class Loss(nn.Module):
         return list(self._terms)
 
     def forward(
-        self, logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor, weights: torch.Tensor | None = None
+        self,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        valid: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        heads: Sequence[torch.Tensor] = (),
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the total, to be minimised, and each part by its name.
 
@@ -77,12 +82,16 @@ class Loss(nn.Module):
             target: share of annotators, or 0 and 1.
             valid: what counts.
             weights: how much each record counts; 1 where nothing is given.
+            heads: logits of single heads, for the terms that name one.
 
         Shape:
-            logits, target float32 (B, H, W), valid bool (B, H, W), weights float32 (B,).
+            logits, target, heads float32 (B, H, W), valid bool (B, H, W), weights float32 (B,).
         """
         counts = valid.float() if weights is None else valid * weights.view(-1, 1, 1)
-        parts = {name: self._part(name, term, logits, target, counts) for name, term in self._terms.items()}
+        parts = {
+            name: self._part(name, term, logits if term.head is None else heads[term.head], target, counts)
+            for name, term in self._terms.items()
+        }
         return self._total(parts), parts
 
     def end_step(self, add: Callable[[torch.Tensor], torch.Tensor]) -> None:

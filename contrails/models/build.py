@@ -1,113 +1,118 @@
-"""A network from a recipe: an smp architecture that takes any size and answers at the label's."""
+"""A network from a recipe: an smp architecture for any size and any frames, which answers at the label's size."""
 
-import sys
-import warnings
+import math
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import torch
+from safetensors.torch import load_file
 from torch import nn
-from torch.nn import functional
 
 from contrails.config import Recipe
 from contrails.errors import RecipeError
-from contrails.models.names import require_known
+from contrails.models.adjust import adjust_decoder, adjust_encoder, adjust_new_layers
+from contrails.models.library import smp
+from contrails.models.names import decoder_channels, find_encoder, require_known
+from contrails.models.network import Network
+from contrails.models.segmenter import Segmenter
+from contrails.models.temporal import Cnn3d, FrameMerge, panel_grid
+from contrails.sections.model import ModelSection
+
+_FAILURES = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What smp and timm raise where things do not go together."""
 
 
-class Segmenter(nn.Module):
-    """An smp model whose input is enlarged to `size`, padded to what the encoder divides, and undone in the output."""
+def build_model(recipe: Recipe, num_channels: int, label: int = 0, pretrained: Path | None = None) -> Segmenter:
+    """Build the recipe's network (the caller has seeded torch).
 
-    def __init__(self, model: nn.Module, size: int | None, multiple: int) -> None:
-        super().__init__()
-        self.model, self.size, self.multiple = model, size, multiple
-
-    def forward(self, inputs: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-        """Return logits; `scale` multiplies the sides that the encoder sees.
-
-        Shape:
-            inputs (B, C, H, W) to float32 (B, H, W): the output is resized to the label's size before the loss.
-        """
-        height, width = inputs.shape[-2:]
-        sides = (height, width) if self.size is None else (self.size, self.size)
-        inner_height, inner_width = (round(scale * side) for side in sides)
-        if (inner_height, inner_width) != (height, width):
-            inputs = functional.interpolate(inputs, (inner_height, inner_width), mode="bilinear")
-        padding = (0, -inner_width % self.multiple, 0, -inner_height % self.multiple)
-        if any(padding):
-            inputs = functional.pad(inputs, padding, mode="replicate")
-        logits: torch.Tensor = self.model(inputs)[..., :inner_height, :inner_width]
-        if (inner_height, inner_width) != (height, width):
-            logits = functional.interpolate(logits, (height, width), mode="bilinear")
-        return logits[:, 0].float()
-
-
-def build_model(recipe: Recipe, num_channels: int) -> Segmenter:
-    """Build the recipe's network with random weights (the caller has seeded torch).
+    Args:
+        recipe: says which.
+        num_channels: of the input; of one frame where frames are kept apart, else of all of them.
+        label: position of the labelled frame among the recipe's.
+        pretrained: file with the encoder's weights; without it they are random.
 
     Raises:
-        RecipeError: smp has no such architecture or encoder, or they do not go together.
+        RecipeError: there is no such architecture, encoder or option, or they do not go together.
     """
-    section = recipe.model
-    require_known(section)
-    smp = _import_smp()
-    options = {"decoder_channels": section.decoder_channels} if section.architecture.lower() in _PYRAMIDS else {}
+    require_known(recipe)
+    section, temporal, num_frames = recipe.model, recipe.model.temporal, len(recipe.data.frames)
+    smp.encoders.encoders.setdefault("cnn3d", _CNN3D)
     try:
+        parts = _smp_model(recipe, num_channels, pretrained)
+    except _FAILURES as error:
+        raise RecipeError(
+            f"model.architecture = '{section.architecture}' with model.encoder = '{section.encoder}' cannot be built: "
+            f"{error}; choose another encoder, depth or option"
+        ) from error
+    if isinstance(parts.encoder, Cnn3d):
+        parts.encoder.label = label
+    adjust_encoder(parts.encoder, section)
+    merge = None
+    if temporal.merges_features:
+        merge = FrameMerge(temporal, parts.encoder.out_channels, num_frames, label)
+    if section.task == "segment":
+        adjust_decoder(parts.decoder, parts.segmentation_head, section)
+    network = Network(section, parts, merge, _aux_channels(section), gate=recipe.loss.gate)
+    for name, module in network.named_children():
+        if name != "encoder":
+            adjust_new_layers(module, section)
+    multiple = math.lcm(2**section.encoder_depth, parts.encoder.output_stride)
+    return Segmenter(network, recipe.data.size, multiple, label if temporal.merge == "panels" else None)
+
+
+_CNN3D = {
+    "encoder": Cnn3d,
+    "pretrained_settings": {},
+    "params": {"out_channels": [3, 16, 32, 64, 128, 256]},
+}
+"""How smp's table of encoders says it."""
+
+
+def _smp_model(recipe: Recipe, num_channels: int, pretrained: Path | None) -> Any:
+    """Return smp's model, or of a classifier its encoder, with the pretrained weights."""
+    section, encoder = recipe.model, find_encoder(recipe.model.encoder)
+    options: dict[str, Any] = dict(section.encoder_options)
+    if encoder.fixed and "img_size" in encoder.options and recipe.data.size is not None:
+        rows, columns = panel_grid(len(recipe.data.frames)) if section.temporal.merge == "panels" else (1, 1)
+        options.setdefault("img_size", (rows * recipe.data.size, columns * recipe.data.size))
+    from_timm = pretrained is not None and encoder.is_timm
+    if from_timm:  # timm itself maps the names, and adapts the first convolution to the channels
+        options["pretrained_cfg_overlay"] = {"file": str(pretrained), "hf_hub_id": None}
+    weights = True if from_timm else None
+    if section.task == "classify":
+        model: Any = SimpleNamespace(
+            encoder=smp.encoders.get_encoder(section.encoder, num_channels, section.encoder_depth, weights, **options)
+        )
+    else:
+        channels = decoder_channels(section)
         model = smp.create_model(
             section.architecture,
             encoder_name=section.encoder,
             encoder_depth=section.encoder_depth,
-            encoder_weights=None,
+            encoder_weights=weights,
             in_channels=num_channels,
-            classes=1,
+            classes=section.logits,
+            **({} if channels is None else {"decoder_channels": channels}),
+            **section.decoder_options,
             **options,
         )
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise RecipeError(
-            f"model.architecture = '{section.architecture}' with model.encoder = '{section.encoder}' cannot be built: "
-            f"{error}; choose another encoder or depth"
-        ) from error
-    return Segmenter(model, recipe.data.size, 2**section.encoder_depth)
+    if pretrained is not None and not from_timm:
+        _load_smp_encoder(model.encoder, section, num_channels, pretrained)
+    return model
 
 
-def smp_names() -> dict[str, list[str]]:
-    """Return the architectures and encoders of the installed smp."""
-    smp = _import_smp()
-    return {
-        "architectures": [name for name, value in vars(smp).items() if _is_architecture(value)],
-        "encoders": smp.encoders.get_encoder_names(),
-    }
+def _load_smp_encoder(encoder: nn.Module, section: ModelSection, num_channels: int, path: Path) -> None:
+    """Load weights for three channels, and let smp adapt its first convolution to those that there are."""
+    like: Any = smp.encoders.get_encoder(section.encoder, depth=section.encoder_depth, weights=None)
+    like.load_state_dict(load_file(path))
+    like.set_in_channels(num_channels, pretrained=True)
+    encoder.load_state_dict(like.state_dict())
 
 
-def _import_smp() -> Any:
-    """Import smp without the wandb that timm would import with it (1.4 s; training must not depend on it)."""
-    absent = "wandb" not in sys.modules
-    if absent:
-        sys.modules["wandb"] = None  # type: ignore[assignment]
-    try:
-        import segmentation_models_pytorch
-    finally:
-        if absent:
-            del sys.modules["wandb"]
-    return segmentation_models_pytorch
-
-
-_PYRAMIDS = {"unet", "unetplusplus", "manet", "linknet"}
-"""Architectures whose decoder takes one number of channels a stage."""
-
-
-def _is_architecture(value: object) -> bool:
-    return (
-        isinstance(value, type) and issubclass(value, nn.Module) and value.__module__.startswith("segmentation_models")
-    )
-
-
-def summary(model: nn.Module, input_shape: tuple[int, ...]) -> str:
-    """Return torchinfo's table of a model, with input and output shapes, parameters and multiply-adds."""
-    from torchinfo import summary as torchinfo_summary
-
-    with warnings.catch_warnings():
-        # torchinfo 1.8 reads TypedStorage, which torch calls deprecated
-        warnings.simplefilter("ignore", UserWarning)
-        table = torchinfo_summary(
-            model, input_size=input_shape, depth=3, verbose=0, col_names=("input_size", "output_size", "num_params")
-        )
-    return str(table)
+def _aux_channels(section: ModelSection) -> list[int]:
+    """Return the channels of the decoder levels below the last one that get a mask, from fine to coarse."""
+    if not section.deep_supervision:
+        return []
+    channels = decoder_channels(section)
+    assert isinstance(channels, tuple)
+    return list(channels[-2::-1][: section.deep_supervision])

@@ -1,40 +1,284 @@
-"""Which architectures and encoders there are, without importing torch: a login node refuses what smp does not have.
+"""What models there are and what goes together, without importing torch: a login node refuses what cannot work.
 
-`smp_names.json` lists them as of the tested version of smp; `scripts/model_names.py` writes it.
+`known.json` holds the names and keywords of the tested versions of smp and timm; `scripts/model_names.py` writes it,
+and has built and run every encoder in it. `nondeterministic.json` lists architectures whose gradient on CUDA has no
+deterministic kernel.
 """
 
 import json
-import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from contrails.config import ModelSection
+from contrails.config import Recipe
 from contrails.errors import RecipeError, choices, nearest
+from contrails.sections.model import ModelSection, Options
 
-NAMES = Path(__file__).with_name("smp_names.json")
-_TIMM = re.compile(r"tu-[\w.:/-]+")
+KNOWN = Path(__file__).with_name("known.json")
+NONDETERMINISTIC = Path(__file__).with_name("nondeterministic.json")
+
+_KIN = {"coat": ["mit_b2", "tu-pvt_v2_b2"], "xcit": ["tu-davit_tiny"], "volo": ["tu-davit_tiny"]}
+"""What comes nearest to families without features, where their names say nothing."""
+
+_WITHOUT_DUMMY = {"UnetPlusPlus", "Linknet"}
+"""Architectures that smp lets mit encoders not go with."""
+
+_PARTS = ("encoder", "merge", "decoder", "segmentation_head", "more_heads", "aux_heads", "classifier", "share")
+"""What a network consists of; see `contrails.models.network`."""
+
+_SIZED = ("img_size", "dynamic_img_size", "strict_img_size")
 
 
-def require_known(section: ModelSection) -> None:
-    """Check the names of a recipe's model; of a timm encoder, tu-NAME, only the form.
+@dataclass(frozen=True)
+class Encoder:
+    """What is known of an encoder.
 
-    Raises:
-        RecipeError: smp has no such architecture or encoder; the nearest names are listed.
+    `stride` is that of its finest feature, None where all have the same (a plain vision transformer, for DPT alone);
+    `fixed` encoders are built for one size of picture; `dilates` says whether its stride can be lowered; `pretrained`
+    are the names of its weights, the default first.
     """
-    architectures, encoders = known_names()["architectures"], known_names()["encoders"]
-    if section.architecture.lower() not in {name.lower() for name in architectures}:
-        raise RecipeError(
-            f"model.architecture = '{section.architecture}': {choices(section.architecture, architectures)}"
-        )
-    if section.encoder not in encoders and not _TIMM.fullmatch(section.encoder):
-        raise RecipeError(
-            f"model.encoder = '{section.encoder}': {nearest(section.encoder, encoders)} (an encoder of "
-            "segmentation-models-pytorch), or tu-NAME for a timm model"
-        )
+
+    name: str
+    options: dict[str, Any]
+    pretrained: tuple[str, ...]
+    dilates: bool
+    stride: int | None = 2
+    fixed: bool = False
+
+    @property
+    def is_timm(self) -> bool:
+        return self.name.startswith("tu-")
 
 
 @cache
-def known_names() -> dict[str, list[str]]:
-    """Return the names of smp's architectures and encoders."""
-    names: dict[str, list[str]] = json.loads(NAMES.read_text(encoding="utf-8"))
-    return names
+def known() -> dict[str, Any]:
+    """Return the tables of `known.json`."""
+    tables: dict[str, Any] = json.loads(KNOWN.read_text(encoding="utf-8"))
+    return tables
+
+
+def require_known(recipe: Recipe) -> None:
+    """Check the names, options and combinations of a recipe's model.
+
+    Raises:
+        RecipeError: something does not exist or cannot go together; near names are listed.
+    """
+    section = recipe.model
+    encoder = find_encoder(section.encoder)
+    _require_options("model.encoder_options", section.encoder_options, encoder.options, section.encoder)
+    _require_pretrained(recipe, encoder)
+    if section.task == "segment":
+        name, entry = find_architecture(section.architecture)
+        _require_options("model.decoder_options", section.decoder_options, entry["options"], name)
+        decoder_channels(section)
+        _require_pair(section, name, encoder)
+        _require_decoder(section, name)
+    elif encoder.stride is None:
+        raise RecipeError(f"model.encoder = '{section.encoder}' goes with DPT alone; choose another for a classifier")
+    _require_size(recipe, encoder)
+    for part in recipe.train.freeze:
+        if part.partition(".")[0] not in _PARTS:
+            raise RecipeError(f"train.freeze.{part}: {choices(part, _PARTS)}, or a part of one of them")
+
+
+def require_deterministic(recipe: Recipe, device: str) -> None:
+    """Check that a model has deterministic kernels where it will train.
+
+    Raises:
+        RecipeError: it has none on CUDA.
+    """
+    if device != "cuda" or not recipe.train.deterministic or recipe.model.task != "segment":
+        return
+    kernels: dict[str, str] = json.loads(NONDETERMINISTIC.read_text(encoding="utf-8"))
+    name, _ = find_architecture(recipe.model.architecture)
+    if name in kernels:
+        raise RecipeError(
+            f"model.architecture = '{name}' has a gradient without a deterministic kernel on CUDA ({kernels[name]}); "
+            "set train.deterministic=false (the run cannot be repeated bit by bit then), or choose another one"
+        )
+
+
+def find_architecture(name: str) -> tuple[str, dict[str, Any]]:
+    """Return an architecture's name as smp writes it, and what is known of it."""
+    table = known()["architectures"]
+    for known_name, entry in table.items():
+        if known_name.lower() == name.lower():
+            return known_name, entry
+    raise RecipeError(f"model.architecture = '{name}': {choices(name, table)}")
+
+
+@cache
+def find_encoder(name: str) -> Encoder:
+    """Return what is known of an encoder, a timm one with or without the tag of its weights.
+
+    Raises:
+        RecipeError: there is none of that name, or it offers no features.
+    """
+    tables = known()
+    if name == "cnn3d":
+        return Encoder(name, {}, (), dilates=False)
+    if name in tables["encoders"]:
+        entry = tables["encoders"][name]
+        return Encoder(name, {}, tuple(entry["pretrained"]), entry["dilates"], 4 if name.startswith("mit_") else 2)
+    base, _, tag = name.removeprefix("tu-").partition(".")
+    if name.startswith("tu-") and base in tables["timm"]:
+        entry = tables["timm"][base]
+        if tag and tag not in entry["pretrained"]:
+            raise RecipeError(
+                f"model.encoder = '{name}': no weights '{tag}' of {base}; {choices(tag, entry['pretrained'])}"
+            )
+        weights = (tag,) if tag else tuple(entry["pretrained"])
+        options = tables["classes"][entry["class"]]
+        return Encoder(name, options, weights, entry["dilates"], entry["stride"], entry["fixed"])
+    timm = [f"tu-{other}" for other in tables["timm"]]
+    if base in tables["without_features"]:
+        kin = [other for family, others in _KIN.items() if base.startswith(family) for other in others]
+        instead = f"the nearest that works: {', '.join(kin)}" if kin else nearest(f"tu-{base}", timm)
+        raise RecipeError(f"model.encoder = '{name}' offers no features that a decoder could use; {instead}")
+    raise RecipeError(
+        f"model.encoder = '{name}': {nearest(name, [*tables['encoders'], *timm])} (an encoder of "
+        "segmentation-models-pytorch, or tu-NAME for a timm model)"
+    )
+
+
+def decoder_channels(section: ModelSection) -> tuple[int, ...] | int | None:
+    """Return `decoder_channels` as the architecture takes them, None where smp's own are to stay.
+
+    Raises:
+        RecipeError: it takes none, or another number of them.
+    """
+    name, entry = find_architecture(section.architecture)
+    given, depth = section.decoder_channels, section.encoder_depth
+    expected = {"stages": f"one for each of the {depth} stages of encoder_depth", "one": "a single one"}
+    if entry["channels"] is None:
+        own = [key for key in entry["options"] if "channels" in key]
+        if given:
+            raise RecipeError(
+                f"model.decoder_channels = {list(given)}: {name} takes none; leave them out"
+                + (f", or set model.decoder_options.{own[0]}" if own else "")
+            )
+        return None
+    if not given:
+        return tuple(256 >> stage for stage in range(depth)) if entry["channels"] == "stages" else None
+    if len(given) != (depth if entry["channels"] == "stages" else 1):
+        raise RecipeError(
+            f"model.decoder_channels has {len(given)} entries, expected {expected[entry['channels']]} ({name})"
+        )
+    return given if entry["channels"] == "stages" else given[0]
+
+
+def _require_options(key: str, given: Options, allowed: dict[str, Any], owner: str) -> None:
+    for name, value in given.items():
+        if name not in allowed:
+            what = choices(name, allowed) if allowed else f"it takes none{_twin(owner)}"
+            raise RecipeError(f"{key}.{name}: {owner} has no such option; {what}")
+        expected = allowed[name]
+        if isinstance(expected, list):
+            if value not in expected:
+                raise RecipeError(f"{key}.{name} = {value!r}: {choices(str(value), map(str, expected))}")
+        elif expected is not None and not _is_a(value, expected):
+            raise RecipeError(f"{key}.{name} = {value!r}: expected {_TYPES[expected][1]} ({owner})")
+
+
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((int, tuple), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a text"),
+    "tuple": ((tuple, int), "a list of numbers"),
+}
+
+
+def _is_a(value: object, expected: str) -> bool:
+    # a bool is an int to Python, not to a reader
+    return isinstance(value, _TYPES[expected][0]) and (expected == "bool" or not isinstance(value, bool))
+
+
+def _twin(encoder: str) -> str:
+    return f"; tu-{encoder} does" if encoder in known()["timm"] else ""
+
+
+def _require_pretrained(recipe: Recipe, encoder: Encoder) -> None:
+    section = recipe.model
+    if section.encoder_norm == "frozen" and section.pretrained is None and recipe.init.run is None:
+        raise RecipeError("model.encoder_norm = 'frozen' needs weights to keep: set model.pretrained, or init.run")
+    names = ("default", *encoder.pretrained) if encoder.pretrained else ()
+    if section.pretrained is not None and not is_file(section.pretrained) and section.pretrained not in names:
+        what = choices(section.pretrained, names) if names else "it has none"
+        raise RecipeError(
+            f"model.pretrained = '{section.pretrained}': {section.encoder}: {what}; or give the path of a file"
+        )
+
+
+def is_file(pretrained: str) -> bool:
+    """Return whether `model.pretrained` is a path instead of the name of a set of weights."""
+    return "/" in pretrained or pretrained.endswith(".safetensors")
+
+
+def _require_pair(section: ModelSection, name: str, encoder: Encoder) -> None:
+    """Check that an architecture's decoder takes an encoder's features."""
+    depth, wrong = section.encoder_depth, None
+    if name == "DPT":
+        if not encoder.is_timm or depth != 4:
+            wrong = "DPT takes timm encoders with encoder_depth = 4"
+    elif encoder.stride is None:
+        wrong = "its features all have one size; it goes with DPT alone"
+    elif section.encoder.startswith("mit_") and name in _WITHOUT_DUMMY:
+        wrong = "smp has no such pair; choose Unet or FPN"
+    elif name == "FPN" and encoder.stride == 4 and depth < 5:
+        wrong = "an encoder whose features begin at stride 4 needs encoder_depth = 5"
+    elif name == "FPN" and section.stem_stride == 1 and depth < 4:
+        wrong = "stem_stride = 1 needs encoder_depth = 4 or 5"
+    elif not encoder.dilates and _output_stride(section, name) < 32:
+        wider = "set model.decoder_options.encoder_output_stride = 32" if name == "PAN" else "choose one like resnet34"
+        wrong = f"its stride cannot be lowered; {wider}"
+    if wrong is None and section.stem_stride is not None and encoder.stride != 2:
+        raise RecipeError(
+            f"model.stem_stride = {section.stem_stride}: needs an encoder whose features begin at stride 2, such as "
+            f"resnet18; those of {section.encoder} begin at {encoder.stride}"
+        )
+    if wrong is not None:
+        raise RecipeError(f"model.architecture = '{name}' with model.encoder = '{section.encoder}': {wrong}")
+
+
+def _output_stride(section: ModelSection, name: str) -> int:
+    default = {"DeepLabV3": 8, "DeepLabV3Plus": 16, "PAN": 16}.get(name, 32)
+    stride = section.decoder_options.get("encoder_output_stride", default)
+    assert isinstance(stride, int)
+    return stride
+
+
+_UNETS = {"Unet", "UnetPlusPlus", "MAnet"}
+_WITHOUT_CORNERS = {"UnetPlusPlus", "MAnet", "Linknet", "DPT"}
+_SMALLEST_SCSE = 16
+
+
+def _require_decoder(section: ModelSection, name: str) -> None:
+    """Check the keys that change what only some decoders have."""
+    merge, channels = section.temporal.merge, decoder_channels(section)
+    bilinear = section.decoder_options.get("decoder_interpolation") == "bilinear"
+    no_corners = name in _WITHOUT_CORNERS or (name == "Unet" and not bilinear)
+    squeezed = isinstance(channels, tuple) and min(channels) < _SMALLEST_SCSE
+    of_unets = f"expected {', '.join(sorted(_UNETS))}; found model.architecture = '{name}'"
+    problems = {
+        f"skip_dropout: {of_unets}": section.skip_dropout > 0 and name not in _UNETS,
+        f"deep_supervision: {of_unets}": section.deep_supervision > 0 and name not in _UNETS,
+        "align_corners: expected a Unet with decoder_options.decoder_interpolation = 'bilinear', or an architecture "
+        f"whose head upsamples, such as FPN; found {name}": section.align_corners is not None and no_corners,
+        "temporal.merge: DPT takes panels or channels": name == "DPT" and merge not in ("channels", "panels"),
+        f"decoder_channels: scse needs at least {_SMALLEST_SCSE} everywhere": squeezed
+        and section.decoder_options.get("decoder_attention_type") == "scse",
+    }
+    for problem, found in problems.items():
+        if found:
+            raise RecipeError(f"model.{problem}")
+
+
+def _require_size(recipe: Recipe, encoder: Encoder) -> None:
+    """Check that an encoder for one size of picture is told which."""
+    if encoder.fixed and recipe.data.size is None and not set(_SIZED) & set(recipe.model.encoder_options):
+        raise RecipeError(
+            f"model.encoder = '{encoder.name}' is built for pictures of one size; set data.size, to which "
+            "records are enlarged"
+        )

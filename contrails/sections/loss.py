@@ -25,6 +25,7 @@ class Term(Section):
 
     name: str = Field(description="which loss")
     weight: float = Field(1.0, gt=0, description="what the term is multiplied with in the sum")
+    head: int | None = Field(None, ge=0, description="which of model.heads it acts on; empty: on their mean")
 
 
 class BceTerm(Term):
@@ -174,6 +175,14 @@ class LossSection(Section):
     normalise: bool = Field(False, description="bring each term to the size of the first one in every step")
     terms: tuple[Annotated[AnyTerm, Field(discriminator="name"), BeforeValidator(_named)], ...] = Field(
         (BceTerm(),), description="losses on the mask, each with its weight and options"
+    )
+    classes: float | None = Field(None, gt=0, description="weight of the classifier's cross entropy; empty: 1")
+    share: float | None = Field(None, gt=0, description="weight of the covered share's cross entropy; empty: 1")
+    aux: float | None = Field(
+        None, gt=0, description="weight of deep supervision's cross entropy, halved from level to level; empty: 0.4"
+    )
+    gate: bool = Field(
+        False, description="losses on the mask count only records with a contrail; the classifier decides about it"
     )
 
     @model_validator(mode="after")

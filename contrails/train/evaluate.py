@@ -10,6 +10,7 @@ from torch import nn
 from contrails.data.batches import Batch, Source, in_order
 from contrails.losses.pixels import binary_cross_entropy
 from contrails.metrics import NUM_BINS, Histogram
+from contrails.models.outputs import Outputs
 from contrails.train.finite import NotFiniteError
 
 
@@ -21,21 +22,15 @@ class Evaluation:
     histogram: Histogram
 
 
-def predict(
-    model: nn.Module, source: Source, rows: np.ndarray, batch_size: int
-) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """Yield (batch, logits) in the order of `rows`; the model is in evaluation mode meanwhile.
-
-    Shape:
-        logits float32 (B, H, W) on the source's device.
-    """
+def predict(model: nn.Module, source: Source, rows: np.ndarray, batch_size: int) -> Iterator[tuple[Batch, Outputs]]:
+    """Yield (batch, outputs) in the order of `rows`; the model is in evaluation mode meanwhile."""
     was_training = model.training
     model.eval()
     try:
         for batch in in_order(source, rows, batch_size):
             with torch.inference_mode():
-                logits = model(batch.inputs)
-            yield batch, logits
+                outputs = model(batch.inputs)
+            yield batch, outputs
     finally:
         model.train(was_training)
 
@@ -50,7 +45,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model on labelled rows; `poll` is called after every batch and may raise to stop."""
     losses, pixels, histogram = 0.0, 0, Histogram.empty()
-    for batch, logits in predict(model, source, rows, batch_size):
+    for batch, outputs in predict(model, source, rows, batch_size):
+        logits = outputs.mask
         if not torch.isfinite(logits).all():
             names = ", ".join(source.dataset.record_ids[row] for row in batch.rows[:3])
             raise NotFiniteError(f"the model's output is not finite for the records {names}")

@@ -28,12 +28,13 @@ from contrails.data.store import Dataset
 from contrails.draws import derived_seed
 from contrails.errors import DataError, NodeError, Stopped, TrainingError
 from contrails.files import create_exclusive, read_json, sha256, to_json
-from contrails.losses.total import Loss
-from contrails.models.build import build_model, summary
+from contrails.models.build import build_model
+from contrails.models.summary import summary
 from contrails.models.weights import load_fitting, load_weights
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import Heart, claim_attempt
 from contrails.train.loop import Loop
+from contrails.train.objective import Objective
 from contrails.train.ranks import Ranks, joined
 from contrails.train.snapshot import load_snapshot, remove_leftovers
 from contrails.train.state import KeptWeights, TrainState, new_state
@@ -151,15 +152,18 @@ def _build(
 
     def rebuild() -> TrainState:
         torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
-        model = build_model(recipe, source.num_channels).to(device)
-        loss = Loss(recipe.loss, lambda: dataset.positive_rate(training)).to(device)
-        state = new_state(model, loss, recipe.train, device)
+        model = build_model(recipe, source.num_channels, source.label_position).to(device)
+        objective = Objective(recipe, lambda: dataset.positive_rate(training)).to(device)
+        state = new_state(model, objective, recipe.train, device)
         if (found := load_snapshot(fold)) is not None:
             name, content = found
             state.load_state_dict(content)
             log.info("going on at step %d from %s", state.step, name.path.name)
         elif (parent := config.lineage.get(fold.key)) is not None:
             _start_from(parent, model)
+        elif recipe.model.head_bias == "rate":
+            positive = dataset.positive_pixels(training) > 0
+            model.model.start_at(dataset.positive_rate(training), float(positive.mean()))
         model.train()
         return state
 

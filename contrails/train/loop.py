@@ -22,13 +22,14 @@ from contrails.draws import derived_seed
 from contrails.errors import RunError, Stopped, StorageError, TrainingError
 from contrails.files import append_json_line, fsync, sha256
 from contrails.metrics import Histogram
+from contrails.models.outputs import Outputs
 from contrails.models.weights import save_tensors, save_weights
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import Heart
 from contrails.train.averages import Average
 from contrails.train.evaluate import Evaluation, evaluate
 from contrails.train.finite import NotFiniteError, require_finite
-from contrails.train.optim import epochs_without_gain, learning_rate
+from contrails.train.optim import epochs_without_gain, freeze, learning_rate
 from contrails.train.pace import Pace
 from contrails.train.ranks import Ranks
 from contrails.train.snapshot import SnapshotWriter
@@ -38,7 +39,7 @@ from contrails.train.stop import StopFlag
 _SMOOTHING = 0.98
 """Decay a step of the smoothed loss."""
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
+Forward = Callable[[torch.Tensor], Outputs]
 
 _SPARE_S = 5.0
 """What of the walltime is left beside a step and a snapshot of the usual length."""
@@ -91,7 +92,7 @@ class Loop:
         state, section = self.state, self.recipe.train
         stream = self._stream()
         while state.epoch < section.epochs and not self._gains_no_more():
-            self._freeze(state.model)
+            freeze(state.model, section.freeze, state.epoch)
             while state.step < (state.epoch + 1) * self.sampler.steps_per_epoch:
                 with self._pace.step():
                     self._step(self._next_batches(stream))
@@ -147,8 +148,8 @@ class Loop:
         if self.recipe.train.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self._autocast():
-            logits = self._forward(inputs)
-        total, parts = self.state.loss(logits.float(), batch.target, batch.valid, batch.weights)
+            outputs = self._forward(inputs)
+        total, parts = self.state.loss(outputs, batch)
         return total, parts
 
     def _autocast(self) -> torch.autocast:
@@ -158,13 +159,6 @@ class Loop:
     def _compiled(self, model: nn.Module) -> Forward:
         forward: Forward = torch.compile(model) if self.recipe.train.compile else model
         return forward
-
-    def _freeze(self, model: nn.Module) -> None:
-        """Hold the encoder, its batch norm included, for the recipe's first epochs."""
-        frozen = self.state.epoch < self.recipe.train.freeze_encoder_epochs
-        encoder = model.get_submodule("model.encoder")
-        encoder.requires_grad_(not frozen)
-        encoder.train(not frozen)
 
     def _end_epoch(self) -> None:
         state, section = self.state, self.recipe.train
@@ -205,6 +199,7 @@ class Loop:
             "recipe": self.recipe.model_dump(mode="json"),
             "composite": self.source.composite.to_dict(),
             "num_channels": self.source.num_channels,
+            "label_position": self.source.label_position,
             "fold": self.fold.key,
             **self.origin,
             "epoch": self.state.epoch,
@@ -321,7 +316,7 @@ class Loop:
         end, bad = self.state.step, f"fold {self.fold.key}: {error}"
         self.state = self.rebuild()
         self._forward = self._compiled(self.state.model)
-        self._freeze(self.state.model)
+        freeze(self.state.model, self.recipe.train.freeze, self.state.epoch)
         log.warning("%s near step %d; training again from step %d to find it", bad, end, self.state.step)
         stream = self._stream()
         while self.state.step < end:

@@ -1,12 +1,13 @@
 """The optimiser and its learning rate; durations are turned into steps once, here."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from contrails.config import TrainSection
+from contrails.errors import RecipeError, nearest
 
 
 def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Optimizer:
@@ -20,6 +21,23 @@ def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Opti
     if section.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov, fused=True)
     return torch.optim.AdamW(groups, lr=section.lr, fused=True)
+
+
+def freeze(model: nn.Module, schedule: Mapping[str, int], epoch: int) -> None:
+    """Hold the parts whose epochs are not over yet, their batch norm included; a part of a part has its own number.
+
+    Raises:
+        RecipeError: the model has no such part.
+    """
+    for name in sorted(schedule, key=len):
+        try:
+            part = model.get_submodule(f"model.{name}")
+        except AttributeError as error:
+            known = {known.removeprefix("model.") for known, _ in model.named_modules() if known.count(".") < 4}
+            raise RecipeError(f"train.freeze.{name}: the model has no such part; {nearest(name, known)}") from error
+        held = epoch < schedule[name]
+        part.requires_grad_(not held)
+        part.train(not held)
 
 
 def learning_rate(section: TrainSection, step: int, steps_per_epoch: int, scores: Sequence[float] = ()) -> float:

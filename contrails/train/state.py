@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from contrails.config import TrainSection
-from contrails.losses.total import Loss
 from contrails.train.averages import Average
+from contrails.train.objective import Objective
 from contrails.train.optim import build_optimizer
 
 
@@ -41,7 +41,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     ema: Average | None
     swa: Average | None
-    loss: Loss
+    loss: Objective
     loss_sum: torch.Tensor
     loss_smooth: torch.Tensor
     loss_steps: int = 0
@@ -92,7 +92,7 @@ class TrainState:
         return max(scored, key=lambda kept: (kept.dice, -kept.epoch), default=None)
 
 
-def new_state(model: nn.Module, loss: Loss, section: TrainSection, device: torch.device) -> TrainState:
+def new_state(model: nn.Module, loss: Objective, section: TrainSection, device: torch.device) -> TrainState:
     """Return the state before the first step."""
     return TrainState(
         model,

@@ -24,7 +24,8 @@ from contrails.data.batches import source_of
 from contrails.data.composites import Composite, channels_of
 from contrails.data.rle import encode
 from contrails.data.store import Dataset, open_dataset
-from contrails.models.build import Segmenter, build_model
+from contrails.models.build import build_model
+from contrails.models.segmenter import Segmenter
 from contrails.models.weights import save_weights
 
 NUM_MEMBERS, NUM_RECORDS, SIZE, BATCH = 10, 1856, 256, 2

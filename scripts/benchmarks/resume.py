@@ -92,11 +92,11 @@ def load(run: Run, folder: Path) -> float:
         "import sys\nfrom pathlib import Path\nimport torch\nfrom contrails.runs import Run\n"
         "from contrails.data.store import open_dataset\nfrom contrails.models.build import build_model\n"
         "import contrails.train.fold\nfrom contrails.train.snapshot import load_snapshot\n"
-        "from contrails.train.state import new_state\nfrom contrails.losses.total import Loss\n"
+        "from contrails.train.state import new_state\nfrom contrails.train.objective import Objective\n"
         "run = Run(Path(sys.argv[1]))\nrecipe = run.read_config().recipe\nopen_dataset(recipe.data.dataset)\n"
-        "state = new_state(build_model(recipe, 3), Loss(recipe.loss), recipe.train, torch.device('cpu'))\n"
+        "state = new_state(build_model(recipe, 3), Objective(recipe), recipe.train, torch.device('cpu'))\n"
         "state.load_state_dict(load_snapshot(run.fold('0'))[1])\n"
-        "loss = state.model(torch.zeros(2, 3, 64, 64)).mean()\nloss.backward()\nstate.optimizer.step()\n"
+        "loss = state.model(torch.zeros(2, 3, 64, 64)).mask.mean()\nloss.backward()\nstate.optimizer.step()\n"
     )
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", code, str(run.path)], env=environment(folder), check=True)

@@ -137,7 +137,7 @@ def bare_step(folder: Path, model: dict[str, object], steps: int) -> float:
     for batch in batches_of(recipe, steps):
         times.append(time.perf_counter())
         optimizer.zero_grad(set_to_none=True)
-        functional.binary_cross_entropy_with_logits(network(batch.inputs), batch.target).backward()
+        functional.binary_cross_entropy_with_logits(network(batch.inputs).mask, batch.target).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
     return statistics.mean(np.diff(times)[4:].tolist())
@@ -164,7 +164,7 @@ def lightning_step(folder: Path, steps: int) -> float:
 
         def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
             self.times.append(time.perf_counter())
-            loss = functional.binary_cross_entropy_with_logits(self.network(batch[0]), batch[1])
+            loss = functional.binary_cross_entropy_with_logits(self.network(batch[0]).mask, batch[1])
             self.log("loss", loss)
             return loss
 
@@ -183,12 +183,12 @@ def lightning_step(folder: Path, steps: int) -> float:
 def stall(folder: Path) -> Result:
     """How long training stands still for a snapshot, over a copy of the state in memory."""
     recipe = recipe_of(folder, UNET, 4)
-    from contrails.losses.total import Loss
+    from contrails.train.objective import Objective
     from contrails.train.state import new_state
 
     network = build_model(recipe, 3)
-    state = new_state(network, Loss(recipe.loss), recipe.train, torch.device("cpu"))
-    network(torch.rand(2, 3, 64, 64)).mean().backward()
+    state = new_state(network, Objective(recipe), recipe.train, torch.device("cpu"))
+    network(torch.rand(2, 3, 64, 64)).mask.mean().backward()
     state.optimizer.step()
     writer = snapshot.SnapshotWriter(Run(folder / "stall").fold("0"), 1, lambda: None, lambda _: None)
     stalls, copies = [], []

@@ -17,7 +17,8 @@ from contrails.data.batches import Source, in_order, source_of
 from contrails.data.composites import Composite, channels_of
 from contrails.data.store import open_dataset
 from contrails.errors import DataError
-from contrails.models.build import Segmenter, build_model
+from contrails.models.build import build_model
+from contrails.models.segmenter import Segmenter
 from contrails.models.weights import load_weights, save_weights, stream_weights
 
 CPU = torch.device("cpu")

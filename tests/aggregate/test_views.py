@@ -11,7 +11,8 @@ from torch import nn
 from contrails.aggregate.views import View, parse_views, predict_views
 from contrails.data.augment.dihedral import inverse, move_label
 from contrails.errors import RecipeError
-from contrails.models.build import Segmenter
+from contrails.models.outputs import Outputs
+from contrails.models.segmenter import Segmenter
 
 HALF = (0.5, 0.5)
 
@@ -19,9 +20,14 @@ HALF = (0.5, 0.5)
 class Blur(nn.Module):
     """Answers what a model would that learned labels half a pixel down-right: the mean of a pixel's neighbours."""
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor) -> Outputs:
         padded = nn.functional.pad(inputs, (1, 0, 1, 0), mode="replicate")
-        return nn.functional.avg_pool2d(padded, 2, stride=1)
+        return Outputs(nn.functional.avg_pool2d(padded, 2, stride=1)[:, 0])
+
+
+class Constant(nn.Module):
+    def forward(self, inputs: torch.Tensor) -> Outputs:
+        return Outputs(torch.full_like(inputs[:, 0], 1.5))
 
 
 def shifted() -> Segmenter:
@@ -59,10 +65,7 @@ def test_a_scaled_view_stays_in_its_place(scale: float) -> None:
 
 @pytest.mark.parametrize("words", ["none", "flips", "d4", "d4+scales", "crop", "flips+crop"])
 def test_the_mean_is_over_the_views_that_saw_a_pixel(words: str) -> None:
-    convolution = nn.Conv2d(1, 1, 1)
-    nn.init.zeros_(convolution.weight)
-    nn.init.constant_(convolution.bias, 1.5)  # type: ignore[arg-type]
-    constant = Segmenter(convolution, 32, 8).eval()
+    constant = Segmenter(Constant(), 32, 8).eval()
     with torch.inference_mode():
         found = predict_views(constant, torch.rand(2, 1, 24, 24), parse_views(words), HALF, pad=3)
     assert found.shape == (2, 24, 24)

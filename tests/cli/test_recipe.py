@@ -34,7 +34,7 @@ def test_the_schema_fits_the_terminal(
 def test_the_schema_says_type_range_default_and_meaning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "400")
     run("schema")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     table = {row[0]: row[1:] for row in rows if len(row) == 4}

@@ -34,7 +34,7 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "bf16": {"train": {"precision": "bf16", "channels_last": True, "schedule": "one_cycle"}},
     "fp16": {"train": {"precision": "fp16", "grad_clip": 0}},
-    "frozen": {"train": {"freeze_encoder_epochs": 1, "early_stopping": 1, "epochs": 5}},
+    "frozen": {"train": {"freeze": {"encoder": 1}, "early_stopping": 1, "epochs": 5}},
     "terms": {"loss": {"terms": ["bce", {"name": "dice", "over": "global"}, "lovasz_hinge"], "normalise": True}},
     "changes": {
         "augment": {
@@ -44,6 +44,26 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "train": {"batch_size": 4, "accumulate": 2},
     },
+    "merged frames": {
+        # the tiny dataset has one frame: it stands for three
+        "data": {"frames": [4, 4, 4]},
+        "model": {"temporal": {"merge": "conv3d"}, "skip_dropout": 0.2, "head_bias": "rate"},
+        "train": {"ema_decay": 0.9, "freeze": {"encoder": 2, "encoder.model.layer2": 1}},
+    },
+    "heads": {
+        "data": {"frames": [4, 4]},
+        "model": {
+            "temporal": {"merge": "lstm", "levels": [3]},
+            "heads": 2,
+            "deep_supervision": 1,
+            "classifier": True,
+            "share": True,
+            "logits": 2,
+            "head_dropout": 0.1,
+        },
+        "loss": {"terms": [{"name": "bce", "head": 0}, {"name": "dice", "head": 1}], "gate": True},
+    },
+    "classifier": {"model": {"task": "classify", "head_bias": "rate"}},
     "windows": {"data": {"crop": 32, "crop_positive": 0.5}, "train": {"positive_share": 0.5}},
 }
 
@@ -101,7 +121,9 @@ def test_interrupted_three_times_ends_in_the_same_bits(
         torch.manual_seed(num_steps)
     train_fold(fold, {})
     assert result(fold) == result(undisturbed)
-    expected = {"final", "best"} | ({"ema", "swa"} if name == "averages" else set())
+    expected = {"final", "best"} | (
+        {"ema", "swa"} if name == "averages" else {"ema"} if name == "merged frames" else set()
+    )
     assert set(result(fold)["weights"]) == expected
 
 
@@ -131,7 +153,7 @@ def test_the_state_is_complete(make_run: MakeRun) -> None:
     assert found is not None
     assert set(found[1]) == {field.name for field in dataclasses.fields(TrainState)}
     assert all(found[1][name] for name in ("model", "optimizer", "scaler", "ema", "swa", "loss", "scores", "kept"))
-    assert found[1]["loss"]["sums"].any()
+    assert found[1]["loss"]["mask.sums"].any()
     rows = read_json_lines(fold.attempt(1).metrics)
     assert all({"train/loss/bce", "train/loss/dice"} < set(row) for row in rows if "train/loss" in row)
 
@@ -140,7 +162,7 @@ def test_accumulation_is_one_large_batch(make_run: MakeRun) -> None:
     """Without batch norm's own statistics, pieces of a batch sum up to its gradient."""
     finals = []
     for pieces in (1, 4):
-        frozen = {"accumulate": pieces, "batch_size": 4, "freeze_encoder_epochs": 9, "epochs": 1, "optimizer": "sgd"}
+        frozen = {"accumulate": pieces, "batch_size": 4, "freeze": {"encoder": 9}, "epochs": 1, "optimizer": "sgd"}
         fold = make_run(f"pieces{pieces}", train=frozen | {"momentum": 0, "nesterov": False}).fold("0")
         train_fold(fold, {})
         rows = read_json_lines(fold.attempt(1).metrics)
@@ -149,7 +171,7 @@ def test_accumulation_is_one_large_batch(make_run: MakeRun) -> None:
 
 
 def test_a_frozen_encoder_does_not_change(make_run: MakeRun) -> None:
-    fold = make_run(train={"freeze_encoder_epochs": 2, "epochs": 3}, snapshot={"keep_last": 3}).fold("0")
+    fold = make_run(train={"freeze": {"encoder": 2}, "epochs": 3}, snapshot={"keep_last": 3}).fold("0")
     train_fold(fold, {})
     from contrails.models.weights import load_weights
 

@@ -1,0 +1,105 @@
+"""Changes to an smp model that smp has no keyword for: norms, activations, dropout, upsampling, the stem's stride."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from contrails.errors import RecipeError
+from contrails.models.library import timm
+from contrails.sections.model import ModelSection
+
+_GROUP = 16
+"""Channels of a group of GroupNorm (Wu & He 2018 found 16 as good as 32 groups)."""
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "leaky_relu": partial(nn.LeakyReLU, 0.1, inplace=True),
+    "silu": partial(nn.SiLU, inplace=True),
+    "gelu": nn.GELU,
+    "mish": partial(nn.Mish, inplace=True),
+}
+
+
+def adjust_encoder(encoder: nn.Module, section: ModelSection) -> None:
+    """Change an encoder as the recipe says; weights that it has stay.
+
+    Raises:
+        RecipeError: it has no convolution whose stride could be set.
+    """
+    if section.stem_stride is not None:
+        _set_stem_stride(encoder, section)
+    if section.encoder_norm == "group":
+        _replace(encoder, _BatchNorm, _group_norm)
+    elif section.encoder_norm == "frozen":
+        timm.layers.freeze_batch_norm_2d(encoder)
+
+
+def adjust_decoder(decoder: nn.Module, head: nn.Module, section: ModelSection) -> None:
+    """Change a decoder and its head as the recipe says."""
+    if section.skip_dropout:
+        for block in _blocks(decoder):
+            block.conv1.register_forward_pre_hook(partial(_drop, section.skip_dropout))
+    if section.align_corners is not None:
+        for module in (*decoder.modules(), *head.modules()):
+            if isinstance(module, nn.Upsample) and module.mode == "bilinear":
+                module.align_corners = section.align_corners
+        if section.align_corners:
+            for block in getattr(decoder, "blocks", ()):  # of a Unet: `names` lets no other with blocks through
+                block.register_forward_pre_hook(_upsample_aligned)
+
+
+def adjust_new_layers(module: nn.Module, section: ModelSection) -> None:
+    """Give what is not pretrained the recipe's norms and activations."""
+    if section.norm == "group":
+        _replace(module, _BatchNorm, _group_norm)
+    if section.activation != "relu":
+        _replace(module, nn.ReLU, lambda _: _ACTIVATIONS[section.activation]())
+
+
+def _set_stem_stride(encoder: nn.Module, section: ModelSection) -> None:
+    stem = next((module for module in encoder.modules() if isinstance(module, nn.Conv2d)), None)
+    if stem is None or stem.stride == (1, 1):
+        raise RecipeError(
+            f"model.stem_stride = {section.stem_stride}: the first convolution of model.encoder = '{section.encoder}' "
+            "has no stride; leave the key out, or choose an encoder such as resnet18"
+        )
+    assert section.stem_stride is not None
+    stem.stride = (section.stem_stride,) * 2
+
+
+def _blocks(decoder: nn.Module) -> list[Any]:
+    """Return the blocks of a U-Net's decoder that merge a skip connection: all but the last."""
+    blocks: Any = getattr(decoder, "blocks", ())
+    return list(blocks.values() if isinstance(blocks, nn.ModuleDict) else blocks)[:-1]
+
+
+def _drop(share: float, module: nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (functional.dropout2d(arguments[0], share, module.training),)
+
+
+def _upsample_aligned(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Upsample what enters a block to the size that the block would; it then has nothing left to do."""
+    feature, height, width, *others = arguments
+    return functional.interpolate(feature, (height, width), mode="bilinear", align_corners=True), height, width, *others
+
+
+def _replace(module: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:
+    """Replace every module of a kind below `module`."""
+    for name, child in module.named_children():
+        if isinstance(child, kind):
+            setattr(module, name, make(child))
+        else:
+            _replace(child, kind, make)
+
+
+def _group_norm(norm: Any) -> nn.Module:
+    """Return a group norm with the scale and shift of a batch norm, and the activation that timm's may hold."""
+    group = nn.GroupNorm(norm.num_features // math.gcd(norm.num_features, _GROUP), norm.num_features)
+    if norm.affine:
+        group.load_state_dict({"weight": norm.weight, "bias": norm.bias})
+    return nn.Sequential(group, norm.drop, norm.act) if isinstance(norm, timm.layers.BatchNormAct2d) else group

@@ -1,0 +1,148 @@
+"""A network: encoder, merge of frames, decoder, and the heads that answer."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from contrails.models.outputs import Outputs
+from contrails.models.temporal import FrameMerge
+from contrails.sections.model import ModelSection
+
+
+class Network(nn.Module):
+    """The parts of an smp model with heads of our own, and what merges frames between encoder and decoder.
+
+    `parts` is the smp model; of a classifier only its encoder counts. The parts keep the names that smp gives them, so
+    that weights carry over from recipe to recipe. `aux_channels` are those of the decoder levels that get a mask
+    of their own, from fine to coarse. With `gate` the mask was learnt on records with a contrail alone, and outside of
+    training it is multiplied by the probability that there is one.
+    """
+
+    def __init__(
+        self,
+        section: ModelSection,
+        parts: Any,
+        merge: FrameMerge | None,
+        aux_channels: Sequence[int] = (),
+        *,
+        gate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.merge = parts.encoder, merge
+        self.gate, self.relu_features, self.head_dropout = gate, section.relu_features, section.head_dropout
+        width = self.encoder.out_channels[-1]
+        self.classifier = _record_head(width, section.head_dropout) if section.has_classifier else None
+        self.share = _record_head(width, section.head_dropout) if section.share else None
+        self.decoder = parts.decoder if section.task == "segment" else None
+        self.segmentation_head = _mask_head(parts.segmentation_head, section) if self.decoder is not None else None
+        self.more_heads = nn.ModuleList(_mask_head(parts.segmentation_head, section) for _ in range(section.heads - 1))
+        self.aux_heads = nn.ModuleList(nn.Conv2d(channels, section.logits, 1) for channels in aux_channels)
+        for head in (*self.more_heads, *self.aux_heads):
+            for module in head.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.reset_parameters()
+
+    def forward(self, inputs: torch.Tensor) -> Outputs:
+        """Return logits at the network's own size.
+
+        Shape:
+            inputs (B, C, H, W), or (B, T, C, H, W) with frames apart.
+        """
+        size = inputs.shape[-2:]
+        features, *others = self._encoded(inputs)
+        classes, share = (None if head is None else head(features[-1])[:, 0] for head in (self.classifier, self.share))
+        if self.decoder is None:
+            assert classes is not None
+            return Outputs(classes[:, None, None].expand(-1, *size), classes)
+        with _outputs_of(decoder_levels(self.decoder)[: len(self.aux_heads)]) as levels:
+            decoded = self.decoder(features, *others)
+        decoded = functional.dropout2d(decoded, self.head_dropout, self.training)
+        masks = tuple(_logit(head(decoded), size) for head in (self.segmentation_head, *self.more_heads) if head)
+        aux: tuple[torch.Tensor, ...] = ()
+        if self.training:
+            aux = tuple(_logit(head(level), size) for head, level in zip(self.aux_heads, levels[::-1], strict=True))
+        mean = masks[0] if len(masks) == 1 else torch.stack(masks).mean(0)
+        if self.gate and not self.training:
+            assert classes is not None
+            mean = _both(mean, classes.view(-1, 1, 1))
+        return Outputs(mean, classes, share, masks if len(masks) > 1 else (), aux)
+
+    def _encoded(self, inputs: torch.Tensor) -> Sequence[Any]:
+        """Return the labelled frame's features, fine to coarse, and what else DPT's decoder takes (its tokens)."""
+        if self.merge is not None:
+            encoded: Any = self.merge(self.encoder(inputs.flatten(0, 1)), inputs.shape[1])
+        else:
+            encoded = self.encoder(inputs)
+        features, others = (encoded[0], encoded[1:]) if isinstance(encoded, tuple) else (encoded, ())
+        if self.relu_features:
+            features = [features[0], *(functional.relu(feature) for feature in features[1:])]
+        return features, *others
+
+    def start_at(self, pixels: float, records: float) -> None:
+        """Set the heads' biases so that training starts at these rates of positive pixels and records."""
+        masks = [head for head in (self.segmentation_head, *self.more_heads, *self.aux_heads) if head is not None]
+        with torch.no_grad():
+            for head, rate in (*((mask, pixels) for mask in masks), (self.classifier, records), (self.share, pixels)):
+                if head is not None:
+                    bias = [module for module in head.modules() if isinstance(module, nn.Conv2d | nn.Linear)][-1].bias
+                    assert bias is not None
+                    bias.zero_()[-1] = torch.logit(torch.tensor(rate, dtype=torch.float64), eps=1e-6)
+
+
+def decoder_levels(decoder: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a U-Net's decoder before its last one, from fine to coarse."""
+    blocks: Any = getattr(decoder, "blocks", ())
+    if isinstance(blocks, nn.ModuleDict):  # UNet++ calls its main chain x_0_0, x_0_1, ...
+        blocks = [blocks[name] for name in sorted(blocks) if name.startswith("x_0_")]
+    return list(blocks)[-2::-1]
+
+
+@contextmanager
+def _outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
+    """Collect what modules return meanwhile, in the order in which they run."""
+    outputs: list[torch.Tensor] = []
+    with ExitStack() as stack:
+        for module in modules:
+            handle = module.register_forward_hook(lambda _, __, output: outputs.append(output))
+            stack.callback(handle.remove)
+        yield outputs
+
+
+def _logit(logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """Return one logit (B, H, W); the softmax of two is the sigmoid of their difference."""
+    if logits.shape[-2:] != size:
+        logits = functional.interpolate(logits, size, mode="bilinear")
+    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+
+
+def _both(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return the logit of the product of two probabilities that are given as logits."""
+    log_product = functional.logsigmoid(first.float()) + functional.logsigmoid(second.float())
+    # log(1 - p q), with a bound where the product is 1 to float32
+    return log_product - torch.log(-torch.expm1(log_product.clamp(max=-1e-7)))
+
+
+def _mask_head(head: nn.Module, section: ModelSection) -> nn.Module:
+    """Return a head like smp's; with `head_channels` it upsamples first, and convolves once more at the full size."""
+    head = copy.deepcopy(head)
+    if not section.head_channels:
+        return head
+    width = next(module for module in head.modules() if isinstance(module, nn.Conv2d)).in_channels
+    upsampling = [module for module in head.children() if isinstance(module, nn.Upsample)]
+    return nn.Sequential(
+        *upsampling,
+        nn.Conv2d(width, section.head_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(section.head_channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(section.head_channels, section.logits, 1),
+    )
+
+
+def _record_head(width: int, dropout: float) -> nn.Module:
+    """Return a head on the coarsest feature: one logit a record, (B, 1)."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(width, 1))

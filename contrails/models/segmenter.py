@@ -1,0 +1,65 @@
+"""What stands around a network: frames as panels, the size that it works at, and the size of the label."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from contrails.models.outputs import Outputs
+from contrails.models.temporal import as_panels, panel_place
+
+
+class Segmenter(nn.Module):
+    """A network whose input is enlarged to `size` and padded to a `multiple`, both undone in its output.
+
+    With `panel`, frames are laid out as panels of one picture, and the answer is read from the panel of that number.
+    """
+
+    model: Any
+    """A `contrails.models.network.Network`, or what answers as one."""
+
+    def __init__(self, model: nn.Module, size: int | None, multiple: int, panel: int | None = None) -> None:
+        super().__init__()
+        self.model, self.size, self.multiple, self.panel = model, size, multiple, panel
+
+    def forward(self, inputs: torch.Tensor, scale: float = 1.0) -> Outputs:
+        """Return logits; `scale` multiplies the sides that the network sees.
+
+        Shape:
+            inputs (B, C, H, W), or (B, T, C, H, W) with frames apart; masks come at the label's size (H, W), to which
+            they are resized before any loss.
+        """
+        height, width = inputs.shape[-2:]
+        sides = (height, width) if self.size is None else (self.size, self.size)
+        inner_height, inner_width = (round(scale * side) for side in sides)
+        images = inputs.flatten(0, -4)
+        if (inner_height, inner_width) != (height, width):
+            images = functional.interpolate(images, (inner_height, inner_width), mode="bilinear")
+        padding = (0, -inner_width % self.multiple, 0, -inner_height % self.multiple)
+        if any(padding):
+            images = functional.pad(images, padding, mode="replicate")
+        seen = images.reshape(*inputs.shape[:-3], *images.shape[-3:])
+        top, left = 0, 0
+        if self.panel is not None:
+            top, left = panel_place(self.panel, seen)
+            seen = as_panels(seen)
+
+        def undone(mask: torch.Tensor) -> torch.Tensor:
+            mask = mask[:, None, top : top + inner_height, left : left + inner_width]
+            if (inner_height, inner_width) != (height, width):
+                mask = functional.interpolate(mask, (height, width), mode="bilinear")
+            return mask[:, 0].float()
+
+        return _finished(self.model(seen), undone)
+
+
+def _finished(raw: Outputs, undone: Callable[[torch.Tensor], torch.Tensor]) -> Outputs:
+    return Outputs(
+        undone(raw.mask),
+        None if raw.classes is None else raw.classes.float(),
+        None if raw.share is None else raw.share.float(),
+        tuple(undone(mask) for mask in raw.heads),
+        tuple(undone(mask) for mask in raw.aux),
+    )

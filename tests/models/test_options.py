@@ -1,0 +1,147 @@
+"""Each option of a model does what it says, and nothing where it is neutral."""
+
+from typing import Any
+
+import pytest
+import torch
+from test_build import built, step
+from torch import nn
+
+from contrails.models.segmenter import Segmenter
+
+
+def count(model: Segmenter, kind: type[nn.Module], below: str = "") -> int:
+    return sum(isinstance(module, kind) for name, module in model.named_modules() if name.startswith(f"model.{below}"))
+
+
+def mask(model: Segmenter) -> torch.Tensor:
+    torch.manual_seed(1)
+    found: torch.Tensor = model(torch.rand(2, 3, 64, 64)).mask
+    return found
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [{"logits": 1, "heads": 1, "head_channels": 0}, {"skip_dropout": 0.0, "head_dropout": 0.0, "norm": "batch"},
+     {"decoder_options": {"decoder_interpolation": "nearest"}}, {"relu_features": True}, {"stem_stride": 2},
+     {"classifier": True, "share": True, "deep_supervision": 2}],
+)  # fmt: skip
+def test_what_is_neutral_changes_nothing(neutral: dict[str, Any]) -> None:
+    """The features of a ResNet have passed a ReLU already; other heads leave the mask alone."""
+    assert torch.equal(mask(built(**neutral).eval()), mask(built().eval()))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"decoder_options": {"decoder_attention_type": "scse"}, "decoder_channels": [16] * 3},
+     {"head_channels": 4}, {"logits": 2}, {"heads": 2},
+     {"stem_stride": 1}, {"activation": "gelu"}, {"norm": "group"}, {"encoder_norm": "group"},
+     {"decoder_options": {"decoder_interpolation": "bilinear"}},
+     {"decoder_options": {"decoder_interpolation": "bilinear"}, "align_corners": True},
+     {"encoder": "tu-test_convnext", "encoder_options": {"drop_path_rate": 0.5}, "relu_features": True}],
+)  # fmt: skip
+def test_options_train(option: dict[str, Any]) -> None:
+    model = built(**option)
+    assert not torch.equal(mask(model.eval()), mask(built().eval()))
+    step(model, torch.rand(2, 3, 64, 64))
+
+
+def test_upsampling_with_aligned_corners_differs_from_without() -> None:
+    bilinear: dict[str, Any] = {"decoder_options": {"decoder_interpolation": "bilinear"}}
+    first, second, plain = (mask(built(**bilinear, align_corners=a).eval()) for a in (True, False, None))
+    assert not torch.equal(first, second)
+    assert torch.equal(second, plain)
+
+
+def test_norms_and_activations_are_where_they_should_be() -> None:
+    batch = nn.BatchNorm2d
+    model = built(norm="group", activation="silu", head_channels=4)
+    assert (count(model, batch, "decoder"), count(model, batch, "segmentation_head")) == (0, 0)
+    assert count(model, nn.GroupNorm, "decoder") == count(built(), batch, "decoder")
+    assert (count(model, nn.ReLU, "decoder"), count(model, nn.SiLU, "decoder") > 0) == (0, True)
+    assert count(model, batch, "encoder") == count(built(), batch, "encoder") > 0
+    other = built(encoder_norm="group", encoder="tu-test_efficientnet")
+    assert (count(other, batch, "encoder"), count(other, nn.GroupNorm, "encoder") > 0) == (0, True)
+
+
+def test_frozen_batch_norm_does_not_learn_and_keeps_its_statistics() -> None:
+    from test_build import recipe
+
+    from contrails.config import Recipe
+    from contrails.models.build import build_model
+
+    values = recipe(encoder_norm="frozen").model_dump() | {"init": {"run": "another"}}
+    model = build_model(Recipe.model_validate(values), 3)
+    before = {name: tensor.clone() for name, tensor in model.model.encoder.state_dict().items() if "bn" in name}
+    step(model, torch.rand(2, 3, 64, 64))
+    assert before
+    assert not [name for name, _ in model.model.encoder.named_parameters() if "bn" in name]
+    assert all(torch.equal(tensor, model.model.encoder.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_a_stem_without_stride_sees_finer() -> None:
+    inputs = torch.rand(1, 3, 64, 64)
+    fine, coarse = (built(stem_stride=stride).eval().model.encoder(inputs)[-1].shape[-1] for stride in (1, 2))
+    assert (fine, coarse) == (16, 8)
+
+
+@pytest.mark.parametrize("architecture", ["UnetPlusPlus", "MAnet", "Linknet", "FPN"])
+def test_a_stem_without_stride_fits_other_decoders(architecture: str) -> None:
+    channels: dict[str, Any] = {"decoder_channels": []} if architecture in ("Linknet", "FPN") else {}
+    channels |= {"encoder_depth": 4} if architecture == "FPN" else {}
+    assert (
+        step(built(architecture=architecture, stem_stride=1, **channels), torch.rand(2, 3, 64, 64)).mask.shape[-1] == 64
+    )
+
+
+@pytest.mark.parametrize("architecture", ["Unet", "UnetPlusPlus", "MAnet"])
+def test_dropout_is_random_in_training_alone(architecture: str) -> None:
+    options: list[dict[str, Any]] = [{"skip_dropout": 0.5}, {"head_dropout": 0.5}]
+    for option in options:
+        model = built(architecture=architecture, encoder_norm="group", norm="group", **option)
+        assert torch.equal(mask(model.eval()), mask(model.eval()))
+        inputs = torch.rand(2, 3, 64, 64)
+        assert not torch.equal(model.train()(inputs).mask, model.train()(inputs).mask)
+
+
+def test_two_logits_are_a_softmax() -> None:
+    model = built(logits=2).eval()
+    inputs = torch.rand(2, 3, 64, 64)
+    network = model.model
+    both = network.segmentation_head(network.decoder(network.encoder(inputs)))
+    assert torch.allclose(torch.sigmoid(model(inputs).mask), both.softmax(1)[:, 1], atol=1e-6)
+
+
+def test_several_heads_and_deep_supervision() -> None:
+    for architecture in ("Unet", "UnetPlusPlus", "MAnet"):
+        model = built(architecture=architecture, heads=3, deep_supervision=2, classifier=True, share=True)
+        outputs = step(model, torch.rand(2, 3, 50, 50))
+        assert [tuple(each.shape) for each in outputs.heads] == [(2, 50, 50)] * 3
+        assert [tuple(each.shape) for each in outputs.aux] == [(2, 50, 50)] * 2
+        assert (outputs.classes is not None and outputs.classes.shape) == (2,)
+        assert (outputs.share is not None and outputs.share.shape) == (2,)
+        assert torch.allclose(outputs.mask, torch.stack(outputs.heads).mean(0))
+        assert not torch.equal(outputs.heads[0], outputs.heads[1])
+        assert model.eval()(torch.rand(2, 3, 50, 50)).aux == ()
+
+
+def test_a_classifier_alone_has_no_decoder() -> None:
+    model = built(task="classify")
+    outputs = step(model, torch.rand(2, 3, 64, 64))
+    assert outputs.classes is not None
+    assert torch.equal(outputs.mask, outputs.classes[:, None, None].expand(2, 64, 64))
+    assert not [name for name, _ in model.named_parameters() if "decoder" in name or "segmentation" in name]
+
+
+@pytest.mark.parametrize("option", [{}, {"logits": 2, "heads": 2}, {"head_channels": 4}, {"task": "classify"}])
+def test_training_starts_at_the_rate_of_positives(option: dict[str, Any]) -> None:
+    model = built(classifier=True, share=True, **option) if "task" not in option else built(**option)
+    model.model.start_at(0.01, 0.4)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.zeros_(parameter)
+    outputs = model.eval()(torch.rand(1, 3, 64, 64))
+    assert torch.allclose(torch.sigmoid(outputs.classes), torch.tensor(0.4))
+    if "task" not in option:
+        assert torch.allclose(torch.sigmoid(outputs.mask), torch.tensor(0.01))
+        assert torch.allclose(torch.sigmoid(outputs.share), torch.tensor(0.01))
