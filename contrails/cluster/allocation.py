@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from contrails.cluster.ends import read_end, retries_left, write_end
-from contrails.cluster.journal import submissions
+from contrails.cluster.journal import last_submission, record, submissions
 from contrails.cluster.scheduler import Cause, Scheduler, Standing, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.files import read_hint, to_json, write_atomic
@@ -114,6 +114,13 @@ def may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:
     return retries_left(fold, cause, site.retries) > 0
 
 
+def note_end(fold: Fold, cause: Cause, job: ThisJob) -> None:
+    """Write into the journal why this start of the job ended, which has no attempt to write it to; the first counts."""
+    last = last_submission(fold.run, fold.key)
+    if last is not None and last.job_id == job.job_id and last.start != job.restart_count:
+        record(fold.run, "ended", name=last.name, cause=cause, start=job.restart_count)
+
+
 def _num_fruitless(fold: Fold, job: ThisJob) -> int:
     """Return how often jobs were started for the fold since its last attempt, this start included."""
     attempts = fold.attempts()
@@ -139,6 +146,7 @@ def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
         if standing != "cancelled" and may_retry(fold, cause, clock.job, site):
             going_on.append((fold, attempt))
         elif attempt is None:
+            note_end(fold, cause, clock.job)
             print(f"error: fold {fold.key} was stopped ({cause}) before it began an attempt", file=sys.stderr)  # noqa: T201
     if not going_on or not (standing == "requeued" or clock.scheduler.requeue(clock.job, ())):
         return False

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def _killed(run: Run, site: Site, num_kills: int, chance: random.Random) -> Iter
                 break
             ways[way](attempt)
             killed_at = time.time()
-            _wait(run, lambda attempt=attempt: _has_left(fold, attempt), "to end")  # type: ignore[misc]
+            _wait(run, partial(_has_left, fold, attempt), "to end")
             last = max(_steps(attempt))
             if _state(fold).state not in ALIVE:  # else the scheduler, or the job's own end, brings it back
                 _submit(run)
@@ -227,11 +228,12 @@ def _ways(site: Site) -> dict[str, Callable[[Attempt], None]]:
     """Return what can interrupt a training at a site."""
     if site.scheduler == "local":
         return _WAYS
-    ways: dict[str, Callable[[Attempt], None]] = {
-        name: lambda attempt, interrupt=interrupt: interrupt(read_hint(attempt.job)["job_id"])  # type: ignore[misc]
-        for name, interrupt in scheduler_of(site).interruptions().items()
-    }
-    return ways | {"walltime": _walltime}
+    interruptions = scheduler_of(site).interruptions()
+    return {name: partial(_to_job, interrupt) for name, interrupt in interruptions.items()} | {"walltime": _walltime}
+
+
+def _to_job(interrupt: Callable[[str], object], attempt: Attempt) -> None:
+    interrupt(read_hint(attempt.job)["job_id"])
 
 
 _WAYS: dict[str, Callable[[Attempt], None]] = {

@@ -28,6 +28,9 @@ class Submission:
     memory_gb: float | None = None
     exclude: tuple[str, ...] = ()
     process: dict[str, Any] = field(default_factory=dict)
+    cause: str | None = None
+    """Why its start number `start` ended without an attempt, where it could say so."""
+    start: int | None = None
 
 
 def record(run: Run, event: str, **details: Any) -> None:
@@ -53,6 +56,8 @@ def submissions(run: Run) -> list[Submission]:
             )
         elif row.get("event") == "submitted" and name in found:
             found[name] = replace(found[name], job_id=row["job_id"], process=row.get("process", {}))
+        elif row.get("event") == "ended" and name in found:
+            found[name] = replace(found[name], cause=row["cause"], start=row["start"])
         elif row.get("event") == "void" and name in found:
             found[name] = replace(found[name], void=True)
     return list(found.values())

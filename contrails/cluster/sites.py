@@ -106,6 +106,15 @@ class Site(Section):
         return resources
 
     @model_validator(mode="after")
+    def _margin_leaves_time(self) -> Self:
+        if self.margin_s >= 60 * self.walltime_min:
+            raise ValueError(
+                f"margin_s = {self.margin_s} leaves nothing of walltime_min = {self.walltime_min}: "
+                f"expected less than {60 * self.walltime_min} seconds"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _arguments_fit(self) -> Self:
         """Slurm's arguments have long names, those of qsub one letter."""
         if self.scheduler == "pbs":

@@ -113,7 +113,7 @@ def _judge(
         return replace(row, state="waiting", reason=reason, cause=end.cause)
     if jobs is None and (end is None or end.handed_over):
         return replace(row, state="waiting")
-    known = [end.cause if end else None, job.cause if job else None]
+    known = [end.cause if end else submission.cause, job.cause if job else None]
     if end is not None and end.handed_over:
         known.reverse()  # the scheduler knows why nobody has gone on
     return _over(row, fold, state.get("reason"), known[0] or known[1])

@@ -8,7 +8,7 @@ or another one is submitted that asks for more memory or avoids the node.
 import sys
 from pathlib import Path
 
-from contrails.cluster.allocation import CAUSES, may_retry, own_attempt
+from contrails.cluster.allocation import CAUSES, may_retry, note_end, own_attempt
 from contrails.cluster.ends import cause_of_exit, read_end, write_end
 from contrails.cluster.journal import last_submission
 from contrails.cluster.requests import fold_request
@@ -79,7 +79,9 @@ def _cause(fold: Fold, job: ThisJob, code: int, known: Cause | None, *, handed_o
         return end.cause
     said = read_hint(attempt.state).get("reason") if attempt else None
     cause = known or cause_of_exit(code, said or "")
-    if attempt is not None:
+    if attempt is None:
+        note_end(fold, cause, job)
+    else:
         _say(attempt, f"its whole job ended with exit code {code}")
         write_end(fold, attempt, cause, handed_over=handed_over)
     return cause

@@ -74,6 +74,7 @@ def test_jobs_that_are_killed_before_they_begin_have_a_budget_together(site: Slu
     site.submit("stillborn", *EPOCHS, site="stillborn")
     eventually(lambda: len(submissions(site.fold("0", "stillborn").run)) == 3)
     state = site.wait_for("stillborn", "0", "failed")
+    assert state["cause"] == "memory"
     assert f"its job {state['job_id']} ended before it began" in state["reason"]
     assert [job.memory_gb for job in submissions(site.fold("0", "stillborn").run)] == [None, 3.0, 4.5]
 
@@ -87,6 +88,7 @@ def test_jobs_that_are_stopped_before_they_begin_have_a_budget(site: SlurmSite) 
     site.submit("hasty", *EPOCHS, site="hasty")
     task.write_text(original)
     state = site.wait_for("hasty", "0", "failed")
+    assert state["cause"] == "preemption"
     assert "was stopped (preemption) before it began an attempt" in state["reason"]
     assert state["attempt"] == 0
     (job,) = submissions(site.fold("0", "hasty").run)

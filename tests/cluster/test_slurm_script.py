@@ -73,6 +73,7 @@ def test_the_script_ends_with_the_code_of_the_launcher(tmp_path: Path) -> None:
         ({"scheduler_arguments": {"time": 3}}, "'time' is given by contrails itself"),
         ({"scheduler_arguments": {"--time": 3}}, "expected the long name of an argument without dashes"),
         ({"walltime_min": 0}, "walltime_min"),
+        ({"walltime_min": 2}, "margin_s = 120 leaves nothing of walltime_min = 2: expected less than 120 seconds"),
         ({"retries": {"memori": 1}}, "unknown key retries.memori; did you mean 'memory'"),
     ],
 )
