@@ -37,6 +37,7 @@ _COMMANDS = {
     "runs": "contrails.cli.runs",
     "note": "contrails.cli.note",
     "compare": "contrails.cli.compare",
+    "usage": "contrails.cli.usage",
     "report": "contrails.cli.report",
     "sync": "contrails.cli.sync",
 }

@@ -1,31 +1,40 @@
-"""`contrails sync`: metrics to Weights & Biases, from the login node or beside a job."""
+"""`contrails sync`: metrics and aggregations to Weights & Biases, from the login node or beside a job."""
 
 import signal
-from functools import partial
 
 import click
 
 from contrails.cluster.states import ALIVE, fold_state
-from contrails.errors import RunError
-from contrails.runs import Fold, open_run
+from contrails.errors import RunError, TrackingError
+from contrails.runs import Fold, Run, open_run
 
 
 @click.command()
 @click.argument("run_name", metavar="RUN")
-@click.option("--fold", help="One fold only.")
+@click.option("--fold", help="One fold only, and no aggregation.")
 @click.option("--follow", is_flag=True, help="Keep up to date until the folds end.")
-def sync(run_name: str, fold: str | None, follow: bool) -> None:
-    """Send the metrics of RUN to Weights & Biases: one W&B run a fold, grouped by run.
+@click.option(
+    "--rebuild", is_flag=True, help="Make new W&B runs, where the old ones are beyond repair or were deleted."
+)
+def sync(run_name: str, fold: str | None, follow: bool, rebuild: bool) -> None:
+    """Send RUN to Weights & Biases: one W&B run a fold and one an aggregation, grouped by run.
 
     Only rows that a snapshot covers are sent, each once. Without a key they go into offline files in the fold's
     folder, which `wandb sync` sends from a machine that has one.
 
+    `--follow` belongs on the login node: `nohup contrails sync RUN --follow &`. With `sync = true` in the site profile
+    each fold starts one in its job, which is killed with the job (under Slurm at the end of a step); what it has not
+    sent is sent by the next one, or by this command at any time.
+
     \b
     Example:
       contrails sync default
+      contrails sync default --follow
     """
-    from contrails.tracking.projection import follow_fold, has_key, sync_fold
+    from contrails.tracking.projection import has_key
 
+    if follow and rebuild:
+        raise click.UsageError("--follow and --rebuild: rebuild first, then follow")
     run = open_run(run_name)
     folds = [run.fold(fold)] if fold is not None else run.folds()
     if not any(each.path.is_dir() for each in folds):
@@ -36,9 +45,43 @@ def sync(run_name: str, fold: str | None, follow: bool) -> None:
         # a scheduler signals all processes of the job that this one runs beside; it sends what is left, then ends
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
-    for each in folds:
-        rows = sum(follow_fold(each, partial(_ended, each))) if follow else sync_fold(each)
-        click.echo(f"fold {each.key}: {rows} rows {'sent' if has_key() else 'written'}")
+        _follow(folds)
+    _send(run, folds, aggregations=fold is None, rebuild=rebuild)
+
+
+def _follow(folds: list[Fold]) -> None:
+    from contrails.tracking.projection import follow
+
+    said: dict[str, str] = {}
+    for fold, outcome in follow(folds, _ended):
+        if isinstance(outcome, TrackingError):
+            if said.get(fold.key) != str(outcome):
+                click.echo(f"warning: fold {fold.key}: {outcome}", err=True)
+            said[fold.key] = str(outcome)
+        elif outcome:
+            click.echo(f"fold {fold.key}: {outcome} rows")
+            said.pop(fold.key, None)
+
+
+def _send(run: Run, folds: list[Fold], *, aggregations: bool, rebuild: bool) -> None:
+    """Project folds and aggregations; one that fails keeps none of the others."""
+    from contrails.tracking.projection import sync_aggregate, sync_fold
+
+    problems = []
+    for fold in folds:
+        try:
+            rows = sync_fold(fold, rebuild=rebuild)
+            click.echo(f"fold {fold.key}: {f'{rows} rows' if rows else 'nothing new'}")
+        except TrackingError as error:
+            problems.append(f"fold {fold.key}: {error}")
+    for path in run.aggregations() if aggregations else ():
+        try:
+            new = sync_aggregate(run, path, rebuild=rebuild)
+            click.echo(f"aggregation {path.name}: {'scores and samples' if new else 'nothing new'}")
+        except TrackingError as error:
+            problems.append(f"aggregation {path.name}: {error}")
+    if problems:
+        raise TrackingError("\n".join(problems))
 
 
 def _ended(fold: Fold) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from contrails.cluster.allocation import Clock, Progress, hand_over, is_wanted
 from contrails.cluster.ends import cause_of_exit, write_end
+from contrails.cluster.hooks import Event, Hook, finish_hooks, start_hook
 from contrails.cluster.places import take_places
 from contrails.cluster.scheduler import scheduler_of
 from contrails.cluster.sites import Site
@@ -173,7 +174,7 @@ def _start(fold: Fold, job: dict[str, Any], gpu: str | None, descriptors: Sequen
 
 def _wait(children: list[_Child], asked: deque[int], config: RunConfig, is_due: Callable[[], bool]) -> bool:
     """Forward signals until every child has ended and was looked at; return whether they were told to stop."""
-    alive, stopping, looked = children, False, time.monotonic()
+    alive, stopping, looked, hooks = children, False, time.monotonic(), list[Hook]()
     while alive:
         time.sleep(_POLL_S)
         if time.monotonic() - looked >= _LOOK_S:
@@ -190,8 +191,20 @@ def _wait(children: list[_Child], asked: deque[int], config: RunConfig, is_due: 
         ended = [child for child in alive if child.process.poll() is not None]
         for child in ended:
             _look_at(child, config, stopping)
+            if (event := _event(child, config, stopping)) is not None:
+                hooks += start_hook(config.site, event, child.fold)
         alive = [child for child in alive if child not in ended]
+    finish_hooks(hooks)
     return stopping
+
+
+def _event(child: _Child, config: RunConfig, stopping: bool) -> Event | None:
+    """Return what the site's commands are told; in a scheduler's job, its teardown knows what is tried again."""
+    code = _code(child.process.returncode, stopping)
+    if code == 0:
+        return "on_done"
+    is_last = config.site.get("scheduler", "local") == "local" and code != Stopped.exit_code
+    return "on_failed" if is_last else None
 
 
 def _code(returncode: int, stopping: bool) -> int:

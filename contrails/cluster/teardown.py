@@ -10,6 +10,7 @@ from pathlib import Path
 
 from contrails.cluster.allocation import CAUSES, may_retry, note_end, own_attempt
 from contrails.cluster.ends import cause_of_exit, read_end, write_end
+from contrails.cluster.hooks import finish_hooks, start_hook
 from contrails.cluster.journal import last_submission
 from contrails.cluster.requests import fold_request
 from contrails.cluster.scheduler import Cause, ThisJob, scheduler_of
@@ -56,6 +57,8 @@ def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: in
         return enough
     with submitting(run):
         again = [fold for fold in open_folds if may_retry(fold, causes[fold], job, site) and _is_newest(fold, job)]
+        given_up = [fold for fold in open_folds if fold not in again]
+        finish_hooks([hook for fold in given_up for hook in start_hook(config.site, "on_failed", fold)])
         changes = {causes[fold] for fold in again} & {"memory", "node"}
         if again and scheduler.requeue(job, changes):
             return 137 if "memory" in changes else NodeError.exit_code if changes else Stopped.exit_code

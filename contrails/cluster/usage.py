@@ -15,8 +15,8 @@ from contrails.runs import Attempt, Fold
 class Usage:
     """Hours of a fold's attempts, and of these the hours whose steps were lost and those spent waiting for data.
 
-    `hours_queued` come before them. `num_gpus` is that of each attempt, 0 on a CPU; `memory_gb` the most that a process
-    had: of a GPU where it trained on one.
+    `hours_queued` come before them. `num_gpus` is that of each attempt, 0 on a CPU; `memory_gb` the most that its first
+    process had.
     """
 
     hours: float = 0.0
@@ -101,7 +101,7 @@ def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:
         started, last = datetime.fromisoformat(owner["started"]).timestamp(), last_json_line(attempt.telemetry)
         # a copy of the folder may have lost the files' own times
         ended = max(started, state.get("time") or attempt.state.stat().st_mtime)
-        job_id, memory = owner.get("job_id"), last.get("memory")
+        job_id, memory = owner.get("job_id"), last.get("resident", last.get("memory"))
         status = state.get("status", "starting")
         if attempt != attempts[-1] and status in {"starting", "running"}:
             status = "lost"

@@ -31,7 +31,8 @@ def test_names_of_fifteen_characters_say_run_fold_and_link(tmp_path: Path) -> No
 def test_the_parameters_of_a_site_are_in_the_script(tmp_path: Path) -> None:
     chosen = site(
         partition="gpu", account="p1", qos="long", constraint="a100|h100", walltime_min=90, margin_s=60, num_gpus=2,
-        gpu_type="a100", num_cpus=8, memory_gb=1.5, scheduler_arguments={"reservation": "mine", "exclusive": True},
+        gpu_type="a100", num_cpus=8, memory_gb=1.5,
+        scheduler_arguments={"reservation": "mine", "exclusive": True, "mail-user": "m@x.org", "mail-type": "END,FAIL"},
     )  # fmt: skip
     request = Request(
         "ctnamef0a1", print, (), after={"7": Path("x"), "8": Path("x")}, exclude=("n1", "n2"), memory_gb=3
@@ -41,6 +42,7 @@ def test_the_parameters_of_a_site_are_in_the_script(tmp_path: Path) -> None:
         "--partition=gpu", "--account=p1", "--qos=long", "--constraint='a100|h100'", "--time=90", "--signal=USR2@60",
         "--gpus-per-node=a100:2", "--cpus-per-task=8", "--mem=3072M", "--reservation=mine", "--exclusive", "--requeue",
         "--dependency=afterok:7:8", "--exclude=n1,n2", "--job-name=ctnamef0a1", "--open-mode=append",
+        "--mail-user=m@x.org", "--mail-type=END,FAIL",
     ):  # fmt: skip
         assert f"#SBATCH {line}" in lines
     assert not any("wckey" in line or "array" in line for line in lines)

@@ -1,35 +1,87 @@
-"""The projection into W&B, read back from the offline files that it writes."""
+"""The projection into W&B, read back from the offline files that it writes, killed at every stage."""
 
 import json
+import os
+import shutil
 import struct
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MakeRun
 
+from contrails.cli.main import cli
+from contrails.errors import DataError, TrackingError
+from contrails.files import read_json, to_json, write_atomic
 from contrails.history import fold_metrics
+from contrails.locks import sole_writer
 from contrails.runs import Fold, Run
-from contrails.tracking.projection import sync_fold
+from contrails.tracking import projection
+from contrails.tracking.projection import follow, sync_fold
 from contrails.train.fold import train_fold
 
 pytestmark = pytest.mark.usefixtures("restore_process")
 
+_KILLED = """
+import os, signal, sys
+import psutil, wandb
+from contrails.tracking import worker
+
+stage, calls = sys.argv.pop(), []
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def after(count, action, call):
+    def counted(*arguments, **named):
+        calls.append(1)
+        return (action if len(calls) == count else call)(*arguments, **named)
+    return counted
+
+def kill_core(run, row):
+    for child in psutil.Process().children(recursive=True):
+        if child.name().startswith("wandb-core"):
+            child.kill()
+            child.wait()
+
+if stage == "before W&B":
+    worker.wandb.init = die
+elif stage == "first row":
+    wandb.Run.log = die
+elif stage == "rows":
+    wandb.Run.log = after(4, die, wandb.Run.log)
+elif stage == "finish":
+    wandb.Run.__exit__ = die
+elif stage == "answer":
+    worker.json.dumps = die
+elif stage == "wandb-core":
+    wandb.Run.log = after(3, kill_core, wandb.Run.log)
+worker.main()
+"""
+
 
 @pytest.fixture
-def trained(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fold:
+def trained(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fold:
+    """A finished fold of a user without a key."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    fold = make_run().fold("0")
-    train_fold(fold, {})
+    fold, once = make_run("Läufe ü").fold("0"), tmp_path.parent / "projected"
+    if not once.exists():
+        train_fold(fold, {})
+        shutil.copytree(fold.path, once)
+    else:
+        shutil.copytree(once, fold.path)
     return fold
 
 
-def records(fold: Fold) -> Iterator[Any]:
+def records(folder: Path) -> Iterator[Any]:
     """Every record of the offline files, in order."""
     from wandb.proto import wandb_internal_pb2
 
-    for path in sorted((fold.path / "wandb").glob("offline-run-*/*.wandb")):
+    for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
         for payload in payloads(path.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(payload)
@@ -51,9 +103,9 @@ def payloads(content: bytes) -> Iterator[bytes]:
             parts = b""
 
 
-def history(fold: Fold) -> list[dict[str, Any]]:
+def history(folder: Path) -> list[dict[str, Any]]:
     rows = []
-    for record in records(fold):
+    for record in records(folder):
         if record.WhichOneof("record_type") == "history":
             items = {
                 (item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item
@@ -62,25 +114,143 @@ def history(fold: Fold) -> list[dict[str, Any]]:
     return rows
 
 
+def offline_folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "wandb").glob("offline-run-*"))
+
+
 def test_each_row_once_and_nothing_else(trained: Fold) -> None:
     expected = fold_metrics(trained)
     assert sync_fold(trained) == len(expected) == 6
     assert sync_fold(trained) == 0
-    assert history(trained) == expected
+    assert history(trained.path) == expected
 
 
 def test_one_run_a_fold_grouped_by_run(trained: Fold) -> None:
     sync_fold(trained)
-    run = next(record.run for record in records(trained) if record.WhichOneof("record_type") == "run")
+    run = next(record.run for record in records(trained.path) if record.WhichOneof("record_type") == "run")
     known = json.loads(trained.wandb.read_text())
-    assert (run.run_id, run.display_name, run.run_group, run.job_type) == (known["id"], "fold0", "run", "train")
-    assert known["step"] == 12
+    assert (run.run_id, run.display_name, run.run_group, run.job_type) == (known["id"], "fold0", "Läufe ü", "train")
+    config = {
+        item.key: json.loads(item.value_json)
+        for record in records(trained.path)
+        if record.WhichOneof("record_type") == "config"
+        for item in record.config.update
+    }
+    assert config["recipe"]["train"]["epochs"] == 3
+    assert config["attempts"][0]["cpu"]
+    assert {"site", "data", "compute", "provenance"} <= set(config)
 
 
-def test_rows_beyond_the_last_snapshot_wait(trained: Fold) -> None:
-    trained.done.unlink()
-    for name in trained.all_snapshots():
-        if name.step > 8:
-            name.path.unlink()
+def test_weights_are_referred_to_and_not_sent(trained: Fold) -> None:
     sync_fold(trained)
-    assert [row["step"] for row in history(trained)] == [2, 4, 6, 8]
+    (artifact,) = [each.artifact for each in records(trained.path) if each.WhichOneof("record_type") == "artifact"]
+    files = {Path(entry.path).name: entry.ref for entry in artifact.manifest.contents}
+    assert artifact.type == "weights"
+    assert files == {path.name: path.as_uri() for path in trained.weights.glob("*.safetensors")}
+    assert sum(path.stat().st_size for path in (trained.path / "wandb").rglob("*") if path.is_file()) < 200_000
+
+
+def test_rows_beyond_the_last_snapshot_wait_and_then_follow(trained: Fold) -> None:
+    done, late = trained.done.read_text(), [name.path for name in trained.all_snapshots() if name.step > 8]
+    contents = [(path, path.read_bytes()) for path in late]
+    trained.done.unlink()
+    for path in late:
+        path.unlink()
+    assert sync_fold(trained) == 4
+    assert [row["step"] for row in history(trained.path)] == [2, 4, 6, 8]
+    for path, content in contents:
+        path.write_bytes(content)
+    trained.done.write_text(done)
+    assert sync_fold(trained) == 6
+    assert [row["step"] for row in history(trained.path)] == [2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.parametrize("stage", ["before W&B", "first row", "rows", "finish", "answer", "wandb-core"])
+def test_killed_at_any_stage_nothing_is_lost_or_doubled(trained: Fold, stage: str) -> None:
+    write_atomic(trained.wandb, to_json({"id": "0123abcd"}))
+    command = [sys.executable, "-c", _KILLED, str(trained.run.path), "0", "0123abcd", stage]
+    environment = dict(os.environ) | {"WANDB_DIR": str(trained.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == (1 if stage == "wandb-core" else -9), done.stderr
+    assert sync_fold(trained) == 6
+    assert history(trained.path) == fold_metrics(trained)
+    assert len(offline_folders(trained.path)) == 1
+    assert read_json(trained.wandb)["id"] == "0123abcd"
+
+
+def test_killed_before_it_was_written_down(trained: Fold) -> None:
+    sync_fold(trained)
+    write_atomic(trained.wandb, to_json({"id": read_json(trained.wandb)["id"]}))
+    assert sync_fold(trained) == 6
+    assert history(trained.path) == fold_metrics(trained)
+
+
+def test_a_new_run_where_the_old_one_is_beyond_repair(trained: Fold) -> None:
+    sync_fold(trained)
+    old = read_json(trained.wandb)["id"]
+    assert sync_fold(trained, rebuild=True) == 6
+    assert read_json(trained.wandb)["id"] != old
+    assert history(trained.path) == fold_metrics(trained)
+
+
+def test_no_answer_in_time(trained: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(projection, "_DEADLINE_S", 0.05)
+        with pytest.raises(TrackingError, match="W&B took longer than 0 s"):
+            sync_fold(trained)
+    assert sync_fold(trained) == 6
+
+
+def test_no_network_is_one_warning(trained: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("WANDB_API_KEY", "0" * 40)
+        patched.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+        patched.setenv("WANDB_INIT_TIMEOUT", "3")
+        with pytest.raises(TrackingError, match=r"W&B: .*nothing is lost: mend it \(key, network\)"):
+            cli(["sync", str(trained.run.path)], standalone_mode=False)
+    assert sync_fold(trained) == 6
+    assert history(trained.path) == fold_metrics(trained)
+
+
+def test_two_at_a_time_are_refused(trained: Fold) -> None:
+    with (
+        sole_writer(trained.path / ".wandb.lock", ""),
+        pytest.raises(DataError, match="another `contrails sync` works on"),
+    ):
+        sync_fold(trained)
+
+
+def test_following_ends_with_the_folds(trained: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([False, False, True])
+    outcomes = [outcome for _, outcome in follow([trained], lambda _: next(looks), interval_s=0)]
+    assert outcomes == [6, 0, 0]
+
+
+def test_an_aggregation_is_a_run_of_its_own(
+    aggregated: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cli(["sync", str(aggregated.path)], standalone_mode=False)
+    assert "aggregation default: scores and samples" in capsys.readouterr().out
+    folder = aggregated.aggregate("default")
+    run = next(record.run for record in records(folder) if record.WhichOneof("record_type") == "run")
+    assert (run.run_group, run.job_type, run.display_name) == (aggregated.name, "aggregate", "default")
+    summary = {
+        item.key: json.loads(item.value_json)
+        for record in records(folder)
+        if record.WhichOneof("record_type") == "summary"
+        for item in record.summary.update
+    }
+    scores = read_json(folder / "ensemble.json")["scores"]
+    assert summary["dice"] == scores["dice"]
+    tables = {
+        record.artifact.name.rpartition("-")[2]: [entry.path for entry in record.artifact.manifest.contents]
+        for record in records(folder)
+        if record.WhichOneof("record_type") == "artifact" and record.artifact.type == "run_table"
+    }
+    assert set(tables) == {"predictions", "decisions"}
+    pictures = [path for path in tables["predictions"] if path.startswith("media/images/")]
+    assert sum("mask" not in path for path in pictures) == 12  # all of them: fewer than the cap
+    cli(["sync", str(aggregated.path)], standalone_mode=False)
+    assert "aggregation default: nothing new" in capsys.readouterr().out
