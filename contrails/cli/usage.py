@@ -47,6 +47,9 @@ def usage(run_name: str | None, as_json: bool) -> None:
         parts = {"runs": by_run, "users": by_user}
         click.echo(json.dumps({key: {name: _plain(of) for name, of in part.items()} for key, part in parts.items()}))
         return
+    if not entries:
+        click.echo("no runs yet; start one with `contrails submit --folds 5`")
+        return
     _print("run", by_run)
     _print("user", by_user)
 

@@ -5,14 +5,14 @@ older version is listed with what it has.
 """
 
 import getpass
+import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from contrails import __version__
 from contrails.cluster.journal import submissions
 from contrails.cluster.usage import UNUSED, Usage, usage_of
 from contrails.config import Recipe, read_toml
@@ -103,7 +103,7 @@ def _stamp(run: Run) -> list[int | str]:
     if not folds or not all(fold.done.exists() for fold in folds):
         return []
     files = [run.toml, run.notes, run.aggregate("default") / "ensemble.json", *(fold.done for fold in folds)]
-    return [__version__, *(path.stat().st_mtime_ns if path.exists() else 0 for path in files)]
+    return [_LAYOUT, *(path.stat().st_mtime_ns if path.exists() else 0 for path in files)]
 
 
 def _from_json(content: dict[str, Any]) -> Entry:
@@ -164,3 +164,7 @@ def _defaults() -> dict[str, Any]:
 
 
 _DEFAULTS = _defaults()
+_LAYOUT = hashlib.sha256(
+    to_json([[each.name for each in (*fields(Entry), *fields(Usage))], _DEFAULTS]).encode()
+).hexdigest()[:16]
+"""Names what an entry is made of: one that was kept by another version is not used."""

@@ -147,9 +147,8 @@ def _judged(found: list[Span], state: FoldState) -> list[Span]:
 
 
 def _last(line: Line) -> str:
-    value = line.points[-1]
-    assert value is not None
-    return f"{value[1]:.4g}"
+    values = [point[1] for point in line.points if point is not None and math.isfinite(point[1])]
+    return f"{values[-1]:.4g}" if values else "–"
 
 
 def _float(value: Any) -> float:

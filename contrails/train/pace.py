@@ -60,9 +60,11 @@ def _gpu_use(device: torch.device) -> float | None:
     """Return the share of the last moments in which the GPU computed; None on a CPU, or where the driver hides it."""
     if device.type != "cuda":
         return None
-    import pynvml
-
+    try:
+        import pynvml
+    except ImportError:  # an environment of an older version; training goes on without this figure
+        return None
     try:
         return torch.cuda.utilization(device) / 100
-    except pynvml.NVMLError:
+    except (RuntimeError, pynvml.NVMLError):
         return None

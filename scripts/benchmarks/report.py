@@ -118,15 +118,15 @@ def median_s(work: Callable[[], None], times: int) -> float:
 
 
 def contrails(folder: Path, *arguments: str) -> None:
-    subprocess.run([*COMMAND, *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    own = dict(os.environ) | {"CONTRAILS_RUNS": str(folder / "runs")}
+    subprocess.run([*COMMAND, *arguments], cwd=folder, env=own, check=True, stdout=subprocess.DEVNULL)
 
 
 def measured(folder: Path, *arguments: str, **environment: str) -> tuple[float, float]:
     """Run a command; return its seconds and its largest resident memory in MB."""
     started = time.perf_counter()
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], cwd=folder, env=dict(os.environ) | environment, stdout=subprocess.DEVNULL
-    )
+    own = dict(os.environ) | {"CONTRAILS_RUNS": str(folder / "runs")} | environment
+    process = subprocess.Popen([*COMMAND, *arguments], cwd=folder, env=own, stdout=subprocess.DEVNULL)
     _, code, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(code)
     assert process.returncode == 0
