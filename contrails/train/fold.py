@@ -190,8 +190,10 @@ def _with_pseudo(
         _require_same("pseudo-labels", other.path, config.data.pseudo.get(str(other.path)), other.fingerprint)
     ends = np.cumsum([dataset.num_records, *(other.num_records for other in others)])
     added = [np.arange(first, last)[: data.limit or None] for first, last in itertools.pairwise(ends)]
-    mixed = with_pseudo(dataset, others, data.frames)
-    return mixed, weights_of(dataset, data.pseudo, others), np.concatenate([training, *added])
+    mixed, rows = with_pseudo(dataset, others, data.frames), np.concatenate(added)
+    if data.positives_only:
+        rows = rows[mixed.positive_pixels(rows) > 0]
+    return mixed, weights_of(dataset, data.pseudo, others), np.concatenate([training, rows])
 
 
 @contextmanager

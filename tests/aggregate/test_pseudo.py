@@ -21,14 +21,15 @@ from contrails.cluster.sites import Site
 from contrails.config import to_toml
 from contrails.data.batches import in_order, source_of
 from contrails.data.composites import Composite, channels_named
-from contrails.data.filelists import FileList, write_filelist
+from contrails.data.filelists import FileList, read_filelist, write_filelist
 from contrails.data.pseudo import ANNOTATORS, all_pseudo, open_pseudo, pseudo_path, weights_of, with_pseudo
 from contrails.data.store import open_dataset
 from contrails.errors import DataError, RecipeError, RunError, Stopped
 from contrails.files import write_atomic
 from contrails.models.weights import read_about
 from contrails.runs import Fold, Run
-from contrails.train.fold import train_fold
+from contrails.train.fold import _with_pseudo as with_pseudo_rows
+from contrails.train.fold import train_fold, training_rows
 from contrails.train.loop import Loop
 
 from raw_records import write_metadata, write_record
@@ -194,6 +195,24 @@ def test_a_run_trains_with_its_own_and_ends_in_the_same_bits_after_a_stop(
     about = read_about(undisturbed.fold("0").weights / done["weights"]["final"]["file"])
     assert about["recipe"]["data"]["pseudo"][0]["run"] == "maker"
     make_ensemble([undisturbed], undisturbed.aggregate("default"), Options(weights="best"), CPU)
+
+
+def test_positives_only_is_of_pseudo_labels_too(trained: Ensemble, data: Path, make_run: MakeRun) -> None:
+    run = user(make_run, data, write(trained, data, "--frames", "3,4"))
+    config = run.read_config()
+    chosen = config.recipe.data.model_copy(update={"positives_only": True})
+    config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"data": chosen})})
+    dataset, other = open_dataset(data / "train.h5"), open_dataset(pseudo_path(trained.path / "pseudo", "0"))
+    training, _ = training_rows(dataset, read_filelist(data / "two.csv"), "0", config.recipe)
+    assert [dataset.record_ids[row] for row in training] == ["4"]
+    votes = other.votes.copy()
+    votes[:] = 0
+    votes[2, 5, 5] = ANNOTATORS // 2 + 1
+    votes[3, 5, 5] = ANNOTATORS // 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("contrails.train.fold.open_pseudo", lambda *_: replace(other, votes=votes))
+        mixed, _, rows = with_pseudo_rows(config, "0", dataset, training)
+    assert [mixed.record_ids[row] for row in rows] == ["4", other.record_ids[2]]
 
 
 def test_files_that_changed_since_submission_are_refused(trained: Ensemble, data: Path, make_run: MakeRun) -> None:
