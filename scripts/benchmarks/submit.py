@@ -1,6 +1,8 @@
-"""What `contrails submit` and `contrails status` cost beside bare sbatch, on a Slurm cluster of the tests' own.
+"""What `contrails submit` and `contrails status` cost beside bare sbatch and qsub, and what a hand-over costs on PBS.
 
-Needs root and the packages of tests/cluster/slurm_cluster.py. The run's jobs end at once: their partition is down.
+On a Slurm cluster of the tests' own, where this machine can have one (root, and the packages of
+tests/cluster/slurm_cluster.py), and on the tests' fake PBS, or a real one with CONTRAILS_TEST_PBS=1. The submitted jobs
+never start: their partition is down, or their time has not come.
 """
 
 import json
@@ -13,35 +15,67 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from table import Result, show
 
 TESTS = Path(__file__).parents[2] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "cluster")]
 
-from contrails.files import to_json, write_atomic  # noqa: E402
+from contrails.files import read_json_lines, to_json, write_atomic  # noqa: E402
 
+from fake_pbs import FakePbs  # noqa: E402
+from pbs_runs import PROFILE as PBS_PROFILE  # noqa: E402
+from pbs_runs import PbsRuns  # noqa: E402
+from pbs_site import REAL  # noqa: E402
 from slurm_cluster import why_not  # noqa: E402
 from slurm_site import PROFILE, fresh_path, only_cluster  # noqa: E402
 
 ROUNDS = 5
+LATER = "12312359"
+"""For qsub: not before the last minute of the year."""
 COMMAND = [sys.executable, "-m", "contrails"]
 
 
 def main() -> None:
+    results = []
     reason = why_not()
-    if reason is not None:
-        sys.exit(f"scripts/bench submit: {reason}")
+    if reason is None:
+        results += on_slurm()
+    else:
+        print(f"scripts/bench submit: no Slurm here: {reason}", file=sys.stderr)
+    show("submit, status and hand-over", [*results, *on_pbs()])
+
+
+def on_slurm() -> list[Result]:
     with only_cluster() as cluster, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cluster.start()
         cluster.command("scontrol", "update", "partitionname=low", "state=down")
         environment = cluster.environment()
-        prepare(folder, environment)
-        show("submit and status", [*submission(folder, environment), status(folder, environment)])
+        prepare(folder, environment, PROFILE)
+        bare = ["sbatch", "-o", "/dev/null", "bare.sh"]
+        return [*submission(folder, environment, bare), status(folder, environment)]
 
 
-def prepare(folder: Path, environment: dict[str, str]) -> None:
+def on_pbs() -> list[Result]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fake = None if REAL else FakePbs(folder / "pbs")
+        path = os.environ["PATH"]
+        environment = {"PATH": f"{fake.bin}:{path}" if fake else path}
+        try:
+            prepare(folder, environment, PBS_PROFILE | {"scheduler_arguments": {"a": LATER}})
+            bare = ["qsub", "-a", LATER, "-j", "oe", "-o", "/dev/null", "bare.sh"]
+            return [*submission(folder, environment, bare), hand_over(folder, environment, fake)]
+        finally:
+            for toml in folder.glob("runs/*/run.toml"):
+                run(folder, environment, "cancel", toml.parent.name)
+            if fake is not None:
+                fake.stop()
+
+
+def prepare(folder: Path, environment: dict[str, str], profile: dict[str, Any]) -> None:
     """Make a small dataset, a recipe and a site."""
     import tomli_w
 
@@ -50,31 +84,57 @@ def prepare(folder: Path, environment: dict[str, str]) -> None:
     run(folder, environment, "split", "train.h5", "--folds", "5", "-o", "five.csv")
     (folder / "recipe.toml").write_text(tomli_w.dumps({"data": {"dataset": "train.h5", "filelist": "five.csv"}}))
     (folder / "jobs/sites").mkdir(parents=True)
-    (folder / "jobs/sites/test.toml").write_text(tomli_w.dumps(PROFILE))
+    (folder / "jobs/sites/test.toml").write_text(tomli_w.dumps(profile))
 
 
-def submission(folder: Path, environment: dict[str, str]) -> list[Result]:
-    """Five folds by contrails beside five bare sbatch, in turn."""
+def submission(folder: Path, environment: dict[str, str], command: list[str]) -> list[Result]:
+    """Five folds by contrails beside five bare submissions, in turn."""
     (folder / "bare.sh").write_text("#!/bin/bash\ntrue\n")
 
     def bare() -> None:
         for _ in range(5):
-            subprocess.run(["sbatch", "-o", "/dev/null", "bare.sh"], cwd=folder, env=environment, capture_output=True)
+            own = dict(os.environ) | environment
+            subprocess.run(command, cwd=folder, env=own, capture_output=True, check=True)
 
     ours, peer = [], []
     for number in range(ROUNDS + 1):  # the first warms the caches
         name = f"run{number}"
         ours.append(seconds(partial(run, folder, environment, "submit", "recipe.toml", "--name", name, "--folds", "5")))
         peer.append(seconds(bare))
-    mine, theirs = statistics.median(ours[1:]), statistics.median(peer[1:])
+    bare_name, theirs = command[0], statistics.median(peer[1:])
+    more = statistics.median(ours[1:]) - theirs
     memory = peak_memory_mb(folder, environment, "submit", "recipe.toml", "--name", "memory", "--folds", "5")
-    code = "import sys; from contrails.cluster import dispatch, slurm; import submitit; print('torch' in sys.modules)"
+    modules = "contrails.cluster.dispatch, contrails.cluster.openpbs, contrails.cluster.slurm, submitit"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     torch = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
     return [
-        Result("submit 5 folds over 5 sbatch", mine - theirs, "s", "1.0 s", mine - theirs <= 1.0, {"sbatch": theirs}),
-        Result("memory of submit", memory, "MB", "120 MB", memory < 120),
+        Result(f"submit 5 folds over 5 {bare_name}", more, "s", "1.0 s", more <= 1.0, {bare_name: theirs}),
+        Result(f"memory of submit, {bare_name}", memory, "MB", "120 MB", memory < 120),
         Result("torch imported by submit", float(torch), "", "0", not torch),
     ]
+
+
+def hand_over(folder: Path, environment: dict[str, str], fake: FakePbs | None) -> Result:
+    """Three walltimes in a row: from the last step of a link to the first of the next, less the queue and a start."""
+    run(folder, environment, "split", "train.h5", "--folds", "3", "-o", "three.csv")
+    (folder / "site").mkdir()
+    site = PbsRuns(folder / "site", folder, fake)
+    site.submit("chain", "-o", "train.epochs=200")
+    fold, costs = site.fold("0", "chain"), []
+    for number in (1, 2, 3):
+        site.wait_for_attempt(fold, number)
+        write_atomic(fold.run.clock(site.job("chain")), to_json({"end": 0.0}))
+    site.wait_for_done("chain")
+    rows = read_json_lines(next(fold.run.submitit.glob("*_chain.jsonl")))
+    starts = [row["time"] for row in rows if row["event"] == "start"]
+    ends = [row["time"] for row in rows if row["event"] == "ended"]
+    steps = [[row["time"] for row in read_json_lines(attempt.telemetry)] for attempt in fold.attempts()]
+    start = steps[0][0] - starts[0]
+    for number, ended in enumerate(ends):
+        queue = starts[number + 1] - ended
+        costs.append(steps[number + 1][0] - steps[number][-1] - queue - start)
+    cost = statistics.median(costs)
+    return Result("hand-over, without queue and start", cost, "s", "5 s", cost <= 5)
 
 
 def status(folder: Path, environment: dict[str, str]) -> Result:

@@ -51,7 +51,7 @@ def _fail(command: str, error: Fails) -> int:
 
 def qsub(state: State, arguments: list[str]) -> tuple[str, int]:
     try:
-        pairs, rest = getopt.getopt(arguments, "N:l:q:A:P:r:j:k:o:e:W:v:J:M:m:p:S:h")
+        pairs, rest = getopt.getopt(arguments, "N:l:q:A:P:a:r:j:k:o:e:W:v:J:M:m:p:S:h")
     except getopt.GetoptError as error:
         raise Fails(2, f"{error}\nusage: qsub [-a date_time] ...") from error
     options = dict(pairs)
@@ -74,6 +74,8 @@ def qsub(state: State, arguments: list[str]) -> tuple[str, int]:
         _depend(state, job, waits["depend"])
     if "-h" in options:
         job.state, job.substate, job.hold = "H", 20, "u"
+    if "-a" in options:  # the moment is not looked at
+        job.state, job.substate = "W", 30
     if job.select.startswith("1:ncpus=64"):
         job.comment = "Can Never Run: Insufficient amount of resource: ncpus (R: 64 A: 8 T: 8)"
     if "-J" in options:
