@@ -25,7 +25,7 @@ from contrails.cluster.scheduler import scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.then import start_if_due
 from contrails.config import RunConfig, parse
-from contrails.errors import ContrailsError, Stopped, StorageError, TrainingError
+from contrails.errors import ContrailsError, Stopped, StorageError
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.runs import Attempt, Fold, Run
 from contrails.train.attempt import OVER, is_dead
@@ -99,7 +99,8 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     if not stopped:
         return _exit_code(list(codes.values()))
     # a job that goes on has not failed, whatever became of its other folds
-    return Stopped.exit_code if hand_over(stopped, clock, site) else TrainingError.exit_code
+    goes_on = hand_over(stopped, clock, site)
+    return Stopped.exit_code if goes_on else scheduler.last_code(_exit_code(list(codes.values())))
 
 
 def launch(run: Run, config: RunConfig, folds: list[str], job: dict[str, Any], places: dict[int, int]) -> int:

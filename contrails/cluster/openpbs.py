@@ -19,10 +19,10 @@ from contrails.cluster.kerberos import ticket_check
 from contrails.cluster.pbs import chain, client, script
 from contrails.cluster.pbs.clock import Clock
 from contrails.cluster.pbs.limits import Nodes, parse_nodes, shortage
-from contrails.cluster.pbs.states import read_verdict
+from contrails.cluster.pbs.states import HANDED_OVER, TASK_EXITS, read_verdict
 from contrails.cluster.scheduler import Cause, Check, Job, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
-from contrails.errors import ClusterError
+from contrails.errors import ClusterError, TrainingError
 
 _PATIENCE_S = 60.0
 _SKEW_S = 60.0
@@ -212,6 +212,11 @@ def requeue(_job: ThisJob, _changes: Collection[Cause]) -> bool:
     It has more memory if that is what was lacking. PBS knows no way to avoid a node.
     """
     return script.spec_of(os.environ).chain != script.NONE
+
+
+def last_code(code: int) -> int:
+    """Return the code of a training that cannot go on in place of one after which the next link would."""
+    return TrainingError.exit_code if code in HANDED_OVER or code in TASK_EXITS else code
 
 
 def why_restarted(_job: ThisJob) -> Cause:

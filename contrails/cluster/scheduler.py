@@ -146,6 +146,9 @@ class Scheduler(Protocol):
             changes: "memory" for more of it, "node" for another one; whoever cannot do that with the same job says no.
         """
 
+    def last_code(self, code: int) -> int:
+        """Return the exit code of a job that is not to start again, where `code` would say that it is."""
+
     def why_restarted(self, job: ThisJob) -> Cause:
         """Return why this job was started again after a start that left no word."""
 

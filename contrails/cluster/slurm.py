@@ -210,6 +210,11 @@ def _answers() -> bool:
         return False
 
 
+def last_code(code: int) -> int:
+    """Return the code as it is: Slurm starts no job again for its exit code."""
+    return code
+
+
 def why_restarted(_job: ThisJob) -> Cause:
     """Return why a start of the job left no word: Slurm took its node away, and started it again."""
     return "preemption"

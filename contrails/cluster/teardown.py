@@ -17,14 +17,12 @@ from contrails.cluster.scheduler import Cause, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.submission import pass_on, submit_job, submitting
 from contrails.config import RunConfig, parse
-from contrails.errors import ContrailsError, NodeError, Stopped, TrainingError
+from contrails.errors import ContrailsError, NodeError, Stopped
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.runs import Attempt, Fold, Run
 from contrails.train.attempt import OVER
 
 _MORE = 1.5
-_AGAIN = {Stopped.exit_code, NodeError.exit_code, 128 + 7, 128 + 9, 128 + 12}
-"""Codes after which a chain of jobs goes on (`contrails.cluster.pbs.states`)."""
 
 
 def main() -> None:
@@ -40,13 +38,12 @@ def main() -> None:
 
 
 def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: int) -> int:
-    """Return the code with which the job is to end: schedulers with chains of jobs go on after some, see `_AGAIN`."""
+    """Return the code with which the job is to end, which says to a chain of jobs whether it goes on."""
     scheduler = scheduler_of(site)
     job = scheduler.this_job()
     open_folds = [fold for fold in folds if not fold.done.exists() and not fold.cancelled.exists()]
-    enough = TrainingError.exit_code if code in _AGAIN else code
     if not open_folds:
-        return enough
+        return scheduler.last_code(code)
     if code == Stopped.exit_code or any(_is_handed_over(fold, job) for fold in open_folds):
         return Stopped.exit_code
     standing = scheduler.standing(job)
@@ -54,7 +51,7 @@ def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: in
         fold: _cause(fold, job, code, CAUSES.get(standing), handed_over=standing == "requeued") for fold in open_folds
     }
     if standing in ("requeued", "cancelled"):
-        return enough
+        return scheduler.last_code(code)
     with submitting(run):
         again = [fold for fold in open_folds if may_retry(fold, causes[fold], job, site) and _is_newest(fold, job)]
         given_up = [fold for fold in open_folds if fold not in again]
@@ -66,7 +63,7 @@ def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: in
             _submit_changed(run, config, site, [fold.key for fold in again], changes, job)
         elif again:
             print(f"error: job {job.job_id} was not requeued; submit the run again", file=sys.stderr)  # noqa: T201
-    return enough
+    return scheduler.last_code(code)
 
 
 def _is_handed_over(fold: Fold, job: ThisJob) -> bool:
