@@ -16,13 +16,14 @@ from contrails.runs import Run
 
 _CURVES: tuple[tuple[str, tuple[str, ...], Axis], ...] = (
     ("Validation Dice", ("val/dice",), Axis("Dice at each epoch's own best threshold")),
-    ("Training loss", ("train/loss_smooth", "train/loss"), Axis("binary cross entropy", log=True)),
-    ("Validation loss", ("val/loss",), Axis("binary cross entropy", log=True)),
+    ("Training loss", ("train/loss_smooth", "train/loss"), Axis("loss", log=True)),
+    ("Validation loss", ("val/loss",), Axis("loss", log=True)),
     ("Best threshold", ("val/threshold",), Axis("probability", (0, 1))),
     ("Learning rate", ("train/lr",), Axis("learning rate")),
     ("Gradient norm", ("train/grad_norm",), Axis("before clipping", log=True)),
 )
 """Each chart with the names of its metric, the first that a run has, and its axis."""
+_CHARTED = {"step", "epoch", *(name for _, names, _ in _CURVES for name in names)}
 
 
 def folds_section(states: Sequence[FoldState]) -> str:
@@ -68,8 +69,11 @@ def curves_section(run: Run) -> str:
     if not any(histories.values()):
         return section("curves", "Training", '<p class="none">no snapshot covers any metrics yet</p>')
     known = {name for rows in histories.values() for row in rows for name in row}
+    others = tuple((name, (name,), Axis(name)) for name in sorted(known - _CHARTED))
     charts = [
-        figure(title, *_curve(title, names, axis, histories)) for title, names, axis in _CURVES if known & set(names)
+        figure(title, *_curve(title, names, axis, histories))
+        for title, names, axis in (*_CURVES, *others)
+        if known & set(names)
     ]
     names = legend([(f"fold {key}", style(index)) for index, key in enumerate(histories)])
     return section("curves", "Training", names, f'<div class="charts">{"".join(charts)}</div>')
@@ -131,6 +135,7 @@ def _curve(title: str, names: Sequence[str], axis: Axis, histories: dict[str, li
         name = next((name for name in names if any(name in row for row in rows)), None)
         points = [(row["epoch"], _float(row[name])) for row in rows if name in row and "epoch" in row]
         lines.append(Line(f"fold {key}", points, style(index)))
+    axis = replace(axis, log=axis.log and not any(point[1] <= 0 for line in lines for point in line.points if point))
     ends = [f"fold {line.name.split()[-1]} {_last(line)}" for line in lines if line.points]
     return chart(f"{title} of each fold by epoch", lines, Axis("epoch"), axis), f"last: {', '.join(ends) or 'none'}"
 

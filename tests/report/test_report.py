@@ -135,11 +135,13 @@ def test_metrics_that_are_cut_or_not_finite(make_run: MakeRun) -> None:
     run = make_run()
     train_fold(run.fold("0"), {})
     metrics = run.fold("0").attempt(1).metrics
-    append_json_line(metrics, {"step": 12, "epoch": 3, "val/dice": math.nan, "val/loss": None})
+    append_json_line(metrics, {"step": 12, "epoch": 3, "val/dice": math.nan, "val/loss": None, "train/loss/own": -1.5})
     with metrics.open("a") as file:
         file.write('{"step": 12, "epoch": 3, "val/di')
     page = re.sub(r"<style>.*?</style>|<script>.*", "", report(run), flags=re.DOTALL)
     assert "nan" not in page.lower()
+    assert "train/loss/own" in page
+    assert "last: fold 0 -1.5" in page
 
 
 def test_ten_thousand_epochs_make_a_small_page(make_run: MakeRun) -> None:
