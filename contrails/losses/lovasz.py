@@ -36,6 +36,7 @@ def _of_class(logits: torch.Tensor, positive: torch.Tensor, valid: torch.Tensor,
     # Sorting only decides the weights, which have no gradient (that of the extension is piecewise constant), and
     # counts are integers: gradients through a sort and sums of floats are not deterministic on CUDA.
     order = margins.detach().masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    # what does not count ranks last and adds no step
     ranked, counted = positive.gather(1, order), valid.gather(1, order)
     total = (positive & valid).sum(1, keepdim=True)
     both = total - (ranked & counted).cumsum(1)
@@ -43,4 +44,4 @@ def _of_class(logits: torch.Tensor, positive: torch.Tensor, valid: torch.Tensor,
     jaccard = 1 - both / either.clamp(min=1)
     steps = torch.cat([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], dim=1)
     weights = torch.zeros_like(margins).scatter_(1, order, steps)
-    return (rectified * weights * valid).sum(1)
+    return (rectified * weights).sum(1)

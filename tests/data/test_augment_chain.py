@@ -88,15 +88,19 @@ def test_labels_half_a_pixel_off_stay_on_their_image(name: str, options: dict[st
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("hard", [False, True])
 def test_ignored_pixels_never_come_back(name: str, hard: bool) -> None:
-    """What is ignored is marked by a target that would be seen."""
+    """What is ignored shows in the image by a value that nothing else has."""
     samples = smooth_samples(frames=3)
     valid = samples.valid.clone()
     valid[:, 10:20, 5:30] = valid[3] = False
-    samples = replace(samples, target=torch.where(valid, (samples.target > 0.7).float(), 1e6), valid=valid)
+    samples.images[..., 11:18, 6:28] = 100.0
+    samples = replace(samples, target=(samples.target > 0.7).float() * valid, valid=valid)
     chain = chain_of({name: {}}, hard=hard)
     changed = chain.apply(samples, draws_for(chain, 5))
     assert changed.valid.dtype == torch.bool
-    assert changed.target[changed.valid].max() <= 1
+    seen = changed.images[:, 1, 0] > 50
+    assert seen.any()
+    assert not changed.valid[seen].any()
+    assert not changed.target[~changed.valid].any()
     assert (changed.valid[:3].flatten(1).sum(1) > 0).all()
     assert torch.isfinite(changed.images).all()
     if hard and name not in ("mixup",):
@@ -247,11 +251,14 @@ def test_contrails_are_pasted_into_negative_samples() -> None:
     target[1, 5:7, 4:8] = 1.0
     target[1, 7, 4] = 0.25
     target[2, 0, 0] = 1.0
-    samples = Samples(images, target, torch.ones(3, 12, 12, dtype=torch.bool))
+    valid = torch.ones(3, 12, 12, dtype=torch.bool)
+    valid[1, 4, 4] = valid[1, 11, 11] = valid[0, 0, 11] = False
+    samples = Samples(images, target, valid)
     chain = chain_of({"copy_paste": {"margin_px": 1}})
     draws = {"copy_paste": np.zeros((3, NUM_DRAWS))}  # each takes from the next one
     changed = chain.apply(samples, draws)
     assert torch.equal(changed.target[0], target[1])
+    assert (~changed.valid[0]).nonzero().tolist() == [[0, 11], [4, 4]]  # its own, and what was pasted
     assert torch.equal(changed.images[1:], images[1:])
     assert torch.equal(changed.target[1:], target[1:])
     # labels 5 and 6 lie on the image rows 4 to 6, and a pixel around

@@ -75,7 +75,7 @@ def resample(
     images = _sampled(samples.images.flatten(1, 2), _mapped(points, maps, bends), "reflection")
     offset = torch.tensor(offset_px, device=device)
     seen = _mapped(points - offset, maps, bends) + offset
-    labels = torch.stack([samples.target * samples.valid, samples.valid.float()], dim=1)
+    labels = torch.stack([samples.target, samples.valid.float()], dim=1)
     target, share = _sampled(labels, seen, "zeros").unbind(1)
     valid = share > _INSIDE
     target = ((target > 0.5).float() if hard else target) * valid

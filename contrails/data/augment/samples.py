@@ -10,8 +10,9 @@ class Samples:
     """Images with their labels.
 
     Shape:
-        images float32 (B, T, C, H, W); target float32 (B, H, W), what most annotators marked is above 1/2; valid bool
-        (B, H, W): what counts; weights float32 (B,): how much each record counts in the loss; None: 1.
+        images float32 (B, T, C, H, W); target float32 (B, H, W): above 1/2 where most annotators marked, 0 where it is
+        ignored; valid bool (B, H, W): what counts; weights float32 (B,): how much each record counts in the loss;
+        None: 1.
     """
 
     images: torch.Tensor
