@@ -195,6 +195,8 @@ class Recipe(Section):
             if asked and not there:
                 raise ValueError(f"{key} needs a head to act on; set {wanted}, or leave {key} out")
         for term in loss.terms:
+            if term.name == "softmax_ce" and model.logits != 2:
+                raise ValueError("loss.terms: softmax_ce needs two logits; set model.logits = 2, or choose bce")
             if term.head is not None and term.head >= (model.heads if model.heads > 1 else 0):
                 raise ValueError(f"loss.terms: {term.name} has head = {term.head}, found model.heads = {model.heads}")
         return self

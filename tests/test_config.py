@@ -205,6 +205,10 @@ def test_every_problem_is_told_at_once() -> None:
             "loss.terms.0.bce.weight = 0: Input",
         ),
         ({"data": DATA, "loss": {"pos_weight": 3}}, "unknown key loss.pos_weight; did you mean 'loss.terms[bce].pos_w"),
+        (
+            {"data": DATA, "loss": {"terms": ["softmax_ce"]}},
+            "loss.terms: softmax_ce needs two logits; set",
+        ),
         ({"data": DATA, "loss": {"normalise": True}}, "loss: normalise needs at least two terms, found one"),
         (
             {"data": DATA, "augment": {"mixup": {"probability": 1}}, "train": {"batch_size": 3, "accumulate": 2}},

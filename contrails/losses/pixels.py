@@ -16,6 +16,7 @@ from contrails.sections.loss import (
     FocalTerm,
     OhemTerm,
     QualityFocalTerm,
+    SoftmaxCeTerm,
     SymmetricCeTerm,
 )
 
@@ -36,6 +37,16 @@ def binary_cross_entropy(
     if term.pos_weight != 1:
         losses = losses - (term.pos_weight - 1) * smooth * functional.logsigmoid(logits)
     return mean_of_pixels(losses, counts)
+
+
+def softmax_cross_entropy(
+    logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor, term: SoftmaxCeTerm
+) -> torch.Tensor:
+    """Return the mean of -(1 - t) log s_0 - t log s_1, with s the softmax of two logits of which z is the difference.
+
+    s_1 is the sigmoid of z, so that this is the binary cross entropy of the difference, with its minimum at s_1 = t.
+    """
+    return binary_cross_entropy(logits, target, counts, BceTerm(smoothing=term.smoothing))
 
 
 def focal(logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor, term: FocalTerm) -> torch.Tensor:

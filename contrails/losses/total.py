@@ -11,6 +11,7 @@ from contrails.sections.loss import AnyTerm, BceTerm, LossSection, RegionTerm
 
 _PIXELS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Any], torch.Tensor]] = {
     "bce": pixels.binary_cross_entropy,
+    "softmax_ce": pixels.softmax_cross_entropy,
     "focal": pixels.focal,
     "quality_focal": pixels.quality_focal,
     "hinge": lambda logits, target, counts, _: pixels.hinge(logits, target, counts),

@@ -44,6 +44,13 @@ class BceTerm(Term):
         return self
 
 
+class SoftmaxCeTerm(Term):
+    """Softmax cross entropy."""
+
+    name: Literal["softmax_ce"] = Field("softmax_ce", description="cross entropy of the softmax of two logits")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing: the target's share that becomes 1/2")
+
+
 class FocalTerm(Term):
     """Focal loss."""
 
@@ -148,6 +155,7 @@ class BoundaryF1Term(Term):
 
 AnyTerm = (
     BceTerm
+    | SoftmaxCeTerm
     | FocalTerm
     | QualityFocalTerm
     | HingeTerm

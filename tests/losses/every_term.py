@@ -8,6 +8,7 @@ from contrails.sections.loss import LossSection
 TERMS: dict[str, dict[str, object]] = {
     "bce": {"name": "bce"},
     "bce weighted": {"name": "bce", "pos_weight": 4.0, "smoothing": 0.1},
+    "softmax": {"name": "softmax_ce"},
     "focal": {"name": "focal"},
     "focal 0.5": {"name": "focal", "gamma": 0.5},
     "quality focal": {"name": "quality_focal"},

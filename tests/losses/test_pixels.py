@@ -39,6 +39,14 @@ def test_weighted_cross_entropy_is_that_of_smp(pos_weight: float, smoothing: flo
         assert value(term, LOGITS, target).item() == pytest.approx(other(LOGITS, target).item(), rel=1e-5)
 
 
+def test_softmax_cross_entropy_is_that_of_torch() -> None:
+    two = torch.stack([0.3 * LOGITS.flip(0), LOGITS], dim=1)
+    for target in (HARD, SOFT):
+        other = functional.cross_entropy(two, torch.stack([1 - target, target], 1), label_smoothing=0.1)
+        found = value({"name": "softmax_ce", "smoothing": 0.1}, two[:, 1] - two[:, 0], target)
+        assert found.item() == pytest.approx(other.item(), rel=1e-5)
+
+
 def test_balanced_is_one_over_the_rate() -> None:
     balanced = value({"name": "bce", "pos_weight": "balanced"}, LOGITS, HARD)  # at a rate of 1%
     assert balanced == value({"name": "bce", "pos_weight": 100.0}, LOGITS, HARD)
