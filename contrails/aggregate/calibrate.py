@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from contrails.metrics import NUM_BINS, Histogram
 
@@ -26,7 +27,7 @@ class Calibration:
 
     def probabilities(self) -> np.ndarray:
         """Return the calibrated probability of each stored one, float64 (65536,)."""
-        calibrated: np.ndarray = 1 / (1 + np.exp(-(self.slope * _LOGITS + self.bias)))
+        calibrated: np.ndarray = expit(self.slope * _LOGITS + self.bias)
         return calibrated
 
 
@@ -39,7 +40,7 @@ def fit(histogram: Histogram, *, with_bias: bool) -> Calibration:
     found = np.array([1.0, 0.0])[: 1 + with_bias]
     loss = _loss(found @ features, positive, all_of)
     for _ in range(_STEPS):
-        probs = 1 / (1 + np.exp(-(found @ features)))
+        probs = expit(found @ features)
         gradient = features @ (all_of * probs - positive)
         curvature = (features * (all_of * probs * (1 - probs))) @ features.T
         step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]

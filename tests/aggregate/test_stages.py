@@ -200,3 +200,16 @@ def test_an_audit_compares_labels_with_what_members_predicted(
     assert len(found) >= 6  # all that are positive
     with pytest.raises(DataError, match=r"was made with the dataset \S+train.h5, \S+test.h5 is another one"):
         cli(["data", "audit", str(tiny_data / "test.h5"), *arguments], standalone_mode=False)
+
+
+def test_a_classifier_is_a_gate(gate: Ensemble, make_run: MakeRun, tiny_data: Path) -> None:
+    classifier = make_run("classifier", model={"task": "classify"}, train={"epochs": 1}, loss={"terms": ["bce"]})
+    for fold in "012":
+        train_fold(classifier.fold(fold), {})
+    made = make_ensemble([classifier], classifier.aggregate("default"), Options(weights="best"), CPU)
+    image = next(iter(Predicted(made, open_dataset(tiny_data / "train.h5")).values()))
+    assert len(np.unique(image)) == 1  # its answer for all of the record
+    run = positives(gate, make_run)
+    options = Options(weights="best", gate=str(made.path))
+    row = make_ensemble([run], run.aggregate("default"), options, CPU).scores["gate"]
+    assert row["dice_without"] == gate.scores["dice_cross_fitted"]
