@@ -246,6 +246,7 @@ class RunConfig(Section):
     site: dict[str, Any] = Field(description="the site profile, resolved; see `contrails.cluster.sites`")
     code: str = Field(description="SHA-256 of the frozen package")
     lineage: dict[str, WeightsFile] = Field({}, description="what each fold starts from, if not from random weights")
+    pretrained: WeightsFile | None = Field(None, description="what the encoder of every fold starts from")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

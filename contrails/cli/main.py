@@ -34,6 +34,7 @@ _COMMANDS = {
     "predict": "contrails.cli.predict",
     "evaluate": "contrails.cli.evaluate",
     "submission": "contrails.cli.submission",
+    "weights": "contrails.cli.weights",
     "runs": "contrails.cli.runs",
     "note": "contrails.cli.note",
     "compare": "contrails.cli.compare",

@@ -52,7 +52,11 @@ def schema(as_json: bool) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write a picture of what augmentation makes of a few records of data.dataset.",
 )
-def show(path: Path | None, overrides: tuple[str, ...], as_json: bool, sheet: Path | None) -> None:
+@click.option("--model", "with_model", is_flag=True, help="Print the network's table, parameters, MACs and memory.")
+@click.option("--side", default=256, show_default=True, help="Side of a record in pixels, for --model.")
+def show(
+    path: Path | None, overrides: tuple[str, ...], as_json: bool, sheet: Path | None, with_model: bool, side: int
+) -> None:
     """Check RECIPE (default: jobs/default.toml) and print it with the defaults filled in, empty keys as comments.
 
     What needs the data, such as bands, frames and the size of a crop, is checked by `contrails submit --dry-run`.
@@ -60,6 +64,7 @@ def show(path: Path | None, overrides: tuple[str, ...], as_json: bool, sheet: Pa
     \b
     Example:
       contrails recipe show jobs/default.toml -o train.lr=3e-4
+      contrails recipe show jobs/default.toml --model --side 128
       contrails recipe show jobs/default.toml -o augment.affine.probability=0.5 --augment sheet.png
     """
     from contrails.data.composites import check_composite
@@ -70,12 +75,40 @@ def show(path: Path | None, overrides: tuple[str, ...], as_json: bool, sheet: Pa
     require_known(loaded)
     if sheet is not None:
         require_picture(sheet, "--augment")
+    if with_model:
+        _show_model(loaded, side, as_json=as_json)
+        return
     click.echo(loaded.model_dump_json(indent=2) if as_json else _toml(loaded), nl=as_json)
     if sheet is not None:
         from contrails.data.contact import plot_augmentation
         from contrails.data.store import open_dataset
 
         click.echo(f"{sheet}: {plot_augmentation(open_dataset(loaded.data.dataset), loaded, sheet)} records", err=True)
+
+
+def _show_model(recipe: Recipe, side: int, *, as_json: bool) -> None:
+    """Print how large a recipe's network is for records of the infrared bands of GOES, or of its dataset's."""
+    from contrails.data.composites import channels_of
+    from contrails.data.store import open_dataset
+    from contrails.models.build import build_model
+    from contrails.models.summary import size_of, summary
+
+    exists = recipe.data.dataset.is_file()
+    bands = open_dataset(recipe.data.dataset).band_names if exists else [f"b{band:02d}" for band in range(8, 17)]
+    channels, frames = len(channels_of(recipe.data, bands)), max(len(recipe.data.frames), 1)
+    apart = recipe.model.temporal.merge != "channels"
+    side = recipe.data.crop or side
+    shape = (frames, channels, side, side) if apart else (frames * channels, side, side)
+    model = build_model(recipe, shape[-3])
+    size = size_of(model, recipe, shape)
+    if as_json:
+        click.echo(json.dumps(size))
+        return
+    click.echo(summary(model, (1, *shape)))
+    click.echo(f"input of a record: {' x '.join(map(str, shape))}")
+    click.echo(f"parameters: {size['parameters'] / 1e6:.2f} M")
+    click.echo(f"multiply-adds a record: {size['macs'] / 1e9:.2f} G")
+    click.echo(f"memory of a training step: about {size['memory_bytes'] / 1e9:.2f} GB, without the kernels' workspace")
 
 
 def _toml(section: Section, table: str = "") -> str:

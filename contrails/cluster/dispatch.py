@@ -36,6 +36,7 @@ from contrails.data.store import open_dataset
 from contrails.errors import RecipeError, RunError, StorageError
 from contrails.files import sha256, storage, to_json, write_atomic
 from contrails.models.names import require_deterministic, require_known
+from contrails.models.pretrained import find_pretrained
 from contrails.runs import ALL, Fold, Run, new_run_path, open_run
 from contrails.train.attempt import process_of
 
@@ -100,6 +101,7 @@ def plan_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
         site=resolved.model_dump(mode="json", exclude_none=True),
         code="",
         lineage=lineage,
+        pretrained=find_pretrained(recipe),
     )
 
 

@@ -3,12 +3,56 @@
 import warnings
 from typing import Any
 
+import torch
 from torch import nn
+
+from contrails.config import Recipe
 
 
 def summary(model: nn.Module, input_shape: tuple[int, ...]) -> str:
     """Return torchinfo's table of a model, with input and output shapes, parameters and multiply-adds."""
     return str(_torchinfo(model, input_shape))
+
+
+def size_of(model: nn.Module, recipe: Recipe, record_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return parameters, multiply-adds of a record and bytes of a training step, as far as its tensors tell.
+
+    The bytes are those of weights, gradients, the optimiser, averages of weights, and what the forward pass of a piece
+    of a batch keeps for the backward pass; kernels' own workspace comes on top.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    train = recipe.train
+    copies = 2 + (2 if train.optimizer == "adamw" else 1) + bool(train.ema_decay) + bool(train.swa_epochs)
+    piece = -(-train.batch_size // train.accumulate)
+    return {
+        "input": list(record_shape),
+        "parameters": parameters,
+        "macs": int(_torchinfo(model, (1, *record_shape)).total_mult_adds),
+        "memory_bytes": 4 * copies * parameters + piece * _kept_bytes(model, record_shape, train.precision),
+    }
+
+
+def _kept_bytes(model: nn.Module, record_shape: tuple[int, ...], precision: str) -> int:
+    """Return the bytes a record that the forward pass keeps for the backward pass, each tensor counted once."""
+    kept: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    alive = []  # so that no address is used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        stored = tensor.untyped_storage()
+        if stored.data_ptr() not in own:
+            alive.append(tensor)
+            kept[stored.data_ptr()] = stored.nbytes()
+        return tensor
+
+    half = {"bf16": torch.bfloat16, "fp16": torch.bfloat16}.get(precision)
+    # batch norm needs two records
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", half, enabled=half is not None),
+    ):
+        model.train()(torch.zeros(2, *record_shape))
+    return sum(kept.values()) // 2
 
 
 def _torchinfo(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
@@ -18,5 +62,9 @@ def _torchinfo(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
         # torchinfo 1.8 reads TypedStorage, which torch calls deprecated
         warnings.simplefilter("ignore", UserWarning)
         return torchinfo_summary(
-            model, input_size=input_shape, depth=3, verbose=0, col_names=("input_size", "output_size", "num_params")
+            model,
+            input_size=input_shape,
+            depth=3,
+            verbose=0,
+            col_names=("input_size", "output_size", "num_params"),
         )

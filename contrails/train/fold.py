@@ -152,15 +152,17 @@ def _build(
 
     def rebuild() -> TrainState:
         torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
-        model = build_model(recipe, source.num_channels, source.label_position).to(device)
+        found = load_snapshot(fold)
+        pretrained = None if config.pretrained is None or found is not None else _verified(config.pretrained)
+        model = build_model(recipe, source.num_channels, source.label_position, pretrained).to(device)
         objective = Objective(recipe, lambda: dataset.positive_rate(training)).to(device)
         state = new_state(model, objective, recipe.train, device)
-        if (found := load_snapshot(fold)) is not None:
+        if found is not None:
             name, content = found
             state.load_state_dict(content)
             log.info("going on at step %d from %s", state.step, name.path.name)
         elif (parent := config.lineage.get(fold.key)) is not None:
-            _start_from(parent, model)
+            _start_from(_verified(parent), model)
         elif recipe.model.head_bias == "rate":
             positive = dataset.positive_pixels(training) > 0
             model.model.start_at(dataset.positive_rate(training), float(positive.mean()))
@@ -170,8 +172,9 @@ def _build(
     state = rebuild()
     if job.get("summary"):
         size = (recipe.data.crop,) * 2 if recipe.data.crop else dataset.bands.shape[-2:]
-        shape = (sampler.batch_size, source.num_channels, *size)
-        print(summary(state.model, shape), f"input {shape} -> output {(shape[0], *shape[2:])}", sep="\n", flush=True)  # noqa: T201
+        frames = (len(source.frames),) if source.time_axis else ()
+        shape = (sampler.batch_size, *frames, source.num_channels, *size)
+        print(summary(state.model, shape), f"input {shape} -> output {(shape[0], *size)}", sep="\n", flush=True)  # noqa: T201
     origin = {"data": config.data.model_dump(mode="json"), "code": config.code}
     return Loop(
         fold, attempt, recipe, source, sampler, training, validation, state, heart, stop, rebuild, ranks, origin
@@ -215,17 +218,22 @@ def _explaining(fold: Fold) -> Iterator[None]:
         ) from error
 
 
-def _start_from(parent: WeightsFile, model: nn.Module) -> None:
-    """Load what fits of another run's weights, and name what does not."""
-    if not parent.path.is_file() or sha256(parent.path) != parent.sha256:
+def _verified(weights: WeightsFile) -> Path:
+    """Return the path of weights that are what they were when the run was made."""
+    if not weights.path.is_file() or sha256(weights.path) != weights.sha256:
         raise DataError(
-            f"{parent.path}, which this fold starts from, is missing or no longer what it was when the run was made; "
-            "put it back, or make a new run with `contrails continue`"
+            f"{weights.path}, which this fold starts from, is missing or no longer what it was when the run was made; "
+            "put it back (`contrails weights fetch` brings pretrained ones, where there is internet), or make a new run"
         )
-    left_out = load_fitting(model, load_weights(parent.path)[0])
+    return weights.path
+
+
+def _start_from(path: Path, model: nn.Module) -> None:
+    """Load what fits of another run's weights, and name what does not."""
+    left_out = load_fitting(model, load_weights(path)[0])
     if len(left_out) >= len(model.state_dict()):
-        raise TrainingError(f"{parent.path} fits this model nowhere; continue with the model of its own run")
-    log.info("starting from %s; %d tensors do not fit: %s", parent.path, len(left_out), "; ".join(left_out) or "none")
+        raise TrainingError(f"{path} fits this model nowhere; continue with the model of its own run")
+    log.info("starting from %s; %d tensors do not fit: %s", path, len(left_out), "; ".join(left_out) or "none")
 
 
 def _composite(fold: Fold, dataset: Dataset, recipe: Recipe, training: np.ndarray) -> Composite:

@@ -120,3 +120,22 @@ def test_show_takes_the_default_recipe(
 def test_show_refuses_what_is_wrong(path: Path) -> None:
     with pytest.raises(RecipeError, match=r"unknown key trian; did you mean 'train'\?"):
         run("show", path, "-o", "trian.lr=1")
+
+
+def test_show_says_how_large_the_model_is(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("-o", "model.encoder=tu-test_resnet", "-o", "train.batch_size=4")
+    merged = ("-o", "data.frames=[3,4]", "-o", "model.temporal.merge=conv3d")
+    sizes = []
+    for more in ((), ("-o", "train.accumulate=2"), merged):
+        run("show", path, *small, *more, "--model", "--side", "64", "--json")
+        sizes.append(json.loads(capsys.readouterr().out))
+    plain, pieces, frames = sizes
+    assert (plain["input"], frames["input"]) == ([3, 64, 64], [2, 3, 64, 64])
+    assert plain["parameters"] == pieces["parameters"] < frames["parameters"]
+    assert plain["macs"] == pieces["macs"] < frames["macs"]
+    weights = 4 * 4 * plain["parameters"]
+    assert plain["memory_bytes"] - weights == 2 * (pieces["memory_bytes"] - weights)
+    run("show", path, *small, "--model", "--side", "64")
+    text = capsys.readouterr().out
+    assert "Total params" in text
+    assert f"parameters: {plain['parameters'] / 1e6:.2f} M" in text

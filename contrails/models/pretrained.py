@@ -1,0 +1,87 @@
+"""Pretrained weights of encoders: a folder that a machine with internet fills, and that jobs only read.
+
+One safetensors file an encoder and set of weights, as timm's and smp's hubs offer them, in `$CONTRAILS_WEIGHTS` or
+`~/.cache/contrails/weights`. A run names its file with the SHA-256 that it had when the run was made. Torch is not
+needed to find one.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from contrails.config import Recipe, WeightsFile
+from contrails.errors import DataError
+from contrails.files import sha256, storage
+from contrails.models.names import find_encoder, is_file
+
+
+def weights_folder() -> Path:
+    """Return where fetched weights lie."""
+    return Path(os.environ.get("CONTRAILS_WEIGHTS") or Path.home() / ".cache" / "contrails" / "weights")
+
+
+def find_pretrained(recipe: Recipe) -> WeightsFile | None:
+    """Return the file that a recipe's encoder starts from, with its digest; None where it starts from random weights.
+
+    Raises:
+        DataError: there is no such file; the message says which command makes it, and where.
+    """
+    section = recipe.model
+    if section.pretrained is None:
+        return None
+    if is_file(section.pretrained):
+        path, remedy = Path(section.pretrained).expanduser().absolute(), "give the path of a safetensors file"
+    else:
+        path = weights_path(section.encoder, section.pretrained)
+        asked = section.encoder if section.pretrained == "default" else f"{section.encoder} --set {section.pretrained}"
+        remedy = f"run `contrails weights fetch {asked}` where there is internet, such as on a login node"
+    if not path.is_file():
+        raise DataError(f"model.pretrained = '{section.pretrained}': expected {path}, found no such file; {remedy}")
+    return WeightsFile(path=path, sha256=sha256(path))
+
+
+def weights_path(encoder: str, name: str) -> Path:
+    """Return where the set `name` of an encoder's weights lies, whether or not it was fetched."""
+    known = find_encoder(encoder)
+    chosen = known.pretrained[0] if name == "default" else name
+    return weights_folder() / f"{encoder.partition('.')[0]}.{chosen}.safetensors"
+
+
+def fetch(encoder: str, name: str) -> Path:
+    """Download a set of an encoder's weights, complete or not at all; nothing is done for what is there.
+
+    Raises:
+        DataError: the hub does not answer, or does not have it.
+    """
+    path = weights_path(encoder, name)
+    if path.is_file():
+        return path
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repository, revision = _place(encoder, path.name.split(".", 1)[1].removesuffix(".safetensors"))
+    with storage(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        try:
+            made = huggingface_hub.hf_hub_download(repository, "model.safetensors", revision=revision, local_dir=folder)
+        except (OSError, HfHubHTTPError) as error:
+            raise DataError(
+                f"{encoder}: expected its weights at {repository} of the Hugging Face hub, found "
+                f"{type(error).__name__}: {error}; try again where there is internet, or copy the file to {path}"
+            ) from error
+        Path(made).replace(path)
+    return path
+
+
+def _place(encoder: str, name: str) -> tuple[str, str | None]:
+    """Return the repository and the revision of a set of weights."""
+    from contrails.models.library import smp, timm
+
+    if not encoder.startswith("tu-"):
+        settings = smp.encoders.encoders[encoder]["pretrained_settings"][name]
+        return settings["repo_id"], settings["revision"]
+    config = timm.get_pretrained_cfg(f"{encoder.removeprefix('tu-').partition('.')[0]}.{name}")
+    if config is None or not config.hf_hub_id:
+        raise DataError(f"{encoder}: '{name}' is not on the Hugging Face hub; download it by hand and give its path")
+    return config.hf_hub_id, None
