@@ -52,8 +52,8 @@ def test_the_global_dice_is_over_the_steps_before_too() -> None:
         total, _ = loss(logits, target, ALL)
         fading = [0.99 ** (index - i) for i in range(index + 1)]
         p, t = ([pair[i] for pair in steps[: index + 1]] for i in (0, 1))
-        both = sum(f * (a.sigmoid() * b).sum() for f, a, b in zip(fading, p, t, strict=True))
-        sizes = sum(f * (a.sigmoid().sum() + b.sum()) for f, a, b in zip(fading, p, t, strict=True))
+        both = torch.stack([f * (a.sigmoid() * b).sum() for f, a, b in zip(fading, p, t, strict=True)]).sum()
+        sizes = torch.stack([f * (a.sigmoid() + b).sum() for f, a, b in zip(fading, p, t, strict=True)]).sum()
         expected = 1 - 2 * both / sizes
         assert total.item() == pytest.approx(expected.item(), rel=1e-4)
         (gradient,) = torch.autograd.grad(total, logits)
