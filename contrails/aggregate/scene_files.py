@@ -18,7 +18,7 @@ NODATA = 255
 """Value of a GeoTIFF mask where nothing was predicted; the others are 0 and 1."""
 
 _BLOCK = 512
-_CACHE_MB = 128
+_CACHE_MB = 64
 
 
 class WriteStrip(Protocol):

@@ -19,6 +19,7 @@ from contrails.errors import DataError
 
 Blend = Literal["hann", "gaussian"]
 _LARGEST_WEIGHT = 255
+_ROWS_AT_ONCE = 32
 _GAUSSIAN_SIGMA = 1 / 8
 """Of the side of a tile, as sliding-window inference usually takes it."""
 
@@ -119,10 +120,14 @@ class Blender:
             return
         self._grow(row)
         sums, weights = self._sums[:count], self._weights[:count]
-        values = (sums + weights // 2) // np.maximum(weights, 1)  # rounded to the nearest
-        first, self._row = self._row, row
+        values = np.empty(sums.shape, np.uint16)
+        for top in range(0, count, _ROWS_AT_ONCE):  # what is made on the way would be larger than the strip
+            part = slice(top, top + _ROWS_AT_ONCE)
+            values[part] = (sums[part] + weights[part] // 2) // np.maximum(weights[part], 1)  # rounded to the nearest
+        predicted, first, self._row = weights > 0, self._row, row
         self._sums, self._weights = self._sums[count:].copy(), self._weights[count:].copy()
-        yield Strip(first, values.astype(np.uint16), weights > 0)
+        del sums, weights
+        yield Strip(first, values, predicted)
 
 
 def window(side: int, blend: Blend) -> np.ndarray:

@@ -1,8 +1,6 @@
 """Aggregation beside the least that it could cost: averaging weights, test-time augmentation, threshold, encoding."""
 
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from memory import grown, resident
 from table import Result, rates, show
 
 from contrails.aggregate.average import average_weights
@@ -175,18 +174,6 @@ def usual(mask: np.ndarray) -> str:
     runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
     runs[1::2] -= runs[::2]
     return " ".join(str(run) for run in runs)
-
-
-def grown(code: str) -> int:
-    """Return the number that code prints in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
-
-
-def resident(what: str) -> int:
-    """Return the bytes in memory now (VmRSS) or at most so far (VmHWM); what is mapped from files counts."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
 def model(seed: int) -> Segmenter:

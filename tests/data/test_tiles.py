@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrails.data.store import Placement
@@ -10,6 +10,7 @@ from contrails.data.tiles import Blender, Strip, grid, padded, window
 from contrails.errors import DataError
 
 
+@settings(deadline=None)  # a tile of one pixel makes thousands of them
 @given(st.data(), st.integers(1, 60), st.integers(1, 60), st.integers(1, 33), st.sampled_from(["hann", "gaussian"]))
 def test_tiling_then_blending_is_the_identity(
     data: st.DataObject, height: int, width: int, tile: int, blend: str
