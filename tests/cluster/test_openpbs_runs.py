@@ -151,6 +151,13 @@ def test_a_run_after_another_waits_for_its_success(site: PbsRuns) -> None:
     assert site.ends("first") == ["walltime", ""]
 
 
+def test_doctor_looks_at_a_node(site: PbsRuns) -> None:
+    done = site.run("doctor", "--site", "test", "--job", "--json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert checks["a node for the job"]["holds"]
+    assert checks["job: import torch"]["holds"], done.stderr
+
+
 def test_an_error_is_not_tried_again(site: PbsRuns) -> None:
     site.submit("wrong", *SHORT)
     run = site.fold("0", "wrong").run

@@ -122,7 +122,7 @@ class Server:
             "PBS_JOBID": job.id,
             "PBS_JOBNAME": job.name,
             "PBS_NODEFILE": str(nodefile),
-            "PBS_O_WORKDIR": str(self.root / "home"),
+            "PBS_O_WORKDIR": job.workdir,
             "OMP_NUM_THREADS": "1",
             **array,
             **job.environment,

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ class Job:
     run_count: int = 0
     exit_status: int | None = None
     comment: str = ""
+    workdir: str = field(default_factory=os.getcwd)
     created: float = field(default_factory=time.time)
     started: float = 0.0
     term_at: float | None = None

@@ -167,6 +167,7 @@ def render(spec: Spec, command: str, setup: Sequence[str]) -> str:
         f"export {SPEC}={shlex.quote(to_json(asdict(spec)))}",
         "export SUBMITIT_EXECUTOR=pbs",
         *_path_of_commands(),
+        'cd "$PBS_O_WORKDIR"  # where it was submitted, as on Slurm; PBS starts jobs in the home folder',
         "trap : TERM  # PBS sends it to every process: the shell stays until the task has saved",
         *("", "# setup", *setup),
         *("", "# command", command),
