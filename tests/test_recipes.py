@@ -1,0 +1,101 @@
+"""The recipes that are shipped: what their headers say, and that each one trains, stops and goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, load_recipe, to_toml
+from contrails.data.filelists import read_filelist
+from contrails.data.store import open_dataset
+from contrails.errors import Stopped
+from contrails.files import sha256, write_atomic
+from contrails.models.names import require_known
+from contrails.runs import Run
+from contrails.train.fold import train_fold
+from contrails.train.loop import Loop
+
+from raw_records import write_record
+
+JOBS = Path(__file__).parents[1] / "jobs"
+RECIPES = sorted(JOBS.glob("*.toml"))
+OF_GOES = [path for path in RECIPES if "data/goes/" in path.read_text() or path.stem == "default"]
+
+pytestmark = pytest.mark.usefixtures("restore_process")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve records of 64 x 64 with all bands and frames, and two folds."""
+    from contrails.cli.main import cli
+
+    root = tmp_path_factory.mktemp("goes")
+    for index in range(12):
+        write_record(root / "raw", "train", f"{index}", size=64, bands=range(8, 17), seed=index, positive=index % 3 < 2)
+    train = str(root / "train.h5")
+    cli(["prepare", str(root / "raw"), train, "--bands", "all", "--frames", "0-7"], standalone_mode=False)
+    cli(["split", train, "--folds", "2", "-o", str(root / "folds.csv")], standalone_mode=False)
+    return root
+
+
+def small(path: Path, folder: Path) -> Recipe:
+    """Return a recipe for two steps of two records of 64 x 64, with its own model, loss and schedule."""
+    values = load_recipe(path).model_dump(mode="json", exclude_none=True)
+    values["data"] |= {"dataset": str(folder / "train.h5"), "filelist": str(folder / "folds.csv"), "limit": 4}
+    values["train"] |= {
+        "batch_size": 2,
+        "accumulate": 1,
+        "epochs": 1,
+        "swa_epochs": min(1, values["train"]["swa_epochs"]),
+    }
+    values["train"]["warmup_epochs"] = min(1.0, values["train"]["warmup_epochs"])
+    values["snapshot"] |= {"keep_last": 1, "keep_best": 1}
+    if "size" in values["data"]:
+        values["data"]["size"] = 64
+    values["model"].pop("pretrained", None)
+    return Recipe.model_validate(values)
+
+
+def stop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loop._step
+
+    def step(loop: Loop, batches: Any) -> None:
+        original(loop, batches)
+        loop.stop.reason = "SIGTERM"
+
+    monkeypatch.setattr(Loop, "_step", step)
+
+
+@pytest.mark.parametrize("path", OF_GOES, ids=lambda path: path.stem)
+def test_two_steps_and_a_resume(path: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small(path, folder)
+    config = RunConfig(
+        recipe=recipe,
+        compute=ComputeSection(device="cpu", num_threads=1),
+        data=DataIdentity(
+            dataset=open_dataset(recipe.data.dataset).fingerprint,
+            filelist=sha256(recipe.data.filelist),
+            num_folds=read_filelist(recipe.data.filelist).num_folds,
+        ),
+        site={"name": "local"},
+        code="",
+    )
+    run = Run(tmp_path / "run")
+    run.create_folder()
+    write_atomic(run.toml, to_toml(config))
+    fold = run.fold("0")
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="stopped at step 1 "):
+        stop_once(patch)
+        train_fold(fold, {})
+    train_fold(fold, {})
+    done = fold.read_done()
+    assert done is not None
+    assert (done["step"], done["attempt"]) == (2, 2)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_header_says_what_to_expect(path: Path) -> None:
+    require_known(load_recipe(path))
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    for word in ("command", "needs", "score", "model"):
+        assert any(line.startswith(f"# {word}:") for line in header), f"{path} has no line '# {word}:'"
