@@ -1,10 +1,14 @@
 """The recipes that are shipped: what their headers say, and that each one trains, stops and goes on."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from contrails.cli.main import cli
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, load_recipe, to_toml
 from contrails.data.filelists import read_filelist
 from contrails.data.store import open_dataset
@@ -27,8 +31,6 @@ pytestmark = pytest.mark.usefixtures("restore_process")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve records of 64 x 64 with all bands and frames, and two folds."""
-    from contrails.cli.main import cli
-
     root = tmp_path_factory.mktemp("goes")
     for index in range(12):
         write_record(root / "raw", "train", f"{index}", size=64, bands=range(8, 17), seed=index, positive=index % 3 < 2)
@@ -97,5 +99,16 @@ def test_two_steps_and_a_resume(path: Path, folder: Path, tmp_path: Path, monkey
 def test_the_header_says_what_to_expect(path: Path) -> None:
     require_known(load_recipe(path))
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    for word in ("command", "needs", "score", "model"):
+    for word in ("command", "needs", "score"):
         assert any(line.startswith(f"# {word}:") for line in header), f"{path} has no line '# {word}:'"
+
+
+@pytest.mark.parametrize("path", OF_GOES, ids=lambda path: path.stem)
+def test_the_header_has_the_size_of_the_model(path: Path) -> None:
+    found = re.search(r"# model:   (\S+) M parameters, (\S+) G multiply-adds a record of (\d+) x \3 ", path.read_text())
+    assert found is not None
+    parameters, macs, side = found.groups()
+    done = CliRunner().invoke(cli, ["recipe", "show", str(path), "--model", "--json", "--side", side])
+    assert done.exit_code == 0, done.output
+    size = json.loads(done.stdout)
+    assert (f"{size['parameters'] / 1e6:.1f}", f"{size['macs'] / 1e9:.1f}") == (parameters, macs)

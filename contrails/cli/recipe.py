@@ -88,6 +88,8 @@ def show(
 
 def _show_model(recipe: Recipe, side: int, *, as_json: bool) -> None:
     """Print how large a recipe's network is for records of the infrared bands of GOES, or of its dataset's."""
+    import torch
+
     from contrails.data.composites import channels_of
     from contrails.data.store import open_dataset
     from contrails.models.build import build_model
@@ -99,7 +101,8 @@ def _show_model(recipe: Recipe, side: int, *, as_json: bool) -> None:
     apart = recipe.model.temporal.merge != "channels"
     side = recipe.data.crop or side
     shape = (frames, channels, side, side) if apart else (frames * channels, side, side)
-    model = build_model(recipe, shape[-3])
+    with torch.device("meta"):  # without memory and arithmetic
+        model = build_model(recipe, shape[-3]).to("meta")  # smp makes some weights on the CPU all the same
     size = size_of(model, recipe, shape)
     if as_json:
         click.echo(json.dumps(size))

@@ -17,6 +17,8 @@ def summary(model: nn.Module, input_shape: tuple[int, ...]) -> str:
 def size_of(model: nn.Module, recipe: Recipe, record_shape: tuple[int, ...]) -> dict[str, Any]:
     """Return parameters, multiply-adds of a record and bytes of a training step, as far as its tensors tell.
 
+    A model on the device "meta" is counted without its memory and its arithmetic.
+
     The bytes are those of weights, gradients, the optimiser, averages of weights, and what the forward pass of a piece
     of a batch keeps for the backward pass; kernels' own workspace comes on top.
     """
@@ -35,23 +37,23 @@ def size_of(model: nn.Module, recipe: Recipe, record_shape: tuple[int, ...]) -> 
 def _kept_bytes(model: nn.Module, record_shape: tuple[int, ...], precision: str) -> int:
     """Return the bytes a record that the forward pass keeps for the backward pass, each tensor counted once."""
     kept: dict[int, int] = {}
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    alive = []  # so that no address is used twice
+    # the storage itself, as all data of the device "meta" lie at address 0
+    own = [parameter.untyped_storage() for parameter in model.parameters()]
+    numbers = {id(storage) for storage in own}
+    alive = []  # so that no number is used twice
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         stored = tensor.untyped_storage()
-        if stored.data_ptr() not in own:
-            alive.append(tensor)
-            kept[stored.data_ptr()] = stored.nbytes()
+        if id(stored) not in numbers:
+            alive.append(stored)
+            # autocast knows no device "meta": what it would keep in two bytes is counted so
+            halved = precision != "fp32" and tensor.dtype == torch.float32
+            kept[id(stored)] = stored.nbytes() // (2 if halved else 1)
         return tensor
 
-    half = {"bf16": torch.bfloat16, "fp16": torch.bfloat16}.get(precision)
     # batch norm needs two records
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", half, enabled=half is not None),
-    ):
-        model.train()(torch.zeros(2, *record_shape))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.train()(torch.zeros(2, *record_shape, device=next(model.parameters()).device))
     return sum(kept.values()) // 2
 
 
@@ -67,4 +69,5 @@ def _torchinfo(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
             depth=3,
             verbose=0,
             col_names=("input_size", "output_size", "num_params"),
+            device=next(model.parameters()).device,
         )

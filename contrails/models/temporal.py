@@ -32,7 +32,8 @@ class FrameMerge(nn.Module):
         """
         merged = []
         for level, feature in enumerate(features):
-            frames = feature.reshape(-1, num_frames, *feature.shape[1:])
+            # the records by number, as a level without channels (of a transformer) has no elements to infer it from
+            frames = feature.reshape(len(feature) // num_frames, num_frames, *feature.shape[1:])
             out, key = frames[:, self.label], str(level)
             if key in self.merges:
                 new = self.merges[key](frames)

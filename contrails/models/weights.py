@@ -28,7 +28,13 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, complete or not at all."""
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    on_cpu: dict[str, torch.Tensor] = {}
+    written = set()
+    for name, tensor in tensors.items():
+        on_cpu[name] = tensor.detach().cpu().contiguous()
+        if on_cpu[name].data_ptr() in written:  # layers that share their weights: each name has its own in the file
+            on_cpu[name] = on_cpu[name].clone()
+        written.add(on_cpu[name].data_ptr())
     with atomic_path(path) as temporary:
         save_file(on_cpu, temporary, metadata)
 

@@ -29,6 +29,11 @@ def test_frames_become_one_mask(merge: str, num_frames: int) -> None:
     assert step(model, frames(num_frames)).mask.shape == (2, 50, 50)
 
 
+def test_a_level_without_channels_is_left_alone() -> None:
+    model = framed(3, 1, temporal={"merge": "conv3d"}, encoder="tu-test_convnext", encoder_depth=5, decoder_channels=())
+    assert step(model, frames(3)).mask.shape == (2, 50, 50)
+
+
 @pytest.mark.parametrize("merge", ["conv3d", "gru", "lstm", "panels", "volume"])
 def test_every_frame_counts(merge: str) -> None:
     encoder: dict[str, Any] = {"encoder": "cnn3d"} if merge == "volume" else {}
