@@ -4,7 +4,6 @@ Reads recipes (`jobs/*.toml`) and the frozen copy in a run folder. Every key is 
 `contrails recipe schema` prints them. Anything unknown or impossible is refused before a job is submitted.
 """
 
-import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,130 +18,12 @@ from contrails.errors import RecipeError, choices
 from contrails.files import storage
 from contrails.sections.augment import MIXING, TEMPORAL, AugmentSection
 from contrails.sections.base import Section
+from contrails.sections.data import DataSection
 from contrails.sections.loss import LossSection
 from contrails.sections.model import ModelSection
+from contrails.sections.train import SnapshotSection, TrainSection
 
 S = TypeVar("S", bound=Section)
-
-
-class PseudoSection(Section):
-    """Pseudo-labels that are mixed into training, made by `contrails predict --format pseudo`."""
-
-    folder: Path = Field(description="folder with a dataset file a fold; fold k trains with that of fold k alone")
-    run: str = Field(description="run whose members made them: fold k's file by fold k's member")
-    weight: float = Field(1.0, gt=0, description="how much one of them counts in the loss, a labelled record being 1")
-
-
-class DataSection(Section):
-    """What is trained on."""
-
-    dataset: Path = Field(description="dataset file made by `contrails prepare`")
-    filelist: Path = Field(description="fold of every record, made by `contrails split`")
-    positives_only: bool = Field(
-        False, description="train on records with a positive pixel alone, as the second of two stages; validate on all"
-    )
-    exclude: Path | None = Field(
-        None, description="records that are not trained on, made by `contrails data audit`; empty: none"
-    )
-    pseudo: tuple[PseudoSection, ...] = Field(
-        (), description="pseudo-labels to mix in: tables with folder, run and weight"
-    )
-    frames: tuple[int, ...] = Field((), description="frames given to the model; empty: the labelled one")
-    composite: str | tuple[str, ...] = Field(
-        "ash",
-        description="input channels: ash, ash_unclipped, split_window, bands, expressions like b14-b15, or a list",
-    )
-    normalise: Literal["none", "mean_std", "min_max", "percentiles", "per_image", "imagenet"] = Field(
-        "none",
-        description="what maps each channel then; mean_std, min_max, percentiles (1 to 99) are of the training split",
-    )
-    crop: int | None = Field(None, ge=32, description="side of a random window to train on, in pixels; empty: all")
-    crop_positive: float = Field(0.0, ge=0, le=1, description="chance that a window is asked to hold a positive pixel")
-    residency: Literal["auto", "mmap", "ram"] = Field(
-        "auto", description="where the data lie in training: mapped from the file, or copied to RAM once a job"
-    )
-    size: int | None = Field(None, ge=32, description="side of the model's input in pixels; empty: the records' own")
-    limit: int = Field(0, ge=0, description="use at most this many records a side, for debugging; 0: all")
-    overfit: int = Field(0, ge=0, description="train and validate on the same N records, positive ones first; 0: off")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.composite == ():
-            raise ValueError("composite is empty, expected a name or at least one expression")
-        if self.crop is not None and self.size is not None:
-            raise ValueError("crop and size exclude each other: windows would be enlarged more than whole records")
-        if self.overfit and self.pseudo:
-            raise ValueError(
-                "overfit and pseudo exclude each other: overfit trains on the records that it validates on"
-            )
-        if self.crop_positive and self.crop is None:
-            raise ValueError(f"crop_positive = {self.crop_positive} needs a crop, such as crop = 128")
-        return self
-
-
-class TrainSection(Section):
-    """The optimiser and its schedule."""
-
-    epochs: int = Field(20, ge=1, description="passes over the training records")
-    batch_size: int = Field(16, ge=1, description="records a step")
-    accumulate: int = Field(1, ge=1, description="pieces that a batch passes through the model in, to save memory")
-    drop_last: bool = Field(True, description="leave out the last incomplete batch of an epoch")
-    positive_share: float | None = Field(
-        None, gt=0, lt=1, description="share of positive records in every batch; empty: as they come"
-    )
-    balance_groups: bool = Field(False, description="draw every place equally often, however many records show it")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or stochastic gradient descent")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
-    nesterov: bool = Field(True, description="Nesterov's form of the momentum of sgd")
-    weight_decay: float = Field(1e-2, ge=0, description="weight decay, decoupled with adamw; none on norms and biases")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    schedule: Literal["cosine", "one_cycle", "cyclical", "plateau", "constant"] = Field(
-        "cosine", description="course of the learning rate after the warm-up, step by step"
-    )
-    min_lr: float = Field(0.0, ge=0, description="where cosine ends and cyclical turns")
-    cycle_epochs: float = Field(10.0, gt=0, description="length of a cycle of cyclical, from peak to peak")
-    plateau_patience: int = Field(5, ge=0, description="epochs without a better Dice before plateau lowers the rate")
-    plateau_factor: float = Field(0.1, gt=0, lt=1, description="what plateau multiplies the rate with")
-    warmup_epochs: float = Field(1.0, ge=0, description="linear warm-up before the schedule, in epochs")
-    grad_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: off")
-    early_stopping: int = Field(0, ge=0, description="end after this many epochs without a better Dice; 0: off")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="decay a step of the weights' exponential average; 0: off")
-    swa_epochs: int = Field(0, ge=0, description="last epochs whose weights are averaged (SWA); 0: off")
-    freeze: dict[str, int] = Field(
-        {}, description="first epochs in which a part does not change, such as {encoder = 3}; the longest name decides"
-    )
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the model's arithmetic (autocast)")
-    channels_last: bool = Field(False, description="memory format of inputs and weights")
-    compile: bool = Field(False, description="torch.compile the model; other bits than without")
-    deterministic: bool = Field(True, description="only kernels that give the same bits every time")
-    log_every: int = Field(10, ge=1, description="steps between two rows of metrics")
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate = {self.accumulate} pieces of batch_size = {self.batch_size} records")
-        if self.positive_share is not None:
-            positive = math.floor(self.positive_share * self.batch_size + 0.5)
-            if positive in (0, self.batch_size):
-                raise ValueError(
-                    f"positive_share = {self.positive_share} of batch_size = {self.batch_size} rounds to {positive} "
-                    "positive records a batch; expected at least one of each kind"
-                )
-        if any(epochs < 0 for epochs in self.freeze.values()):
-            raise ValueError(f"freeze = {self.freeze}: expected numbers of epochs, from 0 on")
-        if self.nesterov and self.optimizer == "sgd" and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
-        if self.min_lr > self.lr:
-            raise ValueError(f"min_lr = {self.min_lr} is larger than lr = {self.lr}")
-        return self
-
-
-class SnapshotSection(Section):
-    """What is kept on disk."""
-
-    every_min: float = Field(10.0, gt=0, description="minutes between snapshots; one ends each epoch too")
-    keep_last: int = Field(5, ge=1, description="weights of the last epochs that stay")
-    keep_best: int = Field(5, ge=1, description="weights of the best epochs that stay")
 
 
 class InitSection(Section):

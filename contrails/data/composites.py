@@ -15,8 +15,8 @@ from difflib import get_close_matches
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
-from contrails.config import DataSection
 from contrails.errors import RecipeError, choices
+from contrails.sections.data import DataSection
 
 if TYPE_CHECKING:
     import torch

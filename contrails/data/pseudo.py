@@ -13,10 +13,11 @@ from typing import Any, cast
 import h5py
 import numpy as np
 
-from contrails.config import PseudoSection, Recipe, RunConfig
+from contrails.config import Recipe, RunConfig
 from contrails.data.store import Dataset, open_dataset
 from contrails.errors import DataError
 from contrails.runs import ALL
+from contrails.sections.data import PseudoSection
 
 ANNOTATORS = 254
 """Votes of a certain pixel: probabilities are kept to 1/254, below the value that says ignore."""

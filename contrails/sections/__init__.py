@@ -1,1 +1,1 @@
-"""Tables of a recipe that are long enough for a file of their own; `contrails.config` puts them together."""
+"""The large tables of a recipe, a file each; `contrails.config` puts them together."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from contrails.config import TrainSection
 from contrails.errors import RecipeError, nearest
+from contrails.sections.train import TrainSection
 
 
 def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from contrails.config import TrainSection
+from contrails.sections.train import TrainSection
 from contrails.train.averages import Average
 from contrails.train.objective import Objective
 from contrails.train.optim import build_optimizer

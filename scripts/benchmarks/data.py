@@ -17,7 +17,6 @@ import torch
 from table import Result, against, rates, show
 
 from contrails.cluster.freeze import ALLOCATOR
-from contrails.config import DataSection
 from contrails.data.batches import Source
 from contrails.data.composites import Composite, channels_of
 from contrails.data.goes import make_plan
@@ -25,6 +24,7 @@ from contrails.data.pack import pack
 from contrails.data.sampling import Part
 from contrails.data.store import Dataset, open_dataset
 from contrails.runs import Run
+from contrails.sections.data import DataSection
 
 NUM_RECORDS, SIZE, BATCH, WORKERS = 256, 256, 16, 2
 SIZES = (100, 1_000, 10_000)

@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from contrails.cli.main import cli
-from contrails.config import DataSection
 from contrails.data.composites import Composite, channels_of, compose
 from contrails.data.goes import make_plan
 from contrails.data.info import describe
@@ -24,6 +23,7 @@ from contrails.data.pack import pack
 from contrails.data.store import open_dataset
 from contrails.data.verify import damaged_rows
 from contrails.errors import DataError, StorageError
+from contrails.sections.data import DataSection
 
 from raw_records import write_record
 

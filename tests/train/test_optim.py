@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from contrails.config import TrainSection
+from contrails.sections.train import TrainSection
 from contrails.train.optim import build_optimizer, epochs_without_gain, learning_rate
 
 STEPS = 5
