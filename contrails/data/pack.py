@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -40,7 +39,6 @@ from contrails.locks import sole_writer
 from contrails.progress import bar
 
 _ROWS_A_TASK = 32
-_CTRL_C_S = 0.3
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +165,6 @@ def _write_rows(plan: Plan[Any], part: Path, journal: Path, written: dict[int, _
             )
             raise
         except BrokenProcessPool as error:
-            time.sleep(_CTRL_C_S)  # Ctrl-C reaches the workers too, sometimes first: let it be told as what it is
             raise StorageError(
                 f"a process that packed {part.name} was killed, probably for memory; run the same command again"
             ) from error
@@ -180,7 +177,7 @@ _worker: tuple[Plan[Any], Path, Places]
 
 def _start_worker(plan: Plan[Any], part: Path, where: Places) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in a terminal reaches workers too: they end without a word
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches workers too: they finish their rows
     _worker = (plan, part, where)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 
