@@ -15,8 +15,11 @@ from contrails.data.store import Dataset
 from contrails.errors import DataError, NodeError
 from contrails.models.segmenter import Segmenter
 
-_BATCH_SIZES = {"cpu": 16, "cuda": 64}
-"""Records at once to begin with, fewer where they are larger than usual; halved where they do not fit into a GPU."""
+_BATCH_SIZES = {"cpu": 4, "cuda": 64}
+"""Records at once to begin with, fewer where they are larger than usual; halved where they do not fit into a GPU.
+
+A CPU gains nothing from more, and what lies between layers is most of its memory.
+"""
 
 _USUAL_PIXELS = 256 * 256
 

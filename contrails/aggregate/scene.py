@@ -78,12 +78,14 @@ def predict_strips(ensemble: Ensemble, raster: Raster, cut: Cut, device: torch.d
     blender, predictors = Blender(raster.height, raster.width, cut.blend), None
     with bar(f"tiles of {raster.path.name}", len(placements)) as advance:
         for in_row in by_row.values():
+            # of one tile, since the predictors keep it
+            predictors = predictors or ensemble.predictors(_tiles(raster, in_row[:1], cut.tile), device)
             tiles = _tiles(raster, in_row, cut.tile)
-            predictors = predictors or ensemble.predictors(tiles, device)
             for rows, images in predictors(tiles)(np.arange(len(in_row))):
                 for row, image in zip(rows, images, strict=True):
                     yield from blender.add(in_row[row], image, has_data(tiles, row))
                 advance(len(rows))
+            del tiles  # before the next row is read
         yield from blender.close()
 
 
@@ -109,14 +111,18 @@ def _tiles(raster: Raster, placements: Sequence[Placement], tile: int) -> Datase
         source="",
     )
     bands, valid = read(raster.path, (top, 0, placements[0].height, raster.width))
-    columns = [slice(place.column, place.column + place.width) for place in placements]
-    parts = [packed(header, bands[..., part], valid[:, part], None)[0] for part in columns]
+    arrays = {"bands": np.empty((len(placements), 1, len(bands), tile, tile), bands.dtype)}
+    arrays["votes"] = np.empty((len(placements), tile, tile), np.uint8)
+    for index, place in enumerate(placements):
+        part = slice(place.column, place.column + place.width)
+        for name, values_of_tile in packed(header, bands[..., part], valid[:, part], None)[0].items():
+            arrays[name][index] = values_of_tile
     return Dataset(
         path=raster.path,
-        bands=np.stack([part["bands"] for part in parts]),
-        votes=np.stack([part["votes"] for part in parts]),
+        bands=arrays["bands"],
+        votes=arrays["votes"],
         marks=None,
-        annotators=np.zeros(len(parts), np.uint8),
+        annotators=np.zeros(len(placements), np.uint8),
         record_ids=header.record_ids,
         groups=header.groups,
         timestamps=np.array(header.timestamps),

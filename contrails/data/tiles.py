@@ -85,7 +85,7 @@ class Blender:
     def __init__(self, height: int, width: int, blend: Blend = "hann") -> None:
         self._height, self._width, self._blend = height, width, blend
         self._row = 0  # of the scene: where the sums begin
-        self._sums, self._weights = np.zeros((2, 0, width), np.uint64)
+        self._sums, self._weights = np.zeros((0, width), np.uint64), np.zeros((0, width), np.uint32)
 
     def add(self, placement: Placement, values: np.ndarray, valid: np.ndarray | None = None) -> Iterator[Strip]:
         """Add a tile, uint16 and at least as large as its part of the scene, where `valid`; yield what is finished.
@@ -101,7 +101,7 @@ class Blender:
             weights = weights * valid[:height, :width]
         top = placement.row - self._row
         part = (slice(top, top + height), slice(placement.column, placement.column + width))
-        self._sums[part] += weights * values[:height, :width]
+        self._sums[part] += weights.astype(np.uint64) * values[:height, :width]
         self._weights[part] += weights
 
     def close(self) -> Iterator[Strip]:
@@ -110,8 +110,10 @@ class Blender:
 
     def _grow(self, end: int) -> None:
         """Make room for the rows before `end`."""
-        missing = max(0, end - self._row - len(self._sums))
-        self._sums, self._weights = (np.pad(a, ((0, missing), (0, 0))) for a in (self._sums, self._weights))
+        missing = end - self._row - len(self._sums)
+        if missing > 0:
+            self._sums = np.pad(self._sums, ((0, missing), (0, 0)))
+            self._weights = np.pad(self._weights, ((0, missing), (0, 0)))
 
     def _finish(self, row: int) -> Iterator[Strip]:
         count = row - self._row
@@ -120,19 +122,23 @@ class Blender:
             return
         self._grow(row)
         sums, weights = self._sums[:count], self._weights[:count]
-        values = np.empty(sums.shape, np.uint16)
+        values, predicted = np.empty(sums.shape, np.uint16), weights > 0
         for top in range(0, count, _ROWS_AT_ONCE):  # what is made on the way would be larger than the strip
             part = slice(top, top + _ROWS_AT_ONCE)
             values[part] = (sums[part] + weights[part] // 2) // np.maximum(weights[part], 1)  # rounded to the nearest
-        predicted, first, self._row = weights > 0, self._row, row
-        self._sums, self._weights = self._sums[count:].copy(), self._weights[count:].copy()
-        del sums, weights
+        first, self._row = self._row, row
+        for array in (self._sums, self._weights):  # in place, since a second strip would be the peak of memory
+            rest = len(array) - count
+            array[:rest], array[rest:] = array[count:], 0
         yield Strip(first, values, predicted)
 
 
 def window(side: int, blend: Blend) -> np.ndarray:
-    """Return the weights along a side, whole numbers from 1 to 255 as uint64 (side,)."""
+    """Return the weights along a side, whole numbers from 1 to 255 as uint32 (side,).
+
+    Products of two of them add up to less than 2 ** 32 unless more than 66,000 tiles lie over one pixel.
+    """
     place = (np.arange(side) + 0.5) / side
     bell = {"hann": np.sin(np.pi * place) ** 2, "gaussian": np.exp(-(((place - 0.5) / _GAUSSIAN_SIGMA) ** 2) / 2)}
-    weights: np.ndarray = np.maximum(1, np.rint(_LARGEST_WEIGHT * bell[blend])).astype(np.uint64)
+    weights: np.ndarray = np.maximum(1, np.rint(_LARGEST_WEIGHT * bell[blend])).astype(np.uint32)
     return weights
