@@ -33,7 +33,8 @@ def freeze(model: nn.Module, schedule: Mapping[str, int], epoch: int) -> None:
         try:
             part = model.get_submodule(f"model.{name}")
         except AttributeError as error:
-            known = {known.removeprefix("model.") for known, _ in model.named_modules() if known.count(".") < 4}
+            names = (known for known, _ in model.named_modules() if known.count(".") < 4)
+            known = {known.removeprefix("model.") for known in names if known.startswith("model.")}
             raise RecipeError(f"train.freeze.{name}: the model has no such part; {nearest(name, known)}") from error
         held = epoch < schedule[name]
         part.requires_grad_(not held)

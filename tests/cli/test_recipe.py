@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from contrails.cli.main import cli
+from contrails.cli.main import cli, main
 from contrails.config import Recipe, keys, load_recipe
 from contrails.errors import RecipeError
 
@@ -139,3 +139,30 @@ def test_show_says_how_large_the_model_is(path: Path, capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     assert "Total params" in text
     assert f"parameters: {plain['parameters'] / 1e6:.2f} M" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss.classes=0.5"], "loss.classes needs a head to act on; set model.classifier = true"),
+        (["loss.share=0.5"], "loss.share needs a head to act on; set model.share = true"),
+        (["loss.aux=0.5"], "loss.aux needs a head to act on; set model.deep_supervision = 1"),
+        (["loss.gate=true"], "loss.gate needs a head to act on; set model.classifier = true"),
+        (["model.heads=2", 'loss.terms=[{name="bce", head=2}]'], "bce has head = 2, found model.heads = 2"),
+        (["model.temporal.merge=conv3d"], "needs several frames"),
+        (["train.freeze.encodr=1"], "did you mean 'encoder'"),
+    ],
+)
+def test_show_refuses_losses_and_parts_of_what_a_model_lacks(
+    path: Path,
+    overrides: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [part for override in overrides for part in ("-o", override)]
+    monkeypatch.setattr("sys.argv", ["contrails", "recipe", "show", str(path), *given])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == RecipeError.exit_code == 3
+    assert message in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """`contrails submit --dry-run`: the checks of a real submission, what would happen to each fold, and no trace left."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,8 +12,10 @@ import pytest
 from conftest import MakeRun
 
 from contrails.cli.main import cli
-from contrails.config import to_toml
-from contrails.errors import ContrailsError, RunError
+from contrails.cluster.dispatch import create_run
+from contrails.cluster.sites import find_site
+from contrails.config import load_recipe, to_toml
+from contrails.errors import ContrailsError, DataError, RunError
 from contrails.files import to_json, write_atomic
 from contrails.runs import Run
 
@@ -82,6 +85,24 @@ def test_it_refuses_what_a_submission_refuses(run: Run, override: str, message: 
     with pytest.raises(ContrailsError, match=message):
         dry_run("--name", "new", "-o", override)
     assert not (run.path.parent / "new").exists()
+
+
+def test_pretrained_weights_are_needed_and_frozen_by_their_digest(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = run.path.parent / "weights" / "tu-test_resnet.r160_in1k.safetensors"
+    monkeypatch.setenv("CONTRAILS_WEIGHTS", str(weights.parent))
+    for arguments in ((), ("--dry-run",)):
+        with pytest.raises(DataError, match="no such file; run `contrails weights fetch tu-test_resnet` where"):
+            cli(["submit", "recipe.toml", "--name", "new", "-o", "model.pretrained=default", *arguments],
+                standalone_mode=False)  # fmt: skip
+        assert not (run.path.parent / "new").exists()
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    dry_run("--name", "new", "-o", "model.pretrained=default")
+    recipe = load_recipe(Path("recipe.toml"), ["model.pretrained=default"])
+    new, _ = create_run(recipe, find_site("local"), "new")
+    frozen = new.read_config().pretrained
+    assert frozen is not None
+    assert (frozen.path, frozen.sha256) == (weights, hashlib.sha256(b"weights").hexdigest())
 
 
 def test_it_refuses_a_run_of_another_recipe(run: Run) -> None:

@@ -94,6 +94,15 @@ def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
     assert about == {"epoch": 1, "dice": 0.5}
 
 
+def test_layers_that_share_their_weights_are_saved_under_each_name(tmp_path: Path) -> None:
+    shared = torch.arange(6.0).view(2, 3)
+    tensors = {"a": shared, "b": shared, "transposed": shared.t(), "other": torch.ones(2)}
+    save_weights(tmp_path / "w", tensors, {})
+    loaded, _ = load_weights(tmp_path / "w")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
 def test_damaged_and_foreign_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_weights(path, {"a": torch.ones(100)}, {})

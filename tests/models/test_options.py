@@ -4,10 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from test_build import built, step
+from test_build import SMALL, built, step
 from torch import nn
 
+from contrails.config import Recipe
+from contrails.errors import RecipeError
+from contrails.models.build import build_model
+from contrails.models.network import _both
 from contrails.models.segmenter import Segmenter
+from contrails.train.optim import freeze
 
 
 def count(model: Segmenter, kind: type[nn.Module], below: str = "") -> int:
@@ -104,6 +109,18 @@ def test_dropout_is_random_in_training_alone(architecture: str) -> None:
         assert not torch.equal(model.train()(inputs).mask, model.train()(inputs).mask)
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("encoder.model.layr2", "did you mean 'encoder.model.layer"),
+        ("merge", "expected one of [0-9]+ names, such as 'aux_heads'"),
+    ],
+)
+def test_parts_that_are_not_there_cannot_be_frozen(part: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=f"train.freeze.{part}: the model has no such part; {message}"):
+        freeze(built(), {part: 1}, 0)
+
+
 def test_two_logits_are_a_softmax() -> None:
     model = built(logits=2).eval()
     inputs = torch.rand(2, 3, 64, 64)
@@ -131,6 +148,29 @@ def test_a_classifier_alone_has_no_decoder() -> None:
     assert outputs.classes is not None
     assert torch.equal(outputs.mask, outputs.classes[:, None, None].expand(2, 64, 64))
     assert not [name for name, _ in model.named_parameters() if "decoder" in name or "segmentation" in name]
+
+
+def test_a_gate_multiplies_probabilities_outside_of_training() -> None:
+    values = {"data": {"dataset": "d", "filelist": "f"}, "model": SMALL | {"classifier": True}, "loss": {"gate": True}}
+    plain = built(classifier=True)
+    gated = build_model(Recipe.model_validate(values), 3)
+    gated.load_state_dict(plain.state_dict())
+    inputs = torch.rand(2, 3, 64, 64)
+    expected = plain.eval()(inputs)
+    assert expected.classes is not None
+    product = torch.sigmoid(expected.mask) * torch.sigmoid(expected.classes)[:, None, None]
+    assert torch.allclose(torch.sigmoid(gated.eval()(inputs).mask), product, atol=1e-6)
+    assert torch.equal(gated.train()(inputs).mask, plain.train()(inputs).mask)
+
+
+def test_the_logit_of_a_product_holds_at_the_ends() -> None:
+    logits = torch.tensor([-200.0, -80.0, -3.0, 0.0, 2.0, 12.0, 200.0])
+    first, second = logits[:, None], logits[None]
+    product = torch.sigmoid(first.double()) * torch.sigmoid(second.double())
+    found = _both(first, second)
+    assert torch.isfinite(found).all()
+    assert torch.allclose(torch.sigmoid(found.double()), product, atol=1e-6)
+    assert torch.allclose(found[1, 1:], torch.logit(product)[1, 1:].float(), rtol=1e-4)  # small ones stay apart
 
 
 @pytest.mark.parametrize("option", [{}, {"logits": 2, "heads": 2}, {"head_channels": 4}, {"task": "classify"}])
