@@ -131,7 +131,7 @@ class RunConfig(Section):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe from TOML and apply `key=value` overrides such as `train.lr=3e-4`.
+    """Read a recipe from TOML and apply `key=value` overrides such as `train.lr=3e-4`; `key=` goes back to the default.
 
     Raises:
         RecipeError: no such file, no TOML, an unknown key or an impossible value; all of them are named.
@@ -216,7 +216,10 @@ def _apply(values: dict[str, Any], override: str) -> str:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
             raise RecipeError(f"override '{override}': {table} is a value, not a table; {choices(key, _names(Recipe))}")
-    values[last] = _toml_value(text.strip())
+    if not text.strip() and key.strip() in _names(Recipe):
+        values.pop(last, None)
+    else:
+        values[last] = _toml_value(text.strip())
     return key.strip()
 
 

@@ -14,12 +14,14 @@ from contrails.config import (
     RunConfig,
     keys,
     load_recipe,
+    override,
     parse,
     read_toml,
     to_toml,
 )
 from contrails.data.composites import check_composite
 from contrails.errors import RecipeError, StorageError
+from contrails.sections.train import TrainSection
 
 DATA = {"dataset": "train.h5", "filelist": "five.csv"}
 SMALLEST = '[data]\ndataset = "train.h5"\nfilelist = "five.csv"\n'
@@ -88,6 +90,16 @@ def test_an_override_changes_one_key(override: str, key: str, value: object, pat
 
 def test_the_last_override_wins(path: Path) -> None:
     assert load_recipe(path, ["train.lr=1", "train.lr=2"]).train.lr == 2
+
+
+def test_an_override_without_a_value_goes_back_to_the_default(path: Path) -> None:
+    recipe = load_recipe(path, ["train.lr=1", "model.pretrained=default"])
+    assert override(recipe, ["model.pretrained="]).model.pretrained is None
+    assert override(recipe, ["train.lr ="]).train.lr == TrainSection().lr
+    with pytest.raises(RecipeError, match=r"data\.dataset is missing"):
+        override(recipe, ["data.dataset="])
+    with pytest.raises(RecipeError, match=r"unknown key model\.pretraind"):
+        override(recipe, ["model.pretraind="])
 
 
 @pytest.mark.parametrize("override", ["train.lr", "=3", " =3", ""])

@@ -16,7 +16,8 @@ from contrails.runs import open_run
 def cancel(run_name: str, fold: str | None, as_json: bool) -> None:
     """Cancel the unfinished folds of RUN; each saves its position and ends.
 
-    A note in the fold's folder keeps requeued jobs from training it again. `contrails submit` removes it and goes on.
+    A note in the fold's folder keeps requeued jobs from training it again. `contrails submit` and
+    `contrails resume` remove it and go on.
 
     \b
     Example:

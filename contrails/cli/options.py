@@ -92,7 +92,11 @@ def require_picture(path: Path, option: str) -> None:
 recipe_argument = click.argument("path", metavar="[RECIPE]", required=False, type=click.Path(path_type=Path))
 name_option = click.option("--name", help="Name of the run; default: the recipe's file name.")
 overrides_option = click.option(
-    "-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe."
+    "-o",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a key of the recipe; KEY= goes back to its default.",
 )
 device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

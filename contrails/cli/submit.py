@@ -96,7 +96,7 @@ def submit(
         )
     runs, outcomes = [], {}
     for run_name, seeded in recipes.items():
-        run, config = create_run(seeded, site, run_name)
+        run, config = create_run(seeded, site, run_name, folds)
         if then is not None:
             ask_for(run, _command(then, run), folds)
         outcomes[run.name] = submit_folds(run, config, folds, folds_per_job, after=waits_for)

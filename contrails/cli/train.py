@@ -58,7 +58,7 @@ def train(
     if extra:
         base = f"{base}-{'debug' if debug else 'overfit'}"
         _remove(new_run_path(base))
-    run, config = create_run(recipe, find_site(site_name or "local"), base)
+    run, config = create_run(recipe, find_site(site_name or "local"), base, keys)
     run.fold(keys[0]).path.mkdir(parents=True, exist_ok=True)
     click.echo(f"run folder: {run.path}", err=True)
     arguments = ["-m", "contrails.cluster.launch", str(run.path), keys[0], *(["--summary"] if debug else [])]

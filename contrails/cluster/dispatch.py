@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -62,16 +62,17 @@ def choose_folds(filelist_path: Path, num_folds: int | None, fold: str | None) -
     return [part if part == ALL else str(int(part)) for part in chosen]
 
 
-def create_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
-    """Create the run `name`, or open it if it exists with this recipe and these data.
+def create_run(recipe: Recipe, site: Site, name: str, folds: Sequence[str] = ()) -> tuple[Run, RunConfig]:
+    """Create the run `name`, or open it if it exists with this recipe and these data; `folds` are to be trained first.
 
     Raises:
-        RunError: a run of this name has another recipe.
-        RecipeError, DataError: dataset, file list and recipe do not fit together; nothing is created.
+        RunError: a run of this name has another recipe, or a fold lacks what it starts from; nothing is created.
+        RecipeError, DataError: dataset, file list, pseudo-labels and recipe do not fit together; nothing is created.
     """
     run, config = plan_run(recipe, site, name)
     if run.toml.is_file():
         return run, config
+    _require_inputs(run, config, folds)
     run.create_folder()
     config = config.model_copy(update={"code": freeze_code(run)})
     write_atomic(run.provenance, to_json(_provenance()))
@@ -202,9 +203,13 @@ def plan_folds(run: Run, config: RunConfig, folds: list[str], folds_per_job: int
     return planned
 
 
-def _checked_states(run: Run, config: RunConfig, folds: list[str], jobs: Mapping[str, Job] | None) -> dict[str, str]:
+def _require_inputs(run: Run, config: RunConfig, folds: Sequence[str]) -> None:
     require_parents(run, config, folds)
     require_pseudo(config, folds)
+
+
+def _checked_states(run: Run, config: RunConfig, folds: list[str], jobs: Mapping[str, Job] | None) -> dict[str, str]:
+    _require_inputs(run, config, folds)
     found = {key: fold_state(run.fold(key), jobs) for key in folds}
     damaged = [state.reason for state in found.values() if state.state == DAMAGED]
     if damaged:

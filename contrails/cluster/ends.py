@@ -17,15 +17,15 @@ from contrails.history import covered_step
 from contrails.runs import Attempt, Fold
 
 NEXT_STEP: dict[Cause, str] = {
-    "walltime": "a step may take longer than margin_s of the site profile; submit the run again to go on",
-    "preemption": "submit the run again to go on, or on a partition that is not preempted",
-    "node": "submit the run again to go on; if it comes back, tell the cluster's support which node it was",
+    "walltime": "a step may take longer than margin_s of the site profile; go on with `contrails resume`",
+    "preemption": "go on with `contrails resume`, or on a partition that is not preempted",
+    "node": "go on with `contrails resume`; if it comes back, tell the cluster's support which node it was",
     "memory": "raise memory_gb of the site profile under a new --name, or lower data.residency or train.batch_size",
     "gpu_memory": "lower train.batch_size or data.size, or ask for a larger GPU",
-    "dataset": "check the file with `contrails data verify`, then submit the run again to go on",
+    "dataset": "check the file with `contrails data verify`, then go on with `contrails resume`",
     "error": "mend it, then submit again: under a new --name where code or recipe must change",
-    "cancelled": "submit the run again to go on",
-    "lost": "submit the run again to go on",
+    "cancelled": "go on with `contrails resume`",
+    "lost": "go on with `contrails resume`",
 }
 
 

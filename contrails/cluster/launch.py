@@ -244,12 +244,12 @@ def _reason(number: int, config: RunConfig) -> str:
         mapped = f"{path} (or its copy in {stage_dir})" if stage_dir else str(path)
         return (
             f"dataset vanished or I/O error: the mapped file {mapped} was cut short, removed, or could not be read "
-            f"(SIGBUS); check it with `contrails data verify {path}` and submit the run again to go on"
+            f"(SIGBUS); check it with `contrails data verify {path}` and go on with `contrails resume`"
         )
     if number == signal.SIGKILL:
-        return "killed (SIGKILL): out of memory, or by somebody; submit the run again to go on"
+        return "killed (SIGKILL): out of memory, or by somebody; go on with `contrails resume`"
     known = {known.value: known.name for known in signal.Signals}
-    return f"ended by {known.get(number, f'signal {number}')}; submit the run again to go on"
+    return f"ended by {known.get(number, f'signal {number}')}; go on with `contrails resume`"
 
 
 def _attempt_of(child: _Child) -> Attempt | None:

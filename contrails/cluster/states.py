@@ -148,10 +148,10 @@ def _judge_here(
     if status in {"starting", "running"}:
         if not is_dead(owner):
             return replace(row, state=str(status))
-        lost = "its process ended without a word (killed, or out of memory); submit the run again to go on"
+        lost = "its process ended without a word (killed, or out of memory); go on with `contrails resume`"
         return replace(row, state="lost", reason=lost)
     if fold.cancelled.exists():
-        return replace(row, state="cancelled", cause="cancelled", reason="submit the run again to go on")
+        return replace(row, state="cancelled", cause="cancelled", reason="go on with `contrails resume`")
     if status is not None:
         end = read_end(fold.attempts()[-1])
         return replace(row, state=str(status), reason=state.get("reason"), cause=end.cause if end else None)

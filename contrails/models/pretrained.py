@@ -36,7 +36,10 @@ def find_pretrained(recipe: Recipe) -> WeightsFile | None:
         asked = section.encoder if section.pretrained == "default" else f"{section.encoder} --set {section.pretrained}"
         remedy = f"run `contrails weights fetch {asked}` where there is internet, such as on a login node"
     if not path.is_file():
-        raise DataError(f"model.pretrained = '{section.pretrained}': expected {path}, found no such file; {remedy}")
+        raise DataError(
+            f"model.pretrained = '{section.pretrained}': expected {path}, found no such file; {remedy}, "
+            "or start from random weights with `-o model.pretrained=`"
+        )
     return WeightsFile(path=path, sha256=sha256(path))
 
 

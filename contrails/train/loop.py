@@ -304,7 +304,7 @@ class Loop:
             why = self.stop.reason or "another rank was asked to"
             raise Stopped(
                 f"fold {self.fold.key} stopped at step {self.state.step} ({why}); its position is saved, "
-                "submit the run again to go on"
+                "go on with `contrails resume`"
             )
         if time.monotonic() >= self._next_save and not self._writer.busy:
             self._save()

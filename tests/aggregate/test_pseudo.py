@@ -233,8 +233,12 @@ def test_labels_of_another_member_or_run_are_refused_at_submission(
 
     def submit(**section: Any) -> None:
         pseudo = (recipe.data.pseudo[0].model_copy(update=section),)
-        create_run(recipe.model_copy(update={"data": recipe.data.model_copy(update={"pseudo": pseudo})}), site, "new")
+        create_run(
+            recipe.model_copy(update={"data": recipe.data.model_copy(update={"pseudo": pseudo})}), site, "new", ["0"]
+        )
 
+    with pytest.raises(DataError, match=r"expected the pseudo-labels of fold 0 at .*, found none"):
+        submit(folder=tmp_path / "nowhere")
     with pytest.raises(
         DataError, match=r"expected pseudo-labels made by run other, fold 0, .* found run maker, fold 0"
     ):

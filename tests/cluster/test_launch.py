@@ -224,6 +224,6 @@ def test_a_child_that_had_no_attempt_or_ended_its_own_is_only_told(
     )
     assert launch(fold.run, config, ["0", "all"], {}, {}) == 139
     told = capfd.readouterr().err
-    assert "error: fold 0, attempt 1: ended by SIGSEGV; submit the run again to go on" in told
+    assert "error: fold 0, attempt 1: ended by SIGSEGV; go on with `contrails resume`" in told
     assert "error: fold all, before it began an attempt: ended by SIGSEGV" in told
     assert state(fold)["status"] == "done"
