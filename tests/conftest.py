@@ -20,6 +20,8 @@ from raw_records import write_metadata, write_record
 if TYPE_CHECKING:
     from slurm_cluster import SlurmCluster
 
+os.environ.pop("CONTRAILS_RUNS", None)  # somebody's own runs are none of the tests'
+
 # fixtures of tests that start PBS jobs
 pytest_plugins = ["pbs_site"]
 

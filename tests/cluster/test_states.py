@@ -58,4 +58,4 @@ def test_a_process_that_ended_with_its_launcher_and_without_a_word_is_lost(fold:
     write_atomic(fold.attempt(1).job, to_json(owner | {"pid": ended.pid}))
     state = fold_state(fold)
     assert (state.state, state.step) == ("lost", 3)
-    assert "submit the run again" in str(state.reason)
+    assert "go on with `contrails resume`" in str(state.reason)
