@@ -10,7 +10,7 @@ import pytest
 import tomli_w
 
 from contrails.cluster.journal import newest_submissions, submissions
-from contrails.files import read_json, read_json_lines
+from contrails.files import read_hint, read_json, read_json_lines
 from contrails.runs import Run
 
 from local_site import Site, eventually
@@ -149,4 +149,4 @@ def test_a_site_can_ask_for_staging_and_for_a_projection_beside_the_job(site: Si
     done = site.run("submit", "tiny.toml", "--fold", "0", "--site", "mine", "--wait")
     assert done.returncode == 0, done.stderr
     assert len(list((site.root / "scratch").glob("train-*.h5"))) == 1
-    eventually(lambda: (read_json(site.fold("0").wandb) or {}).get("step") == 8)
+    eventually(lambda: read_hint(site.fold("0").wandb).get("stamp", [0])[0] == 8)

@@ -1,6 +1,7 @@
 """Site profiles: read, refused, and turned into numbers."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,6 +72,7 @@ def test_what_a_machine_carries(
 ) -> None:
     monkeypatch.setattr(sites, "num_gpus", lambda: gpus)
     monkeypatch.setattr(sites, "num_cores", lambda: cores)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=64e9))
     found = resolve(site, 5)
     assert (found.device, found.folds_at_a_time, found.num_threads) == expected
 
