@@ -1,5 +1,6 @@
 """`contrails prepare` as it is typed: where a shard goes, and what is refused before any work."""
 
+import functools
 import os
 import re
 import signal
@@ -66,7 +67,11 @@ def test_ctrl_c_says_how_much_is_packed(tmp_path: Path) -> None:
     for index in range(200):
         write_record(tmp_path / "raw", "train", f"{1000 + index}", size=128, bands=(14,), seed=index)
     command = [sys.executable, "-m", "contrails", "prepare", "raw", "d.h5", "--bands", "14", "--workers", "1"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # a shell starts what runs in the background with SIGINT ignored, and children inherit that
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard
+    )
     journal = tmp_path / ".d.h5.journal"
     while not journal.exists() or len(journal.read_text().splitlines()) < 2:
         assert process.poll() is None
