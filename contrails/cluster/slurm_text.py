@@ -13,6 +13,10 @@ SACCT = ("sacct", "--noheader", "--parsable2", "--format=JobID,JobName,State,Nod
 _HINTS = {
     "DependencyNeverSatisfied": "the run that it waits for failed: `contrails resume` that one, and this follows it; "
     "or cancel this one, and submit it without --after",
+    "JobHeldUser": "`scontrol release {job_id}` lets it start",
+    "JobHeldAdmin": "an administrator holds it, and only they let it start",
+    "launch failed requeued held": "a node could not start it; `scontrol release {job_id}` lets it start again",
+    "job requeued in held state": "`scontrol release {job_id}` lets it start",
 }
 """What to do about reasons of squeue(1) that do not pass by themselves."""
 
@@ -128,5 +132,6 @@ def _job(job_id: str, name: str, state: str, reason: str, node: str) -> Job:
     base = state.split()[0] if state else ""  # "CANCELLED by 1000"
     what, cause = _STATES.get(base, ("running", None))
     shown = f"{base} ({reason})" if reason not in ("", "None") and what == "waiting" else base
-    shown = f"{shown}: {_HINTS[reason]}" if reason in _HINTS else shown
+    hint = _HINTS.get(reason.replace("_", " "))  # newer versions join the words of a reason
+    shown = f"{shown}: {hint.format(job_id=job_id)}" if hint else shown
     return Job(job_id, name, what, shown, cause, node)

@@ -23,6 +23,8 @@ PACKAGES += ["slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server-core", "maria
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "sbatch", "srun")
 NODES = ("n1", "n2", "n3")
 DATABASE_PORT = 26833
+_SAVES_S = 6
+"""slurmctld saves its state within 5 s of a change."""
 
 
 def why_not() -> str | None:
@@ -89,6 +91,8 @@ class SlurmCluster:
         self.command("scontrol", "reconfigure")
 
     def kill_controller(self) -> None:
+        """Kill slurmctld when it has saved what it knows: one that has lost a job's start gives out its node again."""
+        time.sleep(_SAVES_S)
         for process in self._processes("slurmctld"):
             process.kill()
             process.wait(20)

@@ -31,6 +31,13 @@ def test_squeue() -> None:
     assert parse_squeue("slurm_load_jobs error: Unable to contact slurm controller\n") == []
 
 
+@pytest.mark.parametrize("reason", ["JobHeldUser", "launch failed requeued held", "launch_failed_requeued_held"])
+def test_what_releases_a_job_that_is_held(reason: str) -> None:
+    (job,) = parse_squeue(f"12|ct0a1b2cf0a1|PENDING|{reason}|\n")
+    assert job.native.startswith(f"PENDING ({reason}): ")
+    assert "`scontrol release 12`" in job.native
+
+
 def test_sacct_finds_the_memory_in_the_step() -> None:
     jobs = newest(parse_sacct(SACCT))
     assert {key: job.cause for key, job in jobs.items()} == {
