@@ -1,4 +1,4 @@
-"""The training loop beside a bare one of the same model, batches and optimiser, and beside Lightning where it is.
+"""The training loop beside a bare one of the same model, loss and optimiser, and beside Lightning where it is.
 
 All of them take the same batches from the same pipeline; what that costs is measured by `scripts/bench data`.
 """
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from table import Result, show
 from torch import nn
-from torch.nn import functional
 
 from contrails.cluster.drill import make_data
 from contrails.cluster.freeze import ALLOCATOR
@@ -34,6 +33,7 @@ from contrails.runs import Run
 from contrails.train import snapshot
 from contrails.train.fold import train_fold, training_rows
 from contrails.train.loop import Loop
+from contrails.train.objective import Objective
 from contrails.train.optim import build_optimizer
 
 RECORDS = 512
@@ -75,8 +75,8 @@ def small(folder: Path) -> list[Result]:
 
 
 def in_turn(*loops: Callable[[], float]) -> list[float]:
-    """Return the median of five runs of each loop, in milliseconds a step."""
-    times = [[loop() for loop in loops] for _ in range(5)]
+    """Return the median of nine runs of each loop, in milliseconds a step."""
+    times = [[loop() for loop in loops] for _ in range(9)]
     return [1e3 * statistics.median(of_a_loop) for of_a_loop in zip(*times, strict=True)]
 
 
@@ -131,13 +131,13 @@ def bare_step(folder: Path, model: dict[str, object], steps: int) -> float:
     """The loop of a tutorial: forward, loss, backward, clip, step."""
     recipe = recipe_of(folder, model, steps)
     torch.manual_seed(0)
-    network = build_model(recipe, 3).train()
+    network, objective = build_model(recipe, 3).train(), Objective(recipe)
     optimizer = build_optimizer(network, recipe.train)
     times = []
     for batch in batches_of(recipe, steps):
         times.append(time.perf_counter())
         optimizer.zero_grad(set_to_none=True)
-        functional.binary_cross_entropy_with_logits(network(batch.inputs).mask, batch.target).backward()
+        objective(network(batch.inputs), batch)[0].backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
     return statistics.mean(np.diff(times)[4:].tolist())
@@ -159,14 +159,17 @@ def lightning_step(folder: Path, steps: int) -> float:
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.network = build_model(recipe, 3)
+            self.network, self.objective = build_model(recipe, 3), Objective(recipe)
             self.times: list[float] = []
 
-        def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
+        def training_step(self, batch: Batch, _: int) -> torch.Tensor:
             self.times.append(time.perf_counter())
-            loss = functional.binary_cross_entropy_with_logits(self.network(batch[0]).mask, batch[1])
-            self.log("loss", loss)
+            loss: torch.Tensor = self.objective(self.network(batch.inputs), batch)[0]
+            self.log("loss", loss, batch_size=len(batch.inputs))
             return loss
+
+        def transfer_batch_to_device(self, batch: Batch, *_: object) -> Batch:
+            return batch  # it is there, and Lightning does not look into frozen dataclasses
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return build_optimizer(self.network, recipe.train)
@@ -176,14 +179,13 @@ def lightning_step(folder: Path, steps: int) -> float:
         max_epochs=1, accelerator="cpu", gradient_clip_val=1.0, default_root_dir=folder, enable_progress_bar=False,
         enable_model_summary=False, logger=lightning.pytorch.loggers.CSVLogger(folder),
     )  # fmt: skip
-    trainer.fit(module, ((batch.inputs, batch.target) for batch in batches_of(recipe, steps)))
+    trainer.fit(module, batches_of(recipe, steps))
     return statistics.mean(np.diff(module.times)[4:].tolist())
 
 
 def stall(folder: Path) -> Result:
     """How long training stands still for a snapshot, over a copy of the state in memory."""
     recipe = recipe_of(folder, UNET, 4)
-    from contrails.train.objective import Objective
     from contrails.train.state import new_state
 
     network = build_model(recipe, 3)
