@@ -54,6 +54,13 @@ class Segmenter(nn.Module):
 
         return _finished(self.model(seen), undone)
 
+    def channels_last(self) -> "Segmenter":
+        """Lay out the weights of 2D layers, and with them what those return, with channels last; return itself."""
+        for weights in self.parameters():
+            if weights.ndim == 4:
+                weights.data = weights.data.contiguous(memory_format=torch.channels_last)
+        return self
+
 
 def _finished(raw: Outputs, undone: Callable[[torch.Tensor], torch.Tensor]) -> Outputs:
     return Outputs(

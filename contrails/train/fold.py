@@ -155,6 +155,8 @@ def _build(
         found = load_snapshot(fold)
         pretrained = None if config.pretrained is None or found is not None else _verified(config.pretrained)
         model = build_model(recipe, source.num_channels, source.label_position, pretrained).to(device)
+        if recipe.train.channels_last:
+            model.channels_last()
         objective = Objective(recipe, lambda: dataset.positive_rate(training)).to(device)
         state = new_state(model, objective, recipe.train, device)
         if found is not None:
