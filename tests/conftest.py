@@ -73,6 +73,25 @@ def cluster() -> Iterator["SlurmCluster"]:
         yield cluster
 
 
+def new_run(path: Path, recipe: Recipe) -> Run:
+    """Create a run of a recipe that trains here on one thread."""
+    config = RunConfig(
+        recipe=recipe,
+        compute=ComputeSection(device="cpu", num_threads=1),
+        data=DataIdentity(
+            dataset=open_dataset(recipe.data.dataset).fingerprint,
+            filelist=sha256(recipe.data.filelist),
+            num_folds=read_filelist(recipe.data.filelist).num_folds,
+        ),
+        site={"name": "local"},
+        code="",
+    )
+    run = Run(path)
+    run.create_folder()
+    write_atomic(run.toml, to_toml(config))
+    return run
+
+
 @pytest.fixture
 def make_run(tiny_data: Path, tmp_path: Path) -> MakeRun:
     """Create a run of a tiny model; keyword arguments are tables of the recipe."""
@@ -85,22 +104,7 @@ def make_run(tiny_data: Path, tmp_path: Path) -> MakeRun:
         }
         for table, entries in tables.items():
             values[table] = values.get(table, {}) | entries
-        recipe = Recipe.model_validate(values)
-        config = RunConfig(
-            recipe=recipe,
-            compute=ComputeSection(device="cpu", num_threads=1),
-            data=DataIdentity(
-                dataset=open_dataset(recipe.data.dataset).fingerprint,
-                filelist=sha256(recipe.data.filelist),
-                num_folds=read_filelist(recipe.data.filelist).num_folds,
-            ),
-            site={"name": "local"},
-            code="",
-        )
-        run = Run(tmp_path / name)
-        run.create_folder()
-        write_atomic(run.toml, to_toml(config))
-        return run
+        return new_run(tmp_path / name, Recipe.model_validate(values))
 
     return make
 

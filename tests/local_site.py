@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tomli_w
 from conftest import TINY_MODEL
@@ -71,6 +71,44 @@ class Site:
         for path in (self.root / "runs").glob("*/folds/*/attempts/*/job.json"):
             if not is_dead(read_json(path)):
                 os.kill(read_json(path)["pid"], signal.SIGKILL)
+
+
+class ClusterSite(Site):
+    """A user's folder on a cluster; `profile` writes a site profile, `submit` uses it."""
+
+    PROFILE: ClassVar[dict[str, Any]] = {
+        "walltime_min": 10, "margin_s": 5, "memory_gb": 2, "device": "cpu", "num_threads": 1,
+    }  # fmt: skip
+
+    def __init__(self, root: Path, data: Path) -> None:
+        super().__init__(root, data)
+        self.profile("test")
+
+    def profile(self, name: str, **keys: Any) -> None:
+        path = self.root / "jobs" / "sites" / f"{name}.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(tomli_w.dumps(self.PROFILE | keys))
+
+    def submit(self, name: str, *arguments: str, fold: str = "0", site: str = "test") -> str:
+        done = self.run("submit", "tiny.toml", "--name", name, "--fold", fold, "--site", site, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def job(self, name: str, key: str = "0") -> str:
+        """Return the id of the job that made the newest attempt."""
+        job_id: str = read_json(self.fold(key, name).attempts()[-1].job)["job_id"]
+        return job_id
+
+    def pid(self, name: str, key: str = "0") -> int:
+        pid: int = read_json(self.fold(key, name).attempts()[-1].job)["pid"]
+        return pid
+
+    def wait_for_done(self, name: str, *keys: str) -> None:
+        eventually(lambda: all(self.fold(key, name).done.exists() for key in keys or "0"), 240)
+
+    def ends(self, name: str, key: str = "0") -> list[str]:
+        """Return why each attempt ended; the one that finished has no such word."""
+        return [(read_json(each.ended) or {}).get("cause", "") for each in self.fold(key, name).attempts()]
 
 
 def eventually(condition: Callable[[], object], seconds: float = 120) -> None:

@@ -10,18 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
-from contrails.files import read_json
 from contrails.runs import Fold
 
-from local_site import Site, eventually
+from local_site import ClusterSite
 from slurm_cluster import SlurmCluster
-
-PROFILE = {
-    "scheduler": "slurm", "partition": "low", "walltime_min": 10, "margin_s": 5, "memory_gb": 2, "device": "cpu",
-    "num_threads": 1,
-}  # fmt: skip
 
 
 @contextmanager
@@ -38,42 +30,17 @@ def only_cluster() -> Iterator[SlurmCluster]:
                 cluster.stop()
 
 
-class SlurmSite(Site):
-    """A user's folder on the cluster; `profile` writes a site profile, `submit` uses it."""
+class SlurmSite(ClusterSite):
+    """A user's folder on the cluster."""
+
+    PROFILE = ClusterSite.PROFILE | {"scheduler": "slurm", "partition": "low"}
 
     def __init__(self, root: Path, data: Path, cluster: SlurmCluster) -> None:
         super().__init__(root, data)
         self.cluster = cluster
-        self.profile("test")
-
-    def profile(self, name: str, **keys: Any) -> None:
-        path = self.root / "jobs" / "sites" / f"{name}.toml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(tomli_w.dumps(PROFILE | keys))
-
-    def submit(self, name: str, *arguments: str, fold: str = "0", site: str = "test") -> str:
-        done = self.run("submit", "tiny.toml", "--name", name, "--fold", fold, "--site", site, *arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def job(self, name: str, key: str = "0") -> str:
-        """Return the id of the job that made the newest attempt."""
-        job_id: str = read_json(self.fold(key, name).attempts()[-1].job)["job_id"]
-        return job_id
-
-    def pid(self, name: str, key: str = "0") -> int:
-        pid: int = read_json(self.fold(key, name).attempts()[-1].job)["pid"]
-        return pid
 
     def squeue(self, *arguments: str) -> list[str]:
         return self.cluster.command("squeue", "--noheader", *arguments).split()
-
-    def wait_for_done(self, name: str, *keys: str) -> None:
-        eventually(lambda: all(self.fold(key, name).done.exists() for key in keys or "0"), 240)
-
-    def ends(self, name: str, key: str = "0") -> list[str]:
-        """Return why each attempt ended; the one that finished has no such word."""
-        return [(read_json(each.ended) or {}).get("cause", "") for each in self.fold(key, name).attempts()]
 
     def _command(self, *arguments: str) -> dict[str, Any]:
         command = super()._command(*arguments)

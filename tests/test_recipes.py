@@ -10,15 +10,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from conftest import new_run
 
 from contrails.cli.main import cli
-from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, load_recipe, to_toml
-from contrails.data.filelists import read_filelist
-from contrails.data.store import open_dataset
+from contrails.config import Recipe, load_recipe
 from contrails.errors import Stopped
-from contrails.files import sha256, write_atomic
 from contrails.models.names import require_known
-from contrails.runs import Run
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
 
@@ -81,21 +78,7 @@ def stop_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", OF_GOES, ids=lambda path: path.stem)
 def test_two_steps_and_a_resume(path: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = small(path, folder)
-    config = RunConfig(
-        recipe=recipe,
-        compute=ComputeSection(device="cpu", num_threads=1),
-        data=DataIdentity(
-            dataset=open_dataset(recipe.data.dataset).fingerprint,
-            filelist=sha256(recipe.data.filelist),
-            num_folds=read_filelist(recipe.data.filelist).num_folds,
-        ),
-        site={"name": "local"},
-        code="",
-    )
-    run = Run(tmp_path / "run")
-    run.create_folder()
-    write_atomic(run.toml, to_toml(config))
+    run = new_run(tmp_path / "run", small(path, folder))
     fold = run.fold("0")
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="stopped at step 1 "):
         stop_once(patch)

@@ -62,7 +62,7 @@ def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: in
         if changes:
             _submit_changed(run, config, site, [fold.key for fold in again], changes, job)
         elif again:
-            print(f"error: job {job.job_id} was not requeued; submit the run again", file=sys.stderr)  # noqa: T201
+            print(f"error: job {job.job_id} was not requeued; go on with `contrails resume`", file=sys.stderr)  # noqa: T201
     return scheduler.last_code(code)
 
 

@@ -60,6 +60,18 @@ def test_another_channel_count_loads_what_fits_and_names_the_rest(site: Site) ->
     assert "3, 3, 3) there" in log
 
 
+def test_a_2d_run_continues_with_merged_frames(site: Site) -> None:
+    finish(site, "--fold", "0", "-o", "train.epochs=1")
+    # the tiny dataset has one frame: it stands for three
+    begun = site.run("continue", "tiny", "-o", "data.frames=[4, 4, 4]", "-o", 'model.temporal.merge="conv3d"')
+    assert begun.returncode == 0, begun.stderr
+    fold = site.fold("0", "tiny-continued")
+    eventually(fold.done.exists)
+    (line,) = (line for line in fold.attempt(1).stderr.read_text().splitlines() if "tensors do not fit" in line)
+    _, _, names = line.partition(" tensors do not fit: ")
+    assert all(name.startswith("model.merge.") for name in names.split("; ")), line
+
+
 def test_what_cannot_be_continued_is_refused(site: Site, tiny_data: Path) -> None:
     assert "expected a run called 'none'" in site.run("continue", "none").stderr
     finish(site, "--fold", "0", "-o", "train.epochs=1")
