@@ -1,8 +1,8 @@
-"""What `contrails submit` and `contrails status` cost beside bare sbatch and qsub, and what a hand-over costs on PBS.
+"""What `contrails submit` and `contrails status` cost beside bare sbatch and qsub, and what a hand-over costs.
 
 On a Slurm cluster of the tests' own, where this machine can have one (root, and the packages of
-tests/cluster/slurm_cluster.py), and on the tests' fake PBS, or a real one with CONTRAILS_TEST_PBS=1. The submitted jobs
-never start: their partition is down, or their time has not come.
+tests/cluster/slurm_cluster.py), and on the tests' fake PBS, or a real one with CONTRAILS_TEST_PBS=1. The jobs that are
+counted in never start: their partition is down, or their time has not come.
 """
 
 import json
@@ -23,13 +23,14 @@ TESTS = Path(__file__).parents[2] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "cluster")]
 
 from contrails.files import read_json_lines, to_json, write_atomic  # noqa: E402
+from contrails.runs import Fold  # noqa: E402
 
 from fake_pbs import FakePbs  # noqa: E402
-from pbs_runs import PROFILE as PBS_PROFILE  # noqa: E402
+from local_site import eventually  # noqa: E402
 from pbs_runs import PbsRuns  # noqa: E402
 from pbs_site import REAL  # noqa: E402
-from slurm_cluster import why_not  # noqa: E402
-from slurm_site import PROFILE, fresh_path, only_cluster  # noqa: E402
+from slurm_cluster import SlurmCluster, why_not  # noqa: E402
+from slurm_site import SlurmSite, fresh_path, only_cluster  # noqa: E402
 
 ROUNDS = 5
 LATER = "12312359"
@@ -51,11 +52,12 @@ def on_slurm() -> list[Result]:
     with only_cluster() as cluster, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cluster.start()
-        cluster.command("scontrol", "update", "partitionname=low", "state=down")
         environment = cluster.environment()
-        prepare(folder, environment, PROFILE)
+        prepare(folder, environment, SlurmSite.PROFILE)
+        cost = preemption(folder, cluster)
+        cluster.command("scontrol", "update", "partitionname=low", "state=down")
         bare = ["sbatch", "-o", "/dev/null", "bare.sh"]
-        return [*submission(folder, environment, bare), status(folder, environment)]
+        return [*submission(folder, environment, bare), status(folder, environment), cost]
 
 
 def on_pbs() -> list[Result]:
@@ -65,9 +67,9 @@ def on_pbs() -> list[Result]:
         path = os.environ["PATH"]
         environment = {"PATH": f"{fake.bin}:{path}" if fake else path}
         try:
-            prepare(folder, environment, PBS_PROFILE | {"scheduler_arguments": {"a": LATER}})
+            prepare(folder, environment, PbsRuns.PROFILE | {"scheduler_arguments": {"a": LATER}})
             bare = ["qsub", "-a", LATER, "-j", "oe", "-o", "/dev/null", "bare.sh"]
-            return [*submission(folder, environment, bare), hand_over(folder, environment, fake)]
+            return [*submission(folder, environment, bare), hand_over(folder, fake)]
         finally:
             for toml in folder.glob("runs/*/run.toml"):
                 run(folder, environment, "cancel", toml.parent.name)
@@ -82,6 +84,7 @@ def prepare(folder: Path, environment: dict[str, str], profile: dict[str, Any]) 
     run(folder, environment, "demo", "raw", "--size", "32", "--train", "10", "--validation", "1", "--test", "1")
     run(folder, environment, "prepare", "raw", "train.h5")
     run(folder, environment, "split", "train.h5", "--folds", "5", "-o", "five.csv")
+    run(folder, environment, "split", "train.h5", "--folds", "3", "-o", "three.csv")
     (folder / "recipe.toml").write_text(tomli_w.dumps({"data": {"dataset": "train.h5", "filelist": "five.csv"}}))
     (folder / "jobs/sites").mkdir(parents=True)
     (folder / "jobs/sites/test.toml").write_text(tomli_w.dumps(profile))
@@ -114,9 +117,49 @@ def submission(folder: Path, environment: dict[str, str], command: list[str]) ->
     ]
 
 
-def hand_over(folder: Path, environment: dict[str, str], fake: FakePbs | None) -> Result:
+def preemption(folder: Path, cluster: SlurmCluster) -> Result:
+    """Three preemptions: the first new step, less the new start of a bare job preempted with it and the way to a step.
+
+    What Slurm takes to start a preempted job again (its delay, its rounds) counts for both.
+    """
+    (folder / "site").mkdir()
+    site = SlurmSite(folder / "site", folder, cluster)
+    starts, bare_starts = folder / "starts", folder / "bare_starts"
+    site.profile("test", prologue=[f"date +%s.%N >> {starts}"])
+    site.submit("preempted", "-o", "train.epochs=100000", "-o", "snapshot.every_min=0.05")
+    (folder / "bare.sh").write_text(f"#!/bin/bash\ndate +%s.%N >> {bare_starts}\nsleep 10000\n")
+    cluster.command("sbatch", "--requeue", "--mem=100", "-o", "/dev/null", str(folder / "bare.sh"))
+    (folder / "first.sh").write_text("#!/bin/bash\nsleep 2\n")
+    fold = site.fold("0", "preempted")
+    for number in (1, 2, 3):
+        eventually(lambda number=number: len(moments(bare_starts)) == number)  # type: ignore[misc]
+        eventually(lambda number=number: len(first_steps(fold)) == number)  # type: ignore[misc]
+        nodes = ",".join({*site.squeue("--states=R", "--format=%N")})
+        cluster.command(
+            "sbatch", "-p", "high", "--exclusive", "-w", nodes, "-N", str(nodes.count(",") + 1), "-o", "/dev/null",
+            str(folder / "first.sh"),
+        )  # fmt: skip
+    eventually(lambda: len(first_steps(fold)) == 4)
+    to_a_step = first_steps(fold)[0] - moments(starts)[0]
+    pairs = zip(first_steps(fold)[1:], moments(bare_starts)[1:], strict=True)
+    cost = statistics.median(step - bare - to_a_step for step, bare in pairs)
+    site.end_everything()
+    peers = {"start to a step, s": to_a_step}
+    return Result("preemption to a step, without Slurm's delay and a start", cost, "s", "3 s", cost <= 3, peers)
+
+
+def moments(path: Path) -> list[float]:
+    return [float(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def first_steps(fold: Fold) -> list[float]:
+    """Return when each attempt has made its first step."""
+    rows = [read_json_lines(attempt.telemetry) for attempt in fold.attempts() if attempt.telemetry.exists()]
+    return [of_attempt[0]["time"] for of_attempt in rows if of_attempt]
+
+
+def hand_over(folder: Path, fake: FakePbs | None) -> Result:
     """Three walltimes in a row: from the last step of a link to the first of the next, less the queue and a start."""
-    run(folder, environment, "split", "train.h5", "--folds", "3", "-o", "three.csv")
     (folder / "site").mkdir()
     site = PbsRuns(folder / "site", folder, fake)
     site.submit("chain", "-o", "train.epochs=200")
