@@ -65,11 +65,11 @@ def evaluate(name: str, data: Path, csv_path: Path | None, by: str | None, devic
     shown = {key: summary[key] for key in ("tp", "fp", "fn", "tn", "dice", "iou", "precision", "recall", "auc_pr")}
     click.echo(", ".join(f"{key} {_text(value)}" for key, value in shown.items()))
     if parts is not None:
-        _print(f"by {by}", parts.reset_index(names=by or ""))
+        _print(f"by {by}", parts[["records", "dice", "iou", "precision", "recall"]].reset_index(names=by or ""))
     columns = ["record_id", "time", "tp", "fp", "fn", "dice"]
     ranked = result.table.dropna(subset="dice").sort_values(["dice", "record_id"])[columns]
     _print("worst records", ranked.head(_SHOWN))
-    _print("best records", ranked.tail(_SHOWN)[::-1])
+    _print("best records", ranked.iloc[_SHOWN:].tail(_SHOWN)[::-1])
 
 
 def _print(title: str, frame: "pd.DataFrame") -> None:

@@ -105,7 +105,8 @@ def predict(
             return
         if kind is not None and kind != "submission":
             made, total = write_masks(ensemble, dataset, out, kind, chosen, blend), len(dataset.whole_shapes)
-            click.echo(f"{out}: {total} masks, {total - made} of them were there")
+            kept = f", {total - made} of them were there" if made < total else ""
+            click.echo(f"{out}: {total} masks{kept}")
             return
         begun = out.with_name(f".{out.name}")
         probabilities = predict_into(ensemble, dataset, rows, begun / f"{out.stem}.h5", chosen)

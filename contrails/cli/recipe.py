@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
@@ -9,7 +10,7 @@ import tomli_w
 from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.padding import Padding
 
 from contrails.cli.options import json_option, overrides_option, read_recipe, recipe_argument, require_picture
 from contrails.config import Recipe, keys, tables_of
@@ -33,13 +34,11 @@ def schema(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(Recipe.model_json_schema(), indent=2))
         return
-    table = Table()
-    for heading in ("key", "type", "default", "meaning"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "key")
+    console = Console(highlight=False)
     for name, field in keys(Recipe):
-        default = "(required)" if field.is_required() else _shown(field.default)
-        table.add_row(escape(name), escape(_type_name(field)), escape(default), field.description)
-    Console().print(table)
+        default = "required" if field.is_required() else f"default {_shown(field.default)}"
+        console.print(f"[bold]{escape(name)}[/]  {escape(_type_name(field))}, {escape(default)}")
+        console.print(Padding(escape(field.description or ""), (0, 0, 0, 4)))
 
 
 @recipe.command()
@@ -59,6 +58,8 @@ def show(
 ) -> None:
     """Check RECIPE (default: jobs/default.toml) and print it with the defaults filled in, empty keys as comments.
 
+    With --model or --augment it is the network or the picture that is shown instead.
+
     What needs the data, such as bands, frames and the size of a crop, is checked by `contrails submit --dry-run`.
 
     \b
@@ -77,8 +78,8 @@ def show(
         require_picture(sheet, "--augment")
     if with_model:
         _show_model(loaded, side, as_json=as_json)
-        return
-    click.echo(loaded.model_dump_json(indent=2) if as_json else _toml(loaded), nl=as_json)
+    elif sheet is None:
+        click.echo(loaded.model_dump_json(indent=2) if as_json else _toml(loaded), nl=as_json)
     if sheet is not None:
         from contrails.data.contact import plot_augmentation
         from contrails.data.store import open_dataset
@@ -136,7 +137,7 @@ def _line(name: str, value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "" if value is None else json.dumps(value, default=_plain)
+    return "none" if value is None else json.dumps(value, default=_plain)
 
 
 def _plain(value: Any) -> Any:
@@ -163,6 +164,8 @@ def _annotation_name(annotation: Any) -> str:
         return "table"
     if get_origin(annotation) is Literal:
         return " | ".join(json.dumps(choice) for choice in get_args(annotation))
-    if get_origin(annotation) is Union:
+    if get_origin(annotation) in (Union, UnionType):
         return " | ".join(_annotation_name(one) for one in get_args(annotation))
+    if annotation is NoneType:
+        return "none"
     return annotation.__name__ if type(annotation) is type else str(annotation)

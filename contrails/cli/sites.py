@@ -27,19 +27,22 @@ def sites(as_json: bool) -> None:
         click.echo(json.dumps({"default": default, "sites": rows}))
         return
     table = Table()
-    for heading in ("site", "scheduler", "a job has", "device", "folds at a time", "threads a fold", "defined"):
-        table.add_column(heading)
+    for heading in ("site", "scheduler", "a job has", "a fold has", "defined"):
+        table.add_column(heading, overflow="fold")
     for site, where in resolved:
         name = f"{site.name} (default)" if site.name == default else site.name
-        numbers = (site.device, str(site.folds_at_a_time), str(site.num_threads))
-        table.add_row(name, site.scheduler, _job(site), *numbers, where)
+        table.add_row(name, site.scheduler, _job(site), f"{site.device}, {_count(site.num_threads, 'thread')}", where)
     Console().print(table)
 
 
 def _job(site: Site) -> str:
     if site.scheduler == "local":
-        return "this machine"
+        return f"this machine: {_count(site.folds_at_a_time, 'fold')} at a time"
     parts = [f"{site.num_cpus} CPU", f"{site.walltime_min} min"]
     parts += [f"{site.num_gpus} GPU"] if site.num_gpus else []
     parts += [f"{site.memory_gb:g} GB"] if site.memory_gb else []
     return f"{site.partition or 'default partition'}: {', '.join(parts)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

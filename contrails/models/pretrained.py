@@ -5,6 +5,7 @@ One safetensors file an encoder and set of weights, as timm's and smp's hubs off
 needed to find one.
 """
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -61,7 +62,9 @@ def fetch(encoder: str, name: str) -> Path:
         return path
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import logging as hub_logging
 
+    hub_logging.set_verbosity(logging.ERROR)  # nothing about each time that it tries again
     repository, revision = _place(encoder, path.name.split(".", 1)[1].removesuffix(".safetensors"))
     with storage(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)

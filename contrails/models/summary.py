@@ -11,7 +11,12 @@ from contrails.config import Recipe
 
 def summary(model: nn.Module, input_shape: tuple[int, ...]) -> str:
     """Return torchinfo's table of a model, with input and output shapes, parameters and multiply-adds."""
-    return str(_torchinfo(model, input_shape))
+    from torchinfo.enums import Units
+
+    table = str(_torchinfo(model, input_shape))
+    for unit in Units:  # torchinfo 1.8 prints the name of the constant
+        table = table.replace(f"Units.{unit.name}", unit.value)
+    return table
 
 
 def size_of(model: nn.Module, recipe: Recipe, record_shape: tuple[int, ...]) -> dict[str, Any]:

@@ -36,16 +36,20 @@ def test_the_schema_says_type_range_default_and_meaning(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     run("schema")
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    table = {row[0]: row[1:] for row in rows if len(row) == 4}
+    lines = capsys.readouterr().out.splitlines()
+    table = {}
+    for head, meaning in zip(lines[::2], lines[1::2], strict=True):
+        name, _, what = head.partition("  ")
+        table[name] = (what, meaning.strip())
     assert list(table) == [name for name, _ in keys(Recipe)]
-    assert table["train.lr"] == ["float > 0", "0.001", "peak learning rate"]
-    assert table["model.encoder_depth"] == ["int >= 3, <= 5", "5", "number of encoder stages used"]
-    assert table["data.dataset"][:2] == ["Path", "(required)"]
-    assert table["data.frames"][:2] == ["tuple[int, ...]", "[]"]
-    assert table["data.size"][:2] == ["int | None >= 32", ""]
-    assert table["loss.target"][:2] == ['"soft" | "hard"', '"soft"']
-    assert table["train.deterministic"][1] == "true"
+    assert table["train.lr"] == ("float > 0, default 0.001", "peak learning rate")
+    assert table["model.encoder_depth"] == ("int >= 3, <= 5, default 5", "number of encoder stages used")
+    assert table["data.dataset"][0] == "Path, required"
+    assert table["data.exclude"][0] == "Path | none, default none"
+    assert table["data.frames"][0] == "tuple[int, ...], default []"
+    assert table["data.size"][0] == "int | none >= 32, default none"
+    assert table["loss.target"][0] == '"soft" | "hard", default "soft"'
+    assert table["train.deterministic"][0] == "bool, default true"
     assert all(row[-1] for row in table.values())
 
 
