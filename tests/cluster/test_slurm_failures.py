@@ -92,9 +92,9 @@ def test_jobs_that_are_stopped_before_they_begin_have_a_budget(site: SlurmSite) 
     assert "was stopped (preemption) before it began an attempt" in state["reason"]
     assert state["attempt"] == 0
     (job,) = submissions(site.fold("0", "hasty").run)
+    eventually(lambda: not site.squeue("--states=PD,R"))
     listed = site.cluster.command("scontrol", "--oneliner", "show", "job", str(job.job_id)).split()
     assert "Restarts=2" in listed
-    assert not site.squeue("--states=PD,R")
 
 
 def test_a_node_without_the_gpu_is_avoided(site: SlurmSite) -> None:
@@ -119,7 +119,8 @@ def test_a_traceback_is_not_tried_again(site: SlurmSite, tiny_data: Path) -> Non
     state = site.wait_for("error", "0", "failed")
     assert state["cause"] == "error"
     assert "copy.h5" in state["reason"]
-    assert not site.squeue("--states=PD,R")
+    eventually(lambda: not site.squeue("--states=PD,R"))
+    assert site.ends("error") == ["error"]
     assert len(submissions(site.fold("0", "error").run)) == 1
 
 
