@@ -71,10 +71,15 @@ def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     """Wait for places on this machine, then train."""
     at_a_time, num_ranks = site.folds_at_a_time, config.compute.num_ranks
     wanted = min(len(folds), at_a_time) * num_ranks
-    places = take_places(run.path.parent / ".places", at_a_time * num_ranks, wanted)
-    folds = [key for key in folds if not run.fold(key).cancelled.exists()]  # it may have been a long wait
+
+    def left() -> list[str]:
+        return [key for key in folds if not run.fold(key).cancelled.exists()]
+
+    places = take_places(run.path.parent / ".places", at_a_time * num_ranks, wanted, lambda: not left())
+    if not places:
+        return 0
     job = {"scheduler": site.scheduler, "job_id": os.environ.get("SUBMITIT_LOCAL_JOB_ID"), "redirect": True}
-    return _exit_code(list(_train(run, config, folds, job, _shared(config, places)).values()))
+    return _exit_code(list(_train(run, config, left(), job, _shared(config, places)).values()))
 
 
 def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:

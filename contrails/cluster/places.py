@@ -8,6 +8,7 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from contrails.files import storage
@@ -15,16 +16,18 @@ from contrails.files import storage
 _RETRY_S = 0.5
 
 
-def take_places(folder: Path, num_places: int, wanted: int) -> dict[int, int]:
+def take_places(folder: Path, num_places: int, wanted: int, given_up: Callable[[], bool]) -> dict[int, int]:
     """Wait until `wanted` of the machine's `num_places` are free at the same moment, and take them.
 
     Returns:
-        The descriptor that holds each place, by the place's number.
+        The descriptor that holds each place, by the place's number; none if it was given up meanwhile.
     """
     assert 1 <= wanted <= num_places
     with storage(folder, "create"):
         folder.mkdir(mode=0o700, exist_ok=True)
     while (places := _try_places(folder, num_places, wanted)) is None:
+        if given_up():
+            return {}
         time.sleep(_RETRY_S)
     return places
 

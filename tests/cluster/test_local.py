@@ -124,6 +124,21 @@ def test_two_jobs_of_two_folds_share_two_places(site: Site) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_fold_that_waits_for_a_place_is_cancelled_at_once(site: Site) -> None:
+    profile = site.root / "jobs" / "sites" / "one.toml"
+    profile.parent.mkdir(parents=True)
+    profile.write_text("folds_at_a_time = 1")
+    assert site.run("submit", "tiny.toml", "--fold", "0,1", "--site", "one", "-o", "train.epochs=400").returncode == 0
+    eventually(lambda: {state["state"] for state in site.states().values()} == {"running", "waiting"})
+    trains, waits = sorted(site.states(), key=lambda key: site.states()[key]["state"])
+    assert site.run("cancel", "tiny", "--fold", waits).returncode == 0
+    site.wait_for("tiny", waits, "cancelled")
+    assert site.states()[trains]["state"] == "running"
+    again = site.run("resume", "tiny")
+    assert f"fold {waits}: submitted" in again.stdout, again.stderr
+    assert site.wait_for("tiny", waits, "waiting")
+
+
 def test_seeds_make_runs_and_all_trains_without_a_score(site: Site) -> None:
     done = site.run("submit", "tiny.toml", "--fold", "all", "--seeds", "2", "--wait", "-o", "train.epochs=1")
     assert done.returncode == 0, done.stderr
