@@ -161,18 +161,18 @@ def predict_into(
         record_ids=tuple(dataset.record_ids[row] for row in rows),
         shape=(height, width),
         member="ensemble",
-        about=identity_of(ensemble, dataset, device),
+        about=identity_of(ensemble, device) | {"dataset": dataset.fingerprint},
     )
     return complete(file, wanted, ensemble.predictor(dataset, device), f"predictions: {file.stem}")
 
 
-def identity_of(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    """Return all that decides the merged probabilities of a dataset."""
+def identity_of(ensemble: Ensemble, device: torch.device) -> dict[str, Any]:
+    """Return all that decides merged probabilities beside what they are of."""
     members = [[member.sha256, member.weight, member.threshold] for member in ensemble.members]
     made_of = {"members": members, "options": asdict(ensemble.options), "gate_below": ensemble.gate_below}
     if (gate := ensemble.gate()) is not None:
-        made_of["gate"] = identity_of(gate, dataset, device)
-    return made_of | {"dataset": dataset.fingerprint, "device": device.type}
+        made_of["gate"] = identity_of(gate, device)
+    return made_of | {"device": device.type}
 
 
 def masks_of(

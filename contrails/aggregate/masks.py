@@ -49,7 +49,7 @@ def write_masks(
 
 def _claim(folder: Path, paths: list[Path], ensemble: Ensemble, dataset: Dataset, device: torch.device) -> None:
     """Note what the masks are of, or compare with what is noted."""
-    about = identity_of(ensemble, dataset, device) | {"threshold": ensemble.threshold}
+    about = identity_of(ensemble, device) | {"dataset": dataset.fingerprint, "threshold": ensemble.threshold}
     about |= {"steps": [asdict(step) for step in ensemble.steps]}
     noted, note = folder / "predicted.json", to_json(about)
     found = read_json(noted)

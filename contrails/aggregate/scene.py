@@ -1,27 +1,30 @@
 """One scene from a file to a file, however large: tiles, prediction and blending strip by strip.
 
 A row of tiles is read, predicted and blended at a time, so that memory grows with the width of a scene and not with its
-height. It is the same as to prepare the scene, to predict the tiles and to put them together.
+height. It is the same as to prepare the scene, to predict the tiles and to put them together. Finished strips are kept
+until the file is complete: killed and started again, it goes on below the last one.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from contrails.aggregate.ensemble import LARGEST_WITH_STEPS, Ensemble
+from contrails.aggregate.ensemble import LARGEST_WITH_STEPS, Ensemble, identity_of
 from contrails.aggregate.postprocess import apply
-from contrails.aggregate.scene_files import Kind, mask_values, scene_file
+from contrails.aggregate.scene_files import Kind, WriteStrip, mask_values, scene_file
+from contrails.aggregate.strips import StripFile
 from contrails.aggregate.untile import has_data, joined
 from contrails.data.images import values_of
 from contrails.data.layout import Header
 from contrails.data.rasters import Raster, describe, read
 from contrails.data.store import Dataset, Placement, Scene
-from contrails.data.tiles import Blend, Blender, Strip, grid, packed
+from contrails.data.tiles import Blend, Blender, Strip, below, grid, packed
 from contrails.errors import DataError
+from contrails.locks import sole_writer
 from contrails.progress import bar
 
 log = logging.getLogger(__name__)
@@ -42,7 +45,7 @@ def predict_scene(
     """Predict an image file into a GeoTIFF or a PNG file; `bands` names its bands where the file does not.
 
     Raises:
-        DataError: the file is damaged, or lacks a band that the members see.
+        DataError: the file is damaged, or lacks a band that the members see; another process predicts into `out`.
     """
     raster = _named(describe(path), bands)
     needed, _ = ensemble.needs()
@@ -52,41 +55,73 @@ def predict_scene(
             f"{', '.join(missing)}); name them in their order with --bands"
         )
     scene = Scene(path.stem, raster.height, raster.width, raster.crs, raster.transform)
-    with scene_file(out, scene, kind) as write:
-        strips = predict_strips(ensemble, raster, cut, device)
-        if kind == "probabilities":
-            for strip in strips:
-                write(strip.row, strip.values)
-        elif ensemble.steps and scene.height * scene.width <= LARGEST_WITH_STEPS:
-            whole = joined(scene, list(strips))
-            mask = apply(whole.probabilities, ensemble.threshold, ensemble.steps)
-            write(0, mask_values(mask, whole.predicted, kind))
-        else:
-            if ensemble.steps:
-                log.warning("%s is too large for post-processing, which needs all of it: cut at the threshold", path)
-            for strip in strips:
-                write(strip.row, mask_values(apply(strip.values, ensemble.threshold, ()), strip.predicted, kind))
+    about = identity_of(ensemble, device) | {"bands": raster.band_names, "cut": asdict(cut), "scene": _stamp(path)}
+    kept = StripFile(out.with_name(f".{out.name}.strips"), raster.width, about)
+    busy = f"another process predicts into {out}; wait for it, or end it, then run the same command again"
+    with sole_writer(kept.path, busy):
+        try:
+            with scene_file(out, scene, kind) as write:
+                _write(ensemble, scene, kind, _all_strips(ensemble, raster, cut, device, kept), write)
+        except DataError:  # it would not end otherwise the next time
+            kept.path.unlink()
+            raise
+        kept.path.unlink()
     return scene
 
 
-def predict_strips(ensemble: Ensemble, raster: Raster, cut: Cut, device: torch.device) -> Iterator[Strip]:
-    """Yield the blended probabilities of a scene from top to bottom."""
+def _write(ensemble: Ensemble, scene: Scene, kind: Kind, strips: Iterator[Strip], write: WriteStrip) -> None:
+    if kind == "probabilities":
+        for strip in strips:
+            write(strip.row, strip.values)
+    elif ensemble.steps and scene.height * scene.width <= LARGEST_WITH_STEPS:
+        whole = joined(scene, list(strips))
+        mask = apply(whole.probabilities, ensemble.threshold, ensemble.steps)
+        write(0, mask_values(mask, whole.predicted, kind))
+    else:
+        if ensemble.steps:
+            log.warning("%s is too large for post-processing, which needs all of it: cut at the threshold", scene.name)
+        for strip in strips:
+            write(strip.row, mask_values(apply(strip.values, ensemble.threshold, ()), strip.predicted, kind))
+
+
+def _all_strips(ensemble: Ensemble, raster: Raster, cut: Cut, device: torch.device, kept: StripFile) -> Iterator[Strip]:
+    row = 0
+    for strip in kept.read():
+        row = strip.row + len(strip.values)
+        yield strip
+    for strip in predict_strips(ensemble, raster, cut, device, row):
+        kept.keep(strip)
+        yield strip
+
+
+def predict_strips(
+    ensemble: Ensemble, raster: Raster, cut: Cut, device: torch.device, first: int = 0
+) -> Iterator[Strip]:
+    """Yield the blended probabilities of a scene from top to bottom, from the row `first` on."""
     placements = grid(raster.height, raster.width, cut.tile, cut.overlap)
     by_row: dict[int, list[Placement]] = {}
-    for placement in placements:
-        by_row.setdefault(placement.row, []).append(placement)
-    blender, predictors = Blender(raster.height, raster.width, cut.blend), None
-    with bar(f"tiles of {raster.path.name}", len(placements)) as advance:
+    for placement in placements if first < raster.height else ():
+        if placement.row + cut.tile > first:
+            by_row.setdefault(placement.row, []).append(placement)
+    blender, predictors = Blender(raster.height, raster.width, cut.blend, min(by_row, default=raster.height)), None
+    left = sum(map(len, by_row.values()))
+    with bar(f"tiles of {raster.path.name}", len(placements), done=len(placements) - left) as advance:
         for in_row in by_row.values():
             # of one tile, since the predictors keep it
             predictors = predictors or ensemble.predictors(_tiles(raster, in_row[:1], cut.tile), device)
             tiles = _tiles(raster, in_row, cut.tile)
             for rows, images in predictors(tiles)(np.arange(len(in_row))):
                 for row, image in zip(rows, images, strict=True):
-                    yield from blender.add(in_row[row], image, has_data(tiles, row))
+                    yield from below(first, blender.add(in_row[row], image, has_data(tiles, row)))
                 advance(len(rows))
             del tiles  # before the next row is read
-        yield from blender.close()
+        yield from below(first, blender.close())
+
+
+def _stamp(path: Path) -> list[int]:
+    """Return what changes when a file is written anew; to read all of it would take as long as the tiles do."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _named(raster: Raster, bands: Sequence[str]) -> Raster:

@@ -63,7 +63,7 @@ def predict(
     INPUT is a dataset file; a folder with a folder of raw records each, such as data/demo/raw/test; or one scene, a
     GeoTIFF, JPEG 2000, PNG or .npy file of any size, which is read, predicted and written strip by strip. Tiles of a
     dataset file are put together to scenes. As many records go through at once as the GPU holds. Killed and started
-    again, it goes on where it was (one scene: from its top).
+    again, it goes on where it was.
 
     Pseudo-labels are made of records without a label, and of other frames of labelled ones; a fold's file by that
     fold's member alone, without what the fold validates on or nobody may see. Recipes mix them in as [[data.pseudo]].

@@ -6,7 +6,7 @@ that falls towards their edges. Weights are whole numbers and so are sums, so th
 nothing depends on the order; the scene is built strip by strip.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,12 +79,21 @@ class Strip:
     predicted: np.ndarray
 
 
+def below(row: int, strips: Iterable[Strip]) -> Iterator[Strip]:
+    """Yield what of strips lies at a row of the scene and below it."""
+    for strip in strips:
+        top = max(row - strip.row, 0)
+        if top < len(strip.values):
+            yield Strip(strip.row + top, strip.values[top:], strip.predicted[top:])
+
+
 class Blender:
     """Blends the tiles of a scene, which come row by row, into finished strips; only a strip is in memory."""
 
-    def __init__(self, height: int, width: int, blend: Blend = "hann") -> None:
+    def __init__(self, height: int, width: int, blend: Blend = "hann", row: int = 0) -> None:
+        """Begin at a row of the scene, above which no tile reaches."""
         self._height, self._width, self._blend = height, width, blend
-        self._row = 0  # of the scene: where the sums begin
+        self._row = row  # where the sums begin
         self._sums, self._weights = np.zeros((0, width), np.uint64), np.zeros((0, width), np.uint32)
 
     def add(self, placement: Placement, values: np.ndarray, valid: np.ndarray | None = None) -> Iterator[Strip]:

@@ -1,0 +1,144 @@
+"""One scene from a file to a file: what a kill leaves, and how it goes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_MODEL
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contrails.aggregate import scene
+from contrails.aggregate.ensemble import Ensemble, Member, Options
+from contrails.aggregate.scene import Cut, predict_scene
+from contrails.aggregate.strips import StripFile
+from contrails.config import Recipe
+from contrails.data.composites import Channel, Composite
+from contrails.data.rasters import Raster
+from contrails.data.store import Dataset, Placement
+from contrails.data.tiles import Strip
+from contrails.errors import DataError
+from contrails.locks import sole_writer
+from contrails.models.build import build_model
+from contrails.models.weights import save_weights
+
+BANDS = ("red", "green", "blue")
+
+
+@pytest.fixture
+def ensemble(tmp_path: Path) -> Ensemble:
+    torch.manual_seed(0)
+    recipe = Recipe.model_validate({"data": {"dataset": "d.h5", "filelist": "f.csv"}, "model": TINY_MODEL})
+    composite = Composite(tuple(Channel({band: 1.0}) for band in BANDS))
+    about = {"recipe": recipe.model_dump(mode="json"), "composite": composite.to_dict(), "num_channels": 3}
+    save_weights(tmp_path / "member.safetensors", build_model(recipe, 3).state_dict(), about)
+    member = Member("member.safetensors", "digest", "run", "0", "best", [1], [], None, 0.5, 1.0)
+    return Ensemble(tmp_path, (member,), Options(), 0.5, (), {}, True, "1 of 1 folds", {}, {})
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "scene.npy"
+    np.save(path, np.random.default_rng(0).integers(1, 256, (150, 70, 3), np.uint8))
+    return path
+
+
+def predict(ensemble: Ensemble, image: Path, out: str, cut: Cut) -> bytes:
+    path = image.with_name(out)
+    predict_scene(ensemble, image, path, "probabilities", cut, BANDS, torch.device("cpu"))
+    return path.read_bytes()
+
+
+def interrupt_after(count: int) -> Callable[[StripFile, Strip], None]:
+    """Return what keeps a number of strips and then is interrupted, in the midst of the next one."""
+    original, calls = StripFile.keep, [0]
+
+    def keep(kept: StripFile, strip: Strip) -> None:
+        original(kept, strip)
+        calls[0] += 1
+        if calls[0] > count:
+            with kept.path.open("rb+") as file:
+                file.truncate(kept.path.stat().st_size - 7)
+            raise KeyboardInterrupt
+
+    return keep
+
+
+@pytest.mark.parametrize("overlap", [0, 8, 24])
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_a_scene_that_was_interrupted_goes_on_below_its_last_strip(
+    ensemble: Ensemble, image: Path, monkeypatch: pytest.MonkeyPatch, overlap: int, count: int
+) -> None:
+    cut = Cut(32, overlap)
+    undisturbed = predict(ensemble, image, "undisturbed.tif", cut)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StripFile, "keep", interrupt_after(count))
+        predict(ensemble, image, "scene.tif", cut)
+    assert not image.with_name("scene.tif").exists()
+    first_rows: list[int] = []
+    original = scene._tiles
+
+    def tiles(raster: Raster, placements: list[Placement], tile: int) -> Dataset:
+        first_rows.append(placements[0].row)
+        return original(raster, placements, tile)
+
+    monkeypatch.setattr(scene, "_tiles", tiles)
+    assert predict(ensemble, image, "scene.tif", cut) == undisturbed
+    done = count * (32 - overlap)
+    assert min(first_rows) == max(0, -(-(done - 31) // (32 - overlap)) * (32 - overlap))
+    assert sorted(path.name for path in image.parent.iterdir()) == [
+        "member.safetensors", "scene.npy", "scene.tif", "undisturbed.tif",
+    ]  # fmt: skip
+
+
+def test_strips_of_another_scene_are_not_used(ensemble: Ensemble, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StripFile, "keep", interrupt_after(2))
+        predict(ensemble, image, "scene.tif", Cut(32, 8))
+    np.save(image, np.load(image)[::-1])
+    assert predict(ensemble, image, "scene.tif", Cut(32, 8)) == predict(ensemble, image, "fresh.tif", Cut(32, 8))
+
+
+def test_two_at_once_are_refused(ensemble: Ensemble, image: Path) -> None:
+    with sole_writer(image.with_name(".scene.tif.strips"), "busy"), pytest.raises(DataError, match="another process"):
+        predict(ensemble, image, "scene.tif", Cut(32, 8))
+
+
+def test_bad_data_leave_nothing(ensemble: Ensemble, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: object) -> None:
+        raise DataError("damaged")
+
+    monkeypatch.setattr(scene, "read", damaged)
+    with pytest.raises(DataError, match="damaged"):
+        predict(ensemble, image, "scene.tif", Cut(32, 8))
+    assert sorted(path.name for path in image.parent.iterdir()) == ["member.safetensors", "scene.npy"]
+
+
+@given(cut_at=st.integers(0, 400), flip=st.integers(0, 400))
+def test_what_is_damaged_and_what_comes_after_it_is_not_read(
+    tmp_path_factory: pytest.TempPathFactory, cut_at: int, flip: int
+) -> None:
+    kept = StripFile(tmp_path_factory.mktemp("strips") / "strips", 5, {"of": "a scene"})
+    random = np.random.default_rng(0)
+    heights = (3, 4, 1)
+    strips = [
+        Strip(sum(heights[:i]), random.integers(0, 65536, (rows, 5), np.uint16), random.random((rows, 5)) > 0.5)
+        for i, rows in enumerate(heights)
+    ]
+    assert list(kept.read()) == []
+    for strip in strips:
+        kept.keep(strip)
+    content = bytearray(kept.path.read_bytes())
+    if flip < len(content):
+        content[flip] ^= 4
+    kept.path.write_bytes(content[: len(content) - cut_at] if cut_at < len(content) else b"")
+    read = list(kept.read())
+    for found, expected in zip(read, strips, strict=False):
+        assert found.row == expected.row
+        assert np.array_equal(found.values, expected.values)
+        assert np.array_equal(found.predicted, expected.predicted)
+    for strip in strips[len(read) :]:  # what is missing can be added, and all of it is there then
+        kept.keep(strip)
+    assert len(list(kept.read())) == 3
