@@ -4,6 +4,7 @@ A file appears under its final name only when all of it is on disk: temporary na
 fsync, rename, fsync of the folder. Every OSError of a write becomes a `StorageError` that names the path.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -51,6 +52,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
         fsync(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what writers of `path` that were killed have left behind; the caller is its only writer."""
+    with storage(path, "remove what a killed process left of"):
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp*"):
+            leftover.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

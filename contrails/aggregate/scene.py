@@ -24,6 +24,7 @@ from contrails.data.rasters import Raster, describe, read
 from contrails.data.store import Dataset, Placement, Scene
 from contrails.data.tiles import Blend, Blender, Strip, below, grid, packed
 from contrails.errors import DataError
+from contrails.files import remove_leftovers
 from contrails.locks import sole_writer
 from contrails.progress import bar
 
@@ -59,6 +60,7 @@ def predict_scene(
     kept = StripFile(out.with_name(f".{out.name}.strips"), raster.width, about)
     busy = f"another process predicts into {out}; wait for it, or end it, then run the same command again"
     with sole_writer(kept.path, busy):
+        remove_leftovers(out)
         try:
             with scene_file(out, scene, kind) as write:
                 _write(ensemble, scene, kind, _all_strips(ensemble, raster, cut, device, kept), write)

@@ -3,7 +3,6 @@
 Every row is compared with its digest on its way. The file gets its name when it is complete; the shards stay.
 """
 
-import glob
 import hashlib
 import os
 import re
@@ -29,7 +28,7 @@ from contrails.data.layout import (
 )
 from contrails.data.store import open_dataset
 from contrails.errors import DataError
-from contrails.files import atomic_path, storage
+from contrails.files import atomic_path, remove_leftovers, storage
 from contrails.locks import sole_writer
 from contrails.progress import bar
 
@@ -201,8 +200,7 @@ def _require_same(out: Path, whole: Header, columns: _Columns) -> None:
 
 
 def _make(out: Path, whole: Header, parts: list[_Part], columns: _Columns) -> None:
-    for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):  # of a join that was killed: we hold the lock
-        leftover.unlink()
+    remove_leftovers(out)
     with atomic_path(out) as temporary:
         create(whole, temporary)
         where = places(temporary)

@@ -7,7 +7,7 @@ from pathlib import Path
 from contrails.data.store import open_dataset
 from contrails.data.verify import damaged_rows
 from contrails.errors import DataError, StorageError
-from contrails.files import atomic_path, copy_blocks, storage
+from contrails.files import atomic_path, copy_blocks, remove_leftovers, storage
 from contrails.locks import locked
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,7 @@ def _is_copy(target: Path, fingerprint: str) -> bool:
 
 
 def _copy(path: Path, target: Path, fingerprint: str, poll: Callable[[], None]) -> None:
-    for leftover in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed: we hold the lock
-        leftover.unlink()
+    remove_leftovers(target)
     log.info("staging %s as %s", path, target)
     with atomic_path(target) as temporary:
         with path.open("rb") as source, temporary.open("wb") as copy:

@@ -47,9 +47,7 @@ def test_recipe_show_writes_a_sheet(tiny_data: Path, tmp_path: Path, capsys: pyt
     recipe.write_text(f'[data]\ndataset = "{tiny_data / "train.h5"}"\nfilelist = "{tiny_data / "three.csv"}"\n')
     arguments = ["recipe", "show", str(recipe), "-o", "augment.mixup.probability=1", "--augment"]
     cli([*arguments, str(sheet)], standalone_mode=False)
-    out, err = capsys.readouterr()
-    assert "[augment.mixup]\nprobability = 1.0\n" in out
-    assert err == f"{sheet}: 6 records\n"
+    assert capsys.readouterr() == ("", f"{sheet}: 6 records\n")
     assert size(sheet)[0] > 100
     with pytest.raises(click.BadParameter, match=r"expected the ending of a picture, found '.txt'"):
         cli([*arguments, str(tmp_path / "sheet.txt")], standalone_mode=False)
