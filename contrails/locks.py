@@ -45,11 +45,13 @@ def locked(file: IO[Any], poll: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def sole_writer(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock of `path`, which is created if need be; without one where the file system has no locks.
+    """Hold the lock of `path`, made with its folder if need be; without one where the file system has no locks.
 
     Raises:
         DataError: another process holds it; the message is `busy`.
     """
+    with storage(path, "create"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with storage(path), path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -53,7 +53,6 @@ def complete(path: Path, wanted: Wanted, predict: Predict, description: str) -> 
     Shape:
         uint16 (N, H, W) in the order of `wanted.rows`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     busy = f"another process predicts into {path}; wait for it, or end it, then run the same command again"
     with sole_writer(path.with_name(f".{path.name}.lock"), busy):
         if not _is_of(path, wanted):

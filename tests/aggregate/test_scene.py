@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def predict(ensemble: Ensemble, image: Path, out: str, cut: Cut) -> bytes:
-    path = image.with_name(out)
+    path = image.parent / out
     predict_scene(ensemble, image, path, "probabilities", cut, BANDS, torch.device("cpu"))
     return path.read_bytes()
 
@@ -92,6 +93,23 @@ def test_a_scene_that_was_interrupted_goes_on_below_its_last_strip(
     assert sorted(path.name for path in image.parent.iterdir()) == [
         "member.safetensors", "scene.npy", "scene.tif", "undisturbed.tif",
     ]  # fmt: skip
+
+
+def test_a_scene_whose_strips_are_all_there_is_not_predicted_again(
+    ensemble: Ensemble, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = predict(ensemble, image, "undisturbed.tif", Cut(32, 8))
+    original = scene._write
+
+    def write(*arguments: Any) -> None:
+        original(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(scene, "_write", write)
+        predict(ensemble, image, "new/scene.tif", Cut(32, 8))
+    monkeypatch.delattr(scene, "_tiles")
+    assert predict(ensemble, image, "new/scene.tif", Cut(32, 8)) == undisturbed
 
 
 def test_strips_of_another_scene_are_not_used(ensemble: Ensemble, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
