@@ -39,6 +39,7 @@ from contrails.train.ranks import Ranks, joined
 from contrails.train.snapshot import load_snapshot, remove_leftovers
 from contrails.train.state import KeptWeights, TrainState, new_state
 from contrails.train.stop import StopFlag
+from contrails.train.weights import WeightsFiles
 
 log = logging.getLogger(__name__)
 
@@ -178,9 +179,8 @@ def _build(
         shape = (sampler.batch_size, *frames, source.num_channels, *size)
         print(summary(state.model, shape), f"input {shape} -> output {(shape[0], *size)}", sep="\n", flush=True)  # noqa: T201
     origin = {"data": config.data.model_dump(mode="json"), "code": config.code}
-    return Loop(
-        fold, attempt, recipe, source, sampler, training, validation, state, heart, stop, rebuild, ranks, origin
-    )
+    files = WeightsFiles(fold, attempt.number, recipe, source, origin)
+    return Loop(fold, attempt, recipe, source, sampler, training, validation, state, heart, stop, rebuild, ranks, files)
 
 
 def _with_pseudo(

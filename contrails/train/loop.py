@@ -20,10 +20,10 @@ from contrails.data.batches import Batch, Source, in_order
 from contrails.data.sampling import Sampler
 from contrails.draws import derived_seed
 from contrails.errors import RunError, Stopped, StorageError, TrainingError
-from contrails.files import append_json_line, fsync, sha256
+from contrails.files import append_json_line, fsync
 from contrails.metrics import Histogram
 from contrails.models.outputs import Outputs
-from contrails.models.weights import save_tensors, save_weights
+from contrails.models.weights import save_tensors
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import Heart
 from contrails.train.averages import Average
@@ -35,6 +35,7 @@ from contrails.train.ranks import Ranks
 from contrails.train.snapshot import SnapshotWriter
 from contrails.train.state import KeptWeights, TrainState
 from contrails.train.stop import StopFlag
+from contrails.train.weights import WeightsFiles
 
 _SMOOTHING = 0.98
 """Decay a step of the smoothed loss."""
@@ -55,7 +56,7 @@ class Loop:
     """What the training of one fold works with; all that changes is in `state`.
 
     `rebuild` returns the state of the newest snapshot, or the one before the first step. Only the first rank has a
-    heart. `origin` says in the weights which data and code they are of.
+    heart.
     """
 
     fold: Fold
@@ -70,7 +71,7 @@ class Loop:
     stop: StopFlag
     rebuild: Callable[[], TrainState]
     ranks: Ranks
-    origin: dict[str, Any]
+    weights: WeightsFiles
 
     def run(self) -> None:
         """Train from the state's position to the last epoch.
@@ -79,7 +80,7 @@ class Loop:
             Stopped: a signal or the walltime asked for it; the position is saved.
             TrainingError: the loss is not finite; the message names the step and its records.
         """
-        self._writer = SnapshotWriter(self.fold, self.attempt.number, self._before_save, self._after_save)
+        self._writer = SnapshotWriter(self.fold, self.attempt.number, self._before_save, self.weights.forget)
         self._pace, self._next_save = Pace(self.state.step), time.monotonic() + 60 * self.recipe.snapshot.every_min
         self._forward = self._compiled(self.state.model)
         self._report(status="running")
@@ -180,42 +181,12 @@ class Loop:
         if self.ranks.first:
             append_json_line(self.attempt.metrics, row)
             self._say(row)
-            self._keep_weights(row.get("val/dice"), row.get("val/threshold"))
+            state.kept = self.weights.of_epoch(state, row.get("val/dice"), row.get("val/threshold"))
         self._save()
 
     def _gains_no_more(self) -> bool:
         patience = self.recipe.train.early_stopping
         return bool(patience) and epochs_without_gain(self.state.scores) >= patience
-
-    def _keep_weights(self, dice: float | None, threshold: float | None) -> None:
-        """Write the weights of this epoch; what is neither recent nor among the best is forgotten."""
-        state, keep = self.state, self.recipe.snapshot
-        written = self._write_weights(f"epoch{state.epoch:04d}", state.model.state_dict(), dice, threshold)
-        kept = [*state.kept, written]
-        best = sorted((k for k in kept if k.dice is not None), key=lambda k: (-(k.dice or 0), k.epoch))
-        stays = {k.epoch for k in (*kept[-keep.keep_last :], *best[: keep.keep_best])}
-        state.kept = [k for k in kept if k.epoch in stays]
-
-    def _write_weights(
-        self, kind: str, tensors: dict[str, torch.Tensor], dice: float | None, threshold: float | None
-    ) -> KeptWeights:
-        """Write a weights file of this attempt with all that is needed to use it."""
-        path = self.fold.weights_file(kind, self.attempt.number)
-        about = {
-            "recipe": self.recipe.model_dump(mode="json"),
-            "composite": self.source.composite.to_dict(),
-            "num_channels": self.source.num_channels,
-            "label_position": self.source.label_position,
-            "fold": self.fold.key,
-            **self.origin,
-            "epoch": self.state.epoch,
-            "step": self.state.step,
-            "dice": dice,
-            "threshold": threshold,
-        }
-        require_finite(tensors)
-        save_weights(path, tensors, about)
-        return KeptWeights(self.state.epoch, path.name, sha256(path), dice, threshold)
 
     def _save(self, *, wait: bool = False) -> None:
         """Begin a snapshot, and wait for it where the process is about to end; one at a time is written."""
@@ -250,13 +221,6 @@ class Loop:
             if path.exists():
                 fsync(path)
 
-    def _after_save(self, content: dict[str, Any]) -> None:
-        """Remove the weights that a complete snapshot no longer refers to."""
-        kept = {weights["file"] for weights in content["kept"]}
-        for epoch, _, path in self.fold.all_weights():
-            if path.name not in kept and epoch <= content["epoch"]:
-                path.unlink(missing_ok=True)
-
     def averaged_weights(self) -> dict[str, KeptWeights]:
         """Write the averages over the training, scored like every epoch; SWA with batch norm of its own; one rank does.
 
@@ -276,7 +240,7 @@ class Loop:
         dice = threshold = None
         if len(self.validation_rows):
             dice, threshold = self._evaluate(model).histogram.best()
-        return self._write_weights(kind, model.state_dict(), dice, threshold)
+        return self.weights.write(kind, self.state, model.state_dict(), dice, threshold)
 
     def _training_inputs(self) -> Iterator[torch.Tensor]:
         """Yield the training records as they are, in the order of the file."""
