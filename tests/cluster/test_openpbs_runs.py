@@ -20,6 +20,8 @@ from pbs_runs import PbsRuns
 from pbs_site import REAL
 from slurm_site import weights
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("-o", "train.epochs=1")
 EPOCHS = ("-o", "train.epochs=100")
 

@@ -16,6 +16,8 @@ from local_site import eventually
 from slurm_cluster import SlurmCluster
 from slurm_site import SlurmSite, weights
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = ("-o", "train.epochs=80")
 
 

@@ -9,6 +9,8 @@ from local_site import eventually
 from slurm_cluster import SlurmCluster, why_not
 from slurm_site import SlurmSite, only_cluster
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def forgetful() -> Iterator[SlurmCluster]:

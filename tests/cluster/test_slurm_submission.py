@@ -20,6 +20,8 @@ from local_site import eventually
 from slurm_cluster import SlurmCluster
 from slurm_site import SlurmSite, fresh_path
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("-o", "train.epochs=1")
 LONG = ("-o", "train.epochs=3000")
 
