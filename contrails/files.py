@@ -57,7 +57,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def remove_leftovers(path: Path) -> None:
     """Remove what writers of `path` that were killed have left behind; the caller is its only writer."""
     with storage(path, "remove what a killed process left of"):
-        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp*"):
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*-????????.tmp*"):
             leftover.unlink(missing_ok=True)
 
 

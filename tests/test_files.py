@@ -219,3 +219,11 @@ def test_several_writers_do_not_mix_their_lines(path: Path) -> None:
 def parsed(path: Path) -> Iterator[Any]:
     # a writer can see another one's line half way and close it: an empty line is no loss
     return (json.loads(line) for line in path.read_text().splitlines() if line)
+
+
+def test_leftovers_of_a_file_and_of_no_other(tmp_path: Path) -> None:
+    mine, others = tmp_path / ".x.12-0123abcd.tmp", tmp_path / ".x.tif.12-0123abcd.tmp"
+    for path in (mine, others):
+        path.touch()
+    files.remove_leftovers(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == [others]

@@ -4,12 +4,14 @@ import csv
 import json
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import rasterio
 import tomli_w
 
 from contrails.cli.main import cli
+from contrails.data.filelists import read_filelist
 from contrails.data.rasters import describe, read
 from contrails.data.store import open_dataset
 
@@ -55,11 +57,24 @@ def test_scenes_to_a_submission(folder: Path, capsys: pytest.CaptureFixture[str]
     run("submission", "check", str(submission), "--data=test.h5", "--sample=raw/sample_submission.csv", "--json")
     assert json.loads(capsys.readouterr().out)["records"] == 2
     run("evaluate", "recipe", "train.h5", "--by=group")
+    # of scenes that were trained on, no tile counts, however they are cut
+    run("prepare", "raw/train", "cut.h5", "--layout=scenes", "--tile=48", "--overlap=8")
+    fixed = read_filelist(folder / "folds.csv")
+    folds = zip(fixed.record_ids, fixed.folds, strict=True)
+    held_out = {name.partition("_r")[0] for name, fold in folds if fold == -1}
+    capsys.readouterr()
+    run("evaluate", "recipe", "cut.h5", "--json")
+    groups = open_dataset(folder / "cut.h5").groups
+    unseen = sum(group in held_out for group in groups)
+    assert unseen > 0
+    assert json.loads(capsys.readouterr().out)["records"].startswith(f"{unseen} records that nothing was fitted on; ")
     # the tiles of a file come back as whole scenes, the same as those of the scene itself
     run("predict", "recipe", "test.h5", "masks", "--format=tif")
     scene = folder / "raw/test/scenes/test0000.tif"
     run("predict", "recipe", str(scene), "one.tif", "--tile=32", "--overlap=8")
     run("predict", "recipe", str(scene), "one.png", "--tile=32", "--overlap=8", "--blend=gaussian")
+    with pytest.raises(click.BadParameter, match="is INPUT itself"):
+        run("predict", "recipe", str(scene), str(scene))
     run("predict", "recipe", str(scene), "probabilities.tif", "--format=probabilities")
     with rasterio.open("masks/test0000.tif") as whole, rasterio.open("one.tif") as one, rasterio.open(scene) as source:
         assert np.array_equal(whole.read(), one.read())

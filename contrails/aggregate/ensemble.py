@@ -16,7 +16,7 @@ from contrails.aggregate.stored import FORMAT, VERSION
 from contrails.aggregate.untile import Batches, Whole, untile
 from contrails.aggregate.views import parse_views
 from contrails.data.composites import Composite
-from contrails.data.filelists import read_filelist
+from contrails.data.filelists import FileList, read_filelist
 from contrails.data.records import LABEL_FRAME
 from contrails.data.store import Dataset
 from contrails.data.tiles import Blend
@@ -123,10 +123,9 @@ class Ensemble:
         frames = {frame for about in abouts for frame in about["recipe"]["data"]["frames"] or (label_frame,)}
         return tuple(sorted(bands)), tuple(sorted(frames))
 
-    def fold_of(self) -> dict[str, int]:
-        """Return the fold of each record that the members were made with."""
-        filelist = read_filelist(self.path / FILELIST)
-        return dict(zip(filelist.record_ids, filelist.folds, strict=True))
+    def filelist(self) -> FileList:
+        """Return the folds of the records that the members were made with."""
+        return read_filelist(self.path / FILELIST)
 
 
 def read_ensemble(path: Path) -> Ensemble:

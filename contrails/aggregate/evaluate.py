@@ -1,6 +1,5 @@
 """How good an ensemble is on labelled records: pixels and scores over all of them, of each, by group, time and size."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,8 +10,9 @@ import torch
 
 from contrails.aggregate.ensemble import Ensemble
 from contrails.aggregate.postprocess import apply
-from contrails.data.filelists import HELD_OUT
+from contrails.data.filelists import HELD_OUT, FileList
 from contrails.data.store import IGNORE, Dataset
+from contrails.data.tiles import scene_of
 from contrails.errors import DataError
 from contrails.metrics import NUM_BINS, Histogram, average_precision
 from contrails.progress import bar
@@ -69,11 +69,12 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, de
     return Evaluation(table, Histogram(positive, negative))
 
 
-def seen_in_training(dataset: Dataset, fold_of: Mapping[str, int]) -> np.ndarray:
-    """Return the rows of records that some fold trained on or was selected by, int64."""
-    return np.array(
-        [row for row, name in enumerate(dataset.record_ids) if fold_of.get(name, HELD_OUT) != HELD_OUT], int
-    )
+def seen_in_training(dataset: Dataset, filelist: FileList) -> np.ndarray:
+    """Return the rows of records that some fold trained on or was selected by, int64; of tiles, all of their scenes."""
+    used = {name for name, fold in zip(filelist.record_ids, filelist.folds, strict=True) if fold != HELD_OUT}
+    scenes = {scene_of(name) for name in used} if dataset.placements else set()
+    names = enumerate(zip(dataset.record_ids, dataset.groups, strict=True))
+    return np.array([row for row, (name, group) in names if name in used or group in scenes], int)
 
 
 def scores(table: pd.DataFrame) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Predictions of scenes as image files, written strip by strip: GeoTIFF with the scene's georeference, or PNG."""
 
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from contrails.data.optional import require
 from contrails.data.store import NOWHERE, Scene
+from contrails.errors import StorageError
 from contrails.files import atomic_path
 from contrails.metrics import NUM_BINS
 
@@ -42,20 +44,56 @@ def scene_file(path: Path, scene: Scene, kind: Kind) -> Iterator[WriteStrip]:
     with rasterio.Env(GDAL_CACHEMAX=_CACHE_MB), atomic_path(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         draft = temporary.with_name(f"{temporary.name}.draft") if kind == "png" else temporary
+        written: list[tuple[int, int, int]] = []
         try:
             with rasterio.open(draft, "w", **_profile(scene, kind)) as file:
 
                 def write(row: int, values: np.ndarray) -> None:
                     file.write(values, 1, window=((row, row + len(values)), (0, scene.width)))
+                    written.append((row, len(values), zlib.crc32(values.tobytes())))
 
                 yield write
                 if kind == "probabilities":
                     file.scales = (1 / (NUM_BINS - 1),)
             if kind == "png":  # a PNG file cannot be written part by part
-                require("rasterio.shutil", "writing a PNG file").copy(draft, temporary, driver="PNG")
+                _copy_as_png(draft, temporary, path)
+            _require_written(temporary, written, path)
         finally:
             if kind == "png":
                 draft.unlink(missing_ok=True)
+
+
+def _copy_as_png(draft: Path, temporary: Path, path: Path) -> None:
+    errors = require("rasterio._err", "writing a PNG file")
+    try:
+        require("rasterio.shutil", "writing a PNG file").copy(draft, temporary, driver="PNG")
+    except errors.CPLE_BaseError as error:
+        raise _not_written(path, str(error)) from error
+
+
+def _require_written(temporary: Path, written: list[tuple[int, int, int]], path: Path) -> None:
+    """Read back what was written: GDAL writes its last blocks when a file is closed, and tells nobody that it failed.
+
+    Args:
+        temporary: the file.
+        written: first row, number of rows and CRC-32 of each strip.
+        path: what it is going to be called.
+    """
+    rasterio = require("rasterio", f"reading {path.name}")
+    try:
+        with rasterio.open(temporary) as file:
+            for row, count, checksum in written:
+                values = file.read(1, window=((row, row + count), (0, file.width)))
+                if zlib.crc32(values.tobytes()) != checksum:
+                    raise _not_written(path, f"its rows from {row} on are not what was written")
+    except rasterio.errors.RasterioError as error:
+        raise _not_written(path, str(error.__cause__ or error)) from error
+
+
+def _not_written(path: Path, reason: str) -> StorageError:
+    return StorageError(
+        f"cannot write {path}: {reason}; check the free space and your quota, then run the same command again"
+    )
 
 
 def mask_values(mask: np.ndarray, predicted: np.ndarray, kind: Kind) -> np.ndarray:

@@ -173,7 +173,7 @@ def audit(
     from contrails.data.filelists import read_filelist
     from contrails.data.store import open_dataset
 
-    dataset, fold_of = open_dataset(path), None
+    dataset, listed = open_dataset(path), None
     predicted: Mapping[str, np.ndarray] = {}
     cut = 0
     if ensemble_name is not None:
@@ -182,10 +182,10 @@ def audit(
         from contrails.aggregate.threshold import cut as cut_at
 
         ensemble = read_ensemble(find_ensemble(ensemble_name))
-        predicted, fold_of, cut = Predicted(ensemble, dataset), ensemble.fold_of(), cut_at(ensemble.threshold)
+        predicted, listed, cut = Predicted(ensemble, dataset), ensemble.filelist(), cut_at(ensemble.threshold)
     if filelist is not None:
         listed = read_filelist(filelist)
-        fold_of = dict(zip(listed.record_ids, listed.folds, strict=True))
+    fold_of = None if listed is None else dict(zip(listed.record_ids, listed.folds, strict=True))
     findings = find(dataset, Limits(tiny_px=tiny, near=near, dice=dice), fold_of, predicted, cut)
     excluded = reasons(findings, dataset)
     if out is not None:

@@ -42,7 +42,7 @@ def evaluate(name: str, data: Path, csv_path: Path | None, by: str | None, devic
     from contrails.files import write_atomic
 
     ensemble, dataset = read_ensemble(find_ensemble(name)), open_dataset(data)
-    seen = seen_in_training(dataset, ensemble.fold_of())
+    seen = seen_in_training(dataset, ensemble.filelist())
     rows = np.setdiff1d(np.arange(dataset.num_records), seen)
     if not len(rows):
         raise DataError(
@@ -53,7 +53,8 @@ def evaluate(name: str, data: Path, csv_path: Path | None, by: str | None, devic
     if csv_path is not None:
         write_atomic(csv_path, result.table.to_csv(index=False))
     parts = result.by(by) if by else None
-    what = f"{len(result.table)} records that nothing was fitted on" + (f"; {len(seen)} left out" if len(seen) else "")
+    left_out = f"; {len(seen)} that its file list names left out" if len(seen) else ""
+    what = f"{len(result.table)} records that nothing was fitted on{left_out}"
     summary = result.summary() | {"records": what, "folds": ensemble.folds, "complete": ensemble.complete}
     if as_json:
         more = {} if parts is None else {"by": parts.to_dict("index")}

@@ -65,6 +65,9 @@ def predict(
     dataset file are put together to scenes. As many records go through at once as the GPU holds. Killed and started
     again, it goes on where it was.
 
+    Masks hold 0 and 1, and 255 where there are no data, as GeoTIFF; 0 and 255 as PNG. Probabilities are uint16, of
+    which 65535 is 1, and 0 where there are no data.
+
     Pseudo-labels are made of records without a label, and of other frames of labelled ones; a fold's file by that
     fold's member alone, without what the fold validates on or nobody may see. Recipes mix them in as [[data.pseudo]].
 
@@ -84,6 +87,8 @@ def predict(
     from contrails.aggregate.untile import in_batches
     from contrails.data.rasters import ENDINGS
 
+    if source.exists() and out.exists() and out.samefile(source):
+        raise click.BadParameter(f"{out} is INPUT itself, which would be lost; give another name", param_hint="OUT")
     ensemble, chosen = read_ensemble(find_ensemble(name)), choose_device(device)
     if not ensemble.complete:
         click.echo(f"partial: an ensemble of {ensemble.folds}", err=True)
@@ -132,6 +137,11 @@ def _predict_scene(
             f"'{chosen}': expected one of {', '.join(_SCENE_FORMATS)} for one scene; give it, or let {out} end so",
             param_hint="--format",
         )
+    endings = (".png",) if chosen == "png" else (".tif", ".tiff")
+    if out.is_dir():
+        raise click.BadParameter(f"{out}: expected the name of a file for {source}, found a folder", param_hint="OUT")
+    if out.suffix.lower() not in endings:
+        raise click.BadParameter(f"{out}: expected an ending {' or '.join(endings)} for {chosen}", param_hint="OUT")
     scene = predict_scene(ensemble, source, out, chosen, cut, bands, device)  # type: ignore[arg-type]
     click.echo(f"{out}: {scene.height} x {scene.width} pixels")
 

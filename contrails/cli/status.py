@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from typing import Literal
 
 import click
 from rich.box import SIMPLE
@@ -63,7 +64,9 @@ def print_states(run: Run, states: list[FoldState]) -> None:
     """Print one run as a table, and the reason of every fold that needs a hand."""
     table = Table(title=run.name, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for heading in _HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("state", "node") else "right")
+        justify: Literal["left", "right"] = "left" if heading in ("state", "node") else "right"
+        # a narrow terminal cuts the name of the node alone
+        table.add_column(heading.replace(" ", "\n"), justify=justify, no_wrap=heading != "node", overflow="ellipsis")
     for state in states:
         colour = COLOURS.get(state.state, "white")
         table.add_row(

@@ -142,16 +142,16 @@ def _judge_here(
     row: FoldState, fold: Fold, owner: dict[str, Any], state: dict[str, Any], submission: Submission | None
 ) -> FoldState:
     """Judge a fold of this machine by its processes."""
+    status = state.get("status")
+    if fold.cancelled.exists() and status not in {"starting", "running"}:  # also while its job still waits for a place
+        return replace(row, state="cancelled", cause="cancelled", reason="go on with `contrails resume`")
     if submission is not None and owner.get("job_id") != submission.job_id and not is_dead(submission.process):
         return replace(row, state="waiting")  # its job lives and has no attempt yet: it waits for a place
-    status = state.get("status")
     if status in {"starting", "running"}:
         if not is_dead(owner):
             return replace(row, state=str(status))
         lost = "its process ended without a word (killed, or out of memory); go on with `contrails resume`"
         return replace(row, state="lost", reason=lost)
-    if fold.cancelled.exists():
-        return replace(row, state="cancelled", cause="cancelled", reason="go on with `contrails resume`")
     if status is not None:
         end = read_end(fold.attempts()[-1])
         return replace(row, state=str(status), reason=state.get("reason"), cause=end.cause if end else None)

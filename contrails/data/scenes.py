@@ -19,7 +19,7 @@ from contrails.data.pack import Arrays, Plan
 from contrails.data.rasters import ENDINGS, Raster, describe, read
 from contrails.data.rle import read_rows
 from contrails.data.store import IGNORE, NOWHERE, Placement, Scene
-from contrails.data.tiles import grid, packed
+from contrails.data.tiles import grid, packed, tile_name
 from contrails.errors import DataError
 from contrails.progress import bar
 
@@ -72,8 +72,9 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
     files, masks = _find(root, options.scenes, options.bands), _find(root, options.masks, ())
     if not files:
         raise DataError(
-            f"expected scenes as {options.scenes} in {root} (endings {', '.join(ENDINGS)}), found none; "
-            "check RAW, or give --scenes"
+            f"expected scenes as {options.scenes} in {root} (endings {', '.join(ENDINGS)}), found "
+            f"{', '.join(sorted(path.name for path in root.glob('*'))[:8]) or 'nothing'}; give the folder that holds "
+            "them as RAW, or say --scenes"
         )
     subsets = _read_filelists(root / "filelists", files)
     wanted = _SPLITS.get(split) if _SPLITS.get(split) in subsets.values() else None
@@ -104,7 +105,7 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
         frames=(0,),
         size=(options.tile, options.tile),
         with_marks=False,
-        record_ids=tuple(f"{name}_r{placement.row:05d}_c{placement.column:05d}" for name, placement in tiles),
+        record_ids=tuple(tile_name(name, placement) for name, placement in tiles),
         groups=tuple(name for name, _ in tiles),
         timestamps=(np.nan,) * len(tiles),
         values=values,

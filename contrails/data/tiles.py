@@ -6,6 +6,7 @@ that falls towards their edges. Weights are whole numbers and so are sums, so th
 nothing depends on the order; the scene is built strip by strip.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -37,6 +38,16 @@ def grid(height: int, width: int, tile: int, overlap: int, scene: int = 0) -> li
         for row in starts(height, tile, overlap)
         for column in starts(width, tile, overlap)
     ]
+
+
+def tile_name(scene: str, place: Placement) -> str:
+    """Return the record id of a tile."""
+    return f"{scene}_r{place.row:05d}_c{place.column:05d}"
+
+
+def scene_of(name: str) -> str:
+    """Return the scene of a tile's record id; of any other one, itself."""
+    return re.sub(r"_r\d{5,}_c\d{5,}$", "", name)
 
 
 def starts(side: int, tile: int, overlap: int) -> range:

@@ -1,5 +1,6 @@
 """One scene from a file to a file: what a kill leaves, and how it goes on."""
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 from contrails.aggregate import scene
 from contrails.aggregate.ensemble import Ensemble, Member, Options
 from contrails.aggregate.scene import Cut, predict_scene
+from contrails.aggregate.scene_files import Kind
 from contrails.aggregate.strips import StripFile
 from contrails.config import Recipe
 from contrails.data.composites import Channel, Composite
 from contrails.data.rasters import Raster
 from contrails.data.store import Dataset, Placement
 from contrails.data.tiles import Strip
-from contrails.errors import DataError
+from contrails.errors import DataError, StorageError
 from contrails.locks import sole_writer
 from contrails.models.build import build_model
 from contrails.models.weights import save_weights
@@ -78,7 +80,7 @@ def test_a_scene_that_was_interrupted_goes_on_below_its_last_strip(
         patch.setattr(StripFile, "keep", interrupt_after(count))
         predict(ensemble, image, "scene.tif", cut)
     assert not image.with_name("scene.tif").exists()
-    image.with_name(".scene.tif.7-abc.tmp").touch()  # of a process that was killed
+    image.with_name(".scene.tif.7-0123abcd.tmp").touch()  # of a process that was killed
     first_rows: list[int] = []
     original = scene._tiles
 
@@ -123,6 +125,26 @@ def test_strips_of_another_scene_are_not_used(ensemble: Ensemble, image: Path, m
 def test_two_at_once_are_refused(ensemble: Ensemble, image: Path) -> None:
     with sole_writer(image.with_name(".scene.tif.strips"), "busy"), pytest.raises(DataError, match="another process"):
         predict(ensemble, image, "scene.tif", Cut(32, 8))
+
+
+@pytest.mark.parametrize("kind", ["tif", "png"])
+def test_a_disk_that_is_full_when_the_file_is_closed(
+    ensemble: Ensemble, image: Path, tmp_path: Path, kind: Kind
+) -> None:
+    """The strips fit, and GDAL tells nobody that its last blocks did not."""
+    np.save(image, np.random.default_rng(0).integers(1, 256, (600, 500, 3), np.uint8))
+    small = tmp_path / "small"
+    small.mkdir()
+    # strips take 2.125 bytes a pixel and fill 156 pages
+    mount = ["mount", "-t", "tmpfs", "-o", "size=628k", "tmpfs", str(small)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs root to mount a small tmpfs")
+    try:
+        with pytest.raises(StorageError, match=f"cannot write .*out.{kind}: .*; check the free space"):
+            predict_scene(ensemble, image, small / f"out.{kind}", kind, Cut(128, 32), BANDS, torch.device("cpu"))
+        assert [path.name for path in small.iterdir()] == [f".out.{kind}.strips"]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_bad_data_leave_nothing(ensemble: Ensemble, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def test_many_at_once_make_one(tiny_data: Path, tmp_path: Path) -> None:
 
 def test_what_a_killed_one_left_is_cleared(tiny_data: Path, tmp_path: Path) -> None:
     copy = stage(tiny_data / "train.h5", tmp_path)
-    leftover = copy.with_name(f".{copy.name}.1-ab.tmp")
+    leftover = copy.with_name(f".{copy.name}.1-0123abcd.tmp")
     copy.rename(leftover)
     assert stage(tiny_data / "train.h5", tmp_path) == copy
     assert not leftover.exists()
