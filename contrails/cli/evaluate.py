@@ -70,7 +70,8 @@ def evaluate(name: str, data: Path, csv_path: Path | None, by: str | None, devic
     columns = ["record_id", "time", "tp", "fp", "fn", "dice"]
     ranked = result.table.dropna(subset="dice").sort_values(["dice", "record_id"])[columns]
     _print("worst records", ranked.head(_SHOWN))
-    _print("best records", ranked.iloc[_SHOWN:].tail(_SHOWN)[::-1])
+    if len(ranked) > _SHOWN:
+        _print("best records", ranked.iloc[_SHOWN:].tail(_SHOWN)[::-1])
 
 
 def _print(title: str, frame: "pd.DataFrame") -> None:

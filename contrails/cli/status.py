@@ -20,6 +20,8 @@ from contrails.runs import Run, all_runs, open_run
 _HEADINGS = ("fold", "state", "attempt", "step", "epoch", "best Dice", "time left", "node", "hours", "lost", "exact")
 _WIDTH = 110
 """Columns of the table where the output is no terminal."""
+_NARROW = 90
+"""Where a terminal has fewer columns, the epoch and the node are left out."""
 
 
 @click.command()
@@ -62,33 +64,40 @@ def _print(found: dict[Run, list[FoldState]]) -> None:
 
 def print_states(run: Run, states: list[FoldState]) -> None:
     """Print one run as a table, and the reason of every fold that needs a hand."""
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    headings = [heading for heading in _HEADINGS if console.width >= _NARROW or heading not in ("epoch", "node")]
     table = Table(title=run.name, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for heading in _HEADINGS:
+    for heading in headings:
         justify: Literal["left", "right"] = "left" if heading in ("state", "node") else "right"
-        # a narrow terminal cuts the name of the node alone
+        # of what does not fit, the name of the node is cut first
         table.add_column(heading.replace(" ", "\n"), justify=justify, no_wrap=heading != "node", overflow="ellipsis")
     for state in states:
-        colour = COLOURS.get(state.state, "white")
-        table.add_row(
-            state.fold,
-            f"[{colour}]{state.state}[/]{' (stale)' if state.stale else ''}",
-            str(state.attempt or ""),
-            _of(state.step, state.num_steps),
-            _of(state.epoch, state.num_epochs),
-            "" if state.best_dice is None else f"{state.best_dice:.4f}",
-            "" if state.eta_s is None else duration(state.eta_s),
-            state.node or "",
-            f"{state.usage.hours:.2f}",
-            f"{state.usage.hours_lost:.2f}",
-            "" if not state.attempt else "no" if state.differences else "yes",
-        )
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+        cells = _cells(state)
+        table.add_row(*(cells[heading] for heading in headings))
     console.print(table)
     for state in states:
         if state.reason:
             console.print(f"fold {state.fold}: {state.reason}", markup=False, soft_wrap=True)
         for difference in state.differences:
             console.print(f"fold {state.fold}: not exact, {difference}", markup=False, soft_wrap=True)
+
+
+def _cells(state: FoldState) -> dict[str, str]:
+    """Return a row by its headings."""
+    cells = (
+        state.fold,
+        f"[{COLOURS.get(state.state, 'white')}]{state.state}[/]{' (stale)' if state.stale else ''}",
+        str(state.attempt or ""),
+        _of(state.step, state.num_steps),
+        _of(state.epoch, state.num_epochs),
+        "" if state.best_dice is None else f"{state.best_dice:.4f}",
+        "" if state.eta_s is None else duration(state.eta_s),
+        state.node or "",
+        f"{state.usage.hours:.2f}",
+        f"{state.usage.hours_lost:.2f}",
+        "" if not state.attempt else "no" if state.differences else "yes",
+    )
+    return dict(zip(_HEADINGS, cells, strict=True))
 
 
 def _of(part: int, whole: int | None) -> str:
