@@ -205,7 +205,7 @@ def test_wrong_usage(options: list[str], message: str, capsys: pytest.CaptureFix
 def test_a_pattern_names_scene_and_bands(tmp_path: Path, pattern: str) -> None:
     with pytest.raises(DataError, match=r"expected \{scene\} where the name of the scene stands"):
         prepare(tmp_path, tmp_path / "d.h5", f"--scenes={pattern}")
-    with pytest.raises(DataError, match=r"expected scenes as scenes/\{scene\} in .* found none"):
+    with pytest.raises(DataError, match=r"expected scenes as scenes/\{scene\} in .* found nothing; give the folder"):
         prepare(tmp_path, tmp_path / "d.h5")
 
 
