@@ -72,8 +72,8 @@ def _figures(ensemble: Ensemble) -> Iterator[str]:
     if "dice" in scores:
         low, high = scores["intervals"]["dice"]
         yield (
-            f"Dice:       {scores['dice']:.4f} cross-fitted ({scores['dice_cross_fitted']:.4f} by the threshold alone, "
-            f"95% interval {low:.4f} to {high:.4f})"
+            f"Dice:       {scores['dice']:.4f} cross-fitted ({scores['dice_cross_fitted']:.4f} by the threshold alone; "
+            f"with one threshold for all folds, 95% interval {low:.4f} to {high:.4f})"
         )
     yield f"of:         {scores['records']}"
     if held_out := scores.get("held_out"):
