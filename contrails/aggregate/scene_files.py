@@ -64,7 +64,7 @@ def scene_file(path: Path, scene: Scene, kind: Kind) -> Iterator[WriteStrip]:
 
 
 def _copy_as_png(draft: Path, temporary: Path, path: Path) -> None:
-    errors = require("rasterio._err", "writing a PNG file")
+    errors = require("rasterio._err", "writing a PNG file")  # copy lets GDAL's own errors through
     try:
         require("rasterio.shutil", "writing a PNG file").copy(draft, temporary, driver="PNG")
     except errors.CPLE_BaseError as error:

@@ -1,4 +1,4 @@
-"""`contrails status --watch`: a live table on a terminal, lines elsewhere, both until the folds end."""
+"""`contrails status` on a narrow terminal; `--watch`: a live table on a terminal, lines elsewhere, both until the folds end."""
 
 import json
 import os
@@ -10,7 +10,9 @@ import click
 import pytest
 from conftest import MakeRun
 
+from contrails.cli import status
 from contrails.cli.main import cli
+from contrails.cluster.states import FoldState
 from contrails.files import append_json_line, to_json, write_atomic
 from contrails.runs import Run
 from contrails.train.attempt import Heart, claim_attempt
@@ -90,3 +92,18 @@ def test_hours_survive_a_copy(training: Run, capsys: pytest.CaptureFixture[str])
     usage = json.loads(capsys.readouterr().out)["watched"][0]["usage"]
     assert 0 <= usage["hours"] < 0.1
     assert usage["hours_waiting"] == pytest.approx(0.031 * usage["hours"])
+
+
+def test_a_narrow_table_cuts_no_figure(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(status, "_WIDTH", 80)
+    figures = {"attempt": 12, "step": 11_800, "num_steps": 12_000, "epoch": 58, "num_epochs": 60}
+    row = FoldState("0", "cancelled", **figures, best_dice=0.6123, eta_s=3723.0, node="gpu-node-17.cluster")
+    status.print_states(make_run(), [row])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(
+        line.split() == ["0", "cancelled", "12", "11800/12000", "0.6123", "1:02:03", "0.00", "0.00", "yes"]
+        for line in lines
+    )
