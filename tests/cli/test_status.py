@@ -1,4 +1,4 @@
-"""`contrails status` on a narrow terminal; `--watch`: a live table on a terminal, lines elsewhere, both until the folds end."""
+"""`contrails status` on a narrow terminal, and `--watch`: live on a terminal, lines elsewhere, until the folds end."""
 
 import json
 import os
@@ -98,8 +98,7 @@ def test_a_narrow_table_cuts_no_figure(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(status, "_WIDTH", 80)
-    figures = {"attempt": 12, "step": 11_800, "num_steps": 12_000, "epoch": 58, "num_epochs": 60}
-    row = FoldState("0", "cancelled", **figures, best_dice=0.6123, eta_s=3723.0, node="gpu-node-17.cluster")
+    row = FoldState("0", "cancelled", 12, 11_800, 12_000, 58, 60, 0.6123, 3723.0, node="gpu-node-17.cluster")
     status.print_states(make_run(), [row])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
