@@ -17,6 +17,7 @@ from contrails.cluster.sites import Site
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.history import covered_step
 from contrails.runs import Attempt, Fold
+from contrails.train.attempt import is_made_by
 
 _EARLY_S = 61
 """Slurm sends the signal of a time that is nearly over up to a minute too early."""
@@ -82,7 +83,7 @@ def own_attempt(fold: Fold, job: ThisJob) -> Attempt | None:
     """Return the attempt that this start of the job made at a fold, if it got that far."""
     attempts = fold.attempts()
     owner = read_hint(attempts[-1].job) if attempts else {}
-    mine = (owner.get("job_id"), owner.get("restart_count")) == (job.job_id, job.restart_count)
+    mine = is_made_by(owner, job.job_id, job.name) and owner.get("restart_count") == job.restart_count
     return attempts[-1] if mine else None
 
 
@@ -94,7 +95,7 @@ def is_wanted(fold: Fold, job: ThisJob, site: Site) -> bool:
     if fold.done.exists() or fold.cancelled.exists():
         return False
     attempts = fold.attempts()
-    if not attempts or read_hint(attempts[-1].job).get("job_id") != job.job_id:
+    if not attempts or not is_made_by(read_hint(attempts[-1].job), job.job_id, job.name):
         return True
     end = read_end(attempts[-1])
     if end is not None:
@@ -117,7 +118,7 @@ def may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:
 def note_end(fold: Fold, cause: Cause, job: ThisJob) -> None:
     """Write into the journal why this start of the job ended, which has no attempt to write it to; the first counts."""
     last = last_submission(fold.run, fold.key)
-    if last is not None and last.job_id == job.job_id and last.start != job.restart_count:
+    if last is not None and last.name == job.name and last.start != job.restart_count:
         record(fold.run, "ended", name=last.name, cause=cause, start=job.restart_count)
 
 
@@ -125,10 +126,10 @@ def _num_fruitless(fold: Fold, job: ThisJob) -> int:
     """Return how often jobs were started for the fold since its last attempt, this start included."""
     attempts = fold.attempts()
     last = read_hint(attempts[-1].job) if attempts else {}
-    if last.get("job_id") == job.job_id:
+    if is_made_by(last, job.job_id, job.name):
         return job.restart_count - int(last.get("restart_count") or 0)
-    jobs = [one.job_id for one in submissions(fold.run) if fold.key in one.folds and one.job_id is not None]
-    since = itertools.takewhile(lambda job_id: job_id != last.get("job_id"), reversed(jobs))
+    jobs = [one for one in submissions(fold.run) if fold.key in one.folds and one.job_id is not None]
+    since = itertools.takewhile(lambda one: not one.is_that_of(last), reversed(jobs))
     return job.restart_count + len(list(since))
 
 

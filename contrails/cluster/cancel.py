@@ -2,9 +2,10 @@
 
 import time
 
-from contrails.cluster.journal import newest_submissions, submissions
+from contrails.cluster.journal import submissions
 from contrails.cluster.overview import site_of
-from contrails.cluster.scheduler import Job, scheduler_of
+from contrails.cluster.scheduler import scheduler_of
+from contrails.cluster.submission import reference
 from contrails.files import create_exclusive, to_json
 from contrails.runs import Fold, Run
 
@@ -20,17 +21,12 @@ def cancel_folds(run: Run, folds: list[Fold]) -> dict[str, str]:
     for fold in folds:
         if not fold.done.exists():
             create_exclusive(fold.cancelled, to_json({"time": time.time()}))
-    site, newest = site_of(run), newest_submissions(submissions(run))
+    site, keys = site_of(run), {fold.key for fold in folds}
     if site.scheduler != "local":
-        over = [job.job_id for job in newest.values() if job.job_id and all(map(_is_over, map(run.fold, job.folds)))]
-        jobs, scheduler = dict.fromkeys(over, run.submitit), scheduler_of(site)
-        known = scheduler.look(jobs, {}) if jobs else {}
-        scheduler.cancel({job_id: folder for job_id, folder in jobs.items() if _lives(known.get(job_id))})
+        # also those that newer ones have followed, or whose answer was lost: what the scheduler has forgotten may live
+        jobs = [job for job in submissions(run) if not job.void and keys & set(job.folds)]
+        scheduler_of(site).cancel([reference(run, job) for job in jobs if all(map(_is_over, map(run.fold, job.folds)))])
     return {fold.key: "done already" if fold.done.exists() else "cancelled" for fold in folds}
-
-
-def _lives(job: Job | None) -> bool:
-    return job is not None and job.state != "ended"
 
 
 def _is_over(fold: Fold) -> bool:

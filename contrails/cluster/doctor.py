@@ -22,7 +22,7 @@ import psutil
 from contrails.cluster.command import command_request
 from contrails.cluster.freeze import freeze_code
 from contrails.cluster.quota import quota_left_gb
-from contrails.cluster.scheduler import Check, scheduler_of
+from contrails.cluster.scheduler import Check, Reference, scheduler_of
 from contrails.cluster.sites import Site, found_schedulers, holds_copy, num_gpus
 from contrails.cluster.submission import submit_job, submitting
 from contrails.config import Recipe
@@ -170,7 +170,7 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
     with submitting(run):
         request = command_request(run, "d0", ["doctor", "--node", "--json", "--site", site.name], site.num_cpus)
         job_id = submit_job(run, site, request)
-    _wait(site, run, job_id)
+    _wait(site, Reference(request.name, run.submitit, time.time(), job_id))
     log = run.submitit / f"{job_id}_0_log.out"
     answers = [line for line in log.read_text().splitlines() if line.startswith("[")] if log.exists() else []
     if not answers:
@@ -178,13 +178,13 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
     return [replace(Check(**row), name=f"job: {row['name']}") for row in json.loads(answers[-1])]
 
 
-def _wait(site: Site, run: Run, job_id: str) -> None:
+def _wait(site: Site, reference: Reference) -> None:
     end = time.monotonic() + _WAIT_S
     while time.monotonic() < end:
-        job = scheduler_of(site).look({job_id: run.submitit}, {}).get(job_id)
+        job = scheduler_of(site).look([reference]).get(reference.name)
         if job is None or job.state == "ended":
             return
         time.sleep(2)
     raise ClusterError(
-        f"job {job_id} has not ended after {_WAIT_S} s; look with `squeue` or `qstat`, then run doctor again"
+        f"job {reference.job_id} has not ended after {_WAIT_S} s; look with `squeue` or `qstat`, then run doctor again"
     )

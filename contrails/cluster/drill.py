@@ -20,10 +20,12 @@ import numpy as np
 import psutil
 
 from contrails.cluster.dispatch import create_run, submit_folds
+from contrails.cluster.journal import last_submission
 from contrails.cluster.overview import overview, site_of
-from contrails.cluster.scheduler import scheduler_of
+from contrails.cluster.scheduler import Reference, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.states import ALIVE, FoldState
+from contrails.cluster.submission import reference
 from contrails.config import Recipe
 from contrails.data.filelists import make_folds, write_filelist
 from contrails.data.goes import make_plan
@@ -232,8 +234,11 @@ def _ways(site: Site) -> dict[str, Callable[[Attempt], None]]:
     return {name: partial(_to_job, interrupt) for name, interrupt in interruptions.items()} | {"walltime": _walltime}
 
 
-def _to_job(interrupt: Callable[[str], object], attempt: Attempt) -> None:
-    interrupt(read_hint(attempt.job)["job_id"])
+def _to_job(interrupt: Callable[[Reference], object], attempt: Attempt) -> None:
+    fold = Fold(attempt.path.parent.parent)
+    job = last_submission(fold.run, fold.key)
+    assert job is not None
+    interrupt(reference(fold.run, job))
 
 
 _WAYS: dict[str, Callable[[Attempt], None]] = {

@@ -4,11 +4,13 @@ An intent without an answer is a submission that was killed, or whose answer was
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from contrails.files import append_json_line, read_json_lines
 from contrails.runs import Run
+from contrails.train.attempt import is_made_by
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class Submission:
     cause: str | None = None
     """Why its start number `start` ended without an attempt, where it could say so."""
     start: int | None = None
+
+    def is_that_of(self, owner: Mapping[str, Any]) -> bool:
+        """Return whether an attempt with this `job.json` was made by the job."""
+        return is_made_by(owner, self.job_id, self.name)
 
 
 def record(run: Run, event: str, **details: Any) -> None:

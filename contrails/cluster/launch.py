@@ -89,7 +89,7 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     clock = Clock(scheduler, here, site.margin_s, run.clock(here.job_id))
     wanted = [key for key in folds if is_wanted(run.fold(key), here, site)]
     job: dict[str, Any] = {"scheduler": site.scheduler, "redirect": True, "node": here.node}
-    job |= {"job_id": here.job_id, "restart_count": here.restart_count}
+    job |= {"job_id": here.job_id, "job_name": here.name, "restart_count": here.restart_count}
     gpus = here.devices if config.compute.device == "cuda" else ()
     shares: list[_Share] = [(",".join(mine), []) for mine in _dealt(gpus, config.compute.num_ranks)]
     progress = Progress(scheduler, here, [run.fold(key) for key in wanted])

@@ -20,7 +20,7 @@ from contrails.cluster.pbs import chain, client, script
 from contrails.cluster.pbs.clock import Clock
 from contrails.cluster.pbs.limits import Nodes, parse_nodes, shortage
 from contrails.cluster.pbs.states import HANDED_OVER, TASK_EXITS, read_verdict
-from contrails.cluster.scheduler import Cause, Check, Job, Request, Standing, ThisJob
+from contrails.cluster.scheduler import Cause, Check, Job, Reference, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
 from contrails.errors import ClusterError, TrainingError
 
@@ -133,56 +133,61 @@ def complete(folder: Path, pickle: Path, job_id: str) -> None:
     staging.name_pickle(folder, pickle, job_id)
 
 
-def look(jobs: Mapping[str, Path], names: Mapping[str, float]) -> dict[str, Job]:
+def look(jobs: Collection[Reference]) -> dict[str, Job]:
     """Return what PBS knows of jobs: about 20 of them in a call, and of the same ones once in 30 s."""
     from submitit.core.utils import JobPaths
 
     from contrails.cluster.pbs.job import PbsJob
 
-    watcher = PbsJob.watcher
-    new = [job_id for job_id in jobs if not watcher.is_watched(job_id)]
+    watcher, ids = PbsJob.watcher, {job.job_id: job for job in jobs if job.job_id is not None}
+    new = [job_id for job_id in ids if not watcher.is_watched(job_id)]
     for job_id in new:
-        watcher.watch(job_id, JobPaths(jobs[job_id], job_id))
+        watcher.watch(job_id, JobPaths(ids[job_id].folder, job_id))
     if new:
         watcher.update()
     else:
         watcher.update_if_long_enough("standard")
     if watcher.unanswered is not None:
         raise watcher.unanswered
-    found = {job_id: _job(job_id, watcher.get_info(job_id, "cache")) for job_id in jobs if watcher.is_known(job_id)}
-    for name, since in names.items():
-        found |= _submitted_as(name, since)
+    known = [_job(job_id, watcher.get_info(job_id, "cache")) for job_id in ids if watcher.is_known(job_id)]
+    found = {ids[job.job_id].name: job for job in known if job.name in ("", ids[job.job_id].name)}
+    for job in jobs:
+        if job.job_id is None and (other := _submitted_as(job)) is not None:
+            found[job.name] = other
     return found
 
 
-def cancel(jobs: Mapping[str, Path]) -> None:
+def cancel(jobs: Collection[Reference]) -> None:
     """End jobs for good, with all their links."""
     from contrails.cluster.pbs.job import PbsJob
 
-    for job_id, folder in jobs.items():
-        PbsJob[None](folder, job_id).cancel()
+    for job in jobs:
+        if job.job_id is not None:
+            PbsJob[None](job.folder, job.job_id).cancel()
 
 
 def pass_on(_successors: Mapping[str, Collection[str]]) -> None:
     """Do nothing: what waits for a job that has ended badly has started meanwhile, and found out."""
 
 
-def interruptions() -> dict[str, Callable[[str], object]]:
+def interruptions() -> dict[str, Callable[[Reference], object]]:
     """Return what a drill may do to a running job: TERM would mean a deletion here, and a job's shell dies of USR2."""
-    return {"SIGKILL of the whole job": lambda job_id: client.kill(_running_link(job_id))}
+    return {"SIGKILL of the whole job": lambda job: client.kill(_running_link(job))}
 
 
-def _running_link(job_id: str) -> str:
+def _running_link(job: Reference) -> str:
     """Return the id of the link that runs now; all links of a job have its name."""
-    name = client.query([job_id]).get(job_id, {}).get("Job_Name", "")
-    running = [link for link, attributes in client.named(name) if attributes["job_state"] == "R"]
-    return running[0] if running else job_id
+    running = [link for link, attributes in client.named(job.name) if attributes["job_state"] == "R"]
+    if not running:
+        raise ClusterError(f"no link of the job {job.name} runs; see `qstat -u $USER`")
+    return running[0]
 
 
 def this_job() -> ThisJob:
     """Return the job that this process runs in; its id is that of the first link."""
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return ThisJob(
+        name=script.spec_of(os.environ).name,
         job_id=os.environ[chain.JOB_ID],
         restart_count=int(os.environ[chain.RESTARTS]),
         node=socket.gethostname(),
@@ -244,15 +249,15 @@ def _job(job_id: str, info: Mapping[str, str]) -> Job:
     return Job(job_id, info.get("Name", ""), what, native, cause, info.get("Node", ""))
 
 
-def _submitted_as(name: str, since: float) -> dict[str, Job]:
+def _submitted_as(job: Reference) -> Job | None:
     """Return the job of this name; a run that was removed may have had jobs of the same names before."""
-    for job_id, attributes in client.named(name):
+    for job_id, attributes in client.named(job.name):
         is_next = f"{script.FIRST_ID}=" in attributes.get("Submit_arguments", "")
         asked = datetime.strptime(attributes["ctime"], "%a %b %d %H:%M:%S %Y").timestamp()
-        if not is_next and asked >= since - _SKEW_S:
+        if not is_next and asked >= job.since - _SKEW_S:
             verdict = read_verdict(attributes)
-            return {job_id: _job(job_id, {"State": verdict.state, "Name": name, "Node": verdict.node})}
-    return {}
+            return _job(job_id, {"State": verdict.state, "Name": job.name, "Node": verdict.node})
+    return None
 
 
 def _spec(folder: Path, site: Site, request: Request) -> script.Spec:

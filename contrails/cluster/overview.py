@@ -7,6 +7,7 @@ from contrails.cluster.journal import newest_submissions, submissions
 from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.states import DONE, FoldState, fold_state
+from contrails.cluster.submission import reference
 from contrails.config import parse
 from contrails.errors import ClusterError, RecipeError
 from contrails.runs import Run
@@ -45,17 +46,17 @@ def _readable_site(run: Run) -> Site:
 
 
 def _ask(site: Site, runs: list[Run]) -> dict[str, Job] | None:
-    """Return what the scheduler knows of the runs' unfinished folds."""
+    """Return what the scheduler knows of the jobs of the runs' unfinished folds, by name."""
     newest = {run: newest_submissions(submissions(run)) for run in runs}
-    ids = {
-        job.job_id: run.submitit
+    wanted = {
+        job.name: reference(run, job)
         for run, jobs in newest.items()
         for fold, job in jobs.items()
-        if job.job_id and not run.fold(fold).done.exists()
+        if not run.fold(fold).done.exists()
     }
-    if not ids:
+    if not wanted:
         return {}
     try:
-        return scheduler_of(site).look(ids, {})
+        return scheduler_of(site).look(list(wanted.values()))
     except ClusterError:
         return None

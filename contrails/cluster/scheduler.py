@@ -46,9 +46,25 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """What a job is looked up by and ended by: its name and, where it is known, its id, which must both agree.
+
+    A scheduler that has lost its state gives ids a second time: an id alone may be that of somebody else's job.
+    """
+
+    name: str
+    folder: Path
+    """submitit's folder of the job."""
+    since: float
+    """When it was asked for, in seconds since the epoch; a run that was removed may have had a job of the same name."""
+    job_id: str | None = None
+
+
+@dataclass(frozen=True)
 class ThisJob:
     """What a process inside of a job knows about it."""
 
+    name: str
     job_id: str
     restart_count: int
     node: str
@@ -105,19 +121,19 @@ class Scheduler(Protocol):
     def complete(self, folder: Path, pickle: Path, job_id: str) -> None:
         """Finish what a submission that was killed had left undone after the scheduler took the job."""
 
-    def look(self, jobs: Mapping[str, Path], names: Mapping[str, float]) -> dict[str, Job]:
-        """Return what the scheduler knows of these jobs by id; those that it has forgotten are left out.
-
-        Args:
-            jobs: ids of jobs, with submitit's folder of each.
-            names: of other jobs, each with the time since when there can be one, in seconds since the epoch.
+    def look(self, jobs: Collection[Reference]) -> dict[str, Job]:
+        """Return what the scheduler knows of these jobs, by name; those that it has forgotten are left out.
 
         Raises:
             ClusterError: it does not answer.
         """
 
-    def cancel(self, jobs: Mapping[str, Path]) -> None:
-        """End jobs for good; see `look`."""
+    def cancel(self, jobs: Collection[Reference]) -> None:
+        """End jobs for good, whatever `look` says about them; one that is over or unknown is ended enough.
+
+        Raises:
+            ClusterError: the scheduler refuses or does not answer.
+        """
 
     def pass_on(self, successors: Mapping[str, Collection[str]]) -> None:
         """Have jobs that wait for one of these, the keys, wait for the jobs in its place instead.
@@ -126,8 +142,8 @@ class Scheduler(Protocol):
             ClusterError: the scheduler refuses or does not answer.
         """
 
-    def interruptions(self) -> dict[str, Callable[[str], object]]:
-        """Return what a drill may do to a running job, by id: each of it may happen to any job."""
+    def interruptions(self) -> dict[str, Callable[[Reference], object]]:
+        """Return what a drill may do to a running job: each of it may happen to any job."""
 
     def this_job(self) -> ThisJob:
         """Return the job that this process runs in."""

@@ -83,7 +83,7 @@ def submit_shares(made: Path, shares: Mapping[str, Share], site: Site) -> dict[s
 
 def _alive(run: Run, site: Site) -> dict[str, str]:
     """Return the id of each job that waits or runs, by its name."""
-    return {job.name: job_id for job_id, job in reconcile(run, site).items() if job.state != "ended"}
+    return {name: job.job_id for name, job in reconcile(run, site).items() if job.state != "ended"}
 
 
 def _submit(run: Run, site: Site, share: Share, after: list[str], alive: dict[str, str]) -> str:

@@ -3,6 +3,7 @@
 submitit names the files of a job and runs the pickled function under srun, which is what gets the scheduler's signals.
 """
 
+import getpass
 import os
 import shlex
 import signal
@@ -15,12 +16,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from contrails.cluster.scheduler import Cause, Check, Job, Request, Standing, ThisJob
+from contrails.cluster.scheduler import Cause, Check, Job, Reference, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
 from contrails.cluster.slurm_text import (
     SACCT,
     SQUEUE,
-    newest,
+    matching,
     parse_sacct,
     parse_squeue,
     parse_standing,
@@ -100,33 +101,38 @@ def complete(folder: Path, pickle: Path, job_id: str) -> None:
         pickle.rename(folder / f"{job_id}_submitted.pkl")
 
 
-def look(jobs: Mapping[str, Path], names: Mapping[str, float]) -> dict[str, Job]:
+def look(jobs: Collection[Reference]) -> dict[str, Job]:
     """Return what Slurm knows of these jobs: one call of squeue, and sacct only for those that it has forgotten."""
-    listed = parse_squeue(_ask(*SQUEUE))
-    found = newest(job for job in listed if job.job_id in jobs or job.name in names)
-    ids = set(jobs) - set(found)
-    known = {job.name for job in found.values()}
-    return found | _look_back(ids, {name: since for name, since in names.items() if name not in known})
+    found = matching(jobs, parse_squeue(_ask(*SQUEUE)))
+    return found | _look_back([job for job in jobs if job.name not in found])
 
 
-def _look_back(ids: set[str], names: Mapping[str, float]) -> dict[str, Job]:
+def _look_back(jobs: Collection[Reference]) -> dict[str, Job]:
     """Ask the accounting, which is not everywhere: then what squeue has forgotten is unknown."""
+    ids = sorted(job.job_id for job in jobs if job.job_id is not None)
+    unsettled = [job for job in jobs if job.job_id is None]
     found: dict[str, Job] = {}
     try:
         if ids:
-            found |= newest(parse_sacct(_ask(*SACCT, f"--jobs={','.join(sorted(ids))}")))
-        if names:  # a run that was removed may have had jobs of the same names before
-            since = datetime.fromtimestamp(min(names.values()) - _SKEW_S).isoformat(timespec="seconds")
-            found |= newest(parse_sacct(_ask(*SACCT, f"--name={','.join(sorted(names))}", f"--starttime={since}")))
+            found |= matching(jobs, parse_sacct(_ask(*SACCT, f"--jobs={','.join(ids)}")))
+        if unsettled:
+            since = datetime.fromtimestamp(min(job.since for job in unsettled) - _SKEW_S).isoformat(timespec="seconds")
+            names = ",".join(sorted(job.name for job in unsettled))
+            found |= matching(unsettled, parse_sacct(_ask(*SACCT, f"--name={names}", f"--starttime={since}")))
     except ClusterError:
         return found
     return found
 
 
-def cancel(jobs: Mapping[str, Path]) -> None:
+def cancel(jobs: Collection[Reference]) -> None:
     """End jobs for good."""
-    if jobs:
-        _ask("scancel", *sorted(jobs))
+    for job in jobs:
+        _scancel(job)
+
+
+def _scancel(job: Reference, *options: str) -> None:
+    """Signal or end a job by its name alone, which no other job of this user has: its id may be another's by now."""
+    _ask("scancel", *options, f"--user={getpass.getuser()}", f"--name={job.name}")
 
 
 def pass_on(successors: Mapping[str, Collection[str]]) -> None:
@@ -137,15 +143,15 @@ def pass_on(successors: Mapping[str, Collection[str]]) -> None:
             _ask("scontrol", "update", f"JobId={job_id}", f"Dependency={changed}")
 
 
-def interruptions() -> dict[str, Callable[[str], object]]:
-    """Return what a drill may do to a running job, by id."""
+def interruptions() -> dict[str, Callable[[Reference], object]]:
+    """Return what a drill may do to a running job."""
     return {
         # without --full scancel signals what srun started, and not the batch shell, whose teardown acts then
-        "SIGKILL": lambda job_id: _ask("scancel", "--signal=KILL", job_id),
-        "SIGKILL of the whole job": lambda job_id: _ask("scancel", "--signal=KILL", "--full", job_id),
-        "SIGTERM": lambda job_id: _ask("scancel", "--signal=TERM", job_id),
-        "SIGUSR2": lambda job_id: _ask("scancel", "--signal=USR2", job_id),
-        "requeue": lambda job_id: _ask("scontrol", "requeue", job_id),
+        "SIGKILL": lambda job: _scancel(job, "--signal=KILL"),
+        "SIGKILL of the whole job": lambda job: _scancel(job, "--signal=KILL", "--full"),
+        "SIGTERM": lambda job: _scancel(job, "--signal=TERM"),
+        "SIGUSR2": lambda job: _scancel(job, "--signal=USR2"),
+        "requeue": lambda job: _ask("scontrol", "requeue", str(job.job_id)),
     }
 
 
@@ -154,6 +160,7 @@ def this_job() -> ThisJob:
     get = os.environ.get
     memory_mb = int(get("SLURM_MEM_PER_NODE") or int(get("SLURM_MEM_PER_CPU", 0)) * int(get("SLURM_CPUS_ON_NODE", 0)))
     return ThisJob(
+        name=os.environ["SLURM_JOB_NAME"],
         job_id=os.environ["SLURM_JOB_ID"],
         restart_count=int(get("SLURM_RESTART_COUNT") or 0),
         node=get("SLURMD_NODENAME", ""),
@@ -165,10 +172,10 @@ def this_job() -> ThisJob:
 def end_time(job: ThisJob) -> float | None:
     """Return when the job's time is over; an administrator may have changed it since the last call."""
     try:
-        answer = _ask("squeue", "--noheader", f"--jobs={job.job_id}", "--format=%e").strip()
+        name, _, end = _ask("squeue", "--noheader", f"--jobs={job.job_id}", "--format=%j|%e").strip().partition("|")
     except ClusterError:
         return None
-    return None if answer in ("", "N/A") else datetime.fromisoformat(answer).timestamp()
+    return None if name != job.name or end in ("", "N/A") else datetime.fromisoformat(end).timestamp()
 
 
 def standing(job: ThisJob) -> Standing:
@@ -181,9 +188,21 @@ def standing(job: ThisJob) -> Standing:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue sends it to all processes of the job, scontrol too
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
-        return parse_standing(_ask("scontrol", "--oneliner", "show", "job", job.job_id), job.restart_count)
+        return parse_standing(_show(job), job.restart_count)
     except ClusterError:
         return "running"  # the controller may answer again when it is asked to requeue
+
+
+def _show(job: ThisJob) -> str:
+    """Return what Slurm says about the job that this process runs in.
+
+    Raises:
+        ClusterError: it does not answer, or has lost the job and given its id to another one.
+    """
+    said = _ask("scontrol", "--oneliner", "show", "job", job.job_id)
+    if f" JobName={job.name} " not in said:
+        raise ClusterError(f"Slurm has lost the job {job.name}, and given its id {job.job_id} to another one")
+    return said
 
 
 def requeue(job: ThisJob, changes: Collection[Cause]) -> bool:
@@ -193,6 +212,7 @@ def requeue(job: ThisJob, changes: Collection[Cause]) -> bool:
     end = time.monotonic() + _PATIENCE_S
     while True:
         try:
+            _show(job)
             _ask("scontrol", "requeue", job.job_id)
             return True
         except ClusterError as error:

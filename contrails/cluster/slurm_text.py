@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Literal
 
-from contrails.cluster.scheduler import Cause, Job, Standing
+from contrails.cluster.scheduler import Cause, Job, Reference, Standing
 
 SQUEUE = ("squeue", "--me", "--noheader", "--states=all", "--format=%i|%j|%T|%r|%N")
 SACCT = ("sacct", "--noheader", "--parsable2", "--format=JobID,JobName,State,NodeList")
@@ -123,9 +123,10 @@ def _seconds(moment: str) -> float:
         return 0.0
 
 
-def newest(jobs: Iterable[Job]) -> dict[str, Job]:
-    """Return jobs by id; of several with one id the last one counts."""
-    return {job.job_id: job for job in jobs}
+def matching(wanted: Iterable[Reference], listed: Iterable[Job]) -> dict[str, Job]:
+    """Return those of the listed jobs that are wanted, by name; of several that agree the last one counts."""
+    ids = {job.name: job.job_id for job in wanted}
+    return {job.name: job for job in listed if job.name in ids and ids[job.name] in (None, job.job_id)}
 
 
 def _job(job_id: str, name: str, state: str, reason: str, node: str) -> Job:

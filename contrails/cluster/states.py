@@ -51,7 +51,12 @@ class FoldState:
 
 
 def fold_state(fold: Fold, jobs: Mapping[str, Job] | None = None) -> FoldState:
-    """Return the state of a fold; `jobs` is what the scheduler says, None where there is none or it was not asked."""
+    """Return the state of a fold.
+
+    Args:
+        fold: of any run.
+        jobs: what the scheduler says, by the names of the jobs; None where there is none, or it was not asked.
+    """
     attempts = fold.attempts()
     state = read_hint(attempts[-1].state) if attempts else {}
     number = attempts[-1].number if attempts else 0
@@ -94,11 +99,11 @@ def _judge(
     owner = read_hint(attempts[-1].job) if attempts else {}
     if submission is None or submission.process:
         return _judge_here(row, fold, owner, state, submission)
-    if owner.get("job_id") != submission.job_id:
+    if not submission.is_that_of(owner):
         state, attempts = {}, []  # the newest job has not got to an attempt
     end = read_end(attempts[-1]) if attempts else None
     status = state.get("status")
-    job = jobs.get(submission.job_id or "") if jobs is not None else None
+    job = jobs.get(submission.name) if jobs is not None else None
     if fold.cancelled.exists() and status not in {"starting", "running"}:
         return _over(row, fold, state.get("reason"), "cancelled")  # whatever its job still does for other folds
     if job is not None and job.state == "waiting":
@@ -145,7 +150,7 @@ def _judge_here(
     status = state.get("status")
     if fold.cancelled.exists() and status not in {"starting", "running"}:  # also while its job still waits for a place
         return replace(row, state="cancelled", cause="cancelled", reason="go on with `contrails resume`")
-    if submission is not None and owner.get("job_id") != submission.job_id and not is_dead(submission.process):
+    if submission is not None and not submission.is_that_of(owner) and not is_dead(submission.process):
         return replace(row, state="waiting")  # its job lives and has no attempt yet: it waits for a place
     if status in {"starting", "running"}:
         if not is_dead(owner):

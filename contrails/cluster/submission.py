@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from contrails.cluster.journal import Submission, newest_submissions, record, submissions
-from contrails.cluster.scheduler import Job, Request, Scheduler, scheduler_of
+from contrails.cluster.scheduler import Job, Reference, Request, Scheduler, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.errors import ClusterError
 from contrails.files import storage
@@ -74,12 +74,16 @@ def _find_again(run: Run, scheduler: Scheduler, request: Request) -> str | None:
     asked = [job for job in submissions(run) if job.name == request.name]
     if not asked:
         return None  # it failed before the scheduler was asked
-    found = scheduler.look({}, {asked[0].name: asked[0].time})
-    return _settle(run, scheduler, asked[0], {job.name: job for job in found.values()})
+    return _settle(run, scheduler, asked[0], scheduler.look([reference(run, asked[0])]))
+
+
+def reference(run: Run, job: Submission) -> Reference:
+    """Return what a scheduler finds a job of the journal by."""
+    return Reference(job.name, run.submitit, job.time, job.job_id)
 
 
 def reconcile(run: Run, site: Site) -> dict[str, Job]:
-    """Settle what earlier submissions left open, and return what the scheduler knows of the run's newest jobs.
+    """Settle what earlier submissions left open, and return what the scheduler knows of the run's newest jobs, by name.
 
     Raises:
         ClusterError: the scheduler does not answer.
@@ -87,12 +91,11 @@ def reconcile(run: Run, site: Site) -> dict[str, Job]:
     known = submissions(run)
     unsettled = [job for job in known if job.job_id is None and not job.void]
     newest = [*newest_submissions(known).values(), *{job.name.rpartition("a")[0]: job for job in known}.values()]
-    ids = {job.job_id: run.submitit for job in newest if job.job_id is not None}
+    wanted = {job.name: reference(run, job) for job in (*newest, *unsettled) if not job.void}
     scheduler = scheduler_of(site)
-    jobs = scheduler.look(ids, {job.name: job.time for job in unsettled})
-    by_name = {job.name: job for job in jobs.values()}
+    jobs = scheduler.look(list(wanted.values()))
     for submission in unsettled:
-        _settle(run, scheduler, submission, by_name)
+        _settle(run, scheduler, submission, jobs)
     for submission in known:
         if submission.job_id and submission.pickle:  # killed after the answer: the job waits a minute for its pickle
             scheduler.complete(run.submitit, Path(submission.pickle), submission.job_id)
@@ -111,9 +114,9 @@ def _intend(run: Run, request: Request, pickle: Path | None) -> None:
     )
 
 
-def _settle(run: Run, scheduler: Scheduler, submission: Submission, by_name: dict[str, Job]) -> str | None:
+def _settle(run: Run, scheduler: Scheduler, submission: Submission, jobs: dict[str, Job]) -> str | None:
     """Record the job that a submission without an answer has become, or that there is none."""
-    job = by_name.get(submission.name)
+    job = jobs.get(submission.name)
     if job is None:
         record(run, "void", name=submission.name)
         return None

@@ -96,7 +96,7 @@ def _say(attempt: Attempt, reason: str) -> None:
 def _is_newest(fold: Fold, job: ThisJob) -> bool:
     """Return whether nobody has submitted the fold again in the meantime."""
     last = last_submission(fold.run, fold.key)
-    return last is not None and last.job_id == job.job_id
+    return last is not None and last.name == job.name
 
 
 def _submit_changed(

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from contrails.cluster.ends import read_end
 from contrails.cluster.journal import Submission, submissions
 from contrails.files import last_json_line, read_hint
 from contrails.history import covered_step
 from contrails.runs import Attempt, Fold
+from contrails.train.attempt import is_made_by
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:
     """Return the attempts of a fold in time; one lasts until the last change of its state."""
     attempts, found = fold.attempts(), list[Span]()
     jobs = submissions(fold.run) if jobs is None else jobs
-    job_before: str | None = None
+    before: dict[str, Any] = {}
     for attempt in attempts:
         owner, state, end = read_hint(attempt.job), read_hint(attempt.state), read_end(attempt)
         if "started" not in owner or not attempt.state.exists():
@@ -101,15 +103,15 @@ def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:
         started, last = datetime.fromisoformat(owner["started"]).timestamp(), last_json_line(attempt.telemetry)
         # a copy of the folder may have lost the files' own times
         ended = max(started, state.get("time") or attempt.state.stat().st_mtime)
-        job_id, memory = owner.get("job_id"), last.get("resident", last.get("memory"))
+        memory = last.get("resident", last.get("memory"))
         status = state.get("status", "starting")
         if attempt != attempts[-1] and status in {"starting", "running"}:
             status = "lost"
-        again = bool(found) and job_id is not None and job_id == job_before
+        again = is_made_by(before, owner.get("job_id"), owner.get("job_name"))
         found.append(
             Span(
                 attempt.number,
-                min(found[-1].ended, started) if again else _asked(jobs, job_id, started),
+                min(found[-1].ended, started) if again else _asked(jobs, owner, started),
                 started,
                 ended,
                 status,
@@ -120,15 +122,13 @@ def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:
                 owner.get("num_ranks", 1) if owner.get("device") == "cuda" else 0,
             )
         )
-        job_before = job_id
+        before = owner
     return found
 
 
-def _asked(jobs: Sequence[Submission], job_id: str | None, started: float) -> float | None:
-    """Return when a job was submitted."""
-    if job_id is None:
-        return None
-    return next((min(job.time, started) for job in reversed(jobs) if job.job_id == job_id), None)
+def _asked(jobs: Sequence[Submission], owner: dict[str, Any], started: float) -> float | None:
+    """Return when the job of an attempt was submitted."""
+    return next((min(job.time, started) for job in reversed(jobs) if job.is_that_of(owner)), None)
 
 
 def _hours_lost(fold: Fold, attempt: Attempt, *, is_last: bool) -> float:

@@ -11,7 +11,7 @@ import platform
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +39,8 @@ def claim_attempt(fold: Fold, job: dict[str, Any], keep_waiting: Callable[[], bo
 
     Args:
         fold: what is to be trained.
-        job: the scheduler's name, job_id and restart_count; ended_jobs, which it says are over.
+        job: the scheduler's name; job_id, job_name and restart_count of this job; ended_jobs, the names of jobs that
+            the scheduler calls over.
         keep_waiting: asked while an earlier attempt may be alive; False gives up.
 
     Raises:
@@ -58,6 +59,14 @@ def claim_attempt(fold: Fold, job: dict[str, Any], keep_waiting: Callable[[], bo
                 continue  # another process was faster: judge that one
         write_atomic(attempt.job, to_json(job | _this_process()))
         return attempt
+
+
+def is_made_by(owner: Mapping[str, Any], job_id: str | None, name: str | None) -> bool:
+    """Return whether an attempt with this `job.json` was made by a scheduler's job.
+
+    A scheduler that has lost its state gives ids a second time, so the name must agree too; older versions wrote none.
+    """
+    return job_id is not None and owner.get("job_id") == job_id and owner.get("job_name") in (None, name)
 
 
 def is_dead(job: dict[str, Any]) -> bool:
@@ -157,10 +166,10 @@ def _is_over(attempt: Attempt, job: dict[str, Any]) -> bool:
     state, owner = read_hint(attempt.state), read_hint(attempt.job)
     if state.get("status") in OVER:
         return True
-    same_job = job.get("job_id") is not None and owner.get("job_id") == job["job_id"]
+    same_job = is_made_by(owner, job.get("job_id"), job.get("job_name"))
     if same_job and job.get("restart_count", 0) > owner.get("restart_count", 0):
         return True  # the scheduler started the same job again
-    if owner.get("job_id") is not None and owner["job_id"] in (job.get("ended_jobs") or ()):
+    if owner.get("job_name") is not None and owner["job_name"] in (job.get("ended_jobs") or ()):
         return True
     return bool(owner) and is_dead(owner)
 

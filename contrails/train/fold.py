@@ -49,10 +49,11 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
 
     Args:
         fold: what to train; its run folder says how.
-        job: scheduler, job_id, restart_count and node for the record; `redirect` sends the output to the attempt's
-            logs, `summary` prints the model's table first, `stage_dir` is a folder that gets a copy of the dataset,
-            `ram_fd` an open anonymous file that the job's folds share for one, `clock` the file with the walltime's
-            end (see `contrails.train.stop`), `ended_jobs` the ids of jobs that the scheduler calls ended.
+        job: scheduler, job_id, job_name, restart_count and node for the record; `redirect` sends the output to the
+            attempt's logs, `summary` prints the model's table first, `stage_dir` is a folder that gets a copy of
+            the dataset, `ram_fd` an open anonymous file that the job's folds share for one, `clock` the file with
+            the walltime's end (see `contrails.train.stop`), `ended_jobs` the names of jobs that the scheduler calls
+            over.
 
     Raises:
         Stopped: a signal asked for it; the position is saved and the same call goes on from there.
@@ -65,7 +66,7 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
     stop = StopFlag(Path(job["clock"]) if job.get("clock") else None)
     stop.install()
     config = fold.run.read_config()
-    record = {key: job.get(key) for key in ("scheduler", "job_id", "restart_count", "node", "ended_jobs")}
+    record = {key: job.get(key) for key in ("scheduler", "job_id", "job_name", "restart_count", "node", "ended_jobs")}
     exactness = {"code": config.code, "gpu": _gpu(config)} | config.compute.model_dump()
     attempt = claim_attempt(fold, record | exactness, lambda: not stop.asked())
     if job.get("redirect"):

@@ -79,10 +79,10 @@ class SlurmCluster:
         if self._database is not None:
             self._database.wait(20)
 
-    def restart_controller(self) -> None:
-        """Start slurmctld again; it is killed first if it runs."""
+    def restart_controller(self, *, forgets: bool = False) -> None:
+        """Start slurmctld again; it is killed first if it runs. One that `forgets` gives ids from 1 on again."""
         self.kill_controller()
-        self.command("slurmctld", "-i")
+        self.command("slurmctld", "-c" if forgets else "-i")
         wait(self._is_up, "the controller")
 
     def reconfigure(self, *, user_signal: bool) -> None:

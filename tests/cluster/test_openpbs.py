@@ -10,7 +10,7 @@ import pytest
 from contrails.cluster import openpbs
 from contrails.cluster.kerberos import parse_klist, ticket_check
 from contrails.cluster.pbs.script import spec_of
-from contrails.cluster.scheduler import Check, Request
+from contrails.cluster.scheduler import Check, Reference, Request
 from contrails.cluster.sites import Retries, Site
 from contrails.errors import ClusterError
 
@@ -96,9 +96,12 @@ def test_a_lost_job_is_found_by_its_name(fake: FakePbs, tmp_path: Path) -> None:
     announced: list[Path] = []
     job_id = openpbs.submit(tmp_path, site, Request("ctnameg0a1", print, ()), announced.append, accepted.append)
     assert accepted == [job_id]
-    (job,) = openpbs.look({}, {"ctnameg0a1": datetime.now().timestamp(), "ctnameg0a2": 0.0}).values()
+    now = datetime.now().timestamp()
+    (job,) = openpbs.look([Reference(name, tmp_path, now) for name in ("ctnameg0a1", "ctnameg0a2")]).values()
     assert (job.job_id, job.name, job.state) == (job_id, "ctnameg0a1", "waiting")
-    assert openpbs.look({}, {"ctnameg0a1": datetime.now().timestamp() + 1000}) == {}
+    assert openpbs.look([Reference("ctnameg0a1", tmp_path, now + 1000)]) == {}
+    assert openpbs.look([Reference("ctnameg0a1", tmp_path, now, job_id)]) == {"ctnameg0a1": job}
+    assert openpbs.look([Reference("ctnameg0a2", tmp_path, now, job_id)]) == {}
     assert sorted(path.name for path in tmp_path.glob(f"{job_id}*")) == [
         f"{job_id}_submission.sh",
         f"{job_id}_submitted.pkl",

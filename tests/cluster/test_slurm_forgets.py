@@ -29,6 +29,23 @@ def site(tmp_path: Path, tiny_data: Path, forgetful: SlurmCluster) -> Iterator[S
     site.end_everything()
 
 
+def test_an_id_that_is_given_twice(site: SlurmSite) -> None:
+    """A controller that lost its state gives a job's id to another one, which is neither taken for it nor cancelled."""
+    site.cluster.command("scontrol", "update", "partitionname=low", "state=down")
+    site.submit("twice", "-o", "train.epochs=1")
+    (job,) = site.squeue("--states=PD", "--format=%i")
+    site.cluster.restart_controller(forgets=True)
+    others = [""]
+    while others[-1] != job:
+        others.append(site.cluster.command("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 600").strip())
+    assert site.states("twice")["0"]["state"] == "lost"
+    assert site.run("cancel", "twice").returncode == 0
+    assert job in site.squeue("--states=PD,R", "--format=%i")
+    site.cluster.command("scancel", *others[1:])
+    site.submit("twice", "-o", "train.epochs=1")
+    site.wait_for_done("twice")
+
+
 def test_what_the_scheduler_has_forgotten(site: SlurmSite) -> None:
     """A finished fold is done, one that was ended says why, and one of which nobody knows is lost and can go on."""
     site.submit("done", "-o", "train.epochs=1")

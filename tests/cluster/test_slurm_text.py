@@ -1,9 +1,11 @@
 """What Slurm prints, as text: jobs, their states and causes, how a job stands."""
 
+from pathlib import Path
+
 import pytest
 
-from contrails.cluster.scheduler import Job
-from contrails.cluster.slurm_text import newest, parse_duration, parse_sacct, parse_squeue, parse_standing
+from contrails.cluster.scheduler import Job, Reference
+from contrails.cluster.slurm_text import matching, parse_duration, parse_sacct, parse_squeue, parse_standing
 
 SQUEUE = """\
 12|ct0a1b2cf0a1|PENDING|Priority|
@@ -24,11 +26,23 @@ SACCT = """\
 
 
 def test_squeue() -> None:
-    jobs = newest(parse_squeue(SQUEUE))
+    jobs = {job.job_id: job for job in parse_squeue(SQUEUE)}
     assert jobs["12"] == Job("12", "ct0a1b2cf0a1", "waiting", "PENDING (Priority)")
     assert [jobs[key].state for key in ("13", "14", "15", "16")] == ["running", "running", "ended", "running"]
     assert (jobs["13"].node, jobs["15"].cause, jobs["16"].native) == ("n1", "cancelled", "NEW_STATE_OF_25")
     assert parse_squeue("slurm_load_jobs error: Unable to contact slurm controller\n") == []
+
+
+def test_an_id_counts_only_with_its_name() -> None:
+    def wanted(name: str, job_id: str | None) -> Reference:
+        return Reference(name, Path(), 0.0, job_id)
+
+    listed = parse_squeue(SQUEUE)
+    assert matching([wanted("ct0a1b2cf0a1", "12"), wanted("ct0a1b2cf1a1", None)], listed).keys() == {
+        "ct0a1b2cf0a1",
+        "ct0a1b2cf1a1",
+    }
+    assert matching([wanted("ct0a1b2cf0a1", "13"), wanted("other", "12")], listed) == {}
 
 
 @pytest.mark.parametrize("reason", ["JobHeldUser", "launch failed requeued held", "launch_failed_requeued_held"])
@@ -39,7 +53,7 @@ def test_what_releases_a_job_that_is_held(reason: str) -> None:
 
 
 def test_sacct_finds_the_memory_in_the_step() -> None:
-    jobs = newest(parse_sacct(SACCT))
+    jobs = {job.job_id: job for job in parse_sacct(SACCT)}
     assert {key: job.cause for key, job in jobs.items()} == {
         "1": "cancelled", "2": "memory", "3": "walltime", "4": None
     }  # fmt: skip
@@ -75,4 +89,4 @@ def test_limits() -> None:
 
 def test_a_thousand_jobs() -> None:
     text = "".join(f"{number}|ct0a1b2cf{number}a1|RUNNING|None|n1\n" for number in range(1000))
-    assert len(newest(parse_squeue(text))) == 1000
+    assert len(parse_squeue(text)) == 1000

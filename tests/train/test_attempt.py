@@ -84,6 +84,18 @@ def test_a_restart_of_the_same_job_takes_over(fold: Fold) -> None:
     assert claim(fold, restart_count=1) == 2
 
 
+def test_another_job_with_the_same_id_does_not(fold: Fold) -> None:
+    live(fold, host="elsewhere", job_name="first")
+    with pytest.raises(RunError, match="stopped while waiting for attempt 1"):
+        claim_attempt(fold, JOB | {"job_name": "second", "restart_count": 1}, lambda: False)
+    assert claim(fold, job_name="first", restart_count=1) == 2
+
+
+def test_what_the_scheduler_calls_over_is_taken_over_at_once(fold: Fold) -> None:
+    live(fold, host="elsewhere", job_name="first")
+    assert claim(fold, job_id="8", job_name="second", ended_jobs=["first"]) == 2
+
+
 def test_waiting_can_be_stopped(fold: Fold) -> None:
     live(fold, host="elsewhere")
     with pytest.raises(RunError, match="stopped while waiting for attempt 1"):
