@@ -17,6 +17,7 @@ from contrails.data.records import (
     read_label,
     without_place,
 )
+from contrails.data.walk import folders_in
 from contrails.errors import DataError
 
 SOURCE = "GOES-16 ABI, OpenContrails layout"
@@ -47,7 +48,8 @@ def make_plan(root: Path, split: str, bands: Sequence[int] | None, frames: Seque
         label_frame=LABEL_FRAME,
         label_offset_px=LABEL_OFFSET_PX,
     )
-    return Plan(str(root.resolve()), header, tuple(records), read_record, _unknown_places(header))
+    warnings = folders_in(root / split).warnings() + _unknown_places(header)
+    return Plan(str(root.resolve()), header, tuple(records), read_record, warnings)
 
 
 def read_record(header: Header, record: RawRecord) -> tuple[Arrays, int]:
@@ -84,11 +86,12 @@ def read_record(header: Header, record: RawRecord) -> tuple[Arrays, int]:
     return arrays, label.annotators if label else 0
 
 
-def _unknown_places(header: Header) -> str:
+def _unknown_places(header: Header) -> tuple[str, ...]:
     missing = without_place(header.record_ids, header.groups, header.timestamps)
     if not missing or header.split == "test":
-        return ""
-    return (
+        return ()
+    warning = (
         f"{len(missing)} of {len(header.record_ids)} records have no entry in {header.split}_metadata.json (first: "
         f"{missing[0]}): each of them is a place of its own, so records of one place can meet in different folds"
     )
+    return (warning,)

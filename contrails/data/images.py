@@ -18,6 +18,7 @@ from contrails.data.rasters import ENDINGS, Raster, describe, read
 from contrails.data.rle import Convention, decode, read_table
 from contrails.data.store import Placement, Scene
 from contrails.data.tiles import packed
+from contrails.data.walk import files_below, some
 from contrails.errors import DataError
 from contrails.progress import bar
 
@@ -42,7 +43,7 @@ def make_plan(root: Path, split: str, convention: Convention) -> Plan[ImageRecor
     Raises:
         DataError: no image, an id twice, images of several types or bands, a table that does not fit.
     """
-    paths = _find(root / split)
+    paths, warnings = _find(root / split)
     table = root / f"{split}.csv"
     masks = read_table(table, convention) if table.is_file() or split != "test" else None
     if masks is not None and (lost := sorted(set(masks) - set(paths))):
@@ -80,13 +81,13 @@ def make_plan(root: Path, split: str, convention: Convention) -> Plan[ImageRecor
         for name, raster in zip(paths, rasters, strict=True)
     )
     unlabelled = [name for name, record in zip(paths, records, strict=True) if record.masks is None]
-    warning = (
-        f"{len(unlabelled)} of {len(paths)} images are not in {table} (first: {unlabelled[0]}): they are packed "
-        "without a label, so no fold learns from them"
-        if masks is not None and unlabelled
-        else ""
-    )
-    return Plan(str(root.resolve()), header, records, read_image, warning)
+    if masks is not None and unlabelled:
+        warning = (
+            f"{len(unlabelled)} of {len(paths)} images are not in {table} (first: {unlabelled[0]}): they are packed "
+            "without a label, so no fold learns from them"
+        )
+        warnings += (warning,)
+    return Plan(str(root.resolve()), header, records, read_image, warnings)
 
 
 def read_image(header: Header, record: ImageRecord) -> tuple[Arrays, int]:
@@ -135,15 +136,19 @@ def values_of(rasters: Sequence[Raster]) -> Values:
     return Values(dtype, 1 / np.iinfo(dtype).max, 0.0, "1")
 
 
-def _find(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder by id, sorted."""
+def _find(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Return the images of a folder by id, sorted, and what to tell about the folder."""
     if not folder.is_dir():
         raise DataError(f"expected the images in {folder}, found no such folder; check RAW and --split")
     found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS):
+    below = files_below(folder, ENDINGS)
+    for path in below.paths:
         if path.stem in found:
             raise DataError(f"the id {path.stem} is there twice: {found[path.stem]} and {path}; remove one of them")
         found[path.stem] = path
     if not found:
         raise DataError(f"expected image files in {folder} ({', '.join(ENDINGS)}), found none")
-    return dict(sorted(found.items()))
+    warnings = below.warnings()
+    if below.unknown:
+        warnings += (f"left out, for their endings are not known: {some(below.unknown)}",)
+    return dict(sorted(found.items())), warnings

@@ -54,14 +54,14 @@ class Plan(Generic[R]):
     """What goes into a file: equal plans make equal files.
 
     `read` makes a record's arrays, and says how many annotators it has; other processes call it, so it is a function of
-    a module. A `warning` is told when packing begins.
+    a module. The `warnings` are told when packing begins.
     """
 
     root: str
     header: Header
     records: tuple[R, ...]
     read: Callable[[Header, R], tuple[Arrays, int]]
-    warning: str = ""
+    warnings: tuple[str, ...] = ()
 
     def shard(self, index: int, count: int) -> "Plan[R]":
         """Return the plan of one of `count` shards, from 1 on.
@@ -94,8 +94,8 @@ def pack(plan: Plan[Any], out: Path, num_workers: int) -> bool:
     part, journal = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.journal")
     with sole_writer(journal, f"another `contrails prepare` is writing {out.name}; wait for it"):
         written = _resume(plan, part, journal)
-        if not written and plan.warning:
-            log.warning("%s", plan.warning)
+        for warning in () if written else plan.warnings:
+            log.warning("%s", warning)
         _write_rows(plan, part, journal, written, num_workers)
         _write_small(part, written)
         with storage(out):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from contrails.data.walk import folders_in
 from contrails.errors import DataError
 
 LABEL_FRAME = 4
@@ -62,7 +63,7 @@ def find_records(root: Path, split: str) -> list[RawRecord]:
     folder = root / split
     if not folder.is_dir():
         raise DataError(f"expected the records of '{split}' in {folder}, found no such folder; check RAW and --split")
-    paths = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    paths = folders_in(folder).paths
     if not paths:
         raise DataError(f"expected a folder for each record in {folder}, found none; check RAW and --split")
     metadata = _read_metadata(root / f"{split}_metadata.json")

@@ -20,6 +20,7 @@ from contrails.data.rasters import ENDINGS, Raster, describe, read
 from contrails.data.rle import read_rows
 from contrails.data.store import IGNORE, NOWHERE, Placement, Scene
 from contrails.data.tiles import grid, packed, tile_name
+from contrails.data.walk import Found, files_below
 from contrails.errors import DataError
 from contrails.progress import bar
 
@@ -69,7 +70,8 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
         DataError: no scene, one without its mask or a band, files that differ in size, place, type or bands, or a file
             list that names others.
     """
-    files, masks = _find(root, options.scenes, options.bands), _find(root, options.masks, ())
+    files, of_scenes = _find(root, options.scenes, options.bands)
+    masks, of_masks = _find(root, options.masks, ())
     if not files:
         raise DataError(
             f"expected scenes as {options.scenes} in {root} (endings {', '.join(ENDINGS)}), found "
@@ -123,9 +125,10 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
         )
         for name, placement in tiles
     )
-    left_out = len(files) - len(names)
-    warning = f"{left_out} of {len(files)} scenes are not on the file lists and left out" if left_out else ""
-    return Plan(str(root.resolve()), header, records, read_tile, "" if wanted else warning)
+    warnings = Found(skipped=sorted({*of_scenes.skipped, *of_masks.skipped})).warnings()
+    if (left_out := len(files) - len(names)) and not wanted:
+        warnings += (f"{left_out} of {len(files)} scenes are not on the file lists and left out",)
+    return Plan(str(root.resolve()), header, records, read_tile, warnings)
 
 
 def read_tile(header: Header, record: TileRecord) -> tuple[Arrays, int]:
@@ -166,16 +169,21 @@ def _translate(mask: np.ndarray, valid: np.ndarray, meanings: Mapping[int, int],
     return out
 
 
-def _find(root: Path, pattern: str, bands: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """Return the files that a pattern matches, by scene and band; the band is "" where the pattern has none."""
+def _find(root: Path, pattern: str, bands: Sequence[str]) -> tuple[dict[str, dict[str, Path]], Found]:
+    """Return the files that a pattern matches, by scene and band, and what lies where it looks.
+
+    The band is "" where the pattern has none.
+    """
     if "{scene}" not in pattern or ("{band}" in pattern) != bool(bands and "{band}" in pattern):
         raise DataError(
             f"the pattern '{pattern}': expected {{scene}} where the name of the scene stands, and --bands with a "
             "pattern that holds {band}"
         )
     matches = _expression(pattern, bands)
+    folder = root / pattern.partition("{")[0].rpartition("/")[0]  # all that the pattern matches lies there
+    below = files_below(folder, ENDINGS) if folder.is_dir() else Found()
     found: dict[str, dict[str, Path]] = {}
-    for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in ENDINGS):
+    for path in below.paths:
         if match := matches.fullmatch(path.relative_to(root).as_posix()):
             of_scene = found.setdefault(match["scene"], {})
             band = match.groupdict().get("band", "")
@@ -187,7 +195,7 @@ def _find(root: Path, pattern: str, bands: Sequence[str]) -> dict[str, dict[str,
             if missing := [band for band in bands if band not in of_scene]:
                 raise DataError(f"the scene {name} lacks the bands {', '.join(missing)} ({pattern} in {root})")
             found[name] = {band: of_scene[band] for band in bands}
-    return found
+    return found, below
 
 
 def _expression(pattern: str, bands: Sequence[str]) -> re.Pattern[str]:
