@@ -4,6 +4,7 @@ What cannot be understood without a guess is refused with the way out: palettes,
 files without pixels or with signed ones.
 """
 
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from contrails.data.arrays import load_npy
 from contrails.data.optional import require
 from contrails.data.store import NOWHERE
 from contrails.errors import DataError
+from contrails.files import storage
 
 ENDINGS = (".tif", ".tiff", ".jp2", ".j2k", ".png", ".jpg", ".jpeg", ".npy", ".dcm", ".dicom")
 _DICOM = (".dcm", ".dicom")
+_UNDECODABLE = (
+    *(ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, EOFError, OSError, struct.error),
+)
+"""What pydicom raises for attributes and pixels that it cannot decode, besides its own errors."""
 
 Window = tuple[int, int, int, int]
 """Row, column, height and width in pixels."""
@@ -48,15 +55,19 @@ def describe(path: Path) -> Raster:
 
     Raises:
         DataError: the file is missing, damaged, of an unknown kind, or of one that is refused.
+        StorageError: the file may not be read.
     """
     if not path.is_file():
         raise DataError(f"expected an image at {path}, found none; check its name, or take it off the list")
+    with storage(path, "read"):
+        path.open("rb").close()  # what the file system refuses is not the file's fault
     if path.suffix.lower() == ".npy":
         array = _load_npy(path)
         height, width, count = array.shape
         return Raster(path, height, width, usual_names(count), array.dtype.name)
     if path.suffix.lower() in _DICOM:
-        return _describe_dicom(path)
+        with _dicom_errors(path):
+            return _describe_dicom(path)
     with _rasterio_errors(path):
         return _describe_gdal(path)
 
@@ -75,7 +86,8 @@ def read(path: Path, window: Window) -> tuple[np.ndarray, np.ndarray]:
     if path.suffix.lower() == ".npy":
         return np.ascontiguousarray(_load_npy(path)[part].transpose(2, 0, 1)), np.ones((height, width), bool)
     if path.suffix.lower() in _DICOM:
-        return np.ascontiguousarray(_dicom_pixels(path)[:, *part]), np.ones((height, width), bool)
+        with _dicom_errors(path):
+            return np.ascontiguousarray(_dicom_pixels(path)[:, *part]), np.ones((height, width), bool)
     with _rasterio_errors(path):
         source = _open_gdal(path)
         where = ((row, row + height), (column, column + width))
@@ -90,10 +102,7 @@ def usual_names(count: int) -> tuple[str, ...]:
 
 def _load_npy(path: Path) -> np.ndarray:
     """Map an array (H, W) or (H, W, C) as (H, W, C)."""
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path} is damaged or no .npy file ({error}); get it again") from error
+    array = load_npy(path, "get it again", "r")
     if array.ndim not in (2, 3) or array.size == 0:
         raise DataError(f"{path}: expected an array (height, width) or (height, width, bands), found {array.shape}")
     return array.reshape(*array.shape[:2], -1)
@@ -102,12 +111,14 @@ def _load_npy(path: Path) -> np.ndarray:
 @contextmanager
 def _rasterio_errors(path: Path) -> Iterator[None]:
     rasterio = require("rasterio", f"reading {path.name}")
+    # GDAL's own errors come through where rasterio does not look for them; it takes texts of tags for UTF-8
+    errors = (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError, UnicodeDecodeError)
     with warnings.catch_warnings():
         # most images lie nowhere on Earth, which is no reason for a warning
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         try:
             yield
-        except rasterio.errors.RasterioError as error:
+        except errors as error:
             reason = error.__cause__ or error
             raise DataError(
                 f"{path} is damaged, cut short or no image that GDAL knows ({reason}); get it again"
@@ -153,6 +164,22 @@ def _describe_gdal(path: Path) -> Raster:
         )
 
 
+@contextmanager
+def _dicom_errors(path: Path) -> Iterator[None]:
+    """Turn what pydicom raises into a DataError; it decodes an attribute when it is asked for, so at any time."""
+    errors = require("pydicom", f"reading {path.name}").errors
+    with warnings.catch_warnings():
+        # odd values of attributes that nobody asks for
+        warnings.filterwarnings("ignore", module="pydicom")
+        try:
+            yield
+        except (errors.InvalidDicomError, errors.BytesLengthException, *_UNDECODABLE) as error:
+            raise DataError(
+                f"{path} is damaged, no DICOM file, or has pixels of an unknown kind ({error}); get it again, or "
+                "convert it"
+            ) from error
+
+
 def _describe_dicom(path: Path) -> Raster:
     file = _read_dicom(path, with_pixels=False)
     if not {"Rows", "Columns", "BitsAllocated"} <= set(file.dir()):
@@ -183,21 +210,11 @@ def _dicom_pixels(path: Path) -> np.ndarray:
     file = _read_dicom(path, with_pixels=True)
     if not file.get("PixelData"):
         raise DataError(f"{path} is a DICOM file without pixels; get it again, or leave it out")
-    try:
-        pixels: np.ndarray = file.pixel_array  # colours come as RGB
-    except (ValueError, RuntimeError, NotImplementedError, AttributeError, OSError) as error:
-        raise DataError(f"{path}: its pixels cannot be decoded ({error}); get it again, or convert it") from error
+    pixels: np.ndarray = file.pixel_array  # colours come as RGB
     if file.PhotometricInterpretation == "MONOCHROME1":  # zero is white there
         pixels = ((1 << int(file.BitsStored)) - 1) - pixels
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def _read_dicom(path: Path, *, with_pixels: bool) -> Any:
-    pydicom = require("pydicom", f"reading {path.name}")
-    with warnings.catch_warnings():
-        # odd values of attributes that nobody asks for
-        warnings.filterwarnings("ignore", module="pydicom")
-        try:
-            return pydicom.dcmread(path, stop_before_pixels=not with_pixels)
-        except (pydicom.errors.InvalidDicomError, EOFError, OSError, ValueError) as error:
-            raise DataError(f"{path} is damaged or no DICOM file ({error}); get it again") from error
+    return require("pydicom", f"reading {path.name}").dcmread(path, stop_before_pixels=not with_pixels)

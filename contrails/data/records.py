@@ -10,14 +10,16 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from contrails.data.arrays import load_npy
 from contrails.data.walk import folders_in
 from contrails.errors import DataError
+from contrails.files import storage, to_json
 
 LABEL_FRAME = 4
 LABEL_OFFSET_PX = (0.5, 0.5)
@@ -25,6 +27,8 @@ LABEL_OFFSET_PX = (0.5, 0.5)
 
 _INDIVIDUAL, _PIXEL = "human_individual_masks.npy", "human_pixel_masks.npy"
 _MAX_ANNOTATORS = 16
+_NUMBER = int | float
+_AGAIN = "get the metadata again, or remove the file to do without places and times"
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,21 @@ def read_bands(record: RawRecord, bands: Sequence[int], frames: Sequence[int]) -
     """Return float32 (T, C, H, W) in kelvin, finite.
 
     Raises:
-        DataError: a file is missing, cut short, of another shape or dtype, or holds NaN.
+        DataError: a file is missing, cut short, of another shape or dtype, or holds NaN; there is no band.
     """
-    return np.stack([_read_band(record, band, frames) for band in bands], axis=1)
+    if not bands:
+        raise DataError(
+            f"expected files band_08.npy to band_16.npy in {record.path}, found none; get record {record.record_id} "
+            "again, or leave it out"
+        )
+    arrays = [_read_band(record, band, frames) for band in bands]
+    for band, array in zip(bands, arrays, strict=True):
+        if array.shape != arrays[0].shape:
+            raise DataError(
+                f"record {record.record_id} ({record.path}): expected bands of one size, found band {bands[0]} of "
+                f"{arrays[0].shape[1:]} and band {band} of {array.shape[1:]} pixels; get it again, or leave it out"
+            )
+    return np.stack(arrays, axis=1)
 
 
 def read_label(record: RawRecord, size: tuple[int, int]) -> Label | None:
@@ -121,7 +137,7 @@ def _read_band(record: RawRecord, band: int, frames: Sequence[int]) -> np.ndarra
         have = ", ".join(str(number) for number in bands_of(record)) or "none"
         raise DataError(f"{path} is missing (record {record.record_id} has the bands {have}); get it, or give --bands")
     array = _load(path, record)
-    if array.dtype != np.float32 or array.ndim != 3:
+    if array.dtype != np.float32 or array.ndim != 3 or array.size == 0:
         raise DataError(
             f"{path}: expected float32 (height, width, frames), found {array.dtype} {array.shape}; "
             f"get record {record.record_id} again"
@@ -148,42 +164,65 @@ def _read_mask(path: Path, record: RawRecord) -> np.ndarray:
 
 
 def _load(path: Path, record: RawRecord) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path} is damaged or no .npy file ({error}); get record {record.record_id} again") from error
-    return array
+    return load_npy(path, f"get record {record.record_id} again")
 
 
 def _read_metadata(path: Path) -> dict[str, tuple[str, float]]:
     """Return (tile, timestamp) by record id; empty if there is no such file."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); get it again, or remove it to do without") from error
     found: dict[str, tuple[str, float]] = {}
-    for entry in entries:
-        record_id = str(entry.get("record_id"))
-        if record_id in found:
+    for entry in _entries(path):
+        record_id = entry.get("record_id")
+        if not isinstance(record_id, str | int):
+            raise DataError(f"{path}: expected a record_id in each entry, found {to_json(entry)[:80]}; {_AGAIN}")
+        if str(record_id) in found:
             raise DataError(f"{path}: record {record_id} stands there twice; remove one of the entries")
-        found[record_id] = (_tile(path, entry), _timestamp(path, entry))
+        found[str(record_id)] = (_tile(path, entry), _timestamp(path, entry))
     return found
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    with storage(path, "read"):
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON ({error}); {_AGAIN}") from error
+    odd = [entry for entry in entries if not isinstance(entry, dict)] if isinstance(entries, list) else [entries]
+    if odd:
+        raise DataError(
+            f"{path}: expected a list with an object for each record, found {to_json(odd[0])[:80]}; {_AGAIN}"
+        )
+    return list(entries)
 
 
 def _tile(path: Path, entry: dict[str, Any]) -> str:
     """Return a short name for the place a record shows: same projection and corner, same name."""
-    try:
-        place = f"{entry['projection_wkt']}/{entry['row_min']}/{entry['col_min']}"
-    except KeyError as error:
-        raise DataError(f"{path}: record {entry.get('record_id')} has no {error}; get the metadata again") from error
-    return hashlib.sha256(place.encode()).hexdigest()[:12]
+    for key, kind, what in (
+        ("projection_wkt", str, "a text"),
+        ("row_min", _NUMBER, "a number"),
+        ("col_min", _NUMBER, "a number"),
+    ):
+        if not isinstance(entry.get(key), kind):
+            found = repr(entry[key])[:80] if key in entry else "nothing"
+            raise DataError(f"{path}: record {entry['record_id']}: expected {what} as {key}, found {found}; {_AGAIN}")
+    place = f"{entry['projection_wkt']}/{entry['row_min']}/{entry['col_min']}"
+    return hashlib.sha256(place.encode(errors="backslashreplace")).hexdigest()[:12]
 
 
 def _timestamp(path: Path, entry: dict[str, Any]) -> float:
+    """Return seconds since 1970; NaN stands for an unknown time, a text without a time zone is UTC."""
     value = entry.get("timestamp")
     try:
-        return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: record {entry['record_id']} has the timestamp {value!r}, expected seconds") from error
+        if isinstance(value, str):
+            moment = datetime.fromisoformat(value)
+            value = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+        seconds = float(value)  # type: ignore[arg-type]
+        if math.isinf(seconds):
+            raise OverflowError
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path}: record {entry['record_id']}: expected seconds since 1970, or a time such as "
+            f"2019-04-30T12:10:00+00:00, as timestamp, found {str(value)[:40]!r}; {_AGAIN}"
+        ) from error
+    return seconds

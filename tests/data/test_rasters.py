@@ -1,5 +1,6 @@
 """Image files: pixels and georeference as they were written, and what is refused with the way out."""
 
+import struct
 import sys
 from pathlib import Path
 
@@ -113,6 +114,40 @@ def _truncated(path: Path) -> Path:
     return path
 
 
+def _odd_geokeys(path: Path) -> Path:
+    write_raster(path, pixels(8, 8))
+    # more values than there are: of the pixel's size, and of whether it is an area or a point
+    _flip(path, struct.pack("<2HI", 33550, 12, 3), struct.pack("<2HI", 33550, 12, 3 + (31 << 16)))
+    return _flip(path, struct.pack("<3H", 1025, 0, 1), struct.pack("<3H", 1025, 0, 40193))
+
+
+def _latin_units(path: Path) -> Path:
+    """Write an image in a coordinate system whose name is no UTF-8."""
+    write_raster(
+        path,
+        pixels(8, 8),
+        crs=rasterio.CRS.from_proj4("+proj=laea +lat_0=50 +lon_0=7").to_wkt().replace("unknown", "Koln"),
+    )
+    return _flip(path, b"Koln", b"K\xf6ln")
+
+
+def _archive(path: Path) -> Path:
+    with path.open("wb") as file:
+        np.savez(file, pixels(8, 8))
+    return path
+
+
+def _flipped(path: Path, old: bytes, new: bytes) -> Path:
+    return _flip(write_dicom(path, pixels(8, 8)), old, new)
+
+
+def _flip(path: Path, old: bytes, new: bytes) -> Path:
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+    return path
+
+
 def _several_frames(path: Path) -> Path:
     return write_dicom(path, pixels(8, 8), NumberOfFrames=2)
 
@@ -124,12 +159,25 @@ def _several_frames(path: Path) -> Path:
         ("a.jpg", _turned, r"EXIF orientation 6.*exiftran"),
         ("a.tif", _truncated, "damaged, cut short or no image"),
         ("a.tif", lambda path: path.write_text("no image"), "damaged, cut short or no image"),
+        ("a.tif", _odd_geokeys, r"damaged, cut short or no image that GDAL knows \(Key GTRasterTypeGeoKey"),
+        ("a.tif", _latin_units, r"damaged, cut short or no image that GDAL knows \('utf-8' codec"),
         ("a.npy", lambda path: path.write_bytes(b"\x93NUMPY\x01"), "damaged or no .npy file"),
+        ("a.npy", _archive, r"expected one array, as numpy.save writes it, found an archive"),
         ("a.npy", lambda path: np.save(path, np.zeros((2, 2, 2, 2))), r"expected an array \(height, width\)"),
         ("a.png", lambda _: None, "expected an image at .*a.png, found none"),
-        ("a.dcm", lambda path: path.write_text("no DICOM"), "damaged or no DICOM file"),
+        ("a.dcm", lambda path: path.write_text("no DICOM"), "damaged, no DICOM file"),
+        (
+            "a.dcm",
+            lambda path: _flipped(path, b"0.2", b"0.x"),
+            "damaged, no DICOM file.*convert string to float",
+        ),
+        ("a.dcm", lambda path: _flipped(path, b"US\x02\0", b"UX\x02\0"), "damaged, no DICOM file.*Unknown Value Rep"),
         ("a.dcm", lambda path: write_dicom(path, None), "a DICOM file without an image"),
-        ("a.dcm", lambda path: write_dicom(path, pixels(8, 8), PixelData=None), "without pixels|cannot be decoded"),
+        (
+            "a.dcm",
+            lambda path: write_dicom(path, pixels(8, 8), PixelData=None),
+            "without pixels|pixels of an unknown kind",
+        ),
         ("a.dcm", lambda path: write_dicom(path, pixels(8, 8, dtype="int16")), "found signed 16-bit ones"),
         ("a.dcm", lambda path: write_dicom(path, pixels(8, 8, dtype="uint32")), "found unsigned 32-bit ones"),
         ("a.dcm", _several_frames, "expected one image, found 2 frames"),

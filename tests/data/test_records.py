@@ -1,13 +1,15 @@
 """Raw records: what is read, and every way in which they can be wrong."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from contrails.data.goes import make_plan
 from contrails.data.records import find_records, read_bands, read_label
-from contrails.errors import DataError
+from contrails.errors import DataError, StorageError
 
 from raw_records import write_metadata, write_record
 
@@ -67,6 +69,11 @@ def _nan(path: Path) -> None:
     np.save(path, array)
 
 
+def _archive(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, np.zeros((32, 32, 8), np.float32))
+
+
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda path: path.unlink(), r"band_14.npy is missing \(record 7 has the bands 11, 15\)"),
     (lambda path: path.write_bytes(path.read_bytes()[:-100]), r"band_14.npy is damaged or no .npy file"),
@@ -75,6 +82,12 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda path: np.save(path, np.zeros((32, 32, 8))), r"found float64 \(32, 32, 8\)"),
     (lambda path: np.save(path, np.zeros((32, 32, 3), np.float32)), r"expected frame 4, found 3 frames"),
     (_nan, r"expected finite kelvin, found 1 NaN"),
+    (_archive, r"band_14.npy: expected one array, as numpy.save writes it, found an archive"),
+    (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(30)), r"numpy.save writes it, found an archive"),
+    (lambda path: path.write_bytes(path.read_bytes().replace(b"(32,", b"(((,")), r"band_14.npy is damaged or no"),
+    (lambda path: path.write_bytes(path.read_bytes().replace(b"(32,", b"(9" + b"9" * 15 + b",")), r"is damaged or no"),
+    (lambda path: np.save(path, np.zeros((0, 0, 8), np.float32)), r"expected float32 .*, found float32 \(0, 0, 8\)"),
+    (lambda path: np.save(path, np.zeros((16, 32, 8), np.float32)), r"band 11 of \(32, 32\) and band 14 of \(16, 32\)"),
 ]
 
 
@@ -115,22 +128,72 @@ def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
         find_records(tmp_path, "train")
 
 
+def _entry(**values: str) -> str:
+    """Return metadata of record 7 as JSON; `values` are JSON texts."""
+    texts = {
+        "record_id": '"7"',
+        "projection_wkt": '"here"',
+        "row_min": "1.0",
+        "col_min": "2",
+        "timestamp": "5",
+    } | values
+    return "[{" + ", ".join(f'"{key}": {text}' for key, text in texts.items()) + "}]"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", "is not JSON"),
         ("[{", "is not JSON"),
-        ('[{"record_id": "7"}]', "record 7 has no 'projection_wkt'"),
-        (
-            '[{"record_id": "7", "projection_wkt": "", "row_min": 1, "col_min": 1, "timestamp": "then"}]',
-            "timestamp 'then'",
-        ),
+        ("[1e\xff]", "is not JSON"),
+        ('{"7": {"timestamp": 1}}', r'expected a list with an object for each record, found {"7":{"timestamp":1}}'),
+        ('["6", "7"]', r'expected a list with an object for each record, found "6"'),
+        ("null", "expected a list with an object for each record, found null"),
+        ("[null]", "expected a list with an object for each record, found null"),
+        ("7", "expected a list with an object for each record, found 7"),
+        ("[{}]", "expected a record_id in each entry, found {}"),
+        ('[{"record_id": null}]', 'expected a record_id in each entry, found {"record_id":null}'),
+        ('[{"record_id": ["7"]}]', "expected a record_id in each entry"),
+        ('[{"record_id": "7"}]', "record 7: expected a text as projection_wkt, found nothing"),
+        (_entry(row_min="null"), "record 7: expected a number as row_min, found None"),
+        (_entry(col_min='"x"'), "record 7: expected a number as col_min, found 'x'"),
+        (_entry(timestamp='"then"'), "record 7: expected seconds since 1970, .*, as timestamp, found 'then'; get the"),
+        (_entry(timestamp="null"), "as timestamp, found 'None'"),
+        (_entry(timestamp="[]"), r"as timestamp, found '\[\]'"),
+        (_entry(timestamp="1e999"), "as timestamp, found 'inf'"),
+        (_entry(timestamp="9" * 400), "as timestamp, found '9{40}'"),
     ],
 )
 def test_wrong_metadata_are_errors(tmp_path: Path, text: str, message: str) -> None:
     write_record(tmp_path, "train", "7")
-    (tmp_path / "train_metadata.json").write_text(text)
+    (tmp_path / "train_metadata.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=message):
         find_records(tmp_path, "train")
+
+
+def test_metadata_that_are_a_folder_are_an_error(tmp_path: Path) -> None:
+    write_record(tmp_path, "train", "7")
+    (tmp_path / "train_metadata.json").mkdir()
+    with pytest.raises(StorageError, match=r"cannot read \S+/train_metadata.json: Is a directory"):
+        find_records(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "seconds"),
+    [("100", 100.0), ('"1970-01-01T00:01:40"', 100.0), ('"1970-01-01T01:01:40+01:00"', 100.0), ("NaN", math.nan)],
+)
+def test_a_time_is_seconds_or_a_text_in_utc_or_unknown(tmp_path: Path, timestamp: str, seconds: float) -> None:
+    write_record(tmp_path, "train", "7")
+    (tmp_path / "train_metadata.json").write_text(f"\ufeff{_entry(timestamp=timestamp)}", encoding="utf-8")
+    (record,) = find_records(tmp_path, "train")
+    assert record.timestamp == pytest.approx(seconds, nan_ok=True)
+    assert record.group != "7"
+
+
+def test_a_record_without_bands_is_named(tmp_path: Path) -> None:
+    folder = write_record(tmp_path, "train", "7", bands=())
+    with pytest.raises(DataError, match=rf"expected files band_08.npy to band_16.npy in {folder}, found none"):
+        make_plan(tmp_path, "train", None, (4,))
 
 
 def test_a_record_twice_in_the_metadata_is_an_error(tmp_path: Path) -> None:
