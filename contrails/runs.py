@@ -7,6 +7,7 @@ can look at a run without torch.
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,11 @@ class Run:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def typed(self) -> str:
+        """What names the run on a command line, quoted: its name where it lies under the root, else its path."""
+        return shlex.quote(self.name if self.path == runs_root() / self.name else str(self.path))
 
     @property
     def toml(self) -> Path:

@@ -5,6 +5,7 @@ predictions that it finds; everything it depends on is written down, so that it 
 """
 
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -72,7 +73,8 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
     if options.average_folds and not len(held_out):
         raise RunError(
             "--average-folds: the folds have seen each other's validation records, so only held-out records can score "
-            "their mean, and the file list has none; make one with `contrails split --hold-out`, or merge predictions"
+            "their mean, and the file list has none; leave --average-folds out, or make a file list with "
+            f"`contrails split {shlex.quote(str(folds[0].dataset.path))} --hold-out 0.1 -o NEW.csv`"
         )
     weights, compared = _weights(folds, path, options, device)
     fit, series = _fit(folds, weights, path, options, device, gate)

@@ -1,5 +1,6 @@
 """Ensembles: a folder with `ensemble.json` and its members' weights, all that prediction needs."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -145,7 +146,11 @@ def read_ensemble(path: Path) -> Ensemble:
     members = tuple(Member(**member) for member in content.pop("members"))
     for member in members:
         if not (path / member.file).is_file() or sha256(path / member.file) != member.sha256:
-            raise DataError(f"{path / member.file} is missing or damaged; run `contrails aggregate` again")
+            runs = shlex.join(content["request"]["runs"].values())
+            raise DataError(
+                f"{path / member.file} is missing or damaged; restore it, or make the ensemble again with "
+                f"`contrails aggregate {runs} -o {shlex.quote(str(path))}` and the options that it had"
+            )
     options, steps = Options(**content.pop("options")), tuple(Step(**step) for step in content.pop("steps"))
     return Ensemble(path, members, options, steps=steps, **content)
 

@@ -74,7 +74,7 @@ def finished_folds(run: Run, *, allow: bool) -> list[Finished]:
     """
     found = [(fold, done) for fold in run.folds() if (done := fold.read_done()) is not None]
     if not found:
-        raise RunError(f"no fold of {run.name} is finished yet; look with `contrails status {run.name}`")
+        raise RunError(f"no fold of {run.name} is finished yet; look with `contrails status {run.typed}`")
     config = run.read_config()
     dataset, filelist = open_dataset(config.recipe.data.dataset), read_filelist(config.recipe.data.filelist)
     if not allow:

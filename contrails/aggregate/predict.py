@@ -1,5 +1,6 @@
 """Predictions of an ensemble: its members' probabilities, merged, record by record."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,7 +79,8 @@ class Predictor:
                     names = ", ".join(self.models[0][1].dataset.record_ids[row] for row in batches[0].rows[:3])
                     raise DataError(
                         f"a member's output is not finite near the records {names}; look at their bands with "
-                        "`contrails data info`, or choose other --weights"
+                        f"`contrails data info {shlex.quote(str(self.models[0][1].dataset.path))}`, or choose other "
+                        "--weights"
                     )
                 merged = merge(self.rule, probs, self.weights, self.thresholds)
             yield batches[0].rows, merged.cpu().numpy().astype(np.uint16)

@@ -29,7 +29,7 @@ def cancel(run_name: str, fold: str | None, as_json: bool) -> None:
     folds = [run.fold(key.strip()) for key in fold.split(",")] if fold else run.folds()
     missing = [each.key for each in folds if not each.path.is_dir()]
     if missing:
-        raise RunError(f"{run.name} has no fold {', '.join(missing)}; look with `contrails status {run.name}`")
+        raise RunError(f"{run.name} has no fold {', '.join(missing)}; look with `contrails status {run.typed}`")
     outcome = cancel_folds(run, folds)
     if as_json:
         click.echo(json.dumps(outcome))

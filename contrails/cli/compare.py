@@ -69,7 +69,7 @@ def _paired(runs: list[Run], name: str) -> tuple[dict[str, Any] | None, str | No
         folder = run.aggregate(name)
         figures = read_figures(folder)
         if figures is None:
-            return None, f"{run.name} has no aggregation of this version; run `contrails aggregate {run.name}`"
+            return None, f"{run.name} has no aggregation of this version; run `contrails aggregate {run.typed}`"
         try:
             scored.append(stored_out_of_fold(run, folder, figures))
         except DataError as error:

@@ -41,7 +41,7 @@ def continue_(
     parent = open_run(run_name)
     lineage = (f'init.run="{parent.path}"', f"init.weights={_FROM[weights]}")
     recipe = override(parent.read_config().recipe, (*lineage, *overrides))
-    chosen = choose_folds(recipe.data.filelist, None, fold) if fold is not None else []
+    chosen = choose_folds(recipe, None, fold) if fold is not None else []
     run, config = create_run(recipe, find_site(site_name), name or f"{parent.name}-continued", chosen)
     folds = chosen or list(config.lineage)
     outcomes = submit_folds(run, config, folds)

@@ -1,5 +1,6 @@
 """`contrails logs`: what a fold's attempts wrote, across restarts."""
 
+import shlex
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def logs(run_name: str, fold: str, follow: bool, lines: int) -> None:
     """
     chosen = open_run(run_name).fold(fold)
     if not chosen.path.is_dir():
-        raise RunError(f"{run_name} has no fold {fold}; look with `contrails status {run_name}`")
+        raise RunError(f"{run_name} has no fold {fold}; look with `contrails status {shlex.quote(run_name)}`")
     first = max((attempt.number for attempt in chosen.attempts() if _outputs(attempt)), default=1)
     files = _files(chosen, first)
     for path in files:

@@ -109,4 +109,4 @@ def print_outcomes(run: Run, outcomes: dict[str, str], *, as_json: bool) -> None
         return
     for key, outcome in outcomes.items():
         click.echo(f"{run.name} fold {key}: {outcome}")
-    click.echo(f"next: contrails status {run.name}")
+    click.echo(f"next: `contrails status {run.typed}`")

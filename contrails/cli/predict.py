@@ -171,7 +171,7 @@ def _opened(source: Path, bands: tuple[str, ...], frames: tuple[int, ...]) -> "I
     if len(numbers) < len(bands):
         raise click.UsageError(
             f"{source} is a folder of GOES records, and the ensemble sees {', '.join(bands)}; give a dataset file "
-            "made by `contrails prepare`, or one scene"
+            "made by contrails prepare, or one scene"
         )
     plan = make_plan(source.absolute().parent, source.absolute().name, numbers, frames)
     with tempfile.TemporaryDirectory() as folder:

@@ -66,7 +66,7 @@ _LAYOUTS = {
 @click.option(
     "--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), help="Processes; default: cores."
 )
-@click.option("--shard", metavar="I/N", help="Pack the I-th of N slices alone, for `contrails data join`.")
+@click.option("--shard", metavar="I/N", help="Pack the I-th of N slices alone, for contrails data join.")
 @click.option("--jobs", "num_jobs", type=click.IntRange(1), help="Pack by this many jobs of a site, and join.")
 @click.option("--site", "site_name", help="Where the jobs run; see `contrails sites`.")
 @click.pass_context
@@ -132,7 +132,7 @@ def prepare(
     what = f"{path}: {len(plan.records)} records, {path.stat().st_size / 1e6:.1f} MB"
     click.echo(what if made else f"{what}, complete already: nothing to do")
     if share and all(shard_path(out, index, share[1]).exists() for index in range(1, share[1] + 1)):
-        click.echo(f"all {share[1]} shards are there; next: contrails data join {shlex.quote(str(out))}")
+        click.echo(f"all {share[1]} shards are there; next: `contrails data join {shlex.quote(str(out))}`")
 
 
 def _plan_goes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":

@@ -80,7 +80,7 @@ def submit(
         raise click.UsageError("give --folds N for all folds, or --fold 0,3 for some, not both")
     chosen, recipe = read_recipe(path, overrides)
     site = find_site(site_name)
-    folds = choose_folds(recipe.data.filelist, num_folds, fold)
+    folds = choose_folds(recipe, num_folds, fold)
     base = name or chosen.stem
     recipes = {base: recipe}
     if seeds > 1:
@@ -109,7 +109,7 @@ def submit(
         for run in runs:
             for key, outcome in outcomes[run.name].items():
                 click.echo(f"{run.name} fold {key}: {outcome}")
-        click.echo(f"next: contrails status {runs[0].name}")
+        click.echo(f"next: `contrails status {runs[0].typed}`")
     if wait:
         _follow(runs, folds)
 
@@ -165,7 +165,7 @@ def _jobs_of(name: str, site: Site) -> dict[str, Path]:
     if dead:
         raise RunError(
             f"--after {name}: its folds {', '.join(dead)} are neither finished nor alive; "
-            f"`contrails resume {name}` first, or leave --after out"
+            f"`contrails resume {run.typed}` first, or leave --after out"
         )
     newest = newest_submissions(submissions(run))
     return {job.job_id: run.submitit for key, job in newest.items() if job.job_id and not run.fold(key).done.exists()}
@@ -188,13 +188,13 @@ def _follow(runs: list[Run], folds: list[str]) -> None:
     try:
         states = _follow_bars(runs, folds) if sys.stderr.isatty() else _follow_lines(runs, folds)
     except KeyboardInterrupt:
-        click.echo(f"\nthe folds go on in the background; look with `contrails status {runs[0].name}`", err=True)
+        click.echo(f"\nthe folds go on in the background; look with `contrails status {runs[0].typed}`", err=True)
         sys.exit(130)
     unfinished = [f"{run.name} fold {state.fold}" for run, state in states if state.state != DONE]
     if unfinished:
         for run in runs:
             print_states(run, [state for of, state in states if of == run])
-        raise TrainingError(f"not finished: {', '.join(unfinished)}; see above, mend it and submit again")
+        raise TrainingError(f"not finished: {', '.join(unfinished)}; see above")
 
 
 def _interval_s(runs: list[Run]) -> float:

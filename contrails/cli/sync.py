@@ -38,7 +38,7 @@ def sync(run_name: str, fold: str | None, follow: bool, rebuild: bool) -> None:
     run = open_run(run_name)
     folds = [run.fold(fold)] if fold is not None else run.folds()
     if not any(each.path.is_dir() for each in folds):
-        raise RunError(f"{run.name} has no fold {fold or 'yet'}; look with `contrails status {run.name}`")
+        raise RunError(f"{run.name} has no fold {fold or 'yet'}; look with `contrails status {run.typed}`")
     if not has_key():
         click.echo("no W&B key (WANDB_API_KEY or `wandb login`): writing offline files", err=True)
     if follow:

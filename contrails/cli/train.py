@@ -1,6 +1,7 @@
 """`contrails train`: one fold in the foreground, to look at and to debug."""
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -51,9 +52,11 @@ def train(
         raise click.UsageError("give --debug or --overfit, not both")
     extra = _DEBUG if debug else (f"data.overfit={overfit}",) if overfit else ()
     chosen, recipe = read_recipe(path, (*extra, *overrides))
-    keys = choose_folds(recipe.data.filelist, None, fold)
+    keys = choose_folds(recipe, None, fold)
     if len(keys) != 1:
-        raise click.UsageError(f"--fold {fold}: train one fold here; `contrails submit --fold {fold}` trains several")
+        raise click.UsageError(
+            f"--fold {fold}: train one fold here; `contrails submit --fold {shlex.quote(fold)}` trains several"
+        )
     base = name or chosen.stem
     if extra:
         base = f"{base}-{'debug' if debug else 'overfit'}"

@@ -41,17 +41,18 @@ from contrails.runs import ALL, Fold, Run, new_run_path, open_run
 from contrails.train.attempt import process_of
 
 
-def choose_folds(filelist_path: Path, num_folds: int | None, fold: str | None) -> list[str]:
+def choose_folds(recipe: Recipe, num_folds: int | None, fold: str | None) -> list[str]:
     """Return the folds that `--folds N` or `--fold 0,3` or `--fold all` mean; all of the file list without either.
 
     Raises:
         RecipeError: the file list has another number of folds, or not this fold.
     """
-    available = read_filelist(filelist_path).num_folds
+    available = read_filelist(recipe.data.filelist).num_folds
     if num_folds is not None and num_folds != available:
         raise RecipeError(
-            f"--folds {num_folds}: the file list {filelist_path} has {available} folds; give --folds {available}, "
-            f"or make a file list with `contrails split --folds {num_folds}`"
+            f"--folds {num_folds}: the file list {recipe.data.filelist} has {available} folds; give "
+            f"--folds {available}, or make a file list with "
+            f"`contrails split {shlex.quote(str(recipe.data.dataset))} --folds {num_folds} -o NEW.csv`"
         )
     if fold is None:
         return [str(number) for number in range(available)]
@@ -109,11 +110,14 @@ def plan_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
 def move(run: Run, config: RunConfig, site: Site) -> RunConfig:
     """Let a run go on at another site, with its own number of threads; return what `run.toml` says from now on.
 
+    Folds that are alive keep what they have where only the profile has changed, such as the memory that it asks for.
+
     Raises:
-        RunError: a fold is alive where the run was.
+        RunError: a fold is alive where the run was, under another scheduler or on another device.
     """
-    _require_nothing_alive(run, "moves to another site")
     resolved = resolve(site, config.data.num_folds).model_copy(update={"num_threads": config.compute.num_threads})
+    if (resolved.scheduler, resolved.device) != (config.site.get("scheduler", "local"), config.compute.device):
+        _require_nothing_alive(run, "moves to another site")
     require_deterministic(config.recipe, resolved.device)
     moved = config.model_copy(
         update={
@@ -143,7 +147,8 @@ def _require_nothing_alive(run: Run, what: str) -> None:
     alive = [fold.key for fold in run.folds() if fold_state(fold).state in ALIVE]
     if alive:
         raise RunError(
-            f"{run.name} {what}, and its folds {', '.join(alive)} are alive; stop them first, or wait for their end"
+            f"{run.name} {what}, and its folds {', '.join(alive)} are alive; wait for their end, or stop them first "
+            f"with `contrails cancel {run.typed}`"
         )
 
 

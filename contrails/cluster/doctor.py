@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -120,7 +121,9 @@ def _memory(site: Site, recipe: Recipe) -> Check:
     """Compare the dataset with a job's memory; only a private copy must fit, mapped pages can be given back."""
     path = recipe.data.dataset
     if not path.is_file():
-        return Check("dataset", False, f"no file {path}", "make it with `contrails prepare`")
+        return Check(
+            "dataset", False, f"no file {path}", f"make it with `contrails prepare RAW {shlex.quote(str(path))}`"
+        )
     here = psutil.virtual_memory().available / 1e9
     memory = site.memory_gb or (here if site.scheduler == "local" else None)
     size = path.stat().st_size / 1e9
@@ -133,7 +136,7 @@ def _memory(site: Site, recipe: Recipe) -> Check:
 def check_wandb(*, has_key: bool) -> Check:
     """Return where `contrails sync` sends to; offline files are as good."""
     url = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
-    offline = "`contrails sync` writes offline files, `wandb sync` sends them later"
+    offline = "`contrails sync RUN` writes offline files, `wandb sync` sends them later"
     try:
         socket.create_connection((url.hostname or "", url.port or 443), timeout=3).close()
     except OSError:

@@ -5,28 +5,35 @@ script, or else the launcher of the same job's next start. It holds the cause, t
 whether the job was handed over.
 """
 
+import contextlib
 import re
+import shlex
 from dataclasses import dataclass
 from typing import cast, get_args
 
 from contrails.cluster.scheduler import Cause
 from contrails.cluster.sites import Retries
-from contrails.errors import NodeError, Stopped, TrainingError
+from contrails.config import read_toml
+from contrails.errors import NodeError, RecipeError, Stopped, StorageError, TrainingError
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.history import covered_step
-from contrails.runs import Attempt, Fold
+from contrails.runs import Attempt, Fold, Run
 
 NEXT_STEP: dict[Cause, str] = {
-    "walltime": "a step may take longer than margin_s of the site profile; go on with `contrails resume`",
-    "preemption": "go on with `contrails resume`, or on a partition that is not preempted",
-    "node": "go on with `contrails resume`; if it comes back, tell the cluster's support which node it was",
-    "memory": "raise memory_gb of the site profile under a new --name, or lower data.residency or train.batch_size",
-    "gpu_memory": "lower train.batch_size or data.size, or ask for a larger GPU",
-    "dataset": "check the file with `contrails data verify`, then go on with `contrails resume`",
-    "error": "mend it, then submit again: under a new --name where code or recipe must change",
-    "cancelled": "go on with `contrails resume`",
-    "lost": "go on with `contrails resume`",
+    "walltime": "a step may take longer than margin_s of the site profile; go on with `contrails resume {run}`",
+    "preemption": "go on with `contrails resume {run}`; --site takes it to a partition that is not preempted",
+    "node": "go on with `contrails resume {run}`; if it comes back, tell the cluster's support which node it was",
+    "memory": "raise memory_gb of the site profile (on this machine lower folds_at_a_time), then go on with "
+    "`contrails resume {run} --site {site}`; a smaller train.batch_size needs a new --name",
+    "gpu_memory": "ask for a larger GPU in the site profile, then go on with `contrails resume {run} --site {site}`; a "
+    "smaller train.batch_size or data.size needs a new --name",
+    "dataset": "check the file with `contrails data verify {dataset}`, then go on with `contrails resume {run}`",
+    "error": "mend it, then go on with `contrails resume {run}`, or after a change of the code with "
+    "`contrails resume {run} --code current`; another recipe needs a new --name",
+    "cancelled": "go on with `contrails resume {run}`",
+    "lost": "go on with `contrails resume {run}`",
 }
+"""What to do about a cause; `next_step` fills in the run, its site and its dataset, each as a command line takes it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,18 @@ class End:
     cause: Cause
     step: int
     handed_over: bool = False
+
+
+def next_step(cause: Cause, run: Run) -> str:
+    """Return what to do about a run of which a fold ended for this cause: its commands work when typed."""
+    text = NEXT_STEP[cause]
+    words = {"run": run.typed, "site": "SITE", "dataset": "DATASET"}
+    if "{site}" in text or "{dataset}" in text:
+        with contextlib.suppress(RecipeError, StorageError, KeyError):  # the command itself says what is wrong
+            frozen = read_toml(run.toml, "a run")
+            found = {"site": frozen["site"]["name"], "dataset": frozen["recipe"]["data"]["dataset"]}
+            words |= {name: shlex.quote(value) for name, value in found.items()}
+    return text.format_map(words)
 
 
 def write_end(fold: Fold, attempt: Attempt, cause: Cause, *, handed_over: bool = False) -> None:

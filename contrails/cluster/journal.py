@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from contrails.cluster.scheduler import Cause
 from contrails.files import append_json_line, read_json_lines
 from contrails.runs import Run
 from contrails.train.attempt import is_made_by
@@ -30,7 +31,7 @@ class Submission:
     memory_gb: float | None = None
     exclude: tuple[str, ...] = ()
     process: dict[str, Any] = field(default_factory=dict)
-    cause: str | None = None
+    cause: Cause | None = None
     """Why its start number `start` ended without an attempt, where it could say so."""
     start: int | None = None
 

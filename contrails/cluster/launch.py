@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from contrails.cluster.allocation import Clock, Progress, hand_over, is_wanted
-from contrails.cluster.ends import cause_of_exit, write_end
+from contrails.cluster.ends import cause_of_exit, next_step, write_end
 from contrails.cluster.hooks import Event, Hook, finish_hooks, start_hook
 from contrails.cluster.places import take_places
-from contrails.cluster.scheduler import scheduler_of
+from contrails.cluster.scheduler import Cause, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.then import start_if_due
 from contrails.config import RunConfig, parse
@@ -226,18 +226,20 @@ def _look_at(child: _Child, config: RunConfig, stopping: bool) -> None:
     if code in (0, Stopped.exit_code):
         return
     attempt = _attempt_of(child)
+    cause = cause_of_exit(code, (read_hint(attempt.state).get("reason") or "") if attempt else "")
     try:
         if child.process.returncode < 0:
-            _say(child, attempt, _reason(-child.process.returncode, config))
+            _say(child, attempt, _reason(-child.process.returncode, config), cause)
         if attempt is not None:
-            write_end(child.fold, attempt, cause_of_exit(code, read_hint(attempt.state).get("reason") or ""))
+            write_end(child.fold, attempt, cause)
     except StorageError as error:  # it must not end the other folds
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _say(child: _Child, attempt: Attempt | None, reason: str) -> None:
+def _say(child: _Child, attempt: Attempt | None, reason: str, cause: Cause) -> None:
     when = "before it began an attempt" if attempt is None else f"attempt {attempt.number}"
-    print(f"error: fold {child.fold.key}, {when}: {reason}", file=sys.stderr, flush=True)  # noqa: T201
+    what = f"{reason}; {next_step(cause, child.fold.run)}"
+    print(f"error: fold {child.fold.key}, {when}: {what}", file=sys.stderr, flush=True)  # noqa: T201
     state = read_hint(attempt.state) if attempt else {}
     if attempt is not None and state.get("status") not in OVER:
         write_atomic(attempt.state, to_json(state | {"status": "failed", "reason": reason}))
@@ -249,12 +251,12 @@ def _reason(number: int, config: RunConfig) -> str:
         mapped = f"{path} (or its copy in {stage_dir})" if stage_dir else str(path)
         return (
             f"dataset vanished or I/O error: the mapped file {mapped} was cut short, removed, or could not be read "
-            f"(SIGBUS); check it with `contrails data verify {path}` and go on with `contrails resume`"
+            "(SIGBUS)"
         )
     if number == signal.SIGKILL:
-        return "killed (SIGKILL): out of memory, or by somebody; go on with `contrails resume`"
+        return "killed (SIGKILL): out of memory, or by somebody"
     known = {known.value: known.name for known in signal.Signals}
-    return f"ended by {known.get(number, f'signal {number}')}; go on with `contrails resume`"
+    return f"ended by {known.get(number, f'signal {number}')}"
 
 
 def _attempt_of(child: _Child) -> Attempt | None:

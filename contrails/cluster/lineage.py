@@ -26,7 +26,7 @@ def find_lineage(recipe: Recipe, identity: DataIdentity) -> dict[str, WeightsFil
         )
     finished = {fold.key: done for fold in parent.folds() if (done := fold.read_done()) is not None}
     if not finished:
-        raise RunError(f"no fold of {parent.name} is finished; look with `contrails status {parent.name}`")
+        raise RunError(f"no fold of {parent.name} is finished; look with `contrails status {parent.typed}`")
     return {key: _weights(parent, key, done["weights"], recipe.init.weights) for key, done in finished.items()}
 
 

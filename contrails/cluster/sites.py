@@ -75,7 +75,7 @@ class Site(Section):
     num_threads: int = Field(0, ge=0, description="CPU threads a fold; 0: the cores shared out")
     num_ranks: int = Field(1, ge=1, description="processes that train one fold together, one GPU each")
     stage_dir: Path | None = Field(None, description="node-local folder for a copy of the dataset; may be $SCRATCHDIR")
-    sync: bool = Field(False, description="follow each fold with a `contrails sync` of its own")
+    sync: bool = Field(False, description="follow each fold with a contrails sync of its own")
     on_done: tuple[Word, ...] = Field((), description="command that is told of a finished fold: run and fold follow")
     on_failed: tuple[Word, ...] = Field((), description="the same for a fold that failed and is not tried again")
     retries: Retries = Retries()

@@ -11,8 +11,8 @@ SQUEUE = ("squeue", "--me", "--noheader", "--states=all", "--format=%i|%j|%T|%r|
 SACCT = ("sacct", "--noheader", "--parsable2", "--format=JobID,JobName,State,NodeList")
 
 _HINTS = {
-    "DependencyNeverSatisfied": "the run that it waits for failed: `contrails resume` that one, and this follows it; "
-    "or cancel this one, and submit it without --after",
+    "DependencyNeverSatisfied": "the run that it waits for failed: `contrails resume RUN` with the name of that one, "
+    "and this follows it; or cancel this one, and submit it without --after",
     "JobHeldUser": "`scontrol release {job_id}` lets it start",
     "JobHeldAdmin": "an administrator holds it, and only they let it start",
     "launch failed requeued held": "a node could not start it; `scontrol release {job_id}` lets it start again",

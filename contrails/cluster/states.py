@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from contrails.cluster.ends import NEXT_STEP, read_end
+from contrails.cluster.ends import next_step, read_end
 from contrails.cluster.exact import differences
 from contrails.cluster.journal import Submission, last_submission
-from contrails.cluster.scheduler import Job
+from contrails.cluster.scheduler import Cause, Job
 from contrails.cluster.usage import UNUSED, Usage, usage_of
 from contrails.errors import StorageError
 from contrails.files import read_hint
@@ -124,7 +124,7 @@ def _judge(
     return _over(row, fold, state.get("reason"), known[0] or known[1])
 
 
-def _over(row: FoldState, fold: Fold, said: str | None, cause: str | None) -> FoldState:
+def _over(row: FoldState, fold: Fold, said: str | None, cause: Cause | None) -> FoldState:
     """Return the row of a fold that nobody trains any more."""
     if fold.cancelled.exists():
         cause = "cancelled"
@@ -132,7 +132,7 @@ def _over(row: FoldState, fold: Fold, said: str | None, cause: str | None) -> Fo
     cause = cause or "lost"
     log = fold.run.submitit / f"{row.job_id}_0_log.err"
     what = said or f"its job {row.job_id} ended before it began{_last_lines(log)}; see {log}"
-    return replace(row, state=name, cause=cause, reason=f"{what} ({cause}): {NEXT_STEP[cause]}")  # type: ignore[index]
+    return replace(row, state=name, cause=cause, reason=f"{what} ({cause}): {next_step(cause, fold.run)}")
 
 
 def _last_lines(log: Path) -> str:
@@ -149,22 +149,27 @@ def _judge_here(
     """Judge a fold of this machine by its processes."""
     status = state.get("status")
     if fold.cancelled.exists() and status not in {"starting", "running"}:  # also while its job still waits for a place
-        return replace(row, state="cancelled", cause="cancelled", reason="go on with `contrails resume`")
+        return replace(row, state="cancelled", cause="cancelled", reason=next_step("cancelled", fold.run))
     if submission is not None and not submission.is_that_of(owner) and not is_dead(submission.process):
         return replace(row, state="waiting")  # its job lives and has no attempt yet: it waits for a place
     if status in {"starting", "running"}:
         if not is_dead(owner):
             return replace(row, state=str(status))
-        lost = "its process ended without a word (killed, or out of memory); go on with `contrails resume`"
-        return replace(row, state="lost", reason=lost)
+        return _lost(row, fold, "its process ended without a word (killed, or out of memory)")
     if status is not None:
         end = read_end(fold.attempts()[-1])
-        return replace(row, state=str(status), reason=state.get("reason"), cause=end.cause if end else None)
+        cause = end.cause if end else None
+        what = next_step(cause or ("error" if status == "failed" else "lost"), fold.run)
+        return replace(row, state=str(status), reason=f"{state.get('reason')}; {what}", cause=cause)
     if owner or fold.attempts():
         if is_dead(owner):
-            return replace(row, state="lost", reason="its process ended before it began")
+            return _lost(row, fold, "its process ended before it began")
         return replace(row, state="starting")
     if submission is None:
         return replace(row, state="not submitted")
     log = f"{fold.run.submitit}/{submission.job_id}_0_log.err"
-    return replace(row, state="lost", reason=f"its job ended before it began; see {log}")
+    return _lost(row, fold, f"its job ended before it began; see {log}")
+
+
+def _lost(row: FoldState, fold: Fold, what: str) -> FoldState:
+    return replace(row, state="lost", cause="lost", reason=f"{what}; {next_step('lost', fold.run)}")

@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from contrails.cluster.ends import next_step
 from contrails.cluster.freeze import require_frozen
 from contrails.cluster.sites import Site
 from contrails.config import parse
-from contrails.errors import ContrailsError
+from contrails.errors import ContrailsError, Stopped
 from contrails.parent import end_with
 from contrails.runs import Fold, Run
 
@@ -31,7 +32,8 @@ def main() -> None:
     try:
         train(run.fold(fold_key), job)
     except ContrailsError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        what = f"; {next_step('lost', run)}" if isinstance(error, Stopped) else ""
+        print(f"error: {error}{what}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from contrails.cluster.allocation import CAUSES, may_retry, note_end, own_attempt
-from contrails.cluster.ends import cause_of_exit, read_end, write_end
+from contrails.cluster.ends import cause_of_exit, next_step, read_end, write_end
 from contrails.cluster.hooks import finish_hooks, start_hook
 from contrails.cluster.journal import last_submission
 from contrails.cluster.requests import fold_request
@@ -62,7 +62,7 @@ def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: in
         if changes:
             _submit_changed(run, config, site, [fold.key for fold in again], changes, job)
         elif again:
-            print(f"error: job {job.job_id} was not requeued; go on with `contrails resume`", file=sys.stderr)  # noqa: T201
+            print(f"error: job {job.job_id} was not requeued; {next_step('lost', run)}", file=sys.stderr)  # noqa: T201
     return scheduler.last_code(code)
 
 

@@ -6,6 +6,7 @@ Validation keeps these records, so that scores with and without a list are of th
 
 import csv
 import io
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,7 +27,10 @@ def read_exclusions(path: Path) -> dict[str, str]:
         DataError: no such file, other columns, or a record twice.
     """
     reasons: dict[str, str] = {}
-    missing = f"expected an exclusion list at {path}, found none; make it with `contrails data audit`"
+    missing = (
+        f"expected an exclusion list at {path}, found none; make it with "
+        f"`contrails data audit DATA.h5 -o {shlex.quote(str(path.parent))}`"
+    )
     for line, row in read_rows(path, _HEADER, missing):
         if len(row) != len(_HEADER) or not row[0]:
             raise DataError(
@@ -56,9 +60,10 @@ def excluded_rows(path: Path | None, dataset: Dataset) -> np.ndarray:
     """
     named = () if path is None else tuple(read_exclusions(path))
     unknown = sorted(set(named) - set(dataset.record_ids))
-    if unknown:
+    if path is not None and unknown:
         raise DataError(
             f"{path}: expected records of {dataset.path}, found {len(unknown)} others of {len(named)}, such as "
-            f"{unknown[0]}; make it again with `contrails data audit`, or remove these lines"
+            f"{unknown[0]}; remove these lines, or make it again with "
+            f"`contrails data audit {shlex.quote(str(dataset.path))} -o {shlex.quote(str(path.parent))}`"
         )
     return dataset.rows(named)

@@ -8,6 +8,7 @@ window) never crosses folds: neighbours in time show the same ground and the sam
 import csv
 import io
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ def read_filelist(path: Path) -> FileList:
         DataError: no such file, other columns, a record twice, a fold that is no number or is missing in between.
     """
     entries: dict[str, tuple[str, int]] = {}
-    missing = f"expected a file list at {path}, found none; make it with `contrails split DATA.h5 -o {path}`"
+    remedy = f"make it with `contrails split DATA.h5 -o {shlex.quote(str(path))}`"
+    missing = f"expected a file list at {path}, found none; {remedy}"
     for line, row in read_rows(path, _HEADER, missing):
         fold = _FOLD.fullmatch(row[2]) if len(row) == len(_HEADER) and row[0] else None
         if fold is None:
@@ -216,7 +218,8 @@ def require_match(filelist: FileList, record_ids: Sequence[str], where: str) -> 
         if records:
             problems.append(f"{where} {what}: {len(records)}, such as {', '.join(sorted(records)[:3])}")
     if problems:
-        raise DataError("\n".join([*problems, "make the file list again with `contrails split`, or give its dataset"]))
+        remedy = f"give its dataset, or make it again with `contrails split DATA.h5 -o {shlex.quote(where)}`"
+        raise DataError("\n".join([*problems, remedy]))
 
 
 def leaks(filelist: FileList, groups: Mapping[str, str]) -> Iterator[str]:

@@ -59,7 +59,7 @@ def join(out: Path) -> Joined:
     whole = _whole(out, parts)
     columns = _columns(parts)
     lock = out.with_name(f".{out.name}.lock")
-    with sole_writer(lock, f"another `contrails data join` is writing {out.name}; wait for it"):
+    with sole_writer(lock, f"another contrails data join is writing {out.name}; wait for it"):
         made = not out.exists()
         if made:
             _make(out, whole, parts, columns)
@@ -127,7 +127,7 @@ def _read_part(path: Path, index: int, count: int) -> _Part:
     if header.shard is None:
         raise DataError(
             f"{path} has a shard's name and is none: it lacks the attributes 'shard' and 'plan'; "
-            f"remove it, and make the shard with `contrails prepare ... --shard {index}/{count}`"
+            f"remove it, and make the shard with `contrails prepare RAW OUT.h5 --shard {index}/{count}`"
         )
     if (header.shard.index, header.shard.count) != (index, count):
         raise DataError(

@@ -92,7 +92,7 @@ def pack(plan: Plan[Any], out: Path, num_workers: int) -> bool:
         _require_same(plan, out)
         return False
     part, journal = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.journal")
-    with sole_writer(journal, f"another `contrails prepare` is writing {out.name}; wait for it"):
+    with sole_writer(journal, f"another contrails prepare is writing {out.name}; wait for it"):
         written = _resume(plan, part, journal)
         for warning in () if written else plan.warnings:
             log.warning("%s", warning)

@@ -5,6 +5,7 @@ member has seen these. `contrails predict --format pseudo` writes them; the HDF5
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def open_pseudo(section: PseudoSection, fold: str, dataset: Dataset, filelist: s
         raise DataError(
             f"{path}: expected pseudo-labels made by run {section.run}, fold {fold}, under the file list {filelist}, "
             f"found {made}; another member has seen records that fold {fold} validates on: make them again with "
-            f"`contrails predict {section.run} DATA.h5 FOLDER --format pseudo`"
+            f"`contrails predict {shlex.quote(section.run)} DATA.h5 FOLDER --format pseudo`"
         )
     differing = [name for name in _SAME if getattr(found, name) != getattr(dataset, name)]
     if found.votes.shape[1:] != dataset.votes.shape[1:]:
@@ -77,7 +78,7 @@ def open_pseudo(section: PseudoSection, fold: str, dataset: Dataset, filelist: s
 def _missing(section: PseudoSection, fold: str) -> DataError:
     return DataError(
         f"expected the pseudo-labels of fold {fold} at {pseudo_path(section.folder, fold)}, found none; make them with "
-        f"`contrails predict {section.run} DATA.h5 {section.folder} --format pseudo`"
+        f"`contrails predict {shlex.quote(section.run)} DATA.h5 {shlex.quote(str(section.folder))} --format pseudo`"
     )
 
 

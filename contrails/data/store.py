@@ -10,6 +10,7 @@ which part of which scene a record shows, `/scene` how large each scene is and w
 """
 
 import hashlib
+import shlex
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
@@ -218,7 +219,8 @@ def open_dataset(path: Path, copy: Path | None = None) -> Dataset:
     with storage(path, "read"):
         if not path.is_file():
             raise DataError(
-                f"expected a dataset file at {path}, found none; make it with `contrails prepare RAW {path}`"
+                f"expected a dataset file at {path}, found none; make it with "
+                f"`contrails prepare RAW {shlex.quote(str(path))}`"
             )
         path.open("rb").close()  # what the file system refuses is not the file's fault
     try:

@@ -109,7 +109,7 @@ def _predictions(run: Run, folder: Path, figures: dict[str, Any] | None, num_rec
     if figures is None:
         there = (folder / "ensemble.json").exists()
         why = "was made by another version of contrails" if there else "is not there yet"
-        return _none(f"The aggregation {folder.name} {why}: run contrails aggregate {run.name} for these parts.")
+        return _none(f"The aggregation {folder.name} {why}: run `contrails aggregate {run.typed}` for these parts.")
     try:
         scored = stored_out_of_fold(run, folder, figures)
     except DataError as error:

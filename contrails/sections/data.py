@@ -9,7 +9,7 @@ from contrails.sections.base import Section
 
 
 class PseudoSection(Section):
-    """Pseudo-labels that are mixed into training, made by `contrails predict --format pseudo`."""
+    """Pseudo-labels that are mixed into training, made by contrails predict --format pseudo."""
 
     folder: Path = Field(description="folder with a dataset file a fold; fold k trains with that of fold k alone")
     run: str = Field(description="run whose members made them: fold k's file by fold k's member")
@@ -19,13 +19,13 @@ class PseudoSection(Section):
 class DataSection(Section):
     """What is trained on."""
 
-    dataset: Path = Field(description="dataset file made by `contrails prepare`")
-    filelist: Path = Field(description="fold of every record, made by `contrails split`")
+    dataset: Path = Field(description="dataset file made by contrails prepare")
+    filelist: Path = Field(description="fold of every record, made by contrails split")
     positives_only: bool = Field(
         False, description="train on records with a positive pixel alone, as the second of two stages; validate on all"
     )
     exclude: Path | None = Field(
-        None, description="records that are not trained on, made by `contrails data audit`; empty: none"
+        None, description="records that are not trained on, made by contrails data audit; empty: none"
     )
     pseudo: tuple[PseudoSection, ...] = Field(
         (), description="pseudo-labels to mix in: tables with folder, run and weight"

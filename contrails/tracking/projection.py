@@ -86,7 +86,7 @@ def has_key() -> bool:
 
 def _project(folder: Path, stamp: Sequence[Any], arguments: list[str], *, rebuild: bool) -> bool:
     """Have a worker project what lies in `folder` unless `stamp` says that it is as it was."""
-    busy = f"another `contrails sync` works on {folder}; wait for it, or end it"
+    busy = f"another contrails sync works on {folder}; wait for it, or end it"
     with sole_writer(folder / ".wandb.lock", busy):
         known = read_json(folder / "wandb.json") or {}
         if known.get("stamp") == list(stamp) and not rebuild:

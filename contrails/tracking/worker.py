@@ -51,7 +51,7 @@ def send_aggregate(of: Run, folder: Path, run_id: str) -> str | None:
     """Send scores, decisions and samples of an aggregation; return the offline folder's name."""
     figures = read_figures(folder)
     if figures is None:
-        raise DataError(f"{folder} holds no aggregation of this version; run `contrails aggregate {of.name}` again")
+        raise DataError(f"{folder} holds no aggregation of this version; run `contrails aggregate {of.typed}` again")
     config = _config(of) | {key: figures[key] for key in ("options", "request", "members", "folds", "complete")}
     with _opened(folder, run_id, of.name, "aggregate", folder.name, config, finished=True) as run:
         scores = figures["scores"]

@@ -49,7 +49,7 @@ def claim_attempt(fold: Fold, job: dict[str, Any], keep_waiting: Callable[[], bo
     while True:
         earlier = fold.attempts()
         if earlier:
-            _await_end(earlier[-1], job, keep_waiting)
+            _await_end(fold, earlier[-1], job, keep_waiting)
         attempt = fold.attempt(earlier[-1].number + 1 if earlier else 1)
         with storage(attempt.path, "create"):
             attempt.path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,8 @@ class Heart:
         write_atomic(self._attempt.state, content)
 
 
-def _await_end(attempt: Attempt, job: dict[str, Any], keep_waiting: Callable[[], bool]) -> None:
+def _await_end(fold: Fold, attempt: Attempt, job: dict[str, Any], keep_waiting: Callable[[], bool]) -> None:
+    run, key = fold.run.typed, fold.key
     seen, since = _state_bytes(attempt), time.monotonic()
     while not _is_over(attempt, job):
         if time.monotonic() - since >= SILENCE_S:
@@ -153,12 +154,15 @@ def _await_end(attempt: Attempt, job: dict[str, Any], keep_waiting: Callable[[],
         if now != seen:
             owner = read_hint(attempt.job)
             raise RunError(
-                f"fold {attempt.path.parent.parent.name} is being trained by attempt {attempt.number} "
+                f"fold {key} is being trained by attempt {attempt.number} "
                 f"(host {owner.get('host')}, process {owner.get('pid')}, job {owner.get('job_id')}); "
-                "wait for it, or stop that process first"
+                f"wait for it, or end it with `contrails cancel {run} --fold {key}`"
             )
         if not keep_waiting():
-            raise RunError(f"stopped while waiting for attempt {attempt.number} to end; run the same command again")
+            raise RunError(
+                f"fold {key} was stopped while it waited for attempt {attempt.number} to end; go on with "
+                f"`contrails resume {run}`"
+            )
         time.sleep(0.5)
 
 

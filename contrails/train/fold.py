@@ -226,7 +226,8 @@ def _verified(weights: WeightsFile) -> Path:
     if not weights.path.is_file() or sha256(weights.path) != weights.sha256:
         raise DataError(
             f"{weights.path}, which this fold starts from, is missing or no longer what it was when the run was made; "
-            "put it back (`contrails weights fetch` brings pretrained ones, where there is internet), or make a new run"
+            "put it back (`contrails weights fetch ENCODER` brings pretrained ones, where there is internet), or make "
+            "a new run"
         )
     return weights.path
 
@@ -255,10 +256,7 @@ def _gpu(config: RunConfig) -> str | None:
 
 def _poll(fold: Fold, stop: StopFlag) -> None:
     if stop.asked():
-        raise Stopped(
-            f"fold {fold.key} stopped before its first step ({stop.reason}) while its data were copied; submit the run "
-            "again to go on"
-        )
+        raise Stopped(f"fold {fold.key} stopped before its first step ({stop.reason}) while its data were copied")
 
 
 def _prepare_torch(config: RunConfig, rank: int) -> torch.device:

@@ -272,10 +272,7 @@ class Loop:
         if self.ranks.agree(asked=self.stop.asked(needed_s)):
             self._save(wait=True)
             why = self.stop.reason or "another rank was asked to"
-            raise Stopped(
-                f"fold {self.fold.key} stopped at step {self.state.step} ({why}); its position is saved, "
-                "go on with `contrails resume`"
-            )
+            raise Stopped(f"fold {self.fold.key} stopped at step {self.state.step} ({why}); its position is saved")
         if time.monotonic() >= self._next_save and not self._writer.busy:
             self._save()
 

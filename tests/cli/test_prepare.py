@@ -42,7 +42,7 @@ def test_the_last_shard_says_what_comes_next(
         prepare(str(tiny_data / "raw"), str(out), "--shard", share)
         assert "next" not in capsys.readouterr().out
     prepare(str(tiny_data / "raw"), str(out), "--shard", "3/3")
-    assert f"all 3 shards are there; next: contrails data join '{out}'\n" in capsys.readouterr().out
+    assert f"all 3 shards are there; next: `contrails data join '{out}'`\n" in capsys.readouterr().out
 
 
 def test_frames_without_the_labelled_one_are_told(

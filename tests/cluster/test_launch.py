@@ -91,8 +91,9 @@ def test_a_dataset_that_vanishes_is_said(site: Site, tiny_data: Path) -> None:
     for fold in folds:
         wait_until(fold, "failed")
         assert state(fold)["reason"].startswith(VANISHED.format(copy))
-        assert f"`contrails data verify {copy}`" in state(fold)["reason"]
-    assert site.states()["0"]["state"] == "failed"
+    told = site.states()["0"]
+    assert told["state"] == "failed"
+    assert f"`contrails data verify {copy}`, then go on with `contrails resume tiny`" in told["reason"]
 
 
 def test_a_dataset_that_vanishes_in_the_foreground_is_said_there(site: Site, tiny_data: Path) -> None:
@@ -112,7 +113,7 @@ def test_ctrl_c_in_the_foreground_saves(site: Site) -> None:
         os.killpg(training.pid, signal.SIGINT)
         _, errors = training.communicate(timeout=60)
     assert training.returncode == 75
-    assert "(SIGINT); its position is saved" in errors
+    assert "(SIGINT); its position is saved; go on with `contrails resume tiny`" in errors
     assert "Traceback" not in errors
     assert site.fold("0").all_snapshots()[0].step == state(site.fold("0"))["step"]
 
@@ -224,6 +225,6 @@ def test_a_child_that_had_no_attempt_or_ended_its_own_is_only_told(
     )
     assert launch(fold.run, config, ["0", "all"], {}, {}) == 139
     told = capfd.readouterr().err
-    assert "error: fold 0, attempt 1: ended by SIGSEGV; go on with `contrails resume`" in told
+    assert f"error: fold 0, attempt 1: ended by SIGSEGV; go on with `contrails resume {fold.run.typed}`" in told
     assert "error: fold all, before it began an attempt: ended by SIGSEGV" in told
     assert state(fold)["status"] == "done"

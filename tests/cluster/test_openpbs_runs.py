@@ -100,7 +100,7 @@ def test_a_deleted_job_stays_deleted_until_it_is_resumed(site: PbsRuns, undistur
     site.wait_for_attempt(fold, 1)
     client_of(site, "qdel", site.links("deleted")[-1])
     state = site.wait_for("deleted", "0", "cancelled")
-    assert "go on with `contrails resume`" in state["reason"]
+    assert "go on with `contrails resume deleted`" in state["reason"]
     assert len(fold.attempts()) == 1
     resumed = site.run("resume", "deleted")
     assert resumed.returncode == 0, resumed.stderr

@@ -140,7 +140,7 @@ def test_a_run_that_waits_for_another_follows_its_successors(site: SlurmSite) ->
     assert len(submissions(fold.run)) == 2
     assert site.states("after")["0"]["reason"] == "PENDING (Dependency)"
     site.cluster.command("scancel", site.job("before"))
-    eventually(lambda: "`contrails resume` that one" in site.states("after")["0"]["reason"])
+    eventually(lambda: "the run that it waits for failed" in site.states("after")["0"]["reason"])
     refused = site.run("submit", "tiny.toml", "--name", "third", "--fold", "0", "--site", "test", "--after", "before")
     assert refused.returncode == 5
     assert "its folds 0 are neither finished nor alive; `contrails resume before` first" in refused.stderr

@@ -63,7 +63,7 @@ def test_what_the_scheduler_has_forgotten(site: SlurmSite) -> None:
         "done": "done", "ended": "cancelled", "lost": "lost"
     }  # fmt: skip
     assert f"its job {job} ended before it began" in found["lost"]["reason"]
-    assert "go on with `contrails resume`" in found["lost"]["reason"]
+    assert "go on with `contrails resume lost`" in found["lost"]["reason"]
     site.cluster.command("scontrol", "update", "partitionname=low", "state=up")
     site.submit("lost", "-o", "train.epochs=1")
     site.wait_for_done("lost")

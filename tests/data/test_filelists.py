@@ -248,7 +248,7 @@ def test_a_list_of_other_records_is_refused() -> None:
     assert str(caught.value).splitlines() == [
         "x.csv names records that the dataset lacks: 2, such as d, e",
         "x.csv lacks records: 7, such as n0, n1, n2",
-        "make the file list again with `contrails split`, or give its dataset",
+        "give its dataset, or make it again with `contrails split DATA.h5 -o x.csv`",
     ]
 
 

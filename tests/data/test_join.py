@@ -266,7 +266,7 @@ def test_two_at_once_are_refused(out: Path) -> None:
 
     with (out.parent / ".d.h5.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match=r"another `contrails data join` is writing d.h5; wait for it"):
+        with pytest.raises(DataError, match=r"another contrails data join is writing d.h5; wait for it"):
             join(out)
 
 

@@ -47,7 +47,7 @@ def test_a_live_attempt_is_left_alone(fold: Fold, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "BEAT_S", 0.1)
     heart = live(fold)
     try:
-        with pytest.raises(RunError, match=r"fold 2 is being trained by attempt 1 .*stop that process first"):
+        with pytest.raises(RunError, match=r"trained by attempt 1 .*end it with `contrails cancel .*/run --fold 2`"):
             claim(fold)
         assert [attempt.number for attempt in fold.attempts()] == [1]
     finally:
@@ -86,7 +86,7 @@ def test_a_restart_of_the_same_job_takes_over(fold: Fold) -> None:
 
 def test_another_job_with_the_same_id_does_not(fold: Fold) -> None:
     live(fold, host="elsewhere", job_name="first")
-    with pytest.raises(RunError, match="stopped while waiting for attempt 1"):
+    with pytest.raises(RunError, match="stopped while it waited for attempt 1"):
         claim_attempt(fold, JOB | {"job_name": "second", "restart_count": 1}, lambda: False)
     assert claim(fold, job_name="first", restart_count=1) == 2
 
@@ -98,7 +98,7 @@ def test_what_the_scheduler_calls_over_is_taken_over_at_once(fold: Fold) -> None
 
 def test_waiting_can_be_stopped(fold: Fold) -> None:
     live(fold, host="elsewhere")
-    with pytest.raises(RunError, match="stopped while waiting for attempt 1"):
+    with pytest.raises(RunError, match="stopped while it waited for attempt 1"):
         claim_attempt(fold, JOB, lambda: False)
 
 

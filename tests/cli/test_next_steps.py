@@ -1,0 +1,92 @@
+"""What messages tell a user to type: each command is one that the command line takes."""
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from conftest import MakeRun
+
+import contrails
+from contrails.cli.main import cli
+from contrails.cluster.ends import NEXT_STEP, write_end
+from contrails.cluster.freeze import freeze_code
+from contrails.cluster.scheduler import Cause
+from contrails.files import to_json, write_atomic
+
+_PACKAGE = Path(contrails.__file__).parent
+_COMMAND = re.compile(r"`contrails((?: [^`]*)?)`")
+_FILLED_IN = "1"
+"""Stands for what a message fills in: a number is a name and a path as well."""
+
+
+def _texts(tree: ast.AST) -> Iterator[str]:
+    """Yield the strings of a module without its docstrings, with `_FILLED_IN` for what they fill in."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # a docstring: it tells what a command is, and asks for nothing
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else _FILLED_IN for part in node.values)  # type: ignore[misc]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield re.sub(r"{\w+}", _FILLED_IN, node.value)
+        else:
+            yield from _texts(node)
+
+
+def _commands() -> Iterator[tuple[str, str]]:
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        for text in _texts(ast.parse(path.read_text())):
+            for match in _COMMAND.finditer(text):
+                yield str(path.relative_to(_PACKAGE)), match[1]
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command as `contrails` does, without running it.
+
+    Raises:
+        click.UsageError: it lacks something, or has what it does not know.
+    """
+    command: click.Command | None = cli
+    context = click.Context(cli)
+    while isinstance(command, click.Group):
+        _, command, words = command.resolve_command(context, words)
+        context = click.Context(command or cli, parent=context)
+    if command is not None and "--help" not in words:
+        command.make_context(None, words, parent=context.parent)
+
+
+@pytest.mark.parametrize(("where", "words"), sorted(set(_commands())))
+def test_a_command_in_a_message_works_when_typed(where: str, words: str) -> None:
+    try:
+        parse(shlex.split(words))
+    except click.UsageError as error:
+        pytest.fail(f"{where}: `contrails{words}`: {error.format_message()}")
+
+
+def test_a_command_without_its_run_does_not() -> None:
+    with pytest.raises(click.UsageError, match="Missing parameter: run_name"):
+        parse(["resume"])
+
+
+@pytest.mark.parametrize("cause", NEXT_STEP)
+@pytest.mark.parametrize("name", ["first", "a run of mine"])
+def test_what_status_asks_for_is_typed(
+    cause: Cause, name: str, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(name)
+    monkeypatch.setenv("CONTRAILS_RUNS", str(run.path.parent))
+    freeze_code(run)
+    attempt = run.fold("0").attempt(1)
+    write_atomic(attempt.state, to_json({"status": "failed", "reason": "it failed"}))
+    write_end(run.fold("0"), attempt, cause)
+    cli(["status", name], standalone_mode=False)
+    commands = [shlex.split(words) for words in _COMMAND.findall(capsys.readouterr().out)]
+    assert ["resume", name] in [words[:2] for words in commands]
+    # so that nothing is left to train when the command goes on
+    write_atomic(run.fold("0").done, to_json({"attempt": 1, "step": 12, "epoch": 3, "best_dice": 0.5}))
+    for words in commands:
+        cli(words, standalone_mode=False)
+    assert f"{name} fold 0: done" in capsys.readouterr().out
