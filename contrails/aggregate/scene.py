@@ -22,7 +22,7 @@ from contrails.data.images import values_of
 from contrails.data.layout import Header
 from contrails.data.rasters import Raster, describe, read
 from contrails.data.store import Dataset, Placement, Scene
-from contrails.data.tiles import Blend, Blender, Strip, below, grid, packed
+from contrails.data.tiles import Blend, Blender, Strip, below, grid, packed, starts
 from contrails.errors import DataError
 from contrails.files import remove_leftovers
 from contrails.locks import sole_writer
@@ -57,6 +57,7 @@ def predict_scene(
         )
     scene = Scene(path.stem, raster.height, raster.width, raster.crs, raster.transform)
     about = identity_of(ensemble, device) | {"bands": raster.band_names, "cut": asdict(cut), "scene": _stamp(path)}
+    about["grid"] = [starts(side, cut.tile, cut.overlap) for side in (raster.height, raster.width)]
     kept = StripFile(out.with_name(f".{out.name}.strips"), raster.width, about)
     busy = f"another process predicts into {out}; wait for it, or end it, then run the same command again"
     with sole_writer(kept.path, busy):

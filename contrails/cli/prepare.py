@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from contrails.cli.options import read_numbers, read_share
 
 if TYPE_CHECKING:
+    from contrails.data.layout import Header
     from contrails.data.pack import Plan
 
 _LAYOUTS = {
@@ -125,12 +126,14 @@ def prepare(
     logging.basicConfig(format="%(levelname)s: %(message)s")
     share = None if shard is None else read_share(shard)
     plan = {"goes": _plan_goes, "images-rle": _plan_images, "scenes": _plan_scenes}[layout](raw, split, options)
-    path = out
+    whole, path = plan.header, out
     if share:
         plan, path = plan.shard(*share), shard_path(out, *share)
     made = pack(plan, path, workers)
     what = f"{path}: {len(plan.records)} records, {path.stat().st_size / 1e6:.1f} MB"
     click.echo(what if made else f"{what}, complete already: nothing to do")
+    if whole.placements:
+        click.echo(_covered(whole, options["overlap"] if layout == "scenes" else 0))
     if share and all(shard_path(out, index, share[1]).exists() for index in range(1, share[1] + 1)):
         click.echo(f"all {share[1]} shards are there; next: `contrails data join {shlex.quote(str(out))}`")
 
@@ -177,6 +180,19 @@ def _plan_scenes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
             mask_values=_mask_values(options["mask_values"]),
         ),
     )
+
+
+def _covered(header: "Header", overlap: int) -> str:
+    """Return in words how much of a file is padding, and how much of it tiles have in common."""
+    from contrails.data.tiles import covered, starts
+
+    padding, repeated = covered(header)
+    said = f"padding: {padding:.1%} of the pixels"
+    if not overlap:
+        return said
+    tile = header.size[0]
+    fewest = sum(len(starts(each.height, tile, 0)) * len(starts(each.width, tile, 0)) for each in header.scenes)
+    return f"{said}; {repeated:.1%} of the others repeat in overlaps (--overlap 0 makes {fewest} tiles)"
 
 
 def _submit(raw: Path, out: Path, options: list[str], num_jobs: int, site_name: str | None) -> None:

@@ -48,13 +48,13 @@ def write_page(
 
 
 def _figure(dataset: Dataset, row: int, guess: np.ndarray | None, excluded: bool) -> str:
-    image = colours_of(dataset, row, labelled_frame(dataset))
+    image, part = colours_of(dataset, row, labelled_frame(dataset)), dataset.unpadded(row)
     pixels = np.broadcast_to(image if image.ndim == 3 else image[..., None], (*image.shape[:2], 3))
     plain = (255 * pixels).round().astype(np.uint8)
     outlined = plain.copy()
     if guess is not None:
-        outlined[_outline(guess)] = _PREDICTED
-    outlined[_outline(dataset.hard(row))] = _MARKED
+        outlined[_outline(guess[part])] = _PREDICTED
+    outlined[_outline(dataset.hard(row)[part])] = _MARKED
     said = dataset.record_ids[row] + (", excluded" if excluded else "")
     return f"<figure>{_img(plain)}{_img(outlined)}<figcaption>{html.escape(said)}</figcaption></figure>\n"
 

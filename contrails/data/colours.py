@@ -24,13 +24,13 @@ def labelled_frame(dataset: Dataset) -> int:
 
 
 def colours_of(dataset: Dataset, row: int, frame: int) -> np.ndarray:
-    """Return a frame of a record, from 0 to 1; `frame` is its position along axis T.
+    """Return a frame of a record without its padding, from 0 to 1; `frame` is its position along axis T.
 
     Shape:
         float32 (H, W, 3) in ash false colour, float64 (H, W, 3) in true colour or (H, W) in grey, from the record's
         percentile 1 to 99.
     """
-    bands = dataset.bands[row, frame]
+    bands = dataset.bands[row, frame][:, *dataset.unpadded(row)]
     if set(dataset.band_names) >= _ASH_BANDS:
         return np.stack(
             [_seen(dataset, bands, channel) for channel in channels_named("ash", dataset.band_names)], axis=-1

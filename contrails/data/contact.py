@@ -107,7 +107,8 @@ def _draw(
     hidden = np.zeros((height, width, 4))
     hidden[~valid] = _IGNORED
     panel.imshow(hidden, extent=(-0.5 - right, width - 0.5 - right, height - 0.5 - down, -0.5 - down))
-    if ((target > 0.5) & valid).any():
+    positive = target > 0.5
+    if (positive & valid).any() and not (positive | ~valid).all():
         x, y = np.arange(width) - right, np.arange(height) - down
-        panel.contour(x, y, np.where(valid, target, 0), levels=[0.5], colors=_OUTLINE, linewidths=0.6)
+        panel.contour(x, y, np.ma.array(target, mask=~valid), levels=[0.5], colors=_OUTLINE, linewidths=0.6)
     panel.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))

@@ -12,7 +12,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from contrails.data.colours import colours_of, colours_said, labelled_frame
-from contrails.data.store import Dataset
+from contrails.data.store import IGNORE, Dataset
 from contrails.files import atomic_path
 
 _MOST_SAMPLES = 12
@@ -87,9 +87,10 @@ def _draw(panel: Axes, dataset: Dataset, row: int, frame: int, num_views: int) -
         extent = (left - 0.5, left + width - 0.5, height - 0.5, -0.5)
         panel.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent)
     panel.set(xlim=(-0.5, lefts[-1] + width - 0.5), ylim=(height - 0.5, -0.5))
-    mask = dataset.hard(row)
-    if mask.any():
+    part = dataset.unpadded(row)
+    mask, ignored = dataset.hard(row)[part], dataset.votes[row][part] == IGNORE
+    if mask.any() and not (mask | ignored).all():
         down, right = dataset.label_offset_px
         # labels sit off the image by their offset: moved back, the outline lies on what was marked
         x, y = np.arange(width) + lefts[-1] - right, np.arange(height) - down
-        panel.contour(x, y, mask, [0.5], colors=_OUTLINE, linewidths=0.7)
+        panel.contour(x, y, np.ma.array(mask, float, mask=ignored), [0.5], colors=_OUTLINE, linewidths=0.7)

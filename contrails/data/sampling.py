@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 _NUM_ELEMENTS = 8
 """Elements of the dihedral group of the square; number 0 is the identity."""
 
+_WITHOUT_TRANSPOSING = 3
+"""Bits of an element that keep height and width; a record that is no square cannot change them."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -166,7 +169,11 @@ class Sampler:
         """Draw what moves each sample: a random dihedral element with the recipe's probability, else none."""
         random = generator(self._recipe.seed, "dihedral", self._fold, step)
         chosen = random.random(count) < self._recipe.augment.dihedral
-        return [int(element) for element in np.where(chosen, random.integers(0, _NUM_ELEMENTS, count), 0)]
+        elements = np.where(chosen, random.integers(0, _NUM_ELEMENTS, count), 0)
+        height, width = self._dataset.votes.shape[1:]
+        if self._recipe.data.crop is None and height != width:
+            elements &= _WITHOUT_TRANSPOSING
+        return [int(element) for element in elements]
 
     def _draws(self, step: int, count: int) -> dict[str, np.ndarray]:
         """Draw the numbers of the other changes that are switched on: as many for each sample, used or not."""

@@ -178,6 +178,12 @@ class Dataset:
         """Return the file list (train, val, test) that a record's scene came on, or ""."""
         return self.scenes[self.placements[row].scene].subset if self.placements else ""
 
+    def unpadded(self, row: int) -> tuple[slice, slice]:
+        """Return the rows and columns of a record that are no padding."""
+        if not self.placements:
+            return slice(None), slice(None)
+        return slice(self.placements[row].height), slice(self.placements[row].width)
+
     def hard(self, row: int) -> np.ndarray:
         """Return where more than half of a record's annotators marked a pixel, bool (H, W)."""
         votes, annotators = self.votes[row], self.annotators[row]

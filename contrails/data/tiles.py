@@ -1,9 +1,10 @@
 """Scenes of any size as tiles of one size, and tiles back to scenes.
 
-Tiles lie on a grid from the top left on, `tile - overlap` pixels apart; where they reach beyond the scene they are
-padded: with mirrored pixels, and a label that says "ignore". On the way back overlapping tiles are blended by a window
-that falls towards their edges. Weights are whole numbers and so are sums, so that equal values blend to themselves, and
-nothing depends on the order; the scene is built strip by strip.
+Tiles lie on a grid from the top left on, `tile - overlap` pixels apart; the last one of a row or a column is shifted
+inward, so that it ends with the scene. Only a scene that is smaller than a tile is padded: with mirrored pixels, and a
+label that says "ignore". On the way back overlapping tiles are blended by a window that falls towards their edges.
+Weights are whole numbers and so are sums, so that equal values blend to themselves, and nothing depends on the order;
+the scene is built strip by strip. The last tiles of older files are padded: what a placement says counts.
 """
 
 import re
@@ -50,9 +51,17 @@ def scene_of(name: str) -> str:
     return re.sub(r"_r\d{5,}_c\d{5,}$", "", name)
 
 
-def starts(side: int, tile: int, overlap: int) -> range:
-    """Return where tiles begin along a side: the last one is the first that reaches its end."""
-    return range(0, max(side - overlap, 1), tile - overlap)
+def starts(side: int, tile: int, overlap: int) -> list[int]:
+    """Return where tiles begin along a side: as few as cover it with this overlap, the last one ending with it."""
+    return [min(start, max(side - tile, 0)) for start in range(0, max(side - overlap, 1), tile - overlap)]
+
+
+def covered(header: Header) -> tuple[float, float]:
+    """Return the share of a file's pixels that is padding, and the share of the others that repeats in overlaps."""
+    shown = sum(place.height * place.width for place in header.placements)
+    scenes = {place.scene for place in header.placements}
+    distinct = sum(header.scenes[number].height * header.scenes[number].width for number in scenes)
+    return 1 - shown / (len(header.placements) * header.size[0] * header.size[1]), 1 - distinct / shown
 
 
 def padded(bands: np.ndarray, size: tuple[int, int]) -> np.ndarray:

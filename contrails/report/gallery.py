@@ -99,6 +99,7 @@ _LIGHTBOX = (
 def _pictures(scored: Scored, index: int, threshold: float, steps: Sequence[Step]) -> dict[str, str]:
     """Return the pictures of a record as data URIs, by name."""
     row, dataset, probabilities = int(scored.rows[index]), scored.dataset, scored.probabilities(index)
+    part = dataset.unpadded(row)
     image = colours_of(dataset, row, labelled_frame(dataset))
     image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
     hard, valid = scored.truth(index)
@@ -107,9 +108,9 @@ def _pictures(scored: Scored, index: int, threshold: float, steps: Sequence[Step
     marked = np.where(counted, dataset.votes[row] / max(int(dataset.annotators[row]), 1), 0.0)
     return {
         "image": _encoded(_as_bytes(image)),
-        "label": _encoded(_heat(marked)),
-        "probability": _encoded(_heat(probabilities / (NUM_BINS - 1))),
-        "errors": _encoded(_errors(image, mask, hard)),
+        "label": _encoded(_heat(marked[part])),
+        "probability": _encoded(_heat(probabilities[part] / (NUM_BINS - 1))),
+        "errors": _encoded(_errors(image, mask[part], hard[part])),
     }
 
 

@@ -127,7 +127,7 @@ def _samples(of: Run, folder: Path, figures: dict[str, Any]) -> "wandb.Table | N
         row = int(scored.rows[index])
         mask, label = apply(scored.probabilities(index), threshold, steps), scored.truth(index)[0]
         layers = {
-            name: {"mask_data": each.astype("uint8"), "class_labels": {1: name}}
+            name: {"mask_data": each[dataset.unpadded(row)].astype("uint8"), "class_labels": {1: name}}
             for name, each in (("predicted", mask), ("label", label))
         }
         picture = (255 * colours_of(dataset, row, labelled_frame(dataset))).round().astype("uint8")

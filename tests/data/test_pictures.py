@@ -6,12 +6,20 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from conftest import MakeRecipe
+from image_files import write_raster
 from matplotlib.image import imread
 
+from contrails.data.audit import Finding
+from contrails.data.audit_page import write_page
+from contrails.data.colours import colours_of
+from contrails.data.contact import plot_augmentation
 from contrails.data.goes import make_plan
+from contrails.data.images import make_plan as make_image_plan
 from contrails.data.pack import pack
 from contrails.data.pictures import columns, endings, plot_samples, sample_rows
-from contrails.data.store import Dataset, open_dataset
+from contrails.data.rle import DEFAULT
+from contrails.data.store import IGNORE, Dataset, open_dataset
 from contrails.errors import StorageError
 
 from raw_records import write_record
@@ -103,6 +111,30 @@ def test_the_outline_lies_on_what_was_marked(tmp_path: Path) -> None:
     scale = (line[3] - line[2]) / 24  # the line is 24 pixels of the image long
     # a line of 0.7 points is 1.5 pixels wide, of which half lies outside
     assert (np.array(outline) - line) / scale == pytest.approx([-0.5, -0.5, -0.5, -0.5], abs=0.12)
+
+
+@pytest.fixture
+def padded(tmp_path: Path) -> Dataset:
+    """Two images, of which the smaller one is positive everywhere."""
+    image = np.random.default_rng(0).integers(0, 255, (32, 48), np.uint8)
+    write_raster(tmp_path / "raw/train/large.png", image)
+    write_raster(tmp_path / "raw/train/small.png", image[:20, :30])
+    (tmp_path / "raw/train.csv").write_text("record_id,encoded_pixels\nlarge,-\nsmall,1 600\n")
+    pack(make_image_plan(tmp_path / "raw", "train", DEFAULT), tmp_path / "padded.h5", 1)
+    return open_dataset(tmp_path / "padded.h5")
+
+
+def test_padding_is_neither_shown_nor_outlined(padded: Dataset, recipe_with: MakeRecipe, tmp_path: Path) -> None:
+    assert (padded.votes[1] == IGNORE).sum() == 32 * 48 - 20 * 30
+    assert colours_of(padded, 1, 0).shape == (20, 30)
+    plot_samples(padded, tmp_path / "p.svg")
+    assert "stroke: #ff00ff" not in (tmp_path / "p.svg").read_text()
+    plot_augmentation(padded, recipe_with(data={"composite": "bands"}), tmp_path / "sheet.svg")
+    assert "stroke: #ff00ff" not in (tmp_path / "sheet.svg").read_text()
+    guess = {"small": np.full((32, 48), 9, np.uint16)}
+    write_page(tmp_path / "audit.html", padded, [Finding("tiny", "", (1,), ())], guess, 5, "")
+    plain, outlined = re.findall('src="([^"]*)"', (tmp_path / "audit.html").read_text())
+    assert plain == outlined
 
 
 def test_the_picture_of_real_records(real_data: Path, tmp_path: Path) -> None:

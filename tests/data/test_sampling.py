@@ -147,3 +147,15 @@ def test_a_window_larger_than_the_records_is_refused(framed: Dataset, recipe_wit
     with pytest.raises(RecipeError, match=r"data.crop = 65: the records of .*train.h5 are 64 x 64 pixels"):
         require_crop_fits(recipe_with(data={"crop": 65}), framed)
     require_crop_fits(recipe_with(data={"crop": 64}), framed)
+
+
+def test_records_that_are_no_squares_keep_their_sides(framed: Dataset, recipe_with: MakeRecipe) -> None:
+    wide = replace(framed, votes=framed.votes[:, :32])
+    elements = [
+        element
+        for step in range(20)
+        for element in Sampler(wide, recipe_with(train={"batch_size": 9}), np.arange(9), "0").part(step).elements
+    ]
+    assert set(elements) == {0, 1, 2, 3}
+    crop = Sampler(wide, recipe_with(data={"crop": 32}, train={"batch_size": 9}), np.arange(9), "0")
+    assert any(element > 3 for step in range(20) for element in crop.part(step).elements)

@@ -13,7 +13,7 @@ from rasterio.transform import from_origin
 from contrails.cli.main import cli
 from contrails.data.filelists import leaks, read_filelist
 from contrails.data.rasters import describe, read
-from contrails.data.store import IGNORE, Dataset, open_dataset
+from contrails.data.store import IGNORE, Dataset, Placement, open_dataset
 from contrails.errors import DataError
 
 RNG = np.random.default_rng(2)
@@ -52,7 +52,8 @@ def test_tiles_make_up_their_scene(tmp_path: Path, ending: str) -> None:
     write_scene(tmp_path / "raw", "a", ending=ending)
     write_scene(tmp_path / "raw", "b", (3, 20, 31), ending=ending)
     dataset = prepare(tmp_path / "raw", tmp_path / "d.h5")
-    assert dataset.record_ids[:3] == ("a_r00000_c00000", "a_r00000_c00024", "a_r00024_c00000")
+    assert dataset.record_ids[:3] == ("a_r00000_c00000", "a_r00000_c00018", "a_r00024_c00000")
+    assert dataset.placements[5] == Placement(0, 38, 18, 32, 32)
     assert dataset.groups == ("a",) * 6 + ("b",)
     for scene, name in enumerate("ab"):
         about = describe(tmp_path / f"raw/scenes/{name}.{ending}")
@@ -64,6 +65,16 @@ def test_tiles_make_up_their_scene(tmp_path: Path, ending: str) -> None:
         assert np.array_equal(whole(dataset, dataset.votes, scene), mask[0] > 0)
     assert (dataset.votes[-1, 20:] == IGNORE).all()
     assert (dataset.votes[-1, :, 31:] == IGNORE).all()
+
+
+def test_the_share_of_padding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_scene(tmp_path / "raw", "a", (3, 64, 64))
+    prepare(tmp_path / "raw", tmp_path / "d.h5")
+    said = "padding: 0.0% of the pixels; 55.6% of the others repeat in overlaps (--overlap 0 makes 4 tiles)"
+    assert said in capsys.readouterr().out
+    write_scene(tmp_path / "raw", "b", (3, 16, 32))
+    prepare(tmp_path / "raw", tmp_path / "e.h5", "--overlap=0")
+    assert "padding: 10.0% of the pixels\n" in capsys.readouterr().out
 
 
 def test_nodata_and_ignored_values_do_not_count(tmp_path: Path) -> None:

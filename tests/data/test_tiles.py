@@ -1,12 +1,14 @@
 """Tiles: what they cover, and that blending gives back what was cut."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrails.data.store import Placement
-from contrails.data.tiles import Blender, Strip, grid, padded, window
+from contrails.data.tiles import Blender, Strip, grid, padded, starts, window
 from contrails.errors import DataError
 
 
@@ -32,10 +34,23 @@ def test_tiling_then_blending_is_the_identity(
     assert np.concatenate([strip.predicted for strip in strips]).all()
 
 
-def test_no_tile_lies_within_another() -> None:
-    assert [place.row for place in grid(10, 4, 4, 1)] == [0, 3, 6]
-    assert [place.row for place in grid(11, 4, 4, 1)] == [0, 3, 6, 9]
+def test_the_last_tile_ends_with_the_scene() -> None:
+    assert starts(10, 4, 1) == [0, 3, 6]
+    assert starts(11, 4, 1) == [0, 3, 6, 7]
+    assert starts(512, 256, 32) == [0, 224, 256]
+    assert starts(512, 256, 0) == [0, 256]
     assert grid(3, 5, 8, 4, 7) == [Placement(7, 0, 0, 3, 5)]
+
+
+@given(st.integers(1, 300), st.integers(1, 64), st.integers(0, 63))
+def test_tiles_are_as_few_as_cover_a_side_and_padded_only_where_it_is_shorter(
+    side: int, tile: int, overlap: int
+) -> None:
+    overlap = min(overlap, tile - 1)
+    found = starts(side, tile, overlap)
+    assert len(found) == max(1, -(-(side - overlap) // (tile - overlap)))
+    assert found[-1] == max(side - tile, 0)
+    assert all(tile - overlap >= later - earlier > 0 for earlier, later in itertools.pairwise(found))
 
 
 def test_what_no_tile_predicted_is_said() -> None:
