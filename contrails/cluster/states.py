@@ -4,6 +4,7 @@
 hint: a job that it no longer knows is lost, never done or failed. Nothing here imports torch.
 """
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from contrails.cluster.usage import UNUSED, Usage, usage_of
 from contrails.errors import StorageError
 from contrails.files import read_hint
 from contrails.runs import Attempt, Fold
-from contrails.train.attempt import is_dead
+from contrails.train.attempt import OVER, SILENCE_S, is_dead, is_lost
 
 DONE, DAMAGED = "done", "damaged"
 ALIVE = {"waiting", "starting", "running"}
@@ -147,28 +148,39 @@ def _judge_here(
     row: FoldState, fold: Fold, owner: dict[str, Any], state: dict[str, Any], submission: Submission | None
 ) -> FoldState:
     """Judge a fold of this machine by its processes."""
-    status = state.get("status")
-    if fold.cancelled.exists() and status not in {"starting", "running"}:  # also while its job still waits for a place
+    status, attempts = state.get("status"), fold.attempts()
+    launcher = submission.process if submission else {}
+    lives = bool(attempts) and status not in OVER and not is_lost(attempts[-1], launcher)
+    if fold.cancelled.exists() and not lives:  # also while its job still waits for a place
         return replace(row, state="cancelled", cause="cancelled", reason=next_step("cancelled", fold.run))
-    if submission is not None and not submission.is_that_of(owner) and not is_dead(submission.process):
-        return replace(row, state="waiting")  # its job lives and has no attempt yet: it waits for a place
-    if status in {"starting", "running"}:
-        if not is_dead(owner):
-            return replace(row, state=str(status))
-        return _lost(row, fold, "its process ended without a word (killed, or out of memory)")
-    if status is not None:
-        end = read_end(fold.attempts()[-1])
+    if submission is not None and not submission.is_that_of(owner) and not is_dead(launcher):
+        return replace(row, state="waiting", reason=_elsewhere(fold, launcher))  # its job lives and waits for a place
+    if lives:
+        return replace(row, state=str(status or "starting"))
+    if status in {"stopped", "failed"}:
+        end = read_end(attempts[-1])
         cause = end.cause if end else None
         what = next_step(cause or ("error" if status == "failed" else "lost"), fold.run)
         return replace(row, state=str(status), reason=f"{state.get('reason')}; {what}", cause=cause)
-    if owner or fold.attempts():
-        if is_dead(owner):
-            return _lost(row, fold, "its process ended before it began")
-        return replace(row, state="starting")
+    if attempts:
+        silent = f"it has written nothing for {SILENCE_S:.0f} s on {owner.get('host', 'its machine')}"
+        dead = "its process ended without a word (killed, out of memory, or its machine restarted)"
+        return _lost(row, fold, dead if is_dead(owner or launcher) else silent)
     if submission is None:
         return replace(row, state="not submitted")
     log = f"{fold.run.submitit}/{submission.job_id}_0_log.err"
     return _lost(row, fold, f"its job ended before it began; see {log}")
+
+
+def _elsewhere(fold: Fold, launcher: dict[str, Any]) -> str | None:
+    """Return what to know of a job that waits on another host, which alone can tell whether it still does."""
+    host, run = launcher.get("host"), fold.run.typed
+    if host == socket.gethostname():
+        return None
+    return (
+        f"its job waits for its turn on {host}; if that machine was restarted since, end it with "
+        f"`contrails cancel {run} --fold {fold.key}`, then go on with `contrails resume {run}`"
+    )
 
 
 def _lost(row: FoldState, fold: Fold, what: str) -> FoldState:

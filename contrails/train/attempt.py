@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -70,26 +71,60 @@ def is_made_by(owner: Mapping[str, Any], job_id: str | None, name: str | None) -
 
 
 def is_dead(job: dict[str, Any]) -> bool:
-    """Return whether a `job.json` names a process of this host and boot that no longer runs.
+    """Return whether a `job.json` names a process of this host that no longer runs, or ran before its last boot.
 
-    The start time tells a process from a later one with the same number; it moves a little when the clock is set.
+    When it started tells a process from a later one with the same number.
     """
-    if (job.get("host"), job.get("boot_id")) != (socket.gethostname(), boot_id()):
+    if job.get("host") != socket.gethostname():
         return False
+    if job.get("boot_id") != boot_id():
+        return True
     try:
         process = psutil.Process(job["pid"])
-        return bool(abs(process.create_time() - job["pid_started"]) > 5 or process.status() == psutil.STATUS_ZOMBIE)
+        is_later = abs(_uptime_at_start(process) - job["pid_uptime"]) > 5
+        return is_later or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def is_lost(attempt: Attempt, launcher: dict[str, Any]) -> bool:
+    """Return whether nobody works on an attempt that has not said its end, as far as one look can tell.
+
+    A process of this host is there or not. Of another host, signs of life count: nothing new for 3 minutes on this
+    clock. The fence does not rely on one look.
+
+    Args:
+        attempt: the newest of its fold.
+        launcher: the process that was to start it, see `process_of`; judged where the attempt does not say whose it is.
+    """
+    owner = read_hint(attempt.job)
+    if is_dead(owner or launcher):
+        return True
+    return owner.get("host") != socket.gethostname() and _is_silent(attempt)
+
+
+def _is_silent(attempt: Attempt) -> bool:
+    """Return whether an attempt has written nothing for long, by its own clock and that of the file system."""
+    moments = (read_hint(attempt.state).get("time", 0.0), attempt.path.stat().st_mtime)
+    return all(abs(time.time() - moment) >= SILENCE_S for moment in moments)
 
 
 def process_of(pid: int) -> dict[str, Any]:
     """Return what names a process of this host for `is_dead`."""
     try:
-        started = psutil.Process(pid).create_time()
+        uptime = _uptime_at_start(psutil.Process(pid))
     except psutil.NoSuchProcess:  # it is over already
-        started = 0.0
-    return {"pid": pid, "pid_started": started, "host": socket.gethostname(), "boot_id": boot_id()}
+        uptime = 0.0
+    return {"pid": pid, "pid_uptime": uptime, "host": socket.gethostname(), "boot_id": boot_id()}
+
+
+def _uptime_at_start(process: psutil.Process) -> float:
+    """Return how many seconds the host was up when a process started, whatever its clock was set to since.
+
+    Only Linux counts from its boot; elsewhere it is the time of day, which a process keeps.
+    """
+    booted = psutil.boot_time() if psutil.LINUX else 0.0
+    return process.create_time() - booted
 
 
 class Heart:
@@ -198,7 +233,11 @@ def _this_process() -> dict[str, Any]:
 def boot_id() -> str:
     """Return what names this boot of this machine."""
     path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else str(psutil.boot_time())
+    if path.exists():
+        return path.read_text().strip()
+    # macOS moves the time of its boot when its clock is set
+    named = subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False)
+    return named.stdout.strip()
 
 
 def _cpu_model() -> str:

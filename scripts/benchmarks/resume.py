@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from table import Result, show
 
 from contrails.cluster.drill import make_data
@@ -75,7 +76,7 @@ def started(folder: Path) -> list[Result]:
             process.send_signal(signal.SIGTERM)
         if number > 1:
             first = read_json_lines(attempt.telemetry)[0]["time"]
-            seconds.append(first - read_json(attempt.job)["pid_started"])
+            seconds.append(first - (psutil.boot_time() + read_json(attempt.job)["pid_uptime"]))
             peers.append(load(run, folder))
     over = statistics.median(seconds) - statistics.median(peers)
     costs = {"resumed, s": statistics.median(seconds), "imports and loading, s": statistics.median(peers)}

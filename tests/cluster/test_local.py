@@ -10,8 +10,9 @@ import pytest
 import tomli_w
 
 from contrails.cluster.journal import newest_submissions, submissions
-from contrails.files import read_hint, read_json, read_json_lines
+from contrails.files import read_hint, read_json, read_json_lines, to_json, write_atomic
 from contrails.runs import Run
+from contrails.train.attempt import process_of
 
 from local_site import Site, eventually
 
@@ -55,6 +56,23 @@ def test_a_killed_fold_says_so_and_goes_on_when_submitted_again(site: Site) -> N
     stopped = site.wait_for("tiny", "0", "stopped")
     assert stopped["step"] > 0
     assert "going on at step" in fold.attempt(2).stderr.read_text()
+
+
+def test_a_restart_of_the_machine_is_seen_and_resumed(site: Site) -> None:
+    assert site.run("submit", "tiny.toml", "--fold", "0", "-o", "train.epochs=1", "--wait").returncode == 0
+    fold = site.fold("0")
+    fold.done.unlink()  # as it was just before its end
+    attempt = fold.attempt(1)
+    # another process has the number of the one that trained
+    owner = read_json(attempt.job) | process_of(os.getpid()) | {"boot_id": "that of yesterday"}
+    write_atomic(attempt.job, to_json(owner))
+    write_atomic(attempt.state, to_json(read_json(attempt.state) | {"status": "running"}))
+    assert site.states()["0"]["state"] == "lost"
+    assert site.run("cancel", "tiny").returncode == 0
+    assert site.states()["0"]["state"] == "cancelled"
+    assert "fold 0: submitted" in site.run("resume", "tiny").stdout
+    site.wait_for("tiny", "0", "done")
+    assert len(fold.attempts()) == 2
 
 
 def test_editing_the_clone_changes_nothing_in_a_run(site: Site) -> None:

@@ -1,17 +1,18 @@
 """The state of a fold from its files, damaged ones included."""
 
 import os
-import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from contrails.cluster.journal import record
 from contrails.cluster.states import fold_state
 from contrails.files import to_json, write_atomic
 from contrails.runs import Fold, Run
-from contrails.train.attempt import boot_id
+from contrails.train.attempt import process_of
 
 
 @pytest.fixture
@@ -52,11 +53,62 @@ def test_a_failure_keeps_its_reason_and_a_stop_its_step(fold: Fold) -> None:
 def test_a_process_that_ended_with_its_launcher_and_without_a_word_is_lost(fold: Fold) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
-    owner = {"host": socket.gethostname(), "boot_id": boot_id(), "pid_started": 0.0}
+    owner = process_of(ended.pid)
     write_atomic(fold.attempt(1).state, to_json({"status": "running", "step": 3}))
     write_atomic(fold.attempt(1).job, to_json(owner | {"pid": os.getpid(), "host": "elsewhere"}))
     assert fold_state(fold).state == "running"
-    write_atomic(fold.attempt(1).job, to_json(owner | {"pid": ended.pid}))
+    write_atomic(fold.attempt(1).job, to_json(owner))
     state = fold_state(fold)
     assert (state.state, state.step) == ("lost", 3)
     assert f"go on with `contrails resume {fold.run.typed}`" in str(state.reason)
+
+
+def test_what_trained_before_a_restart_of_the_machine_is_lost_until_it_is_cancelled(fold: Fold) -> None:
+    write_atomic(fold.attempt(1).job, to_json(process_of(os.getpid()) | {"boot_id": "that of yesterday"}))
+    write_atomic(fold.attempt(1).state, to_json({"status": "running", "step": 3, "time": time.time()}))
+    state = fold_state(fold)
+    assert state.state == "lost"
+    assert "its machine restarted" in str(state.reason)
+    write_atomic(fold.cancelled, "")
+    assert fold_state(fold).state == "cancelled"
+
+
+def test_an_attempt_on_another_machine_is_lost_when_it_is_silent(fold: Fold) -> None:
+    attempt = fold.attempt(1)
+    write_atomic(attempt.job, to_json(process_of(os.getpid()) | {"host": "elsewhere"}))
+    long_ago, now = time.time() - 200, time.time()
+    for said, written, state in ((now, now, "running"), (long_ago, now, "running"), (long_ago, long_ago, "lost")):
+        write_atomic(attempt.state, to_json({"status": "running", "time": said}))
+        os.utime(attempt.path, (written, written))
+        assert fold_state(fold).state == state
+    assert "written nothing for 180 s on elsewhere" in str(fold_state(fold).reason)
+
+
+def test_an_attempt_that_does_not_say_whose_it_is_is_judged_by_its_launcher_and_its_age(fold: Fold) -> None:
+    fold.attempt(1).path.mkdir(parents=True)
+    assert fold_state(fold).state == "starting"
+    os.utime(fold.attempt(1).path, (time.time() - 200,) * 2)
+    assert fold_state(fold).state == "lost"
+    os.utime(fold.attempt(1).path)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as launcher:
+        record(fold.run, "intent", name="a1", folds=["0"], exclude=[])
+        record(fold.run, "submitted", name="a1", job_id=str(launcher.pid), process=process_of(launcher.pid))
+        assert fold_state(fold).state == "waiting"
+        launcher.kill()
+    assert fold_state(fold).state == "lost"
+
+
+def test_a_job_that_waits_on_another_machine_says_where(fold: Fold) -> None:
+    launcher = process_of(os.getpid()) | {"host": "elsewhere"}
+    fold.run.path.mkdir()
+    record(fold.run, "intent", name="a1", folds=["0"], exclude=[])
+    record(fold.run, "submitted", name="a1", job_id=str(os.getpid()), process=launcher)
+    state = fold_state(fold)
+    assert state.state == "waiting"
+    assert "waits for its turn on elsewhere" in str(state.reason)
+
+
+def test_a_result_that_was_removed_is_lost_not_done(fold: Fold) -> None:
+    write_atomic(fold.attempt(1).job, to_json(process_of(os.getpid())))
+    write_atomic(fold.attempt(1).state, to_json({"status": "done"}))
+    assert fold_state(fold).state == "lost"

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from contrails.errors import RunError
 from contrails.files import read_json, to_json, write_atomic
 from contrails.runs import Fold
 from contrails.train import attempt as module
-from contrails.train.attempt import Heart, claim_attempt, is_dead
+from contrails.train.attempt import Heart, claim_attempt, is_dead, is_lost, process_of
 
 JOB: dict[str, Any] = {"scheduler": "local", "job_id": "7", "restart_count": 0}
 
@@ -39,7 +40,7 @@ def test_attempts_are_numbered_and_say_who_they_are(fold: Fold) -> None:
     heart.stop(status="stopped")
     assert claim(fold) == 2
     job = read_json(fold.attempt(1).job)
-    assert job["pid_started"] == psutil.Process().create_time()
+    assert psutil.boot_time() + job["pid_uptime"] == pytest.approx(psutil.Process().create_time(), abs=2)
     assert job["versions"]["torch"]
 
 
@@ -56,7 +57,7 @@ def test_a_live_attempt_is_left_alone(fold: Fold, monkeypatch: pytest.MonkeyPatc
 
 def test_a_dead_process_is_taken_over_at_once(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    live(fold, pid=process.pid, pid_started=psutil.Process(process.pid).create_time())
+    live(fold, **process_of(process.pid))
     owner = read_json(fold.attempt(1).job)
     assert not is_dead(owner)
     process.kill()
@@ -67,8 +68,23 @@ def test_a_dead_process_is_taken_over_at_once(fold: Fold, monkeypatch: pytest.Mo
 
 
 def test_a_number_given_to_another_process_is_dead(fold: Fold) -> None:
-    live(fold, pid_started=1.0)
+    live(fold, pid_uptime=1.0)
     assert claim(fold) == 2
+
+
+def test_a_process_before_the_last_boot_is_dead(fold: Fold) -> None:
+    live(fold, boot_id="that of yesterday")
+    assert is_lost(fold.attempt(1), {})
+    assert claim(fold) == 2
+
+
+def test_a_clock_that_is_set_ends_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, booted = process_of(os.getpid()), psutil.boot_time()
+    process = psutil.Process()
+    started = process.create_time()
+    monkeypatch.setattr("psutil.boot_time", lambda: booted + 3600)
+    monkeypatch.setattr("psutil.Process.create_time", lambda _: started + 3600)
+    assert not is_dead(owner)
 
 
 def test_an_unknown_host_needs_silence(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
