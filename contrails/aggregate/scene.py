@@ -18,8 +18,8 @@ from contrails.aggregate.postprocess import apply
 from contrails.aggregate.scene_files import Kind, WriteStrip, mask_values, scene_file
 from contrails.aggregate.strips import StripFile
 from contrails.aggregate.untile import has_data, joined
-from contrails.data.images import values_of
 from contrails.data.layout import Header
+from contrails.data.radiometry import packed_counts, values_of
 from contrails.data.rasters import Raster, describe, read
 from contrails.data.store import Dataset, Placement, Scene
 from contrails.data.tiles import Blend, Blender, Strip, below, grid, packed, starts
@@ -148,7 +148,7 @@ def _tiles(raster: Raster, placements: Sequence[Placement], tile: int) -> Datase
         values=values,
         source="",
     )
-    bands, valid = read(raster.path, (top, 0, placements[0].height, raster.width))
+    bands, valid = packed_counts(*read(raster.path, (top, 0, placements[0].height, raster.width)), raster, values)
     arrays = {"bands": np.empty((len(placements), 1, len(bands), tile, tile), bands.dtype)}
     arrays["votes"] = np.empty((len(placements), tile, tile), np.uint8)
     for index, place in enumerate(placements):

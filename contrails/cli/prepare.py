@@ -1,6 +1,7 @@
 """`contrails prepare`: raw data of one of three layouts to a dataset file."""
 
 import logging
+import math
 import os
 import shlex
 from pathlib import Path
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 _LAYOUTS = {
     "goes": ("bands", "frames"),
-    "images-rle": ("rle_starts", "rle_order", "rle_empty", "rle_columns"),
-    "scenes": ("bands", "tile", "overlap", "scenes", "masks", "mask_values"),
+    "images-rle": ("rle_starts", "rle_order", "rle_empty", "rle_columns", "range"),
+    "scenes": ("bands", "tile", "overlap", "scenes", "masks", "mask_values", "range"),
 }
 """Options that each layout knows."""
 
@@ -60,9 +61,13 @@ _LAYOUTS = {
 @click.option("--masks", default="masks/{scene}", show_default=True, help="scenes: where the masks lie.")
 @click.option(
     "--mask-values",
-    default="0=0,1=1,255=1",
-    show_default=True,
-    help="scenes: what each value of a mask means: 0, 1 or ignore.",
+    help="scenes: what each value of a mask means: 0, 1 or ignore (default: 0=0,1=1,255=1).",
+)
+@click.option(
+    "--range",
+    metavar="LOW,HIGH",
+    help="images-rle, scenes: values that are packed, all with one scale (default: counts as they are; of other types "
+    "than 8 and 16 bits, the values of the training scenes).",
 )
 @click.option(
     "--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), help="Processes; default: cores."
@@ -129,6 +134,8 @@ def prepare(
     whole, path = plan.header, out
     if share:
         plan, path = plan.shard(*share), shard_path(out, *share)
+    for note in plan.notes:
+        click.echo(note)
     made = pack(plan, path, workers)
     what = f"{path}: {len(plan.records)} records, {path.stat().st_size / 1e6:.1f} MB"
     click.echo(what if made else f"{what}, complete already: nothing to do")
@@ -162,7 +169,8 @@ def _plan_images(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
     if len(columns) != 2 or not all(columns):
         raise click.BadParameter(f"'{','.join(columns)}': expected two names", param_hint="--rle-columns")
     starts, order, empty = (options[f"rle_{name}"] for name in ("starts", "order", "empty"))
-    return make_plan(raw, split, Convention(starts, order, empty, (columns[0], columns[1])))
+    convention = Convention(starts, order, empty, (columns[0], columns[1]))
+    return make_plan(raw, split, convention, _range(options["range"]))
 
 
 def _plan_scenes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
@@ -177,7 +185,8 @@ def _plan_scenes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
             scenes=options["scenes"],
             masks=options["masks"],
             bands=tuple(options["bands"].split(",")) if options["bands"] else (),
-            mask_values=_mask_values(options["mask_values"]),
+            mask_values=_mask_values(options["mask_values"] or ""),
+            span=_range(options["range"]),
         ),
     )
 
@@ -205,13 +214,13 @@ def _submit(raw: Path, out: Path, options: list[str], num_jobs: int, site_name: 
         click.echo(f"{name}: {what}")
 
 
-def _mask_values(text: str) -> tuple[tuple[int, int], ...]:
-    """Read `0=0,1=1,255=ignore`."""
+def _mask_values(text: str) -> tuple[tuple[int, int, int], ...]:
+    """Read `0=0,1=1,255=ignore`: first and last value, which are one here, and what it means."""
     from contrails.data.store import IGNORE
 
     meanings = {"0": 0, "1": 1, "ignore": IGNORE}
     values: dict[int, int] = {}
-    for part in text.split(","):
+    for part in text.split(",") if text else ():
         value, _, meaning = part.partition("=")
         if not value.lstrip("-").isdecimal() or meaning not in meanings or int(value) in values:
             raise click.BadParameter(
@@ -219,4 +228,19 @@ def _mask_values(text: str) -> tuple[tuple[int, int], ...]:
                 param_hint="--mask-values",
             )
         values[int(value)] = meanings[meaning]
-    return tuple(values.items())
+    return tuple((value, value, meaning) for value, meaning in values.items())
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    """Read `-100,60.5`."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(number) for number in text.split(","))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not (math.isfinite(high - low) and low < high):
+        raise click.BadParameter(
+            f"'{text}': expected the smallest and the largest value, such as --range=-100,60", param_hint="--range"
+        )
+    return low, high

@@ -5,15 +5,14 @@ folders of any depth; its name without the ending is the id. `ROOT/<split>.csv` 
 convention says; without that file the records are unlabelled. Images of several sizes are padded to the largest.
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from contrails.data.layout import Header, Values
+from contrails.data.layout import Header
 from contrails.data.pack import Arrays, Plan
+from contrails.data.radiometry import Span, choose_values, packed_counts
 from contrails.data.rasters import ENDINGS, Raster, describe, read
 from contrails.data.rle import Convention, decode, read_table
 from contrails.data.store import Placement, Scene
@@ -22,7 +21,6 @@ from contrails.data.walk import files_below, some
 from contrails.errors import DataError
 from contrails.progress import bar
 
-_DTYPES = ("uint8", "uint16", "int16")
 _SHOWN = 3
 
 
@@ -35,8 +33,8 @@ class ImageRecord:
     convention: Convention
 
 
-def make_plan(root: Path, split: str, convention: Convention) -> Plan[ImageRecord]:
-    """Find the images of a split and their masks.
+def make_plan(root: Path, split: str, convention: Convention, span: Span | None = None) -> Plan[ImageRecord]:
+    """Find the images of a split and their masks; `span` goes from the smallest value that is packed to the largest.
 
     Images of one DICOM patient are one group; any other image is a group of its own.
 
@@ -56,7 +54,7 @@ def make_plan(root: Path, split: str, convention: Convention) -> Plan[ImageRecor
         for path in paths.values():
             rasters.append(describe(path))
             advance(1)
-    values = values_of(rasters)
+    choice = choose_values(rasters, rasters, span)
     header = Header(
         split=split,
         band_names=rasters[0].band_names,
@@ -66,9 +64,9 @@ def make_plan(root: Path, split: str, convention: Convention) -> Plan[ImageRecor
         record_ids=tuple(paths),
         groups=tuple(raster.patient or name for name, raster in zip(paths, rasters, strict=True)),
         timestamps=(np.nan,) * len(paths),
-        values=values,
+        values=choice.values,
         source="images and a table of run-length encodings",
-        options="--layout images-rle",
+        options=f"--layout images-rle {choice.option}".rstrip(),
         convention=convention,
         scenes=tuple(
             Scene(name, raster.height, raster.width, raster.crs, raster.transform)
@@ -87,7 +85,7 @@ def make_plan(root: Path, split: str, convention: Convention) -> Plan[ImageRecor
             "without a label, so no fold learns from them"
         )
         warnings += (warning,)
-    return Plan(str(root.resolve()), header, records, read_image, warnings)
+    return Plan(str(root.resolve()), header, records, read_image, warnings + choice.warnings, choice.notes)
 
 
 def read_image(header: Header, record: ImageRecord) -> tuple[Arrays, int]:
@@ -98,7 +96,7 @@ def read_image(header: Header, record: ImageRecord) -> tuple[Arrays, int]:
     """
     raster = record.raster
     shape = (raster.height, raster.width)
-    bands, valid = read(raster.path, (0, 0, *shape))
+    bands, valid = packed_counts(*read(raster.path, (0, 0, *shape)), raster, header.values)
     positive: np.ndarray | None = None
     if record.masks is not None:
         positive = np.zeros(shape, bool)
@@ -111,29 +109,6 @@ def read_image(header: Header, record: ImageRecord) -> tuple[Arrays, int]:
                     "check --rle-starts and --rle-order, or correct its row"
                 ) from error
     return packed(header, bands, valid, positive)
-
-
-def values_of(rasters: Sequence[Raster]) -> Values:
-    """Return how the integers of images are read: from 0 to 1 over what the type holds.
-
-    Raises:
-        DataError: the images differ in their bands or type, or it is none that a dataset file keeps.
-    """
-    kinds = Counter((raster.dtype, raster.band_names) for raster in rasters)
-    if len(kinds) > 1:
-        common, odd = kinds.most_common(1)[0][0], kinds.most_common()[-1][0]
-        first = next(raster for raster in rasters if (raster.dtype, raster.band_names) == odd)
-        raise DataError(
-            f"{first.path}: expected the bands {', '.join(common[1])} of {common[0]} as in most of the images, found "
-            f"{', '.join(odd[1])} of {odd[0]} ({kinds[odd]} such files); convert them, or leave them out"
-        )
-    dtype = rasters[0].dtype
-    if dtype not in _DTYPES:
-        raise DataError(
-            f"{rasters[0].path}: expected pixels of {', '.join(_DTYPES)}, found {dtype}; convert the images, for "
-            "instance with `gdal_translate -ot UInt16 -scale`"
-        )
-    return Values(dtype, 1 / np.iinfo(dtype).max, 0.0, "1")
 
 
 def _find(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:

@@ -54,7 +54,8 @@ class Plan(Generic[R]):
     """What goes into a file: equal plans make equal files.
 
     `read` makes a record's arrays, and says how many annotators it has; other processes call it, so it is a function of
-    a module. The `warnings` are told when packing begins.
+    a module. The `warnings` are told when packing begins, and the `notes` say what
+    was found out for it.
     """
 
     root: str
@@ -62,6 +63,7 @@ class Plan(Generic[R]):
     records: tuple[R, ...]
     read: Callable[[Header, R], tuple[Arrays, int]]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def shard(self, index: int, count: int) -> "Plan[R]":
         """Return the plan of one of `count` shards, from 1 on.

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from contrails.data.images import values_of
-from contrails.data.layout import Header
+from contrails.data.layout import Header, Values
+from contrails.data.masks import USUAL, Meanings, read_classes, said, table_of
 from contrails.data.pack import Arrays, Plan
+from contrails.data.radiometry import Span, choose_values, packed_counts
 from contrails.data.rasters import ENDINGS, Raster, describe, read
 from contrails.data.rle import read_rows
 from contrails.data.store import IGNORE, NOWHERE, Placement, Scene
@@ -36,7 +37,8 @@ _SHOWN = 3
 class SceneOptions:
     """How scenes are found and cut; see `contrails prepare --help`.
 
-    `mask_values` maps each value of a mask to 0, 1 or IGNORE; `bands` is empty where the files name theirs.
+    `bands` is empty where the files name theirs, `mask_values` where they are the usual ones, and `span`, the smallest
+    and largest value that is packed, is None where counts are kept as they are.
     """
 
     tile: int = 512
@@ -44,31 +46,43 @@ class SceneOptions:
     scenes: str = "scenes/{scene}"
     masks: str = "masks/{scene}"
     bands: tuple[str, ...] = ()
-    mask_values: tuple[tuple[int, int], ...] = ((0, 0), (1, 1), (255, 1))
+    mask_values: Meanings = ()
+    span: Span | None = None
 
     def __str__(self) -> str:
-        values = ",".join(f"{value}={'ignore' if means == IGNORE else means}" for value, means in self.mask_values)
         words = ["--layout=scenes", f"--tile={self.tile}", f"--overlap={self.overlap}", f"--scenes={self.scenes}"]
-        words += [f"--masks={self.masks}", f"--mask-values={values}"]
-        return shlex.join([*words, *([f"--bands={','.join(self.bands)}"] if self.bands else [])])
+        words += [f"--masks={self.masks}", f"--mask-values={said(self.mask_values or USUAL)}"]
+        words += [f"--bands={','.join(self.bands)}"] if self.bands else []
+        return shlex.join([*words, *([f"--range={self.span[0]!r},{self.span[1]!r}"] if self.span else [])])
 
 
 @dataclass(frozen=True)
 class TileRecord:
     """A tile: the files of its scene, one or one a band, and of its mask."""
 
-    files: tuple[Path, ...]
-    mask: Path | None
+    files: tuple[Raster, ...]
+    mask: Raster | None
     placement: Placement
-    mask_values: tuple[tuple[int, int], ...]
+    mask_values: Meanings
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A scene: its files, what they say together, its mask, and the file list (train, val, test) that names it."""
+
+    name: str
+    files: tuple[Raster, ...]
+    whole: Raster
+    mask: Raster | None
+    subset: str
 
 
 def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]:
     """Find the scenes of a split, check them against their masks, and cut them.
 
     Raises:
-        DataError: no scene, one without its mask or a band, files that differ in size, place, type or bands, or a file
-            list that names others.
+        DataError: no scene, one without its mask or a band, files that differ in size, place, type or bands, masks
+            with values that mean nothing, or a file list that names others.
     """
     files, of_scenes = _find(root, options.scenes, options.bands)
     masks, of_masks = _find(root, options.masks, ())
@@ -87,48 +101,20 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
             f"{len(lost)} of {len(names)} scenes have no mask ({options.masks} in {root}): "
             f"{', '.join(lost[:_SHOWN])}; add them, or prepare unlabelled scenes with --split test"
         )
-    rasters = []
     with bar("headers", len(names)) as advance:
+        scenes = []
         for name in names:
-            rasters.append(_describe_scene(files[name], options.bands))
-            if name in masks:
-                _require_fit(rasters[-1], describe(masks[name][""]))
+            scenes.append(_describe(name, files[name], masks.get(name, {}).get(""), subsets.get(name, ""), options))
             advance(1)
-    values = values_of(rasters)
-    placements = [
-        placement
-        for number, raster in enumerate(rasters)
-        for placement in grid(raster.height, raster.width, options.tile, options.overlap, number)
-    ]
-    tiles = [(names[placement.scene], placement) for placement in placements]
-    header = Header(
-        split=split,
-        band_names=rasters[0].band_names,
-        frames=(0,),
-        size=(options.tile, options.tile),
-        with_marks=False,
-        record_ids=tuple(tile_name(name, placement) for name, placement in tiles),
-        groups=tuple(name for name, _ in tiles),
-        timestamps=(np.nan,) * len(tiles),
-        values=values,
-        source="scenes and masks",
-        options=str(options),
-        scenes=tuple(
-            Scene(name, raster.height, raster.width, raster.crs, raster.transform, subsets.get(name, ""))
-            for name, raster in zip(names, rasters, strict=True)
-        ),
-        placements=tuple(placements),
-    )
-    records = tuple(
-        TileRecord(
-            tuple(files[name].values()), masks[name][""] if name in masks else None, placement, options.mask_values
-        )
-        for name, placement in tiles
-    )
+    notes = _said_of_masks([scene.mask for scene in scenes if scene.mask is not None], options.mask_values)
     warnings = Found(skipped=sorted({*of_scenes.skipped, *of_masks.skipped})).warnings()
     if (left_out := len(files) - len(names)) and not wanted:
         warnings += (f"{left_out} of {len(files)} scenes are not on the file lists and left out",)
-    return Plan(str(root.resolve()), header, records, read_tile, warnings)
+    of_training = [scene for scene in scenes if scene.subset == "train"] or scenes
+    files_of_training = [each for scene in of_training for each in scene.files]
+    choice = choose_values([scene.whole for scene in scenes], files_of_training, options.span)
+    header, records = _cut(scenes, split, replace(options, span=choice.span), choice.values)
+    return Plan(str(root.resolve()), header, records, read_tile, warnings + choice.warnings, notes + choice.notes)
 
 
 def read_tile(header: Header, record: TileRecord) -> tuple[Arrays, int]:
@@ -139,34 +125,55 @@ def read_tile(header: Header, record: TileRecord) -> tuple[Arrays, int]:
     """
     place = record.placement
     window = (place.row, place.column, place.height, place.width)
-    parts, valids = zip(*(read(path, window) for path in record.files), strict=True)
-    valid = np.logical_and.reduce(valids)
+    parts = [packed_counts(*read(each.path, window), each, header.values) for each in record.files]
+    bands, valid = np.concatenate([part for part, _ in parts]), np.logical_and.reduce([data for _, data in parts])
     positive = None
     if record.mask is not None:
-        (mask, *_), in_mask = read(record.mask, window)
-        meaning = _translate(mask, in_mask, dict(record.mask_values), record.mask)
-        positive, valid = meaning == 1, valid & (meaning != IGNORE)
-    return packed(header, np.concatenate(parts), valid, positive)
+        classes = read_classes(record.mask, window, record.mask_values)
+        positive, valid = classes == 1, valid & (classes != IGNORE)
+    return packed(header, bands, valid, positive)
 
 
-def _translate(mask: np.ndarray, valid: np.ndarray, meanings: Mapping[int, int], path: Path) -> np.ndarray:
-    """Return 0, 1 or IGNORE of each pixel of a mask, uint8 (H, W); what is nodata in the mask does not count."""
-    found = [int(value) for value in np.unique(mask[valid])]
-    known = ", ".join(map(str, meanings))
-    if strange := [value for value in found if value not in meanings]:
-        raise DataError(
-            f"{path}: expected the values {known}, found {', '.join(map(str, strange[:10]))}; say what they mean, such "
-            "as --mask-values 0=0,1=1,2=ignore"
-        )
-    if {1, 255} <= set(found) and meanings[1] == meanings[255]:
-        raise DataError(
-            f"{path}: expected 0 and 1, or 0 and 255, found 0, 1 and 255; say what they mean, such as "
-            "--mask-values 0=0,1=1,255=ignore"
-        )
-    out = np.full(mask.shape, IGNORE, np.uint8)
-    for value in found:
-        out[valid & (mask == value)] = meanings[value]
-    return out
+def _cut(
+    scenes: Sequence[_Scene], split: str, options: SceneOptions, values: Values
+) -> tuple[Header, tuple[TileRecord, ...]]:
+    """Return the header of a file of all tiles of scenes, and the tiles."""
+    wholes = [scene.whole for scene in scenes]
+    tiles = [
+        (scene, placement)
+        for number, scene in enumerate(scenes)
+        for placement in grid(scene.whole.height, scene.whole.width, options.tile, options.overlap, number)
+    ]
+    header = Header(
+        split=split,
+        band_names=wholes[0].band_names,
+        frames=(0,),
+        size=(options.tile, options.tile),
+        with_marks=False,
+        record_ids=tuple(tile_name(scene.name, placement) for scene, placement in tiles),
+        groups=tuple(scene.name for scene, _ in tiles),
+        timestamps=(np.nan,) * len(tiles),
+        values=values,
+        source="scenes and masks",
+        options=str(options),
+        scenes=tuple(
+            Scene(each.name, each.whole.height, each.whole.width, each.whole.crs, each.whole.transform, each.subset)
+            for each in scenes
+        ),
+        placements=tuple(placement for _, placement in tiles),
+    )
+    meanings = options.mask_values or USUAL
+    return header, tuple(TileRecord(scene.files, scene.mask, placement, meanings) for scene, placement in tiles)
+
+
+def _said_of_masks(masks: Sequence[Raster], given: Meanings) -> tuple[str, ...]:
+    if not masks:
+        return ()
+    rows = [
+        f"  {value} -> {'ignore' if means == IGNORE else means}: {count:,} pixels"
+        for value, means, count in table_of(masks, given)
+    ]
+    return (f"values of {len(masks)} masks:", *rows)
 
 
 def _find(root: Path, pattern: str, bands: Sequence[str]) -> tuple[dict[str, dict[str, Path]], Found]:
@@ -212,19 +219,38 @@ def _expression(pattern: str, bands: Sequence[str]) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
-def _describe_scene(files: Mapping[str, Path], bands: Sequence[str]) -> Raster:
-    """Return what the files of a scene say together."""
+def _describe(name: str, files: Mapping[str, Path], mask: Path | None, subset: str, options: SceneOptions) -> _Scene:
+    """Return what the files of a scene say, and check that they are of the same pixels."""
     rasters = {band: describe(path) for band, path in files.items()}
-    first = next(iter(rasters.values()))
+    first, *others = rasters.values()
+    for other in others:
+        _require_fit(first, other)
+    if several := [other for other in others if _counts(other) != _counts(first)]:
+        raise DataError(
+            f"{several[0].path}: expected {_counts(first)} as {first.path}, found {_counts(several[0])}; convert it"
+        )
     if "" not in rasters:
-        for raster in rasters.values():
-            _require_fit(first, raster)
-        if several := [raster for raster in rasters.values() if raster.dtype != first.dtype]:
-            raise DataError(f"{several[0].path}: expected {first.dtype} as {first.path}, found {several[0].dtype}")
-        return replace(first, band_names=tuple(rasters))
-    if bands and len(bands) != len(first.band_names):
-        raise DataError(f"{first.path}: expected the {len(bands)} bands {', '.join(bands)}, found {first.band_names}")
-    return replace(first, band_names=tuple(bands) or first.band_names)
+        names = tuple(rasters)
+    elif options.bands and len(options.bands) != len(first.band_names):
+        expected = f"the {len(options.bands)} bands {', '.join(options.bands)}"
+        raise DataError(f"{first.path}: expected {expected}, found {first.band_names}; name them with --bands")
+    else:
+        names = options.bands or first.band_names
+    whole = replace(
+        first,
+        band_names=names,
+        scales=tuple(scale for raster in rasters.values() for scale in raster.scales),
+        offsets=tuple(offset for raster in rasters.values() for offset in raster.offsets),
+    )
+    label = None if mask is None else describe(mask)
+    if label is not None:
+        _require_fit(first, label)
+    return _Scene(name, tuple(rasters.values()), whole, label, subset)
+
+
+def _counts(raster: Raster) -> str:
+    zero = " where zero is white" if raster.zero_is_white else ""
+    return f"{raster.bits} bits of {raster.dtype} in {raster.units or 'no unit'}{zero}"
 
 
 def _require_fit(scene: Raster, other: Raster) -> None:

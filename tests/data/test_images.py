@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from image_files import write_dicom, write_raster
+from PIL import Image
 
 from contrails.cli.main import cli
 from contrails.data.images import make_plan
@@ -119,9 +120,8 @@ def _colours(raw: Path) -> None:
     write_raster(raw / "train/b.png", pixels(3, 32, 32))
 
 
-def _floats(raw: Path) -> None:
-    write_raster(raw / "train/a.tif", pixels(32, 32).astype(np.float32))
-    (raw / "train/a.png").unlink()
+def _palette(raw: Path) -> None:
+    Image.fromarray(pixels(32, 32)).convert("P", palette=Image.Palette.ADAPTIVE).quantize(5).save(raw / "train/a.png")
 
 
 def _nothing(raw: Path) -> None:
@@ -132,8 +132,8 @@ def _nothing(raw: Path) -> None:
     ("damage", "message"),
     [
         (_an_id_twice, r"the id a is there twice: \S+/a.png and \S+/more/a.tif"),
-        (_colours, r"expected the bands \w.* of uint8 as in most of the images, found \w.* of uint8 \(1 such files\)"),
-        (_floats, "expected pixels of uint8, uint16, int16, found float32.*gdal_translate"),
+        (_colours, r"expected the bands \w.* as in most of the images, found the bands \w.* \(1 such files\)"),
+        (_palette, r"a.png holds numbers of a palette's colours, .*`gdal_translate -expand rgb \S+/a.png OUT`"),
         (_nothing, "expected image files in .*train"),
     ],
 )

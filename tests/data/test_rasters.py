@@ -80,7 +80,7 @@ def test_arrays_are_read_by_parts(tmp_path: Path, shape: tuple[int, ...]) -> Non
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_dicom_files_are_bright_where_the_film_is(tmp_path: Path, dtype: str) -> None:
+def test_dicom_files_are_read_as_they_are_stored(tmp_path: Path, dtype: str) -> None:
     stored = pixels(6, 10, dtype=dtype)
     path = write_dicom(tmp_path / "a.dcm", stored)
     found = describe(path)
@@ -88,15 +88,6 @@ def test_dicom_files_are_bright_where_the_film_is(tmp_path: Path, dtype: str) ->
     assert found.transform == (0.1, 0.0, 0.0, 0.0, 0.2, 0.0)
     assert found.patient == "a"
     assert np.array_equal(read(path, (1, 2, 3, 4))[0], stored[None, 1:4, 2:6])
-    inverted = write_dicom(tmp_path / "b.dcm", stored, PhotometricInterpretation="MONOCHROME1")
-    assert np.array_equal(read(inverted, (0, 0, 6, 10))[0][0], np.iinfo(dtype).max - stored)
-
-
-def _palette(path: Path) -> Path:
-    from PIL import Image
-
-    Image.fromarray(pixels(8, 8)).convert("P").save(path)
-    return path
 
 
 def _turned(path: Path) -> Path:
@@ -155,12 +146,15 @@ def _several_frames(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
-        ("a.png", _palette, "palette's colours.*gdal_translate -expand"),
-        ("a.jpg", _turned, r"EXIF orientation 6.*exiftran"),
+        ("a.jpg", _turned, r"orientation tag 6.*exiftran"),
         ("a.tif", _truncated, "damaged, cut short or no image"),
-        ("a.tif", lambda path: path.write_text("no image"), "damaged, cut short or no image"),
-        ("a.tif", _odd_geokeys, r"damaged, cut short or no image that GDAL knows \(Key GTRasterTypeGeoKey"),
+        ("a.tif", _odd_geokeys, "says where it lies on Earth in a way that GDAL cannot read"),
         ("a.tif", _latin_units, r"damaged, cut short or no image that GDAL knows \('utf-8' codec"),
+        (
+            "a.tif",
+            lambda path: path.write_text("no image"),
+            "expected TIFF, PNG, .* found a file that begins with b'no",
+        ),
         ("a.npy", lambda path: path.write_bytes(b"\x93NUMPY\x01"), "damaged or no .npy file"),
         ("a.npy", _archive, r"expected one array, as numpy.save writes it, found an archive"),
         ("a.npy", lambda path: np.save(path, np.zeros((2, 2, 2, 2))), r"expected an array \(height, width\)"),
@@ -178,8 +172,7 @@ def _several_frames(path: Path) -> Path:
             lambda path: write_dicom(path, pixels(8, 8), PixelData=None),
             "without pixels|pixels of an unknown kind",
         ),
-        ("a.dcm", lambda path: write_dicom(path, pixels(8, 8, dtype="int16")), "found signed 16-bit ones"),
-        ("a.dcm", lambda path: write_dicom(path, pixels(8, 8, dtype="uint32")), "found unsigned 32-bit ones"),
+        ("a.dcm", lambda path: write_dicom(path, pixels(8, 8, dtype="uint32")), "pixels of 8 or 16 bits, found 32"),
         ("a.dcm", _several_frames, "expected one image, found 2 frames"),
         (
             "a.dcm",

@@ -172,14 +172,23 @@ ZEROS = np.zeros((40, 40), np.uint8)
             "masks/a.tif lies elsewhere than .*gdalwarp",
         ),
         (_write("masks/a.tif", ZEROS, transform=rasterio.Affine(0, 30, 5e5, -30, 0, 5e6)), "lies elsewhere"),
-        (_write("masks/a.tif", ZEROS + np.uint8(2)), "masks/a.tif: expected the values 0, 1, 255, found 2; say what"),
+        (
+            _write("masks/a.tif", ZEROS + np.uint8(2)),
+            r"masks/a.tif: expected the values 0, 1, 255, found 2 \(uint8\); say what",
+        ),
         (
             _write("masks/a.tif", np.tile(np.array([0, 1, 255, 0], np.uint8), (40, 10))),
             "expected 0 and 1, or 0 and 255, found 0, 1 and 255",
         ),
         (_write("masks/a.tif", np.stack([ZEROS, ZEROS])), "masks/a.tif: expected one band, found 2"),
-        (_write("scenes/a.tif", pixels(2, 40, 40)), r"expected the bands grey of uint16 .*, found b01, b02 of uint16"),
-        (_write("scenes/a.tif", ZEROS + np.uint8(1)), "expected the bands grey of uint16 .*, found grey of uint8"),
+        (
+            _write("scenes/a.tif", pixels(2, 40, 40)),
+            r"expected the bands grey as in most .*, found the bands b01, b02 \(1 such",
+        ),
+        (
+            _write("scenes/a.tif", ZEROS + np.uint8(1)),
+            r"expected 16 bits of uint16 .*, found 8 bits of uint8.* --range 0,1",
+        ),
         (_write("scenes/a.png", pixels(40, 40)), r"the scene a is there twice: \S+a.png and \S+a.tif"),
         (lambda raw: (raw / "filelists/val.csv").write_text("d\nz\n"), "names 1 scenes that are not there: z"),
         (lambda raw: (raw / "filelists/val.csv").write_text("a\nd\n"), "the scene a is in train.csv as well"),

@@ -1,0 +1,158 @@
+"""Masks of scenes: what each of their values means, and how many pixels of all masks have it.
+
+A value means what the options say; what a file calls nodata, or masks out, does not count. Where the two disagree
+about a class, or a value means nothing, the mask is refused: no class is dropped without a word.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+
+from contrails.data.rasters import Raster, Window, read
+from contrails.data.store import IGNORE
+from contrails.errors import DataError
+from contrails.progress import bar
+
+Meanings = tuple[tuple[int, int, int], ...]
+"""First and last of some values, and what they mean: 0, 1 or IGNORE."""
+
+USUAL: Meanings = ((0, 0, 0), (1, 1, 1), (255, 255, 1))
+"""What values mean where the options do not say it."""
+
+_NO_MEANING, _NODATA = 255, 254
+"""Codes of pixels; those of the other ones are the numbers of their meanings."""
+
+_STRIP_PIXELS = 1 << 23
+_NUM_THREADS = 4
+_SHOWN = 10
+
+
+def said(meanings: Meanings) -> str:
+    """Return meanings as the option has them, such as 0=0,1=1,255=ignore.
+
+    >>> said(((0, 127, 0), (128, 128, IGNORE)))
+    '0-127=0,128=ignore'
+    """
+    return ",".join(f"{_name(one)}={'ignore' if one[2] == IGNORE else one[2]}" for one in meanings)
+
+
+def read_classes(mask: Raster, window: Window, meanings: Meanings) -> np.ndarray:
+    """Return 0, 1 or IGNORE of each pixel of a window of a mask, uint8 (height, width).
+
+    Raises:
+        DataError: the file is damaged, or a value means nothing.
+    """
+    codes, inside = _read(mask, window, meanings)
+    lookup = np.full(256, IGNORE, np.uint8)
+    lookup[: len(meanings)] = [means for _, _, means in meanings]
+    return np.where(inside, lookup[codes], np.uint8(IGNORE))
+
+
+def table_of(masks: Sequence[Raster], given: Meanings) -> list[tuple[str, int, int]]:
+    """Look at all pixels of all masks; return values, what becomes of them, and the number of their pixels.
+
+    Args:
+        masks: at least one.
+        given: what values mean, or nothing where the options do not say it.
+
+    Raises:
+        DataError: a file is damaged, a value means nothing, or a class would be lost.
+    """
+    meanings, total = given or USUAL, Counter[tuple[int, bool]]()
+    pool = ThreadPoolExecutor(_NUM_THREADS)
+    try:
+        with bar("masks", len(masks)) as advance:
+            for mask, found in zip(masks, pool.map(partial(_count, meanings=meanings), masks), strict=True):
+                _require_no_loss(mask, found, given)
+                total += found
+                advance(1)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    ones = {
+        _name(meanings[code]) for code, inside in total if inside and code < len(meanings) and meanings[code][2] == 1
+    }
+    if not given and {"1", "255"} <= ones:
+        raise DataError(
+            f"{masks[0].path} and other masks: expected 0 and 1, or 0 and 255, found 0, 1 and 255; say what they mean, "
+            "such as --mask-values 0=0,1=1,255=ignore"
+        )
+    rows = [(_name(meanings[code]), meanings[code][2], total[code, True]) for code in range(len(meanings))]
+    rows += [("nodata", IGNORE, total[_NODATA, True])]
+    rows += [
+        ("outside of a mask band or alpha", IGNORE, sum(count for (_, inside), count in total.items() if not inside))
+    ]
+    return [row for row in rows if row[2]]
+
+
+def _count(mask: Raster, meanings: Meanings) -> Counter[tuple[int, bool]]:
+    """Count the pixels of a mask by their code, and by whether they lie inside of its mask band or alpha."""
+    found = Counter[tuple[int, bool]]()
+    for window in _strips(mask):
+        codes, inside = _read(mask, window, meanings)
+        for where in (True, False):
+            counts = np.bincount(codes[inside == where], minlength=256)
+            found.update({(int(code), where): int(counts[code]) for code in np.flatnonzero(counts)})
+    return found
+
+
+def _read(mask: Raster, window: Window, meanings: Meanings) -> tuple[np.ndarray, np.ndarray]:
+    """Return the code of each pixel, uint8 (height, width), and where a mask band or alpha says that it counts."""
+    (values, *_), valid = read(mask.path, window)
+    codes = np.full(values.shape, _NO_MEANING, np.uint8)
+    if mask.nodata is not None:
+        codes[np.isnan(values) if np.isnan(mask.nodata) else values == mask.nodata] = _NODATA
+    for number, (first, last, _) in enumerate(meanings):  # also of nodata: what is given counts
+        codes[values == first if first == last else (values >= first) & (values <= last)] = number
+    inside = valid if mask.mask else np.ones(values.shape, bool)
+    if (strange := inside & (codes == _NO_MEANING)).any():
+        found = np.unique(values[strange])
+        shown = ", ".join(f"{value:.6g}" for value in found[:_SHOWN])
+        raise DataError(
+            f"{mask.path}: expected the values {', '.join(map(_name, meanings))}, found {shown}"
+            f"{', ...' if len(found) > _SHOWN else ''} ({mask.dtype}); {_next_step(found, meanings)}"
+        )
+    return codes, inside
+
+
+def _next_step(found: np.ndarray, meanings: Meanings) -> str:
+    if np.isfinite(found).all() and (found == np.rint(found)).all() and len(found) <= _SHOWN:
+        more = ",".join(f"{value:g}=ignore" for value in found)
+        return f"say what they mean, such as --mask-values {said(meanings)},{more}"
+    return (
+        "a mask holds a whole number for each class: make it again with nearest neighbours (`gdalwarp -r near`), or "
+        "cut it at a threshold"
+    )
+
+
+def _require_no_loss(mask: Raster, found: Counter[tuple[int, bool]], given: Meanings) -> None:
+    """Check that a class is not lost because the file says that its pixels are no data."""
+    meanings = given or USUAL
+    inside = [one for code, one in enumerate(meanings) if found[code, True]]
+    outside = [one for code, one in enumerate(meanings) if found[code, False] and one[2] != IGNORE]
+    nodata = [one for one in inside if one[0] == one[1] == mask.nodata and one[2] != IGNORE]
+    if nodata and not given:
+        left_out = tuple((*one[:2], IGNORE) if one in nodata else one for one in inside)
+        raise DataError(
+            f"{mask.path}: expected a nodata value that is no class, found {_name(nodata[0])}; say what it means: "
+            f"--mask-values {said(tuple(inside))} counts it as a class, --mask-values {said(left_out)} leaves it out"
+        )
+    if lost := [one for one in outside if one not in inside]:
+        raise DataError(
+            f"{mask.path}: all pixels of the value {_name(lost[0])} lie where the file's {mask.mask} says that they do "
+            f"not count, so that the class would be lost; write the mask without it: `gdal_translate -b 1 -mask none "
+            f"{mask.path} OUT.tif`, or with a value of its own where nothing is known"
+        )
+
+
+def _strips(mask: Raster) -> Iterator[Window]:
+    rows = max(1, _STRIP_PIXELS // mask.width)
+    for row in range(0, mask.height, rows):
+        yield row, 0, min(rows, mask.height - row), mask.width
+
+
+def _name(meaning: tuple[int, int, int]) -> str:
+    first, last, _ = meaning
+    return f"{first}" if first == last else f"{first}-{last}"

@@ -1,0 +1,244 @@
+"""What the counts of images mean: one scale for a whole dataset.
+
+Integers without a scale of their own are shares, from 0 to 1 over the bits that they hold; those with a scale (GDAL's,
+or slope and intercept of DICOM) are values in some unit. Where all files agree their counts are kept as they are. Other
+types, and files that do not agree, are packed as 16-bit integers with one scale over a span of values: that of the
+options, or that of the training images.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from contrails.data.layout import Values
+from contrails.data.rasters import Raster, read
+from contrails.errors import DataError
+from contrails.progress import bar
+
+_KEPT = ("uint8", "uint16", "int16")
+"""Types of counts that a dataset file keeps as they are."""
+
+_SPAN_TYPE = "uint16"
+_SPAN_STEPS = 65_534
+"""Steps between the count of the smallest value, 1, and that of the largest; 0 stands where there are no data."""
+
+_STRIP_VALUES = 1 << 23
+_SAMPLE_VALUES = 1 << 22
+_PERCENTILES = (0.1, 99.9)
+_REACH = 4
+"""How far beyond its percentiles a span goes at most, in distances between these."""
+
+_LEAVE_OUT = "; convert them, or leave them out"
+_ONE_SCALE = "; convert them, or pack all of them with one scale, such as --range 0,1"
+
+Span = tuple[float, float]
+"""Smallest and largest value that counts stand for."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How values are packed, the span where counts are not kept as they are, and what to tell about it."""
+
+    values: Values
+    span: Span | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def option(self) -> str:
+        """Return the option of `contrails prepare` that makes this choice again, or ""."""
+        return "" if self.span is None else f"--range={self.span[0]!r},{self.span[1]!r}"
+
+
+def choose_values(rasters: Sequence[Raster], of_training: Sequence[Raster], span: Span | None) -> Choice:
+    """Choose how the values of images are packed: as they are, or with the span given, or with that of training images.
+
+    Raises:
+        DataError: as `values_of`; a file is damaged, or none has any data.
+    """
+    if span is None and not needs_span(rasters):
+        return Choice(values_of(rasters))
+    sample, low, high, num_odd = _look_at(of_training)
+    chosen = span or _usual_span(sample, low, high)
+    values = values_of(rasters, chosen)
+    choice = Choice(values, chosen)
+    notes = (
+        f"values from {low:g} to {high:g}: {choice.option}, in steps of {values.scale_factor:.3g}, for all splits",
+    )
+    warnings = []
+    if num_odd:
+        warnings.append(f"{num_odd} values are NaN or infinite: their pixels do not count")
+    if low < chosen[0] or high > chosen[1]:
+        share = np.mean((sample < chosen[0]) | (sample > chosen[1]))
+        warnings.append(
+            f"the values reach from {low:g} to {high:g}; about {share:.2g} of them lie beyond {choice.option} and "
+            "become its nearest end; if they are no data, let the files say so: `gdal_edit.py -a_nodata VALUE FILE`"
+        )
+    return replace(choice, notes=notes, warnings=tuple(warnings))
+
+
+def values_of(rasters: Sequence[Raster], span: Span | None = None) -> Values:
+    """Return how the counts of a dataset made of these images are read, without a span of images that need none.
+
+    Raises:
+        DataError: the images differ in their bands or in what their counts mean.
+    """
+    assert span is not None or not needs_span(rasters)
+    readings = [_reading(raster) for raster in rasters]
+    _require_alike(rasters, [f"the bands {', '.join(raster.band_names)}" for raster in rasters], _LEAVE_OUT)
+    _require_alike(rasters, ["counts without a scale" if each.is_share else "a scale" for each in readings], _LEAVE_OUT)
+    is_share = readings[0].is_share
+    units = ["" if is_share else _usual_unit(raster.units) for raster in rasters]
+    _require_alike(rasters, [f"values in {unit or 'no unit'}" for unit in units], _LEAVE_OUT)
+    if span is not None:
+        step = (span[1] - span[0]) / _SPAN_STEPS
+        return Values(_SPAN_TYPE, step, span[0] - step, units[0] or "1")
+    _require_alike(rasters, [f"{raster.bits} bits of {raster.dtype}" for raster in rasters], _ONE_SCALE)
+    scales = [" and ".join(dict.fromkeys(map(str, each.scales))) for each in readings]
+    _require_alike(rasters, [f"the scale and offset {scale}" for scale in scales], _ONE_SCALE)
+    first = readings[0]
+    if len(set(first.scales)) > 1:
+        raise DataError(
+            f"{rasters[0].path}: expected one scale and offset for all bands, found {scales[0]}{_ONE_SCALE}"
+        )
+    scale, offset = (1 / first.top, 0.0) if is_share else first.scales[0]
+    return Values(rasters[0].dtype, scale, offset, units[0] or "1")
+
+
+def needs_span(rasters: Sequence[Raster]) -> bool:
+    """Return whether images have counts that a dataset file does not keep as they are."""
+    return any(raster.dtype not in _KEPT for raster in rasters)
+
+
+def packed_counts(
+    bands: np.ndarray, valid: np.ndarray, raster: Raster, values: Values
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the counts of a window as a dataset file has them, and where they are data, not NaN or infinite either.
+
+    Values beyond those that counts stand for become the nearest of them.
+
+    Shape:
+        bands (C, h, w) as `read` returned them and valid bool (h, w), to (C, h, w) of the values' type and bool (h, w).
+    """
+    reading, dtype = _reading(raster), np.dtype(values.dtype)
+    if raster.dtype == values.dtype and reading.fits(values):
+        return reading.turn(bands), valid
+    counts, limits = np.zeros(bands.shape, dtype), np.iinfo(dtype)
+    for band in range(len(bands)):  # one at a time, as float64 takes a multiple of the memory
+        exact = (reading.values(bands, band) - values.add_offset) / values.scale_factor
+        valid = valid & np.isfinite(exact)
+        counts[band] = np.rint(np.where(valid, exact, 0)).clip(limits.min, limits.max)
+    return counts, valid
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How the counts of an image become values, after those of some bands were turned: `zero - count`.
+
+    `scales` has scale and offset of each band, `top` is the count that is a share of 1. Scales are positive.
+    """
+
+    scales: tuple[tuple[float, float], ...]
+    turned: tuple[bool, ...]
+    zero: int
+    top: int
+    is_share: bool
+
+    def fits(self, values: Values) -> bool:
+        """Return whether a dataset with these values has the same counts."""
+        mine = (1 / self.top, 0.0) if self.is_share else self.scales[0]
+        return len(set(self.scales)) == 1 and mine == (values.scale_factor, values.add_offset)
+
+    def turn(self, bands: np.ndarray) -> np.ndarray:
+        """Return counts (C, h, w) that rise with the values."""
+        if not any(self.turned):
+            return bands
+        rising: np.ndarray = bands.copy()
+        for band in np.flatnonzero(self.turned):
+            np.subtract(bands.dtype.type(self.zero), bands[band], out=rising[band])
+        return rising
+
+    def values(self, bands: np.ndarray, band: int) -> np.ndarray:
+        """Return the values of one band, float64 (h, w)."""
+        counts = bands[band].astype(np.float64)
+        counts = self.zero - counts if self.turned[band] else counts
+        scale, offset = (1 / self.top, 0.0) if self.is_share else self.scales[band]
+        values: np.ndarray = counts * scale + offset
+        return values
+
+
+def _reading(raster: Raster) -> _Reading:
+    kind = np.dtype(raster.dtype).kind
+    if raster.palette:
+        raise DataError(
+            f"{raster.path} holds numbers of a palette's colours, not intensities; convert it: "
+            f"`gdal_translate -expand rgb {raster.path} OUT` (or -expand gray)"
+        )
+    if kind not in "iuf" or not all(raster.scales) or (kind == "f" and raster.zero_is_white):
+        found = f"{raster.dtype}{' where zero is white' if raster.zero_is_white else ''}, scaled by {raster.scales}"
+        raise DataError(f"{raster.path}: expected integers or floating-point numbers, found {found}; convert it")
+    signed = kind == "i"
+    zero, top = (
+        (-1, (1 << (raster.bits - 1)) - 1) if signed else (0, 0) if kind == "f" else ((1 << raster.bits) - 1,) * 2
+    )
+    turned = tuple(raster.zero_is_white != (scale < 0 and kind != "f") for scale in raster.scales)
+    scales = tuple(
+        (scale, offset) if scale > 0 or kind == "f" else (-scale, offset + scale * zero)
+        for scale, offset in zip(raster.scales, raster.offsets, strict=True)
+    )
+    return _Reading(scales, turned, zero, top, kind != "f" and set(scales) == {(1.0, 0.0)})
+
+
+def _require_alike(rasters: Sequence[Raster], found: Sequence[str], next_step: str) -> None:
+    """Check that what was found of images is the same for all."""
+    kinds = Counter(found)
+    if len(kinds) > 1:
+        common, odd = kinds.most_common(1)[0][0], kinds.most_common()[-1][0]
+        raise DataError(
+            f"{rasters[found.index(odd)].path}: expected {common} as in most of the images, found {odd} "
+            f"({kinds[odd]} such files){next_step}"
+        )
+
+
+def _usual_unit(unit: str) -> str:
+    return "K" if unit.lower() in ("k", "kelvin", "degrees kelvin", "deg k", "degk") else unit
+
+
+def _look_at(images: Sequence[Raster]) -> tuple[np.ndarray, float, float, int]:
+    """Return some of the values of images, float64, the lowest and the highest of all, and how many are not finite."""
+    total = sum(image.height * image.width * len(image.band_names) for image in images)
+    every = -(-total // _SAMPLE_VALUES)
+    lows, highs, sample, num_odd = [], [], [], 0
+    with bar("values", len(images)) as advance:
+        for image in images:
+            for values in _strips(image):
+                finite = values[np.isfinite(values)]
+                num_odd += values.size - finite.size
+                if finite.size:
+                    lows.append(finite.min())
+                    highs.append(finite.max())
+                    sample.append(finite[::every].copy())
+            advance(1)
+    if not sample:
+        raise DataError(f"{images[0].path}: expected numbers, found none that are data in {len(images)} files")
+    return np.concatenate(sample), float(min(lows)), float(max(highs)), num_odd
+
+
+def _strips(raster: Raster) -> Iterator[np.ndarray]:
+    """Yield the values of an image where they are data, float64 (any number), some rows at a time."""
+    reading, count = _reading(raster), len(raster.band_names)
+    rows = max(1, _STRIP_VALUES // (raster.width * count))
+    for row in range(0, raster.height, rows):
+        bands, valid = read(raster.path, (row, 0, min(rows, raster.height - row), raster.width))
+        for band in range(count):
+            yield reading.values(bands, band)[valid]
+
+
+def _usual_span(sample: np.ndarray, low: float, high: float) -> Span:
+    first, last = (float(value) for value in np.percentile(sample, _PERCENTILES))
+    reach = _REACH * (last - first)
+    if reach:
+        low, high = max(low, first - reach), min(high, last + reach)
+    return low, high if high > low else low + 1

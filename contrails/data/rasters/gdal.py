@@ -1,0 +1,176 @@
+"""Images that GDAL reads: TIFF, PNG, JPEG and JPEG 2000, with what the file says of its counts and of its place."""
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contrails.data.optional import require
+from contrails.data.rasters.container import Container, look_into
+from contrails.data.rasters.raster import Raster, Window, usual_names
+from contrails.data.store import NOWHERE
+from contrails.errors import DataError
+
+_OTHER_COLOURS = ("CMYK", "CIELAB")
+"""Colours that GDAL turns into red, green and blue by a formula of its own."""
+
+_FEWEST_POINTS = 3
+"""Ground control points that place an image."""
+
+
+def describe(path: Path) -> Raster:
+    """Return what a file says of its image; raises as `contrails.data.rasters.describe`."""
+    with _gdal(path):
+        source, container = _open(path)
+        _require_one_image(path, source, container)
+        numbers = _colours(source)
+        bits = _bits(path, source, numbers)
+        palette, zero_is_white = _meaning(source, bits)
+        units = {(source.units[number - 1] or "").strip() for number in numbers}
+        crs, control = _control(source)
+        return Raster(
+            path=path,
+            height=source.height,
+            width=source.width,
+            band_names=_names(source, numbers),
+            dtype=source.dtypes[numbers[0] - 1],
+            bits=bits,
+            scales=tuple(float(source.scales[number - 1]) for number in numbers),
+            offsets=tuple(float(source.offsets[number - 1]) for number in numbers),
+            units=units.pop() if len(units) == 1 else "",
+            zero_is_white=zero_is_white,
+            palette=palette,
+            nodata=source.nodatavals[numbers[0] - 1] if _flags(source) >= {"nodata"} else None,
+            mask=_mask(source),
+            crs=crs.to_wkt() if crs else "",
+            transform=tuple(source.transform)[:6],
+            control=control,
+        )
+
+
+def read(path: Path, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """Return the counts of a window, and where they are data; see `contrails.data.rasters.read`."""
+    row, column, height, width = window
+    where = ((row, row + height), (column, column + width))
+    with _gdal(path):
+        source, _ = _open(path)
+        return source.read(_colours(source), window=where), source.dataset_mask(window=where) > 0
+
+
+@contextmanager
+def _gdal(path: Path) -> Iterator[None]:
+    rasterio = require("rasterio", f"reading {path.name}")
+    # GDAL's own errors come through where rasterio does not look for them; it takes texts of tags for UTF-8
+    errors = (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError, UnicodeDecodeError)
+    # to read a PNG file as one piece is faster, and looks neither at its checksums nor for missing rows
+    with warnings.catch_warnings(), rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO"):
+        # most images lie nowhere on Earth, which is no reason for a warning
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        try:
+            yield
+        except errors as error:
+            reason = error.__cause__ or error
+            raise DataError(
+                f"{path} is damaged, cut short or no image that GDAL knows ({reason}); get it again"
+            ) from error
+
+
+def _open(path: Path) -> tuple[Any, Container]:
+    status = path.stat()
+    return _opened(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _opened(path: Path, _size: int, _mtime_ns: int) -> tuple[Any, Container]:
+    """Return an open file; a few stay open, as tiles of a scene are read one after another."""
+    container = look_into(path)
+    # a driver of GDAL's choice might follow the file to others, as that of virtual rasters does
+    return require("rasterio", f"reading {path.name}").open(path, driver=container.driver), container
+
+
+def _require_one_image(path: Path, source: Any, container: Container) -> None:
+    """Refuse what holds several images, or one that is shown in another way than it is stored."""
+    if pages := source.subdatasets:
+        names = ", ".join(page.removesuffix(f":{path}") for page in pages[:4])
+        raise DataError(
+            f"{path}: expected one image, found {len(pages)} ({names}{', ...' if len(pages) > 4 else ''}); write the "
+            f"one that counts to a file of its own: `gdal_translate {pages[0]} OUT.tif`"
+        )
+    if container.orientation != 1:
+        raise DataError(
+            f"{path} is to be turned when it is shown (orientation tag {container.orientation}), so that nobody can "
+            "tell which way its mask lies; turn the pixels and remove the tag, with `exiftran -a` (JPEG) or "
+            "`magick IN -auto-orient OUT`"
+        )
+    if container.has_place and tuple(source.transform)[:6] == NOWHERE and len(source.gcps[0]) < _FEWEST_POINTS:
+        raise DataError(f"{path} says where it lies on Earth in a way that GDAL cannot read; get it again")
+    colours = source.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE")
+    if colours in _OTHER_COLOURS:
+        raise DataError(
+            f"{path}: expected grey, or colours as red, green and blue, found {colours}; convert it, with "
+            "`magick IN -colorspace sRGB OUT` for instance"
+        )
+
+
+def _colours(source: Any) -> list[int]:
+    """Return the numbers of the bands that are not an alpha channel."""
+    return [number for number, kind in zip(source.indexes, source.colorinterp, strict=True) if kind.name != "alpha"]
+
+
+def _names(source: Any, numbers: Sequence[int]) -> tuple[str, ...]:
+    described = [(source.descriptions[number - 1] or "").lower() for number in numbers]
+    named = all(name.isidentifier() for name in described) and len(set(described)) == len(described)
+    return tuple(described) if named else usual_names(len(numbers))
+
+
+def _bits(path: Path, source: Any, numbers: Sequence[int]) -> int:
+    """Return how many bits the counts have, 0 where they are no integers."""
+    types = {np.dtype(source.dtypes[number - 1]) for number in numbers}
+    depths = {int(source.tags(number, ns="IMAGE_STRUCTURE").get("NBITS", 0)) for number in numbers}
+    if len(types) > 1 or len(depths) > 1:
+        found = [f"{source.dtypes[number - 1]}" for number in numbers] if len(types) > 1 else sorted(depths)
+        raise DataError(
+            f"{path}: expected bands of one type and depth, found {', '.join(map(str, found))}; convert it, or write "
+            "each band to a file of its own"
+        )
+    (dtype,), (depth,) = types, depths
+    return (depth or 8 * dtype.itemsize) if dtype.kind in "iu" else 0
+
+
+def _meaning(source: Any, bits: int) -> tuple[bool, bool]:
+    """Return whether counts are numbers of a palette's colours, and whether zero is white; a palette may be grey."""
+    if not any(kind.name == "palette" for kind in source.colorinterp):
+        return False, source.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+    colours, top = source.colormap(1), (1 << bits) - 1
+    for zero_is_white in (False, True):
+        greys = ((top - count if zero_is_white else count) * 255 // top for count in range(top + 1))
+        if all(colours.get(count, ())[:3] == (grey,) * 3 for count, grey in enumerate(greys)):
+            return False, zero_is_white
+    return True, False
+
+
+def _flags(source: Any) -> set[str]:
+    """Return what decides which pixels are data: nodata alone, or else alpha, or a mask."""
+    flags = {flag.name for flag in source.mask_flag_enums[0]}
+    return flags - {"per_dataset"} if "nodata" in flags else flags
+
+
+def _mask(source: Any) -> str:
+    flags = _flags(source)
+    return "alpha" if "alpha" in flags else "mask band" if "per_dataset" in flags else ""
+
+
+def _control(source: Any) -> tuple[Any, str]:
+    """Return the coordinate system, and as JSON what places an image that no affine map does."""
+    points, crs = source.gcps if tuple(source.transform)[:6] == NOWHERE else ([], None)
+    found: dict[str, Any] = {}
+    if points:
+        found["gcps"] = [[point.row, point.col, point.x, point.y, point.z or 0.0] for point in points]
+    if source.rpcs is not None:
+        found["rpcs"] = source.rpcs.to_gdal()
+    return crs or source.crs, json.dumps(found, sort_keys=True) if found else ""

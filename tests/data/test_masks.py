@@ -1,0 +1,165 @@
+"""Masks of scenes: every value is a class or is said not to count, and none is lost because of what a file says."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from image_files import write_raster
+from PIL import Image
+
+from contrails.cli.main import cli
+from contrails.data.masks import read_classes, said, table_of
+from contrails.data.rasters import describe
+from contrails.data.store import IGNORE, Dataset, open_dataset
+from contrails.errors import DataError
+
+SIDE = 40
+STRIPES = np.repeat(np.array([0, 1], np.uint8), SIDE // 2)[None].repeat(SIDE, 0)
+"""Left half 0, right half 1."""
+
+GIVEN = ((0, 0, 0), (1, 1, 1))
+
+
+def write_with_band(path: Path, mask: np.ndarray, inside: np.ndarray) -> Path:
+    """Write a mask whose file has a mask band of its own."""
+    write_raster(path, mask)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+        file.write_mask(inside)
+    return path
+
+
+def prepare(raw: Path, out: Path, *options: str) -> Dataset:
+    arguments = ["prepare", str(raw), str(out), "--layout=scenes", "--workers=1", "--tile=40", "--overlap=0", *options]
+    cli(arguments, standalone_mode=False)
+    return open_dataset(out)
+
+
+def classes_of(path: Path, given: tuple[tuple[int, int, int], ...] = GIVEN) -> np.ndarray:
+    mask = describe(path)
+    table_of([mask], given)
+    return read_classes(mask, (0, 0, mask.height, mask.width), given)
+
+
+def test_a_table_says_what_became_of_each_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, values in (("a", (0, 255)), ("b", (0, 128))):
+        write_raster(tmp_path / f"scenes/{name}.tif", np.ones((3, SIDE, SIDE), np.uint8))
+        write_raster(tmp_path / f"masks/{name}.tif", np.array(values, np.uint8)[STRIPES], nodata=7)
+    mask = np.full((SIDE, SIDE), 7, np.uint8)
+    mask[:10] = 0
+    write_raster(tmp_path / "masks/b.tif", mask, nodata=7)
+    dataset = prepare(tmp_path, tmp_path / "d.h5")
+    assert [np.bincount(votes.ravel(), minlength=256)[[0, 1, IGNORE]].tolist() for votes in dataset.votes] == [
+        [800, 800, 0],
+        [400, 0, 1200],
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        "values of 2 masks:",
+        "  0 -> 0: 1,200 pixels",
+        "  255 -> 1: 800 pixels",
+        "  nodata -> ignore: 1,200 pixels",
+    ]
+
+
+def test_palettes_and_single_bits_are_classes(tmp_path: Path) -> None:
+    image = Image.fromarray(STRIPES).convert("P")
+    image.putpalette([255, 255, 255, 200, 0, 0])
+    for name in ("palette.png", "palette.tif"):
+        image.save(tmp_path / name)
+        assert np.array_equal(classes_of(tmp_path / name), STRIPES)
+    write_raster(tmp_path / "bit.tif", STRIPES, NBITS=1)
+    write_raster(tmp_path / "white.tif", STRIPES, NBITS=1, photometric="miniswhite")
+    Image.fromarray(STRIPES > 0).save(tmp_path / "bit.png")
+    for name in ("bit.tif", "white.tif", "bit.png"):
+        assert np.array_equal(classes_of(tmp_path / name), STRIPES)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32", "float64"])
+def test_classes_of_any_type(tmp_path: Path, dtype: str) -> None:
+    path = write_raster(tmp_path / "a.tif", STRIPES.astype(dtype), nodata=None)
+    assert np.array_equal(classes_of(path), STRIPES)
+
+
+def test_what_is_given_counts_where_a_file_calls_it_nodata(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", STRIPES, nodata=0)
+    assert np.array_equal(classes_of(path), STRIPES)
+    left_out = ((0, 0, IGNORE), (1, 1, 1))
+    assert np.array_equal(classes_of(path, left_out), np.where(STRIPES, 1, IGNORE))
+    floats = np.where(STRIPES, 1, np.nan).astype(np.float32)
+    path = write_raster(tmp_path / "b.tif", floats, nodata=np.nan)
+    assert np.array_equal(classes_of(path), np.where(STRIPES, 1, IGNORE))
+    assert table_of([describe(path)], ()) == [("1", 1, 800), ("nodata", IGNORE, 800)]
+
+
+def test_a_mask_band_says_where_nothing_is_known(tmp_path: Path) -> None:
+    inside = np.ones((SIDE, SIDE), bool)
+    inside[:10] = False
+    path = write_with_band(tmp_path / "a.tif", STRIPES, inside)
+    assert np.array_equal(classes_of(path), np.where(inside, STRIPES, IGNORE))
+    rows = [("0", 0, 600), ("1", 1, 600), ("outside of a mask band or alpha", IGNORE, 400)]
+    assert table_of([describe(path)], ()) == rows
+
+
+def test_given_meanings_are_told_as_they_are_typed() -> None:
+    assert said(((0, 127, 0), (128, 255, 1), (7, 7, IGNORE))) == "0-127=0,128-255=1,7=ignore"
+
+
+def _floats(value: float) -> Callable[[Path], Path]:
+    mask = STRIPES.astype(np.float32)
+    mask[:, 19:21] = value
+    return lambda path: write_raster(path, mask)
+
+
+def _alpha(path: Path) -> Path:
+    """A mask drawn onto nothing: where there is no class it is transparent."""
+    Image.fromarray(np.dstack([STRIPES, STRIPES * 255]), "LA").save(path.with_suffix(".png"))
+    return path.with_suffix(".png")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_floats(0.5), r"expected the values 0, 1, 255, found 0.5 \(float32\); .* nearest neighbours"),
+        (_floats(np.nan), r"expected the values 0, 1, 255, found nan \(float32\)"),
+        (_floats(np.inf), r"expected the values 0, 1, 255, found inf \(float32\)"),
+        (_floats(2), r"found 2 \(float32\); say what they mean, such as --mask-values 0=0,1=1,255=1,2=ignore"),
+        (
+            lambda path: write_raster(path, np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE).astype(np.float32)),
+            r"found 0.000625391, .*, \.\.\. \(float32\)",
+        ),
+        (
+            lambda path: write_raster(path, STRIPES, nodata=0),
+            "nodata value that is no class, found 0; .* --mask-values 0=0,1=1 counts .* --mask-values 0=ignore,1=1 lea",
+        ),
+        (
+            lambda path: write_raster(path, STRIPES * np.uint8(255), nodata=255),
+            "no class, found 255; .* --mask-values 0=0,255=1 counts .*, --mask-values 0=0,255=ignore leaves it out",
+        ),
+        (
+            lambda path: write_with_band(path, STRIPES, STRIPES > 0),
+            r"the value 0 lie where the file's mask band says .* `gdal_translate -b 1 -mask none \S+/a.tif OUT.tif`",
+        ),
+        (_alpha, "all pixels of the value 0 lie where the file's alpha says"),
+    ],
+)
+def test_a_class_is_never_lost_without_a_word(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    path = make(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=message) as caught:
+        table_of([describe(path)], ())
+    assert str(path) in str(caught.value)
+
+
+def test_values_of_several_masks_do_not_fit_together(tmp_path: Path) -> None:
+    masks = [write_raster(tmp_path / f"{top}.tif", STRIPES * np.uint8(top)) for top in (1, 255)]
+    with pytest.raises(DataError, match="expected 0 and 1, or 0 and 255, found 0, 1 and 255"):
+        table_of([describe(mask) for mask in masks], ())
+    given = ((0, 0, 0), (1, 1, 1), (255, 255, 1))
+    assert [count for *_, count in table_of([describe(mask) for mask in masks], given)] == [1600, 800, 800]
+
+
+def test_the_first_mask_that_is_wrong_ends_the_search(tmp_path: Path) -> None:
+    masks = [describe(write_raster(tmp_path / f"{number}.tif", STRIPES + np.uint8(number))) for number in range(12)]
+    with pytest.raises(DataError, match=r"/1.tif: expected the values 0, 1, 255, found 2"):
+        table_of(masks, ())
