@@ -18,6 +18,7 @@ from contrails.errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
+_SHOWN = 5
 _path_argument = click.argument("path", metavar="DATA", type=click.Path(path_type=Path))
 
 
@@ -97,39 +98,66 @@ def verify(path: Path) -> None:
     Example:
       contrails data verify data/demo/train.h5
     """
+    from contrails.data.mapping import repaired_by
     from contrails.data.store import open_dataset
     from contrails.data.verify import damaged_rows
 
     dataset = open_dataset(path)
     damaged = list(damaged_rows(dataset))
     if damaged:
-        raise DataError("\n".join([f"{path} is damaged; copy it again, or prepare it again:", *damaged[:20]]))
+        changed = f"if they were changed on purpose, {repaired_by(path)}"
+        raise DataError("\n".join([f"{path} is damaged; copy it again, or prepare it again:", *damaged[:20], changed]))
     click.echo(f"{path}: {dataset.num_records} records, all as written; fingerprint {dataset.fingerprint}")
 
 
 @data.command()
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-def join(out: Path) -> None:
-    """Write the dataset file OUT from all its shards, which lie beside it.
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Read FILE itself, and write this.")
+def join(file: Path, out: Path | None) -> None:
+    """Write the dataset file FILE from all its shards, which lie beside it.
 
-    They are made with `contrails prepare RAW OUT --shard I/N`, on any nodes. OUT holds the same bytes as if one call
+    They are made with `contrails prepare RAW FILE --shard I/N`, on any nodes. FILE holds the same bytes as if one call
     had made it; a shard that is missing, damaged or of other records is named (exit code 4).
+
+    With -o, FILE is a dataset file that another program wrote anew: chunked, compressed, with links to other files, or
+    with other labels. Its rows are read and written into OUT, with new digests; records whose old digests say something
+    else are named.
 
     \b
     Example:
       contrails prepare data/demo/raw data/demo/train.h5 --shard 1/2
       contrails prepare data/demo/raw data/demo/train.h5 --shard 2/2
       contrails data join data/demo/train.h5
+      contrails data join compressed.h5 -o data/train.h5
     """
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    if out is not None:
+        _rewrite(file, out)
+        return
     from contrails.data.join import join as join_shards
     from contrails.data.layout import shard_path
 
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    joined = join_shards(out)
-    what = f"{out}: {joined.num_records} records of {joined.num_shards} shards, {out.stat().st_size / 1e6:.1f} MB"
+    joined = join_shards(file)
+    what = f"{file}: {joined.num_records} records of {joined.num_shards} shards, {file.stat().st_size / 1e6:.1f} MB"
     click.echo(what if joined.made else f"{what}, complete already: nothing to do")
-    first, last = (shard_path(out, index, joined.num_shards) for index in (1, joined.num_shards))
+    first, last = (shard_path(file, index, joined.num_shards) for index in (1, joined.num_shards))
     click.echo(f"the shards can be removed: {first} to {last.name}")
+
+
+def _rewrite(file: Path, out: Path) -> None:
+    from contrails.data.rewrite import rewrite
+
+    rewritten = rewrite(file, out)
+    if rewritten.changed:
+        first = ", ".join(rewritten.changed[:_SHOWN])
+        click.echo(
+            f"warning: {len(rewritten.changed)} of {rewritten.num_records} records of {file} are not what their "
+            f"digests say ({first}): they were changed after they were written, or are damaged; {out} has them as they "
+            "are now",
+            err=True,
+        )
+    what = f"{out}: {rewritten.num_records} records, {out.stat().st_size / 1e6:.1f} MB"
+    click.echo(what if rewritten.made else f"{what}, complete already: nothing to do")
 
 
 @data.command()

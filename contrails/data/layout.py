@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from contrails.data.rle import DEFAULT, Convention
-from contrails.data.store import FORMAT, VERSION, Dataset, Placement, Scene
+from contrails.data.store import FORMAT, IGNORE, VERSION, Dataset, Placement, Scene
 from contrails.files import storage, to_json
 
 _PAGE = 4096
@@ -147,13 +147,20 @@ def create(header: Header, path: Path) -> None:
         bands.attrs.update(scale_factor=values.scale_factor, add_offset=values.add_offset, units=values.units)
         votes = allocate(file, "votes", (count, *header.size), "u1")
         votes.attrs.update(label_offset_px=header.label_offset_px, label_frame=header.label_frame)
+        votes.attrs.update(long_name="annotators that marked the pixel; none: it does not count")
+        votes.attrs["_FillValue"] = np.uint8(IGNORE)
         names = ["bands", "votes"]
         if header.with_marks:
-            allocate(file, "marks", (count, *header.size), "<u2")
+            marks = allocate(file, "marks", (count, *header.size), "<u2")
+            marks.attrs.update(long_name="which annotators marked the pixel", flag_masks=1 << np.arange(16, dtype="u2"))
+            marks.attrs["flag_meanings"] = " ".join(f"annotator_{number}" for number in range(16))
             names.append("marks")
         annotators = allocate(file, "annotators", (count,), "u1")
+        annotators.attrs.update(long_name="annotators that looked at the record", flag_values=np.zeros(1, np.uint8))
+        annotators.attrs["flag_meanings"] = "unlabelled"
         for name in names:
             allocate(file, f"digests/{name}", (count, 32), "u1")
+        file["digests"].attrs["long_name"] = "SHA-256 of each row of the arrays"
         strings = h5py.string_dtype()
         ids = file.create_dataset("record_id", data=header.record_ids, dtype=strings)
         group = file.create_dataset("group", data=header.groups, dtype=strings)
@@ -218,6 +225,8 @@ def _describe(file: h5py.File, header: Header) -> None:
 
 def _place(file: h5py.File, header: Header) -> None:
     """Write which part of which scene each record shows; groups, so that xarray needs no names for their axes."""
+    file.create_group("placement").attrs["long_name"] = "which part of which scene a record shows, in pixels"
+    file.create_group("scene").attrs["long_name"] = "whole images; transform: from (column, row) to coordinates"
     for field in fields(Placement):
         file[f"placement/{field.name}"] = np.array([getattr(p, field.name) for p in header.placements], np.int64)
     for field in fields(Scene):
@@ -227,10 +236,11 @@ def _place(file: h5py.File, header: Header) -> None:
 
 
 def _name_axes(file: h5py.File, ids: h5py.Dataset, arrays: list[h5py.Dataset]) -> None:
-    """Attach dimension scales, so that xarray names the axes."""
-    sizes = {"frame": np.array(file.attrs["frames"]), "band": np.arange(file["bands"].shape[2])}
+    """Attach dimension scales, so that xarray names the axes and the bands."""
+    sizes = {"frame": np.array(file.attrs["frames"])}
     sizes |= {"y": np.arange(file["bands"].shape[3]), "x": np.arange(file["bands"].shape[4])}
     scales = {"record_id": ids} | {name: file.create_dataset(name, data=values) for name, values in sizes.items()}
+    scales["band"] = file.create_dataset("band", data=file.attrs["band_names"], dtype=h5py.string_dtype())
     for name, scale in scales.items():
         scale.make_scale(name)
     for array in arrays:

@@ -11,14 +11,17 @@ which part of which scene a record shows, `/scene` how large each scene is and w
 
 import hashlib
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
+from contrails.data.mapping import KINDS, map_array, repaired_by, require_own
 from contrails.data.rle import DEFAULT, Convention
 from contrails.errors import DataError, RecipeError, choices
 from contrails.files import storage, to_json
@@ -30,13 +33,6 @@ DIGESTED = ("bands", "votes", "marks")
 
 IGNORE = 255
 """Value of a vote that says: this pixel does not count."""
-
-_KINDS = {
-    "bands": (("int16", "uint8", "uint16"), "NTCHW"),
-    "votes": (("uint8",), "NHW"),
-    "marks": (("uint16",), "NHW"),
-}
-"""Types and axes of the large arrays."""
 
 NOWHERE = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 """The map of a scene without a georeference: from pixels to themselves."""
@@ -229,9 +225,21 @@ def open_dataset(path: Path, copy: Path | None = None) -> Dataset:
                 f"`contrails prepare RAW {shlex.quote(str(path))}`"
             )
         path.open("rb").close()  # what the file system refuses is not the file's fault
+    with opened_file(path) as file:
+        require_own(path, file)
+        dataset = read_dataset(path, file, partial(map_array, copy or path))
+    arrays = [name for name in DIGESTED if getattr(dataset, name) is not None]
+    if missing := [name for name in arrays if name not in dataset.digests]:
+        raise DataError(f"{path} lacks the digests of {', '.join(missing)}; {repaired_by(path)}")
+    return dataset
+
+
+@contextmanager
+def opened_file(path: Path) -> Iterator[h5py.File]:
+    """Open a dataset file to read it; what HDF5 finds damaged is a DataError."""
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return _read(path, copy or path, file)
+            yield file
     except OSError as error:
         raise DataError(
             f"{path} is no complete HDF5 file ({error}); if it is being written, wait; else prepare or copy it again"
@@ -243,8 +251,13 @@ def open_dataset(path: Path, copy: Path | None = None) -> Dataset:
         ) from error
 
 
-def _read(path: Path, mapped: Path, file: h5py.File) -> Dataset:
-    found = (file.attrs.get("format"), file.attrs.get("version"))
+def read_dataset(path: Path, file: h5py.File, array_of: Callable[[str, h5py.Dataset], np.ndarray]) -> Dataset:
+    """Return what an open file says of itself; `array_of` makes an array of each large one, such as "bands", in it.
+
+    Raises:
+        DataError: another format or version, or what it says does not fit together.
+    """
+    found = tuple(_value(file.attrs, name) if name in file.attrs else None for name in ("format", "version"))
     if found != (FORMAT, VERSION):
         raise DataError(
             f"{path}: expected format '{FORMAT}' version {VERSION}, found '{found[0]}' version {found[1]}; "
@@ -253,16 +266,17 @@ def _read(path: Path, mapped: Path, file: h5py.File) -> Dataset:
     missing = [name for name in _REQUIRED if name not in file]
     if missing:
         raise DataError(f"{path} lacks the arrays {', '.join(missing)}; prepare it again")
-    arrays = {name: _map(mapped, file[name]) for name in DIGESTED if name in file}
-    digests = {name: file[f"digests/{name}"][:] for name in arrays}
+    arrays = {name: array_of(name, file[name]) for name in DIGESTED if name in file}
+    digests = {name: file[f"digests/{name}"][:] for name in arrays if f"digests/{name}" in file}
     bands, annotators, timestamps = file["bands"], file["annotators"][:], file["timestamp"][:]
     record_ids, groups = (tuple(file[name].asstr()[:]) for name in ("record_id", "group"))
-    band_names, frames = tuple(file.attrs["band_names"]), tuple(int(frame) for frame in file.attrs["frames"])
+    band_names = tuple(str(name) for name in np.atleast_1d(file.attrs["band_names"]))
+    frames = tuple(int(frame) for frame in np.atleast_1d(file.attrs["frames"]))
     "".join(band_names).encode()  # bytes that are no UTF-8 were let through by h5py, unlike those of the columns
     columns = (record_ids, annotators, groups, timestamps, *digests.values())
     sizes = {"N": {len(column) for column in columns}, "T": {len(frames)}, "C": {len(band_names)}}
     for name, array in arrays.items():
-        for axis, length in zip(_KINDS[name][1], array.shape, strict=True):
+        for axis, length in zip(KINDS[name][1], array.shape, strict=True):
             sizes.setdefault(axis, set()).add(length)
     if any(len(found) > 1 for found in sizes.values()):
         raise DataError(
@@ -279,25 +293,31 @@ def _read(path: Path, mapped: Path, file: h5py.File) -> Dataset:
         digests=digests,
         band_names=band_names,
         frames=frames,
-        label_frame=int(file["votes"].attrs["label_frame"]),
+        label_frame=int(_value(file["votes"].attrs, "label_frame")),
         label_offset_px=(float(offset[0]), float(offset[1])),
-        scale_factor=float(bands.attrs["scale_factor"]),
-        add_offset=float(bands.attrs["add_offset"]),
-        split=str(file.attrs["split"]),
-        units=str(bands.attrs["units"]),
-        source=str(file.attrs["source"]),
-        options=str(file.attrs.get("options", "")),
+        scale_factor=float(_value(bands.attrs, "scale_factor")),
+        add_offset=float(_value(bands.attrs, "add_offset")),
+        split=str(_value(file.attrs, "split")),
+        units=str(_value(bands.attrs, "units")),
+        source=str(_value(file.attrs, "source")),
+        options=str(_value(file.attrs, "options")) if "options" in file.attrs else "",
         convention=_read_convention(file),
         scenes=_read_scenes(file),
         placements=_read_placements(path, file, len(record_ids)),
     )
 
 
+def _value(attributes: Mapping[str, Any], name: str) -> Any:
+    """Return an attribute, also as netCDF's programs write it: text as bytes, one number as a list of one."""
+    value = np.atleast_1d(attributes[name])[0]
+    return value.decode() if isinstance(value, bytes) else value
+
+
 def _read_convention(file: h5py.File) -> Convention:
     """Return how masks are written; files of the first builds do not say it."""
     if "rle_columns" not in file.attrs:
         return DEFAULT
-    starts, order, empty = (str(file.attrs[f"rle_{name}"]) for name in ("starts", "order", "empty"))
+    starts, order, empty = (str(_value(file.attrs, f"rle_{name}")) for name in ("starts", "order", "empty"))
     names, masks = file.attrs["rle_columns"]
     return Convention(starts, order, empty, (str(names), str(masks)))  # type: ignore[arg-type]
 
@@ -320,25 +340,3 @@ def _read_placements(path: Path, file: h5py.File, num_records: int) -> tuple[Pla
     if any(len(column) != num_records for column in columns) or max(columns[0]) >= len(file["scene/name"]):
         raise DataError(f"{path}: its placements do not fit its records and scenes; prepare it again")
     return tuple(Placement(*row) for row in zip(*columns, strict=True))
-
-
-def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    offset = dataset.id.get_offset()
-    if offset is None:
-        raise DataError(
-            f"{path}: /{dataset.name.strip('/')} is chunked or was never written, expected it in one piece; "
-            f"repack the file: `h5repack -l CONTI {path} OUT.h5`"
-        )
-    dtypes, axes = _KINDS[dataset.name.strip("/")]
-    if dataset.dtype.name not in dtypes or dataset.ndim != len(axes):
-        raise DataError(
-            f"{path}: expected {dataset.name} as {' or '.join(dtypes)} with {len(axes)} axes, found {dataset.dtype} "
-            f"with {dataset.ndim}; prepare it again"
-        )
-    needed = offset + dataset.size * dataset.dtype.itemsize
-    if path.stat().st_size < needed:
-        raise DataError(
-            f"{path}: expected {needed} bytes, found {path.stat().st_size}: it was cut short; copy it again"
-        )
-    # copy-on-write: the pages are shared and the file cannot change, while torch sees an array that it may wrap
-    return np.memmap(path, dataset.dtype, "c", offset, dataset.shape)

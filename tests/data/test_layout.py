@@ -21,7 +21,7 @@ from contrails.data.layout import (
     write_row,
 )
 from contrails.data.rle import Convention
-from contrails.data.store import Placement, Scene, open_dataset
+from contrails.data.store import IGNORE, Placement, Scene, open_dataset
 
 HEADER = Header(
     split="train",
@@ -70,6 +70,21 @@ def test_arrays_begin_at_pages_and_do_not_overlap(tmp_path: Path) -> None:
     spans = sorted((offset, offset + 3 * size) for offset, size in found.values())
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
     assert spans[-1][1] <= (tmp_path / "d.h5").stat().st_size
+
+
+def test_a_file_says_what_it_holds_without_this_package(tmp_path: Path) -> None:
+    create(TILES, tmp_path / "d.h5")
+    with h5py.File(tmp_path / "d.h5") as file:
+        assert file["band"].asstr()[:].tolist() == ["b11", "b14"]
+        assert file["bands"].dims[2][0].name == "/band"
+        fill = file["votes"].attrs["_FillValue"]
+        assert (fill, fill.dtype) == (IGNORE, file["votes"].dtype)  # netCDF wants the array's own type
+        assert file["annotators"].attrs["flag_values"].tolist() == [0]
+        assert file["annotators"].attrs["flag_meanings"] == "unlabelled"
+        marks = file["marks"].attrs
+        assert dict(zip(marks["flag_masks"].tolist(), marks["flag_meanings"].split(), strict=True))[4] == "annotator_2"
+        described = ("votes", "marks", "annotators", "digests", "placement", "scene")
+        assert all(file[name].attrs["long_name"] for name in described)
 
 
 def test_rows_come_where_hdf5_looks_for_them(tmp_path: Path) -> None:

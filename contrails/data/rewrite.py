@@ -1,0 +1,147 @@
+"""A dataset file that another program wrote anew, chunked, compressed or with links to other files, as a file again.
+
+Every row is read by HDF5, whatever way it is stored, and gets a new digest. What the old digests say of the rows is
+told: rows may have been changed on purpose, or may be damaged.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from contrails.data.layout import Header, create, header_of, opened, places, write_columns, write_row
+from contrails.data.mapping import links, require_kind
+from contrails.data.store import DIGESTED, Dataset, open_dataset, opened_file, read_dataset
+from contrails.errors import DataError
+from contrails.files import atomic_path, remove_leftovers, storage
+from contrails.locks import sole_writer
+from contrails.progress import bar
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What was written: `changed` records have rows that are not what their digests say; `made` is False where the file
+    was there already."""
+
+    num_records: int
+    changed: tuple[str, ...]
+    made: bool
+
+
+def rewrite(path: Path, out: Path) -> Rewritten:
+    """Write the rows of the file `path` into the dataset file `out`, with digests made anew.
+
+    Raises:
+        DataError: `path` is no dataset file, or lacks what belongs to it; `out` exists and holds something else.
+        StorageError: the folder cannot be written or is full.
+    """
+    with storage(out, "read"):
+        if path.exists() and out.exists() and out.samefile(path):
+            raise DataError(f"{out} is the file that is read, which is never rewritten; give another name with -o")
+    dataset = _read(path)
+    header = header_of(dataset)
+    lock = out.with_name(f".{out.name}.lock")
+    with sole_writer(lock, f"another contrails data join is writing {out.name}; wait for it"):
+        made = not out.exists()
+        digests = _write(path, out, header, dataset) if made else dict(_digests(path, header))
+        if not made:
+            _require_same(path, out, header, digests)
+        with storage(lock):
+            lock.unlink(missing_ok=True)
+    changed = tuple(
+        record_id
+        for row, record_id in enumerate(header.record_ids)
+        if any(rows[row].tobytes() != digests[name][row] for name, rows in dataset.digests.items())
+    )
+    return Rewritten(dataset.num_records, changed, made)
+
+
+def _read(path: Path) -> Dataset:
+    """Return what a file says of itself; of its large arrays only shapes and types."""
+
+    def only_shape(name: str, array: h5py.Dataset) -> np.ndarray:
+        require_kind(path, name, array)
+        _require_sources(path, name, array)
+        return np.broadcast_to(np.zeros((), array.dtype.name), array.shape)
+
+    with storage(path, "read"):
+        path.open("rb").close()
+    with opened_file(path) as file:
+        links(path, file)
+        dataset = read_dataset(path, file, only_shape)
+    if "--layout" in dataset.options and not dataset.placements:
+        raise DataError(
+            f"{path} lacks /scene and /placement, which say where its records lie: the program that wrote it left the "
+            "groups of the file out; prepare the raw data again"
+        )
+    return dataset
+
+
+def _require_sources(path: Path, name: str, array: h5py.Dataset) -> None:
+    """Check that the files are there that an array is made of; HDF5 would read what is missing as zeros."""
+    sources = [source.file_name for source in array.virtual_sources()] if array.is_virtual else []
+    sources += [found for found, _, _ in array.external or ()]
+    if lost := [source for source in sources if source != "." and not (path.parent / source).exists()]:
+        raise DataError(f"{path}: /{name} is kept in {lost[0]}, which is not there; put that file back")
+
+
+def _rows(path: Path, header: Header) -> Iterator[dict[str, bytes]]:
+    """Yield the bytes of each row of each array, as a dataset file has them."""
+    with h5py.File(path, "r", locking=False) as file, bar(f"reading {path.name}", len(header.record_ids)) as advance:
+        arrays = {name: file[name] for name in DIGESTED if name in file}
+        for row, record_id in enumerate(header.record_ids):
+            try:
+                values = {name: array[row] for name, array in arrays.items()}
+            except OSError as error:
+                raise DataError(f"{path}, record {record_id}: {error}; get the file again") from error
+            yield {
+                name: np.ascontiguousarray(each, np.dtype(arrays[name].dtype.name).newbyteorder("<")).tobytes()
+                for name, each in values.items()
+            }
+            advance(1)
+
+
+def _digests(path: Path, header: Header) -> dict[str, list[bytes]]:
+    found: dict[str, list[bytes]] = {}
+    for payloads in _rows(path, header):
+        for name, payload in payloads.items():
+            found.setdefault(name, []).append(hashlib.sha256(payload).digest())
+    return found
+
+
+def _write(path: Path, out: Path, header: Header, dataset: Dataset) -> dict[str, list[bytes]]:
+    digests: dict[str, list[bytes]] = {}
+    remove_leftovers(out)
+    with atomic_path(out) as temporary:
+        create(header, temporary)
+        where = places(temporary)
+        with opened(temporary) as descriptor:
+            for row, payloads in enumerate(_rows(path, header)):
+                for name, payload in payloads.items():
+                    write_row(descriptor, where[name], row, payload)
+                    digests.setdefault(name, []).append(hashlib.sha256(payload).digest())
+        annotators = bytes(dataset.annotators.tolist())
+        write_columns(temporary, annotators, {name: b"".join(rows) for name, rows in digests.items()})
+        _keep_attributes(path, temporary)
+    return digests
+
+
+def _keep_attributes(path: Path, made: Path) -> None:
+    """Keep what else a file says of itself, such as which member made its pseudo-labels."""
+    with h5py.File(path, "r", locking=False) as old, h5py.File(made, "r+", locking=False) as new:
+        for name in sorted(set(old.attrs) - set(new.attrs)):
+            if not name.startswith("_"):  # what netCDF notes for itself
+                new.attrs[name] = old.attrs[name]
+
+
+def _require_same(path: Path, out: Path, header: Header, digests: Mapping[str, list[bytes]]) -> None:
+    existing = open_dataset(out)
+    found = {name: [row.tobytes() for row in rows] for name, rows in existing.digests.items()}
+    if header_of(existing).differences(header) or found != digests:
+        raise DataError(
+            f"{out} exists and holds something else than {path}; a dataset file is never rewritten: choose another "
+            "name, or remove it"
+        )
