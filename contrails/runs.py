@@ -104,6 +104,10 @@ class Run:
     def submitit(self) -> Path:
         return self.path / "submitit"
 
+    def job_folder(self, name: str) -> Path:
+        """Return submitit's folder of a job: its files begin with the job's id, which may be given a second time."""
+        return self.submitit / name
+
     def clock(self, job_id: str) -> Path:
         """Return where a job's launcher says how long its walltime lasts (see `contrails.train.stop`)."""
         return self.submitit / f"{job_id}_clock.json"

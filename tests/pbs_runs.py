@@ -36,7 +36,7 @@ class PbsRuns(ClusterSite):
 
     def links(self, name: str, key: str = "0") -> list[str]:
         """Return the ids of the links that have started for the job of the newest attempt."""
-        path = self.root / "runs" / name / "submitit" / f"{self.job(name, key)}_chain.jsonl"
+        (path,) = (self.root / "runs" / name / "submitit").glob(f"*/{self.job(name, key)}_chain.jsonl")
         return [row["job_id"] for row in read_json_lines(path) if row["event"] == "start"]
 
     def _command(self, *arguments: str) -> dict[str, Any]:

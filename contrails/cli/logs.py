@@ -43,7 +43,7 @@ def _files(fold: Fold, first: int) -> list[Path]:
     """Return the logs that there are: those of the attempts from `first` on, or else the job's."""
     attempts = [attempt for attempt in fold.attempts() if attempt.number >= first]
     if not attempts and (job := last_submission(fold.run, fold.key)) is not None:
-        return _written(*(fold.run.submitit / f"{job.job_id}_0_log.{end}" for end in ("out", "err")))
+        return _written(*(job.log(fold.run, stream) for stream in ("out", "err")))
     return [path for attempt in attempts for path in _outputs(attempt)]
 
 

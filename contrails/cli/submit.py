@@ -153,7 +153,7 @@ def _show_jobs(run: Run, config: RunConfig, folds: list[str], folds_per_job: int
     scheduler = scheduler_of(site)
     for group in grouped(folds, folds_per_job):
         request = fold_request(run, config.compute.num_threads, group)
-        click.echo(f"\n{scheduler.preview(run.submitit, site, request)}")
+        click.echo(f"\n{scheduler.preview(run.job_folder(request.name), site, request)}")
 
 
 def _jobs_of(name: str, site: Site) -> dict[str, Path]:
@@ -168,7 +168,9 @@ def _jobs_of(name: str, site: Site) -> dict[str, Path]:
             f"`contrails resume {run.typed}` first, or leave --after out"
         )
     newest = newest_submissions(submissions(run))
-    return {job.job_id: run.submitit for key, job in newest.items() if job.job_id and not run.fold(key).done.exists()}
+    return {
+        job.job_id: job.folder(run) for key, job in newest.items() if job.job_id and not run.fold(key).done.exists()
+    }
 
 
 def _command(then: str, run: Run) -> list[str]:

@@ -229,13 +229,13 @@ def _wanted(states: dict[str, str]) -> list[str]:
 def _start_here(run: Run, config: RunConfig, groups: list[list[str]]) -> list[str]:
     if not groups:
         return []
-    names: list[str] = []
+    jobs: dict[str, list[str]] = {}
     for group in groups:
-        taken = [job.name for job in submissions(run)]
-        names.append(job_name(run.path, fold_name(group), taken))
-        record(run, "intent", name=names[-1], folds=group, exclude=[])
-    job_ids = start_jobs(run, config, groups)
-    for name, job_id in zip(names, job_ids, strict=True):
+        name = job_name(run.path, fold_name(group), [job.name for job in submissions(run)])
+        jobs[name] = group
+        record(run, "intent", name=name, folds=group, exclude=[])
+    job_ids = start_jobs(run, config, jobs)
+    for name, job_id in zip(jobs, job_ids, strict=True):
         record(run, "submitted", name=name, job_id=job_id, process=process_of(int(job_id)))
     return job_ids
 

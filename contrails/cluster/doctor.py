@@ -173,8 +173,9 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
     with submitting(run):
         request = command_request(run, "d0", ["doctor", "--node", "--json", "--site", site.name], site.num_cpus)
         job_id = submit_job(run, site, request)
-    _wait(site, Reference(request.name, run.submitit, time.time(), job_id))
-    log = run.submitit / f"{job_id}_0_log.out"
+    folder = run.job_folder(request.name)
+    _wait(site, Reference(request.name, folder, time.time(), job_id))
+    log = folder / f"{job_id}_0_log.out"
     answers = [line for line in log.read_text().splitlines() if line.startswith("[")] if log.exists() else []
     if not answers:
         raise ClusterError(f"job {job_id} said nothing; see {log.with_suffix('.err')}")

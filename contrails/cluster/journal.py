@@ -6,6 +6,7 @@ An intent without an answer is a submission that was killed, or whose answer was
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from contrails.cluster.scheduler import Cause
@@ -38,6 +39,15 @@ class Submission:
     def is_that_of(self, owner: Mapping[str, Any]) -> bool:
         """Return whether an attempt with this `job.json` was made by the job."""
         return is_made_by(owner, self.job_id, self.name)
+
+    def folder(self, run: Run) -> Path:
+        """Return submitit's folder of the job; older versions had one for all jobs of a run."""
+        own = run.job_folder(self.name)
+        return own if own.is_dir() else run.submitit
+
+    def log(self, run: Run, stream: str = "err") -> Path:
+        """Return where the job's own output goes, before an attempt takes it; `stream` is out or err."""
+        return self.folder(run) / f"{self.job_id}_0_log.{stream}"
 
 
 def record(run: Run, event: str, **details: Any) -> None:

@@ -65,7 +65,7 @@ def submit_shares(made: Path, shares: Mapping[str, Share], site: Site) -> dict[s
     run = Run(made.absolute().with_name(f".{made.name}.jobs"))
     run.create_folder()
     outcome: dict[str, str] = {}
-    ids: list[str] = []
+    submitted: dict[str, Path] = {}
     last = list(shares)[-1]
     with submitting(run):
         alive = _alive(run, site)
@@ -76,8 +76,9 @@ def submit_shares(made: Path, shares: Mapping[str, Share], site: Site) -> dict[s
             if share.complete:
                 outcome[name] = "complete"
                 continue
-            ids.append(_submit(run, site, share, ids if name == last else [], alive))
-            outcome[name] = f"job {ids[-1]}"
+            job_id, folder = _submit(run, site, share, submitted if name == last else {}, alive)
+            submitted[job_id] = folder
+            outcome[name] = f"job {job_id}"
     return outcome
 
 
@@ -86,9 +87,11 @@ def _alive(run: Run, site: Site) -> dict[str, str]:
     return {name: job.job_id for name, job in reconcile(run, site).items() if job.state != "ended"}
 
 
-def _submit(run: Run, site: Site, share: Share, after: list[str], alive: dict[str, str]) -> str:
-    waits_for = dict.fromkeys(after, run.submitit)
-    request = command_request(run, share.what, share.words, site.num_cpus, after=waits_for)
+def _submit(run: Run, site: Site, share: Share, after: Mapping[str, Path], alive: dict[str, str]) -> tuple[str, Path]:
+    """Return the id and submitit's folder of the job of a share, which is submitted unless it lives."""
+    request = command_request(run, share.what, share.words, site.num_cpus, after=after)
     stem = request.name.rpartition("a")[0]
-    living = [job_id for name, job_id in alive.items() if name.rpartition("a")[0] == stem]
-    return living[0] if living else submit_job(run, site, request)
+    living = [name for name in alive if name.rpartition("a")[0] == stem]
+    if living:
+        return alive[living[0]], run.job_folder(living[0])
+    return submit_job(run, site, request), run.job_folder(request.name)

@@ -106,7 +106,9 @@ def _judge(
     status = state.get("status")
     job = jobs.get(submission.name) if jobs is not None else None
     if fold.cancelled.exists() and status not in {"starting", "running"}:
-        return _over(row, fold, state.get("reason"), "cancelled")  # whatever its job still does for other folds
+        return _over(
+            row, fold, state.get("reason"), "cancelled", submission
+        )  # whatever its job still does for other folds
     if job is not None and job.state == "waiting":
         return replace(row, state="waiting", reason=job.native, node=job.node or None)
     if status in {"starting", "running"} and (jobs is None or (job is not None and job.state == "running")):
@@ -122,16 +124,16 @@ def _judge(
     known = [end.cause if end else submission.cause, job.cause if job else None]
     if end is not None and end.handed_over:
         known.reverse()  # the scheduler knows why nobody has gone on
-    return _over(row, fold, state.get("reason"), known[0] or known[1])
+    return _over(row, fold, state.get("reason"), known[0] or known[1], submission)
 
 
-def _over(row: FoldState, fold: Fold, said: str | None, cause: Cause | None) -> FoldState:
+def _over(row: FoldState, fold: Fold, said: str | None, cause: Cause | None, submission: Submission) -> FoldState:
     """Return the row of a fold that nobody trains any more."""
     if fold.cancelled.exists():
         cause = "cancelled"
     name = "cancelled" if cause == "cancelled" else "lost" if cause in (None, "lost") else "failed"
     cause = cause or "lost"
-    log = fold.run.submitit / f"{row.job_id}_0_log.err"
+    log = submission.log(fold.run)
     what = said or f"its job {row.job_id} ended before it began{_last_lines(log)}; see {log}"
     return replace(row, state=name, cause=cause, reason=f"{what} ({cause}): {next_step(cause, fold.run)}")
 
@@ -168,8 +170,7 @@ def _judge_here(
         return _lost(row, fold, dead if is_dead(owner or launcher) else silent)
     if submission is None:
         return replace(row, state="not submitted")
-    log = f"{fold.run.submitit}/{submission.job_id}_0_log.err"
-    return _lost(row, fold, f"its job ended before it began; see {log}")
+    return _lost(row, fold, f"its job ended before it began; see {submission.log(fold.run)}")
 
 
 def _elsewhere(fold: Fold, launcher: dict[str, Any]) -> str | None:

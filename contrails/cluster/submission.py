@@ -33,12 +33,11 @@ def submit_job(run: Run, site: Site, request: Request) -> str:
     Raises:
         ClusterError: the scheduler refused.
     """
-    with storage(run.submitit):
-        run.submitit.mkdir(mode=0o700, exist_ok=True)
+    folder = make_job_folder(run, request.name)
     scheduler = scheduler_of(site)
     try:
         return scheduler.submit(
-            run.submitit,
+            folder,
             site,
             request,
             announce=lambda pickle: _intend(run, request, pickle),
@@ -49,6 +48,15 @@ def submit_job(run: Run, site: Site, request: Request) -> str:
         if settled is None:
             raise ClusterError(f"{error}; see `contrails doctor --site {site.name}`") from error
         return settled
+
+
+def make_job_folder(run: Run, name: str) -> Path:
+    """Make submitit's folder of a job, for the user alone: whoever can write to it runs code as the user."""
+    folder = run.job_folder(name)
+    with storage(folder, "create"):
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def pass_on(run: Run, scheduler: Scheduler) -> None:
@@ -79,7 +87,7 @@ def _find_again(run: Run, scheduler: Scheduler, request: Request) -> str | None:
 
 def reference(run: Run, job: Submission) -> Reference:
     """Return what a scheduler finds a job of the journal by."""
-    return Reference(job.name, run.submitit, job.time, job.job_id)
+    return Reference(job.name, job.folder(run), job.time, job.job_id)
 
 
 def reconcile(run: Run, site: Site) -> dict[str, Job]:
@@ -98,7 +106,7 @@ def reconcile(run: Run, site: Site) -> dict[str, Job]:
         _settle(run, scheduler, submission, jobs)
     for submission in known:
         if submission.job_id and submission.pickle:  # killed after the answer: the job waits a minute for its pickle
-            scheduler.complete(run.submitit, Path(submission.pickle), submission.job_id)
+            scheduler.complete(submission.folder(run), Path(submission.pickle), submission.job_id)
     return jobs
 
 
@@ -122,5 +130,5 @@ def _settle(run: Run, scheduler: Scheduler, submission: Submission, jobs: dict[s
         return None
     record(run, "submitted", name=submission.name, job_id=job.job_id)
     if submission.pickle:
-        scheduler.complete(run.submitit, Path(submission.pickle), job.job_id)
+        scheduler.complete(submission.folder(run), Path(submission.pickle), job.job_id)
     return job.job_id

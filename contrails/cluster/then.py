@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contrails.cluster.command import command_request
+from contrails.cluster.journal import submissions
 from contrails.cluster.sites import Site
 from contrails.cluster.submission import submit_job, submitting
 from contrails.config import RunConfig
@@ -63,8 +64,8 @@ def left_to_do(run: Run) -> str | None:
 
 def _failure(run: Run, claim: dict[str, Any]) -> str | None:
     if claim.get("code"):
-        log = run.submitit / f"{claim['job_id']}_0_log.err" if "job_id" in claim else run.submitit
-        return f"failed with exit code {claim['code']}, see {log}"
+        logs = [job.log(run) for job in submissions(run) if job.job_id == claim.get("job_id", "")]
+        return f"failed with exit code {claim['code']}, see {logs[-1] if logs else run.submitit}"
     if "job_id" in claim or "code" in claim or ("pid" in claim and not is_dead(claim)):
         return None  # it waits, runs, or has succeeded
     return "could not be started"

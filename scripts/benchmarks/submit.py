@@ -168,7 +168,7 @@ def hand_over(folder: Path, fake: FakePbs | None) -> Result:
         site.wait_for_attempt(fold, number)
         write_atomic(fold.run.clock(site.job("chain")), to_json({"end": 0.0}))
     site.wait_for_done("chain")
-    rows = read_json_lines(next(fold.run.submitit.glob("*_chain.jsonl")))
+    rows = read_json_lines(next(fold.run.submitit.rglob("*_chain.jsonl")))
     starts = [row["time"] for row in rows if row["event"] == "start"]
     ends = [row["time"] for row in rows if row["event"] == "ended"]
     steps = [[row["time"] for row in read_json_lines(attempt.telemetry)] for attempt in fold.attempts()]

@@ -90,7 +90,7 @@ def test_frozen_code_that_was_changed_is_refused(site: Site) -> None:
         file.write("# changed\n")
     failed = site.run("submit", "tiny.toml", "--fold", "1", "--wait")
     assert failed.returncode == 8
-    texts = "".join(path.read_text() for path in (site.root / "runs/tiny/submitit").glob("*_log.err"))
+    texts = "".join(path.read_text() for path in (site.root / "runs/tiny/submitit").glob("*/*_log.err"))
     assert "was changed" in texts
 
 

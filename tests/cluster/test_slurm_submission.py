@@ -77,7 +77,7 @@ def test_killed_before_the_pickle_is_renamed(site: SlurmSite) -> None:
     )
     command["args"] = [sys.executable, "-c", code, *command["args"][3:]]
     assert subprocess.run(**command, check=False).returncode == 9
-    assert not list((site.root / "runs/unnamed/submitit").glob("*_submitted.pkl"))
+    assert not list((site.root / "runs/unnamed/submitit").glob("*/*_submitted.pkl"))
     site.submit("unnamed", *SHORT)
     site.wait_for_done("unnamed")
     eventually(lambda: len(names_of_all_jobs(site, "unnamed")) == 1, 20)
