@@ -168,9 +168,8 @@ def _jobs_of(name: str, site: Site) -> dict[str, Path]:
             f"`contrails resume {run.typed}` first, or leave --after out"
         )
     newest = newest_submissions(submissions(run))
-    return {
-        job.job_id: job.folder(run) for key, job in newest.items() if job.job_id and not run.fold(key).done.exists()
-    }
+    open_jobs = [job for key, job in newest.items() if not run.fold(key).done.exists()]
+    return {job.job_id: job.folder(run) for job in open_jobs if job.job_id is not None}
 
 
 def _command(then: str, run: Run) -> list[str]:

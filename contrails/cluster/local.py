@@ -33,14 +33,9 @@ def start_jobs(run: Run, config: RunConfig, jobs: Mapping[str, Sequence[str]]) -
     Raises:
         ClusterError: submitit could not start them.
     """
+    words = [f"{name}={','.join(folds)}" for name, folds in jobs.items()]
     started = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "contrails.cluster.local",
-            str(run.path),
-            *(f"{name}={','.join(folds)}" for name, folds in jobs.items()),
-        ],
+        [sys.executable, "-m", "contrails.cluster.local", str(run.path), *words],
         env=dict(os.environ) | job_environment(run, config.compute.num_threads),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -106,9 +106,8 @@ def _judge(
     status = state.get("status")
     job = jobs.get(submission.name) if jobs is not None else None
     if fold.cancelled.exists() and status not in {"starting", "running"}:
-        return _over(
-            row, fold, state.get("reason"), "cancelled", submission
-        )  # whatever its job still does for other folds
+        # whatever its job still does for other folds
+        return _over(row, fold, state.get("reason"), "cancelled", submission)
     if job is not None and job.state == "waiting":
         return replace(row, state="waiting", reason=job.native, node=job.node or None)
     if status in {"starting", "running"} and (jobs is None or (job is not None and job.state == "running")):

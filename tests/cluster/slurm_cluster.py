@@ -82,7 +82,10 @@ class SlurmCluster:
     def restart_controller(self, *, forgets: bool = False) -> None:
         """Start slurmctld again; it is killed first if it runs. One that `forgets` gives ids from 1 on again."""
         self.kill_controller()
-        self.command("slurmctld", "-c" if forgets else "-i")
+        if forgets:
+            shutil.rmtree(self.folder / "state")
+            (self.folder / "state").mkdir()
+        self.command("slurmctld", "-i")
         wait(self._is_up, "the controller")
 
     def reconfigure(self, *, user_signal: bool) -> None:
