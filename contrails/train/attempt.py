@@ -81,7 +81,10 @@ def is_dead(job: dict[str, Any]) -> bool:
         return True
     try:
         process = psutil.Process(job["pid"])
-        is_later = abs(_uptime_at_start(process) - job["pid_uptime"]) > 5
+        if "pid_uptime" in job:
+            is_later = abs(_uptime_at_start(process) - job["pid_uptime"]) > 5
+        else:  # written by a version that relied on the time of day
+            is_later = abs(process.create_time() - job["pid_started"]) > 5
         return is_later or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True

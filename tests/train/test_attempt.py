@@ -87,6 +87,14 @@ def test_a_clock_that_is_set_ends_no_process(monkeypatch: pytest.MonkeyPatch) ->
     assert not is_dead(owner)
 
 
+def test_a_process_that_an_older_version_wrote_down() -> None:
+    process = psutil.Process()
+    owner = process_of(process.pid)
+    del owner["pid_uptime"]
+    assert not is_dead(owner | {"pid_started": process.create_time()})
+    assert is_dead(owner | {"pid_started": 1.0})
+
+
 def test_an_unknown_host_needs_silence(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE_S", 0.2)
     live(fold, host="elsewhere")  # its next beat is 20 s away
