@@ -55,6 +55,9 @@ def refresh_batch_norm(model: nn.Module, source: Source, rows: np.ndarray, batch
     """Estimate batch-norm statistics on records in their order, each batch alike; return how many records that took.
 
     As `torch.optim.swa_utils.update_bn`, but with all other layers as in inference: dropout would make it a draw.
+
+    Raises:
+        DataError: they are not finite.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
@@ -73,6 +76,11 @@ def refresh_batch_norm(model: nn.Module, source: Source, rows: np.ndarray, batch
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()
+    if not is_finite(model.state_dict()):
+        raise DataError(
+            f"the batch-norm statistics of averaged weights on {len(rows)} training records are not finite: the weights "
+            "have grown too large; choose --weights that are no average, such as best"
+        )
     return len(rows)
 
 

@@ -28,6 +28,7 @@ from contrails.models.segmenter import Segmenter
 from contrails.models.weights import load_weights, read_about, save_weights
 from contrails.runs import ALL, Fold, Run
 from contrails.train.evaluate import evaluate
+from contrails.train.finite import NotFiniteError
 from contrails.train.fold import training_rows
 
 AUTO, SOUP = "auto", "soup"
@@ -192,15 +193,24 @@ def _comparable(folds: Sequence[Finished]) -> list[str]:
 def _make(fold: Finished, kind: str, folder: Path, device: torch.device, tick: Callable[[], None]) -> Weights:
     if not len(fold.validation):
         kind = _unscored_kind(kind, fold)
-    if kind in fold.done["weights"]:
-        made = _named(fold, kind, device)
-    elif kind == SOUP or _AVERAGE.fullmatch(kind):
-        made = _averaged(fold, kind, folder, device)
-    else:
-        known = [*fold.done["weights"], SOUP, AUTO, "last5", "best5"]
-        raise RecipeError(f"--weights {kind}: {fold.name} has none; {choices(kind, known)} (or another number)")
+    try:
+        made = _chosen(fold, kind, folder, device)
+    except NotFiniteError as error:
+        raise DataError(
+            f"{fold.name}, --weights {kind}: {error}: they have grown too large; choose another --weights of "
+            f"{', '.join(fold.done['weights'])}, or train the fold with a lower train.lr under a new --name"
+        ) from error
     tick()
     return made
+
+
+def _chosen(fold: Finished, kind: str, folder: Path, device: torch.device) -> Weights:
+    if kind in fold.done["weights"]:
+        return _named(fold, kind, device)
+    if kind == SOUP or _AVERAGE.fullmatch(kind):
+        return _averaged(fold, kind, folder, device)
+    known = [*fold.done["weights"], SOUP, AUTO, "last5", "best5"]
+    raise RecipeError(f"--weights {kind}: {fold.name} has none; {choices(kind, known)} (or another number)")
 
 
 def _unscored_kind(kind: str, fold: Finished) -> str:

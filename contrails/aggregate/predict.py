@@ -1,6 +1,5 @@
 """Predictions of an ensemble: its members' probabilities, merged, record by record."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ class Predictor:
     """Members in memory, and how they become one; memory does not grow with the number of records."""
 
     models: Sequence[tuple[Segmenter, Source]]
+    paths: Sequence[Path]
     rule: str
     weights: Sequence[float]
     thresholds: Sequence[float]
@@ -76,14 +76,18 @@ class Predictor:
                     ]
                 )
                 if not torch.isfinite(probs).all():
-                    names = ", ".join(self.models[0][1].dataset.record_ids[row] for row in batches[0].rows[:3])
-                    raise DataError(
-                        f"a member's output is not finite near the records {names}; look at their bands with "
-                        f"`contrails data info {shlex.quote(str(self.models[0][1].dataset.path))}`, or choose other "
-                        "--weights"
-                    )
+                    raise self._not_finite(batches[0].rows, probs)
                 merged = merge(self.rule, probs, self.weights, self.thresholds)
             yield batches[0].rows, merged.cpu().numpy().astype(np.uint16)
+
+    def _not_finite(self, rows: np.ndarray, probs: torch.Tensor) -> DataError:
+        bad = ~torch.isfinite(probs).flatten(2).all(2).cpu().numpy()
+        members = [str(path) for path, one in zip(self.paths, bad, strict=True) if one.any()]
+        records = [self.models[0][1].dataset.record_ids[row] for row in rows[bad.any(0)]]
+        return DataError(
+            f"the output of {', '.join(members)} is not finite for the records {', '.join(records)}: these weights have "
+            "grown too large; make the ensemble of others: `contrails aggregate` with another --weights"
+        )
 
 
 def load_predictor(
@@ -98,4 +102,5 @@ def load_predictor(
     pad: int = 0,
 ) -> Predictor:
     """Load members for a dataset; one member needs no rule."""
-    return Predictor([load_member(path, dataset, device) for path in paths], rule, weights, thresholds, views, pad)
+    models = [load_member(path, dataset, device) for path in paths]
+    return Predictor(models, paths, rule, weights, thresholds, views, pad)

@@ -50,7 +50,7 @@ def parse_views(text: str) -> tuple[View, ...]:
 def predict_views(
     model: Segmenter, inputs: torch.Tensor, views: Sequence[View], offset_px: tuple[float, float], pad: int = 0
 ) -> torch.Tensor:
-    """Return the mean of the views' probabilities; a view counts where it saw the pixel.
+    """Return the mean of the views' probabilities; a view counts where it saw the pixel; NaN where it is not finite.
 
     Args:
         model: in evaluation mode.
@@ -86,8 +86,9 @@ def _moved(
     seen = functional.pad(inputs, (pad,) * 4, mode="reflect") if pad else inputs
     # a model with an input size of its own enlarges whatever it gets to that: a part of a record gets a part of it
     share = seen.shape[-1] / inputs.shape[-1] * view.crop if model.size is not None else 1.0
-    logits = model(seen, view.scale * share).mask
-    probs = torch.sigmoid(logits[..., pad : pad + inputs.shape[-2], pad : pad + inputs.shape[-1]])
+    logits = model(seen, view.scale * share).mask[..., pad : pad + inputs.shape[-2], pad : pad + inputs.shape[-1]]
+    # an infinite logit has a probability, and nobody would notice
+    probs = torch.where(torch.isfinite(logits), torch.sigmoid(logits), torch.nan)
     return _resampled(probs, tuple(part * (1 / view.scale - 1) for part in offset_px)) if view.scale != 1 else probs
 
 

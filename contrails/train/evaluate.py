@@ -11,7 +11,7 @@ from contrails.data.batches import Batch, Source, in_order
 from contrails.losses.pixels import binary_cross_entropy
 from contrails.metrics import NUM_BINS, Histogram
 from contrails.models.outputs import Outputs
-from contrails.train.finite import NotFiniteError
+from contrails.train.finite import OutputNotFiniteError
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,37 @@ def round_probabilities(logits: torch.Tensor) -> torch.Tensor:
 def evaluate(
     model: nn.Module, source: Source, rows: np.ndarray, batch_size: int, poll: Callable[[], None] = lambda: None
 ) -> Evaluation:
-    """Evaluate a model on labelled rows; `poll` is called after every batch and may raise to stop."""
+    """Evaluate a model on labelled rows; `poll` is called after every batch and may raise to stop.
+
+    Raises:
+        OutputNotFiniteError: the logits of a record are not finite.
+    """
     losses, pixels, histogram = 0.0, 0, Histogram.empty()
+    bad, overflows = list[str](), False
     for batch, outputs in predict(model, source, rows, batch_size):
         logits = outputs.mask
         if not torch.isfinite(logits).all():
-            names = ", ".join(source.dataset.record_ids[row] for row in batch.rows[:3])
-            raise NotFiniteError(f"the model's output is not finite for the records {names}")
-        count = int(batch.valid.sum())
-        losses += float(binary_cross_entropy(logits, batch.target, batch.valid)) * count
-        pixels += count
-        histogram += _histogram(logits, batch)
+            overflows = overflows if bad else _is_finite_in_fp32(model, batch)
+            wrong = ~torch.isfinite(logits).flatten(1).all(1).cpu().numpy()
+            bad += [source.dataset.record_ids[row] for row in batch.rows[wrong]]
+        elif not bad:
+            count = int(batch.valid.sum())
+            losses += float(binary_cross_entropy(logits, batch.target, batch.valid)) * count
+            pixels += count
+            histogram += _histogram(logits, batch)
         poll()
+    if bad:
+        raise OutputNotFiniteError(bad, len(rows), overflows=overflows)
     return Evaluation(losses / max(pixels, 1), histogram)
+
+
+def _is_finite_in_fp32(model: nn.Module, batch: Batch) -> bool:
+    """Return whether autocast is what makes an output infinite."""
+    kind = batch.inputs.device.type
+    if not torch.is_autocast_enabled(kind):
+        return False
+    with torch.inference_mode(), torch.autocast(kind, enabled=False):
+        return bool(torch.isfinite(model(batch.inputs).mask).all())
 
 
 def _histogram(logits: torch.Tensor, batch: Batch) -> Histogram:

@@ -36,6 +36,7 @@ from contrails.train.attempt import Heart, claim_attempt
 from contrails.train.loop import Loop
 from contrails.train.objective import Objective
 from contrails.train.ranks import Ranks, joined
+from contrails.train.replay import explained
 from contrails.train.snapshot import load_snapshot, remove_leftovers
 from contrails.train.state import KeptWeights, TrainState, new_state
 from contrails.train.stop import StopFlag
@@ -119,7 +120,7 @@ def _train(
     device = _prepare_torch(config, job.get("rank", 0))
     with joined(fold, attempt, job, config.compute.num_ranks, config.compute.device) as ranks:
         loop = _build(fold, attempt, config, heart, stop, job, ranks, device)
-        with _explaining(fold):
+        with _explaining(fold), explained(loop):
             loop.run()
             if ranks.first:
                 _write_done(fold, attempt, loop.state, loop.averaged_weights())

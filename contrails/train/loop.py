@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +22,11 @@ from contrails.errors import RunError, Stopped, StorageError, TrainingError
 from contrails.files import append_json_line, fsync
 from contrails.metrics import Histogram
 from contrails.models.outputs import Outputs
-from contrails.models.weights import save_tensors
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import Heart
 from contrails.train.averages import Average
 from contrails.train.evaluate import Evaluation, evaluate
-from contrails.train.finite import NotFiniteError, require_finite
+from contrails.train.finite import OutputNotFiniteError, advice, require_finite
 from contrails.train.optim import epochs_without_gain, freeze, learning_rate
 from contrails.train.pace import Pace
 from contrails.train.ranks import Ranks
@@ -41,6 +39,9 @@ _SMOOTHING = 0.98
 """Decay a step of the smoothed loss."""
 
 Forward = Callable[[torch.Tensor], Outputs]
+
+_SMALLEST_SCALE = 2.0**-14
+"""Scale of the loss below which fp16 has no normal numbers left for most gradients; it begins at 65536."""
 
 _SPARE_S = 5.0
 """What of the walltime is left beside a step and a snapshot of the usual length."""
@@ -78,16 +79,13 @@ class Loop:
 
         Raises:
             Stopped: a signal or the walltime asked for it; the position is saved.
-            TrainingError: the loss is not finite; the message names the step and its records.
+            NotFiniteError: the loss, the weights or the output are not finite (see `contrails.train.replay`).
         """
         self._writer = SnapshotWriter(self.fold, self.attempt.number, self._before_save, self.weights.forget)
         self._pace, self._next_save = Pace(self.state.step), time.monotonic() + 60 * self.recipe.snapshot.every_min
         self._forward = self._compiled(self.state.model)
         self._report(status="running")
-        try:
-            self._epochs()
-        except NotFiniteError as error:
-            raise self._explained(error) from error
+        self._epochs()
 
     def _epochs(self) -> None:
         state, section = self.state, self.recipe.train
@@ -168,6 +166,15 @@ class Loop:
         return forward
 
     def _end_epoch(self) -> None:
+        row, state = self._validate(), self.state
+        if self.ranks.first:
+            append_json_line(self.attempt.metrics, row)
+            self._say(row)
+            state.kept = self.weights.of_epoch(state, row.get("val/dice"), row.get("val/threshold"))
+        self._save()
+
+    def _validate(self) -> dict[str, Any]:
+        """Score the model and count the epoch; return its row of metrics."""
         state, section = self.state, self.recipe.train
         row: dict[str, Any] = {"step": state.step, "epoch": state.epoch + 1}
         if len(self.validation_rows):
@@ -178,11 +185,7 @@ class Loop:
         state.epoch += 1
         if state.swa is not None and state.epoch > section.epochs - section.swa_epochs:
             state.swa.update_mean()
-        if self.ranks.first:
-            append_json_line(self.attempt.metrics, row)
-            self._say(row)
-            state.kept = self.weights.of_epoch(state, row.get("val/dice"), row.get("val/threshold"))
-        self._save()
+        return row
 
     def _gains_no_more(self) -> bool:
         patience = self.recipe.train.early_stopping
@@ -226,6 +229,7 @@ class Loop:
 
         Raises:
             Stopped: a stop was asked for; it is done anew from the last snapshot.
+            NotFiniteError: an average, its batch-norm statistics or its output are not finite.
         """
         self.ranks = Ranks()
         averages = {"ema": self.state.ema, "swa": self.state.swa}
@@ -237,6 +241,7 @@ class Loop:
         if kind == "swa":
             self._seed("batch_norm")
             update_bn(self._training_inputs(), model)
+            require_finite(model.state_dict(), "the SWA weights with batch-norm statistics of their own are not")
         dice = threshold = None
         if len(self.validation_rows):
             dice, threshold = self._evaluate(model).histogram.best()
@@ -249,13 +254,25 @@ class Loop:
             self._poll()
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
-        """Evaluate a model on the validation records, shared out among the ranks."""
+        """Evaluate a model on the validation records, shared out among the ranks.
+
+        Raises:
+            OutputNotFiniteError: the logits of a record are not finite; on every rank.
+        """
         self.ranks.share_buffers(model)
         rows = self.validation_rows[self.ranks.number :: self.ranks.count]
         # ranks agree on a stop at steps alone: they may have different numbers of batches here
         poll = self._poll if self.ranks.count == 1 else lambda: None
-        with self._autocast():
-            part = evaluate(model, self.source, rows, self.recipe.train.batch_size, poll)
+        bad: list[OutputNotFiniteError] = []
+        try:
+            with self._autocast():
+                part = evaluate(model, self.source, rows, self.recipe.train.batch_size, poll)
+        except OutputNotFiniteError as error:
+            bad = [error]
+        if bad := self.ranks.collect(bad):
+            records = [record for each in bad for record in each.records]
+            overflows = all(each.overflows for each in bad)
+            raise OutputNotFiniteError(records, len(self.validation_rows), overflows=overflows)
         if self.ranks.count == 1:
             return part
         counts = torch.from_numpy(np.stack([part.histogram.positive, part.histogram.negative]))
@@ -276,44 +293,13 @@ class Loop:
         if time.monotonic() >= self._next_save and not self._writer.busy:
             self._save()
 
-    def _explained(self, error: NotFiniteError) -> TrainingError:
-        """Train again from the snapshot before, to name the step that did it and to keep its batch."""
-        if self.ranks.count > 1:  # the others are in the midst of a step
-            return TrainingError(f"fold {self.fold.key}: {error}; lower train.lr under a new --name")
-        end, bad = self.state.step, f"fold {self.fold.key}: {error}"
-        self.state = self.rebuild()
-        self._forward = self._compiled(self.state.model)
-        freeze(self.state.model, self.recipe.train.freeze, self.state.epoch)
-        log.warning("%s near step %d; training again from step %d to find it", bad, end, self.state.step)
-        stream = self._stream()
-        while self.state.step < end:
-            batches = list(self._next_batches(stream))
-            self._step(iter(batches))
-            try:
-                require_finite(self.state.state_dict())
-            except NotFiniteError:
-                records = [self.source.dataset.record_ids[row] for batch in batches for row in batch.rows]
-                path = self._keep_batch(batches)
-                return TrainingError(
-                    f"{bad}: it began in step {self.state.step - 1}, which saw the records {', '.join(records)} (kept "
-                    f"as {path}); lower train.lr, or look at these records, under a new --name"
-                )
-        return TrainingError(
-            f"{bad} near step {end}, and training the steps since {self.state.step} again did not show it: a kernel "
-            "or the machine is not repeatable; lower train.lr, or try another node"
-        )
-
-    def _keep_batch(self, batches: list[Batch]) -> Path:
-        tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("inputs", "target", "valid")}
-        save_tensors(self.attempt.bad_batch, tensors)
-        return self.attempt.bad_batch
-
     def _log_training(self) -> None:
         state, step = self.state, self.state.step
         per_epoch = self.sampler.steps_per_epoch
         loss, *parts = (state.loss_sum / state.loss_steps).tolist()
         state.loss_sum.zero_()
         state.loss_steps = 0
+        self._require_progress()
         if not self.ranks.first:
             return
         row = {
@@ -328,6 +314,20 @@ class Loop:
         append_json_line(self.attempt.metrics, row)
         append_json_line(self.attempt.telemetry, self._pace.row(step, self.sampler.batch_size, self.source.device))
         self._report()
+
+    def _require_progress(self) -> None:
+        """Check that fp16 does not leave out every step: a gradient that overflows changes no weights.
+
+        Raises:
+            TrainingError: it does.
+        """
+        scaler = self.state.scaler
+        if scaler.is_enabled() and scaler.get_scale() < _SMALLEST_SCALE:
+            raise TrainingError(
+                f"fold {self.fold.key}: the gradient overflows in fp16 at every step near step {self.state.step}, "
+                f"however small the loss is scaled ({scaler.get_scale():.1g}), so the weights no longer change; "
+                f"{advice('fp16')}, under a new --name"
+            )
 
     def _say(self, row: dict[str, Any]) -> None:
         """Write a line about an epoch to the log."""

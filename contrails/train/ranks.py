@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -22,6 +22,8 @@ from torch import distributed, nn
 from contrails.errors import NodeError
 from contrails.files import to_json
 from contrails.runs import Attempt, Fold
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -44,6 +46,14 @@ class Ranks:
         flag = torch.tensor([asked], dtype=torch.uint8)
         distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self._control)
         return bool(flag)
+
+    def collect(self, items: list[T]) -> list[T]:
+        """Return the items of all ranks, those of the first one first."""
+        if self.count == 1:
+            return items
+        of_each: list[list[T]] = [[]] * self.count
+        distributed.all_gather_object(of_each, items, group=self._control)
+        return [item for one in of_each for item in one]
 
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over the ranks, in place, and return it."""

@@ -72,6 +72,14 @@ def test_an_incomplete_batch_does_not_count_as_a_whole_one(recipe: Recipe) -> No
     assert refresh_batch_norm(torch.nn.Conv2d(3, 1, 1), data, np.arange(3), 4) == 0
 
 
+def test_batch_norm_statistics_that_are_not_finite_are_told(recipe: Recipe) -> None:
+    network = models(recipe, 1)[0]
+    for parameter in network.parameters():
+        parameter.data.fill_(1e30)
+    with pytest.raises(DataError, match=r"averaged weights on 4 training records are not finite: .*, such as best"):
+        refresh_batch_norm(network, source(recipe), np.arange(4), 4)
+
+
 @given(st.permutations(range(4)))
 def test_the_order_of_the_files_does_not_matter(tmp_path_factory: pytest.TempPathFactory, order: list[int]) -> None:
     folder = tmp_path_factory.mktemp("order")

@@ -342,6 +342,24 @@ def test_weights_that_cannot_predict_are_named(
         make(trained)
 
 
+def inflate(tensors: dict[str, torch.Tensor]) -> None:
+    """Make weights that are finite and whose output is not."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and "running" not in name:
+            tensor.fill_(1e30)
+
+
+def test_members_whose_output_is_not_finite_are_named(trained: Run) -> None:
+    for fold in trained.folds():
+        changed(fold, "ema", inflate if fold.key == "1" else lambda tensors: tensors)
+        changed(fold, "scored", inflate if fold.key == "1" else lambda tensors: tensors, dice=0.9, threshold=0.5)
+    unscored = r"run-fold1, --weights ema: .* not finite for 4 of 4 records \(1\d+.*; choose another --weights of best"
+    with pytest.raises(DataError, match=unscored):
+        make(trained, options=Options(weights="ema"))
+    with pytest.raises(DataError, match=r"the output of \S+/1/weights/scored.safetensors is not finite for the records 1\d\d\d, .*"):
+        make(trained, options=Options(weights="scored"))
+
+
 def test_empty_masks_are_a_valid_submission_with_a_warning(
     trained: Run, tiny_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,20 +1,26 @@
 """Several processes that train one fold: real ones, over gloo on the CPU."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from contrails.config import Recipe
+from contrails.data.filelists import read_filelist
 from contrails.data.sampling import require_ranks_fit
+from contrails.data.store import open_dataset
 from contrails.errors import RecipeError
 from contrails.files import read_json, read_json_lines
 from contrails.runs import Fold, Run
+
+from dataset_edits import set_row
 
 MakeRun = Callable[..., Run]
 
@@ -74,6 +80,22 @@ def test_ranks_resume_exactly(make_run: MakeRun, num_ranks: int) -> None:
     assert train(run) == 0
     assert result(run.fold("0")) == result(undisturbed.fold("0"))
     assert read_json(run.fold("0").attempt(1).job)["num_ranks"] == num_ranks
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_on_another_rank_is_named_by_the_first(
+    make_run: MakeRun, tiny_data: Path, tmp_path: Path
+) -> None:
+    path = shutil.copy(tiny_data / "train.h5", tmp_path / "hot.h5")
+    record = read_filelist(tiny_data / "three.csv").validation("0")[1]  # the second rank's first
+    set_row(path, "bands", int(open_dataset(path).rows((record,))[0]), 32_000, digest=True)
+    data = {"dataset": str(path), "composite": ["(b14 - 273.15) * 1000"]}
+    run = make_run("hot", data=data, train={"batch_size": 4, "precision": "fp16"})
+    run.toml.write_text(run.toml.read_text().replace("num_ranks = 1", "num_ranks = 2"))
+    command = [sys.executable, "-c", RANK_0, str(run.path), "-1", "SIGTERM"]
+    done = subprocess.run(command, timeout=200, check=False, capture_output=True, text=True)
+    assert f"output is not finite for 1 of 4 records ({record})" in done.stderr.splitlines()[-1]
+    assert "train.precision to 'bf16'" in done.stderr.splitlines()[-1]
 
 
 def test_a_step_needs_records_for_every_rank() -> None:

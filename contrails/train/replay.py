@@ -1,0 +1,151 @@
+"""What made a training not finite: found by the same training again, from the snapshot before.
+
+A training repeats its bits, so a step, a validation or an average that was not finite is so again, and the records that
+it saw can be named. What is finite the second time was a fault of the machine.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from contrails.data.batches import Batch
+from contrails.errors import ContrailsError, NodeError, Stopped, TrainingError
+from contrails.models.weights import save_tensors
+from contrails.train.averages import Average
+from contrails.train.finite import NotFiniteError, OutputNotFiniteError, advice, require_finite
+from contrails.train.loop import Loop
+from contrails.train.state import KeptWeights
+
+_SWITCHES = {"ema": "train.ema_decay", "swa": "train.swa_epochs"}
+"""The key that asks for each average."""
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def explained(loop: Loop) -> Iterator[None]:
+    """Turn a NotFiniteError of the body, which trains with `loop`, into one that says where it began and what to do.
+
+    Raises:
+        TrainingError: a step, a validation or an average is not finite, each time.
+        NodeError: it was so once.
+        Stopped: a stop was asked for while the steps were repeated.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        raise _reason(loop, error) from error
+
+
+def _reason(loop: Loop, error: NotFiniteError) -> ContrailsError:
+    what, end = f"fold {loop.fold.key}: {error}", loop.state.step
+    if loop.ranks.count > 1:  # the others are in the midst of a step
+        return TrainingError(f"{what}, near step {end}; {_change(loop, error)}, under a new --name")
+    same = {field.name: getattr(loop, field.name) for field in fields(Loop)} | {"heart": None, "state": loop.rebuild()}
+    replay = _Replay(**same, end=end)
+    begin = replay.state.step
+    log.warning("%s near step %d; training again from step %d to find why", what, end, begin)
+    try:
+        replay.run()
+        replay.averaged_weights()
+    except _AtStep as found:
+        records = [loop.source.dataset.record_ids[row] for batch in found.batches for row in batch.rows]
+        return TrainingError(
+            f"{what}: it began in step {replay.state.step - 1}, which saw the records {', '.join(records)} (kept as "
+            f"{_keep(loop, found.batches)}); {_change(loop)}, or look at these records, under a new --name"
+        )
+    except NotFiniteError as again:
+        change = _change(loop, again)
+        if replay.average is not None:
+            change += f", or leave out {_SWITCHES[replay.average]}"
+        return TrainingError(
+            f"fold {loop.fold.key}: {again}, in {replay.doing} after step {replay.state.step}, while the loss and the "
+            f"weights in training are finite; {change}, under a new --name"
+        )
+    except _Reached:
+        pass
+    return _once(loop, f"{what} near step {end}, and all was finite when it was trained again from step {begin}")
+
+
+def _change(loop: Loop, error: NotFiniteError | None = None) -> str:
+    """Return what to change in the recipe; without an error of the output nobody has looked what fp32 gives."""
+    overflows = error.overflows if isinstance(error, OutputNotFiniteError) else None
+    return advice(loop.recipe.train.precision, overflows=overflows)
+
+
+def _once(loop: Loop, what: str) -> ContrailsError:
+    if not loop.recipe.train.deterministic:
+        return TrainingError(
+            f"{what}: its kernels do not repeat their bits; {_change(loop)}, or set train.deterministic to true, under "
+            "a new --name"
+        )
+    return NodeError(
+        f"{what}: the memory or the GPU of this node is at fault; on another one the same job can succeed: "
+        f"`contrails resume {loop.fold.run.name}`"
+    )
+
+
+def _keep(loop: Loop, batches: list[Batch]) -> Path:
+    tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("inputs", "target", "valid")}
+    save_tensors(loop.attempt.bad_batch, tensors)
+    return loop.attempt.bad_batch
+
+
+class _AtStep(Exception):
+    """The last step left a state that is not finite."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        super().__init__()
+        self.batches = batches
+
+
+class _Reached(Exception):
+    """Training has come to the step at which it failed before."""
+
+
+@dataclass
+class _Replay(Loop):
+    """The same training up to step `end` and the validation there; it writes neither metrics nor snapshots."""
+
+    end: int
+    doing: str = "training"
+    average: str | None = None
+
+    def _step(self, batches: Iterator[Batch]) -> None:
+        kept = list(batches)
+        super()._step(iter(kept))
+        try:
+            require_finite(self.state.state_dict())
+        except NotFiniteError as error:
+            raise _AtStep(kept) from error
+
+    def _end_epoch(self) -> None:
+        self.doing = f"the validation of epoch {self.state.epoch + 1}"
+        self._validate()
+        self.doing = "training"
+
+    def _averaged(self, kind: str, average: Average) -> KeptWeights:
+        self.doing, self.average = f"the validation of the {kind.upper()} weights", kind
+        return super()._averaged(kind, average)
+
+    def _log_training(self) -> None:
+        """Leave the sums as they are."""
+
+    def _save(self, *, wait: bool = False) -> None:
+        """Leave the snapshots as they are."""
+
+    def _poll(self) -> None:
+        if self.stop.asked():
+            raise Stopped(
+                f"fold {self.fold.key} stopped ({self.stop.reason}) while it looked for what is not finite; it goes on "
+                f"from its last snapshot: `contrails resume {self.fold.run.name}`"
+            )
+        state, per_epoch = self.state, self.sampler.steps_per_epoch
+        # the validation of an epoch belongs to its last step
+        is_whole = state.step % per_epoch != 0 or state.epoch * per_epoch >= state.step
+        if state.step >= self.end and is_whole and self.average is None:
+            raise _Reached
