@@ -78,8 +78,8 @@ def refresh_batch_norm(model: nn.Module, source: Source, rows: np.ndarray, batch
     model.eval()
     if not is_finite(model.state_dict()):
         raise DataError(
-            f"the batch-norm statistics of averaged weights on {len(rows)} training records are not finite: the weights "
-            "have grown too large; choose --weights that are no average, such as best"
+            f"the batch-norm statistics of averaged weights on {len(rows)} training records are not finite: the "
+            "weights have grown too large; choose --weights that are no average, such as best"
         )
     return len(rows)
 

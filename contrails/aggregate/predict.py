@@ -85,8 +85,8 @@ class Predictor:
         members = [str(path) for path, one in zip(self.paths, bad, strict=True) if one.any()]
         records = [self.models[0][1].dataset.record_ids[row] for row in rows[bad.any(0)]]
         return DataError(
-            f"the output of {', '.join(members)} is not finite for the records {', '.join(records)}: these weights have "
-            "grown too large; make the ensemble of others: `contrails aggregate` with another --weights"
+            f"the output of {', '.join(members)} is not finite for the records {', '.join(records)}: these weights "
+            "have grown too large; make the ensemble of others, with another --weights"
         )
 
 

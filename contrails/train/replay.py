@@ -85,7 +85,7 @@ def _once(loop: Loop, what: str) -> ContrailsError:
         )
     return NodeError(
         f"{what}: the memory or the GPU of this node is at fault; on another one the same job can succeed: "
-        f"`contrails resume {loop.fold.run.name}`"
+        f"`contrails resume {loop.fold.run.typed}`"
     )
 
 
@@ -142,7 +142,7 @@ class _Replay(Loop):
         if self.stop.asked():
             raise Stopped(
                 f"fold {self.fold.key} stopped ({self.stop.reason}) while it looked for what is not finite; it goes on "
-                f"from its last snapshot: `contrails resume {self.fold.run.name}`"
+                f"from its last snapshot: `contrails resume {self.fold.run.typed}`"
             )
         state, per_epoch = self.state, self.sampler.steps_per_epoch
         # the validation of an epoch belongs to its last step

@@ -86,7 +86,8 @@ def test_ranks_resume_exactly(make_run: MakeRun, num_ranks: int) -> None:
 def test_what_is_not_finite_on_another_rank_is_named_by_the_first(
     make_run: MakeRun, tiny_data: Path, tmp_path: Path
 ) -> None:
-    path = shutil.copy(tiny_data / "train.h5", tmp_path / "hot.h5")
+    path = tmp_path / "hot.h5"
+    shutil.copy(tiny_data / "train.h5", path)
     record = read_filelist(tiny_data / "three.csv").validation("0")[1]  # the second rank's first
     set_row(path, "bands", int(open_dataset(path).rows((record,))[0]), 32_000, digest=True)
     data = {"dataset": str(path), "composite": ["(b14 - 273.15) * 1000"]}
