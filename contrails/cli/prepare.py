@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _LAYOUTS = {
     "goes": ("bands", "frames"),
-    "images-rle": ("rle_starts", "rle_order", "rle_empty", "rle_columns", "range"),
+    "images-rle": ("rle_starts", "rle_order", "rle_empty", "rle_columns", "rle_class", "range"),
     "scenes": ("bands", "tile", "overlap", "scenes", "masks", "mask_values", "range"),
 }
 """Options that each layout knows."""
@@ -54,6 +54,11 @@ _LAYOUTS = {
     default="record_id,encoded_pixels",
     show_default=True,
     help="images-rle: names of the columns of ids and masks.",
+)
+@click.option(
+    "--rle-class",
+    metavar="[COLUMN=]CLASS",
+    help="images-rle: the class whose masks count, where ids end on it (x.jpg_Fish) or a column has it (ClassId=3).",
 )
 @click.option("--tile", type=click.IntRange(32), default=512, show_default=True, help="scenes: side in pixels.")
 @click.option("--overlap", type=click.IntRange(0), default=64, show_default=True, help="scenes: of tiles, in pixels.")
@@ -109,6 +114,7 @@ def prepare(
       contrails prepare data/demo/raw data/demo/train.h5 --shard 2/5
       contrails prepare data/demo/raw data/demo/train.h5 --site mycluster --jobs 10
       contrails prepare chest data/chest.h5 --layout images-rle --rle-starts relative --rle-empty=-1
+      contrails prepare sky data/fish.h5 --layout images-rle --rle-columns Image_Label,EncodedPixels --rle-class Fish
       contrails prepare 38-Cloud data/clouds.h5 --layout scenes --bands red,green,blue,nir
         --scenes 'train_{band}/{band}_{scene}.TIF' --masks 'train_gt/gt_{scene}.TIF' --tile 384 --overlap 0
     """
@@ -169,7 +175,8 @@ def _plan_images(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
     if len(columns) != 2 or not all(columns):
         raise click.BadParameter(f"'{','.join(columns)}': expected two names", param_hint="--rle-columns")
     starts, order, empty = (options[f"rle_{name}"] for name in ("starts", "order", "empty"))
-    convention = Convention(starts, order, empty, (columns[0], columns[1]))
+    column, _, label = (options["rle_class"] or "").rpartition("=")
+    convention = Convention(starts, order, empty, (columns[0], columns[1]), label=label, label_column=column)
     return make_plan(raw, split, convention, _range(options["range"]))
 
 

@@ -2,10 +2,12 @@
 
 `ROOT/<split>/` holds one image file a record (PNG, JPEG, DICOM and what else `contrails.data.rasters` reads), in
 folders of any depth; its name without the ending is the id. `ROOT/<split>.csv` has ids and run-length encodings, as the
-convention says; without that file the records are unlabelled. Images of several sizes are padded to the largest.
+convention says; without that file the records are unlabelled, and `ROOT/sample_submission.csv`, if it is there, says
+how their ids are written. Images of several sizes are padded to the largest.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,13 @@ from contrails.data.layout import Header
 from contrails.data.pack import Arrays, Plan
 from contrails.data.radiometry import Span, choose_values, packed_counts
 from contrails.data.rasters import ENDINGS, Raster, describe, read
-from contrails.data.rle import Convention, decode, read_table
+from contrails.data.rle import Convention, decode
+from contrails.data.rle_tables import Labels, ending_of, read_labels
 from contrails.data.store import Placement, Scene
 from contrails.data.tiles import packed
 from contrails.data.walk import files_below, some
 from contrails.errors import DataError
 from contrails.progress import bar
-
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,8 @@ def make_plan(root: Path, split: str, convention: Convention, span: Span | None 
         DataError: no image, an id twice, images of several types or bands, a table that does not fit.
     """
     paths, warnings = _find(root / split)
-    table = root / f"{split}.csv"
-    masks = read_table(table, convention) if table.is_file() or split != "test" else None
-    if masks is not None and (lost := sorted(set(masks) - set(paths))):
-        raise DataError(
-            f"{table} names {len(lost)} images that {root / split} lacks: {', '.join(lost[:_SHOWN])}; "
-            "get them, or remove their rows"
-        )
+    labels = _read_table(root, split, convention, paths)
+    convention = replace(convention, ending=labels.ending)
     with bar("headers", len(paths)) as advance:
         rasters = []
         for path in paths.values():
@@ -75,17 +71,10 @@ def make_plan(root: Path, split: str, convention: Convention, span: Span | None 
         placements=tuple(Placement(row, 0, 0, raster.height, raster.width) for row, raster in enumerate(rasters)),
     )
     records = tuple(
-        ImageRecord(raster, None if masks is None else masks.get(name), convention)
-        for name, raster in zip(paths, rasters, strict=True)
+        ImageRecord(raster, labels.masks.get(name), convention) for name, raster in zip(paths, rasters, strict=True)
     )
-    unlabelled = [name for name, record in zip(paths, records, strict=True) if record.masks is None]
-    if masks is not None and unlabelled:
-        warning = (
-            f"{len(unlabelled)} of {len(paths)} images are not in {table} (first: {unlabelled[0]}): they are packed "
-            "without a label, so no fold learns from them"
-        )
-        warnings += (warning,)
-    return Plan(str(root.resolve()), header, records, read_image, warnings + choice.warnings, choice.notes)
+    warnings += labels.warnings + choice.warnings
+    return Plan(str(root.resolve()), header, records, read_image, warnings, choice.notes)
 
 
 def read_image(header: Header, record: ImageRecord) -> tuple[Arrays, int]:
@@ -109,6 +98,21 @@ def read_image(header: Header, record: ImageRecord) -> tuple[Arrays, int]:
                     "check --rle-starts and --rle-order, or correct its row"
                 ) from error
     return packed(header, bands, valid, positive)
+
+
+def _read_table(root: Path, split: str, convention: Convention, known: Collection[str]) -> Labels:
+    """Return the masks of a split, with a warning about images that have none."""
+    table, sample = root / f"{split}.csv", root / "sample_submission.csv"
+    if split == "test" and not table.is_file():
+        return Labels({}, ending_of(sample, convention, known) if sample.is_file() else "")
+    labels = read_labels(table, convention, known)
+    if unlabelled := [name for name in known if name not in labels.masks]:
+        warning = (
+            f"{len(unlabelled)} of {len(known)} images are not in {table} (first: {unlabelled[0]}): they are packed "
+            "without a label, so no fold learns from them"
+        )
+        return replace(labels, warnings=(*labels.warnings, warning))
+    return labels
 
 
 def _find(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:

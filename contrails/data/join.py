@@ -26,6 +26,7 @@ from contrails.data.layout import (
     write_columns,
     write_row,
 )
+from contrails.data.rle import DEFAULT
 from contrails.data.store import open_dataset
 from contrails.errors import DataError
 from contrails.files import atomic_path, remove_leftovers, storage
@@ -242,6 +243,8 @@ def _command(out: Path, mate: _Part, index: int) -> str:
     bands = ",".join(name.removeprefix("b").lstrip("0") for name in header.band_names)
     frames = ",".join(map(str, header.frames))
     options = header.options or f"--bands {bands} --frames {frames}"
+    if header.convention != DEFAULT:
+        options = f"{options} {shlex.join(header.convention.options())}"
     return (
         f"contrails prepare RAW {shlex.quote(str(out))} --split {header.split} {options} "
         f"--shard {index}/{mate.shard.count}"

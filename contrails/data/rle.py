@@ -1,4 +1,4 @@
-"""Run-length encoding of masks, and the tables that hold it.
+"""Run-length encoding of masks.
 
 A mask is `start length start length ...` with runs in rising order that do not overlap. Contests differ in whether
 pixels are numbered down the columns or along the rows, in how a start is written, and in what stands for an empty mask;
@@ -24,15 +24,45 @@ _MAX_DIGITS = 18
 class Convention:
     """How masks stand in a table.
 
-    `starts`: absolute ones number the pixels from 1; a relative one counts the pixels since the end of the run before,
-    from 0. `order`: top to bottom, then left to right, or the other way round. `empty`: the text of an empty mask.
-    `columns`: the names of the columns of ids and masks.
+    Attributes:
+        starts: absolute ones number the pixels from 1; a relative one counts the pixels since the end of the run
+            before, from 0.
+        order: top to bottom, then left to right, or the other way round.
+        empty: the text of an empty mask.
+        columns: the names of the columns of ids and masks.
+        ending: what ids have in the table besides their record's, such as ".jpg".
+        label: the class whose masks count, or "" where the table knows one class alone.
+        label_column: the column of the class; "": it stands at the end of the id, as in x.jpg_Fish.
     """
 
     starts: Literal["absolute", "relative"] = "absolute"
     order: Literal["columns", "rows"] = "columns"
     empty: str = "-"
     columns: tuple[str, str] = ("record_id", "encoded_pixels")
+    ending: str = ""
+    label: str = ""
+    label_column: str = ""
+
+    @property
+    def suffix(self) -> str:
+        """What stands at the end of an id for the class, or ""."""
+        return f"_{self.label}" if self.label and not self.label_column else ""
+
+    def written(self, record_id: str) -> str:
+        """Return the id of a record as it stands in a table."""
+        return f"{record_id}{self.ending}{self.suffix}"
+
+    @property
+    def header(self) -> list[str]:
+        """The columns of a table."""
+        return [*self.columns, *([self.label_column] if self.label_column else [])]
+
+    def options(self) -> list[str]:
+        """Return the options of `contrails prepare` that say this."""
+        words = [f"--rle-starts={self.starts}", f"--rle-order={self.order}", f"--rle-empty={self.empty}"]
+        words.append(f"--rle-columns={','.join(self.columns)}")
+        label = f"{self.label_column}={self.label}" if self.label_column else self.label
+        return [*words, *([f"--rle-class={label}"] if label else [])]
 
 
 DEFAULT = Convention()
@@ -113,42 +143,6 @@ def read_rows(path: Path, what: str) -> list[tuple[int, list[str]]]:
         return [(reader.line_num, row) for row in reader if row]
     finally:
         csv.field_size_limit(limit)
-
-
-def read_table(path: Path, convention: Convention) -> dict[str, tuple[str, ...]]:
-    """Return the encodings of each id of a table of labels, one for each of its rows; none where it is empty.
-
-    Other columns are left alone, and so are spaces around names and fields. Besides the convention's own word, `-`,
-    `-1` and nothing stand for an empty mask.
-
-    Raises:
-        DataError: a column is missing, a row is too short, or an id is said to be empty and is not.
-    """
-    rows = read_rows(path, "a table of masks")
-    header = [name.strip() for name in rows[0][1]] if rows else []
-    if missing := [name for name in convention.columns if name not in header]:
-        raise DataError(
-            f"{path}: expected the columns {','.join(convention.columns)}, found {','.join(header)[:80] or 'nothing'} "
-            f"(no {missing[0]}); name them with --rle-columns"
-        )
-    places = [header.index(name) for name in convention.columns]
-    found: dict[str, list[str]] = {}
-    empty: set[str] = set()
-    for line, row in rows[1:]:
-        if len(row) != len(header):
-            raise DataError(f"{path}, line {line}: expected {','.join(header)}, found {len(row)} fields")
-        name, text = (row[place].strip() for place in places)
-        found.setdefault(name, [])
-        if text in {convention.empty, "-", "-1", ""}:
-            empty.add(name)
-        else:
-            found[name].append(text)
-    if contradicted := sorted(name for name in empty if found[name]):
-        raise DataError(
-            f"{path}: {contradicted[0]} has a row that says its mask is empty and one with pixels "
-            f"({len(contradicted)} such ids); remove one of the two"
-        )
-    return {name: tuple(texts) for name, texts in found.items()}
 
 
 def _refuse(wrong: np.ndarray, starts: np.ndarray, lengths: np.ndarray, what: str) -> None:

@@ -37,6 +37,9 @@ IGNORE = 255
 NOWHERE = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 """The map of a scene without a georeference: from pixels to themselves."""
 
+_LATER = ("rle_ending", "rle_label", "rle_label_column")
+"""Attributes that files of the first builds lack."""
+
 _REQUIRED = ("bands", "votes", "annotators", "record_id", "group", "timestamp")
 
 
@@ -319,7 +322,8 @@ def _read_convention(file: h5py.File) -> Convention:
         return DEFAULT
     starts, order, empty = (str(_value(file.attrs, f"rle_{name}")) for name in ("starts", "order", "empty"))
     names, masks = file.attrs["rle_columns"]
-    return Convention(starts, order, empty, (str(names), str(masks)))  # type: ignore[arg-type]
+    later = [_value(file.attrs, name) if name in file.attrs else "" for name in _LATER]
+    return Convention(starts, order, empty, (str(names), str(masks)), *map(str, later))  # type: ignore[arg-type]
 
 
 def _read_scenes(file: h5py.File) -> tuple[Scene, ...]:

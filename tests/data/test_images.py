@@ -95,7 +95,7 @@ def test_a_test_split_needs_no_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("record_id,encoded_pixels\na,1 2\nz,-\n", "names 1 images that .*train lacks: z"),
+        ("record_id,encoded_pixels\na,1 2\nz,-\n", "names 1 images that are not there: z; get them"),
         ("record_id,encoded_pixels\na,-\na,1 2\n", "a has a row that says its mask is empty and one with pixels"),
         ("record_id,rle\na,1 2\n", r"expected the columns record_id,encoded_pixels, found record_id,rle \(no encoded"),
         ("", "expected the columns record_id,encoded_pixels, found nothing"),
