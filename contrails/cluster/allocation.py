@@ -4,13 +4,12 @@ The launcher asks here; what ends an attempt is written beside it (`contrails.cl
 batch script, the next start of the job and `contrails status` read it.
 """
 
-import itertools
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from contrails.cluster.ends import read_end, retries_left, write_end
+from contrails.cluster.ends import budget, num_ended, read_end, retries_left, write_end
 from contrails.cluster.journal import last_submission, record, submissions
 from contrails.cluster.scheduler import Cause, Scheduler, Standing, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
@@ -53,6 +52,10 @@ class Clock:
     def cause(self) -> Cause:
         """Return what a signal of the scheduler means now."""
         return "walltime" if self._within(self.margin_s + _EARLY_S) else "preemption"
+
+    def lasted_s(self, site: Site) -> float | None:
+        """Return how long the job has run; None where the scheduler does not say when its time is over."""
+        return None if self.deadline is None else 60 * site.walltime_min - (self.deadline - time.time())
 
     def _ask(self) -> None:
         self.deadline = self.scheduler.end_time(self.job) or self.deadline
@@ -110,48 +113,58 @@ def is_wanted(fold: Fold, job: ThisJob, site: Site) -> bool:
 
 def may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:
     """Return whether this start of the job, which ended for this cause, may be followed by another for the fold."""
-    if own_attempt(fold, job) is None:
-        return _num_fruitless(fold, job) <= getattr(site.retries, cause, 0)
-    return retries_left(fold, cause, site.retries) > 0
+    return num_failures(fold, cause, job) <= budget(cause, site.retries)
 
 
-def note_end(fold: Fold, cause: Cause, job: ThisJob) -> None:
+def num_failures(fold: Fold, cause: Cause, job: ThisJob) -> int:
+    """Return how many starts in a row, this one included, have ended for this cause without a new snapshot.
+
+    Starts that left no word may have ended for any cause.
+    """
+    attempts, count = fold.attempts(), 0
+    owner = read_hint(attempts[-1].job) if attempts else {}
+    for one in reversed(submissions(fold.run)):
+        if fold.key not in one.folds or one.job_id is None:
+            continue
+        trained = one.is_that_of(owner)
+        first = int(owner.get("restart_count") or 0) + 1 if trained else 0
+        last = job.restart_count if one.name == job.name else max(one.fruitless, default=0)
+        for start in range(last, first - 1, -1):
+            if start in one.fruitless and one.fruitless[start].cause != cause:
+                return count
+            count += 1
+        if trained:
+            break
+    return count + num_ended(fold, cause)
+
+
+def note_end(fold: Fold, cause: Cause, job: ThisJob, lasted_s: float | None = None) -> None:
     """Write into the journal why this start of the job ended, which has no attempt to write it to; the first counts."""
     last = last_submission(fold.run, fold.key)
-    if last is not None and last.name == job.name and last.start != job.restart_count:
-        record(fold.run, "ended", name=last.name, cause=cause, start=job.restart_count)
-
-
-def _num_fruitless(fold: Fold, job: ThisJob) -> int:
-    """Return how often jobs were started for the fold since its last attempt, this start included."""
-    attempts = fold.attempts()
-    last = read_hint(attempts[-1].job) if attempts else {}
-    if is_made_by(last, job.job_id, job.name):
-        return job.restart_count - int(last.get("restart_count") or 0)
-    jobs = [one for one in submissions(fold.run) if fold.key in one.folds and one.job_id is not None]
-    since = itertools.takewhile(lambda one: not one.is_that_of(last), reversed(jobs))
-    return job.restart_count + len(list(since))
+    if last is not None and last.name == job.name and job.restart_count not in last.fruitless:
+        record(fold.run, "ended", name=last.name, cause=cause, start=job.restart_count, lasted_s=lasted_s)
 
 
 def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
     """Send the job back into the queue for folds that stopped and have budget left; return whether it goes."""
-    standing = clock.scheduler.standing(clock.job)
+    standing, lasted_s = clock.scheduler.standing(clock.job), clock.lasted_s(site)
     cause = CAUSES.get(standing) or clock.cause()
     going_on = []
     for fold in folds:
         attempt = own_attempt(fold, clock.job)
-        if attempt is not None:
+        if attempt is None:
+            note_end(fold, cause, clock.job, lasted_s)
+        else:
             if "(walltime)" in (read_hint(attempt.state).get("reason") or ""):
                 cause = "walltime"  # it needed more than the margin
-            write_end(fold, attempt, cause)
+            write_end(fold, attempt, cause, lasted_s=lasted_s)
         if standing != "cancelled" and may_retry(fold, cause, clock.job, site):
             going_on.append((fold, attempt))
         elif attempt is None:
-            note_end(fold, cause, clock.job)
             print(f"error: fold {fold.key} was stopped ({cause}) before it began an attempt", file=sys.stderr)  # noqa: T201
     if not going_on or not (standing == "requeued" or clock.scheduler.requeue(clock.job, ())):
         return False
     for fold, attempt in going_on:
         if attempt is not None:
-            write_end(fold, attempt, cause, handed_over=True)
+            write_end(fold, attempt, cause, handed_over=True, lasted_s=lasted_s)
     return True

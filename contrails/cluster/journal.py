@@ -16,6 +16,14 @@ from contrails.train.attempt import is_made_by
 
 
 @dataclass(frozen=True)
+class Fruitless:
+    """Why a start of a job ended without an attempt, and how long it had lasted, None where nobody knows."""
+
+    cause: Cause
+    lasted_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Submission:
     """A job as the journal knows it.
 
@@ -32,9 +40,8 @@ class Submission:
     memory_gb: float | None = None
     exclude: tuple[str, ...] = ()
     process: dict[str, Any] = field(default_factory=dict)
-    cause: Cause | None = None
-    """Why its start number `start` ended without an attempt, where it could say so."""
-    start: int | None = None
+    fruitless: Mapping[int, Fruitless] = field(default_factory=dict)
+    """Its starts, by number, that ended without an attempt and could say so."""
 
     def is_that_of(self, owner: Mapping[str, Any]) -> bool:
         """Return whether an attempt with this `job.json` was made by the job."""
@@ -74,7 +81,8 @@ def submissions(run: Run) -> list[Submission]:
         elif row.get("event") == "submitted" and name in found:
             found[name] = replace(found[name], job_id=row["job_id"], process=row.get("process", {}))
         elif row.get("event") == "ended" and name in found:
-            found[name] = replace(found[name], cause=row["cause"], start=row["start"])
+            start = {row["start"]: Fruitless(row["cause"], row.get("lasted_s"))}
+            found[name] = replace(found[name], fruitless=start | dict(found[name].fruitless))  # the first word counts
         elif row.get("event") == "void" and name in found:
             found[name] = replace(found[name], void=True)
     return list(found.values())

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from contrails.cluster.allocation import Clock, Progress, hand_over, is_wanted
 from contrails.cluster.ends import cause_of_exit, next_step, write_end
 from contrails.cluster.hooks import Event, Hook, finish_hooks, start_hook
+from contrails.cluster.memory import Peak, peak_of, used_by_children_gb
 from contrails.cluster.places import take_places
 from contrails.cluster.scheduler import Cause, scheduler_of
 from contrails.cluster.sites import Site
@@ -90,6 +91,7 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     wanted = [key for key in folds if is_wanted(run.fold(key), here, site)]
     job: dict[str, Any] = {"scheduler": site.scheduler, "redirect": True, "node": here.node}
     job |= {"job_id": here.job_id, "job_name": here.name, "restart_count": here.restart_count}
+    job["memory_gb"] = here.memory_gb or site.memory_gb
     gpus = here.devices if config.compute.device == "cuda" else ()
     shares: list[_Share] = [(",".join(mine), []) for mine in _dealt(gpus, config.compute.num_ranks)]
     progress = Progress(scheduler, here, [run.fold(key) for key in wanted])
@@ -158,7 +160,7 @@ def _train(
     ]
     for descriptor in (*(one for _, held in shares for one in held), *memory):
         os.close(descriptor)  # a place is free, and the memory too, when the last child that has it ends
-    stopping = _wait(children, asked, config, is_due)
+    stopping = _wait(children, asked, config, is_due, job.get("memory_gb"))
     return {child.fold.key: _code(child.process.returncode, stopping) for child in children}
 
 
@@ -178,7 +180,13 @@ def _start(fold: Fold, job: dict[str, Any], gpu: str | None, descriptors: Sequen
     return _Child(fold, subprocess.Popen(command, env=environment, pass_fds=descriptors))
 
 
-def _wait(children: list[_Child], asked: deque[int], config: RunConfig, is_due: Callable[[], bool]) -> bool:
+def _wait(
+    children: list[_Child],
+    asked: deque[int],
+    config: RunConfig,
+    is_due: Callable[[], bool],
+    memory_gb: float | None,
+) -> bool:
     """Forward signals until every child has ended and was looked at; return whether they were told to stop."""
     alive, stopping, looked, hooks = children, False, time.monotonic(), list[Hook]()
     while alive:
@@ -196,7 +204,8 @@ def _wait(children: list[_Child], asked: deque[int], config: RunConfig, is_due: 
                 child.process.send_signal(number)
         ended = [child for child in alive if child.process.poll() is not None]
         for child in ended:
-            _look_at(child, config, stopping)
+            used_gb = used_by_children_gb(len(children) * config.compute.num_ranks)
+            _look_at(child, config, stopping, peak_of(used_gb, memory_gb))
             if (event := _event(child, config, stopping)) is not None:
                 hooks += start_hook(config.site, event, child.fold)
         alive = [child for child in alive if child not in ended]
@@ -220,16 +229,16 @@ def _code(returncode: int, stopping: bool) -> int:
     return returncode if returncode >= 0 else 128 - returncode
 
 
-def _look_at(child: _Child, config: RunConfig, stopping: bool) -> None:
+def _look_at(child: _Child, config: RunConfig, stopping: bool, peak: Peak) -> None:
     """Write why a child ended; if a signal ended it, it had no time to say so itself."""
     code = _code(child.process.returncode, stopping)
     if code in (0, Stopped.exit_code):
         return
     attempt = _attempt_of(child)
-    cause = cause_of_exit(code, (read_hint(attempt.state).get("reason") or "") if attempt else "")
+    cause = cause_of_exit(code, (read_hint(attempt.state).get("reason") or "") if attempt else "", peak)
     try:
         if child.process.returncode < 0:
-            _say(child, attempt, _reason(-child.process.returncode, config), cause)
+            _say(child, attempt, _reason(-child.process.returncode, config, peak), cause)
         if attempt is not None:
             write_end(child.fold, attempt, cause)
     except StorageError as error:  # it must not end the other folds
@@ -245,7 +254,7 @@ def _say(child: _Child, attempt: Attempt | None, reason: str, cause: Cause) -> N
         write_atomic(attempt.state, to_json(state | {"status": "failed", "reason": reason}))
 
 
-def _reason(number: int, config: RunConfig) -> str:
+def _reason(number: int, config: RunConfig, peak: Peak) -> str:
     path, stage_dir = config.recipe.data.dataset, config.site.get("stage_dir")
     if number == signal.SIGBUS:
         mapped = f"{path} (or its copy in {stage_dir})" if stage_dir else str(path)
@@ -254,7 +263,7 @@ def _reason(number: int, config: RunConfig) -> str:
             "(SIGBUS)"
         )
     if number == signal.SIGKILL:
-        return "killed (SIGKILL): out of memory, or by somebody"
+        return f"killed (SIGKILL){'' if peak.is_far else ', probably for memory'}: it had used at most {peak}"
     known = {known.value: known.name for known in signal.Signals}
     return f"ended by {known.get(number, f'signal {number}')}"
 

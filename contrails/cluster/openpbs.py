@@ -18,7 +18,7 @@ from typing import Literal
 from contrails.cluster.kerberos import ticket_check
 from contrails.cluster.pbs import chain, client, script
 from contrails.cluster.pbs.clock import Clock
-from contrails.cluster.pbs.limits import Nodes, parse_nodes, shortage
+from contrails.cluster.pbs.limits import Nodes, largest_gb, parse_nodes, shortage
 from contrails.cluster.pbs.states import HANDED_OVER, TASK_EXITS, read_verdict
 from contrails.cluster.scheduler import Cause, Check, Job, Reference, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
@@ -217,6 +217,18 @@ def requeue(_job: ThisJob, _changes: Collection[Cause]) -> bool:
     It has more memory if that is what was lacking. PBS knows no way to avoid a node.
     """
     return script.spec_of(os.environ).chain != script.NONE
+
+
+def peak_gb(_job: ThisJob) -> None:
+    """Return None: PBS measures now and then."""
+
+
+def largest_memory_gb(_site: Site) -> float | None:
+    """Return the memory of the largest node; None where PBS does not show its nodes."""
+    try:
+        return largest_gb(_nodes())
+    except ClusterError:
+        return None
 
 
 def last_code(code: int) -> int:

@@ -23,7 +23,6 @@ def fold_request(
     exclude: tuple[str, ...] = (),
 ) -> Request:
     """Return the job that trains folds side by side; its name is the next one that the journal has not seen."""
-    teardown = [sys.executable, "-m", "contrails.cluster.teardown", str(run.path), ",".join(folds)]
     return Request(
         name=job_name(run.path, fold_name(folds), [job.name for job in submissions(run)]),
         function=run_folds,
@@ -31,7 +30,21 @@ def fold_request(
         folds=tuple(folds),
         environment=job_environment(run, num_threads),
         after=after or {},
-        teardown=(f'[ "$code" = 0 ] || {{ {shlex.join(teardown)} "$code"; code=$?; }}',),
+        teardown=(_teardown(run, folds),),
         memory_gb=memory_gb,
         exclude=exclude,
     )
+
+
+def _teardown(run: Run, folds: list[str]) -> str:
+    """Return the shell line that ends the job; the folds' files say whether there is anything to do, not the code.
+
+    srun says 0 as well where what it had started was lost without a word.
+    """
+    command = [sys.executable, "-m", "contrails.cluster.teardown", str(run.path), ",".join(folds)]
+    over = [
+        f"{{ [ -e {shlex.quote(str(fold.done))} ] || [ -e {shlex.quote(str(fold.cancelled))} ]; }}"
+        for fold in map(run.fold, folds)
+    ]
+    is_over = " && ".join(['[ "$code" = 0 ]', *over])
+    return f'{{ {is_over}; }} || {{ {shlex.join(command)} "$code"; code=$?; }}'

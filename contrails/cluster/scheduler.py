@@ -12,8 +12,10 @@ from typing import Any, Literal, Protocol, cast
 
 from contrails.cluster.sites import Site
 
-Cause = Literal["walltime", "preemption", "node", "memory", "gpu_memory", "dataset", "error", "cancelled", "lost"]
-"""Why an attempt or a job ended without being done."""
+Cause = Literal[
+    "walltime", "preemption", "node", "memory", "killed", "gpu_memory", "dataset", "error", "cancelled", "lost"
+]
+"""Why an attempt or a job ended without being done; killed: by a signal, and not for the memory of its job."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,15 @@ class Job:
 
     job_id: str
     name: str
-    state: Literal["waiting", "running", "ended"]
+    state: Literal["waiting", "running", "suspended", "ended"]
     native: str
+    """The scheduler's own word for it, with its reason and what to do about that, where there is something."""
     cause: Cause | None = None
     node: str = ""
+    stuck: bool = False
+    """Whether it waits, and asks for what it can never get: only another site profile helps."""
+    never_ran: bool = False
+    """Whether it has ended without ever having had a node: refused after all, or ended while it waited."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,15 @@ class Scheduler(Protocol):
             job: this one.
             changes: "memory" for more of it, "node" for another one; whoever cannot do that with the same job says no.
         """
+
+    def peak_gb(self, job: ThisJob) -> float | None:
+        """Return the most memory that the processes of this job have used, which have ended; None if nobody knows.
+
+        It is infinite where the scheduler says that they ended for memory.
+        """
+
+    def largest_memory_gb(self, site: Site) -> float | None:
+        """Return the memory of the largest node that the site's jobs can get; None where the scheduler does not say."""
 
     def last_code(self, code: int) -> int:
         """Return the exit code of a job that is not to start again, where `code` would say that it is."""

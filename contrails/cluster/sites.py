@@ -44,6 +44,7 @@ class Retries(Section):
     preemption: int = Field(20, ge=0, description="another job took its place")
     node: int = Field(3, ge=0, description="the node failed, or lacks the GPU; the node is avoided then")
     memory: int = Field(2, ge=0, description="killed, probably for memory; asks for half as much again then")
+    killed: int = Field(2, ge=0, description="killed with its memory far from full: by somebody, or its node was full")
     gpu_memory: int = Field(1, ge=0, description="the GPU's memory was full; another process may have been on it")
     dataset: int = Field(2, ge=0, description="the dataset vanished while it was mapped, or its disk failed")
     lost: int = Field(2, ge=0, description="it ended and nobody knows why")

@@ -19,9 +19,11 @@ from typing import Any
 from contrails.cluster.scheduler import Cause, Check, Job, Reference, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
 from contrails.cluster.slurm_text import (
+    PEAK,
     SACCT,
     SQUEUE,
     matching,
+    parse_peak,
     parse_sacct,
     parse_squeue,
     parse_standing,
@@ -34,6 +36,8 @@ _TIMEOUT_S = 60
 _PATIENCE_S = 300
 _RETRY_S = 5
 _SKEW_S = 60
+_ACCOUNTED_S = 10
+_PEAK_RETRY_S = 0.5
 _SIGNALS = "TERM USR1 USR2"
 """What Slurm may send to the batch shell, which must live on to see how srun ended."""
 
@@ -88,7 +92,7 @@ def submit(
     try:
         job = executor._submit_command(executor._submitit_command_str)
     except (FailedJobError, FailedSubmissionError, OSError) as error:
-        raise ClusterError(f"sbatch did not take the job {request.name}: {_last_line(error)}") from error
+        raise ClusterError(f"sbatch did not take the job {request.name}: {_said_by(error)}") from error
     job_id: str = job.job_id
     accept(job_id)
     complete(folder, pickle, job_id)
@@ -230,6 +234,27 @@ def _answers() -> bool:
         return False
 
 
+def peak_gb(job: ThisJob) -> float | None:
+    """Return the most memory that the job's last step has used, once the accounting knows of its end."""
+    end = time.monotonic() + _ACCOUNTED_S
+    try:
+        while (peak := parse_peak(_ask(*PEAK, f"--jobs={job.job_id}"))) is None and time.monotonic() < end:
+            time.sleep(_PEAK_RETRY_S)
+    except ClusterError:
+        return None
+    return peak
+
+
+def largest_memory_gb(site: Site) -> float | None:
+    """Return the memory of the largest node of the site's partition; None where Slurm does not say."""
+    partition = [f"--partition={site.partition}"] if site.partition else []
+    try:
+        sizes = _ask("sinfo", "--noheader", "--Node", "--format=%m", *partition).split()
+    except ClusterError:
+        return None
+    return max((int(size.rstrip("+")) / 1024 for size in sizes), default=None)
+
+
 def last_code(code: int) -> int:
     """Return the code as it is: Slurm starts no job again for its exit code."""
     return code
@@ -321,7 +346,7 @@ def _setup(site: Site, request: Request) -> list[str]:
     return [*lines, f"trap : {_SIGNALS}"]
 
 
-def _last_line(error: Exception) -> str:
+def _said_by(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if line.startswith("sbatch:")]
-    return (said or lines or [type(error).__name__])[-1]
+    return "; ".join(said or lines[-1:] or [type(error).__name__])

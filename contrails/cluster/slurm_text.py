@@ -1,5 +1,6 @@
 """What Slurm's commands print, parsed: text in, plain values out, so that all of it can be tested without a cluster."""
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
@@ -8,19 +9,50 @@ from typing import Literal
 from contrails.cluster.scheduler import Cause, Job, Reference, Standing
 
 SQUEUE = ("squeue", "--me", "--noheader", "--states=all", "--format=%i|%j|%T|%r|%N")
-SACCT = ("sacct", "--noheader", "--parsable2", "--format=JobID,JobName,State,NodeList")
+SACCT = ("sacct", "--noheader", "--parsable2", "--format=JobID,JobName,State,ExitCode,NodeList")
 
+PEAK = ("sacct", "--noheader", "--parsable2", "--format=JobID,State,MaxRSS")
+
+_RELEASE = "`scontrol release {job_id}` lets it start"
 _HINTS = {
     "DependencyNeverSatisfied": "the run that it waits for failed: `contrails resume RUN` with the name of that one, "
     "and this follows it; or cancel this one, and submit it without --after",
-    "JobHeldUser": "`scontrol release {job_id}` lets it start",
+    "JobHeldUser": _RELEASE,
     "JobHeldAdmin": "an administrator holds it, and only they let it start",
-    "launch failed requeued held": "a node could not start it; `scontrol release {job_id}` lets it start again",
-    "job requeued in held state": "`scontrol release {job_id}` lets it start",
+    "JobHoldMaxRequeue": f"it was started too often; {_RELEASE}",
+    "launch failed requeued held": f"a node could not start it; {_RELEASE} again",
+    "job requeued in held state": _RELEASE,
+    "Partition(Down|Inactive)": "an administrator has stopped the partition: `sinfo` says which ones are up",
+    "ReqNodeNotAvail|NodeDown|Nodes required for job are": "nodes that could run it are down, drained or reserved: "
+    "`sinfo -R` says why",
+    r"(Assoc|QOS)Grp\w*Minutes": "the hours that the account or QOS may use are used up: see `sshare`, ask its owner",
+    r"(Assoc|QOS)(Grp|MaxJobs|Max\w*PerUser)|Max\w+PerAccount|AssociationJobLimit|(Association|QOS)ResourceLimit|"
+    "QOSJobLimit|AccountingPolicy": "you, the account or the QOS have as much as is allowed: it starts when other jobs "
+    "of theirs end",
+    "QOSUsageThreshold": "the account has used too much lately for this QOS: it starts later, or under another qos",
 }
-"""What to do about reasons of squeue(1) that do not pass by themselves."""
+"""What to do about reasons of squeue(1) that do not pass by themselves, by how they begin; the first one counts."""
 
-_State = Literal["waiting", "running", "ended"]
+_STUCK = {
+    "PartitionTimeLimit": "walltime_min is more than the partition allows: `sinfo -o '%P %l'` says how much",
+    "Partition(Node|Config|Min|Max)": "the partition has no node with as many CPUs, or as much memory",
+    "BadConstraints": "no node has what it asks for: `sinfo -N -l` says what they have",
+    "MaxMemPerLimit": "memory_gb is more than the partition allows a job",
+    r"AssocMax\w*Per(Job|Node)": "it asks for more than the account allows one job: see `sacctmgr show assoc`",
+    "AssociationTimeLimit": "walltime_min is more than the account allows: see `sacctmgr show assoc`",
+    r"QOSMax\w*Per(Job|Node)|QOSTimeLimit": "it asks for more than the QOS allows one job: see `sacctmgr show qos`",
+    "QOSMin": "it asks for less than the QOS demands: see `sacctmgr show qos`",
+    "InvalidAccount|AccountNotAllowed": "the account may not be used: `sacctmgr show assoc user=$USER` lists yours",
+    "InvalidQOS|QOSNotAllowed": "the qos may not be used: `sacctmgr show assoc user=$USER format=qos` lists yours",
+    "ReservationDeleted": "the reservation is gone: `scontrol show reservation` lists those that there are",
+}
+"""The same for reasons that never pass: the job asks for what it cannot get."""
+
+_SUSPENDED = "it keeps its node, and goes on when a job that goes before it has ended, or an administrator resumes it"
+
+_IN_GB = {"": 2**-30, "K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2.0**10}
+
+_State = Literal["waiting", "running", "suspended", "ended"]
 _STATES: dict[str, tuple[_State, Cause | None]] = {
     "PENDING": ("waiting", None),
     "CONFIGURING": ("waiting", None),  # the node boots
@@ -30,8 +62,8 @@ _STATES: dict[str, tuple[_State, Cause | None]] = {
     "SPECIAL_EXIT": ("waiting", None),  # held as well
     "RESV_DEL_HOLD": ("waiting", None),
     "RUNNING": ("running", None),
-    "SUSPENDED": ("running", None),
-    "STOPPED": ("running", None),
+    "SUSPENDED": ("suspended", None),
+    "STOPPED": ("suspended", None),
     "SIGNALING": ("running", None),
     "RESIZING": ("running", None),
     "STAGE_OUT": ("running", None),
@@ -66,15 +98,34 @@ def parse_sacct(text: str) -> list[Job]:
     """
     jobs: dict[str, Job] = {}
     for line in text.splitlines():
-        if line.count("|") != 3:
+        if line.count("|") != 4:
             continue
-        job_id, name, state, node = line.split("|")
+        job_id, name, state, code, node = line.split("|")
         number, dot, _ = job_id.partition(".")
         if not dot:
-            jobs[number] = _job(job_id, name, state, "", node)
-        elif state == "OUT_OF_MEMORY" and number in jobs and jobs[number].cause == "error":
+            reason = f"RaisedSignal:{signal}" if (signal := code.partition(":")[2]) not in ("", "0") else ""
+            jobs[number] = _job(job_id, name, state, reason, node.removeprefix("None assigned"))
+        elif state == "OUT_OF_MEMORY" and number in jobs and jobs[number].cause in ("error", "lost"):
             jobs[number] = _job(number, jobs[number].name, state, "", jobs[number].node)
     return list(jobs.values())
+
+
+def parse_peak(text: str) -> float | None:
+    """Return the most memory, in GB, of the steps that `PEAK` lists, infinite where one ran out of it.
+
+    None if one has not ended, or nothing was measured.
+
+    >>> parse_peak("7|RUNNING|\\n7.batch|RUNNING|\\n7.0|CANCELLED|2097152K\\n")
+    2.0
+    """
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 2]
+    steps = [(state, peak) for job_id, state, peak in rows if job_id.partition(".")[2] not in ("", "batch", "extern")]
+    if any(state == "OUT_OF_MEMORY" for state, _ in steps):
+        return math.inf
+    if any(state == "RUNNING" for state, _ in steps):
+        return None
+    sizes = [re.fullmatch(r"([\d.]+)([KMGT]?)", peak) for _, peak in steps]
+    return max((float(size[1]) * _IN_GB[size[2]] for size in sizes if size and float(size[1])), default=None)
 
 
 def parse_standing(text: str, restart_count: int) -> Standing:
@@ -132,7 +183,17 @@ def matching(wanted: Iterable[Reference], listed: Iterable[Job]) -> dict[str, Jo
 def _job(job_id: str, name: str, state: str, reason: str, node: str) -> Job:
     base = state.split()[0] if state else ""  # "CANCELLED by 1000"
     what, cause = _STATES.get(base, ("running", None))
-    shown = f"{base} ({reason})" if reason not in ("", "None") and what == "waiting" else base
-    hint = _HINTS.get(reason.replace("_", " "))  # newer versions join the words of a reason
-    shown = f"{shown}: {hint.format(job_id=job_id)}" if hint else shown
-    return Job(job_id, name, what, shown, cause, node)
+    reason = "" if reason == "None" else reason
+    if base == "FAILED" and node and reason not in ("", "NonZeroExitCode"):
+        cause = "lost"  # its script was killed, or could not be started: only an exit code is its own word
+    shown = f"{base} ({reason})" if reason and what in ("waiting", "ended") else base
+    stuck, hint = (_first(table, reason) if what == "waiting" else "" for table in (_STUCK, _HINTS))
+    advice = _SUSPENDED if what == "suspended" else (stuck or hint).format(job_id=job_id)
+    shown = f"{shown}: {advice}" if advice else shown
+    return Job(job_id, name, what, shown, cause, node, stuck=bool(stuck), never_ran=what == "ended" and not node)
+
+
+def _first(table: Mapping[str, str], reason: str) -> str:
+    """Return the first hint that fits a reason, empty if none does."""
+    spelled = reason.replace("_", " ")  # newer versions join the words of a reason
+    return next((hint for begins, hint in table.items() if re.match(begins, spelled)), "")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from contrails.cluster.ends import next_step, read_end
+from contrails.cluster.ends import next_step, read_end, unstick
 from contrails.cluster.exact import differences
 from contrails.cluster.journal import Submission, last_submission
 from contrails.cluster.scheduler import Cause, Job
@@ -21,15 +21,15 @@ from contrails.runs import Attempt, Fold
 from contrails.train.attempt import OVER, SILENCE_S, is_dead, is_lost
 
 DONE, DAMAGED = "done", "damaged"
-ALIVE = {"waiting", "starting", "running"}
+ALIVE = {"waiting", "starting", "running", "suspended"}
 
 
 @dataclass(frozen=True)
 class FoldState:
     """A row of `contrails status`.
 
-    `state` is one of: not submitted, waiting, starting, running, stopped, failed, cancelled, lost, damaged, done. It is
-    `stale` where the scheduler was asked and did not answer.
+    `state` is one of: not submitted, waiting, starting, running, suspended, stopped, failed, cancelled, lost, damaged,
+    done. It is `stale` where the scheduler was asked and did not answer.
     """
 
     fold: str
@@ -105,11 +105,11 @@ def _judge(
     end = read_end(attempts[-1]) if attempts else None
     status = state.get("status")
     job = jobs.get(submission.name) if jobs is not None else None
-    if fold.cancelled.exists() and status not in {"starting", "running"}:
-        # whatever its job still does for other folds
-        return _over(row, fold, state.get("reason"), "cancelled", submission)
-    if job is not None and job.state == "waiting":
-        return replace(row, state="waiting", reason=job.native, node=job.node or None)
+    if fold.cancelled.exists() and status not in {"starting", "running"}:  # whatever its job still does for other folds
+        return _over(row, fold, state.get("reason") or f"its job {row.job_id} is cancelled", "cancelled")
+    if job is not None and job.state in ("waiting", "suspended"):
+        advice = f": {unstick(fold.run)}" if job.stuck else ""
+        return replace(row, state=job.state, reason=f"{job.native}{advice}", node=job.node or None)
     if status in {"starting", "running"} and (jobs is None or (job is not None and job.state == "running")):
         return replace(row, state=str(status))
     if job is not None and job.state == "running" and (end is None or end.handed_over):
@@ -120,29 +120,53 @@ def _judge(
         return replace(row, state="waiting", reason=reason, cause=end.cause)
     if jobs is None and (end is None or end.handed_over):
         return replace(row, state="waiting")
-    known = [end.cause if end else submission.cause, job.cause if job else None]
-    if end is not None and end.handed_over:
-        known.reverse()  # the scheduler knows why nobody has gone on
-    return _over(row, fold, state.get("reason"), known[0] or known[1], submission)
+    return _judge_end(row, fold, attempts[-1] if attempts else None, submission, job)
 
 
-def _over(row: FoldState, fold: Fold, said: str | None, cause: Cause | None, submission: Submission) -> FoldState:
-    """Return the row of a fold that nobody trains any more."""
+def _judge_end(
+    row: FoldState, fold: Fold, attempt: Attempt | None, submission: Submission, job: Job | None
+) -> FoldState:
+    """Return the row of a fold whose newest job has ended; `attempt` is the last one that this job made.
+
+    Why the job's last start ended counts, and what was written down then goes before what the scheduler says.
+    """
+    end = read_end(attempt) if attempt is not None else None
+    start = read_hint(attempt.job).get("restart_count") or 0 if attempt is not None else -1
+    fruitless = next((submission.fruitless[n] for n in sorted(submission.fruitless, reverse=True) if n > start), None)
+    known = job.cause if job is not None else None
+    if attempt is not None and fruitless is None and not (end is not None and end.handed_over):
+        state = read_hint(attempt.state)
+        said = state.get("reason") or f"attempt {attempt.number} ended without a word at step {row.step}"
+        said += "" if end is not None or state.get("reason") else _traces(job, attempt.stderr)
+        stepless = state.get("seconds_per_step") is None
+        return _over(row, fold, said, end.cause if end else known, stepless=stepless, lasted_s=end and end.lasted_s)
+    said = f"its job {row.job_id} ended before it began {'an' if attempt is None else 'another'} attempt"
+    said += _traces(job, submission.log(fold.run))
+    if fruitless is not None:
+        return _over(row, fold, said, fruitless.cause, stepless=True, lasted_s=fruitless.lasted_s)
+    never_ran = job is not None and job.never_ran
+    return _over(row, fold, said, known or (end.cause if end else None), stepless=True, never_ran=never_ran)
+
+
+def _over(row: FoldState, fold: Fold, said: str, cause: Cause | None, **circumstances: Any) -> FoldState:
+    """Return the row of a fold that nobody trains any more; for the circumstances see `next_step`."""
     if fold.cancelled.exists():
         cause = "cancelled"
     name = "cancelled" if cause == "cancelled" else "lost" if cause in (None, "lost") else "failed"
     cause = cause or "lost"
-    log = submission.log(fold.run)
-    what = said or f"its job {row.job_id} ended before it began{_last_lines(log)}; see {log}"
-    return replace(row, state=name, cause=cause, reason=f"{what} ({cause}): {next_step(cause, fold.run)}")
+    advice = next_step(cause, fold.run, **circumstances)
+    return replace(row, state=name, cause=cause, reason=f"{said} ({cause}): {advice}")
 
 
-def _last_lines(log: Path) -> str:
-    """Return what a job said last, in brackets; submitit's own words are left out."""
+def _traces(job: Job | None, log: Path) -> str:
+    """Return what there is to see of a job that has ended without a word: the scheduler's, and its last lines."""
+    word = f"; the scheduler says {job.native}" if job is not None and job.state == "ended" else ""
     if not log.exists():
-        return ""
+        return word
+    # submitit's own words are left out
     lines = [line for line in log.read_text(errors="replace").splitlines() if line and "submitit INFO" not in line]
-    return f" ({' | '.join(lines[-3:])})" if lines else ""
+    shown = f" ({' | '.join(lines[-3:])})" if lines else ""
+    return f"{word}{shown}; see {log}"
 
 
 def _judge_here(
@@ -169,7 +193,7 @@ def _judge_here(
         return _lost(row, fold, dead if is_dead(owner or launcher) else silent)
     if submission is None:
         return replace(row, state="not submitted")
-    return _lost(row, fold, f"its job ended before it began; see {submission.log(fold.run)}")
+    return _lost(row, fold, f"its job ended before it began an attempt{_traces(None, submission.log(fold.run))}")
 
 
 def _elsewhere(fold: Fold, launcher: dict[str, Any]) -> str | None:

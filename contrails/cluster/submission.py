@@ -123,9 +123,12 @@ def _intend(run: Run, request: Request, pickle: Path | None) -> None:
 
 
 def _settle(run: Run, scheduler: Scheduler, submission: Submission, jobs: dict[str, Job]) -> str | None:
-    """Record the job that a submission without an answer has become, or that there is none."""
+    """Record the job that a submission without an answer has become, or that there is none.
+
+    Slurm keeps for a while what it has refused, as a job that has failed and never ran.
+    """
     job = jobs.get(submission.name)
-    if job is None:
+    if job is None or job.never_ran:
         record(run, "void", name=submission.name)
         return None
     record(run, "submitted", name=submission.name, job_id=job.job_id)

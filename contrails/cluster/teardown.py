@@ -5,15 +5,17 @@ itself over is left alone. Otherwise each unfinished fold's cause is looked at a
 or another one is submitted that asks for more memory or avoids the node.
 """
 
+import signal
 import sys
 from pathlib import Path
 
-from contrails.cluster.allocation import CAUSES, may_retry, note_end, own_attempt
-from contrails.cluster.ends import cause_of_exit, next_step, read_end, write_end
+from contrails.cluster.allocation import CAUSES, may_retry, note_end, num_failures, own_attempt
+from contrails.cluster.ends import End, cause_of_exit, next_step, read_end, write_end
 from contrails.cluster.hooks import finish_hooks, start_hook
-from contrails.cluster.journal import last_submission
+from contrails.cluster.journal import last_submission, submissions
+from contrails.cluster.memory import Peak, peak_of
 from contrails.cluster.requests import fold_request
-from contrails.cluster.scheduler import Cause, ThisJob, scheduler_of
+from contrails.cluster.scheduler import Cause, Standing, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.submission import pass_on, submit_job, submitting
 from contrails.config import RunConfig, parse
@@ -23,6 +25,8 @@ from contrails.runs import Attempt, Fold, Run
 from contrails.train.attempt import OVER
 
 _MORE = 1.5
+_UNFINISHED = 1
+"""Exit code of a job that has left a fold unfinished, though srun says 0 (its slurmstepd was killed)."""
 
 
 def main() -> None:
@@ -34,6 +38,7 @@ def main() -> None:
         code = _settle(run, config, site, [run.fold(key) for key in keys], code)
     except ContrailsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        code = code or error.exit_code
     sys.exit(code)
 
 
@@ -47,9 +52,8 @@ def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: in
     if code == Stopped.exit_code or any(_is_handed_over(fold, job) for fold in open_folds):
         return Stopped.exit_code
     standing = scheduler.standing(job)
-    causes = {
-        fold: _cause(fold, job, code, CAUSES.get(standing), handed_over=standing == "requeued") for fold in open_folds
-    }
+    causes = _causes(open_folds, job, site, code, standing)
+    code = code or _UNFINISHED
     if standing in ("requeued", "cancelled"):
         return scheduler.last_code(code)
     with submitting(run):
@@ -60,31 +64,43 @@ def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: in
         if again and scheduler.requeue(job, changes):
             return 137 if "memory" in changes else NodeError.exit_code if changes else Stopped.exit_code
         if changes:
-            _submit_changed(run, config, site, [fold.key for fold in again], changes, job)
+            _submit_changed(run, config, site, again, changes, job)
         elif again:
             print(f"error: job {job.job_id} was not requeued; {next_step('lost', run)}", file=sys.stderr)  # noqa: T201
     return scheduler.last_code(code)
 
 
 def _is_handed_over(fold: Fold, job: ThisJob) -> bool:
-    attempt = own_attempt(fold, job)
-    end = read_end(attempt) if attempt else None
+    end = _own_end(fold, job)
     return end is not None and end.handed_over
 
 
-def _cause(fold: Fold, job: ThisJob, code: int, known: Cause | None, *, handed_over: bool) -> Cause:
-    """Return why the fold's attempt ended; what nobody has said yet is what the scheduler or the exit code says."""
+def _own_end(fold: Fold, job: ThisJob) -> End | None:
     attempt = own_attempt(fold, job)
-    if attempt is not None and (end := read_end(attempt)) is not None:
-        return end.cause
-    said = read_hint(attempt.state).get("reason") if attempt else None
-    cause = known or cause_of_exit(code, said or "")
-    if attempt is None:
-        note_end(fold, cause, job)
-    else:
-        _say(attempt, f"its whole job ended with exit code {code}")
-        write_end(fold, attempt, cause, handed_over=handed_over)
-    return cause
+    return read_end(attempt) if attempt is not None else None
+
+
+def _causes(folds: list[Fold], job: ThisJob, site: Site, code: int, standing: Standing) -> dict[Fold, Cause]:
+    """Return why each fold's attempt ended; what nobody has said yet is what the scheduler or the exit code says."""
+    causes = {fold: end.cause for fold in folds if (end := _own_end(fold, job)) is not None}
+    unsaid = [fold for fold in folds if fold not in causes]
+    peak = _peak(job, site) if unsaid and code == 128 + signal.SIGKILL and standing == "running" else None
+    lasted_s = 60.0 * site.walltime_min if standing == "timeout" else None
+    for fold in unsaid:
+        attempt = own_attempt(fold, job)
+        said = read_hint(attempt.state).get("reason") if attempt else None
+        causes[fold] = CAUSES.get(standing) or cause_of_exit(code, said or "", peak)
+        if attempt is None:
+            note_end(fold, causes[fold], job, lasted_s)
+            continue
+        _say(attempt, f"its whole job ended with exit code {code}{f', having used at most {peak}' if peak else ''}")
+        write_end(fold, attempt, causes[fold], handed_over=standing == "requeued", lasted_s=lasted_s)
+    return causes
+
+
+def _peak(job: ThisJob, site: Site) -> Peak | None:
+    used_gb = scheduler_of(site).peak_gb(job)
+    return None if used_gb is None else peak_of(used_gb, job.memory_gb or site.memory_gb)
 
 
 def _say(attempt: Attempt, reason: str) -> None:
@@ -100,17 +116,30 @@ def _is_newest(fold: Fold, job: ThisJob) -> bool:
 
 
 def _submit_changed(
-    run: Run, config: RunConfig, site: Site, folds: list[str], changes: set[Cause], job: ThisJob
+    run: Run, config: RunConfig, site: Site, folds: list[Fold], changes: set[Cause], job: ThisJob
 ) -> None:
     """Submit the folds as a new job: this one's memory and nodes can no longer be changed."""
-    last = last_submission(run, folds[0])
+    last = last_submission(run, folds[0].key)
     memory_gb, exclude = (last.memory_gb, last.exclude) if last else (None, ())
     if "memory" in changes:
-        memory_gb = _MORE * (memory_gb or site.memory_gb or job.memory_gb or 1)
+        memory_gb = _more_memory_gb(run, site, folds, job)
     if "node" in changes and job.node:
         exclude = (*exclude, job.node)
-    submit_job(run, site, fold_request(run, config.compute.num_threads, folds, memory_gb=memory_gb, exclude=exclude))
+    keys = [fold.key for fold in folds]
+    submit_job(run, site, fold_request(run, config.compute.num_threads, keys, memory_gb=memory_gb, exclude=exclude))
     pass_on(run, scheduler_of(site))
+
+
+def _more_memory_gb(run: Run, site: Site, folds: list[Fold], job: ThisJob) -> float:
+    """Return half as much again as the site's memory for each kill in a row: like the budget, it starts anew.
+
+    It is not more than a node has: such a job would be refused, or wait for ever.
+    """
+    first_gb = site.memory_gb or min(
+        [job.memory_gb or 1.0, *(one.memory_gb / _MORE for one in submissions(run) if one.memory_gb is not None)]
+    )
+    wanted_gb = first_gb * _MORE ** max(num_failures(fold, "memory", job) for fold in folds)
+    return min(wanted_gb, scheduler_of(site).largest_memory_gb(site) or wanted_gb)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Causes and retry budgets, from the files of attempts."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from contrails.cluster.ends import NEXT_STEP, cause_of_exit, read_end, retries_left, write_end
+from contrails.cluster.ends import NEXT_STEP, cause_of_exit, next_step, read_end, retries_left, unstick, write_end
 from contrails.cluster.scheduler import Cause
 from contrails.cluster.sites import Retries
 from contrails.files import write_atomic
@@ -32,7 +33,21 @@ def fold(tmp_path: Path) -> Fold:
 )
 def test_exit_codes(code: int, reason: str, cause: Cause) -> None:
     assert cause_of_exit(code, reason) == cause
-    assert NEXT_STEP[cause]
+
+
+def test_every_cause_has_a_next_step() -> None:
+    assert set(NEXT_STEP) == set(get_args(Cause))
+
+
+def test_a_start_that_took_all_of_the_time_and_a_refusal(fold: Fold) -> None:
+    write_atomic(fold.run.toml, '[site]\nname = "small"\n[recipe.data]\ndataset = "x.h5"\n')
+    there = f"`contrails resume {fold.run.path} --site small`"
+    long = next_step("walltime", fold.run, stepless=True, lasted_s=55.2)
+    assert "no step was made within 55 s" in long
+    assert f"raise walltime_min of the site profile, then go on with {there}" in long
+    assert "margin_s" in next_step("walltime", fold.run)
+    assert next_step("error", fold.run, never_ran=True) == f"change the site profile, then go on with {there}"
+    assert unstick(fold.run).startswith(f"`contrails cancel {fold.run.path}`, change the site profile")
 
 
 def test_a_budget_is_used_up_by_the_same_cause_at_the_same_snapshot(fold: Fold) -> None:

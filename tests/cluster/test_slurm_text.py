@@ -15,13 +15,16 @@ SQUEUE = """\
 16|ct0a1b2cf4a1|NEW_STATE_OF_25|None|n2
 """
 SACCT = """\
-1|ctf0a1|CANCELLED by 1000|n1
-1.batch|batch|CANCELLED|n1
-2|ctf1a1|FAILED|n1
-2.batch|batch|FAILED|n1
-2.0|python|OUT_OF_MEMORY|n1
-3|ctf2a1|TIMEOUT|n3
-4|ctf3a1|COMPLETED|n3
+1|ctf0a1|CANCELLED by 1000|0:0|n1
+1.batch|batch|CANCELLED|0:15|n1
+2|ctf1a1|FAILED|1:0|n1
+2.batch|batch|FAILED|1:0|n1
+2.0|python|OUT_OF_MEMORY|0:125|n1
+3|ctf2a1|TIMEOUT|0:0|n3
+4|ctf3a1|COMPLETED|0:0|n3
+5|ctf4a1|FAILED|1:0|None assigned
+6|ctf5a1|FAILED|0:9|n1
+7|ctf6a1|FAILED|3:0|n1
 """
 
 
@@ -55,9 +58,75 @@ def test_what_releases_a_job_that_is_held(reason: str) -> None:
 def test_sacct_finds_the_memory_in_the_step() -> None:
     jobs = {job.job_id: job for job in parse_sacct(SACCT)}
     assert {key: job.cause for key, job in jobs.items()} == {
-        "1": "cancelled", "2": "memory", "3": "walltime", "4": None
+        "1": "cancelled", "2": "memory", "3": "walltime", "4": None, "5": "error", "6": "lost", "7": "error"
     }  # fmt: skip
     assert jobs["2"].name == "ctf1a1"
+    assert [key for key, job in jobs.items() if job.never_ran] == ["5"]
+    assert jobs["6"].native == "FAILED (RaisedSignal:9)"
+    assert jobs["5"].node == ""
+
+
+def test_a_job_that_was_refused_never_ran_and_one_that_was_killed_made_no_error() -> None:
+    refused, killed, failed = parse_squeue(
+        "1|ct0|FAILED|BadConstraints|\n2|ct1|FAILED|JobLaunchFailure|n1\n3|ct2|FAILED|NonZeroExitCode|n1\n"
+    )
+    assert [job.never_ran for job in (refused, killed, failed)] == [True, False, False]
+    assert [job.cause for job in (refused, killed, failed)] == ["error", "lost", "error"]
+    assert killed.native == "FAILED (JobLaunchFailure)"
+
+
+def test_a_suspended_job_does_not_run() -> None:
+    jobs = parse_squeue("1|ct0|SUSPENDED|None|n1\n2|ct1|STOPPED|None|n1\n")
+    assert [job.state for job in jobs] == ["suspended", "suspended"]
+    assert jobs[0].native.startswith("SUSPENDED: it keeps its node, and goes on when")
+
+
+@pytest.mark.parametrize(
+    ("reason", "hint"),
+    [
+        ("PartitionTimeLimit", "walltime_min is more than the partition allows"),
+        ("PartitionConfig", "the partition has no node with as many CPUs"),
+        ("BadConstraints", "no node has what it asks for"),
+        ("AssocMaxWallDurationPerJobLimit", "it asks for more than the account allows one job"),
+        ("AssocMaxCpuMinutesPerJobLimit", "it asks for more than the account allows one job"),
+        ("QOSMaxMemoryPerNode", "it asks for more than the QOS allows one job"),
+        ("QOSMinGRES", "less than the QOS demands"),
+        ("InvalidAccount", "the account may not be used"),
+        ("ReservationDeleted", "the reservation is gone"),
+    ],
+)
+def test_what_can_never_start_is_stuck(reason: str, hint: str) -> None:
+    (job,) = parse_squeue(f"12|ct0a1b2cf0a1|PENDING|{reason}|\n")
+    assert (job.state, job.stuck) == ("waiting", True)
+    assert hint in job.native
+
+
+@pytest.mark.parametrize(
+    ("reason", "hint"),
+    [
+        ("AssocMaxJobsLimit", "it starts when other jobs"),
+        ("QOSMaxJobsPerUserLimit", "it starts when other jobs"),
+        ("AssocGrpCpuLimit", "it starts when other jobs"),
+        ("QOSMaxGRESPerUser", "it starts when other jobs"),
+        ("MaxCpuPerAccount", "it starts when other jobs"),
+        ("AssocGrpCPUMinutesLimit", "are used up"),
+        ("QOSGrpCPURunMinutesLimit", "are used up"),
+        ("PartitionDown", "an administrator has stopped the partition"),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", "down, drained or reserved"),
+        ("Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved_for_jobs_in_higher_priority_partitions", "`sinfo -R`"),
+        ("JobHoldMaxRequeue", "`scontrol release 12`"),
+    ],
+)
+def test_what_others_must_let_start_has_a_hint(reason: str, hint: str) -> None:
+    (job,) = parse_squeue(f"12|ct0a1b2cf0a1|PENDING|{reason}|\n")
+    assert (job.state, job.stuck) == ("waiting", False)
+    assert hint in job.native
+
+
+@pytest.mark.parametrize("reason", ["Priority", "Resources", "Dependency", "BeginTime", "None", ""])
+def test_what_passes_by_itself_needs_no_hint(reason: str) -> None:
+    (job,) = parse_squeue(f"12|ct0a1b2cf0a1|PENDING|{reason}|\n")
+    assert job.native in ("PENDING", f"PENDING ({reason})")
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
+from contrails.cluster.ends import write_end
 from contrails.cluster.journal import record
-from contrails.cluster.states import fold_state
+from contrails.cluster.scheduler import Job
+from contrails.cluster.states import ALIVE, FoldState, fold_state
 from contrails.files import to_json, write_atomic
 from contrails.runs import Fold, Run
 from contrails.train.attempt import process_of
@@ -112,3 +115,89 @@ def test_a_result_that_was_removed_is_lost_not_done(fold: Fold) -> None:
     write_atomic(fold.attempt(1).job, to_json(process_of(os.getpid())))
     write_atomic(fold.attempt(1).state, to_json({"status": "done"}))
     assert fold_state(fold).state == "lost"
+
+
+@pytest.fixture
+def submitted(fold: Fold) -> Fold:
+    """A fold whose job 12 the scheduler took."""
+    fold.path.mkdir(parents=True)
+    write_atomic(fold.run.toml, '[site]\nname = "small"\n[recipe.data]\ndataset = "x.h5"\n')
+    record(fold.run, "intent", name="ctf0a1", folds=["0"], exclude=[])
+    record(fold.run, "submitted", name="ctf0a1", job_id="12")
+    return fold
+
+
+def said(fold: Fold, state: Literal["waiting", "running", "suspended", "ended"], **words: Any) -> FoldState:
+    """Return the state of a fold whose job the scheduler calls that."""
+    native = words.pop("native", state.upper())
+    return fold_state(fold, {"ctf0a1": Job("12", "ctf0a1", state, native, **words)})
+
+
+def train(fold: Fold, **state: Any) -> None:
+    write_atomic(fold.attempt(1).job, to_json({"job_id": "12", "job_name": "ctf0a1", "restart_count": 0, "host": "n1"}))
+    write_atomic(fold.attempt(1).state, to_json({"status": "running", "step": 9, "seconds_per_step": 0.1} | state))
+
+
+def test_an_attempt_that_ended_without_a_word_is_not_called_one_that_never_began(submitted: Fold) -> None:
+    train(submitted)
+    assert said(submitted, "running").state == "running"
+    state = said(submitted, "ended", native="FAILED (JobLaunchFailure)", cause="lost", node="n1")
+    assert (state.state, state.cause) == ("lost", "lost")
+    assert str(state.reason).startswith(
+        "attempt 1 ended without a word at step 9; the scheduler says FAILED (JobLaunchFailure) (lost): go on with "
+    )
+
+
+def test_a_log_is_named_only_where_there_is_one(submitted: Fold) -> None:
+    state = said(submitted, "ended", native="CANCELLED", cause="cancelled", never_ran=True)
+    assert "before it began an attempt; the scheduler says CANCELLED (cancelled)" in str(state.reason)
+    assert "see " not in str(state.reason)
+    log = submitted.run.job_folder("ctf0a1") / "12_0_log.err"
+    write_atomic(log, "submitit INFO (x)\nmodule: command not found\n")
+    state = said(submitted, "ended", native="FAILED (NonZeroExitCode)", cause="error", node="n1")
+    assert f"(module: command not found); see {log} (error): mend it" in str(state.reason)
+
+
+def test_a_job_that_was_refused_after_all_says_what_to_change(submitted: Fold) -> None:
+    state = said(submitted, "ended", native="FAILED (BadConstraints)", cause="error", never_ran=True)
+    assert state.state == "failed"
+    assert f"change the site profile, then go on with `contrails resume {submitted.run.path} --site small`" in str(
+        state.reason
+    )
+
+
+def test_a_job_that_waits_for_what_it_can_never_get(submitted: Fold) -> None:
+    state = said(submitted, "waiting", native="PENDING (PartitionTimeLimit): too long", stuck=True)
+    assert state.state == "waiting"
+    assert f"too long: `contrails cancel {submitted.run.path}`, change the site profile, then" in str(state.reason)
+    assert str(state.reason).endswith(f"`contrails resume {submitted.run.path} --site small`")
+
+
+def test_a_suspended_job_is_alive_and_does_not_run(submitted: Fold) -> None:
+    train(submitted)
+    state = said(submitted, "suspended", native="SUSPENDED: it keeps its node")
+    assert (state.state, state.reason) == ("suspended", "SUSPENDED: it keeps its node")
+    assert state.state in ALIVE
+
+
+def test_a_walltime_that_the_start_used_up_is_told_from_a_margin(submitted: Fold) -> None:
+    record(submitted.run, "ended", name="ctf0a1", cause="walltime", start=0, lasted_s=55.0)
+    state = said(submitted, "ended", native="TIMEOUT", cause="walltime", node="n1")
+    assert (state.state, state.cause) == ("failed", "walltime")
+    assert "no step was made within 55 s" in str(state.reason)
+    assert "raise walltime_min" in str(state.reason)
+    train(submitted, status="stopped", reason="stopped while its data were copied", seconds_per_step=None)
+    write_end(submitted, submitted.attempt(1), "walltime", lasted_s=58.0)
+    assert "no step was made within 55 s" not in str(said(submitted, "ended", cause="walltime", node="n1").reason)
+    assert "no step was made within 58 s" in str(said(submitted, "ended", cause="walltime", node="n1").reason)
+    train(submitted, status="failed", reason="its whole job ended with exit code 143")
+    assert "margin_s" in str(said(submitted, "ended", cause="walltime", node="n1").reason)
+
+
+def test_the_last_start_of_a_job_counts(submitted: Fold) -> None:
+    train(submitted, status="stopped", reason="stopped at step 9 (walltime)")
+    write_end(submitted, submitted.attempt(1), "walltime", handed_over=True)
+    record(submitted.run, "ended", name="ctf0a1", cause="memory", start=1)
+    state = said(submitted, "ended", native="FAILED (NonZeroExitCode)", cause="error", node="n1")
+    assert (state.state, state.cause) == ("failed", "memory")
+    assert "its job 12 ended before it began another attempt" in str(state.reason)

@@ -41,6 +41,12 @@ def shortage(options: Sequence[str], nodes: Nodes) -> str | None:
     return f"{asked}: some nodes have one of it, none has all"
 
 
+def largest_gb(nodes: Nodes) -> float | None:
+    """Return the memory of the largest node; None where none tells of it."""
+    sizes = (_number(node.get("mem", "")) for node in nodes)
+    return max((size / 2**30 for size in sizes if size is not None), default=None)
+
+
 def _has(node: Mapping[str, str], name: str, value: str) -> bool:
     """Return whether a node has as much as this, or one of these."""
     found, wanted = _number(node.get(name, "0")), _number(value)
