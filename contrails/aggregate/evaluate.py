@@ -73,8 +73,8 @@ def seen_in_training(dataset: Dataset, filelist: FileList) -> np.ndarray:
     """Return the rows of records that some fold trained on or was selected by, int64; of tiles, all of their scenes."""
     used = {name for name, fold in zip(filelist.record_ids, filelist.folds, strict=True) if fold != HELD_OUT}
     scenes = {scene_of(name) for name in used} if dataset.placements else set()
-    names = enumerate(zip(dataset.record_ids, dataset.groups, strict=True))
-    return np.array([row for row, (name, group) in names if name in used or group in scenes], int)
+    names = enumerate(dataset.record_ids)
+    return np.array([row for row, name in names if name in used or (scenes and dataset.whole(row) in scenes)], int)
 
 
 def scores(table: pd.DataFrame) -> dict[str, Any]:

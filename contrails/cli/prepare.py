@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,14 @@ from click.core import ParameterSource
 from contrails.cli.options import read_numbers, read_share
 
 if TYPE_CHECKING:
+    from contrails.data.groups import Grouping
     from contrails.data.layout import Header
     from contrails.data.pack import Plan
 
 _LAYOUTS = {
     "goes": ("bands", "frames"),
-    "images-rle": ("rle_starts", "rle_order", "rle_empty", "rle_columns", "rle_class", "range"),
-    "scenes": ("bands", "tile", "overlap", "scenes", "masks", "mask_values", "range"),
+    "images-rle": ("rle_starts", "rle_order", "rle_empty", "rle_columns", "rle_class", "range", "group_by", "groups"),
+    "scenes": ("bands", "tile", "overlap", "scenes", "masks", "mask_values", "range", "group_by", "groups"),
 }
 """Options that each layout knows."""
 
@@ -75,6 +77,15 @@ _LAYOUTS = {
     "than 8 and 16 bits, the values of the training scenes).",
 )
 @click.option(
+    "--group-by",
+    metavar="REGEX",
+    help="images-rle, scenes: what of a name (of an image below RAW/SPLIT, of a scene) says its group, such as "
+    "'^patient[0-9]+': a group is never split between folds.",
+)
+@click.option(
+    "--groups", metavar="FILE.csv", help="images-rle, scenes: the groups, as a table with the columns name,group."
+)
+@click.option(
     "--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), help="Processes; default: cores."
 )
 @click.option("--shard", metavar="I/N", help="Pack the I-th of N slices alone, for contrails data join.")
@@ -126,7 +137,8 @@ def prepare(
         if shard is not None:
             raise click.UsageError("give --jobs N for all shards, or --shard I/N for one, not both")
         words = ["--layout", layout, "--split", split]
-        words += [f"--{name.replace('_', '-')}={options[name]}" for name in given]
+        of_files = {name: Path(options[name]).absolute() for name in given if name == "groups"}
+        words += [f"--{name.replace('_', '-')}={of_files.get(name, options[name])}" for name in given]
         _submit(raw, out, words, num_jobs, site_name)
         return
     if site_name is not None:
@@ -177,7 +189,7 @@ def _plan_images(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
     starts, order, empty = (options[f"rle_{name}"] for name in ("starts", "order", "empty"))
     column, _, label = (options["rle_class"] or "").rpartition("=")
     convention = Convention(starts, order, empty, (columns[0], columns[1]), label=label, label_column=column)
-    return make_plan(raw, split, convention, _range(options["range"]))
+    return make_plan(raw, split, convention, _range(options["range"]), _grouping(options))
 
 
 def _plan_scenes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
@@ -194,8 +206,22 @@ def _plan_scenes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
             bands=tuple(options["bands"].split(",")) if options["bands"] else (),
             mask_values=_mask_values(options["mask_values"] or ""),
             span=_range(options["range"]),
+            grouping=_grouping(options),
         ),
     )
+
+
+def _grouping(options: dict[str, Any]) -> "Grouping":
+    from contrails.data.groups import Grouping
+
+    pattern, table = options["group_by"] or "", options["groups"]
+    if pattern and table:
+        raise click.UsageError("give --group-by or --groups, not both")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise click.BadParameter(f"'{pattern}' is no regular expression: {error}", param_hint="--group-by") from error
+    return Grouping(pattern, Path(table) if table else None)
 
 
 def _covered(header: "Header", overlap: int) -> str:

@@ -6,12 +6,14 @@ convention says; without that file the records are unlabelled, and `ROOT/sample_
 how their ids are written. Images of several sizes are padded to the largest.
 """
 
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from contrails.data.groups import USUAL, Grouping
 from contrails.data.layout import Header
 from contrails.data.pack import Arrays, Plan
 from contrails.data.radiometry import Span, choose_values, packed_counts
@@ -34,10 +36,12 @@ class ImageRecord:
     convention: Convention
 
 
-def make_plan(root: Path, split: str, convention: Convention, span: Span | None = None) -> Plan[ImageRecord]:
+def make_plan(
+    root: Path, split: str, convention: Convention, span: Span | None = None, grouping: Grouping = USUAL
+) -> Plan[ImageRecord]:
     """Find the images of a split and their masks; `span` goes from the smallest value that is packed to the largest.
 
-    Images of one DICOM patient are one group; any other image is a group of its own.
+    Where no grouping says another one, images of one DICOM patient are one group; any other image is one of its own.
 
     Raises:
         DataError: no image, an id twice, images of several types or bands, a table that does not fit.
@@ -51,6 +55,9 @@ def make_plan(root: Path, split: str, convention: Convention, span: Span | None 
             rasters.append(describe(path))
             advance(1)
     choice = choose_values(rasters, rasters, span)
+    names = {name: path.relative_to(root / split).with_suffix("").as_posix() for name, path in paths.items()}
+    patients = {name: raster.patient or name for name, raster in zip(paths, rasters, strict=True)}
+    groups, said = grouping.groups(names, patients)
     header = Header(
         split=split,
         band_names=rasters[0].band_names,
@@ -58,11 +65,11 @@ def make_plan(root: Path, split: str, convention: Convention, span: Span | None 
         size=(max(raster.height for raster in rasters), max(raster.width for raster in rasters)),
         with_marks=False,
         record_ids=tuple(paths),
-        groups=tuple(raster.patient or name for name, raster in zip(paths, rasters, strict=True)),
+        groups=tuple(groups.values()),
         timestamps=(np.nan,) * len(paths),
         values=choice.values,
         source="images and a table of run-length encodings",
-        options=f"--layout images-rle {choice.option}".rstrip(),
+        options=" ".join(filter(None, ("--layout images-rle", choice.option, shlex.join(grouping.options())))),
         convention=convention,
         scenes=tuple(
             Scene(name, raster.height, raster.width, raster.crs, raster.transform)
@@ -74,7 +81,7 @@ def make_plan(root: Path, split: str, convention: Convention, span: Span | None 
         ImageRecord(raster, labels.masks.get(name), convention) for name, raster in zip(paths, rasters, strict=True)
     )
     warnings += labels.warnings + choice.warnings
-    return Plan(str(root.resolve()), header, records, read_image, warnings, choice.notes)
+    return Plan(str(root.resolve()), header, records, read_image, warnings, (*choice.notes, said))
 
 
 def read_image(header: Header, record: ImageRecord) -> tuple[Arrays, int]:

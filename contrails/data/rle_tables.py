@@ -110,7 +110,7 @@ def match_ids(path: Path, ids: Sequence[str], known: Collection[str], convention
         DataError: ids have several endings, or a class that nobody has chosen.
     """
     with_class = bool(convention.suffix)
-    matches = [_match(written, known, with_class=with_class) or Match(written, known=False) for written in ids]
+    matches = [match_id(written, known, with_class=with_class) or Match(written, known=False) for written in ids]
     endings = Counter(match.ending for match in matches if match.known)
     if len(endings) > 1:
         first = {match.ending: written for written, match in zip(ids, matches, strict=True) if match.known}
@@ -120,7 +120,7 @@ def match_ids(path: Path, ids: Sequence[str], known: Collection[str], convention
         )
     if not with_class and any(not match.known for match in matches):
         strangers = [written for written, match in zip(ids, matches, strict=True) if not match.known]
-        classes = [(written, _match(written, known, with_class=True)) for written in strangers]
+        classes = [(written, match_id(written, known, with_class=True)) for written in strangers]
         if labels := sorted({match.label for _, match in classes if match is not None}):
             example = next(written for written, match in classes if match is not None)
             raise DataError(
@@ -130,7 +130,7 @@ def match_ids(path: Path, ids: Sequence[str], known: Collection[str], convention
     return matches
 
 
-def _match(written: str, known: Collection[str], *, with_class: bool) -> Match | None:
+def match_id(written: str, known: Collection[str], *, with_class: bool = False) -> Match | None:
     """Return the longest record id that an id begins with, if all that follows is an ending and a class."""
     if not with_class and written in known:
         return Match(written)

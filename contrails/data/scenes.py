@@ -2,7 +2,8 @@
 
 `ROOT/scenes/` and `ROOT/masks/` hold a file of the same name each; other places, and scenes with one file a band, are
 named by patterns such as `train_{band}/{band}_{scene}.TIF`. `ROOT/filelists/{train,val,test}.csv`, where they are, hold
-names of scenes, one a line. Tiles of a scene share its group, so that no fold splits a scene.
+names of scenes, one a line. Tiles of a scene share its group, so that no fold splits a scene; scenes that belong
+together share one where the options say so.
 """
 
 import re
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from contrails.data.groups import USUAL as USUAL_GROUPS
+from contrails.data.groups import Grouping
 from contrails.data.layout import Header, Values
 from contrails.data.masks import USUAL, Meanings, read_classes, said, table_of
 from contrails.data.pack import Arrays, Plan
@@ -38,7 +41,8 @@ class SceneOptions:
     """How scenes are found and cut; see `contrails prepare --help`.
 
     `bands` is empty where the files name theirs, `mask_values` where they are the usual ones, and `span`, the smallest
-    and largest value that is packed, is None where counts are kept as they are.
+    and largest value that is packed, is None where counts are kept as they are. `grouping` is of scenes; tiles of one
+    are in one group.
     """
 
     tile: int = 512
@@ -48,12 +52,14 @@ class SceneOptions:
     bands: tuple[str, ...] = ()
     mask_values: Meanings = ()
     span: Span | None = None
+    grouping: Grouping = USUAL_GROUPS
 
     def __str__(self) -> str:
         words = ["--layout=scenes", f"--tile={self.tile}", f"--overlap={self.overlap}", f"--scenes={self.scenes}"]
         words += [f"--masks={self.masks}", f"--mask-values={said(self.mask_values or USUAL)}"]
         words += [f"--bands={','.join(self.bands)}"] if self.bands else []
-        return shlex.join([*words, *([f"--range={self.span[0]!r},{self.span[1]!r}"] if self.span else [])])
+        words += [f"--range={self.span[0]!r},{self.span[1]!r}"] if self.span else []
+        return shlex.join([*words, *self.grouping.options()])
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class _Scene:
     whole: Raster
     mask: Raster | None
     subset: str
+    group: str = ""
 
 
 def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]:
@@ -113,8 +120,11 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
     of_training = [scene for scene in scenes if scene.subset == "train"] or scenes
     files_of_training = [each for scene in of_training for each in scene.files]
     choice = choose_values([scene.whole for scene in scenes], files_of_training, options.span)
+    groups, said_of_groups = options.grouping.groups(*[{name: name for name in names}] * 2)
+    scenes = [replace(scene, group=groups[scene.name]) for scene in scenes]
     header, records = _cut(scenes, split, replace(options, span=choice.span), choice.values)
-    return Plan(str(root.resolve()), header, records, read_tile, warnings + choice.warnings, notes + choice.notes)
+    notes += (*choice.notes, said_of_groups)
+    return Plan(str(root.resolve()), header, records, read_tile, warnings + choice.warnings, notes)
 
 
 def read_tile(header: Header, record: TileRecord) -> tuple[Arrays, int]:
@@ -151,7 +161,7 @@ def _cut(
         size=(options.tile, options.tile),
         with_marks=False,
         record_ids=tuple(tile_name(scene.name, placement) for scene, placement in tiles),
-        groups=tuple(scene.name for scene, _ in tiles),
+        groups=tuple(scene.group for scene, _ in tiles),
         timestamps=(np.nan,) * len(tiles),
         values=values,
         source="scenes and masks",
