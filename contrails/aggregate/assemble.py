@@ -31,6 +31,7 @@ from contrails.aggregate.ensemble import (
 )
 from contrails.aggregate.fit import Fit, fit_out_of_fold, held_out_scores
 from contrails.aggregate.gate import copy_gate, gate_scores, open_gate
+from contrails.aggregate.inputs import inputs_of
 from contrails.aggregate.members import (
     AUTO,
     Finished,
@@ -67,7 +68,8 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
     folds = _finished(runs, options)
     gate = open_gate(folds[0], path, options) if options.gate else None
     request = _request(runs, folds, options)
-    if (existing := _existing(path)) is not None and existing.request == request:
+    existing = _existing(path)
+    if existing is not None and existing.request == request and existing.inputs is not None:
         return existing
     held_out = _held_out_rows(folds[0])
     if options.average_folds and not len(held_out):
@@ -99,6 +101,7 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
         request=request,
         made_with=_made_with(device),
         gate_below=fit.gate_below if fit else None,
+        inputs=inputs_of(folds[0].dataset),
     )
     if gate is not None and "gate" in scores:
         scores["gate"]["dice_of_gate"] = gate.scores.get("dice_cross_fitted")

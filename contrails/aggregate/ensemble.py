@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from contrails.aggregate.inputs import Inputs, require_like
 from contrails.aggregate.postprocess import Step, apply
 from contrails.aggregate.predict import load_predictor
 from contrails.aggregate.predictions import Predict, Wanted, complete
@@ -74,7 +75,8 @@ class Ensemble:
 
     `threshold` cuts the merged probabilities, `steps` then change the mask; where the gate scores a record below
     `gate_below`, its probabilities are 0 (see `contrails.aggregate.stages`); `complete` says whether every fold of the
-    file list is there; `request` and `made_with` are all that is needed to make it again.
+    file list is there; `request` and `made_with` are all that is needed to make it again; `inputs` are unknown in those
+    that the first builds made.
     """
 
     path: Path
@@ -88,13 +90,20 @@ class Ensemble:
     request: dict[str, Any]
     made_with: dict[str, Any]
     gate_below: float | None = None
+    inputs: Inputs | None = None
 
     def gate(self) -> "Ensemble | None":
         """Return the ensemble that says which records hold anything, if there is one."""
         return None if self.gate_below is None else read_ensemble(self.path / GATE)
 
     def predictor(self, dataset: Dataset, device: torch.device) -> Predict:
-        """Load the members to predict records of a dataset."""
+        """Load the members to predict records of a dataset.
+
+        Raises:
+            DataError: units or values are not those that the members know.
+        """
+        for each in self.stages():
+            require_like(each.inputs, dataset, each.bands(), each.path)
         return self.predictors(dataset, device)(dataset)
 
     def predictors(self, dataset: Dataset, device: torch.device) -> Callable[[Dataset], Predict]:
@@ -117,12 +126,23 @@ class Ensemble:
 
     def needs(self, label_frame: int = LABEL_FRAME) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Return the names of the bands and the numbers of the frames that the members see."""
-        every = [each for each in (self, self.gate()) if each is not None]
-        abouts = [read_about(each.path / member.file) for each in every for member in each.members]
-        channels = [channel for about in abouts for channel in Composite.from_dict(about["composite"]).channels]
-        bands = {band for channel in channels for band in channel.bands}
+        abouts = [about for each in self.stages() for about in each._abouts()]
         frames = {frame for about in abouts for frame in about["recipe"]["data"]["frames"] or (label_frame,)}
+        bands = {band for each in self.stages() for band in each.bands()}
         return tuple(sorted(bands)), tuple(sorted(frames))
+
+    def stages(self) -> "list[Ensemble]":
+        """Return the ensemble, and its gate if there is one."""
+        gate = self.gate()
+        return [self] if gate is None else [self, gate]
+
+    def bands(self) -> set[str]:
+        """Return the names of the bands that its own members see."""
+        channels = [channel for about in self._abouts() for channel in Composite.from_dict(about["composite"]).channels]
+        return {band for channel in channels for band in channel.bands}
+
+    def _abouts(self) -> list[dict[str, Any]]:
+        return [read_about(self.path / member.file) for member in self.members]
 
     def filelist(self) -> FileList:
         """Return the folds of the records that the members were made with."""
@@ -152,7 +172,9 @@ def read_ensemble(path: Path) -> Ensemble:
                 f"`contrails aggregate {runs} -o {shlex.quote(str(path))}` and the options that it had"
             )
     options, steps = Options(**content.pop("options")), tuple(Step(**step) for step in content.pop("steps"))
-    return Ensemble(path, members, options, steps=steps, **content)
+    inputs = content.pop("inputs", None)
+    known = None if inputs is None else Inputs.from_dict(inputs)
+    return Ensemble(path, members, options, steps=steps, inputs=known, **content)
 
 
 def predict_into(

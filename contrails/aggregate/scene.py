@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from contrails.aggregate.ensemble import LARGEST_WITH_STEPS, Ensemble, identity_of
+from contrails.aggregate.inputs import values_for
 from contrails.aggregate.postprocess import apply
 from contrails.aggregate.scene_files import Kind, WriteStrip, mask_values, scene_file
 from contrails.aggregate.strips import StripFile
 from contrails.aggregate.untile import has_data, joined
-from contrails.data.layout import Header
-from contrails.data.radiometry import packed_counts, values_of
+from contrails.data.layout import Header, Values
+from contrails.data.radiometry import packed_counts
 from contrails.data.rasters import Raster, describe, read
 from contrails.data.store import Dataset, Placement, Scene
 from contrails.data.tiles import Blend, Blender, Strip, below, grid, packed, starts
@@ -46,7 +47,8 @@ def predict_scene(
     """Predict an image file into a GeoTIFF or a PNG file; `bands` names its bands where the file does not.
 
     Raises:
-        DataError: the file is damaged, or lacks a band that the members see; another process predicts into `out`.
+        DataError: the file is damaged, lacks a band that the members see, or has other units or values than they know;
+            another process predicts into `out`.
     """
     raster = _named(describe(path), bands)
     needed, _ = ensemble.needs()
@@ -55,8 +57,13 @@ def predict_scene(
             f"{path}: expected the bands {', '.join(needed)}, found {', '.join(raster.band_names)} (no "
             f"{', '.join(missing)}); name them in their order with --bands"
         )
-    scene = Scene(path.stem, raster.height, raster.width, raster.crs, raster.transform)
+    values, *_ = [values_for(each.inputs, raster, each.bands(), each.path) for each in ensemble.stages()]
+    scene = Scene(
+        *(path.stem, raster.height, raster.width, raster.crs, raster.transform),
+        control=raster.control,
+    )
     about = identity_of(ensemble, device) | {"bands": raster.band_names, "cut": asdict(cut), "scene": _stamp(path)}
+    about["values"] = asdict(values)
     about["grid"] = [starts(side, cut.tile, cut.overlap) for side in (raster.height, raster.width)]
     kept = StripFile(out.with_name(f".{out.name}.strips"), raster.width, about)
     busy = f"another process predicts into {out}; wait for it, or end it, then run the same command again"
@@ -64,7 +71,7 @@ def predict_scene(
         remove_leftovers(out)
         try:
             with scene_file(out, scene, kind) as write:
-                _write(ensemble, scene, kind, _all_strips(ensemble, raster, cut, device, kept), write)
+                _write(ensemble, scene, kind, _all_strips(ensemble, raster, values, cut, device, kept), write)
         except DataError:  # it would not end otherwise the next time
             kept.path.unlink()
             raise
@@ -87,18 +94,20 @@ def _write(ensemble: Ensemble, scene: Scene, kind: Kind, strips: Iterator[Strip]
             write(strip.row, mask_values(apply(strip.values, ensemble.threshold, ()), strip.predicted, kind))
 
 
-def _all_strips(ensemble: Ensemble, raster: Raster, cut: Cut, device: torch.device, kept: StripFile) -> Iterator[Strip]:
+def _all_strips(
+    ensemble: Ensemble, raster: Raster, values: Values, cut: Cut, device: torch.device, kept: StripFile
+) -> Iterator[Strip]:
     row = 0
     for strip in kept.read():
         row = strip.row + len(strip.values)
         yield strip
-    for strip in predict_strips(ensemble, raster, cut, device, row):
+    for strip in predict_strips(ensemble, raster, values, cut, device, row):
         kept.keep(strip)
         yield strip
 
 
 def predict_strips(
-    ensemble: Ensemble, raster: Raster, cut: Cut, device: torch.device, first: int = 0
+    ensemble: Ensemble, raster: Raster, values: Values, cut: Cut, device: torch.device, first: int = 0
 ) -> Iterator[Strip]:
     """Yield the blended probabilities of a scene from top to bottom, from the row `first` on."""
     placements = grid(raster.height, raster.width, cut.tile, cut.overlap)
@@ -111,8 +120,8 @@ def predict_strips(
     with bar(f"tiles of {raster.path.name}", len(placements), done=len(placements) - left) as advance:
         for in_row in by_row.values():
             # of one tile, since the predictors keep it
-            predictors = predictors or ensemble.predictors(_tiles(raster, in_row[:1], cut.tile), device)
-            tiles = _tiles(raster, in_row, cut.tile)
+            predictors = predictors or ensemble.predictors(_tiles(raster, values, in_row[:1], cut.tile), device)
+            tiles = _tiles(raster, values, in_row, cut.tile)
             for rows, images in predictors(tiles)(np.arange(len(in_row))):
                 for row, image in zip(rows, images, strict=True):
                     yield from below(first, blender.add(in_row[row], image, has_data(tiles, row)))
@@ -133,9 +142,9 @@ def _named(raster: Raster, bands: Sequence[str]) -> Raster:
     return replace(raster, band_names=tuple(bands) or raster.band_names)
 
 
-def _tiles(raster: Raster, placements: Sequence[Placement], tile: int) -> Dataset:
+def _tiles(raster: Raster, values: Values, placements: Sequence[Placement], tile: int) -> Dataset:
     """Read a row of tiles as a dataset in memory."""
-    top, values = placements[0].row, values_of([raster])
+    top = placements[0].row
     header = Header(
         split="test",
         band_names=raster.band_names,

@@ -1,11 +1,12 @@
 """Predictions of scenes as image files, written strip by strip: GeoTIFF with the scene's georeference, or PNG."""
 
+import json
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -47,6 +48,8 @@ def scene_file(path: Path, scene: Scene, kind: Kind) -> Iterator[WriteStrip]:
         written: list[tuple[int, int, int]] = []
         try:
             with rasterio.open(draft, "w", **_profile(scene, kind)) as file:
+                if kind != "png":
+                    _place(file, scene)
 
                 def write(row: int, values: np.ndarray) -> None:
                     file.write(values, 1, window=((row, row + len(values)), (0, scene.width)))
@@ -61,6 +64,17 @@ def scene_file(path: Path, scene: Scene, kind: Kind) -> Iterator[WriteStrip]:
         finally:
             if kind == "png":
                 draft.unlink(missing_ok=True)
+
+
+def _place(file: Any, scene: Scene) -> None:
+    """Write what places a scene that no affine map does."""
+    control = json.loads(scene.control) if scene.control else {}
+    if points := control.get("gcps"):
+        point = require("rasterio.control", "writing a GeoTIFF").GroundControlPoint
+        crs = require("rasterio", "writing a GeoTIFF").CRS.from_wkt(scene.crs) if scene.crs else None
+        file.gcps = [point(*each) for each in points], crs
+    if polynomials := control.get("rpcs"):
+        file.rpcs = require("rasterio.rpc", "writing a GeoTIFF").RPC.from_gdal(polynomials)
 
 
 def _copy_as_png(draft: Path, temporary: Path, path: Path) -> None:
@@ -117,6 +131,6 @@ def _profile(scene: Scene, kind: Kind) -> dict[str, object]:
         profile |= {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK}
     if kind != "png":
         rasterio = require("rasterio", "writing a GeoTIFF")
-        profile |= {"crs": scene.crs} if scene.crs else {}
+        profile |= {"crs": scene.crs} if scene.crs and '"gcps"' not in scene.control else {}  # one of the two
         profile |= {"transform": rasterio.Affine(*scene.transform)} if scene.transform != NOWHERE else {}
     return profile | ({"nodata": NODATA} if kind == "tif" else {})

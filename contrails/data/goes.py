@@ -24,6 +24,9 @@ SOURCE = "GOES-16 ABI, OpenContrails layout"
 KELVIN = Values("int16", 0.01, 273.15, "K")
 """So rounding costs at most half of 0.01 K."""
 
+_ON_EARTH_K = (150, 350)
+"""No scene is colder or hotter as a whole, in kelvin; single pixels are: fires, and those that a sensor lost."""
+
 
 def make_plan(root: Path, split: str, bands: Sequence[int] | None, frames: Sequence[int]) -> Plan[RawRecord]:
     """Find the records of a split and decide what is packed; `bands` None means all that the first record has.
@@ -56,7 +59,7 @@ def read_record(header: Header, record: RawRecord) -> tuple[Arrays, int]:
     """Return a record's row of each array, and the number of its annotators.
 
     Raises:
-        DataError: the record is not as expected, or its temperatures do not fit into 16 bits.
+        DataError: the record is not as expected, or its temperatures are none or do not fit into 16 bits.
     """
     kelvin = read_bands(record, tuple(int(name[1:]) for name in header.band_names), header.frames)
     if kelvin.shape[2:] != header.size:
@@ -64,7 +67,9 @@ def read_record(header: Header, record: RawRecord) -> tuple[Arrays, int]:
             f"record {record.record_id} ({record.path}) is {kelvin.shape[2:]} pixels large, the first one "
             f"{header.size}; leave it out, or prepare it into a file of its own"
         )
-    low, high = kelvin.min(), kelvin.max()
+    lows, highs = kelvin.min((2, 3)), kelvin.max((2, 3))
+    _require_kelvin(header, record, lows, highs)
+    low, high = lows.min(), highs.max()
     if max(abs(low - KELVIN.add_offset), abs(high - KELVIN.add_offset)) > np.iinfo(np.int16).max * KELVIN.scale_factor:
         raise DataError(
             f"record {record.record_id} ({record.path}): expected kelvin, found values from {low:.1f} to {high:.1f}; "
@@ -84,6 +89,21 @@ def read_record(header: Header, record: RawRecord) -> tuple[Arrays, int]:
     if header.with_marks and label is not None:
         arrays["marks"] = label.marks.astype("<u2")
     return arrays, label.annotators if label else 0
+
+
+def _require_kelvin(header: Header, record: RawRecord, lows: np.ndarray, highs: np.ndarray) -> None:
+    """Check that no frame of a band lies as a whole where nothing on Earth does; lows and highs are (T, C)."""
+    coldest, hottest = _ON_EARTH_K
+    odd = np.argwhere((highs < coldest) | (lows > hottest))
+    if len(odd):
+        frame, band = odd[0]
+        low, high = lows[frame, band], highs[frame, band]
+        guess = "; they look like degrees Celsius: add 273.15" if -150 < low <= high < 100 and low != high else ""
+        raise DataError(
+            f"record {record.record_id} ({record.path / f'band_{header.band_names[band][1:]}.npy'}): expected kelvin, "
+            f"{coldest} to {hottest} at least in places, found values from {low:.1f} to {high:.1f} in frame "
+            f"{header.frames[frame]}{guess}; get it again, or leave it out"
+        )
 
 
 def _unknown_places(header: Header) -> tuple[str, ...]:

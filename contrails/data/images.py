@@ -72,7 +72,7 @@ def make_plan(
         options=" ".join(filter(None, ("--layout images-rle", choice.option, shlex.join(grouping.options())))),
         convention=convention,
         scenes=tuple(
-            Scene(name, raster.height, raster.width, raster.crs, raster.transform)
+            Scene(name, raster.height, raster.width, raster.crs, raster.transform, control=raster.control)
             for name, raster in zip(paths, rasters, strict=True)
         ),
         placements=tuple(Placement(row, 0, 0, raster.height, raster.width) for row, raster in enumerate(rasters)),

@@ -33,6 +33,11 @@ _REACH = 4
 _LEAVE_OUT = "; convert them, or leave them out"
 _ONE_SCALE = "; convert them, or pack all of them with one scale, such as --range 0,1"
 
+_FULL = {(1 << bits) - 1 for bits in range(1, 17)}
+"""Largest counts of so many bits."""
+
+_WINDOWS, _WINDOW_PX = 4, 128
+
 Span = tuple[float, float]
 """Smallest and largest value that counts stand for."""
 
@@ -90,11 +95,10 @@ def values_of(rasters: Sequence[Raster], span: Span | None = None) -> Values:
     _require_alike(rasters, [f"the bands {', '.join(raster.band_names)}" for raster in rasters], _LEAVE_OUT)
     _require_alike(rasters, ["counts without a scale" if each.is_share else "a scale" for each in readings], _LEAVE_OUT)
     is_share = readings[0].is_share
-    units = ["" if is_share else _usual_unit(raster.units) for raster in rasters]
+    units = ["" if is_share else usual_unit(raster.units) for raster in rasters]
     _require_alike(rasters, [f"values in {unit or 'no unit'}" for unit in units], _LEAVE_OUT)
     if span is not None:
-        step = (span[1] - span[0]) / _SPAN_STEPS
-        return Values(_SPAN_TYPE, step, span[0] - step, units[0] or "1")
+        return _values_of_span(span, units[0] or "1")
     _require_alike(rasters, [f"{raster.bits} bits of {raster.dtype}" for raster in rasters], _ONE_SCALE)
     scales = [" and ".join(dict.fromkeys(map(str, each.scales))) for each in readings]
     _require_alike(rasters, [f"the scale and offset {scale}" for scale in scales], _ONE_SCALE)
@@ -110,6 +114,29 @@ def values_of(rasters: Sequence[Raster], span: Span | None = None) -> Values:
 def needs_span(rasters: Sequence[Raster]) -> bool:
     """Return whether images have counts that a dataset file does not keep as they are."""
     return any(raster.dtype not in _KEPT for raster in rasters)
+
+
+def is_share(values: Values) -> bool:
+    """Return whether values are shares of what the bits of their files hold, from 0 to 1."""
+    steps = 1 / values.scale_factor
+    whole = values.add_offset == 0 and round(steps) in _FULL and abs(steps - round(steps)) < 1e-6 * steps
+    return values.units == "1" and (whole or values == _values_of_span((0.0, 1.0), "1"))
+
+
+def usual_unit(unit: str) -> str:
+    """Return the name of a unit of a file as the project writes it; K is the one that matters."""
+    return "K" if unit.lower() in ("k", "kelvin", "degrees kelvin", "deg k", "degk") else unit
+
+
+def sample_of(raster: Raster) -> list[np.ndarray]:
+    """Return values of each band where an image has data, of a few windows all over it, float64, each (any number)."""
+    reading, found = _reading(raster), []
+    side = _WINDOW_PX
+    for row in np.linspace(0, max(raster.height - side, 0), _WINDOWS).astype(int).tolist():
+        for column in np.linspace(0, max(raster.width - side, 0), _WINDOWS).astype(int).tolist():
+            bands, valid = read(raster.path, (row, column, min(side, raster.height), min(side, raster.width)))
+            found.append([reading.values(bands, band)[valid] for band in range(len(bands))])
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def packed_counts(
@@ -131,6 +158,11 @@ def packed_counts(
         valid = valid & np.isfinite(exact)
         counts[band] = np.rint(np.where(valid, exact, 0)).clip(limits.min, limits.max)
     return counts, valid
+
+
+def _values_of_span(span: Span, units: str) -> Values:
+    step = (span[1] - span[0]) / _SPAN_STEPS
+    return Values(_SPAN_TYPE, step, span[0] - step, units)
 
 
 @dataclass(frozen=True)
@@ -200,10 +232,6 @@ def _require_alike(rasters: Sequence[Raster], found: Sequence[str], next_step: s
             f"{rasters[found.index(odd)].path}: expected {common} as in most of the images, found {odd} "
             f"({kinds[odd]} such files){next_step}"
         )
-
-
-def _usual_unit(unit: str) -> str:
-    return "K" if unit.lower() in ("k", "kelvin", "degrees kelvin", "deg k", "degk") else unit
 
 
 def _look_at(images: Sequence[Raster]) -> tuple[np.ndarray, float, float, int]:

@@ -167,7 +167,10 @@ def _cut(
         source="scenes and masks",
         options=str(options),
         scenes=tuple(
-            Scene(each.name, each.whole.height, each.whole.width, each.whole.crs, each.whole.transform, each.subset)
+            Scene(
+                *(each.name, each.whole.height, each.whole.width, each.whole.crs, each.whole.transform),
+                *(each.subset, each.whole.control),
+            )
             for each in scenes
         ),
         placements=tuple(placement for _, placement in tiles),

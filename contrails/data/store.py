@@ -48,7 +48,8 @@ class Scene:
     """An image that records are parts of.
 
     `transform` maps (column, row) to coordinates, as rasterio's Affine(a, b, c, d, e, f); `crs` is the WKT of their
-    system, "" where it is unknown; `subset` names the file list (train, val, test) that came with it, or "".
+    system, "" where it is unknown; `subset` names the file list (train, val, test) that came with it, or ""; `control`
+    are ground control points or rational polynomials, as JSON, of an image that no such map places, or "".
     """
 
     name: str
@@ -57,6 +58,7 @@ class Scene:
     crs: str = ""
     transform: tuple[float, ...] = NOWHERE
     subset: str = ""
+    control: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Dataset:
             "groups": self.groups,
         }
         if self.placements:
-            header["scenes"] = [astuple(scene) for scene in self.scenes]
+            # the first builds did not know control points
+            header["scenes"] = [astuple(scene)[: None if scene.control else -1] for scene in self.scenes]
             header["placements"] = [astuple(placement) for placement in self.placements]
         digest.update(to_json(header).encode())
         digest.update(self.timestamps.tobytes() + self.annotators.tobytes())
@@ -330,10 +333,10 @@ def _read_scenes(file: h5py.File) -> tuple[Scene, ...]:
     if "scene" not in file:
         return ()
     group = file["scene"]
-    texts = (tuple(group[name].asstr()[:]) for name in ("name", "crs", "subset"))
+    names, crs, subsets = (tuple(group[name].asstr()[:]) for name in ("name", "crs", "subset"))
+    control = tuple(group["control"].asstr()[:]) if "control" in group else ("",) * len(names)
     sizes = (group[name][:].tolist() for name in ("height", "width"))
-    names, crs, subsets = texts
-    rows = zip(names, *sizes, crs, map(tuple, group["transform"][:].tolist()), subsets, strict=True)
+    rows = zip(names, *sizes, crs, map(tuple, group["transform"][:].tolist()), subsets, control, strict=True)
     return tuple(Scene(*row) for row in rows)
 
 

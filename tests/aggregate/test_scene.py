@@ -19,6 +19,7 @@ from contrails.aggregate.scene_files import Kind
 from contrails.aggregate.strips import StripFile
 from contrails.config import Recipe
 from contrails.data.composites import Channel, Composite
+from contrails.data.layout import Values
 from contrails.data.rasters import Raster
 from contrails.data.store import Dataset, Placement
 from contrails.data.tiles import Strip, starts
@@ -84,9 +85,9 @@ def test_a_scene_that_was_interrupted_goes_on_below_its_last_strip(
     first_rows: list[int] = []
     original = scene._tiles
 
-    def tiles(raster: Raster, placements: list[Placement], tile: int) -> Dataset:
+    def tiles(raster: Raster, values: Values, placements: list[Placement], tile: int) -> Dataset:
         first_rows.append(placements[0].row)
-        return original(raster, placements, tile)
+        return original(raster, values, placements, tile)
 
     monkeypatch.setattr(scene, "_tiles", tiles)
     assert predict(ensemble, image, "scene.tif", cut) == undisturbed

@@ -1,0 +1,138 @@
+"""What an ensemble's members were trained on, band by band: unit and usual values, which other inputs must share.
+
+Numbers alone do not say what they are: a network takes 8-bit colours for kelvin, and answers.
+"""
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from contrails.aggregate.untile import has_data
+from contrails.data.layout import Values, values_in
+from contrails.data.radiometry import is_share, needs_span, sample_of, usual_unit, values_of
+from contrails.data.rasters import Raster
+from contrails.data.store import Dataset
+from contrails.errors import DataError
+
+_MOST_RECORDS = 64
+_EVERY_PX = 2
+_PERCENTILES = (0.1, 99.9)
+_MOST_ODD = 0.5
+"""Share of a band's values that may lie further from the usual ones than these do from each other."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How the integers of the training data are read, and the percentiles 0.1 and 99.9 of each band, in its unit."""
+
+    values: Values
+    usual: dict[str, tuple[float, float]]
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Return what `dataclasses.asdict` made, from JSON."""
+        return cls(Values(**content["values"]), {band: (low, high) for band, (low, high) in content["usual"].items()})
+
+
+def inputs_of(dataset: Dataset) -> Inputs:
+    """Return what a dataset holds, by some of its records."""
+    usual = {}
+    for band, values in _sample(dataset, dataset.band_names).items():
+        low, high = np.percentile(values, _PERCENTILES) if values.size else (0.0, 0.0)
+        usual[band] = (float(low), float(high))
+    return Inputs(values_in(dataset), usual)
+
+
+def require_like(inputs: Inputs | None, dataset: Dataset, bands: Collection[str], ensemble: Path) -> None:
+    """Check that a dataset is of the kind that the members of an ensemble know, in the bands that they see.
+
+    Raises:
+        DataError: its unit or its values are others.
+    """
+    if inputs is None:
+        _warn(ensemble)
+        return
+    values = values_in(dataset)
+    _require_unit(inputs, dataset.path, values.units, share=is_share(values))
+    _require_usual(inputs, dataset.path, _sample(dataset, sorted(bands)))
+
+
+def values_for(inputs: Inputs | None, raster: Raster, bands: Collection[str], ensemble: Path) -> Values:
+    """Return how an image is packed for the members of an ensemble, after a check that it is of the kind they know.
+
+    Raises:
+        DataError: its unit or its values are others, or they cannot be compared.
+    """
+    native = None if needs_span([raster]) else values_of([raster])
+    if inputs is None:
+        is_plain = native is not None and is_share(native) and raster.bits == 8 * np.dtype(raster.dtype).itemsize
+        if native is None or not is_plain:
+            raise DataError(
+                f"{raster.path}: expected 8 or 16 bits without a scale, found {raster.bits or 'no'} bits of "
+                f"{raster.dtype} scaled by {raster.scales[0]:g}: {ensemble} is of a version that did not keep what its "
+                "members know; make it again with `contrails aggregate RUN`"
+            )
+        _warn(ensemble)
+        return native
+    unit = usual_unit(raster.units) if native is None else native.units
+    _require_unit(inputs, raster.path, unit, share=None if native is None else is_share(native))
+    sample = dict(zip(raster.band_names, sample_of(raster), strict=True))
+    _require_usual(inputs, raster.path, {band: sample[band] for band in sorted(bands)})
+    return native or inputs.values
+
+
+def _require_unit(inputs: Inputs, path: Path, unit: str, *, share: bool | None) -> None:
+    """Check the unit, which is "" where a file does not say it, and whether numbers are shares of what bits hold."""
+    known = inputs.values
+    kinds = {True: "shares of what the bits hold", False: f"values in {known.units}, with a scale"}
+    if unit and unit != known.units:
+        raise DataError(
+            f"{path}: expected values in {known.units}, which the members were trained on, found values in {unit}; "
+            "convert them, or give other data"
+        )
+    if share is not None and share != is_share(known):
+        raise DataError(
+            f"{path}: expected {kinds[not share]}, which the members were trained on, found {kinds[share]}; convert "
+            "the files, or give other data"
+        )
+
+
+def _require_usual(inputs: Inputs, path: Path, sample: Mapping[str, np.ndarray]) -> None:
+    for band, values in sample.items():
+        low, high = inputs.usual[band]
+        width = max(high - low, 1e-6)
+        if values.size and np.mean((values < low - width) | (values > high + width)) > _MOST_ODD:
+            raise DataError(
+                f"{path}: expected the band {band} from about {low:.4g} to {high:.4g} {inputs.values.units}, as the "
+                f"members know it, found {values.min():.4g} to {values.max():.4g} and mostly far from it; check its "
+                "unit and scale, or give other data"
+            )
+
+
+def _sample(dataset: Dataset, bands: Collection[str]) -> dict[str, np.ndarray]:
+    """Return values of bands where some records have data, float64, each (any number)."""
+    count = min(dataset.num_records, _MOST_RECORDS)
+    rows = np.linspace(0, dataset.num_records - 1, count).round().astype(int)
+    shown = {row: has_data(dataset, row)[::_EVERY_PX, ::_EVERY_PX] for row in rows.tolist()}
+    found = {}
+    for band in bands:
+        index = dataset.band_names.index(band)
+        counts = [
+            dataset.bands[row, :, index, ::_EVERY_PX, ::_EVERY_PX][:, part].ravel() for row, part in shown.items()
+        ]
+        found[band] = np.concatenate(counts) * dataset.scale_factor + dataset.add_offset
+    return found
+
+
+def _warn(ensemble: Path) -> None:
+    log.warning(
+        "%s does not keep the units and values that its members know, so nothing is checked; make it again with "
+        "`contrails aggregate RUN`",
+        ensemble,
+    )
