@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,6 +21,9 @@ from contrails.data.store import FORMAT, IGNORE, VERSION, Dataset, Placement, Sc
 from contrails.files import storage, to_json
 
 _PAGE = 4096
+
+_LATER = {"control", "ending", "label", "label_column"}
+"""Fields that the first builds did not have; where they are empty, shards of all builds can be joined."""
 
 Places = dict[str, tuple[int, int]]
 """Offset and bytes a row of each array, in the file."""
@@ -72,11 +76,8 @@ class Header:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what the header says; of scenes without control points as in the first builds."""
-        content = asdict(self)
-        for scene in content["scenes"]:
-            if not scene["control"]:
-                del scene["control"]
+        """SHA-256 of what the header says; where it says what the first builds knew, it is theirs."""
+        content = asdict(self, dict_factory=_without_later)
         return hashlib.sha256(to_json([FORMAT, VERSION, content]).encode()).hexdigest()
 
     def slice(self, index: int, count: int) -> "Header":
@@ -95,6 +96,10 @@ class Header:
         """Return the names of the fields that differ; an unknown time equals another."""
         mine, others = asdict(self), asdict(other)
         return [field.name for field in fields(self) if to_json(mine[field.name]) != to_json(others[field.name])]
+
+
+def _without_later(fields_of: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields_of if value or name not in _LATER}
 
 
 def shard_rows(num_records: int, index: int, count: int) -> tuple[int, int]:

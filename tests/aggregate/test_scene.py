@@ -7,21 +7,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from conftest import TINY_MODEL
 from hypothesis import given
 from hypothesis import strategies as st
+from rasterio.control import GroundControlPoint
+from rasterio.rpc import RPC
 
 from contrails.aggregate import scene
 from contrails.aggregate.ensemble import Ensemble, Member, Options
 from contrails.aggregate.scene import Cut, predict_scene
-from contrails.aggregate.scene_files import Kind
+from contrails.aggregate.scene_files import Kind, scene_file
 from contrails.aggregate.strips import StripFile
+from contrails.cli.main import cli
 from contrails.config import Recipe
 from contrails.data.composites import Channel, Composite
 from contrails.data.layout import Values
 from contrails.data.rasters import Raster
-from contrails.data.store import Dataset, Placement
+from contrails.data.store import Dataset, Placement, open_dataset
 from contrails.data.tiles import Strip, starts
 from contrails.errors import DataError, StorageError
 from contrails.locks import sole_writer
@@ -53,6 +57,41 @@ def predict(ensemble: Ensemble, image: Path, out: str, cut: Cut) -> bytes:
     path = image.parent / out
     predict_scene(ensemble, image, path, "probabilities", cut, BANDS, torch.device("cpu"))
     return path.read_bytes()
+
+
+def _points(file: Any) -> None:
+    corners = ((0, 0, 7.0, 50.0), (0, 70, 7.5, 50.1), (150, 0, 7.1, 49.0), (150, 70, 7.6, 49.1))
+    file.gcps = [GroundControlPoint(*corner, z=3.0) for corner in corners], rasterio.CRS.from_epsg(4326)
+
+
+def _polynomials(file: Any) -> None:
+    ones = [1.0] + 19 * [0.0]
+    file.rpcs = RPC(10.0, 500.0, 50.0, 1.0, ones, [0.0, 0.5, *18 * [0.0]], 75.0, 75.0, 7.0, 1.0, ones, ones, 35.0, 35.0)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("place", [_points, _polynomials])
+@pytest.mark.parametrize("kind", ["tif", "probabilities"])
+def test_control_points_are_kept(ensemble: Ensemble, tmp_path: Path, place: Callable[[Any], None], kind: Kind) -> None:
+    bands = np.random.default_rng(0).integers(1, 256, (3, 150, 70), np.uint8)
+    (tmp_path / "scenes").mkdir()
+    profile = {"driver": "GTiff", "count": 3, "height": 150, "width": 70, "dtype": "uint8"}
+    path = tmp_path / "scenes/a.tif"
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(bands)
+        place(file)
+    predict_scene(ensemble, path, tmp_path / "scene.tif", kind, Cut(64, 8), BANDS, torch.device("cpu"))
+    prepared = ["--layout=scenes", "--split=test", "--tile=64", "--overlap=8", "--workers=1"]
+    cli(["prepare", str(tmp_path), str(tmp_path / "d.h5"), *prepared], standalone_mode=False)
+    (scene,) = open_dataset(tmp_path / "d.h5").scenes
+    with scene_file(tmp_path / "tiles.tif", scene, kind) as write:
+        write(0, np.zeros((150, 70), np.uint16 if kind == "probabilities" else np.uint8))
+    with rasterio.open(path) as source:
+        for name in ("scene.tif", "tiles.tif"):
+            with rasterio.open(tmp_path / name) as found:
+                assert [point.asdict() for point in found.gcps[0]] == [point.asdict() for point in source.gcps[0]]
+                assert found.gcps[1] == source.gcps[1]
+                assert found.rpcs == source.rpcs
 
 
 def interrupt_after(count: int) -> Callable[[StripFile, Strip], None]:

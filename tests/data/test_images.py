@@ -83,6 +83,19 @@ def test_shards_are_joined_to_the_same_bytes(tmp_path: Path) -> None:
         pack(make_plan(tmp_path / "raw", "train", Convention("relative")), tmp_path / "whole.h5", 1)
 
 
+def test_files_of_the_first_builds_are_the_same(tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        (tmp_path / "raw/train").mkdir(parents=True, exist_ok=True)
+        image = np.arange(32 * 40).reshape(32, 40).astype(np.uint8) + np.uint8(number)
+        Image.fromarray(image).save(tmp_path / f"raw/train/{name}.png")
+    (tmp_path / "raw/train.csv").write_text("record_id,encoded_pixels\na,1 20\nb,-\n")
+    plan = make_plan(tmp_path / "raw", "train", Convention())
+    assert plan.header.digest == "4af6f19c03e564f1bad7c219f44e21460c7f7344677d81693b0840630a245f24"
+    pack(plan, tmp_path / "d.h5", 1)
+    found = open_dataset(tmp_path / "d.h5").fingerprint
+    assert found == "613832407e55d66b1aef22b29f2a70e105f4c54510f14a3e7c3919b2d4d56cdb"
+
+
 def test_a_test_split_needs_no_table(tmp_path: Path) -> None:
     write_images(tmp_path / "raw", {"a": (32, 48)}, split="test")
     (tmp_path / "raw/test.csv").unlink()
