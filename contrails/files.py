@@ -150,11 +150,12 @@ def read_json(path: Path) -> Any:
 
 
 def read_hint(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file that nothing depends on; empty if it is missing or damaged."""
+    """Return the object in a JSON file that nothing depends on; empty if it is missing, damaged or something else."""
     try:
-        return read_json(path) or {}
+        content = read_json(path)
     except StorageError:
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 def append_json_line(path: Path, row: Any, *, durable: bool = False) -> None:

@@ -24,7 +24,6 @@ from contrails.aggregate.ensemble import (
     GATE,
     Ensemble,
     Member,
-    Options,
     predict_into,
     read_ensemble,
     write_ensemble,
@@ -33,7 +32,6 @@ from contrails.aggregate.fit import Fit, fit_out_of_fold, held_out_scores
 from contrails.aggregate.gate import copy_gate, gate_scores, open_gate
 from contrails.aggregate.inputs import inputs_of
 from contrails.aggregate.members import (
-    AUTO,
     Finished,
     Weights,
     choose_weights,
@@ -42,13 +40,13 @@ from contrails.aggregate.members import (
     mean_of_folds,
     num_made,
 )
-from contrails.aggregate.merge import MERGES
+from contrails.aggregate.options import AUTO, Options
 from contrails.aggregate.outoffold import join_series, predict_out_of_fold
 from contrails.aggregate.scored import Scored
 from contrails.aggregate.views import parse_views
 from contrails.data.filelists import read_filelist
 from contrails.data.store import Dataset
-from contrails.errors import DataError, RecipeError, RunError, choices
+from contrails.errors import DataError, RecipeError, RunError
 from contrails.files import atomic_path, code_digest, sha256, write_atomic
 from contrails.progress import bar
 from contrails.runs import Run
@@ -64,7 +62,7 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
         RunError: no fold is finished, or runs do not agree in their data.
         RecipeError: an option has no such value.
     """
-    _require_known(options)
+    options.require_known()
     folds = _finished(runs, options)
     gate = open_gate(folds[0], path, options) if options.gate else None
     request = _request(runs, folds, options)
@@ -145,7 +143,7 @@ def predict_share(
     Raises:
         RecipeError: the kind of weights depends on the other folds.
     """
-    _require_known(options)
+    options.require_known()
     if options.weights == AUTO:
         raise RecipeError("--shard: --weights auto compares all folds; choose a kind, such as --weights best5")
     index, count = share
@@ -153,12 +151,6 @@ def predict_share(
     weights, _ = _weights(folds, path, options, device) if folds else ([], {})
     _predict_out_of_fold(folds, weights, path, options, device)
     return [fold.name for fold in folds]
-
-
-def _require_known(options: Options) -> None:
-    if options.merge not in MERGES:
-        raise RecipeError(f"--merge {options.merge}: {choices(options.merge, MERGES)}")
-    parse_views(options.tta)
 
 
 def _finished(runs: Sequence[Run], options: Options) -> list[Finished]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from contrails.aggregate.inputs import Inputs, require_like
+from contrails.aggregate.options import Options
 from contrails.aggregate.postprocess import Step, apply
 from contrails.aggregate.predict import load_predictor
 from contrails.aggregate.predictions import Predict, Wanted, complete
@@ -35,20 +36,6 @@ FILELIST = "filelist.csv"
 DESCRIPTION = "ensemble.json"
 GATE = "gate"
 """Folder with a copy of the gate, in the ensemble's folder."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How an ensemble is made; see `contrails aggregate --help`."""
-
-    weights: str = "auto"
-    merge: str = "mean"
-    tta: str = "none"
-    pad: int = 0
-    fit_weights: bool = False
-    average_folds: bool = False
-    allow: bool = False
-    gate: str = ""
 
 
 @dataclass(frozen=True)

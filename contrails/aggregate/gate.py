@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from contrails.aggregate.ensemble import DESCRIPTION, FILELIST, Ensemble, Options, read_ensemble
+from contrails.aggregate.ensemble import DESCRIPTION, FILELIST, Ensemble, read_ensemble
 from contrails.aggregate.members import Finished
+from contrails.aggregate.options import Options
 from contrails.aggregate.outoffold import OutOfFold, Predicted
 from contrails.aggregate.postprocess import top_logit
 from contrails.errors import RecipeError, RunError

@@ -5,7 +5,6 @@ From these come averages of the last or the best epochs and greedy soups, with b
 training records and scored on the fold's own validation records. What was made is kept with its lineage and used again.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from contrails.aggregate.average import Tensors, average_weights, greedy_soup, is_finite, refresh_batch_norm
+from contrails.aggregate.options import AUTO, AVERAGE, SOUP
 from contrails.config import Recipe, RunConfig, parse
 from contrails.data.batches import Source, source_of
 from contrails.data.composites import Composite
@@ -31,8 +31,6 @@ from contrails.train.evaluate import evaluate
 from contrails.train.finite import NotFiniteError
 from contrails.train.fold import training_rows
 
-AUTO, SOUP = "auto", "soup"
-_AVERAGE = re.compile(r"(last|best)([1-9]\d*)")
 _TRIED = ("best5", "last5")
 """Averages that `auto` compares with what the folds left."""
 
@@ -207,7 +205,7 @@ def _make(fold: Finished, kind: str, folder: Path, device: torch.device, tick: C
 def _chosen(fold: Finished, kind: str, folder: Path, device: torch.device) -> Weights:
     if kind in fold.done["weights"]:
         return _named(fold, kind, device)
-    if kind == SOUP or _AVERAGE.fullmatch(kind):
+    if kind == SOUP or AVERAGE.fullmatch(kind):
         return _averaged(fold, kind, folder, device)
     known = [*fold.done["weights"], SOUP, AUTO, "last5", "best5"]
     raise RecipeError(f"--weights {kind}: {fold.name} has none; {choices(kind, known)} (or another number)")
@@ -217,7 +215,7 @@ def _unscored_kind(kind: str, fold: Finished) -> str:
     """Return what stands for a kind where no epoch is better than another, as in `--fold all`."""
     if kind in fold.done["weights"] or kind.startswith("last"):
         return kind
-    counted = _AVERAGE.fullmatch(kind)
+    counted = AVERAGE.fullmatch(kind)
     return f"last{counted[2]}" if counted and len(_kept(fold)) > 1 else "final"
 
 
@@ -263,7 +261,7 @@ def _offered(fold: Finished, kind: str) -> list[Path]:
     if kind == SOUP:
         chosen = by_dice
     else:
-        counted = _AVERAGE.fullmatch(kind)
+        counted = AVERAGE.fullmatch(kind)
         assert counted
         number = int(counted[2])
         chosen = kept[-number:] if counted[1] == "last" else by_dice[:number]

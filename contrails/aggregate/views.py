@@ -13,12 +13,12 @@ from itertools import product
 import torch
 from torch.nn import functional
 
+from contrails.aggregate.options import ELEMENTS, require_views
 from contrails.data.augment.dihedral import inverse, move_image, move_label
-from contrails.errors import RecipeError, choices
+from contrails.errors import RecipeError
 from contrails.models.segmenter import Segmenter
 
 _CROP = 0.75
-_ELEMENTS = {"none": (0,), "flips": (0, 1, 2, 3), "d4": tuple(range(8))}
 _SCALES = (1.0, 0.8, 1.25)
 
 
@@ -37,11 +37,9 @@ def parse_views(text: str) -> tuple[View, ...]:
     Raises:
         RecipeError: an unknown word.
     """
+    require_views(text)
     words = text.split("+")
-    known = [*_ELEMENTS, "scales", "crop"]
-    if wrong := [word for word in words if word not in known]:
-        raise RecipeError(f"--tta {text}: expected words joined by +; {choices(wrong[0], known)}")
-    elements = dict.fromkeys(element for word in words for element in _ELEMENTS.get(word, (0,)))
+    elements = dict.fromkeys(element for word in words for element in ELEMENTS.get(word, (0,)))
     scales = _SCALES if "scales" in words else (1.0,)
     crops = (1.0, _CROP) if "crop" in words else (1.0,)
     return tuple(View(element, scale, crop) for crop, scale, element in product(crops, scales, elements))

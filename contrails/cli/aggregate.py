@@ -3,10 +3,11 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from contrails.aggregate.options import AUTO, Options
 from contrails.cli.options import choose_device, device_option, find_ensemble, json_option, read_share
 from contrails.errors import DataError, RecipeError
 from contrails.runs import Run, open_run
@@ -88,38 +89,30 @@ def aggregate(
       contrails aggregate positives --gate classifier --name two_stages
       contrails aggregate first --weights best5 --tta d4 --site mycluster --jobs 5
     """
+    from contrails.data.store import open_dataset
+
     runs = [open_run(run_name) for run_name in run_names]
     path = out.absolute() if out is not None else runs[0].aggregate(name)
-    gate_path = find_ensemble(gate).absolute() if gate is not None else None
+    check(click.get_current_context())
+    dataset = open_dataset(data) if data is not None else None
+    if dataset is not None:
+        _require_same_records(path / "submission.csv", dataset)
     if num_jobs is not None:
-        if weights == "auto":
-            raise RecipeError("--jobs: --weights auto compares all folds; choose a kind, such as --weights best5")
-        if shard is not None:
-            raise click.UsageError("give --jobs N for all shards, or --shard I/N for one, not both")
-        _submit_jobs(runs, path, num_jobs, site_name, {"data": data, "sample": sample, "gate": gate_path})
+        _submit_jobs(runs, path, num_jobs, site_name)
         return
-    if site_name is not None:
-        raise click.UsageError("--site is for --jobs; without them the ensemble is made here")
     import torch
 
     from contrails.aggregate.assemble import make_ensemble, predict_share
-    from contrails.aggregate.ensemble import Options
-    from contrails.aggregate.submission import sample_ids
     from contrails.cli.figures import show_ensemble
-    from contrails.data.store import open_dataset
 
-    options = Options(weights, merge, tta, pad, fit_weights, average_folds, allow, str(gate_path or ""))
+    gate_path = str(find_ensemble(gate).absolute()) if gate is not None else ""
+    options = Options(weights, merge, tta, pad, fit_weights, average_folds, allow, gate_path)
     chosen = choose_device(device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     if shard is not None:
         for member in predict_share(runs, path, options, read_share(shard), chosen):
             click.echo(f"{member}: predicted out of fold")
         return
-    dataset = open_dataset(data) if data is not None else None
-    if dataset is not None and sample is not None:
-        sample_ids(sample, set(dataset.whole_shapes), dataset.convention)  # before hours of prediction
-    if dataset is not None:
-        _require_same_records(path / "submission.csv", dataset)
     ensemble = make_ensemble(runs, path, options, chosen)
     submission = _submit(ensemble, dataset, sample, chosen) if dataset is not None else None
     if as_json:
@@ -133,19 +126,59 @@ def aggregate(
             click.echo(f"submission: {submission}{partial}")
 
 
-def _submit_jobs(
-    runs: list[Run], path: Path, num_jobs: int, site_name: str | None, files: dict[str, Path | None]
-) -> None:
+def check(context: click.Context) -> None:
+    """Check what can be before hours of work, without torch and before the runs are finished.
+
+    Raises:
+        click.UsageError: options that do not go together.
+        RecipeError, RunError, DataError: an option that has no such value; a run, a gate or a file that is not there.
+    """
+    from contrails.aggregate.submission import sample_ids
+    from contrails.data.store import open_dataset
+
+    given = context.params
+    Options(weights=given["weights"], merge=given["merge"], tta=given["tta"]).require_known()
+    if given["num_jobs"] is not None and given["weights"] == AUTO:
+        raise RecipeError("--jobs: --weights auto compares all folds; choose a kind, such as --weights best5")
+    if given["num_jobs"] is not None and given["shard"] is not None:
+        raise click.UsageError("give --jobs N for all shards, or --shard I/N for one, not both")
+    if given["num_jobs"] is None and given["site_name"] is not None:
+        raise click.UsageError("--site is for --jobs; without them the ensemble is made here")
+    if given["sample"] is not None and given["data"] is None:
+        raise click.UsageError("--sample fixes the ids of the submission of --data: give that, too")
+    if given["shard"] is not None:
+        read_share(given["shard"])
+    for run_name in given["run_names"][1:]:
+        open_run(run_name)
+    if given["gate"] is not None:
+        find_ensemble(given["gate"])
+    if given["data"] is not None:
+        dataset = open_dataset(given["data"])
+        if given["sample"] is not None:
+            sample_ids(given["sample"], set(dataset.whole_shapes), dataset.convention)
+
+
+def options_of(context: click.Context, **instead: Any) -> list[str]:
+    """Return the further runs and the options of a command, for a process in any folder; `instead` replaces values."""
+    values = context.params | instead
+    if values["gate"] is not None:
+        values["gate"] = find_ensemble(values["gate"])
+    words = [str(open_run(run_name).path) for run_name in values["run_names"][1:]]
+    for option in context.command.params:
+        value = values[str(option.name)]
+        if isinstance(option, click.Argument) or value is None or value is False:
+            continue
+        text = str(value.absolute() if isinstance(value, Path) else value)
+        words += [option.opts[-1]] if value is True else [option.opts[-1], text]
+    return words
+
+
+def _submit_jobs(runs: list[Run], path: Path, num_jobs: int, site_name: str | None) -> None:
     from contrails.cluster.shards import submit_aggregation
     from contrails.cluster.sites import find_site
 
-    words = ["aggregate", *(str(run.path) for run in runs), "--out", str(path)]
-    for option, file in files.items():
-        words += [f"--{option}", str(file.absolute())] if file else []
-    for option in ("weights", "merge", "tta", "pad", "device"):
-        words += [f"--{option}", str(click.get_current_context().params[option])]
-    for flag in ("fit_weights", "average_folds", "allow"):
-        words += [f"--{flag.replace('_', '-')}"] * click.get_current_context().params[flag]
+    options = options_of(click.get_current_context(), out=path, num_jobs=None, site_name=None, as_json=False)
+    words = ["aggregate", str(runs[0].path), *options]
     for what, outcome in submit_aggregation(path, words, num_jobs, find_site(site_name)).items():
         click.echo(f"{what}: {outcome}")
 

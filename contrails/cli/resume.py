@@ -18,7 +18,7 @@ from contrails.runs import open_run
 )
 @json_option
 def resume(run_name: str, site_name: str | None, code: str, as_json: bool) -> None:
-    """Go on with every fold of RUN that is neither finished nor alive, from its last snapshot.
+    """Go on with every fold of RUN that is neither finished nor alive, from its last snapshot, and with what follows.
 
     Recipe, data and code are the run's own, wherever it goes on. Another kind of machine, other libraries or
     `--code current` give other bits: `contrails status` then says `exact: no`, and why.
@@ -29,7 +29,9 @@ def resume(run_name: str, site_name: str | None, code: str, as_json: bool) -> No
       contrails resume default --site local
     """
     from contrails.cluster.dispatch import move, refreeze, submit_folds
+    from contrails.cluster.overview import site_of
     from contrails.cluster.sites import find_site
+    from contrails.cluster.then import forget_failure, start_if_due
 
     run = open_run(run_name)
     config = run.read_config()
@@ -40,3 +42,5 @@ def resume(run_name: str, site_name: str | None, code: str, as_json: bool) -> No
     folds = [fold.key for fold in run.folds()] or [str(number) for number in range(config.data.num_folds)]
     outcomes = submit_folds(run, config, folds)
     print_outcomes(run, outcomes, as_json=as_json)
+    forget_failure(run)
+    start_if_due(run, config, site_of(run))

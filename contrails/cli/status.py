@@ -12,7 +12,7 @@ from rich.table import Table
 
 from contrails.cli.options import json_option
 from contrails.cli.watch import COLOURS, duration, watch_folds
-from contrails.cluster.overview import overview
+from contrails.cluster.overview import ask_schedulers, overview
 from contrails.cluster.states import FoldState
 from contrails.cluster.then import left_to_do
 from contrails.runs import Run, all_runs, open_run
@@ -39,26 +39,25 @@ def status(run_name: str | None, watch: bool, as_json: bool) -> None:
       contrails status --watch
     """
 
-    def ask() -> dict[Run, list[FoldState]]:
-        return overview([open_run(run_name)] if run_name else all_runs())
-
+    runs = [open_run(run_name)] if run_name else all_runs()
     if watch and as_json:
         raise click.UsageError("--watch and --json: give one of them; a script asks again when it wants to know")
     if watch:
-        watch_folds(ask)
+        watch_folds(lambda: overview([open_run(run_name)] if run_name else all_runs()))
     elif as_json:
-        found = ask()
+        found = overview(runs)
         click.echo(json.dumps({run.name: [asdict(state) for state in states] for run, states in found.items()}))
     else:
-        _print(ask())
+        _print(runs)
 
 
-def _print(found: dict[Run, list[FoldState]]) -> None:
-    if not found:
+def _print(runs: list[Run]) -> None:
+    if not runs:
         click.echo("no runs yet; start one with `contrails submit --folds 5`")
-    for run, states in found.items():
+    said = ask_schedulers(runs)
+    for run, states in overview(runs, said).items():
         print_states(run, states)
-        if (left := left_to_do(run)) is not None:
+        if (left := left_to_do(run, said.get(run))) is not None:
             click.echo(f"every fold is finished; {left}")
 
 

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from contrails.cli.aggregate import aggregate, check, options_of
 from contrails.cli.options import json_option, name_option, overrides_option, read_recipe, recipe_argument
 from contrails.cli.status import print_states
 from contrails.cli.watch import duration
@@ -18,8 +19,8 @@ from contrails.cluster.overview import overview, site_of
 from contrails.cluster.sites import Site, find_site
 from contrails.cluster.states import ALIVE, DONE, FoldState
 from contrails.config import Recipe, RunConfig, parse, to_toml
-from contrails.errors import RunError, TrainingError
-from contrails.runs import ALL, Run, open_run
+from contrails.errors import ContrailsError, RunError, TrainingError
+from contrails.runs import ALL, Run, new_run_path, open_run
 
 _POLL_S = 1.0
 _PLAIN_INTERVAL_S = 15.0
@@ -73,8 +74,8 @@ def submit(
       contrails submit jobs/default.toml --name bright --folds 5 -o train.lr=3e-3 --wait
       contrails submit --folds 5 --site mycluster --then 'aggregate --data data/test.h5'
     """
-    from contrails.cluster.dispatch import choose_folds, create_run, submit_folds
-    from contrails.cluster.then import ask_for, start_if_due
+    from contrails.cluster.dispatch import choose_folds, create_run, plan_run, submit_folds
+    from contrails.cluster.then import ask_for, forget_failure, start_if_due
 
     if num_folds is not None and fold is not None:
         raise click.UsageError("give --folds N for all folds, or --fold 0,3 for some, not both")
@@ -86,22 +87,23 @@ def submit(
     if seeds > 1:
         recipes = {f"{base}-s{n}": recipe.model_copy(update={"seed": recipe.seed + n}) for n in range(seeds)}
     site = site if site.scheduler == "local" else _shared_by(site, folds_per_job)
+    waits_for = _jobs_of(after, site) if after else {}
+    follows = {each: _command(then, new_run_path(each)) for each in recipes if then is not None}
     if dry_run:
         _show_plan(recipes, site, folds, folds_per_job, as_json)
         return
-    waits_for = _jobs_of(after, site) if after else {}
     if ALL in folds:
         click.echo(
             "fold all trains on every record that is not held out: it has no validation score of its own", err=True
         )
+    for run_name, seeded in recipes.items():
+        plan_run(seeded, site, run_name)  # all are possible before the first is made
     runs, outcomes = [], {}
     for run_name, seeded in recipes.items():
         run, config = create_run(seeded, site, run_name, folds)
-        if then is not None:
-            ask_for(run, _command(then, run), folds)
+        if run_name in follows:
+            ask_for(run, follows[run_name], folds)
         outcomes[run.name] = submit_folds(run, config, folds, folds_per_job, after=waits_for)
-        if then is not None:
-            start_if_due(run, config, site_of(run))
         runs.append(run)
     if as_json:
         click.echo(json.dumps({run.name: {"path": str(run.path), "folds": outcomes[run.name]} for run in runs}))
@@ -110,6 +112,9 @@ def submit(
             for key, outcome in outcomes[run.name].items():
                 click.echo(f"{run.name} fold {key}: {outcome}")
         click.echo(f"next: `contrails status {runs[0].typed}`")
+    for run in runs:
+        forget_failure(run)
+        start_if_due(run, run.read_config(), site_of(run))
     if wait:
         _follow(runs, folds)
 
@@ -172,12 +177,19 @@ def _jobs_of(name: str, site: Site) -> dict[str, Path]:
     return {job.job_id: job.folder(run) for job in open_jobs if job.job_id is not None}
 
 
-def _command(then: str, run: Run) -> list[str]:
-    """Return the words of the command that follows, with the run that it is about."""
-    name, *rest = shlex.split(then)
-    if name != "aggregate":
-        raise click.UsageError(f"--then '{then}': expected 'aggregate', with its options if need be")
-    return [name, str(run.path), *rest]
+def _command(then: str, run: Path) -> list[str]:
+    """Return the words of the command that follows, with the run that it is about; all that can be is checked."""
+    try:
+        name, *rest = shlex.split(then) or [""]
+        if name != "aggregate":
+            raise click.UsageError("expected 'aggregate', with its options if need be")
+        context = aggregate.make_context(name, [str(run), *rest])
+        check(context)
+    except (ValueError, click.UsageError, click.exceptions.Exit, ContrailsError) as error:
+        said = error.format_message().rstrip(".") if isinstance(error, click.UsageError) else str(error)
+        said = "expected work, found a question for help" if isinstance(error, click.exceptions.Exit) else said
+        raise click.UsageError(f"--then '{then}': {said}; see `contrails aggregate --help`") from error
+    return [name, str(run), *options_of(context)]
 
 
 def _follow(runs: list[Run], folds: list[str]) -> None:

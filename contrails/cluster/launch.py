@@ -63,7 +63,10 @@ def run_folds(run_path: str, folds: list[str]) -> None:
     config = run.read_config()
     site = parse(Site, config.site, str(run.toml))
     code = _run_here(run, config, site, folds) if site.scheduler == "local" else _run_job(run, config, site, folds)
-    start_if_due(run, config, site)
+    try:
+        start_if_due(run, config, site)
+    except ContrailsError as error:  # the claim says it too, and `contrails status`
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
     if code:
         sys.exit(code)
 

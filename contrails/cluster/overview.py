@@ -1,6 +1,6 @@
 """The folds of runs with the scheduler's word: asked once, however many runs and jobs there are."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from contrails.cluster.journal import newest_submissions, submissions
@@ -8,6 +8,7 @@ from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.states import DONE, FoldState, fold_state
 from contrails.cluster.submission import reference
+from contrails.cluster.then import unfinished_job
 from contrails.config import parse
 from contrails.errors import ClusterError, RecipeError
 from contrails.runs import Run
@@ -19,20 +20,33 @@ def site_of(run: Run) -> Site:
     return parse(Site, config.site, str(run.toml))
 
 
-def overview(runs: Iterable[Run]) -> dict[Run, list[FoldState]]:
-    """Return the state of every fold of the runs; where a scheduler does not answer, the last known and stale.
+Words = dict[str, Job] | None
+"""What a scheduler knows of jobs, by name; None where it does not answer."""
+
+
+def ask_schedulers(runs: Iterable[Run]) -> dict[Run, Words]:
+    """Return what the scheduler knows of each run's jobs that have something left to do; without runs of this machine.
 
     A run of another version, whose site cannot be read, is judged by its files.
     """
-    sites = {run: _readable_site(run) for run in runs}
-    words: dict[str, dict[str, Job] | None] = {
+    sites = {run: site for run in runs if (site := _readable_site(run)).scheduler != "local"}
+    words = {
         name: _ask(site, [run for run, of in sites.items() if of.scheduler == name])
-        for name, site in {site.scheduler: site for site in sites.values() if site.scheduler != "local"}.items()
+        for name, site in {site.scheduler: site for site in sites.values()}.items()
     }
+    return {run: words[site.scheduler] for run, site in sites.items()}
+
+
+def overview(runs: Sequence[Run], said: Mapping[Run, Words] | None = None) -> dict[Run, list[FoldState]]:
+    """Return the state of every fold of the runs; where a scheduler does not answer, the last known and stale.
+
+    `said` is what the schedulers have said; without it they are asked.
+    """
+    said = ask_schedulers(runs) if said is None else said
     found = {}
-    for run, site in sites.items():
-        jobs = words.get(site.scheduler)
-        stale = site.scheduler != "local" and jobs is None
+    for run in runs:
+        jobs = said.get(run)
+        stale = run in said and jobs is None
         rows = [fold_state(fold, jobs) for fold in run.folds()]
         found[run] = [replace(row, stale=stale and row.state != DONE) for row in rows]
     return found
@@ -45,8 +59,8 @@ def _readable_site(run: Run) -> Site:
         return Site(name="unknown")
 
 
-def _ask(site: Site, runs: list[Run]) -> dict[str, Job] | None:
-    """Return what the scheduler knows of the jobs of the runs' unfinished folds, by name."""
+def _ask(site: Site, runs: list[Run]) -> Words:
+    """Return what the scheduler knows of the jobs of the runs' unfinished folds and of what follows them, by name."""
     newest = {run: newest_submissions(submissions(run)) for run in runs}
     wanted = {
         job.name: reference(run, job)
@@ -54,6 +68,7 @@ def _ask(site: Site, runs: list[Run]) -> dict[str, Job] | None:
         for fold, job in jobs.items()
         if not run.fold(fold).done.exists()
     }
+    wanted |= {job.name: reference(run, job) for run in runs if (job := unfinished_job(run)) is not None}
     if not wanted:
         return {}
     try:

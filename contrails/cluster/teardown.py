@@ -18,6 +18,7 @@ from contrails.cluster.requests import fold_request
 from contrails.cluster.scheduler import Cause, Standing, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.submission import pass_on, submit_job, submitting
+from contrails.cluster.then import start_if_due
 from contrails.config import RunConfig, parse
 from contrails.errors import ContrailsError, NodeError, Stopped
 from contrails.files import read_hint, to_json, write_atomic
@@ -36,6 +37,7 @@ def main() -> None:
     site = parse(Site, config.site, str(run.toml))
     try:
         code = _settle(run, config, site, [run.fold(key) for key in keys], code)
+        start_if_due(run, config, site)  # the launcher may have ended just before
     except ContrailsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         code = code or error.exit_code

@@ -1,74 +1,101 @@
 """What comes after the last fold: `contrails submit --then aggregate`.
 
 `then.json` in the run holds the command and the folds that it waits for. Whoever finds all of them finished claims it
-by creating `then.claim`, exclusively, and starts the command: in a job of its own, or here without a scheduler. The
-claim then says how it went: `python -m contrails.cluster.then RUN CODE` at the end of the job's script adds the code.
+under the run's lock with `then.claim` and starts the command: in a job of its own, or here without a scheduler. The
+claim names the job or the process that works on it, and says at last how the command ended. A job that nobody has
+asked for, or that the scheduler no longer knows, and a process that is over leave the claim to the next who looks:
+the end of a job of the run, `contrails resume` or `contrails submit`.
 """
 
 import os
 import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from contrails.cluster.command import command_request
-from contrails.cluster.journal import submissions
+from contrails.cluster.journal import Submission, submissions
+from contrails.cluster.scheduler import Job
 from contrails.cluster.sites import Site
-from contrails.cluster.submission import submit_job, submitting
+from contrails.cluster.submission import reconcile, submit_job, submitting
 from contrails.config import RunConfig
 from contrails.errors import ClusterError
 from contrails.files import create_exclusive, read_hint, to_json, write_atomic
 from contrails.runs import Run
-from contrails.train.attempt import is_dead, process_of
+from contrails.train.attempt import BEAT_S, is_gone, process_of
 
 
 def ask_for(run: Run, command: list[str], folds: list[str]) -> None:
-    """Have a command follow the last of the folds; asking for the same again tries again what failed."""
+    """Have a command follow the last of the folds; another one than before begins anew."""
     asked = {"command": command, "folds": folds}
-    if read_hint(run.then) != asked or left_to_do(run) is not None:
+    if read_hint(run.then) != asked:
         run.then_claim.unlink(missing_ok=True)
         write_atomic(run.then, to_json(asked))
 
 
-def start_if_due(run: Run, config: RunConfig, site: Site) -> None:
-    """Start what was asked for if every fold is finished and nobody else has started it."""
-    if not _is_due(run) or not create_exclusive(run.then_claim, to_json(process_of(os.getpid()))):
-        return
-    command = read_hint(run.then)["command"]
-    if site.scheduler == "local":
-        done = subprocess.run([sys.executable, "-m", "contrails", *command], check=False)
-        write_atomic(run.then_claim, to_json({"code": done.returncode}))
-        return
-    end = shlex.join([sys.executable, "-m", "contrails.cluster.then", str(run.path)])
-    try:
-        with submitting(run):
-            request = command_request(run, "g0", command, config.compute.num_threads, teardown=(f'{end} "$code"',))
-            job_id = submit_job(run, site, request)
-    except ClusterError as error:  # some sites let no node submit: `contrails status` prints the command
-        write_atomic(run.then_claim, to_json({"error": str(error)}))
-        return
-    write_atomic(run.then_claim, to_json({"job_id": job_id}))
-
-
-def left_to_do(run: Run) -> str | None:
-    """Return what became of the command if it was asked for, is due and did not succeed, and what to type now."""
-    if not _is_due(run):
-        return None
+def forget_failure(run: Run) -> None:
+    """Let `start_if_due` start a command again that has failed, unless its job has started again by itself."""
     claim = read_hint(run.then_claim)
-    why = _failure(run, claim)
-    if why is None:
+    if claim.pop("code", 0):
+        write_atomic(run.then_claim, to_json(claim))
+
+
+def start_if_due(run: Run, config: RunConfig, site: Site) -> None:
+    """Start what was asked for if every fold is finished, nobody works on it and it has not ended.
+
+    Raises:
+        ClusterError: the scheduler refuses or does not answer; the next call tries again.
+    """
+    if not _is_due(run):
+        return
+    with submitting(run):
+        if not _is_free(run, site):
+            return
+        if site.scheduler != "local":
+            _submit(run, config, site)
+            return
+        if not _claim(run, process_of(os.getpid())):
+            return
+    _run_here(run)
+
+
+def unfinished_job(run: Run) -> Submission | None:
+    """Return the job that was submitted for the command and has not said that it succeeded; None if there is none."""
+    claim = read_hint(run.then_claim)
+    if claim.get("code") == 0 or "job_name" not in claim:
         return None
-    return f"what was to follow {why}; type: {shlex.join(['contrails', *read_hint(run.then)['command']])}"
+    return next((job for job in submissions(run) if job.name == claim["job_name"] and job.job_id is not None), None)
 
 
-def _failure(run: Run, claim: dict[str, Any]) -> str | None:
-    if claim.get("code"):
-        logs = [job.log(run) for job in submissions(run) if job.job_id == claim.get("job_id", "")]
-        return f"failed with exit code {claim['code']}, see {logs[-1] if logs else run.submitit}"
-    if "job_id" in claim or "code" in claim or ("pid" in claim and not is_dead(claim)):
-        return None  # it waits, runs, or has succeeded
-    return "could not be started"
+def left_to_do(run: Run, jobs: Mapping[str, Job] | None) -> str | None:
+    """Return what became of the command if it was asked for, is due and did not succeed, and what to type now.
+
+    Args:
+        run: the run.
+        jobs: what the scheduler knows of its jobs, by name; None where it was not asked or did not answer.
+    """
+    why = _failure(run, jobs) if _is_due(run) else None
+    return None if why is None else f"what was to follow {why}; try it again with `contrails resume {run.typed}`"
+
+
+def _failure(run: Run, jobs: Mapping[str, Job] | None) -> str | None:
+    claim, job = read_hint(run.then_claim), unfinished_job(run)
+    if job is not None and (jobs is None or _is_alive(jobs.get(job.name))):
+        return None
+    if "code" in claim:
+        log = run.submitit if job is None else job.log(run)
+        return f"failed with exit code {claim['code']} (see {log})" if claim["code"] else None
+    if job is not None:
+        return f"was lost with its job {job.job_id}"
+    if "error" in claim:
+        return f"could not be started ({claim['error']})"
+    if "pid" in claim:
+        return "was interrupted" if _is_abandoned(run, claim) else None
+    return "has not been started"
 
 
 def _is_due(run: Run) -> bool:
@@ -76,10 +103,67 @@ def _is_due(run: Run) -> bool:
     return bool(folds) and all(run.fold(key).done.exists() for key in folds)
 
 
+def _is_free(run: Run, site: Site) -> bool:
+    """Return whether nobody works on the command and it has not ended; the lock is held."""
+    claim = read_hint(run.then_claim)
+    if "job_name" in claim and site.scheduler != "local":
+        if _is_alive(reconcile(run, site).get(claim["job_name"])):
+            return False
+        claim = read_hint(run.then_claim)  # it may have ended between
+    return "code" not in claim and ("pid" not in claim or _is_abandoned(run, claim))
+
+
+def _is_alive(job: Job | None) -> bool:
+    return job is not None and job.state != "ended"
+
+
+def _is_abandoned(run: Run, claim: dict[str, Any]) -> bool:
+    """Return whether the process of a claim is over."""
+    return is_gone(claim, (claim.get("time", 0.0), run.then_claim.stat().st_mtime))
+
+
+def _claim(run: Run, owner: dict[str, Any]) -> bool:
+    """Put a claim in the place of one that is free; the first wins, also where the file system has no locks."""
+    if run.then_claim.exists():
+        run.then_claim.unlink()
+    return create_exclusive(run.then_claim, to_json(owner))
+
+
+def _submit(run: Run, config: RunConfig, site: Site) -> None:
+    """Submit a job for the command; the claim comes first, and the journal knows what became of a job of this name."""
+    request = command_request(run, "g0", read_hint(run.then)["command"], config.compute.num_threads)
+    end = shlex.join([sys.executable, "-m", "contrails.cluster.then", str(run.path), request.name])
+    owner = {"job_name": request.name}
+    if not _claim(run, owner):
+        return
+    try:
+        submit_job(run, site, replace(request, teardown=(f'{end} "$code"',)))
+    except ClusterError as error:  # some sites let no node submit: `contrails status` says so
+        write_atomic(run.then_claim, to_json(owner | {"error": str(error)}))
+        raise
+
+
+def _run_here(run: Run) -> None:
+    """Run the command in a process of its own, and say now and then that it goes on."""
+    command = [sys.executable, "-m", "contrails", *read_hint(run.then)["command"]]
+    # what `contrails submit --json` prints stays JSON
+    with subprocess.Popen(command, stdout=sys.stderr) as process:
+        owner, code = process_of(process.pid), None
+        while code is None:
+            write_atomic(run.then_claim, to_json(owner | {"time": time.time()}))
+            try:
+                code = process.wait(BEAT_S)
+            except subprocess.TimeoutExpired:
+                continue
+    write_atomic(run.then_claim, to_json({"code": code}))
+
+
 def main() -> None:
-    """Write down how the command's job has ended."""
-    claim = Run(Path(sys.argv[1])).then_claim
-    write_atomic(claim, to_json(read_hint(claim) | {"code": int(sys.argv[2])}))
+    """Write down how the command's job has ended: `python -m contrails.cluster.then RUN NAME CODE`."""
+    claim, name, code = Run(Path(sys.argv[1])).then_claim, sys.argv[2], int(sys.argv[3])
+    known = read_hint(claim)
+    if known.get("job_name") == name:  # else another job has taken its place
+        write_atomic(claim, to_json(known | {"code": code}))
 
 
 if __name__ == "__main__":

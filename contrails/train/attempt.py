@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -93,23 +93,27 @@ def is_dead(job: dict[str, Any]) -> bool:
 def is_lost(attempt: Attempt, launcher: dict[str, Any]) -> bool:
     """Return whether nobody works on an attempt that has not said its end, as far as one look can tell.
 
-    A process of this host is there or not. Of another host, signs of life count: nothing new for 3 minutes on this
-    clock. The fence does not rely on one look.
+    Nothing new for 3 minutes counts where its process is not of this host. The fence does not rely on one look.
 
     Args:
         attempt: the newest of its fold.
         launcher: the process that was to start it, see `process_of`; judged where the attempt does not say whose it is.
     """
     owner = read_hint(attempt.job)
-    if is_dead(owner or launcher):
-        return True
-    return owner.get("host") != socket.gethostname() and _is_silent(attempt)
+    signs = (read_hint(attempt.state).get("time", 0.0), attempt.path.stat().st_mtime)
+    return is_gone(owner, signs) or (not owner and is_dead(launcher))
 
 
-def _is_silent(attempt: Attempt) -> bool:
-    """Return whether an attempt has written nothing for long, by its own clock and that of the file system."""
-    moments = (read_hint(attempt.state).get("time", 0.0), attempt.path.stat().st_mtime)
-    return all(abs(time.time() - moment) >= SILENCE_S for moment in moments)
+def is_gone(owner: dict[str, Any], signs: Iterable[float]) -> bool:
+    """Return whether a process is over: one of this host is there or not, of any other the signs of life count.
+
+    Args:
+        owner: see `process_of`; empty where nobody knows it.
+        signs: when it last wrote something, in seconds since the epoch, by its own clock and that of the file system.
+    """
+    if owner.get("host") == socket.gethostname():
+        return is_dead(owner)
+    return all(abs(time.time() - moment) >= SILENCE_S for moment in signs)
 
 
 def process_of(pid: int) -> dict[str, Any]:

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from contrails.aggregate.assemble import make_ensemble, predict_share
-from contrails.aggregate.ensemble import Ensemble, Options, read_ensemble
+from contrails.aggregate.ensemble import Ensemble, read_ensemble
 from contrails.aggregate.members import load_member
+from contrails.aggregate.options import Options
 from contrails.aggregate.postprocess import apply
 from contrails.cli.figures import show_ensemble
 from contrails.cli.main import cli

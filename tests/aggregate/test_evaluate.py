@@ -18,8 +18,9 @@ from sklearn.metrics import average_precision_score
 
 from contrails.aggregate import masks as masks_module
 from contrails.aggregate.assemble import make_ensemble
-from contrails.aggregate.ensemble import Ensemble, Options
+from contrails.aggregate.ensemble import Ensemble
 from contrails.aggregate.evaluate import evaluate_ensemble
+from contrails.aggregate.options import Options
 from contrails.aggregate.postprocess import apply
 from contrails.aggregate.untile import Whole
 from contrails.cli.main import cli

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contrails.aggregate.merge import MERGES, fixed_threshold, merge
+from contrails.aggregate.options import MERGE_RULES
 from contrails.aggregate.weighting import fit_weights
 from contrails.metrics import NUM_BINS
 
@@ -15,6 +16,10 @@ TOP = NUM_BINS - 1
 
 def members(count: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).random((count, 5, 6)).astype(np.float32))
+
+
+def test_every_rule_that_the_command_line_knows_is_there() -> None:
+    assert tuple(MERGES) == MERGE_RULES
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])

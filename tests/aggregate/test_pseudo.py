@@ -13,8 +13,9 @@ import torch
 from conftest import MakeRun
 
 from contrails.aggregate.assemble import make_ensemble
-from contrails.aggregate.ensemble import Ensemble, Options
+from contrails.aggregate.ensemble import Ensemble
 from contrails.aggregate.members import load_member
+from contrails.aggregate.options import Options
 from contrails.cli.main import cli
 from contrails.cluster.dispatch import create_run
 from contrails.cluster.sites import Site

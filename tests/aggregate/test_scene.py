@@ -16,7 +16,8 @@ from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
 
 from contrails.aggregate import scene
-from contrails.aggregate.ensemble import Ensemble, Member, Options
+from contrails.aggregate.ensemble import Ensemble, Member
+from contrails.aggregate.options import Options
 from contrails.aggregate.scene import Cut, predict_scene
 from contrails.aggregate.scene_files import Kind, scene_file
 from contrails.aggregate.strips import StripFile

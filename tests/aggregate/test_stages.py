@@ -10,7 +10,8 @@ import torch
 from conftest import MakeRun
 
 from contrails.aggregate.assemble import make_ensemble
-from contrails.aggregate.ensemble import Ensemble, Options, read_ensemble
+from contrails.aggregate.ensemble import Ensemble, read_ensemble
+from contrails.aggregate.options import Options
 from contrails.aggregate.outoffold import Predicted
 from contrails.aggregate.postprocess import compare, top_logit
 from contrails.aggregate.stages import NO_GATE, fit_gate

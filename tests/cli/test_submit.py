@@ -8,10 +8,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 from conftest import MakeRun
 
 from contrails.cli.main import cli
+from contrails.cli.submit import _command
 from contrails.cluster.dispatch import create_run
 from contrails.cluster.sites import find_site
 from contrails.config import load_recipe, to_toml
@@ -125,3 +127,45 @@ def test_it_imports_nothing_heavy(run: Run) -> None:
     command = [sys.executable, "-c", code, "submit", "recipe.toml", "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        ("", "expected 'aggregate', with its options"),
+        ("predict", "expected 'aggregate', with its options"),
+        ("aggregate 'x", "No closing quotation"),
+        ("aggregate --nonsense", "No such option"),
+        ("aggregate --help", "expected work"),
+        ("aggregate --data missing.h5", "expected a dataset file at missing.h5, found none"),
+        ("aggregate --data {data} --sample missing.csv", "missing.csv"),
+        ("aggregate --sample missing.csv", "give that, too"),
+        ("aggregate --tta d5", "expected words joined by +"),
+        ("aggregate --merge meen", "did you mean 'mean'"),
+        ("aggregate --weights bets", "did you mean 'best'"),
+        ("aggregate --gate none", "expected a run called 'none'"),
+        ("aggregate none", "expected a run called 'none'"),
+        ("aggregate --shard 3/2", "expected I/N"),
+        ("aggregate --site local", "--site is for --jobs"),
+    ],
+)
+def test_what_cannot_follow_is_refused_before_anything_is_made(
+    run: Run, then: str, message: str, arguments: tuple[str, ...]
+) -> None:
+    said = then.format(data=run.read_config().recipe.data.dataset)
+    with pytest.raises(click.UsageError, match=r"^--then '") as refused:
+        cli(["submit", "recipe.toml", "--name", "new", "--then", said, *arguments], standalone_mode=False)
+    assert f"--then '{said}': " in refused.value.format_message()
+    assert message in refused.value.format_message()
+    assert not (run.path.parent / "new").exists()
+
+
+def test_what_follows_is_asked_for_with_absolute_paths(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.read_config().recipe.data.dataset.parent)
+    words = _command("aggregate run --data train.h5 --tta d4 --fit-weights", run.path)
+    assert words[:3] == ["aggregate", str(run.path), str(run.path)]
+    options = words[3:]
+    assert options[options.index("--data") + 1] == str(Path("train.h5").absolute())
+    assert options[options.index("--tta") + 1] == "d4"
+    assert "--fit-weights" in options

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,16 +126,20 @@ def test_five_folds_at_once_from_frozen_code(site: SlurmSite, tiny_data: Path) -
     assert len(names_of_all_jobs(site, "five")) == 6
 
 
-def test_what_was_to_follow_and_did_not_is_said(site: SlurmSite, tmp_path: Path) -> None:
+def test_what_was_to_follow_and_did_not_is_said(site: SlurmSite, tmp_path: Path, tiny_data: Path) -> None:
     refusing = fresh_path(tmp_path / "bin", sbatch='echo "sbatch: error: nodes do not submit" >&2; exit 1')
     (tmp_path / "environment.sh").write_text(f"export PATH={refusing}\n")
     site.profile("mute", environment=str(tmp_path / "environment.sh"))
     site.submit("mute", *SHORT, "--then", "aggregate", site="mute")
-    site.submit("failing", *SHORT, "--then", "aggregate --data missing.h5")
+    vanishing = Path(shutil.copy(tiny_data / "test.h5", tmp_path))
+    site.submit("failing", *SHORT, "--then", f"aggregate --data {vanishing}")
+    vanishing.unlink()
     site.wait_for_done("mute")
     site.wait_for_done("failing")
-    words = "every fold is finished; what was to follow could not be started; type: contrails aggregate"
-    eventually(lambda: words in site.run("status", "mute").stdout)
+    eventually(lambda: "what was to follow could not be started (" in site.run("status", "mute").stdout)
+    site.profile("mute")
+    assert site.run("resume", "mute", "--site", "mute").returncode == 0
+    eventually((site.root / "runs/mute/aggregate/default/ensemble.json").exists)
     eventually(lambda: "what was to follow failed with exit code 4" in site.run("status", "failing").stdout)
     site.submit("failing", *SHORT, "--then", "aggregate")
     eventually((site.root / "runs/failing/aggregate/default/ensemble.json").exists)

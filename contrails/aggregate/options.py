@@ -1,0 +1,55 @@
+"""How an ensemble is made, and what each choice may be; without torch, so that a login node can check it."""
+
+import re
+from dataclasses import dataclass
+
+from contrails.errors import RecipeError, choices
+
+MERGE_RULES = ("mean", "logits", "median", "median-mean", "vote")
+"""Rules by which the probabilities of members become one; see `contrails.aggregate.merge`."""
+
+ELEMENTS = {"none": (0,), "flips": (0, 1, 2, 3), "d4": tuple(range(8))}
+"""Dihedral elements of the words of --tta; `scales` and `crop` add views to them."""
+
+AUTO, SOUP = "auto", "soup"
+AVERAGE = re.compile(r"(last|best)([1-9][0-9]*)")
+"""An average of so many epochs."""
+
+_WEIGHTS = ("best", "final", "ema", "swa", AUTO, SOUP, "last5", "best5")
+_VIEWS = (*ELEMENTS, "scales", "crop")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an ensemble is made; see `contrails aggregate --help`."""
+
+    weights: str = AUTO
+    merge: str = "mean"
+    tta: str = "none"
+    pad: int = 0
+    fit_weights: bool = False
+    average_folds: bool = False
+    allow: bool = False
+    gate: str = ""
+
+    def require_known(self) -> None:
+        """Check what can be checked without the runs.
+
+        Raises:
+            RecipeError: an option has no such value.
+        """
+        if self.weights not in _WEIGHTS and not AVERAGE.fullmatch(self.weights):
+            raise RecipeError(f"--weights {self.weights}: {choices(self.weights, _WEIGHTS)} (or another number)")
+        if self.merge not in MERGE_RULES:
+            raise RecipeError(f"--merge {self.merge}: {choices(self.merge, MERGE_RULES)}")
+        require_views(self.tta)
+
+
+def require_views(text: str) -> None:
+    """Check the words of --tta.
+
+    Raises:
+        RecipeError: an unknown word.
+    """
+    if wrong := [word for word in text.split("+") if word not in _VIEWS]:
+        raise RecipeError(f"--tta {text}: expected words joined by +; {choices(wrong[0], _VIEWS)}")

@@ -1,0 +1,195 @@
+"""What follows the last fold: started once, whoever dies between its claim and its end."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeRun
+
+from contrails.cli.main import cli
+from contrails.cluster import then
+from contrails.cluster.freeze import freeze_code
+from contrails.cluster.journal import submissions
+from contrails.cluster.overview import ask_schedulers, site_of
+from contrails.cluster.then import ask_for, forget_failure, left_to_do, start_if_due
+from contrails.config import to_toml
+from contrails.files import read_hint, read_json_lines, to_json, write_atomic
+from contrails.runs import Run
+from contrails.train.attempt import process_of
+
+from fake_pbs import FakePbs
+from local_site import eventually
+
+_START = """
+import sys
+from pathlib import Path
+from contrails.cluster import then
+from contrails.cluster.overview import site_of
+from contrails.runs import Run
+run = Run(Path(sys.argv[1]))
+then.start_if_due(run, run.read_config(), site_of(run))
+"""
+
+
+@pytest.fixture
+def run(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A finished run that is to be followed by a remark about it."""
+    run = make_run("first")
+    monkeypatch.setenv("CONTRAILS_RUNS", str(run.path.parent))
+    finish(run)
+    return run
+
+
+@pytest.fixture
+def queued(run: Run, fake: FakePbs, registered: None) -> Run:
+    """The same on PBS."""
+    site = {"name": "test", "scheduler": "pbs", "memory_gb": 1, "device": "cpu", "num_threads": 1}
+    write_atomic(run.toml, to_toml(run.read_config().model_copy(update={"site": site})))
+    freeze_code(run)
+    return run
+
+
+def finish(run: Run) -> None:
+    write_atomic(run.fold("0").done, to_json({"attempt": 1, "step": 12, "epoch": 3, "best_dice": 0.5}))
+    ask_for(run, ["note", str(run.path), "it came"], ["0"])
+
+
+def start(run: Run) -> None:
+    start_if_due(run, run.read_config(), site_of(run))
+
+
+def times(run: Run) -> int:
+    """Return how often the command has run."""
+    return len(read_json_lines(run.notes))
+
+
+def code(run: Run) -> Any:
+    return read_hint(run.then_claim).get("code")
+
+
+def dying_in(function: str) -> str:
+    """Return code that starts what follows and is killed in a function of `contrails.cluster.then`."""
+    return _START.replace("run = ", f"import os\nthen.{function} = lambda *_: os.kill(os.getpid(), 9)\nrun = ")
+
+
+def ended() -> dict[str, Any]:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        return process_of(process.pid)
+
+
+def test_it_follows_the_last_fold_and_once(run: Run) -> None:
+    ask_for(run, ["note", str(run.path), "it came"], ["0", "1"])
+    start(run)
+    assert times(run) == 0
+    write_atomic(run.fold("1").done, run.fold("0").done.read_bytes())
+    assert "what was to follow has not been started" in str(left_to_do(run, None))
+    start(run)
+    start(run)
+    ask_for(run, ["note", str(run.path), "it came"], ["0", "1"])
+    start(run)
+    assert (times(run), code(run), left_to_do(run, None)) == (1, 0, None)
+
+
+def test_several_at_once_start_it_once(run: Run) -> None:
+    started = [subprocess.Popen([sys.executable, "-c", _START, str(run.path)]) for _ in range(4)]
+    assert [process.wait(120) for process in started] == [0, 0, 0, 0]
+    assert times(run) == 1
+
+
+def test_a_claimant_that_died_leaves_it_to_resume_and_to_submit(run: Run, tmp_path: Path) -> None:
+    write_atomic(run.then_claim, to_json(ended()))
+    assert "was interrupted; try it again with `contrails resume first`" in str(left_to_do(run, None))
+    cli(["resume", "first"], standalone_mode=False)
+    assert times(run) == 1
+    write_atomic(run.then_claim, to_json(ended()))
+    (tmp_path / "first.toml").write_text(to_toml(run.read_config().recipe))
+    cli(["submit", str(tmp_path / "first.toml"), "--fold", "0"], standalone_mode=False)
+    assert times(run) == 2
+
+
+def test_a_claimant_that_was_killed_with_its_command_leaves_it(run: Run) -> None:
+    assert subprocess.run([sys.executable, "-c", dying_in("_run_here"), str(run.path)], check=False).returncode < 0
+    assert read_hint(run.then_claim)["pid"]
+    start(run)
+    assert (times(run), code(run)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("owner", "is_free"),
+    [({}, False), ({"boot_id": "that of yesterday"}, True), ({"host": "elsewhere"}, False)],
+    ids=["alive", "before the last boot", "elsewhere"],
+)
+def test_a_claim_is_judged_by_its_process(run: Run, owner: dict[str, Any], is_free: bool) -> None:
+    write_atomic(run.then_claim, to_json(process_of(os.getpid()) | {"time": time.time()} | owner))
+    start(run)
+    assert times(run) == is_free
+
+
+def test_a_claim_of_another_machine_is_free_when_it_is_silent(run: Run) -> None:
+    long_ago = time.time() - 200
+    write_atomic(run.then_claim, to_json(process_of(os.getpid()) | {"host": "elsewhere", "time": long_ago}))
+    os.utime(run.then_claim, (long_ago, long_ago))
+    start(run)
+    assert times(run) == 1
+
+
+def test_a_failure_is_said_and_tried_again_by_the_user_alone(run: Run) -> None:
+    ask_for(run, ["note", "another run", "it came"], ["0"])
+    start(run)
+    assert "failed with exit code 5" in str(left_to_do(run, None))
+    claim = run.then_claim.read_bytes()
+    start(run)
+    assert run.then_claim.read_bytes() == claim
+    forget_failure(run)
+    start(run)
+    assert code(run) == 5
+
+
+@pytest.mark.parametrize("when", ["before the claim", "before the journal", "before qsub", "after qsub"])
+def test_a_claimant_on_a_cluster_may_die_anywhere(
+    queued: Run, fake: FakePbs, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    qsub = tmp_path / "bin" / "qsub"
+    asked = f'"{fake.bin}/qsub" "$@" >/dev/null; ' * (when == "after qsub")
+    qsub.write_text(f"#!/bin/bash\n{asked}kill -9 $PPID\n")
+    qsub.chmod(0o755)
+    dies = {"before the claim": "_claim", "before the journal": "submit_job"}
+    code_of = dying_in(dies[when]) if when in dies else _START
+    environment = dict(os.environ) | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    killed = subprocess.run([sys.executable, "-c", code_of, str(queued.path)], env=environment, check=False)
+    assert killed.returncode < 0
+    start(queued)
+    start(queued)
+    eventually(lambda: code(queued) == 0)
+    start(queued)
+    assert times(queued) == 1
+    assert [job.name[-4:] for job in submissions(queued) if job.job_id is not None] in (["g0a1"], ["g0a2"])
+
+
+def test_a_job_that_vanished_is_said_and_submitted_again(queued: Run, fake: FakePbs) -> None:
+    fake.configure(slots=0)
+    start(queued)
+    (job,) = submissions(queued)
+    assert left_to_do(queued, ask_schedulers([queued])[queued]) is None
+    subprocess.run(["qdel", "-W", "force", str(job.job_id)], check=False)
+    eventually(lambda: "was lost with its job" in str(left_to_do(queued, ask_schedulers([queued])[queued])))
+    fake.configure(slots=4)
+    cli(["resume", "first"], standalone_mode=False)
+    eventually(lambda: code(queued) == 0)
+    assert times(queued) == 1
+    assert left_to_do(queued, ask_schedulers([queued])[queued]) is None
+
+
+def test_the_end_of_an_older_job_says_nothing_of_the_newer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomic(run.then_claim, to_json({"job_name": "ct000000g0a2"}))
+    monkeypatch.setattr(sys, "argv", ["then", str(run.path), "ct000000g0a1", "1"])
+    then.main()
+    assert code(run) is None
+    monkeypatch.setattr(sys, "argv", ["then", str(run.path), "ct000000g0a2", "1"])
+    then.main()
+    assert code(run) == 1
