@@ -205,6 +205,8 @@ def test_an_ensemble_can_be_moved_and_a_damaged_one_is_named(
     cli(["predict", str(moved), str(tiny_data / "test.h5"), str(tmp_path / "a.csv")], standalone_mode=False)
     member = moved / ensemble.members[1].file
     member.write_bytes(member.read_bytes()[:-1])
-    with pytest.raises(DataError, match=rf"{member} is missing or damaged; restore it, or make the ensemble again with"):
+    with pytest.raises(
+        DataError, match=rf"{member} is missing or damaged; restore it, or make the ensemble again with"
+    ):
         cli(["predict", str(moved), str(tiny_data / "test.h5"), str(tmp_path / "b.csv")], standalone_mode=False)
     assert not (tmp_path / "b.csv").exists()

@@ -15,8 +15,9 @@ import torch
 from conftest import TINY_MODEL
 from image_files import write_raster
 
-from contrails.aggregate.ensemble import Ensemble, Member, Options, read_ensemble, write_ensemble
+from contrails.aggregate.ensemble import Ensemble, Member, read_ensemble, write_ensemble
 from contrails.aggregate.inputs import Inputs, inputs_of
+from contrails.aggregate.options import Options
 from contrails.aggregate.scene import Cut, predict_scene
 from contrails.cli.main import main
 from contrails.config import Recipe
