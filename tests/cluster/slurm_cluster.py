@@ -186,9 +186,13 @@ class SlurmCluster:
                 os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
         etc = self.folder / "etc"
         store, age = ("slurmdbd", 60) if accounting else ("none", 2)
+        # what is forgotten at once has only its own files to tell its end: on a busy machine they take a while
+        kill = 4 if accounting else 60
         signals = "SlurmctldParameters=preempt_send_user_signal" if user_signal else ""
         host = socket.gethostname().split(".")[0]
-        self.conf.write_text(CONF.format(host=host, folder=self.folder, store=store, signals=signals, age=age))
+        self.conf.write_text(
+            CONF.format(host=host, folder=self.folder, store=store, signals=signals, age=age, kill=kill)
+        )
         # slurmd looks for a cgroup plugin even where none is used, and only v1 starts without one mounted
         (etc / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         (etc / "gres.conf").write_text(f"AutoDetect=off\nNodeName=n[1-3] Name=gpu File={self.folder}/dev/nvidia[0-1]\n")
@@ -231,7 +235,7 @@ PreemptMode=REQUEUE
 {signals}
 JobRequeue=1
 ReturnToService=2
-KillWait=4
+KillWait={kill}
 MinJobAge={age}
 InactiveLimit=0
 SlurmctldTimeout=30
