@@ -12,10 +12,12 @@ import click
 from click.core import ParameterSource
 
 from contrails.cli.options import read_numbers, read_share
+from contrails.errors import DataError
 
 if TYPE_CHECKING:
     from contrails.data.groups import Grouping
     from contrails.data.layout import Header
+    from contrails.data.masks import Meanings
     from contrails.data.pack import Plan
 
 _LAYOUTS = {
@@ -68,7 +70,8 @@ _LAYOUTS = {
 @click.option("--masks", default="masks/{scene}", show_default=True, help="scenes: where the masks lie.")
 @click.option(
     "--mask-values",
-    help="scenes: what each value of a mask means: 0, 1 or ignore (default: 0=0,1=1,255=1).",
+    help="scenes: what each value, or range of values, of a mask means: 0, 1 or ignore (default: 0=0,1=1,255=1), such "
+    "as 0-127=0,128-255=1 for masks with soft edges.",
 )
 @click.option(
     "--range",
@@ -148,7 +151,10 @@ def prepare(
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
     share = None if shard is None else read_share(shard)
-    plan = {"goes": _plan_goes, "images-rle": _plan_images, "scenes": _plan_scenes}[layout](raw, split, options)
+    try:
+        plan = {"goes": _plan_goes, "images-rle": _plan_images, "scenes": _plan_scenes}[layout](raw, split, options)
+    except DataError as error:
+        raise DataError(f"{error}{_other_layout(raw, out, layout, split)}") from error
     whole, path = plan.header, out
     if share:
         plan, path = plan.shard(*share), shard_path(out, *share)
@@ -161,6 +167,17 @@ def prepare(
         click.echo(_covered(whole, options["overlap"] if layout == "scenes" else 0))
     if share and all(shard_path(out, index, share[1]).exists() for index in range(1, share[1] + 1)):
         click.echo(f"all {share[1]} shards are there; next: `contrails data join {shlex.quote(str(out))}`")
+
+
+def _other_layout(raw: Path, out: Path, layout: str, split: str) -> str:
+    """Return the end of an error, where a folder looks like another layout than the one that was given."""
+    from contrails.data.guess import looks_like
+
+    found = looks_like(raw, split)
+    if not found or found[0] == f"--layout={layout}":
+        return ""
+    words = shlex.join(["contrails", "prepare", str(raw), str(out), *found, f"--split={split}"])
+    return f"\n{raw} looks like another layout than {layout}: `{words}`"
 
 
 def _plan_goes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
@@ -204,7 +221,7 @@ def _plan_scenes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
             scenes=options["scenes"],
             masks=options["masks"],
             bands=tuple(options["bands"].split(",")) if options["bands"] else (),
-            mask_values=_mask_values(options["mask_values"] or ""),
+            mask_values=_mask_values(options["mask_values"]),
             span=_range(options["range"]),
             grouping=_grouping(options),
         ),
@@ -247,21 +264,13 @@ def _submit(raw: Path, out: Path, options: list[str], num_jobs: int, site_name: 
         click.echo(f"{name}: {what}")
 
 
-def _mask_values(text: str) -> tuple[tuple[int, int, int], ...]:
-    """Read `0=0,1=1,255=ignore`: first and last value, which are one here, and what it means."""
-    from contrails.data.store import IGNORE
+def _mask_values(text: str | None) -> "Meanings":
+    from contrails.data.masks import parse
 
-    meanings = {"0": 0, "1": 1, "ignore": IGNORE}
-    values: dict[int, int] = {}
-    for part in text.split(",") if text else ():
-        value, _, meaning = part.partition("=")
-        if not value.lstrip("-").isdecimal() or meaning not in meanings or int(value) in values:
-            raise click.BadParameter(
-                f"'{part}': expected each value once with 0, 1 or ignore, such as 0=0,1=1,255=ignore",
-                param_hint="--mask-values",
-            )
-        values[int(value)] = meanings[meaning]
-    return tuple((value, value, meaning) for value, meaning in values.items())
+    try:
+        return parse(text) if text else ()
+    except DataError as error:
+        raise click.BadParameter(str(error), param_hint="--mask-values") from error
 
 
 def _range(text: str | None) -> tuple[float, float] | None:

@@ -1,9 +1,11 @@
 """Masks of scenes: what each of their values means, and how many pixels of all masks have it.
 
 A value means what the options say; what a file calls nodata, or masks out, does not count. Where the two disagree
-about a class, or a value means nothing, the mask is refused: no class is dropped without a word.
+about a class, or a value means nothing, the mask is refused: no class is dropped without a word. Masks that were saved
+as colours have three channels, which must be equal.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,10 @@ Meanings = tuple[tuple[int, int, int], ...]
 USUAL: Meanings = ((0, 0, 0), (1, 1, 1), (255, 255, 1))
 """What values mean where the options do not say it."""
 
+_MEANS = {"0": 0, "1": 1, "ignore": IGNORE}
+_PART = re.compile("(-?[0-9]+)(?:-(-?[0-9]+))?=(0|1|ignore)")
+_CHANNELS = (1, 3)
+
 _NO_MEANING, _NODATA = 255, 254
 """Codes of pixels; those of the other ones are the numbers of their meanings."""
 
@@ -37,6 +43,39 @@ def said(meanings: Meanings) -> str:
     '0-127=0,128=ignore'
     """
     return ",".join(f"{_name(one)}={'ignore' if one[2] == IGNORE else one[2]}" for one in meanings)
+
+
+def parse(text: str) -> Meanings:
+    """Return meanings that are written as `said` does.
+
+    Raises:
+        DataError: a part is none, or a value has two meanings.
+
+    >>> parse("0-127=0,128=ignore")
+    ((0, 127, 0), (128, 128, 255))
+    """
+    found: list[tuple[int, int, int]] = []
+    for part in text.split(","):
+        match = _PART.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if match is None or first > last or any(low <= last and first <= high for low, high, _ in found):
+            raise DataError(
+                f"'{part}': expected each value once with 0, 1 or ignore, such as 0=0,1=1,255=ignore, or ranges of "
+                "values, such as 0-127=0,128-255=1"
+            )
+        found.append((first, last, _MEANS[match[3]]))
+    return tuple(found)
+
+
+def require_channels(mask: Raster) -> None:
+    """Check that a file has as many channels as a mask may have.
+
+    Raises:
+        DataError: it has others than one or three.
+    """
+    if len(mask.band_names) not in _CHANNELS:
+        found = len(mask.band_names)
+        raise DataError(f"{mask.path}: expected one band, or three equal ones, found {found}; keep the one that counts")
 
 
 def read_classes(mask: Raster, window: Window, meanings: Meanings) -> np.ndarray:
@@ -100,7 +139,15 @@ def _count(mask: Raster, meanings: Meanings) -> Counter[tuple[int, bool]]:
 
 def _read(mask: Raster, window: Window, meanings: Meanings) -> tuple[np.ndarray, np.ndarray]:
     """Return the code of each pixel, uint8 (height, width), and where a mask band or alpha says that it counts."""
-    (values, *_), valid = read(mask.path, window)
+    channels, valid = read(mask.path, window)
+    values = channels[0]
+    if (unequal := (channels[1:] != values).any(axis=0)).any():
+        row, column = np.argwhere(unequal)[0]
+        colour = ", ".join(map(str, channels[:, row, column]))
+        raise DataError(
+            f"{mask.path}: expected one channel, or three that are equal, found {colour} at row {window[0] + row}, "
+            f"column {window[1] + column}; write a mask with a whole number for each class"
+        )
     codes = np.full(values.shape, _NO_MEANING, np.uint8)
     if mask.nodata is not None:
         codes[np.isnan(values) if np.isnan(mask.nodata) else values == mask.nodata] = _NODATA

@@ -6,6 +6,7 @@ types, and files that do not agree, are packed as 16-bit integers with one scale
 options, or that of the training images.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -63,8 +64,9 @@ def choose_values(rasters: Sequence[Raster], of_training: Sequence[Raster], span
     Raises:
         DataError: as `values_of`; a file is damaged, or none has any data.
     """
+    warnings = _said_of_alpha(rasters)
     if span is None and not needs_span(rasters):
-        return Choice(values_of(rasters))
+        return Choice(values_of(rasters), warnings=tuple(warnings))
     sample, low, high, num_odd = _look_at(of_training)
     chosen = span or _usual_span(sample, low, high)
     values = values_of(rasters, chosen)
@@ -72,7 +74,6 @@ def choose_values(rasters: Sequence[Raster], of_training: Sequence[Raster], span
     notes = (
         f"values from {low:g} to {high:g}: {choice.option}, in steps of {values.scale_factor:.3g}, for all splits",
     )
-    warnings = []
     if num_odd:
         warnings.append(f"{num_odd} values are NaN or infinite: their pixels do not count")
     if low < chosen[0] or high > chosen[1]:
@@ -221,6 +222,26 @@ def _reading(raster: Raster) -> _Reading:
         for scale, offset in zip(raster.scales, raster.offsets, strict=True)
     )
     return _Reading(scales, turned, zero, top, kind != "f" and set(scales) == {(1.0, 0.0)})
+
+
+def without_alpha(raster: Raster) -> str:
+    """Return what to do about a band that a file calls an alpha channel, and that is none."""
+    count = len(raster.band_names)
+    kinds = ["red", "green", "blue"] if count == 3 else ["gray", *["undefined"] * (count - 1)]
+    return (
+        "if it is a band like the others, as near infrared is, let the file say so: "
+        f"`rio edit-info --colorinterp {','.join([*kinds, 'undefined'])} {shlex.quote(str(raster.path))}`"
+    )
+
+
+def _said_of_alpha(rasters: Sequence[Raster]) -> list[str]:
+    found = [raster for raster in rasters if raster.has_alpha]
+    if not found:
+        return []
+    said = f"{len(found)} of {len(rasters)} files have an alpha channel, such as {found[0].path}; it is not packed"
+    said += ", and where it is 0 pixels do not count" if any(raster.mask == "alpha" for raster in found) else ""
+    tiff = next((raster for raster in found if raster.path.suffix.lower() in (".tif", ".tiff")), None)
+    return [said if tiff is None else f"{said}; {without_alpha(tiff)}"]
 
 
 def _require_alike(rasters: Sequence[Raster], found: Sequence[str], next_step: str) -> None:

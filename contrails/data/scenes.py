@@ -17,9 +17,9 @@ import numpy as np
 from contrails.data.groups import USUAL as USUAL_GROUPS
 from contrails.data.groups import Grouping
 from contrails.data.layout import Header, Values
-from contrails.data.masks import USUAL, Meanings, read_classes, said, table_of
+from contrails.data.masks import USUAL, Meanings, read_classes, require_channels, said, table_of
 from contrails.data.pack import Arrays, Plan
-from contrails.data.radiometry import Span, choose_values, packed_counts
+from contrails.data.radiometry import Span, choose_values, packed_counts, without_alpha
 from contrails.data.rasters import ENDINGS, Raster, describe, read
 from contrails.data.rle import read_rows
 from contrails.data.store import IGNORE, NOWHERE, Placement, Scene
@@ -243,12 +243,12 @@ def _describe(name: str, files: Mapping[str, Path], mask: Path | None, subset: s
             f"{several[0].path}: expected {_counts(first)} as {first.path}, found {_counts(several[0])}; convert it"
         )
     if "" not in rasters:
+        for raster in rasters.values():
+            _require_bands(raster, raster.band_names[:1])
         names = tuple(rasters)
-    elif options.bands and len(options.bands) != len(first.band_names):
-        expected = f"the {len(options.bands)} bands {', '.join(options.bands)}"
-        raise DataError(f"{first.path}: expected {expected}, found {first.band_names}; name them with --bands")
     else:
         names = options.bands or first.band_names
+        _require_bands(first, names)
     whole = replace(
         first,
         band_names=names,
@@ -257,8 +257,19 @@ def _describe(name: str, files: Mapping[str, Path], mask: Path | None, subset: s
     )
     label = None if mask is None else describe(mask)
     if label is not None:
+        require_channels(label)
         _require_fit(first, label)
     return _Scene(name, tuple(rasters.values()), whole, label, subset)
+
+
+def _require_bands(raster: Raster, names: Sequence[str]) -> None:
+    """Check that a file has as many bands as are named."""
+    if len(names) != len(raster.band_names):
+        alpha = f", and an alpha channel ({without_alpha(raster)})" if raster.has_alpha else ""
+        raise DataError(
+            f"{raster.path}: expected {len(names)} bands ({', '.join(names)}), found {len(raster.band_names)} "
+            f"({', '.join(raster.band_names)}){alpha}; name all of them with --bands, or keep those that count"
+        )
 
 
 def _counts(raster: Raster) -> str:
@@ -267,9 +278,7 @@ def _counts(raster: Raster) -> str:
 
 
 def _require_fit(scene: Raster, other: Raster) -> None:
-    """Check that a file of one band, such as a mask, is of the same pixels as a scene."""
-    if len(other.band_names) != 1:
-        raise DataError(f"{other.path}: expected one band, found {len(other.band_names)}; keep the one that counts")
+    """Check that a file, such as a mask, is of the same pixels as a scene."""
     if (scene.height, scene.width) != (other.height, other.width):
         raise DataError(
             f"{other.path} is {other.height} x {other.width} pixels large, {scene.path} {scene.height} x "

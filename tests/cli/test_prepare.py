@@ -3,14 +3,18 @@
 import functools
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+from image_files import write_raster
 
 from contrails.cli.main import cli
 from contrails.data.store import open_dataset
@@ -100,3 +104,45 @@ def test_more_shards_than_records_are_refused(tiny_data: Path, tmp_path: Path) -
     with pytest.raises(DataError, match="found 13 shards of 12 records"):
         prepare(str(tiny_data / "raw"), str(tmp_path / "d.h5"), "--shard", "1/13")
     assert list(tmp_path.iterdir()) == []
+
+
+GREY = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32).astype(np.uint8)
+
+
+def _scenes(raw: Path, scenes: str = "scenes", masks: str = "masks") -> None:
+    write_raster(raw / scenes / "a.png", GREY)
+    write_raster(raw / masks / "a.png", GREY % np.uint8(2))
+
+
+def _images(raw: Path) -> None:
+    write_raster(raw / "train/patient/a.png", GREY)
+    (raw / "train.csv").write_text("record_id,encoded_pixels\na,1 2\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "layout"),
+    [
+        (_scenes, "goes"),
+        (lambda raw: _scenes(raw, "images", "labels"), "goes"),
+        (_images, "goes"),
+        (_images, "scenes"),
+        (_scenes, "images-rle"),
+        (lambda raw: write_record(raw, "train", "1"), "scenes"),
+    ],
+)
+def test_the_layout_that_a_folder_looks_like_is_named(
+    tmp_path: Path, make: Callable[[Path], object], layout: str
+) -> None:
+    raw, out = tmp_path / "my data", tmp_path / "d.h5"
+    make(raw)
+    with pytest.raises(DataError, match=f"my data looks like another layout than {layout}") as caught:
+        prepare(str(raw), str(out), *([] if layout == "goes" else [f"--layout={layout}"]))
+    (command,) = re.findall("`contrails (prepare .*--split.*)`", str(caught.value))
+    cli(shlex.split(command), standalone_mode=False)
+    assert open_dataset(out).num_records == 1
+
+
+def test_a_folder_that_looks_like_nothing_gets_no_advice(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected the records of 'train' in \S+, found no such folder") as caught:
+        prepare(str(tmp_path), str(tmp_path / "d.h5"))
+    assert "looks like" not in str(caught.value)

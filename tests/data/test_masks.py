@@ -10,7 +10,7 @@ from image_files import write_raster
 from PIL import Image
 
 from contrails.cli.main import cli
-from contrails.data.masks import read_classes, said, table_of
+from contrails.data.masks import parse, read_classes, said, table_of
 from contrails.data.rasters import describe
 from contrails.data.store import IGNORE, Dataset, open_dataset
 from contrails.errors import DataError
@@ -103,7 +103,36 @@ def test_a_mask_band_says_where_nothing_is_known(tmp_path: Path) -> None:
 
 
 def test_given_meanings_are_told_as_they_are_typed() -> None:
-    assert said(((0, 127, 0), (128, 255, 1), (7, 7, IGNORE))) == "0-127=0,128-255=1,7=ignore"
+    meanings = ((0, 127, 0), (128, 255, 1), (-7, -7, IGNORE), (-20, -10, 0))
+    assert said(meanings) == "0-127=0,128-255=1,-7=ignore,-20--10=0"
+    assert parse(said(meanings)) == meanings
+
+
+@pytest.mark.parametrize("text", ["", "0", "0=2", "0=0,0=1", "0-9=0,5=1", "9-0=1", "a=1", "0=0,", "1.5=1"])
+def test_what_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match=r"expected each value once with 0, 1 or ignore, .*, such as 0-127=0,128-255=1"):
+        parse(text)
+
+
+def test_soft_edges_are_cut_by_ranges(tmp_path: Path) -> None:
+    soft = np.linspace(0, 255, SIDE).astype(np.uint8)[None].repeat(SIDE, 0)
+    path = write_raster(tmp_path / "a.png", soft)
+    with pytest.raises(DataError, match="expected the values 0, 1, 255, found 6, 13, "):
+        table_of([describe(path)], ())
+    assert np.array_equal(classes_of(path, parse("0-127=0,128-255=1")), soft > 127)
+    assert table_of([describe(path)], parse("0-127=0,128-255=1")) == [("0-127", 0, 800), ("128-255", 1, 800)]
+
+
+def test_three_equal_channels_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    colours = np.stack([STRIPES * np.uint8(255)] * 3)
+    write_raster(tmp_path / "scenes/a.png", np.ones((3, SIDE, SIDE), np.uint8))
+    write_raster(tmp_path / "masks/a.png", colours)
+    assert np.array_equal(prepare(tmp_path, tmp_path / "d.h5").votes[0], STRIPES)
+    assert "  255 -> 1: 800 pixels" in capsys.readouterr().out
+    colours[1, 7, 30] = 0
+    write_raster(tmp_path / "masks/a.png", colours)
+    with pytest.raises(DataError, match=r"one channel, or three that are equal, found 255, 0, 255 at row 7, column 30"):
+        prepare(tmp_path, tmp_path / "e.h5")
 
 
 def _floats(value: float) -> Callable[[Path], Path]:

@@ -1,5 +1,7 @@
 """The layout scenes: tiles that make up their scenes, file lists kept, and files that do not fit together."""
 
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 from image_files import UTM, write_raster
+from rasterio.rio.main import main_group as rio
 from rasterio.transform import from_origin
 
 from contrails.cli.main import cli
@@ -86,6 +89,26 @@ def test_nodata_and_ignored_values_do_not_count(tmp_path: Path) -> None:
     assert dataset.votes[0, :, 0].tolist() == [IGNORE] * 4 + [0] * 6 + [1] * 10 + [IGNORE] * 12
     assert not dataset.bands[0, 0, :, :4].any()
     assert dataset.band_names == ("red", "nir")
+
+
+def test_an_alpha_channel_is_said_and_what_is_transparent_does_not_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bands = RNG.integers(1, 255, (4, 32, 32)).astype(np.uint8)
+    bands[3, :4], bands[3, 4:8] = 0, 128
+    path = write_raster(tmp_path / "scenes/a.tif", bands)  # GDAL takes the fourth band for an alpha channel
+    write_raster(tmp_path / "masks/a.tif", ZEROS[:32, :32])
+    dataset = prepare(tmp_path, tmp_path / "d.h5")
+    assert dataset.votes[0, :, 0].tolist() == [IGNORE] * 4 + [0] * 28
+    assert dataset.band_names == ("red", "green", "blue")
+    (warning,) = caplog.messages
+    assert f"1 of 1 files have an alpha channel, such as {path}; it is not packed, and where it is 0 pixels" in warning
+    with pytest.raises(DataError, match=r"expected 4 bands \(red, green, blue, nir\), found 3 .* an alpha channel"):
+        prepare(tmp_path, tmp_path / "e.h5", "--bands=red,green,blue,nir")
+    (command,) = re.findall("`rio (.*)`", warning)
+    rio(shlex.split(command), standalone_mode=False)
+    dataset = prepare(tmp_path, tmp_path / "e.h5", "--bands=red,green,blue,nir")
+    assert np.array_equal(whole(dataset, dataset.bands, 0)[0], bands)
 
 
 def test_a_file_for_each_band_and_arrays(tmp_path: Path) -> None:
@@ -180,7 +203,10 @@ ZEROS = np.zeros((40, 40), np.uint8)
             _write("masks/a.tif", np.tile(np.array([0, 1, 255, 0], np.uint8), (40, 10))),
             "expected 0 and 1, or 0 and 255, found 0, 1 and 255",
         ),
-        (_write("masks/a.tif", np.stack([ZEROS, ZEROS])), "masks/a.tif: expected one band, found 2"),
+        (
+            _write("masks/a.tif", np.stack([ZEROS, ZEROS])),
+            "masks/a.tif: expected one band, or three equal ones, found 2",
+        ),
         (
             _write("scenes/a.tif", pixels(2, 40, 40)),
             r"expected the bands grey as in most .*, found the bands b01, b02 \(1 such",

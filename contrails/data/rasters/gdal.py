@@ -47,6 +47,7 @@ def describe(path: Path) -> Raster:
             palette=palette,
             nodata=source.nodatavals[numbers[0] - 1] if _flags(source) >= {"nodata"} else None,
             mask=_mask(source),
+            has_alpha=len(numbers) < source.count,
             crs=crs.to_wkt() if crs else "",
             transform=tuple(source.transform)[:6],
             control=control,

@@ -27,6 +27,7 @@ class Raster:
         palette: counts are numbers of colours.
         nodata: count that stands for no data, or None.
         mask: "alpha" or "mask band" where the file has one that says which pixels are data, or "".
+        has_alpha: one of its bands is an alpha channel, which `read` does not return.
         crs: as WKT, or "".
         transform: maps (column, row) to coordinates; of a DICOM file its pixels in mm.
         control: ground control points or rational polynomials that place the image, as JSON, or "".
@@ -46,6 +47,7 @@ class Raster:
     palette: bool = False
     nodata: float | None = None
     mask: str = ""
+    has_alpha: bool = False
     crs: str = ""
     transform: tuple[float, ...] = NOWHERE
     control: str = ""
