@@ -23,6 +23,7 @@ from contrails.sections.loss import LossSection
 from contrails.sections.model import ModelSection
 from contrails.sections.train import SnapshotSection, TrainSection
 
+_SHOWN = 120
 S = TypeVar("S", bound=Section)
 
 
@@ -157,7 +158,7 @@ def read_toml(path: Path, kind: str) -> dict[str, Any]:
             return tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except (FileNotFoundError, IsADirectoryError) as error:
             raise RecipeError(f"expected {kind} at {path}, found no such file; give the path of a TOML file") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise RecipeError(f"{path} is not TOML: {error}") from error
 
 
@@ -225,9 +226,10 @@ def _apply(values: dict[str, Any], override: str) -> str:
 
 def _toml_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        read = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text  # a bare word or a path, so that -o model.encoder=resnet34 needs no quotes within quotes
+    return read["value"] if len(read) == 1 else text  # further lines would be further keys
 
 
 def _names(section: type[Section]) -> list[str]:
@@ -239,10 +241,16 @@ def _source(detail: Any, overrides: Mapping[str, str]) -> str | None:
     where = _key(detail)
     for key, text in overrides.items():
         # a problem of a table is an unknown table, or a validator's that names the keys it is about
-        of_table = detail["type"] == "extra_forbidden" or re.search(rf"\b{key.rpartition('.')[2]}\b", detail["msg"])
+        of_table = detail["type"] == "extra_forbidden" or re.search(
+            rf"\b{re.escape(key.rpartition('.')[2])}\b", detail["msg"]
+        )
         if f"{where}.".startswith(f"{key}.") or ((not where or key.startswith(f"{where}.")) and of_table):
-            return f"-o {text}"
+            return f"-o {_cut(text)}"
     return None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _key(detail: Any) -> str:
@@ -269,17 +277,18 @@ def _explain(section: type[Section], detail: Any) -> str:
         what = f"{' and '.join(required)} {'is' if len(required) == 1 else 'are'} missing"
         return f"{what}; add to the file, or give -o {required[0]}=VALUE"
     if detail["type"] == "model_type":
-        return f"{key} = {detail['input']!r}: expected a table, [{key}]"
+        return f"{key} = {_cut(repr(detail['input']))}: expected a table, [{key}]"
     if detail["type"] == "tuple_type":
-        return f"{key} = {detail['input']!r}: expected a list, such as [{detail['input']}]"
+        return f"{key} = {_cut(repr(detail['input']))}: expected a list, such as [{_cut(str(detail['input']))}]"
     if detail["type"] == "value_error":  # a validator's own words, about several keys
         return f"{key}: {detail['ctx']['error']}".removeprefix(": ")
     if detail["type"].startswith("union_tag"):  # a table of a list says by its name what it is
         name, known = detail.get("ctx", {}).get("tag"), _known_tables(section, key)
         return f"{key}: name = {name!r}; {choices(name, known)}" if name else f"{key} has no name; {choices('', known)}"
     if detail["type"] == "model_attributes_type":
-        return f"{key} = {detail['input']!r}: expected a name or a table; {choices('', _known_tables(section, key))}"
-    return f"{key} = {detail['input']!r}: {detail['msg']}"
+        known = _known_tables(section, key)
+        return f"{key} = {_cut(repr(detail['input']))}: expected a name or a table; {choices('', known)}"
+    return f"{key} = {_cut(repr(detail['input']))}: {detail['msg']}"
 
 
 def _meant(section: type[Section], key: str) -> str:

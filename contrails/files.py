@@ -4,17 +4,30 @@ A file appears under its final name only when all of it is on disk: temporary na
 fsync, rename, fsync of the folder. Every OSError of a write becomes a `StorageError` that names the path.
 """
 
+import errno
 import glob
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from contrails.errors import StorageError
+
+LONGEST_NAME = 200
+"""Bytes of a name that leave room for what is written beside it, of the 255 that file systems allow."""
+
+_NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+_LOOK = "check the free space, your quota and the permissions of {}"
+_SHOWN = 120
+_INCOMPLETE = re.compile(r"\.(.+)\.[0-9]+-[0-9a-f]{8}\.tmp")
+"""Name of what is not yet complete: in errors it has its final one."""
 
 _BLOCK = 1 << 20
 _COPY_BLOCK = 8 << 20
@@ -23,16 +36,51 @@ _TAIL = 1 << 16
 
 @contextmanager
 def storage(path: Path, doing: str = "write") -> Iterator[None]:
-    """Turn an OSError of the body into a StorageError about `path`."""
+    """Turn an OSError of the body into a StorageError about `path`.
+
+    What is read or written is a file or a folder: who opens a pipe waits for its other end, and a device is no place
+    for a file.
+    """
     try:
+        if doing in ("read", "write"):
+            _require_file_or_folder(path)
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        folder = path if os.path.isdir(path) else path.parent  # noqa: PTH112 - Path.is_dir fails where this one did
-        raise StorageError(
-            f"cannot {doing} {path}: {reason}; check the free space, your quota and the permissions of {folder}, "
-            "then run the same command again"
-        ) from error
+        raise refused(error, path, doing) from error
+
+
+def _require_file_or_folder(path: Path) -> None:
+    """Raise an OSError for a pipe, a socket or a device; what does not exist is left to who opens it."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError("it is a pipe, a socket or a device, where a file is expected")
+
+
+def refused(error: OSError, path: Path, doing: str = "use") -> StorageError:
+    """Return what to tell a user of an OSError about `path`."""
+    reason = reason_of(error)
+    if match := _INCOMPLETE.fullmatch(path.name):
+        path = path.with_name(match[1])
+    if reason == os.strerror(errno.ENAMETOOLONG):
+        return StorageError(
+            f"cannot {doing} {str(path)[:_SHOWN]}...: {reason}; give a name of at most {LONGEST_NAME} bytes"
+        )
+    folder = path if os.path.isdir(path) else path.parent  # noqa: PTH112 - Path.is_dir fails where this one did
+    look = "check the path" if error.errno in _NO_SUCH_PATH else _LOOK.format(folder)
+    return StorageError(f"cannot {doing} {path}: {reason}; {look}, then run the same command again")
+
+
+def reason_of(error: OSError) -> str:
+    """Return what the operating system said, in one line; also of errors of many files, of HDF5 or safetensors."""
+    if isinstance(error, shutil.Error):  # of copytree: source, target and reason of each file
+        text = str(error.args[0][0][-1]) if isinstance(error.args[0], list) else str(error)
+    else:
+        text = error.strerror or str(error)
+    number = re.search(r"(?:errno|os error) (?:= )?([0-9]+)", text, re.IGNORECASE)
+    return os.strerror(int(number[1])) if number else " ".join(text.split())
 
 
 @contextmanager
@@ -41,7 +89,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     When the body fails, the temporary file is removed and `path` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _beside(path)
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -54,11 +102,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
         fsync(path.parent)
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside `path`; when the body succeeds, it is renamed to `path`.
+
+    When the body fails, the temporary folder is removed. The body flushes its files where that matters.
+    """
+    temporary = _beside(path)
+    with storage(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            fsync(temporary)
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    """Return a name for what is not yet complete."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove what writers of `path` that were killed have left behind; the caller is its only writer."""
     with storage(path, "remove what a killed process left of"):
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*-????????.tmp*"):
-            leftover.unlink(missing_ok=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -72,7 +147,7 @@ def create_exclusive(path: Path, content: bytes | str) -> bool:
 
     A hard link is atomic and exclusive on local file systems and on NFS alike.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _beside(path)
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -15,12 +15,13 @@ from typing import Any
 
 from contrails.config import RunConfig, parse, read_toml
 from contrails.errors import RunError, choices
-from contrails.files import read_json, storage
+from contrails.files import LONGEST_NAME, read_json, storage
 
 ALL = "all"
 """Name of the fold that trains on every record that is not held out."""
 
 _NAME = re.compile(r"\w[\w .+-]*")
+_SHOWN = 40
 _FOLD = re.compile(r"0|[1-9][0-9]*|all")
 _WEIGHTS = re.compile(r"epoch(\d+)-a(\d+)\.safetensors")
 _SNAPSHOT = re.compile(r"step(\d+)-a(\d+)-([0-9a-f]{16})\.pt")
@@ -57,11 +58,18 @@ def new_run_path(name: str) -> Path:
     Raises:
         RunError: the name cannot be a folder's.
     """
+    _require_name("run", name)
+    return runs_root() / name
+
+
+def _require_name(what: str, name: str) -> None:
+    size = len(name.encode())
+    if size > LONGEST_NAME:
+        raise RunError(f"{what} name '{name[:_SHOWN]}...': expected at most {LONGEST_NAME} bytes, found {size}")
     if not _NAME.fullmatch(name):
         raise RunError(
-            f"run name '{name}': expected letters, digits, space and ._+- only, beginning with a letter or digit"
+            f"{what} name {name!r}: expected letters, digits, space and ._+- only, beginning with a letter or digit"
         )
-    return runs_root() / name
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,12 @@ class Run:
         return self.path / "report.html"
 
     def aggregate(self, name: str) -> Path:
+        """Return where the aggregation `name` lies.
+
+        Raises:
+            RunError: the name cannot be a folder's.
+        """
+        _require_name("aggregation", name)
         return self.path / "aggregate" / name
 
     def aggregations(self) -> list[Path]:

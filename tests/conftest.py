@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 os.environ.pop("CONTRAILS_RUNS", None)  # somebody's own runs are none of the tests'
 
-# fixtures of tests that start PBS jobs
-pytest_plugins = ["pbs_site"]
+# fixtures of tests that start PBS jobs, or fill a disk
+pytest_plugins = ["pbs_site", "small_disk"]
 
 MakeRun = Callable[..., Run]
 MakeRecipe = Callable[..., Recipe]

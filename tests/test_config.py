@@ -108,6 +108,17 @@ def test_an_override_is_a_key_and_a_value(override: str, path: Path) -> None:
         load_recipe(path, [override])
 
 
+def test_an_odd_override_is_told_as_any_other(path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"-o train\.\(=3: unknown key train\.\(; Known: .*") as caught:
+        load_recipe(path, ["train.(=3", "train.lr=x"])
+    assert "-o train.lr=x: train.lr = 'x'" in str(caught.value)
+    for text in ("0.1\nseed = 7", "9" * 5000, "[" * 5000):
+        with pytest.raises(
+            RecipeError, match=r"(?s)^-o .{1,300}(unable to parse string as a|should be a finite) number$"
+        ):
+            load_recipe(path, [f"train.lr={text}"])
+
+
 def test_an_override_below_a_value_is_refused(path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"data.dataset.x=1': dataset is a value, not a table; did you mean 'data.dataset'"
@@ -262,7 +273,7 @@ def test_a_file_that_is_no_recipe(path: Path) -> None:
         load_recipe(path.parent)
     with pytest.raises(StorageError, match=r"cannot read .*: Not a directory"):
         load_recipe(path / "x.toml")
-    for content in (b"lr: 3", b"\xff\xfe", b"[data]\n[data]\n"):
+    for content in (b"lr: 3", b"\xff\xfe", b"[data]\n[data]\n", b"x = " + b"[" * 9999, b"x = " + b"9" * 9999):
         path.write_bytes(content)
         with pytest.raises(RecipeError, match=f"^{path} is not TOML: "):
             load_recipe(path)

@@ -4,7 +4,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,10 +21,12 @@ from contrails import files
 from contrails.errors import StorageError
 from contrails.files import (
     append_json_line,
+    atomic_folder,
     atomic_path,
     create_exclusive,
     read_json,
     read_json_lines,
+    remove_leftovers,
     sha256,
     storage,
     to_json,
@@ -141,6 +145,73 @@ def test_an_error_keeps_its_cause(path: Path) -> None:
     assert isinstance(caught.value.__cause__, OSError)
     with pytest.raises(StorageError, match=f"permissions of {path.parent.parent}, then"), storage(path.parent.parent):
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; check the free space"),
+        (shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]), "No space left on device; check the"),
+        (
+            OSError("[Errno 28] Can't write (time = Sat\n, errno = 28, error = 'full')"),
+            "No space left on device; check",
+        ),
+        (OSError("I/O error: No space (os error 28)"), "No space left on device; check the free space"),
+        (OSError("two\nlines"), "two lines; check the free space"),
+        (OSError(errno.ENOTDIR, "Not a directory"), "Not a directory; check the path, then run the same command again"),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), "File name too long; give a name of at most 200 bytes"),
+    ],
+)
+def test_what_the_system_says_is_one_line_with_what_to_do(path: Path, error: OSError, reason: str) -> None:
+    with pytest.raises(StorageError) as caught, storage(path):
+        raise error
+    text = str(caught.value)
+    assert text.startswith("cannot write ")
+    assert reason in text
+    assert "\n" not in text
+
+
+def test_what_is_not_complete_is_told_by_its_final_name(path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match=f"^cannot write {path}: odd; "),
+        atomic_path(path) as temporary,
+        storage(temporary),
+    ):
+        raise OSError("odd")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_a_pipe_is_neither_waited_for_nor_replaced(path: Path, kind: str) -> None:
+    path.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to(os.devnull)
+    else:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(os.path.relpath(path))  # the whole path may be too long for a socket
+    before = path.lstat().st_ino
+    for use in (read_json, read_json_lines, sha256, lambda path: write_atomic(path, "x"), append_json_line):
+        with pytest.raises(
+            StorageError, match=rf"{path}: it is a pipe, a socket or a device, where a file is expected"
+        ):
+            use(path, *({},) * (use is append_json_line))
+    assert path.lstat().st_ino == before
+
+
+def test_a_folder_is_there_as_a_whole_or_not_at_all(path: Path) -> None:
+    with pytest.raises(RuntimeError, match="half"), atomic_folder(path) as temporary:
+        (temporary / "a").write_text("1")
+        raise RuntimeError("half way")
+    assert list(path.parent.iterdir()) == []
+    with atomic_folder(path) as temporary:
+        (temporary / "a").write_text("1")
+    left = path.with_name(f".{path.name}.1-01234567.tmp")
+    left.mkdir()
+    (left / "a").touch()
+    remove_leftovers(path)
+    assert list(path.parent.iterdir()) == [path]
+    assert (path / "a").read_text() == "1"
 
 
 def test_a_digest_is_that_of_the_whole_file(path: Path) -> None:

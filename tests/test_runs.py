@@ -74,9 +74,21 @@ def test_a_name_is_a_folder_of_the_root(name: str, root: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../x", "/x", "a/b", ".hidden", "-f", "+x", " a", "a\n", "$(rm)", "a;b", "a'b", "a\\b", "*"]
 )
-def test_a_name_that_is_none_is_refused(name: str) -> None:
+def test_a_name_that_is_none_is_refused(name: str, run: Run) -> None:
     with pytest.raises(RunError, match=r"expected letters, digits, space and \._\+- only, beginning with a letter"):
         new_run_path(name)
+    with pytest.raises(RunError, match=r"^aggregation name ['\"].*['\"]: expected letters, digits, space"):
+        run.aggregate(name)
+
+
+@pytest.mark.parametrize("name", ["a" * 201, "ü" * 101])
+def test_a_name_is_no_longer_than_file_systems_allow(name: str, run: Run) -> None:
+    message = f"name '{name[:40]}...': expected at most 200 bytes, found 20[12]$"
+    with pytest.raises(RunError, match=f"^run {message}"):
+        new_run_path(name)
+    with pytest.raises(RunError, match=f"^aggregation {message}"):
+        run.aggregate(name)
+    assert run.aggregate("ü" * 100).name == "ü" * 100
 
 
 def test_a_run_is_its_user_s_alone(run: Run) -> None:

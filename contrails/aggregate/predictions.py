@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from contrails.data.layout import allocate, opened, write_row
+from contrails.data.layout import allocate, new_file, opened, write_row
 from contrails.errors import DataError
 from contrails.files import atomic_path, storage, to_json
 from contrails.locks import sole_writer
@@ -115,7 +115,7 @@ def _identity(wanted: Wanted) -> str:
 
 def _create(path: Path, wanted: Wanted) -> None:
     count = len(wanted.record_ids)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
+    with atomic_path(path) as temporary, new_file(temporary) as file:
         file.attrs["format"], file.attrs["version"], file.attrs["about"] = FORMAT, VERSION, _identity(wanted)
         array = allocate(file, "probabilities", (count, *wanted.shape), "<u2")
         array.attrs["scale_factor"] = 1 / 65_535

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 
@@ -214,9 +213,7 @@ def _assemble(
     )
     images = (image for frame in parts for image in probabilities[frame])
     with atomic_path(path) as temporary, bar(path.name, len(samples)) as advance:
-        create(header, temporary)
-        with h5py.File(temporary, "r+", locking=False) as file:
-            file.attrs[ATTRIBUTE] = to_json(origin)
+        create(header, temporary, {ATTRIBUTE: to_json(origin)})
         where = places(temporary)
         digests: dict[str, bytearray] = {"bands": bytearray(), "votes": bytearray()}
         with opened(temporary) as descriptor:

@@ -59,8 +59,10 @@ def scene_file(path: Path, scene: Scene, kind: Kind) -> Iterator[WriteStrip]:
                 if kind == "probabilities":
                     file.scales = (1 / (NUM_BINS - 1),)
             if kind == "png":  # a PNG file cannot be written part by part
-                _copy_as_png(draft, temporary, path)
+                require("rasterio.shutil", "writing a PNG file").copy(draft, temporary, driver="PNG")
             _require_written(temporary, written, path)
+        except require("rasterio._err", f"writing {path.name}").CPLE_BaseError as error:  # GDAL's own, of a full disk
+            raise _not_written(path, str(error)) from error
         finally:
             if kind == "png":
                 draft.unlink(missing_ok=True)
@@ -75,14 +77,6 @@ def _place(file: Any, scene: Scene) -> None:
         file.gcps = [point(*each) for each in points], crs
     if polynomials := control.get("rpcs"):
         file.rpcs = require("rasterio.rpc", "writing a GeoTIFF").RPC.from_gdal(polynomials)
-
-
-def _copy_as_png(draft: Path, temporary: Path, path: Path) -> None:
-    errors = require("rasterio._err", "writing a PNG file")  # copy lets GDAL's own errors through
-    try:
-        require("rasterio.shutil", "writing a PNG file").copy(draft, temporary, driver="PNG")
-    except errors.CPLE_BaseError as error:
-        raise _not_written(path, str(error)) from error
 
 
 def _require_written(temporary: Path, written: list[tuple[int, int, int]], path: Path) -> None:
@@ -101,7 +95,7 @@ def _require_written(temporary: Path, written: list[tuple[int, int, int]], path:
                 if zlib.crc32(values.tobytes()) != checksum:
                     raise _not_written(path, f"its rows from {row} on are not what was written")
     except rasterio.errors.RasterioError as error:
-        raise _not_written(path, str(error.__cause__ or error)) from error
+        raise _not_written(path, "it cannot be read as it was written") from error
 
 
 def _not_written(path: Path, reason: str) -> StorageError:

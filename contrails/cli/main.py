@@ -7,12 +7,17 @@ so that help, submission and status start at once on a login node.
 import keyword
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
 
 import click
 
 from contrails import __version__
-from contrails.errors import ContrailsError, choices
+from contrails.cli.streams import ReaderGone, open_streams
+from contrails.errors import ContrailsError, NodeError, StorageError, choices
+from contrails.files import reason_of, refused
 
 _COMMANDS = {
     "demo": "contrails.cli.demo",
@@ -70,19 +75,62 @@ def cli() -> None:
       contrails submit --folds 5 --wait
       contrails aggregate default --data data/demo/test.h5
     """
+    _require_names(sys.argv[1:])
 
 
 def main() -> None:
     """Run the command line; the exit code is 0, or that of the error (see `contrails.errors`)."""
+    open_streams()
     try:
-        sys.exit(cli(prog_name="contrails", standalone_mode=False))
+        code = cli(prog_name="contrails", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except ContrailsError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(error)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
-    except BrokenPipeError:  # `contrails status | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGone:
+        sys.exit(0)
+    except MemoryError as error:
+        _fail(
+            NodeError(
+                f"not enough memory: {error or 'none is left'}; go to a machine or a job with more, or ask for less"
+            )
+        )
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # a path that no command looked at before it used it
+        _fail(refused(error, Path(os.fsdecode(error.filename))))
+
+
+def _fail(error: ContrailsError) -> NoReturn:
+    click.echo(f"error: {error}", err=True)
+    sys.exit(error.exit_code)
+
+
+def _require_names(words: Sequence[str]) -> None:
+    """Check that the current folder exists, and that all names are text, which tables and JSON can hold.
+
+    Raises:
+        StorageError: the current folder was removed.
+        UsageError: a name is no UTF-8.
+    """
+    try:
+        folder = os.getcwd()  # noqa: PTH109 - Path.cwd is the same
+    except OSError as error:
+        raise StorageError(
+            f"the current folder cannot be found ({reason_of(error)}): it was removed, moved or unmounted; "
+            "change to another one, such as `cd ~`, then run the same command again"
+        ) from error
+    for name in (*words, folder, os.environ.get("CONTRAILS_RUNS", "")):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise click.UsageError(
+                f"expected names in UTF-8, found {os.fsencode(name)!r}; rename what is called so, or set a locale in "
+                "UTF-8: `export LC_ALL=C.UTF-8`"
+            ) from error

@@ -57,7 +57,7 @@ def find_ensemble(name: str) -> Path:
 
 def read_share(text: str) -> tuple[int, int]:
     """Read a --shard such as `2/5`."""
-    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise click.BadParameter(f"'{text}': expected I/N with I from 1 to N, such as 2/5", param_hint="--shard")
     return int(match[1]), int(match[2])
@@ -67,10 +67,10 @@ def read_numbers(text: str, option: str) -> list[int]:
     """Read `4`, `0,4` or `0-7`."""
     numbers: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
+        if match is None:
             raise click.BadParameter(f"'{text}': expected numbers such as 4 or 0,4 or 0-7", param_hint=option)
-        numbers += range(int(first), int(last or first) + 1)
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
     if len(set(numbers)) != len(numbers) or not numbers:
         raise click.BadParameter(f"'{text}': expected each number once", param_hint=option)
     return numbers

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from contrails.cli.options import choose_device, device_option, find_ensemble, read_numbers
+from contrails.errors import StorageError
 
 if TYPE_CHECKING:
     import torch
@@ -175,5 +176,10 @@ def _opened(source: Path, bands: tuple[str, ...], frames: tuple[int, ...]) -> "I
         )
     plan = make_plan(source.absolute().parent, source.absolute().name, numbers, frames)
     with tempfile.TemporaryDirectory() as folder:
-        pack(plan, Path(folder) / "input.h5", 1)
+        try:
+            pack(plan, Path(folder) / "input.h5", 1)
+        except StorageError as error:
+            raise StorageError(
+                f"{error} (records are packed first, in a folder of $TMPDIR: name another one)"
+            ) from error
         yield open_dataset(Path(folder) / "input.h5")

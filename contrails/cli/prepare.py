@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from contrails.cli.options import read_numbers, read_share
+from contrails.cluster.sites import num_cores
 from contrails.errors import DataError
 
 if TYPE_CHECKING:
@@ -88,9 +88,7 @@ _LAYOUTS = {
 @click.option(
     "--groups", metavar="FILE.csv", help="images-rle, scenes: the groups, as a table with the columns name,group."
 )
-@click.option(
-    "--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), help="Processes; default: cores."
-)
+@click.option("--workers", type=click.IntRange(1), default=num_cores, help="Processes; default: cores.")
 @click.option("--shard", metavar="I/N", help="Pack the I-th of N slices alone, for contrails data join.")
 @click.option("--jobs", "num_jobs", type=click.IntRange(1), help="Pack by this many jobs of a site, and join.")
 @click.option("--site", "site_name", help="Where the jobs run; see `contrails sites`.")

@@ -33,7 +33,7 @@ def check(path: Path, sample: Path | None, shape: str, data: Path | None, as_jso
     from contrails.data.rle import DEFAULT
     from contrails.data.store import open_dataset
 
-    sides = re.fullmatch("([1-9][0-9]*),([1-9][0-9]*)", shape)
+    sides = re.fullmatch("([1-9][0-9]{0,5}),([1-9][0-9]{0,5})", shape)
     if sides is None:
         raise click.BadParameter(f"'{shape}': expected height,width such as 256,256", param_hint="--shape")
     dataset = None if data is None else open_dataset(data)

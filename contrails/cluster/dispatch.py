@@ -57,10 +57,11 @@ def choose_folds(recipe: Recipe, num_folds: int | None, fold: str | None) -> lis
     if fold is None:
         return [str(number) for number in range(available)]
     chosen = [part.strip() for part in fold.split(",")]
-    wrong = [part for part in chosen if part != ALL and not (part.isdecimal() and int(part) < available)]
+    known = [*map(str, range(available)), ALL]
+    wrong = [part for part in chosen if part not in known]
     if wrong:
         raise RecipeError(f"--fold {fold}: expected numbers from 0 to {available - 1}, or '{ALL}', found '{wrong[0]}'")
-    return [part if part == ALL else str(int(part)) for part in chosen]
+    return chosen
 
 
 def create_run(recipe: Recipe, site: Site, name: str, folds: Sequence[str] = ()) -> tuple[Run, RunConfig]:
@@ -136,9 +137,8 @@ def refreeze(run: Run, config: RunConfig) -> RunConfig:
         RunError: a fold is alive.
     """
     _require_nothing_alive(run, "changes its code")
-    with storage(run.code, "rename"):
-        run.code.rename(run.code.with_name(f"code-{config.code[:16]}-{time.time_ns()}"))
-    changed = config.model_copy(update={"code": freeze_code(run)})
+    before = run.code.with_name(f"code-{config.code[:16]}-{time.time_ns()}")
+    changed = config.model_copy(update={"code": freeze_code(run, before=before)})
     write_atomic(run.toml, to_toml(changed))
     return changed
 

@@ -45,7 +45,8 @@ def check_site(site: Site, root: Path, recipe: Recipe | None) -> Iterator[Check]
         if here:
             yield from scheduler_of(site).check(site)
     yield from _shared_files(root)
-    yield _space(root)
+    if os.access(root, os.R_OK):
+        yield _space(root)
     if recipe is not None:
         yield _memory(site, recipe)
 

@@ -3,26 +3,27 @@
 Editing the clone, or installing another version, changes nothing in a run that exists.
 """
 
-import os
-import secrets
 import shutil
 from pathlib import Path
 
 import contrails
 from contrails.config import RunConfig
 from contrails.errors import RunError
-from contrails.files import code_digest, storage
+from contrails.files import atomic_folder, code_digest
 from contrails.runs import Run
 
 
-def freeze_code(run: Run) -> str:
-    """Copy the package that runs now into the run's `code/`, unless it is there; return its SHA-256."""
+def freeze_code(run: Run, *, before: Path | None = None) -> str:
+    """Copy the package that runs now into the run's `code/`, unless it is there; return its SHA-256.
+
+    With `before`, what is there is kept under that name once the copy is complete.
+    """
     source, target = package_folder(), run.code / "contrails"
-    if not target.exists():
-        temporary = run.code.with_name(f".code.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        with storage(run.code):
+    if before is not None or not target.exists():
+        with atomic_folder(run.code) as temporary:
             shutil.copytree(source, temporary / "contrails", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-            temporary.rename(run.code)
+            if before is not None and run.code.exists():
+                run.code.rename(before)
     return code_digest(target)
 
 

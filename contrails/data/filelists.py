@@ -64,7 +64,7 @@ class FileList:
     def _number(self, fold: str) -> int | None:
         if fold == ALL:
             return None
-        if not fold.isdecimal() or int(fold) >= self.num_folds:
+        if fold not in map(str, range(self.num_folds)):
             raise DataError(f"fold {fold}: the file list has the folds 0 to {self.num_folds - 1}, and '{ALL}'")
         return int(fold)
 

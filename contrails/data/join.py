@@ -62,11 +62,12 @@ def join(out: Path) -> Joined:
     lock = out.with_name(f".{out.name}.lock")
     with sole_writer(lock, f"another contrails data join is writing {out.name}; wait for it"):
         made = not out.exists()
-        if made:
-            _make(out, whole, parts, columns)
-        else:
-            _require_same(out, whole, columns)
-        with storage(lock):
+        try:
+            if made:
+                _make(out, whole, parts, columns)
+            else:
+                _require_same(out, whole, columns)
+        finally:
             lock.unlink(missing_ok=True)
     return Joined(len(whole.record_ids), len(parts), made)
 

@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import h5py
 import numpy as np
 
 from contrails.data.rle import DEFAULT, Convention
+from contrails.data.sparse import SparseFile
 from contrails.data.store import FORMAT, IGNORE, VERSION, Dataset, Placement, Scene
 from contrails.files import storage, to_json
 
@@ -149,12 +151,15 @@ def _shard_of(path: Path) -> Shard | None:
         return Shard(int(index), int(count), str(file.attrs["plan"]))
 
 
-def create(header: Header, path: Path) -> None:
-    """Lay out the file with all its arrays allocated and page-aligned, and the attributes that say what they are."""
+def create(header: Header, path: Path, attributes: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Lay out the file with all its arrays allocated and page-aligned, and the attributes that say what they are.
+
+    `attributes` are further ones; those that the header decides stay what it says.
+    """
     count = len(header.record_ids)
-    # locking=False: HDF5's own locks fail on some shared file systems, and nobody else knows this name
-    with h5py.File(path, "w", locking=False, alignment_threshold=_PAGE // 2, alignment_interval=_PAGE) as file:
+    with new_file(path, alignment_threshold=_PAGE // 2, alignment_interval=_PAGE) as file:
         _describe(file, header)
+        file.attrs.update({name: value for name, value in attributes.items() if name not in file.attrs})
         shape = (count, len(header.frames), len(header.band_names), *header.size)
         values = header.values
         bands = allocate(file, "bands", shape, np.dtype(values.dtype).newbyteorder("<").str)
@@ -185,6 +190,15 @@ def create(header: Header, path: Path) -> None:
         _name_axes(file, ids, [bands, votes, annotators, group, timestamp, *(file[n] for n in names[2:])])
 
 
+@contextmanager
+def new_file(path: Path, **options: int) -> Iterator[h5py.File]:
+    """Yield a new HDF5 file that is written to `path` when the body is over; `options` are those of h5py."""
+    draft = SparseFile()
+    with h5py.File(draft, "w", **options) as file:
+        yield file
+    draft.save(path)
+
+
 def places(path: Path) -> Places:
     """Return where the rows of each array lie in a file."""
     with h5py.File(path, "r", locking=False) as file:
@@ -203,7 +217,7 @@ def opened(path: Path) -> Iterator[int]:
         descriptor = os.open(path, os.O_WRONLY)
         try:
             yield descriptor
-            os.fdatasync(descriptor)
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

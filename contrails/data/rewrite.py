@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -46,10 +47,11 @@ def rewrite(path: Path, out: Path) -> Rewritten:
     lock = out.with_name(f".{out.name}.lock")
     with sole_writer(lock, f"another contrails data join is writing {out.name}; wait for it"):
         made = not out.exists()
-        digests = _write(path, out, header, dataset) if made else dict(_digests(path, header))
-        if not made:
-            _require_same(path, out, header, digests)
-        with storage(lock):
+        try:
+            digests = _write(path, out, header, dataset) if made else dict(_digests(path, header))
+            if not made:
+                _require_same(path, out, header, digests)
+        finally:
             lock.unlink(missing_ok=True)
     changed = tuple(
         record_id
@@ -116,7 +118,7 @@ def _write(path: Path, out: Path, header: Header, dataset: Dataset) -> dict[str,
     digests: dict[str, list[bytes]] = {}
     remove_leftovers(out)
     with atomic_path(out) as temporary:
-        create(header, temporary)
+        create(header, temporary, _attributes(path))
         where = places(temporary)
         with opened(temporary) as descriptor:
             for row, payloads in enumerate(_rows(path, header)):
@@ -125,16 +127,13 @@ def _write(path: Path, out: Path, header: Header, dataset: Dataset) -> dict[str,
                     digests.setdefault(name, []).append(hashlib.sha256(payload).digest())
         annotators = bytes(dataset.annotators.tolist())
         write_columns(temporary, annotators, {name: b"".join(rows) for name, rows in digests.items()})
-        _keep_attributes(path, temporary)
     return digests
 
 
-def _keep_attributes(path: Path, made: Path) -> None:
-    """Keep what else a file says of itself, such as which member made its pseudo-labels."""
-    with h5py.File(path, "r", locking=False) as old, h5py.File(made, "r+", locking=False) as new:
-        for name in sorted(set(old.attrs) - set(new.attrs)):
-            if not name.startswith("_"):  # what netCDF notes for itself
-                new.attrs[name] = old.attrs[name]
+def _attributes(path: Path) -> dict[str, Any]:
+    """Return what a file says of itself, such as which member made its pseudo-labels, without netCDF's own notes."""
+    with h5py.File(path, "r", locking=False) as file:
+        return {name: file.attrs[name] for name in sorted(file.attrs) if not name.startswith("_")}
 
 
 def _require_same(path: Path, out: Path, header: Header, digests: Mapping[str, list[bytes]]) -> None:

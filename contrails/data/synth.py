@@ -5,7 +5,7 @@ Writes `OUT/{train,validation,test}/<record id>/*.npy`, `{train,validation}_meta
 """
 
 import dataclasses
-import shutil
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from contrails.data.sky import BANDS, draw_ground, draw_sky
 from contrails.draws import generator
 from contrails.errors import DataError
-from contrails.files import fsync, read_json, storage, to_json, write_atomic
+from contrails.files import atomic_folder, fsync, read_json, remove_leftovers, storage, to_json, write_atomic
 from contrails.progress import bar
 
 SPLITS = ("train", "validation", "test")
@@ -159,13 +159,10 @@ def _write_record(folder: Path, record: SynthRecord, split: str) -> None:
         arrays["human_individual_masks.npy"] = record.individual
     if split != "test":
         arrays["human_pixel_masks.npy"] = record.pixel
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    with storage(folder):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    remove_leftovers(folder)
+    with atomic_folder(folder) as temporary:
         for name, array in arrays.items():
-            np.save(temporary / name, array)
+            content = io.BytesIO()
+            np.save(content, array)
+            (temporary / name).write_bytes(content.getvalue())
             fsync(temporary / name)
-        fsync(temporary)
-        temporary.rename(folder)
-        fsync(folder.parent)

@@ -149,13 +149,14 @@ def _write_geotiff(path: Path, bands: np.ndarray, index: int) -> None:
     place = rasterio.Affine(30, 0, 300_000 + 50_000 * index, 0, -30, 5_500_000)
     count, height, width = bands.shape
     profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": bands.dtype}
-    with atomic_path(path) as temporary, warnings.catch_warnings():
+    with rasterio.MemoryFile() as content, warnings.catch_warnings():  # of a disk that is full GDAL tells nobody
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         nodata = {"nodata": 0} if count > 1 else {}
-        with rasterio.open(temporary, "w", **profile, **nodata, crs="EPSG:32633", transform=place) as file:
+        with content.open(**profile, **nodata, crs="EPSG:32633", transform=place) as file:
             file.write(bands)
             if count > 1:
                 file.descriptions = BANDS
+        write_atomic(path, content.read())
 
 
 def _write_sample(out: Path, names: list[str], convention: Convention) -> None:

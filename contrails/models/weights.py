@@ -36,7 +36,10 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
             on_cpu[name] = on_cpu[name].clone()
         written.add(on_cpu[name].data_ptr())
     with atomic_path(path) as temporary:
-        save_file(on_cpu, temporary, metadata)
+        try:
+            save_file(on_cpu, temporary, metadata)
+        except safetensors.SafetensorError as error:  # of what torch gives it, the disk alone can be wrong
+            raise OSError(str(error)) from error
 
 
 def load_fitting(model: nn.Module, tensors: dict[str, torch.Tensor]) -> list[str]:

@@ -37,6 +37,15 @@ def test_what_a_quota_leaves(text: str, device: str | None, left: float | None) 
     assert parse_quota(text, device) == left
 
 
+def test_a_root_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = {check.name: check for check in check_site(Site(name="here"), tmp_path / "file" / "runs", None)}
+    assert not found["files"].holds
+    assert found["files"].found.startswith(f"cannot create {tmp_path}/file/runs: Not a directory; check the path")
+    assert "$CONTRAILS_RUNS" in found["files"].advice
+    assert "free space" not in found
+
+
 def space(site: Site, root: Path) -> tuple[bool, str]:
     (found,) = (check for check in check_site(site, root, None) if check.name == "free space")
     return found.holds, found.found

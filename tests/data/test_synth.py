@@ -88,7 +88,7 @@ def test_finished_records_are_kept_and_missing_ones_made(tmp_path: Path) -> None
     before = contents(tmp_path)
     kept, lost = sorted((tmp_path / "train").iterdir())[:2]
     inode = (kept / "band_08.npy").stat().st_ino
-    lost.rename(lost.with_name(f".{lost.name}.tmp"))  # as a killed run leaves it
+    lost.rename(lost.with_name(f".{lost.name}.123-01234567.tmp"))  # as a killed run leaves it
     make_dataset(tmp_path, SMALL)
     assert contents(tmp_path) == before
     assert (kept / "band_08.npy").stat().st_ino == inode
