@@ -36,7 +36,7 @@ _TAIL = 1 << 16
 
 @contextmanager
 def storage(path: Path, doing: str = "write") -> Iterator[None]:
-    """Turn an OSError of the body into a StorageError about `path`.
+    """Turn an OSError of the body into a StorageError about `path`, and about the file that failed if it is another.
 
     What is read or written is a file or a folder: who opens a pipe waits for its other end, and a device is no place
     for a file.
@@ -68,9 +68,12 @@ def refused(error: OSError, path: Path, doing: str = "use") -> StorageError:
         return StorageError(
             f"cannot {doing} {str(path)[:_SHOWN]}...: {reason}; give a name of at most {LONGEST_NAME} bytes"
         )
-    folder = path if os.path.isdir(path) else path.parent  # noqa: PTH112 - Path.is_dir fails where this one did
+    culprit, said = path, reason
+    if isinstance(error.filename, str) and path.parent not in Path(error.filename).parents:
+        culprit, said = Path(error.filename), f"{error.filename}: {reason}"
+    folder = culprit if os.path.isdir(culprit) else culprit.parent  # noqa: PTH112 - Path.is_dir fails where this one did
     look = "check the path" if error.errno in _NO_SUCH_PATH else _LOOK.format(folder)
-    return StorageError(f"cannot {doing} {path}: {reason}; {look}, then run the same command again")
+    return StorageError(f"cannot {doing} {path}: {said}; {look}, then run the same command again")
 
 
 def reason_of(error: OSError) -> str:
@@ -182,7 +185,12 @@ def fsync(path: Path) -> None:
 
 def copy_blocks(source: BinaryIO, target: BinaryIO, poll: Callable[[], None]) -> None:
     """Copy the rest of a file; `poll` is called after every few megabytes and may raise to stop."""
-    while block := source.read(_COPY_BLOCK):
+
+    def read() -> bytes:
+        with storage(Path(source.name), "read"):  # a caller's own error is that of the target
+            return source.read(_COPY_BLOCK)
+
+    while block := read():
         target.write(block)
         poll()
     target.flush()

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
 
 from contrails.errors import DataError
 from contrails.files import storage
@@ -20,27 +19,18 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(file: IO[Any], poll: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of an open file, or none where the file system has none.
+def locked(path: Path, poll: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock of `path`, made if need be, or none where the file system has none.
 
-    `poll` is called while another process has it, and may raise to stop.
+    `poll` is called while another process has it, and may raise to stop. What fails meanwhile is not said of `path`.
     """
-    held = False
-    while not held:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = True
-        except BlockingIOError:
+    with storage(path):
+        file = path.open("a")
+    with file:
+        while not try_lock(file.fileno(), path):
             poll()
             time.sleep(_INTERVAL_S)
-        except OSError as error:
-            _require_no_locks(error, Path(file.name))
-            break
-    try:
         yield
-    finally:
-        if held:
-            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextmanager
@@ -52,21 +42,28 @@ def sole_writer(path: Path, busy: str) -> Iterator[None]:
     """
     with storage(path, "create"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with storage(path), path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(busy) from error
-        except OSError as error:
-            _require_no_locks(error, path)
+        file = path.open("a")
+    with file:
+        if not try_lock(file.fileno(), path):
+            raise DataError(busy)
         yield
 
 
-def _require_no_locks(error: OSError, path: Path) -> None:
-    """Warn that the file system has no locks; raise the error again if it means anything else."""
-    if error.errno not in _NO_LOCKS:
-        raise error
-    log.warning(
-        "%s has no file locks (%s): going on without; do not start the same command twice at a time",
-        *(path.parent.resolve(), error.strerror),
-    )
+def try_lock(descriptor: int, path: Path) -> bool:
+    """Take the lock of an open file unless another process has it; True too where the file system has no locks.
+
+    It is given back when the last copy of the descriptor is closed.
+    """
+    with storage(path, "lock"):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.warning(
+                "%s has no file locks (%s): going on without; do not start the same command twice at a time",
+                *(path.parent.resolve(), error.strerror),
+            )
+    return True

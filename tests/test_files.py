@@ -23,6 +23,7 @@ from contrails.files import (
     append_json_line,
     atomic_folder,
     atomic_path,
+    copy_blocks,
     create_exclusive,
     read_json,
     read_json_lines,
@@ -212,6 +213,22 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(path: Path) -> None:
     remove_leftovers(path)
     assert list(path.parent.iterdir()) == [path]
     assert (path / "a").read_text() == "1"
+
+
+def test_an_error_of_another_file_is_said_of_that_file(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "raw" / "record.npy"
+    said = rf"cannot write {path}: {other}: No such file or directory; check the path, then run"
+    with pytest.raises(StorageError, match=said), atomic_path(path) as temporary:
+        temporary.write_bytes(other.read_bytes())
+    with pytest.raises(StorageError, match=f"cannot write {path}: No such file"), atomic_path(path) as temporary:
+        temporary.read_bytes()
+
+
+def test_what_cannot_be_read_is_not_said_of_its_copy(path: Path, tmp_path: Path) -> None:
+    path.parent.mkdir()
+    said = pytest.raises(StorageError, match=f"cannot read {tmp_path / 'source'}: ")
+    with said, storage(path), (tmp_path / "source").open("wb") as unreadable, path.open("wb") as target:
+        copy_blocks(unreadable, target, lambda: None)
 
 
 def test_a_digest_is_that_of_the_whole_file(path: Path) -> None:

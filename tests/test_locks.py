@@ -5,13 +5,14 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
 from contrails.errors import DataError, StorageError
-from contrails.files import storage
 from contrails.locks import locked, sole_writer
 
 HOLD = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); sys.stdin.read()"
@@ -32,12 +33,12 @@ def test_a_lock_is_held_by_one_and_given_back_by_its_end(tmp_path: Path) -> None
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with path.open() as file, pytest.raises(Busy), locked(file, busy):
+        with pytest.raises(Busy), locked(path, busy):
             pass
         with pytest.raises(DataError, match="wait for it"), sole_writer(path, "wait for it"):
             pass
         other.kill()
-    with path.open() as file, locked(file, busy):
+    with locked(path, busy):
         pass
     with sole_writer(path, "unused"):
         pass
@@ -55,8 +56,8 @@ def test_without_locks_the_work_goes_on_with_a_warning(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", flock_that_says(number))
-    with (tmp_path / "one").open("w") as file, locked(file, busy):
-        file.write("went on")
+    with locked(tmp_path / "one", busy):
+        (tmp_path / "one").write_text("went on")
     with sole_writer(tmp_path / "two", "unused"):
         pass
     assert (tmp_path / "one").read_text() == "went on"
@@ -67,7 +68,17 @@ def test_without_locks_the_work_goes_on_with_a_warning(
 def test_any_other_mistake_of_a_lock_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lock"
     monkeypatch.setattr(fcntl, "flock", flock_that_says(errno.EIO))
-    with pytest.raises(StorageError, match=str(path)), storage(path), path.open("w") as file, locked(file, busy):
+    with pytest.raises(StorageError, match=f"cannot lock {path}"), locked(path, busy):
         pass
-    with pytest.raises(StorageError, match=str(path)), sole_writer(path, "unused"):
+    with pytest.raises(StorageError, match=f"cannot lock {path}"), sole_writer(path, "unused"):
         pass
+
+
+@pytest.mark.parametrize("hold", [lambda path: locked(path, busy), lambda path: sole_writer(path, "unused")])
+def test_what_fails_while_a_lock_is_held_is_not_said_of_the_lock(
+    tmp_path: Path, hold: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    with pytest.raises(FileNotFoundError, match="no such record"), hold(tmp_path / "lock"):
+        raise FileNotFoundError(errno.ENOENT, "no such record", str(tmp_path / "raw" / "record.npy"))
+    with pytest.raises(OSError, match="a broken disk"), hold(tmp_path / "lock"):
+        raise OSError(errno.EIO, "a broken disk")

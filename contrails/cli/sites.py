@@ -1,13 +1,15 @@
 """`contrails sites`: where folds can run."""
 
 import json
+from dataclasses import replace
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from contrails.cli.options import json_option
-from contrails.cluster.sites import Site, all_sites, default_site, resolve
+from contrails.cluster.sites import Profile, Site, all_sites, default_site, resolve
+from contrails.errors import NodeError
 
 
 @click.command()
@@ -19,25 +21,46 @@ def sites(as_json: bool) -> None:
     Example:
       contrails sites
     """
-    found = all_sites()
+    found = {name: _resolved(profile) for name, profile in all_sites().items()}
     default = default_site(found)
-    resolved = [(resolve(site, 5), where) for site, where in found.values()]
     if as_json:
-        rows = [site.model_dump(mode="json") | {"defined": where} for site, where in resolved]
+        rows = [
+            {"name": name, "defined": profile.where}
+            | ({"problem": profile.problem} if profile.site is None else profile.site.model_dump(mode="json"))
+            for name, profile in found.items()
+        ]
         click.echo(json.dumps({"default": default, "sites": rows}))
         return
     table = Table()
     for heading in ("site", "scheduler", "a job has", "a fold has", "defined"):
         table.add_column(heading, overflow="fold")
-    for site, where in resolved:
-        name = f"{site.name} (default)" if site.name == default else site.name
-        table.add_row(name, site.scheduler, _job(site), f"{site.device}, {_count(site.num_threads, 'thread')}", where)
-    Console().print(table)
+    for name, profile in found.items():
+        site, shown = profile.site, f"{name} (default)" if name == default else name
+        if site is None:
+            table.add_row(shown, profile.scheduler or "", "not usable, see below", "", profile.where)
+        else:
+            fold = f"{site.device}, {_count(site.num_threads, 'thread')}"
+            table.add_row(shown, site.scheduler, _job(site), fold, profile.where)
+    Console(markup=False).print(table)
+    for name, profile in found.items():
+        if profile.site is None:
+            click.echo(f"{name}: {profile.problem}")
+
+
+def _resolved(profile: Profile) -> Profile:
+    """Return what a site gives five folds here, or why it gives them nothing."""
+    if profile.site is None:
+        return profile
+    try:
+        return replace(profile, site=resolve(profile.site, 5))
+    except NodeError as error:
+        return replace(profile, site=None, problem=str(error))
 
 
 def _job(site: Site) -> str:
     if site.scheduler == "local":
-        return f"this machine: {_count(site.folds_at_a_time, 'fold')} at a time"
+        at_a_time = _count(site.folds_at_a_time, "fold") if site.folds_at_a_time else "a fold per GPU"
+        return f"this machine: {at_a_time} at a time"
     parts = [f"{site.num_cpus} CPU", f"{site.walltime_min} min"]
     parts += [f"{site.num_gpus} GPU"] if site.num_gpus else []
     parts += [f"{site.memory_gb:g} GB"] if site.memory_gb else []

@@ -16,6 +16,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from contrails.cluster.devices import require_devices
 from contrails.cluster.freeze import freeze_code, package_folder
 from contrails.cluster.journal import record, submissions
 from contrails.cluster.lineage import find_lineage, require_parents
@@ -178,17 +179,20 @@ def submit_folds(
 
     Raises:
         ClusterError: the scheduler refuses or does not answer.
+        NodeError: this machine has no GPU for the run, or CUDA_VISIBLE_DEVICES hides them.
         StorageError: the result of a fold is damaged.
     """
     site = parse(Site, config.site, str(run.toml))
     with submitting(run):
         states = _checked_states(run, config, folds, None if site.scheduler == "local" else reconcile(run, site))
         wanted = _wanted(states)
+        on_gpus_here = bool(wanted) and site.scheduler == "local" and config.compute.device == "cuda"
+        devices = require_devices(config.compute.num_ranks) if on_gpus_here else ()
         for key in wanted:
             _prepare(run.fold(key))
         groups = grouped(wanted, folds_per_job)
         if site.scheduler == "local":
-            job_ids = _start_here(run, config, groups)
+            job_ids = _start_here(run, config, groups, devices)
         else:
             job_ids = [
                 submit_job(run, site, fold_request(run, config.compute.num_threads, group, after=after))
@@ -226,7 +230,7 @@ def _wanted(states: dict[str, str]) -> list[str]:
     return [key for key, state in states.items() if state not in ALIVE | {DONE}]
 
 
-def _start_here(run: Run, config: RunConfig, groups: list[list[str]]) -> list[str]:
+def _start_here(run: Run, config: RunConfig, groups: list[list[str]], devices: Sequence[str]) -> list[str]:
     if not groups:
         return []
     jobs: dict[str, list[str]] = {}
@@ -234,7 +238,7 @@ def _start_here(run: Run, config: RunConfig, groups: list[list[str]]) -> list[st
         name = job_name(run.path, fold_name(group), [job.name for job in submissions(run)])
         jobs[name] = group
         record(run, "intent", name=name, folds=group, exclude=[])
-    job_ids = start_jobs(run, config, jobs)
+    job_ids = start_jobs(run, config, jobs, devices)
     for name, job_id in zip(jobs, job_ids, strict=True):
         record(run, "submitted", name=name, job_id=job_id, process=process_of(int(job_id)))
     return job_ids

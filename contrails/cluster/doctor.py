@@ -21,13 +21,14 @@ from urllib.parse import urlsplit
 import psutil
 
 from contrails.cluster.command import command_request
+from contrails.cluster.devices import listed_gpus, visible_devices
 from contrails.cluster.freeze import freeze_code
 from contrails.cluster.quota import quota_left_gb
 from contrails.cluster.scheduler import Check, Reference, scheduler_of
-from contrails.cluster.sites import Site, found_schedulers, holds_copy, num_gpus
+from contrails.cluster.sites import Site, found_schedulers, holds_copy
 from contrails.cluster.submission import submit_job, submitting
 from contrails.config import Recipe
-from contrails.errors import ClusterError, StorageError
+from contrails.errors import ClusterError, NodeError, StorageError
 from contrails.files import storage
 from contrails.runs import Run
 
@@ -56,10 +57,10 @@ def check_node(site: Site, root: Path) -> Iterator[Check]:
     if site.scheduler != "local":
         yield from _shared_files(root)
     yield from map(_imports, _PACKAGES)
-    if site.device == "cuda" or (site.device == "auto" and site.num_gpus):
-        yield Check(
-            "GPU", bool(num_gpus()), f"{num_gpus()} listed by the driver", "check num_gpus and constraint of the site"
-        )
+    needs_gpu = site.device == "cuda" or (site.device == "auto" and bool(site.num_gpus))
+    if needs_gpu or site.scheduler == "local":
+        yield _gpus(needed=needs_gpu)
+    if needs_gpu:
         yield _cuda()
     if (folder := site.own_stage_dir()) is not None:
         writable = folder.is_dir() and os.access(folder, os.W_OK)
@@ -151,6 +152,19 @@ def _imports(package: str) -> Check:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     found = done.stdout.strip() if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it crashed"])[-1]
     return Check(f"import {package}", done.returncode == 0, found, "build the environment again: envs/build")
+
+
+def _gpus(*, needed: bool) -> Check:
+    """Return which GPUs this process may use, by their UUIDs."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        devices = visible_devices()
+    except NodeError as error:
+        return Check("GPU", False, str(error), "correct it, or `unset CUDA_VISIBLE_DEVICES`")
+    found = f"{len(devices)} of the {len(listed_gpus())} that the driver lists"
+    found += "" if hidden is None else f", by CUDA_VISIBLE_DEVICES='{hidden}'"
+    advice = "check CUDA_VISIBLE_DEVICES, and num_gpus and constraint of the site"
+    return Check("GPU", bool(devices) or not needed, ": ".join(filter(None, (found, ", ".join(devices)))), advice)
 
 
 def _cuda() -> Check:

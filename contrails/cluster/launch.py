@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +21,9 @@ from contrails.cluster.allocation import Clock, Progress, hand_over, is_wanted
 from contrails.cluster.ends import cause_of_exit, next_step, write_end
 from contrails.cluster.hooks import Event, Hook, finish_hooks, start_hook
 from contrails.cluster.memory import Peak, peak_of, used_by_children_gb
-from contrails.cluster.places import take_places
 from contrails.cluster.scheduler import Cause, scheduler_of
 from contrails.cluster.sites import Site
+from contrails.cluster.slots import Slot, slots_of, take_slots
 from contrails.cluster.then import start_if_due
 from contrails.config import RunConfig, parse
 from contrails.errors import ContrailsError, Stopped, StorageError
@@ -39,7 +39,7 @@ _LOOK_S = 2.0
 """How often a launcher looks for tombstones and at the clock."""
 
 _Share = tuple[str | None, list[int]]
-"""What a child gets of the machine: its GPUs, if it trains on such, and the descriptors of its places."""
+"""What a child gets of the machine: its GPUs, if it trains on such, and the descriptors of its slots."""
 
 T = TypeVar("T")
 
@@ -72,18 +72,19 @@ def run_folds(run_path: str, folds: list[str]) -> None:
 
 
 def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
-    """Wait for places on this machine, then train."""
-    at_a_time, num_ranks = site.folds_at_a_time, config.compute.num_ranks
-    wanted = min(len(folds), at_a_time) * num_ranks
+    """Wait for slots of this machine, then train."""
+    num_ranks = config.compute.num_ranks
+    slots = slots_of(run, site, config.compute)
+    wanted = min(len(folds), len(slots) // num_ranks) * num_ranks
 
     def left() -> list[str]:
         return [key for key in folds if not run.fold(key).cancelled.exists()]
 
-    places = take_places(run.path.parent / ".places", at_a_time * num_ranks, wanted, lambda: not left())
-    if not places:
+    taken = take_slots(slots, wanted, lambda: not left())
+    if not taken:
         return 0
     job = {"scheduler": site.scheduler, "job_id": os.environ.get("SUBMITIT_LOCAL_JOB_ID"), "redirect": True}
-    return _exit_code(list(_train(run, config, left(), job, _shared(config, places)).values()))
+    return _exit_code(list(_train(run, config, left(), job, _dealt_slots(config, taken)).values()))
 
 
 def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
@@ -113,33 +114,32 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     return Stopped.exit_code if goes_on else scheduler.last_code(_exit_code(list(codes.values())))
 
 
-def launch(run: Run, config: RunConfig, folds: list[str], job: dict[str, Any], places: dict[int, int]) -> int:
+def launch(run: Run, config: RunConfig, folds: list[str], job: dict[str, Any], slots: Mapping[Slot, int]) -> int:
     """Train each fold in a child process and wait for all of them.
 
     Args:
         run: the run whose frozen code this process imports.
         config: its frozen configuration.
-        folds: keys of the folds; child i gets the i-th place and its GPU (one for each rank), beginning again after
-            the last one.
+        folds: keys of the folds; child i gets the i-th slot and its GPU (one for each rank), beginning again after the
+            last one.
         job: what the children are told about the job, see `train_fold`.
-        places: descriptor that holds each place, by number; closed here when the children have theirs. May be empty.
+        slots: descriptor that holds each slot; closed here when the children have theirs. May be empty.
 
     Returns:
         0 if every fold ended well; else the exit code of one that failed, or 75 where they only stopped.
     """
-    return _exit_code(list(_train(run, config, folds, job, _shared(config, places)).values()))
+    return _exit_code(list(_train(run, config, folds, job, _dealt_slots(config, slots)).values()))
 
 
-def _shared(config: RunConfig, places: dict[int, int]) -> list[_Share]:
-    on_gpu = config.compute.device == "cuda"
+def _dealt_slots(config: RunConfig, slots: Mapping[Slot, int]) -> list[_Share]:
     return [
-        (",".join(map(str, mine)) if on_gpu else None, [places[number] for number in mine])
-        for mine in _dealt(sorted(places), config.compute.num_ranks)
+        (",".join(slot.device for slot in mine if slot.device) or None, [slots[slot] for slot in mine])
+        for mine in _dealt(list(slots), config.compute.num_ranks)
     ]
 
 
 def _dealt(items: Sequence[T], num_ranks: int) -> list[Sequence[T]]:
-    """Return the places or GPUs of each fold, one for each of its ranks."""
+    """Return the slots or GPUs of each fold, one for each of its ranks."""
     return [items[start : start + num_ranks] for start in range(0, len(items), num_ranks)]
 
 
@@ -162,7 +162,7 @@ def _train(
         for key, (gpu, held) in zip(folds, itertools.cycle(shares or [(None, [])]), strict=False)
     ]
     for descriptor in (*(one for _, held in shares for one in held), *memory):
-        os.close(descriptor)  # a place is free, and the memory too, when the last child that has it ends
+        os.close(descriptor)  # a slot is free, and the memory too, when the last child that has it ends
     stopping = _wait(children, asked, config, is_due, job.get("memory_gb"))
     return {child.fold.key: _code(child.process.returncode, stopping) for child in children}
 

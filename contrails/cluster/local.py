@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from contrails.cluster.freeze import job_environment
+from contrails.cluster.slots import DEVICES
 from contrails.cluster.submission import make_job_folder
 from contrails.config import RunConfig
 from contrails.errors import ClusterError
@@ -22,13 +23,16 @@ _NO_LIMIT_MIN = 60 * 24 * 365 * 10
 """submitit's local controller ends a job after its time; a machine of one's own has no walltime."""
 
 
-def start_jobs(run: Run, config: RunConfig, jobs: Mapping[str, Sequence[str]]) -> list[str]:
+def start_jobs(
+    run: Run, config: RunConfig, jobs: Mapping[str, Sequence[str]], devices: Sequence[str] = ()
+) -> list[str]:
     """Start background jobs, each for some folds; return the process id of each job's controller.
 
     Args:
         run: whose folds they are.
         config: its frozen configuration.
         jobs: the folds of each job, by its name.
+        devices: the GPUs that they may use.
 
     Raises:
         ClusterError: submitit could not start them.
@@ -36,7 +40,7 @@ def start_jobs(run: Run, config: RunConfig, jobs: Mapping[str, Sequence[str]]) -
     words = [f"{name}={','.join(folds)}" for name, folds in jobs.items()]
     started = subprocess.run(
         [sys.executable, "-m", "contrails.cluster.local", str(run.path), *words],
-        env=dict(os.environ) | job_environment(run, config.compute.num_threads),
+        env=dict(os.environ) | job_environment(run, config.compute.num_threads) | {DEVICES: ",".join(devices)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,

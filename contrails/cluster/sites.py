@@ -9,18 +9,24 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import psutil
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from contrails.cluster.devices import require_devices, visible_devices
 from contrails.config import parse, read_toml
-from contrails.errors import NodeError, RecipeError, choices
+from contrails.errors import NodeError, RecipeError, StorageError, choices
 from contrails.sections.base import Section
 
 _MEMORY_GB_A_FOLD = 3.0
 _SHARE_OF_A_COPY = 0.8
+_BUILT_IN = "built in"
+
+SchedulerName = Literal["local", "slurm", "pbs"]
 
 Word = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$")]
 """Text for a line of a job's script: quotes can hold anything but the end of the line."""
@@ -55,7 +61,7 @@ class Site(Section):
 
     name: str = Field(description="how --site calls it")
     default: bool = Field(True, description="taken on a machine with its scheduler where no --site is given")
-    scheduler: Literal["local", "slurm", "pbs"] = Field("local", description="who starts the jobs")
+    scheduler: SchedulerName = Field("local", description="who starts the jobs")
     partition: Word | None = Field(None, description="partition or queue; empty: the scheduler's default")
     account: Word | None = Field(None, description="account or project that pays")
     qos: Word | None = Field(None, description="quality of service")
@@ -142,44 +148,65 @@ class Site(Section):
                 raise ValueError(f"'{name}' is given by contrails itself; see the other keys of a site profile")
 
 
-def all_sites() -> dict[str, tuple[Site, str]]:
-    """Return every site with where it is defined; a nearer definition of a name wins.
+@dataclass(frozen=True)
+class Profile:
+    """A site with where it is defined; one whose profile is wrong has a problem in its place."""
 
-    Raises:
-        RecipeError: a profile is wrong.
-    """
+    where: str
+    scheduler: str | None
+    """None where the profile does not even say that."""
+    is_default: bool = True
+    site: Site | None = None
+    problem: str = ""
+
+
+def all_sites() -> dict[str, Profile]:
+    """Return every site by name; a nearer definition of a name wins, and a wrong one is in nobody's way."""
     built_in = (Site(name="local"), Site(name="slurm", scheduler="slurm"), Site(name="pbs", scheduler="pbs"))
-    found = {site.name: (site, "built in") for site in built_in}
+    found = {site.name: Profile(_BUILT_IN, site.scheduler, site=site) for site in built_in}
     for folder in (Path.home() / ".config/contrails/sites", Path("jobs/sites")):
-        for path in sorted(folder.glob("*.toml")):
-            values = {"name": path.stem} | read_toml(path, "a site profile")
-            found[path.stem] = (parse(Site, values, str(path)), str(path))
+        found |= {path.stem: _profile(path) for path in sorted(folder.glob("*.toml"))}
     return found
+
+
+def _profile(path: Path) -> Profile:
+    values: dict[str, Any] = {"scheduler": None}
+    try:
+        values = {"name": path.stem, "scheduler": "local"} | read_toml(path, "a site profile")
+        site = parse(Site, values, str(path))
+    except (RecipeError, StorageError) as error:
+        scheduler = values["scheduler"] if values["scheduler"] in get_args(SchedulerName) else None
+        return Profile(str(path), scheduler, values.get("default") is not False, problem=str(error))
+    return Profile(str(path), site.scheduler, site.default, site)
 
 
 def find_site(name: str | None) -> Site:
     """Return a site by name; without one, the one that this machine has.
 
     Raises:
-        RecipeError: no site has this name.
+        RecipeError: no site has this name, or its profile is wrong.
     """
     sites = all_sites()
-    name = name or default_site(sites)
+    asked, name = name, name or default_site(sites)
     if name not in sites:
         raise RecipeError(f"--site {name}: no profile of this name in jobs/sites; {choices(name, sites)}")
-    return sites[name][0]
+    found = sites[name]
+    if found.site is None:
+        others = [other for other, profile in sites.items() if profile.site is not None]
+        raise RecipeError(found.problem if asked else f"{found.problem}; mend it, or choose --site {'|'.join(others)}")
+    return found.site
 
 
-def default_site(sites: dict[str, tuple[Site, str]]) -> str:
+def default_site(sites: Mapping[str, Profile]) -> str:
     """Return the name of the site that is used where none is given.
 
-    On a cluster that is the first profile by name for its scheduler, or else the built-in one.
+    On a cluster that is the first profile by name that is or may be for its scheduler, or else the built-in one.
     """
     scheduler = next((name for name, here in found_schedulers().items() if here), "local")
     own = [
         name
-        for name, (site, where) in sites.items()
-        if site.scheduler == scheduler and site.default and where != "built in"
+        for name, profile in sites.items()
+        if profile.scheduler in (scheduler, None) and profile.is_default and profile.where != _BUILT_IN
     ]
     return min(own) if own and scheduler != "local" else scheduler
 
@@ -206,9 +233,15 @@ def has_slurm() -> bool:
 
 
 def resolve(site: Site, num_folds: int) -> Site:
-    """Decide device, folds at a time and threads: from what this machine has, or from what a job asks for."""
+    """Decide device, folds at a time and threads: from what this machine has, or from what a job asks for.
+
+    On this machine's GPUs `folds_at_a_time = 0` stays: a job has as many as its shell may use when it is submitted.
+
+    Raises:
+        NodeError: CUDA_VISIBLE_DEVICES is wrong, or a GPU is asked for and there is none.
+    """
     if site.scheduler == "local":
-        gpus = 0 if site.device == "cpu" else num_gpus()
+        gpus = 0 if site.device == "cpu" else len(visible_devices())
         cores = num_cores()
     else:
         gpus, cores = site.num_gpus, site.num_cpus
@@ -218,6 +251,9 @@ def resolve(site: Site, num_folds: int) -> Site:
         carried = _carries(device, gpus, cores, num_folds * site.num_ranks) // site.num_ranks
         at_a_time = max(1, carried) if site.scheduler == "local" else 1
     threads = site.num_threads or max(1, cores // at_a_time)
+    if site.scheduler == "local" and device == "cuda":
+        require_devices(site.num_ranks)
+        at_a_time = site.folds_at_a_time
     return site.model_copy(update={"device": device, "folds_at_a_time": at_a_time, "num_threads": threads})
 
 
@@ -234,12 +270,3 @@ def holds_copy(memory_gb: float, dataset: Path) -> bool:
 def num_cores() -> int:
     """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
-def num_gpus() -> int:
-    """Return the GPUs that the driver lists, without importing torch; 0 without a driver."""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0

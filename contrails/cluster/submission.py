@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 @contextmanager
 def submitting(run: Run) -> Iterator[None]:
     """Hold the run's lock: a user and the jobs of the run itself may submit at the same time, on several nodes."""
-    with storage(run.lock), run.lock.open("a") as file, locked(file, lambda: None):
+    with locked(run.lock):
         yield
 
 

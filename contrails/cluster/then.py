@@ -21,6 +21,7 @@ from contrails.cluster.command import command_request
 from contrails.cluster.journal import Submission, submissions
 from contrails.cluster.scheduler import Job
 from contrails.cluster.sites import Site
+from contrails.cluster.slots import DEVICES
 from contrails.cluster.submission import reconcile, submit_job, submitting
 from contrails.config import RunConfig
 from contrails.errors import ClusterError
@@ -146,8 +147,10 @@ def _submit(run: Run, config: RunConfig, site: Site) -> None:
 def _run_here(run: Run) -> None:
     """Run the command in a process of its own, and say now and then that it goes on."""
     command = [sys.executable, "-m", "contrails", *read_hint(run.then)["command"]]
+    devices = os.environ.get(DEVICES)
+    environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": devices} if devices else {})
     # what `contrails submit --json` prints stays JSON
-    with subprocess.Popen(command, stdout=sys.stderr) as process:
+    with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
         owner, code = process_of(process.pid), None
         while code is None:
             write_atomic(run.then_claim, to_json(owner | {"time": time.time()}))

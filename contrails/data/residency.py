@@ -106,7 +106,7 @@ def copy_to_ram(path: Path, descriptor: int, poll: Poll) -> Path:
     if not hasattr(os, "memfd_create"):
         raise RecipeError("data.residency = 'ram' needs Linux; set data.residency to 'mmap'")
     copy = Path(f"/proc/self/fd/{descriptor}")
-    with copy.open("r+b") as ram, locked(ram, poll), path.open("rb") as source:
+    with locked(copy, poll), copy.open("r+b") as ram, path.open("rb") as source:
         # bytes are appended, so the size tells a whole copy from one whose writer was killed
         if os.fstat(ram.fileno()).st_size != os.fstat(source.fileno()).st_size:
             ram.truncate(0)

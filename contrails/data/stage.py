@@ -28,7 +28,7 @@ def stage(path: Path, folder: Path, poll: Callable[[], None] = lambda: None) -> 
     try:
         with storage(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with storage(folder), (folder / f".{target.name}.lock").open("w") as lock, locked(lock, poll):
+        with locked(folder / f".{target.name}.lock", poll):
             if not _is_copy(target, fingerprint):
                 _copy(path, target, fingerprint, poll)
     except StorageError as error:

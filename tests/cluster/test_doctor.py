@@ -90,7 +90,7 @@ def test_wandb_is_reachable_or_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:1")
     found = check_wandb(has_key=True)
     assert found.holds
-    assert found.found.startswith("localhost not reachable: `contrails sync` writes offline files")
+    assert found.found.startswith("localhost not reachable: `contrails sync RUN` writes offline files")
 
 
 def test_a_missing_dataset_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

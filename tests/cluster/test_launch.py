@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from contrails.cluster.launch import launch
+from contrails.cluster.slots import Slot
 from contrails.config import RunConfig, parse, read_toml
 from contrails.files import read_hint, read_json
 from contrails.runs import Fold, Run
@@ -174,7 +175,7 @@ def config(site: Site, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 
 @pytest.mark.usefixtures("restore_process")
-def test_children_share_memory_and_the_places_of_the_job(site: Site, config: RunConfig) -> None:
+def test_children_share_memory_and_the_slots_of_the_job(site: Site, config: RunConfig) -> None:
     (site.root / "child.py").write_text(
         "import json, os, sys\n"
         "run, fold, job = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])\n"
@@ -184,13 +185,16 @@ def test_children_share_memory_and_the_places_of_the_job(site: Site, config: Run
         "open(f'{run}/told-{fold}', 'w').write(json.dumps(told))\n"
     )
     run = Run(site.root / "runs" / "tiny")
-    places = {number: os.open(site.root / f"{number}.lock", os.O_CREAT | os.O_RDWR) for number in (2, 5)}
-    assert launch(run, config, ["0", "1", "2"], {}, places) == 0
+    slots = {
+        Slot(lock, f"GPU-{lock.stem}"): os.open(lock, os.O_CREAT | os.O_RDWR)
+        for lock in (site.root / "2.lock", site.root / "5.lock")
+    }
+    assert launch(run, config, ["0", "1", "2"], {}, slots) == 0
     told = [json.loads((run.path / f"told-{key}").read_text()) for key in "012"]
-    assert [gpu for gpu, *_ in told] == ["2", "5", "2"]
+    assert [gpu for gpu, *_ in told] == ["GPU-2", "GPU-5", "GPU-2"]
     assert len({memory for _, memory, *_ in told}) == 1
     assert [held for *_, held, _ in told] == [1, 1, 1]
-    for descriptor in places.values():
+    for descriptor in slots.values():
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
 

@@ -1,11 +1,14 @@
 """Site profiles: read, refused, and turned into numbers."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from contrails.cluster import sites
+from contrails.cli.main import cli
+from contrails.cluster import devices, sites
+from contrails.cluster.devices import Gpu
 from contrails.cluster.sites import Site, all_sites, find_site, resolve
 from contrails.errors import NodeError, RecipeError
 
@@ -47,6 +50,30 @@ def test_an_unknown_site_names_the_nearest() -> None:
         find_site("locl")
 
 
+def test_a_wrong_profile_is_in_the_way_of_nobody_who_does_not_ask_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "jobs/sites/abc.toml", "scheduler = 'slurm'\nnum_thread = 4")
+    write(tmp_path / "jobs/sites/bad.toml", "not TOML")
+    write(tmp_path / "jobs/sites/good.toml", "scheduler = 'slurm'")
+    assert find_site("good").scheduler == "slurm"
+    assert find_site(None).name == "local"
+    cli(["sites"], standalone_mode=False)
+    assert "abc: jobs/sites/abc.toml: unknown key num_thread" in capsys.readouterr().out
+    cli(["sites", "--json"], standalone_mode=False)
+    shown = {site["name"]: site for site in json.loads(capsys.readouterr().out)["sites"]}
+    assert "bad.toml is not TOML" in shown["bad"]["problem"]
+    assert shown["good"]["num_cpus"] == 1
+    monkeypatch.setattr(sites, "has_slurm", lambda: True)  # there it would have been taken, and nothing else is
+    with pytest.raises(RecipeError, match=r"num_thread.*; mend it, or choose --site local\|slurm\|pbs\|good"):
+        find_site(None)
+    (tmp_path / "jobs/sites/abc.toml").unlink()
+    with pytest.raises(RecipeError, match=r"bad.toml is not TOML.*; mend it"):
+        find_site(None)
+    write(tmp_path / "jobs/sites/bad.toml", "scheduler = 'slurm'\ndefault = false\nnum_thread = 4")
+    assert find_site(None).name == "good"
+
+
 def test_a_wrong_profile_names_file_and_key(tmp_path: Path) -> None:
     write(tmp_path / "jobs/sites/x.toml", "num_thread = 4")
     with pytest.raises(RecipeError, match=r"jobs/sites/x.toml: unknown key num_thread; did you mean 'num_threads'"):
@@ -58,7 +85,8 @@ def test_a_wrong_profile_names_file_and_key(tmp_path: Path) -> None:
     [
         (Site(name="s"), 0, 8, ("cpu", 5, 1)),
         (Site(name="s"), 0, 2, ("cpu", 2, 1)),
-        (Site(name="s"), 2, 8, ("cuda", 2, 4)),
+        (Site(name="s"), 2, 8, ("cuda", 0, 4)),  # as many as there are when a job is submitted
+        (Site(name="s", folds_at_a_time=4), 2, 8, ("cuda", 4, 2)),
         (Site(name="s", device="cpu"), 2, 16, ("cpu", 5, 3)),
         (Site(name="s", folds_at_a_time=1), 0, 8, ("cpu", 1, 8)),
         (Site(name="s", num_threads=2), 0, 8, ("cpu", 5, 2)),
@@ -70,7 +98,7 @@ def test_a_wrong_profile_names_file_and_key(tmp_path: Path) -> None:
 def test_what_a_machine_carries(
     site: Site, gpus: int, cores: int, expected: tuple[str, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sites, "num_gpus", lambda: gpus)
+    monkeypatch.setattr(devices, "listed_gpus", lambda: [Gpu(n, "A100", f"GPU-{n}") for n in range(gpus)])
     monkeypatch.setattr(sites, "num_cores", lambda: cores)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=64e9))
     found = resolve(site, 5)

@@ -1,0 +1,104 @@
+"""The GPUs of this machine that its user may use: what the driver lists, less what CUDA_VISIBLE_DEVICES leaves out.
+
+Without torch. A device is called by its UUID, which means the same in every shell, whatever order CUDA counts in.
+"""
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass, replace
+
+from contrails.errors import NodeError
+
+_GPU = re.compile(r"GPU (\d+): (.*) \(UUID: (GPU-[^)]+)\)")
+_INSTANCE = re.compile(r"\s+MIG .*\(UUID: (MIG-[^)]+)\)")
+_NOTHING = {"", "-1", "NoDevFiles"}
+"""Values that hide every GPU; the last one is Slurm's."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A line of `nvidia-smi -L`, with the UUIDs of the instances that a GPU is divided into (MIG)."""
+
+    number: int
+    kind: str
+    uuid: str
+    instances: tuple[str, ...] = ()
+
+
+def listed_gpus() -> list[Gpu]:
+    """Return the GPUs that the driver lists; none without a driver."""
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (FileNotFoundError, PermissionError, subprocess.TimeoutExpired):
+        return []
+    found = list[Gpu]()
+    for line in answer.stdout.splitlines() if answer.returncode == 0 else ():
+        if match := _GPU.match(line):
+            found.append(Gpu(int(match[1]), match[2], match[3]))
+        elif (match := _INSTANCE.match(line)) and found:
+            found[-1] = replace(found[-1], instances=(*found[-1].instances, match[1]))
+    return found
+
+
+def visible_devices() -> tuple[str, ...]:
+    """Return the UUIDs of the GPUs and MIG instances that this process may use, in the order of CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        NodeError: an entry of that list is no GPU of this machine, is there twice, or can mean several.
+    """
+    gpus, wanted = listed_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None or not gpus:
+        return tuple(device for gpu in gpus for device in gpu.instances or (gpu.uuid,))
+    if wanted.strip() in _NOTHING:
+        return ()
+    entries = [entry.strip() for entry in wanted.split(",")]
+    if "-1" in entries:  # CUDA reads no further
+        entries = entries[: entries.index("-1")]
+    found = [_device(entry, gpus) for entry in entries]
+    if len(set(found)) < len(found):
+        raise _wrong("a GPU is there twice", gpus)
+    return tuple(found)
+
+
+def require_devices(count: int) -> tuple[str, ...]:
+    """Return what `visible_devices` does where a fold can train on it.
+
+    Raises:
+        NodeError: there are fewer than the `count` that it needs.
+    """
+    found = visible_devices()
+    if len(found) < count:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        why = "the driver lists no others" if hidden is None else f"CUDA_VISIBLE_DEVICES='{hidden}' leaves no others"
+        raise NodeError(
+            f"expected {count} GPU{'s' * (count > 1)} for a fold, found {', '.join(found) or 'none'}: {why}; "
+            "see `nvidia-smi -L`, or choose device = 'cpu' in the site profile for a new run"
+        )
+    return found
+
+
+def _device(entry: str, gpus: list[Gpu]) -> str:
+    """Return the UUID of a number, or of a UUID or its beginning."""
+    matches = [gpu for gpu in gpus if str(gpu.number) == entry or (entry.startswith("GPU-") and entry in gpu.uuid)]
+    instances = [name for gpu in gpus for name in gpu.instances if entry.startswith("MIG-") and name.startswith(entry)]
+    if len(matches) + len(instances) != 1:
+        raise _wrong(f"'{entry}' is {'several' if matches or instances else 'none'} of this machine's GPUs", gpus)
+    if instances:
+        return instances[0]
+    (gpu,) = matches
+    if gpu.instances:
+        raise _wrong(f"'{entry}' is divided (MIG): name its instances", gpus)
+    is_counted_by_speed = os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len({gpu.kind for gpu in gpus}) > 1
+    if entry.isdecimal() and is_counted_by_speed:
+        raise _wrong(
+            f"CUDA numbers GPUs of several kinds by their speed, so '{entry}' may be another one than nvidia-smi's; "
+            "give UUIDs, or `export CUDA_DEVICE_ORDER=PCI_BUS_ID`",
+            gpus,
+        )
+    return gpu.uuid
+
+
+def _wrong(what: str, gpus: list[Gpu]) -> NodeError:
+    known = "; ".join(f"{gpu.number} = {', '.join(gpu.instances) or gpu.uuid} ({gpu.kind})" for gpu in gpus)
+    return NodeError(f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}: {what}; known: {known}")
