@@ -92,8 +92,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     When the body fails, the temporary file is removed and `path` is as it was.
     """
-    temporary = _beside(path)
     with storage(path):
+        temporary = _beside(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -111,8 +111,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     When the body fails, the temporary folder is removed. The body flushes its files where that matters.
     """
-    temporary = _beside(path)
     with storage(path):
+        temporary = _beside(path)
         try:
             temporary.mkdir(parents=True)
             yield temporary
@@ -126,6 +126,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def _beside(path: Path) -> Path:
     """Return a name for what is not yet complete."""
+    if not path.name:  # the current folder or the root
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
@@ -150,8 +152,8 @@ def create_exclusive(path: Path, content: bytes | str) -> bool:
 
     A hard link is atomic and exclusive on local file systems and on NFS alike.
     """
-    temporary = _beside(path)
     with storage(path):
+        temporary = _beside(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)

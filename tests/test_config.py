@@ -119,6 +119,14 @@ def test_an_odd_override_is_told_as_any_other(path: Path) -> None:
             load_recipe(path, [f"train.lr={text}"])
 
 
+@pytest.mark.parametrize("text", [f"train.batch_size={10**30}", f"data.frames=[1, {-(10**30)}]"])
+def test_numbers_that_no_file_holds_are_refused(text: str, path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"(batch_size|frames) has a number of 3[12] digits, expected at most 9007199"
+    ):
+        load_recipe(path, [text])
+
+
 def test_an_override_below_a_value_is_refused(path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"data.dataset.x=1': dataset is a value, not a table; did you mean 'data.dataset'"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from contrails.aggregate.options import AUTO, Options
-from contrails.cli.options import choose_device, device_option, find_ensemble, json_option, read_share
+from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, json_option, read_share
 from contrails.errors import DataError, RecipeError
 from contrails.runs import Run, open_run
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run_names", metavar="RUN...", nargs=-1, required=True)
-@click.option("--data", type=click.Path(path_type=Path), help="Dataset file to predict: writes submission.csv.")
-@click.option("--sample", type=click.Path(path_type=Path), help="The competition's sample submission: fixes the ids.")
+@click.option("--data", type=FilePath(), help="Dataset file to predict: writes submission.csv.")
+@click.option("--sample", type=FilePath(), help="The competition's sample submission: fixes the ids.")
 @click.option(
     "--weights",
     default="auto",
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 @click.option("--jobs", "num_jobs", type=click.IntRange(1), help="Predict out of fold by this many jobs of a site.")
 @click.option("--site", "site_name", help="Where the jobs run; see `contrails sites`.")
 @click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the ensemble, instead of --name.")
+@click.option("-o", "--out", type=FilePath(), help="Folder of the ensemble, instead of --name.")
 @device_option
 @json_option
 def aggregate(

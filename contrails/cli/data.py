@@ -12,14 +12,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from contrails.cli.options import find_ensemble, json_option, require_picture
+from contrails.cli.options import FilePath, find_ensemble, json_option, require_picture
 from contrails.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
 
 _SHOWN = 5
-_path_argument = click.argument("path", metavar="DATA", type=click.Path(path_type=Path))
+_path_argument = click.argument("path", metavar="DATA", type=FilePath())
 
 
 @click.group()
@@ -33,7 +33,7 @@ def data() -> None:
 @click.option(
     "--plot",
     metavar="FILE.png",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Draw up to 12 records there, positive ones first.",
 )
 def info(path: Path, as_json: bool, plot: Path | None) -> None:
@@ -111,8 +111,8 @@ def verify(path: Path) -> None:
 
 
 @data.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Read FILE itself, and write this.")
+@click.argument("file", type=FilePath(dir_okay=False))
+@click.option("-o", "--out", type=FilePath(dir_okay=False), help="Read FILE itself, and write this.")
 def join(file: Path, out: Path | None) -> None:
     """Write the dataset file FILE from all its shards, which lie beside it.
 
@@ -162,10 +162,8 @@ def _rewrite(file: Path, out: Path) -> None:
 
 @data.command()
 @_path_argument
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Folder: writes exclude.csv, and audit.html with pictures."
-)
-@click.option("--filelist", type=click.Path(path_type=Path), help="Looks for near-duplicates across its folds alone.")
+@click.option("-o", "--out", type=FilePath(), help="Folder: writes exclude.csv, and audit.html with pictures.")
+@click.option("--filelist", type=FilePath(), help="Looks for near-duplicates across its folds alone.")
 @click.option(
     "--aggregate", "ensemble_name", metavar="ENSEMBLE", help="Compares labels with its out-of-fold predictions."
 )

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import click
 
+from contrails.cli.options import FilePath
+
 _WHAT = {"goes": "records", "scenes": "scenes", "images-rle": "images"}
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("out", type=FilePath(file_okay=False))
 @click.option("--layout", type=click.Choice(list(_WHAT)), default="goes", show_default=True, help="Of the raw data.")
 @click.option("--train", type=click.IntRange(1), default=80, show_default=True, help="Labelled records to train on.")
 @click.option("--validation", type=click.IntRange(1), default=16, show_default=True, help="Records with the truth.")

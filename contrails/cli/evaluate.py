@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from contrails.cli.options import choose_device, device_option, find_ensemble, json_option
+from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, json_option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,8 +19,8 @@ _SHOWN = 5
 
 @click.command()
 @click.argument("name", metavar="ENSEMBLE")
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write a row a record there.")
+@click.argument("data", type=FilePath())
+@click.option("--csv", "csv_path", type=FilePath(), help="Write a row a record there.")
 @click.option("--by", type=click.Choice(["group", "time", "size"]), help="Show the scores of parts of the records too.")
 @device_option
 @json_option

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     import torch
 
 _DEFAULT_RECIPE = Path("jobs/default.toml")
+
+
+class FilePath(click.Path):
+    """A path; an empty one is that of a shell variable that was not set, and would stand for the current folder."""
+
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("expected a path, found an empty text", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def default_recipe(path: Path | None) -> Path:
@@ -89,7 +101,7 @@ def require_picture(path: Path, option: str) -> None:
         raise click.BadParameter(f"'{path}': there is no folder {path.parent}; make it first", param_hint=option)
 
 
-recipe_argument = click.argument("path", metavar="[RECIPE]", required=False, type=click.Path(path_type=Path))
+recipe_argument = click.argument("path", metavar="[RECIPE]", required=False, type=FilePath())
 name_option = click.option("--name", help="Name of the run; default: the recipe's file name.")
 overrides_option = click.option(
     "-o",

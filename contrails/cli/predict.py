@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from contrails.cli.options import choose_device, device_option, find_ensemble, read_numbers
+from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, read_numbers
 from contrails.errors import StorageError
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ _SCENE_FORMATS = ("tif", "png", "probabilities")
 
 @click.command()
 @click.argument("name", metavar="ENSEMBLE")
-@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("source", metavar="INPUT", type=FilePath())
+@click.argument("out", type=FilePath())
 @click.option(
     "--format",
     "kind",
@@ -38,7 +38,7 @@ _SCENE_FORMATS = ("tif", "png", "probabilities")
     "GeoTIFF of probabilities.",
 )
 @click.option("--frames", help="With --format pseudo: frames to label, such as 2,3,5; default: the labelled one.")
-@click.option("--sample", type=click.Path(path_type=Path), help="Sample submission: fixes the ids and their order.")
+@click.option("--sample", type=FilePath(), help="Sample submission: fixes the ids and their order.")
 @click.option("--tile", type=click.IntRange(32), default=512, show_default=True, help="One scene: side in pixels.")
 @click.option("--overlap", type=click.IntRange(0), default=128, show_default=True, help="One scene: of its tiles.")
 @click.option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from contrails.cli.options import read_numbers, read_share
+from contrails.cli.options import FilePath, read_numbers, read_share
 from contrails.cluster.sites import num_cores
 from contrails.errors import DataError
 
@@ -29,8 +29,8 @@ _LAYOUTS = {
 
 
 @click.command()
-@click.argument("raw", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("raw", type=FilePath())
+@click.argument("out", type=FilePath(dir_okay=False))
 @click.option("--layout", type=click.Choice(list(_LAYOUTS)), default="goes", show_default=True, help="Of RAW.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="train", show_default=True)
 @click.option(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
-from contrails.cli.options import json_option, overrides_option, read_recipe, recipe_argument, require_picture
+from contrails.cli.options import FilePath, json_option, overrides_option, read_recipe, recipe_argument, require_picture
 from contrails.config import Recipe, keys, tables_of
 from contrails.sections.base import Section
 
@@ -48,11 +48,17 @@ def schema(as_json: bool) -> None:
 @click.option(
     "--augment",
     "sheet",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="Write a picture of what augmentation makes of a few records of data.dataset.",
 )
 @click.option("--model", "with_model", is_flag=True, help="Print the network's table, parameters, MACs and memory.")
-@click.option("--side", default=256, show_default=True, help="Side of a record in pixels, for --model.")
+@click.option(
+    "--side",
+    type=click.IntRange(1, 65536),
+    default=256,
+    show_default=True,
+    help="Side of a record in pixels, for --model.",
+)
 def show(
     path: Path | None, overrides: tuple[str, ...], as_json: bool, sheet: Path | None, with_model: bool, side: int
 ) -> None:

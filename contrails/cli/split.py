@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from contrails.cli.options import FilePath
 from contrails.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,16 +18,16 @@ _SHOWN_LEAKS = 10
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=FilePath())
 @click.option("--folds", "num_folds", type=int, default=5, show_default=True, help="2 or more.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="File list to write.")
+@click.option("-o", "--out", type=FilePath(), help="File list to write.")
 @click.option("--hold-out", type=click.FloatRange(0, 0.9), default=0.0, show_default=True, help="Share no fold sees.")
 @click.option(
     "--window-hours", type=click.FloatRange(0), default=24.0, show_default=True, help="Closer stays together."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides between equal choices.")
 @click.option("--given", is_flag=True, help="Keep the lists that came with scenes: val is fold 0, train in no fold.")
-@click.option("--check", type=click.Path(path_type=Path), help="Say what leaks in this file list; make none.")
+@click.option("--check", type=FilePath(), help="Say what leaks in this file list; make none.")
 @click.option("--json", "as_json", is_flag=True, help="Print folds and leaks as JSON.")
 def split(
     data: Path,

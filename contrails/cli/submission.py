@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from contrails.cli.options import FilePath
+
 
 @click.group()
 def submission() -> None:
@@ -14,12 +16,10 @@ def submission() -> None:
 
 
 @submission.command()
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--sample", type=click.Path(path_type=Path), help="Sample submission: the ids must be the same.")
+@click.argument("path", metavar="FILE", type=FilePath())
+@click.option("--sample", type=FilePath(), help="Sample submission: the ids must be the same.")
 @click.option("--shape", default="256,256", show_default=True, help="Height and width of a mask in pixels.")
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Dataset file that was predicted: has ids, shapes and convention."
-)
+@click.option("--data", type=FilePath(), help="Dataset file that was predicted: has ids, shapes and convention.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def check(path: Path, sample: Path | None, shape: str, data: Path | None, as_json: bool) -> None:
     """Decode every row of FILE and summarise it; a wrong row is named by its record (exit code 4).

@@ -179,6 +179,8 @@ def make_folds(
     for row in np.flatnonzero(labelled).tolist():
         members[groups[row]].append(row)
     size = {group: (int(positive[rows].sum()), len(rows)) for group, rows in members.items()}
+    if num_folds > len(groups):
+        raise DataError(f"expected at most a fold a record, found {num_folds} folds of {len(groups)} records")
     share = np.array([(1 - held_out) / num_folds] * num_folds + [held_out] * (held_out > 0))
     chosen = _deal(size, share, seed)
     _require_filled(chosen, size, num_folds, held_out)

@@ -64,6 +64,9 @@ def test_an_unknown_command_names_the_nearest() -> None:
         (["data", "info", "nothing.h5"], 4, "expected a dataset file at nothing.h5"),
         (["submit", "--folds", "5", "--fold", "1", "x.toml"], 2, "not both"),
         (["prepare", "nowhere", "x.h5"], 4, "found no such folder"),
+        (["prepare", "", "x.h5"], 2, "expected a path, found an empty text"),
+        (["status", "x" * 300], 7, "File name too long; give a name of at most 200 bytes"),
+        (["report", f"{'x' * 250}/" * 20], 7, "File name too long; give a name of at most 200 bytes"),
     ],
 )
 def test_errors_have_their_code_and_no_traceback(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:

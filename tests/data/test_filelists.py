@@ -214,6 +214,7 @@ def test_records_without_a_label_are_held_out() -> None:
     [
         ({"num_folds": 1}, "expected 2 folds or more, found 1"),
         ({"num_folds": 0}, "expected 2 folds or more, found 0"),
+        ({"num_folds": 10**30}, f"expected at most a fold a record, found {10**30} folds of "),
         ({"num_records": 8}, "nothing is left for fold 4: .* there are 4 such groups for 5 parts, .* 2 of 8 records"),
         ({"positive": 10**6, "num_records": 0}, r"an empty positive class: none of 0 records \(0 of them labelled\)"),
         ({"num_records": 10, "held_out": 0.1}, "nothing is left for the held-out share of 0.1: .* fewer folds"),
