@@ -271,7 +271,7 @@ def _look_at(images: Sequence[Raster]) -> tuple[np.ndarray, float, float, int]:
                     sample.append(finite[::every].copy())
             advance(1)
     if not sample:
-        raise DataError(f"{images[0].path}: expected numbers, found none that are data in {len(images)} files")
+        raise DataError(f"{images[0].path}: expected numbers, found no data in {len(images)} files; check their nodata")
     return np.concatenate(sample), float(min(lows)), float(max(highs)), num_odd
 
 

@@ -224,7 +224,7 @@ def test_files_that_mean_different_things_are_refused(
 ) -> None:
     rasters = make(tmp_path)
     if not message:
-        rasters, message = rasters[:1], "a.tif: expected numbers, found none that are data in 1 files"
+        rasters, message = rasters[:1], "a.tif: expected numbers, found no data in 1 files; check"
     with pytest.raises(DataError, match=message):
         choose_values(rasters, rasters, None)
 

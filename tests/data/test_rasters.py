@@ -105,10 +105,16 @@ def _truncated(path: Path) -> Path:
     return path
 
 
-def _odd_geokeys(path: Path) -> Path:
+def _long_tag(path: Path) -> Path:
+    """Write an image whose size of a pixel has more numbers than the file."""
     write_raster(path, pixels(8, 8))
-    # more values than there are: of the pixel's size, and of whether it is an area or a point
-    _flip(path, struct.pack("<2HI", 33550, 12, 3), struct.pack("<2HI", 33550, 12, 3 + (31 << 16)))
+    return _flip(path, struct.pack("<2HI", 33550, 12, 3), struct.pack("<2HI", 33550, 12, 3 + (31 << 16)))
+
+
+def _odd_geokeys(path: Path) -> Path:
+    """Write an image that says many times whether a pixel is an area or a point, and not how large it is."""
+    write_raster(path, pixels(8, 8))
+    _flip(path, struct.pack("<2HI", 33550, 12, 3), struct.pack("<2HI", 33551, 12, 3))
     return _flip(path, struct.pack("<3H", 1025, 0, 1), struct.pack("<3H", 1025, 0, 40193))
 
 
@@ -148,7 +154,8 @@ def _several_frames(path: Path) -> Path:
     [
         ("a.jpg", _turned, r"orientation tag 6.*exiftran"),
         ("a.tif", _truncated, "damaged, cut short or no image"),
-        ("a.tif", _odd_geokeys, "says where it lies on Earth in a way that GDAL cannot read"),
+        ("a.tif", _long_tag, r"is cut short: it has \d+ bytes, and some of what it says ends at \d+"),
+        ("a.tif", _odd_geokeys, r"damaged, cut short or no image that GDAL knows \(Key GTRasterTypeGeoKey"),
         ("a.tif", _latin_units, r"damaged, cut short or no image that GDAL knows \('utf-8' codec"),
         (
             "a.tif",
@@ -187,6 +194,16 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str, make: object,
         found = describe(tmp_path / name)
         read(tmp_path / name, (0, 0, found.height, found.width))
     assert str(tmp_path / name) in str(caught.value)
+
+
+def test_an_error_is_that_of_its_file(tmp_path: Path) -> None:
+    whole, cut = write_raster(tmp_path / "a.tif", pixels(3, 64, 64)), tmp_path / "cut.tif"
+    found = describe(whole)
+    content = whole.read_bytes()
+    cut.write_bytes(content[:-100])
+    with pytest.raises(DataError, match=r"cut.tif is damaged, cut short"):
+        read(cut, (0, 0, 64, 64))
+    assert describe(whole) == found
 
 
 @pytest.mark.parametrize(("name", "module"), [("a.png", "rasterio"), ("a.dcm", "pydicom")])

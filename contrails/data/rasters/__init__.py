@@ -18,7 +18,7 @@ __all__ = ["ENDINGS", "Raster", "Window", "describe", "read", "usual_names"]
 
 _ARRAY = (".npy",)
 _DICOM = (".dcm", ".dicom")
-ENDINGS = (".tif", ".tiff", ".jp2", ".j2k", ".png", ".jpg", ".jpeg", *_ARRAY, *_DICOM)
+ENDINGS = (".tif", ".tiff", ".jp2", ".j2k", ".png", ".jpg", ".jpeg", ".bmp", *_ARRAY, *_DICOM)
 
 
 def describe(path: Path) -> Raster:

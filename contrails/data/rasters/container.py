@@ -1,7 +1,7 @@
 """The bytes around an image: which format they are, whether they are whole, and which way up the image is shown.
 
-GDAL knows by itself where most formats were cut short; a PNG file whose end is missing it takes for a whole one.
-Orientation tags it hands on for JPEG alone, and uses nowhere.
+GDAL knows by itself where pixels are missing. But a PNG file whose end is missing it takes for a whole one, and of a
+TIFF file it leaves out tags that are missing. Orientation tags it hands on for JPEG alone, and uses nowhere.
 """
 
 import io
@@ -21,34 +21,28 @@ _DRIVERS = {
     b"MM\0+": "GTiff",
     b"\0\0\0\x0cjP  \r\n\x87\n": "JP2OpenJPEG",
     b"\xff\x4f\xff\x51": "JP2OpenJPEG",
+    b"BM": "BMP",
 }
 """GDAL's name of each format by the first bytes of a file."""
 
 _ORIENTATION = 274
-_PLACE = {33550, 33922, 34264}
-"""Tags of a TIFF file: size of a pixel, points with their coordinates, and the whole map."""
-
 _LONG = 4
-"""Type of a tag whose number has four bytes."""
+_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Bytes of each type of a tag's numbers that has more than one; of them 4 are those of whole numbers."""
 
 _EXIF, _APP1, _START_OF_SCAN = b"Exif\0\0", 0xE1, 0xDA
+_BIT_FIELDS = (3, 6)
+"""Ways of packing a BMP file's pixels that have masks for each colour."""
+
 _IEND_CHECKSUM = b"\xae\x42\x60\x82"
-_MOST_ENTRIES = 4096
 
 
 @dataclass(frozen=True)
 class Container:
-    """What the bytes around an image say.
-
-    Attributes:
-        driver: GDAL's name of the format.
-        orientation: 1 is as stored; 2 to 8 are to be turned or mirrored when they are shown.
-        has_place: it is a TIFF file with tags that say where on Earth it lies.
-    """
+    """GDAL's name of the format, and the orientation: 1 is as stored, 2 to 8 are turned or mirrored when shown."""
 
     driver: str
     orientation: int = 1
-    has_place: bool = False
 
 
 def look_into(path: Path) -> Container:
@@ -62,15 +56,15 @@ def look_into(path: Path) -> Container:
         driver = next((name for magic, name in _DRIVERS.items() if start.startswith(magic)), None)
         if driver is None:
             raise DataError(
-                f"{path} is damaged or of another format than its name says: expected TIFF, PNG, JPEG or JPEG 2000, "
-                f"found a file that begins with {start[:8]!r}; get it again, or convert it"
+                f"{path} is damaged or of another format than its name says: expected TIFF, PNG, JPEG, BMP or "
+                f"JPEG 2000, found a file that begins with {start[:8]!r}; get it again, or convert it"
             )
         try:
-            tags = {"PNG": _png, "JPEG": _jpeg, "GTiff": _tiff}.get(driver, lambda _: {})(file)
+            tags = {"PNG": _png, "JPEG": _jpeg, "GTiff": _tiff, "BMP": _bmp}.get(driver, lambda _: {})(file)
         except _Refused as error:
             raise DataError(f"{path} {error}") from error
     orientation = tags.get(_ORIENTATION, 1)
-    return Container(driver, orientation if 2 <= orientation <= 8 else 1, bool(_PLACE & set(tags)))
+    return Container(driver, orientation if 2 <= orientation <= 8 else 1)
 
 
 class _Refused(Exception):
@@ -93,7 +87,7 @@ def _png(file: BinaryIO) -> dict[int, int]:
                 raise _Refused("is cut short or damaged in its end (the chunk IEND); get it again")
             return tags
         if kind == b"eXIf":
-            tags = _tiff(io.BytesIO(file.read(length)))
+            tags = _exif_tags(file.read(length))
             file.seek(4, io.SEEK_CUR)
         else:
             file.seek(length + 4, io.SEEK_CUR)
@@ -105,28 +99,82 @@ def _jpeg(file: BinaryIO) -> dict[int, int]:
     while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] != _START_OF_SCAN:
         content = file.read(max(struct.unpack(">H", head[2:])[0] - 2, 0))
         if head[1] == _APP1 and content.startswith(_EXIF):
-            return _tiff(io.BytesIO(content[len(_EXIF) :]))
+            return _exif_tags(content[len(_EXIF) :])
+    return {}
+
+
+def _bmp(file: BinaryIO) -> dict[int, int]:
+    """Refuse a BMP file whose colours have other depths than 8 bits, as GDAL does not say how many they have."""
+    file.seek(28)
+    depth, packing = struct.unpack("<HI", file.read(6).ljust(6, b"\0"))
+    if depth == 16 or packing in _BIT_FIELDS:
+        raise _Refused("holds colours of less than 8 bits each, or in an order of its own; convert it to PNG")
     return {}
 
 
 def _tiff(file: BinaryIO) -> dict[int, int]:
-    """Return the tags in the first directory of a TIFF file or of Exif data, with the number of those that have one.
+    """Return the tags of the first directory of a TIFF file, after a look whether all of them are there.
 
-    What is broken is left out: GDAL refuses a TIFF file without its directory, and no viewer looks at broken Exif data.
+    GDAL leaves out what lies beyond the end of a file that was cut short: nodata, scales, places and masks.
     """
-    file.seek(0)
-    start = file.read(16)
-    order = ">" if start[:2] == b"MM" else "<"
-    is_big = start[2:4] in (b"\0+", b"+\0")
-    place, number, counted, size = (8, "Q", "Q", 20) if is_big else (4, "I", "H", 12)
-    tags: dict[int, int] = {}
+    first: dict[int, int] | None = None
+    size, seen = file.seek(0, io.SEEK_END), set[int]()
     try:
-        file.seek(struct.unpack_from(order + number, start, place)[0])
-        count = struct.unpack(order + counted, file.read(struct.calcsize(counted)))[0]
-        for _ in range(min(count, _MOST_ENTRIES)):
-            entry = file.read(size)
-            tag, kind = struct.unpack_from(order + "HH", entry)
-            tags[tag] = struct.unpack_from(order + ("I" if kind == _LONG else "H"), entry, size - place)[0]
-    except (struct.error, OverflowError, OSError):
-        return tags
+        reader = _Directories(file)
+        while reader.next and reader.next not in seen:
+            seen.add(reader.next)
+            tags, end = reader.read()
+            if end > size:
+                raise _Refused(
+                    f"is cut short: it has {size} bytes, and some of what it says ends at {end}; get it again"
+                )
+            first = tags if first is None else first
+    except (struct.error, OverflowError, OSError) as error:
+        raise _Refused("is cut short or damaged: it ends within its directories of tags; get it again") from error
+    tags = first or {}
+    if not 1 <= tags.get(_ORIENTATION, 1) <= 8:  # GDAL takes some such files and not others
+        raise _Refused(
+            f"has the orientation tag {tags[_ORIENTATION]}, expected 1 to 8; `tiffset -s 274 1 FILE` mends it"
+        )
     return tags
+
+
+def _exif_tags(content: bytes) -> dict[int, int]:
+    """Return the tags of Exif data; none where they are broken, as no viewer looks at them either."""
+    try:
+        return _Directories(io.BytesIO(content)).read()[0]
+    except (struct.error, OverflowError, OSError):
+        return {}
+
+
+class _Directories:
+    """Reads the directories of a TIFF file, one after another; `next` is where the next one begins, or 0."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        file.seek(0)
+        start = file.read(16)
+        self._order = ">" if start[:2] == b"MM" else "<"
+        self._is_big = start[2:4] in (b"\0+", b"+\0")
+        self._word, counted, place = ("Q", "Q", 8) if self._is_big else ("I", "H", 4)
+        self._counted = self._order + counted
+        self.next: int = struct.unpack_from(self._order + self._word, start, place)[0]
+
+    def read(self) -> tuple[dict[int, int], int]:
+        """Return the tags of the next directory, with the number of those that have one, and where the last ends."""
+        self._file.seek(self.next)
+        tags, end = dict[int, int](), 0
+        (num_tags,) = self._unpack(self._counted)
+        for _ in range(num_tags):
+            tag, kind, count = self._unpack(f"{self._order}HH{self._word}")
+            content = self._file.read(struct.calcsize(self._word))
+            length = count * _SIZES.get(kind, 1)
+            if length > len(content):
+                end = max(end, struct.unpack(self._order + self._word, content)[0] + length)
+            else:
+                tags[tag] = struct.unpack_from(self._order + ("I" if kind == _LONG else "H"), content)[0]
+        (self.next,) = self._unpack(self._order + self._word)
+        return tags, max(end, self._file.tell())
+
+    def _unpack(self, form: str) -> tuple[int, ...]:
+        return struct.unpack(form, self._file.read(struct.calcsize(form)))

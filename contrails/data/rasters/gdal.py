@@ -1,9 +1,10 @@
-"""Images that GDAL reads: TIFF, PNG, JPEG and JPEG 2000, with what the file says of its counts and of its place."""
+"""Images that GDAL reads: TIFF, PNG, JPEG, JPEG 2000 and BMP, with what a file says of counts and of its place."""
 
 import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,15 @@ from contrails.errors import DataError
 _OTHER_COLOURS = ("CMYK", "CIELAB")
 """Colours that GDAL turns into red, green and blue by a formula of its own."""
 
-_FEWEST_POINTS = 3
-"""Ground control points that place an image."""
-
 
 def describe(path: Path) -> Raster:
     """Return what a file says of its image; raises as `contrails.data.rasters.describe`."""
     with _gdal(path):
-        source, container = _open(path)
-        _require_one_image(path, source, container)
-        numbers = _colours(source)
+        opened = _open(path)
+        source, numbers = opened.source, opened.colours
+        _require_one_image(path, source, opened.container)
         bits = _bits(path, source, numbers)
-        palette, zero_is_white = _meaning(source, bits)
+        palette, zero_is_white = _meaning(opened, bits)
         units = {(source.units[number - 1] or "").strip() for number in numbers}
         crs, control = _control(source)
         return Raster(
@@ -59,8 +57,8 @@ def read(path: Path, window: Window) -> tuple[np.ndarray, np.ndarray]:
     row, column, height, width = window
     where = ((row, row + height), (column, column + width))
     with _gdal(path):
-        source, _ = _open(path)
-        return source.read(_colours(source), window=where), source.dataset_mask(window=where) > 0
+        opened = _open(path)
+        return opened.source.read(opened.colours, window=where), opened.source.dataset_mask(window=where) > 0
 
 
 @contextmanager
@@ -81,17 +79,33 @@ def _gdal(path: Path) -> Iterator[None]:
             ) from error
 
 
-def _open(path: Path) -> tuple[Any, Container]:
+@dataclass(frozen=True)
+class _Opened:
+    """An open file, what the bytes around its image say, and what its bands show, such as red, alpha or palette."""
+
+    source: Any
+    container: Container
+    kinds: tuple[str, ...]
+
+    @property
+    def colours(self) -> list[int]:
+        """The numbers of the bands that are not an alpha channel."""
+        return [number for number, kind in enumerate(self.kinds, start=1) if kind != "alpha"]
+
+
+def _open(path: Path) -> _Opened:
     status = path.stat()
     return _opened(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
-def _opened(path: Path, _size: int, _mtime_ns: int) -> tuple[Any, Container]:
+def _opened(path: Path, _size: int, _mtime_ns: int) -> _Opened:
     """Return an open file; a few stay open, as tiles of a scene are read one after another."""
     container = look_into(path)
     # a driver of GDAL's choice might follow the file to others, as that of virtual rasters does
-    return require("rasterio", f"reading {path.name}").open(path, driver=container.driver), container
+    source = require("rasterio", f"reading {path.name}").open(path, driver=container.driver)
+    # raises what was wrong at opening, such as keys of the place on Earth; later it would be what another file had
+    return _Opened(source, container, tuple(kind.name for kind in source.colorinterp))
 
 
 def _require_one_image(path: Path, source: Any, container: Container) -> None:
@@ -108,19 +122,12 @@ def _require_one_image(path: Path, source: Any, container: Container) -> None:
             "tell which way its mask lies; turn the pixels and remove the tag, with `exiftran -a` (JPEG) or "
             "`magick IN -auto-orient OUT`"
         )
-    if container.has_place and tuple(source.transform)[:6] == NOWHERE and len(source.gcps[0]) < _FEWEST_POINTS:
-        raise DataError(f"{path} says where it lies on Earth in a way that GDAL cannot read; get it again")
     colours = source.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE")
     if colours in _OTHER_COLOURS:
         raise DataError(
             f"{path}: expected grey, or colours as red, green and blue, found {colours}; convert it, with "
             "`magick IN -colorspace sRGB OUT` for instance"
         )
-
-
-def _colours(source: Any) -> list[int]:
-    """Return the numbers of the bands that are not an alpha channel."""
-    return [number for number, kind in zip(source.indexes, source.colorinterp, strict=True) if kind.name != "alpha"]
 
 
 def _names(source: Any, numbers: Sequence[int]) -> tuple[str, ...]:
@@ -143,11 +150,11 @@ def _bits(path: Path, source: Any, numbers: Sequence[int]) -> int:
     return (depth or 8 * dtype.itemsize) if dtype.kind in "iu" else 0
 
 
-def _meaning(source: Any, bits: int) -> tuple[bool, bool]:
+def _meaning(opened: _Opened, bits: int) -> tuple[bool, bool]:
     """Return whether counts are numbers of a palette's colours, and whether zero is white; a palette may be grey."""
-    if not any(kind.name == "palette" for kind in source.colorinterp):
-        return False, source.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
-    colours, top = source.colormap(1), (1 << bits) - 1
+    if "palette" not in opened.kinds:
+        return False, opened.source.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+    colours, top = opened.source.colormap(1), (1 << bits) - 1
     for zero_is_white in (False, True):
         greys = ((top - count if zero_is_white else count) * 255 // top for count in range(top + 1))
         if all(colours.get(count, ())[:3] == (grey,) * 3 for count, grey in enumerate(greys)):
