@@ -136,7 +136,8 @@ def site(bin_: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     (site.package / "cluster" / "task.py").write_text(
         "import os, sys, time\nfrom pathlib import Path\n"
         "told, ended = (Path(sys.argv[1]) / f'{what}-{sys.argv[2]}' for what in ('told', 'ended'))\n"
-        "told.write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+        "told.with_suffix('.new').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+        "told.with_suffix('.new').rename(told)\n"
         "while not ended.exists():\n    time.sleep(0.05)\n"
     )
     yield site
@@ -154,7 +155,7 @@ def test_folds_train_on_the_gpus_of_the_shell_and_never_two_on_one(site: Site, m
         assert done.returncode == 0, done.stderr
 
     def told(name: str) -> list[str]:
-        return sorted(path.read_text() for path in (site.root / "runs" / name).glob("told-*"))
+        return sorted(path.read_text() for path in (site.root / "runs" / name).glob("told-?"))
 
     submit("first", "2,3")
     eventually(lambda: told("first") == list(OF_FOUR[2:]))
