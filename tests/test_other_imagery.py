@@ -71,8 +71,10 @@ def test_scenes_to_a_submission(folder: Path, capsys: pytest.CaptureFixture[str]
     # the tiles of a file come back as whole scenes, the same as those of the scene itself
     run("predict", "recipe", "test.h5", "masks", "--format=tif")
     scene = folder / "raw/test/scenes/test0000.tif"
-    run("predict", "recipe", str(scene), "one.tif", "--tile=32", "--overlap=8")
-    run("predict", "recipe", str(scene), "one.png", "--tile=32", "--overlap=8", "--blend=gaussian")
+    run("predict", "recipe", str(scene), "one.tif")
+    run("predict", "recipe", str(scene), "one.png", "--tile=48", "--overlap=8", "--blend=gaussian")
+    run("predict", "recipe", "raw/test", "folder")
+    assert (folder / "folder/test0000.tif").read_bytes() == (folder / "masks/test0000.tif").read_bytes()
     with pytest.raises(click.BadParameter, match="is INPUT itself"):
         run("predict", "recipe", str(scene), str(scene))
     run("predict", "recipe", str(scene), "probabilities.tif", "--format=probabilities")
@@ -99,5 +101,7 @@ def test_radiographs_to_a_submission(folder: Path, capsys: pytest.CaptureFixture
     capsys.readouterr()
     run("submission", "check", str(submission), "--data=test.h5", "--sample=raw/sample_submission.csv", "--json")
     assert json.loads(capsys.readouterr().out)["records"] == 2
+    run("predict", "recipe", "raw/test", "again.csv", "--sample=raw/sample_submission.csv")
+    assert (folder / "again.csv").read_bytes() == submission.read_bytes()
     run("evaluate", "recipe", "validation.h5")
     assert open_dataset(folder / "validation.h5").annotators.tolist() == [1, 1]

@@ -15,6 +15,7 @@ from contrails.aggregate.untile import has_data
 from contrails.data.layout import Values, values_in
 from contrails.data.radiometry import is_share, needs_span, sample_of, usual_unit, values_of
 from contrails.data.rasters import Raster
+from contrails.data.rle import DEFAULT, Convention
 from contrails.data.store import Dataset
 from contrails.errors import DataError
 
@@ -29,15 +30,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """How the integers of the training data are read, and the percentiles 0.1 and 99.9 of each band, in its unit."""
+    """What the training data are.
+
+    Attributes:
+        values: how their integers are read.
+        usual: the percentiles 0.1 and 99.9 of each band, in its unit.
+        options: those that they were prepared with.
+        size: height and width of a record.
+        convention: how masks stand in a table.
+    """
 
     values: Values
     usual: dict[str, tuple[float, float]]
+    options: str = ""
+    size: tuple[int, int] = (0, 0)
+    convention: Convention = DEFAULT
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Return what `dataclasses.asdict` made, from JSON."""
-        return cls(Values(**content["values"]), {band: (low, high) for band, (low, high) in content["usual"].items()})
+        usual = {band: (low, high) for band, (low, high) in content["usual"].items()}
+        height, width = content["size"]
+        convention = Convention(**content["convention"] | {"columns": tuple(content["convention"]["columns"])})
+        return cls(Values(**content["values"]), usual, content["options"], (height, width), convention)
 
 
 def inputs_of(dataset: Dataset) -> Inputs:
@@ -46,7 +61,8 @@ def inputs_of(dataset: Dataset) -> Inputs:
     for band, values in _sample(dataset, dataset.band_names).items():
         low, high = np.percentile(values, _PERCENTILES) if values.size else (0.0, 0.0)
         usual[band] = (float(low), float(high))
-    return Inputs(values_in(dataset), usual)
+    height, width = dataset.votes.shape[1:]
+    return Inputs(values_in(dataset), usual, dataset.options, (height, width), dataset.convention)
 
 
 def require_like(inputs: Inputs | None, dataset: Dataset, bands: Collection[str], ensemble: Path) -> None:

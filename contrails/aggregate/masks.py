@@ -34,14 +34,15 @@ def write_masks(
     Returns how many were missing.
 
     Raises:
-        DataError: the folder holds masks of another ensemble or input.
+        DataError: the members were trained on other data, or the folder holds masks of another ensemble or input.
     """
+    predict = ensemble.predictor(dataset, device)  # refuses other data before there is a folder
     paths = {name: folder / f"{name}.{kind}" for name in dataset.whole_shapes}
     _claim(folder, list(paths.values()), ensemble, dataset, device)
     missing = {name for name, path in paths.items() if not path.exists()}
     rows = np.array([row for row in range(dataset.num_records) if dataset.whole(row) in missing], np.int64)
     with bar("masks", len(paths), done=len(paths) - len(missing)) as advance:
-        for whole, mask in masks_of(ensemble, dataset, ensemble.predictor(dataset, device)(rows), blend):
+        for whole, mask in masks_of(ensemble, dataset, predict(rows), blend):
             _write(paths[whole.scene.name], whole, mask)
             advance(1)
     return len(missing)

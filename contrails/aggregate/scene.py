@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cut:
-    """How a scene is cut and put together: tiles and their overlap in pixels, and the window that blends them."""
+    """How a scene is cut and put together: height and width of its tiles, their overlap, and what blends them."""
 
-    tile: int = 512
+    size: tuple[int, int] = (512, 512)
     overlap: int = 128
     blend: Blend = "hann"
 
@@ -51,12 +51,7 @@ def predict_scene(
             another process predicts into `out`.
     """
     raster = _named(describe(path), bands)
-    needed, _ = ensemble.needs()
-    if missing := sorted(set(needed) - set(raster.band_names)):
-        raise DataError(
-            f"{path}: expected the bands {', '.join(needed)}, found {', '.join(raster.band_names)} (no "
-            f"{', '.join(missing)}); name them in their order with --bands"
-        )
+    require_bands(ensemble, path, raster.band_names)
     values, *_ = [values_for(each.inputs, raster, each.bands(), each.path) for each in ensemble.stages()]
     scene = Scene(
         *(path.stem, raster.height, raster.width, raster.crs, raster.transform),
@@ -64,7 +59,8 @@ def predict_scene(
     )
     about = identity_of(ensemble, device) | {"bands": raster.band_names, "cut": asdict(cut), "scene": _stamp(path)}
     about["values"] = asdict(values)
-    about["grid"] = [starts(side, cut.tile, cut.overlap) for side in (raster.height, raster.width)]
+    sides = zip((raster.height, raster.width), cut.size, strict=True)
+    about["grid"] = [starts(side, tile, cut.overlap) for side, tile in sides]
     kept = StripFile(out.with_name(f".{out.name}.strips"), raster.width, about)
     busy = f"another process predicts into {out}; wait for it, or end it, then run the same command again"
     with sole_writer(kept.path, busy):
@@ -77,6 +73,20 @@ def predict_scene(
             raise
         kept.path.unlink()
     return scene
+
+
+def require_bands(ensemble: Ensemble, path: Path, found: Sequence[str]) -> None:
+    """Check that a scene has the bands that the members see.
+
+    Raises:
+        DataError: it lacks one.
+    """
+    needed, _ = ensemble.needs()
+    if missing := sorted(set(needed) - set(found)):
+        raise DataError(
+            f"{path}: expected the bands {', '.join(needed)}, found {', '.join(found)} (no {', '.join(missing)}); name "
+            "them in their order with --bands"
+        )
 
 
 def _write(ensemble: Ensemble, scene: Scene, kind: Kind, strips: Iterator[Strip], write: WriteStrip) -> None:
@@ -110,18 +120,18 @@ def predict_strips(
     ensemble: Ensemble, raster: Raster, values: Values, cut: Cut, device: torch.device, first: int = 0
 ) -> Iterator[Strip]:
     """Yield the blended probabilities of a scene from top to bottom, from the row `first` on."""
-    placements = grid(raster.height, raster.width, cut.tile, cut.overlap)
+    placements = grid(raster.height, raster.width, cut.size, cut.overlap)
     by_row: dict[int, list[Placement]] = {}
     for placement in placements if first < raster.height else ():
-        if placement.row + cut.tile > first:
+        if placement.row + cut.size[0] > first:
             by_row.setdefault(placement.row, []).append(placement)
     blender, predictors = Blender(raster.height, raster.width, cut.blend, min(by_row, default=raster.height)), None
     left = sum(map(len, by_row.values()))
     with bar(f"tiles of {raster.path.name}", len(placements), done=len(placements) - left) as advance:
         for in_row in by_row.values():
             # of one tile, since the predictors keep it
-            predictors = predictors or ensemble.predictors(_tiles(raster, values, in_row[:1], cut.tile), device)
-            tiles = _tiles(raster, values, in_row, cut.tile)
+            predictors = predictors or ensemble.predictors(_tiles(raster, values, in_row[:1], cut.size), device)
+            tiles = _tiles(raster, values, in_row, cut.size)
             for rows, images in predictors(tiles)(np.arange(len(in_row))):
                 for row, image in zip(rows, images, strict=True):
                     yield from below(first, blender.add(in_row[row], image, has_data(tiles, row)))
@@ -142,14 +152,14 @@ def _named(raster: Raster, bands: Sequence[str]) -> Raster:
     return replace(raster, band_names=tuple(bands) or raster.band_names)
 
 
-def _tiles(raster: Raster, values: Values, placements: Sequence[Placement], tile: int) -> Dataset:
+def _tiles(raster: Raster, values: Values, placements: Sequence[Placement], size: tuple[int, int]) -> Dataset:
     """Read a row of tiles as a dataset in memory."""
     top = placements[0].row
     header = Header(
         split="test",
         band_names=raster.band_names,
         frames=(0,),
-        size=(tile, tile),
+        size=size,
         with_marks=False,
         record_ids=tuple(f"{raster.path.stem} at {place.row}, {place.column}" for place in placements),
         groups=(raster.path.stem,) * len(placements),
@@ -158,8 +168,8 @@ def _tiles(raster: Raster, values: Values, placements: Sequence[Placement], tile
         source="",
     )
     bands, valid = packed_counts(*read(raster.path, (top, 0, placements[0].height, raster.width)), raster, values)
-    arrays = {"bands": np.empty((len(placements), 1, len(bands), tile, tile), bands.dtype)}
-    arrays["votes"] = np.empty((len(placements), tile, tile), np.uint8)
+    arrays = {"bands": np.empty((len(placements), 1, len(bands), *size), bands.dtype)}
+    arrays["votes"] = np.empty((len(placements), *size), np.uint8)
     for index, place in enumerate(placements):
         part = slice(place.column, place.column + place.width)
         for name, values_of_tile in packed(header, bands[..., part], valid[:, part], None)[0].items():

@@ -1,24 +1,20 @@
 """`contrails predict`: masks, probabilities or a submission of any records or scenes, from an ensemble."""
 
 import json
+import logging
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, read_numbers
-from contrails.errors import StorageError
 
 if TYPE_CHECKING:
     import torch
 
     from contrails.aggregate.ensemble import Ensemble
-    from contrails.aggregate.scene import Cut
-    from contrails.data.store import Dataset
+    from contrails.aggregate.folders import Given
     from contrails.data.tiles import Blend
 
 _FORMATS = ("submission", "npy", "png", "tif", "probabilities", "pseudo")
@@ -33,18 +29,19 @@ _SCENE_FORMATS = ("tif", "png", "probabilities")
     "--format",
     "kind",
     type=click.Choice(_FORMATS),
-    help="A CSV file (default); a folder with a mask a record or scene; an HDF5 file of uint16 probabilities; or a "
-    "folder with a dataset file of pseudo-labels a fold. Of one scene: a GeoTIFF or PNG file, by OUT's ending, or a "
-    "GeoTIFF of probabilities.",
+    help="A CSV file; a folder with a mask a record or scene (default where OUT has no ending); an HDF5 file of uint16 "
+    "probabilities; or a folder with a dataset file of pseudo-labels a fold. Of one scene: a GeoTIFF or PNG file, by "
+    "OUT's ending, or a GeoTIFF of probabilities.",
 )
 @click.option("--frames", help="With --format pseudo: frames to label, such as 2,3,5; default: the labelled one.")
 @click.option("--sample", type=FilePath(), help="Sample submission: fixes the ids and their order.")
-@click.option("--tile", type=click.IntRange(32), default=512, show_default=True, help="One scene: side in pixels.")
-@click.option("--overlap", type=click.IntRange(0), default=128, show_default=True, help="One scene: of its tiles.")
+@click.option("--tile", type=click.IntRange(32), help="Scenes: side of their tiles; default: as in training.")
+@click.option("--overlap", type=click.IntRange(0), help="Scenes: of their tiles, in pixels; default: as in training.")
 @click.option(
     "--blend", type=click.Choice(["hann", "gaussian"]), default="hann", show_default=True, help="How tiles are blended."
 )
-@click.option("--bands", default="", help="One scene: names of its bands, where the file does not have them.")
+@click.option("--bands", default="", help="Scenes: names of their bands in their order; default: as in training.")
+@click.option("--scenes", default="", help="A folder of scenes: where they lie, as in contrails prepare.")
 @device_option
 def predict(
     name: str,
@@ -53,17 +50,19 @@ def predict(
     kind: str | None,
     frames: str | None,
     sample: Path | None,
-    tile: int,
-    overlap: int,
+    tile: int | None,
+    overlap: int | None,
     blend: "Blend",
     bands: str,
+    scenes: str,
     device: str,
 ) -> None:
     """Predict INPUT with ENSEMBLE (its folder, or a run's name) into OUT.
 
-    INPUT is a dataset file; a folder with a folder of raw records each, such as data/demo/raw/test; or one scene, a
-    GeoTIFF, JPEG 2000, PNG or .npy file of any size, which is read, predicted and written strip by strip. Tiles of a
-    dataset file are put together to scenes. As many records go through at once as the GPU holds. Killed and started
+    INPUT is a dataset file; a folder of raw data as the run was trained on: a folder a GOES record, such as
+    data/demo/raw/test, scenes or images; or one scene, a GeoTIFF, JPEG 2000, PNG or .npy file of any size, which is
+    read, predicted and written strip by strip. Raw data are cut, named and scaled as for training, where nothing else
+    is given. Tiles are put together to scenes. As many records go through at once as the GPU holds. Killed and started
     again, it goes on where it was.
 
     Masks hold 0 and 1, and 255 where there are no data, as GeoTIFF; 0 and 255 as PNG. Probabilities are uint16, of
@@ -77,17 +76,19 @@ def predict(
       contrails predict default data/demo/raw/test masks --format png
       contrails predict ensembles/both data/demo/test.h5 submission.csv
       contrails predict clouds LC08_scene.tif clouds.tif --bands red,green,blue,nir
+      contrails predict clouds landsat/2024 masks
       contrails predict default data/all.h5 data/pseudo --format pseudo --frames 3,5
     """
     import numpy as np
 
     from contrails.aggregate.ensemble import masks_of, predict_into, read_ensemble
+    from contrails.aggregate.folders import Given, layout_of, opened
     from contrails.aggregate.masks import write_masks
-    from contrails.aggregate.scene import Cut
     from contrails.aggregate.submission import sample_ids, write_submission
     from contrails.aggregate.untile import in_batches
     from contrails.data.rasters import ENDINGS
 
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     if source.exists() and out.exists() and out.samefile(source):
         raise click.BadParameter(f"{out} is INPUT itself, which would be lost; give another name", param_hint="OUT")
     ensemble, chosen = read_ensemble(find_ensemble(name)), choose_device(device)
@@ -98,11 +99,15 @@ def predict(
         return
     if frames is not None:
         raise click.UsageError("--frames is for --format pseudo")
+    given = Given(tile, overlap, tuple(bands.split(",")) if bands else (), scenes)
     if source.suffix.lower() in ENDINGS and not source.is_dir():
-        names = bands.split(",") if bands else []
-        _predict_scene(ensemble, source, out, kind, Cut(tile, overlap, blend), names, chosen)
+        _predict_scene(ensemble, source, out, kind, given, blend, chosen)
         return
-    with _opened(source, *ensemble.needs()) as dataset:
+    if given != Given() and not (source.is_dir() and layout_of(ensemble) == "scenes"):
+        raise click.UsageError(f"--tile, --overlap, --bands and --scenes are for scenes, and {source} holds none")
+    if kind is None and not out.suffix:
+        kind = "tif" if layout_of(ensemble) == "scenes" else "png"
+    with opened(ensemble, source, out, given) as dataset:
         if sample is not None:
             sample_ids(sample, set(dataset.whole_shapes), dataset.convention)
         rows = np.arange(dataset.num_records)
@@ -126,11 +131,13 @@ def _predict_scene(
     source: Path,
     out: Path,
     kind: str | None,
-    cut: "Cut",
-    bands: list[str],
+    given: "Given",
+    blend: "Blend",
     device: "torch.device",
 ) -> None:
+    from contrails.aggregate.folders import bands_of, cut_of
     from contrails.aggregate.scene import predict_scene
+    from contrails.data.rasters import describe
 
     chosen = kind or out.suffix.lower().removeprefix(".").replace("tiff", "tif")
     if chosen not in _SCENE_FORMATS:
@@ -143,6 +150,7 @@ def _predict_scene(
         raise click.BadParameter(f"{out}: expected the name of a file for {source}, found a folder", param_hint="OUT")
     if out.suffix.lower() not in endings:
         raise click.BadParameter(f"{out}: expected an ending {' or '.join(endings)} for {chosen}", param_hint="OUT")
+    cut, bands = cut_of(ensemble, describe(source), given, blend), bands_of(ensemble, given)
     scene = predict_scene(ensemble, source, out, chosen, cut, bands, device)  # type: ignore[arg-type]
     click.echo(f"{out}: {scene.height} x {scene.width} pixels")
 
@@ -156,30 +164,3 @@ def _write_pseudo(ensemble: "Ensemble", source: Path, out: Path, frames: str | N
         click.echo(f"{path}: {count} records")
     folder, run = json.dumps(str(out)), json.dumps(ensemble.members[0].run)
     click.echo(f"in a recipe:\n[[data.pseudo]]\nfolder = {folder}\nrun = {run}\nweight = 0.5")
-
-
-@contextmanager
-def _opened(source: Path, bands: tuple[str, ...], frames: tuple[int, ...]) -> "Iterator[Dataset]":
-    """Open a dataset file, or pack a folder of raw records into one that lasts as long as this call."""
-    from contrails.data.goes import make_plan
-    from contrails.data.pack import pack
-    from contrails.data.store import open_dataset
-
-    if not source.is_dir():
-        yield open_dataset(source)
-        return
-    numbers = [int(band.removeprefix("b")) for band in bands if band.removeprefix("b").isdecimal()]
-    if len(numbers) < len(bands):
-        raise click.UsageError(
-            f"{source} is a folder of GOES records, and the ensemble sees {', '.join(bands)}; give a dataset file "
-            "made by contrails prepare, or one scene"
-        )
-    plan = make_plan(source.absolute().parent, source.absolute().name, numbers, frames)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            pack(plan, Path(folder) / "input.h5", 1)
-        except StorageError as error:
-            raise StorageError(
-                f"{error} (records are packed first, in a folder of $TMPDIR: name another one)"
-            ) from error
-        yield open_dataset(Path(folder) / "input.h5")

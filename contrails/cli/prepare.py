@@ -1,7 +1,6 @@
 """`contrails prepare`: raw data of one of three layouts to a dataset file."""
 
 import logging
-import math
 import re
 import shlex
 from pathlib import Path
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from contrails.data.layout import Header
     from contrails.data.masks import Meanings
     from contrails.data.pack import Plan
+    from contrails.data.radiometry import Span
 
 _LAYOUTS = {
     "goes": ("bands", "frames"),
@@ -271,16 +271,10 @@ def _mask_values(text: str | None) -> "Meanings":
         raise click.BadParameter(str(error), param_hint="--mask-values") from error
 
 
-def _range(text: str | None) -> tuple[float, float] | None:
-    """Read `-100,60.5`."""
-    if text is None:
-        return None
+def _range(text: str | None) -> "Span | None":
+    from contrails.data.radiometry import read_span
+
     try:
-        low, high = (float(number) for number in text.split(","))
-    except ValueError:
-        low, high = math.nan, math.nan
-    if not (math.isfinite(high - low) and low < high):
-        raise click.BadParameter(
-            f"'{text}': expected the smallest and the largest value, such as --range=-100,60", param_hint="--range"
-        )
-    return low, high
+        return read_span(text) if text is not None else None
+    except DataError as error:
+        raise click.BadParameter(str(error), param_hint="--range") from error

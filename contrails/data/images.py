@@ -37,17 +37,31 @@ class ImageRecord:
 
 
 def make_plan(
-    root: Path, split: str, convention: Convention, span: Span | None = None, grouping: Grouping = USUAL
+    root: Path,
+    split: str,
+    convention: Convention,
+    span: Span | None = None,
+    grouping: Grouping = USUAL,
+    *,
+    labelled: bool = True,
+    least: tuple[int, int] = (0, 0),
 ) -> Plan[ImageRecord]:
-    """Find the images of a split and their masks; `span` goes from the smallest value that is packed to the largest.
+    """Find the images of a split and their masks.
 
-    Where no grouping says another one, images of one DICOM patient are one group; any other image is one of its own.
+    Args:
+        root: folder with a folder of images a split.
+        split: its name.
+        convention: how masks stand in the table.
+        span: smallest and largest value that are packed, or None where counts are kept or the images say it.
+        grouping: by default images of one DICOM patient are one group, and any other image is one of its own.
+        labelled: look for a table.
+        least: height and width that images are padded to at least.
 
     Raises:
         DataError: no image, an id twice, images of several types or bands, a table that does not fit.
     """
     paths, warnings = _find(root / split)
-    labels = _read_table(root, split, convention, paths)
+    labels = _read_table(root, split, convention, paths) if labelled else Labels({}, convention.ending)
     convention = replace(convention, ending=labels.ending)
     with bar("headers", len(paths)) as advance:
         rasters = []
@@ -62,7 +76,10 @@ def make_plan(
         split=split,
         band_names=rasters[0].band_names,
         frames=(0,),
-        size=(max(raster.height for raster in rasters), max(raster.width for raster in rasters)),
+        size=(
+            max(least[0], *(raster.height for raster in rasters)),
+            max(least[1], *(raster.width for raster in rasters)),
+        ),
         with_marks=False,
         record_ids=tuple(paths),
         groups=tuple(groups.values()),

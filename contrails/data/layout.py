@@ -6,6 +6,7 @@ Packing and joining make their files here, so equal headers and rows are equal b
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -102,6 +103,12 @@ class Header:
 
 def _without_later(fields_of: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in fields_of if value or name not in _LATER}
+
+
+def read_options(text: str) -> dict[str, str]:
+    """Return the options that a header says, such as {"layout": "scenes", "tile": "512"}."""
+    words = shlex.split(text.replace("--layout ", "--layout=", 1))
+    return dict(word.removeprefix("--").split("=", 1) for word in words)
 
 
 def shard_rows(num_records: int, index: int, count: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ types, and files that do not agree, are packed as 16-bit integers with one scale
 options, or that of the training images.
 """
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -83,6 +84,21 @@ def choose_values(rasters: Sequence[Raster], of_training: Sequence[Raster], span
             "become its nearest end; if they are no data, let the files say so: `gdal_edit.py -a_nodata VALUE FILE`"
         )
     return replace(choice, notes=notes, warnings=tuple(warnings))
+
+
+def read_span(text: str) -> Span:
+    """Read a span as the option has it, such as -100,60.5.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        low, high = (float(number) for number in text.split(","))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not (math.isfinite(high - low) and low < high):
+        raise DataError(f"'{text}': expected the smallest and the largest value, such as --range=-100,60")
+    return low, high
 
 
 def values_of(rasters: Sequence[Raster], span: Span | None = None) -> Values:

@@ -6,33 +6,31 @@ names of scenes, one a line. Tiles of a scene share its group, so that no fold s
 together share one where the options say so.
 """
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from contrails.data.groups import USUAL as USUAL_GROUPS
 from contrails.data.groups import Grouping
-from contrails.data.layout import Header, Values
-from contrails.data.masks import USUAL, Meanings, read_classes, require_channels, said, table_of
+from contrails.data.layout import Header, Values, read_options
+from contrails.data.masks import USUAL, Meanings, parse, read_classes, require_channels, said, table_of
 from contrails.data.pack import Arrays, Plan
-from contrails.data.radiometry import Span, choose_values, packed_counts, without_alpha
+from contrails.data.radiometry import Span, choose_values, packed_counts, read_span, without_alpha
 from contrails.data.rasters import ENDINGS, Raster, describe, read
-from contrails.data.rle import read_rows
+from contrails.data.scene_names import SUBSETS, find_files, read_filelists
 from contrails.data.store import IGNORE, NOWHERE, Placement, Scene
 from contrails.data.tiles import grid, packed, tile_name
-from contrails.data.walk import Found, files_below
+from contrails.data.walk import Found
 from contrails.errors import DataError
 from contrails.progress import bar
 
-SUBSETS = ("train", "val", "test")
 _SPLITS = {"validation": "val", "test": "test"}
 """Splits that are packed alone where there are file lists; `train` packs all scenes."""
 
-_HEADINGS = {"name", "file", "filename", "file_name", "scene", "image", "id"}
 _SHOWN = 3
 
 
@@ -40,9 +38,9 @@ _SHOWN = 3
 class SceneOptions:
     """How scenes are found and cut; see `contrails prepare --help`.
 
-    `bands` is empty where the files name theirs, `mask_values` where they are the usual ones, and `span`, the smallest
-    and largest value that is packed, is None where counts are kept as they are. `grouping` is of scenes; tiles of one
-    are in one group.
+    `masks` is empty where none are looked for, `bands` where the files name theirs, `mask_values` where they are the
+    usual ones, and `span`, the smallest and largest value that is packed, is None where counts are kept as they are.
+    `grouping` is of scenes; tiles of one are in one group.
     """
 
     tile: int = 512
@@ -60,6 +58,20 @@ class SceneOptions:
         words += [f"--bands={','.join(self.bands)}"] if self.bands else []
         words += [f"--range={self.span[0]!r},{self.span[1]!r}"] if self.span else []
         return shlex.join([*words, *self.grouping.options()])
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the options that a header says, without groups."""
+        said = read_options(text)
+        return cls(
+            tile=int(said["tile"]),
+            overlap=int(said["overlap"]),
+            scenes=said["scenes"],
+            masks=said["masks"],
+            bands=tuple(said["bands"].split(",")) if "bands" in said else (),
+            mask_values=parse(said["mask-values"]),
+            span=read_span(said["range"]) if "range" in said else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -91,15 +103,15 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
         DataError: no scene, one without its mask or a band, files that differ in size, place, type or bands, masks
             with values that mean nothing, or a file list that names others.
     """
-    files, of_scenes = _find(root, options.scenes, options.bands)
-    masks, of_masks = _find(root, options.masks, ())
+    files, of_scenes = find_files(root, options.scenes, options.bands)
+    masks, of_masks = find_files(root, options.masks, ()) if options.masks else ({}, Found())
     if not files:
         raise DataError(
             f"expected scenes as {options.scenes} in {root} (endings {', '.join(ENDINGS)}), found "
             f"{', '.join(sorted(path.name for path in root.glob('*'))[:8]) or 'nothing'}; give the folder that holds "
             "them as RAW, or say --scenes"
         )
-    subsets = _read_filelists(root / "filelists", files)
+    subsets = read_filelists(root / "filelists", files)
     wanted = _SPLITS.get(split) if _SPLITS.get(split) in subsets.values() else None
     names = [name for name in sorted(files) if not subsets or subsets.get(name) in ([wanted] if wanted else SUBSETS)]
     needs_mask = [name for name in names if split != "test" and subsets.get(name) != "test"]
@@ -148,17 +160,17 @@ def _cut(
     scenes: Sequence[_Scene], split: str, options: SceneOptions, values: Values
 ) -> tuple[Header, tuple[TileRecord, ...]]:
     """Return the header of a file of all tiles of scenes, and the tiles."""
-    wholes = [scene.whole for scene in scenes]
+    wholes, size = [scene.whole for scene in scenes], (options.tile, options.tile)
     tiles = [
         (scene, placement)
         for number, scene in enumerate(scenes)
-        for placement in grid(scene.whole.height, scene.whole.width, options.tile, options.overlap, number)
+        for placement in grid(scene.whole.height, scene.whole.width, size, options.overlap, number)
     ]
     header = Header(
         split=split,
         band_names=wholes[0].band_names,
         frames=(0,),
-        size=(options.tile, options.tile),
+        size=size,
         with_marks=False,
         record_ids=tuple(tile_name(scene.name, placement) for scene, placement in tiles),
         groups=tuple(scene.group for scene, _ in tiles),
@@ -187,49 +199,6 @@ def _said_of_masks(masks: Sequence[Raster], given: Meanings) -> tuple[str, ...]:
         for value, means, count in table_of(masks, given)
     ]
     return (f"values of {len(masks)} masks:", *rows)
-
-
-def _find(root: Path, pattern: str, bands: Sequence[str]) -> tuple[dict[str, dict[str, Path]], Found]:
-    """Return the files that a pattern matches, by scene and band, and what lies where it looks.
-
-    The band is "" where the pattern has none.
-    """
-    if "{scene}" not in pattern or ("{band}" in pattern) != bool(bands and "{band}" in pattern):
-        raise DataError(
-            f"the pattern '{pattern}': expected {{scene}} where the name of the scene stands, and --bands with a "
-            "pattern that holds {band}"
-        )
-    matches = _expression(pattern, bands)
-    folder = root / pattern.partition("{")[0].rpartition("/")[0]  # all that the pattern matches lies there
-    below = files_below(folder, ENDINGS) if folder.is_dir() else Found()
-    found: dict[str, dict[str, Path]] = {}
-    for path in below.paths:
-        if match := matches.fullmatch(path.relative_to(root).as_posix()):
-            of_scene = found.setdefault(match["scene"], {})
-            band = match.groupdict().get("band", "")
-            if band in of_scene:
-                raise DataError(f"the scene {match['scene']} is there twice: {of_scene[band]} and {path}")
-            of_scene[band] = path
-    if "{band}" in pattern:
-        for name, of_scene in found.items():
-            if missing := [band for band in bands if band not in of_scene]:
-                raise DataError(f"the scene {name} lacks the bands {', '.join(missing)} ({pattern} in {root})")
-            found[name] = {band: of_scene[band] for band in bands}
-    return found, below
-
-
-def _expression(pattern: str, bands: Sequence[str]) -> re.Pattern[str]:
-    kinds = {"{scene}": "[^/]+", "{band}": "|".join(map(re.escape, bands))}
-    parts, seen = [], set()
-    for part in re.split(r"(\{scene\}|\{band\})", pattern):
-        name = part.strip("{}")
-        parts.append(
-            re.escape(part) if part not in kinds else f"(?P={name})" if part in seen else f"(?P<{name}>{kinds[part]})"
-        )
-        seen.add(part)
-    if not pattern.lower().endswith(ENDINGS):
-        parts.append(f"(?i:{'|'.join(map(re.escape, ENDINGS))})")
-    return re.compile("".join(parts))
 
 
 def _describe(name: str, files: Mapping[str, Path], mask: Path | None, subset: str, options: SceneOptions) -> _Scene:
@@ -296,26 +265,3 @@ def _require_fit(scene: Raster, other: Raster) -> None:
 
 def _numbers(raster: Raster) -> str:
     return ", ".join(f"{number:g}" for number in raster.transform)
-
-
-def _read_filelists(folder: Path, files: Mapping[str, Mapping[str, Path]]) -> dict[str, str]:
-    """Return the subset of each scene on the file lists; none where there are no lists."""
-    names = {path.name: scene for scene, of_scene in files.items() for path in of_scene.values()}
-    names |= {scene: scene for scene in files}
-    found: dict[str, str] = {}
-    for subset in SUBSETS:
-        path = folder / f"{subset}.csv"
-        if not path.is_file():
-            continue
-        lines = [row[0].strip() for _, row in read_rows(path, "a list of scenes")]
-        if lines and lines[0].lower() in _HEADINGS and lines[0] not in names:
-            lines = lines[1:]
-        if lost := [line for line in lines if line not in names]:
-            raise DataError(
-                f"{path} names {len(lost)} scenes that are not there: {', '.join(lost[:_SHOWN])}; "
-                "get them, or take them off the list"
-            )
-        for line in lines:
-            if found.setdefault(names[line], subset) != subset:
-                raise DataError(f"{path}: the scene {names[line]} is in {found[names[line]]}.csv as well; keep one")
-    return found

@@ -26,18 +26,19 @@ _GAUSSIAN_SIGMA = 1 / 8
 """Of the side of a tile, as sliding-window inference usually takes it."""
 
 
-def grid(height: int, width: int, tile: int, overlap: int, scene: int = 0) -> list[Placement]:
-    """Return the tiles of a scene, row by row.
+def grid(height: int, width: int, size: tuple[int, int], overlap: int, scene: int = 0) -> list[Placement]:
+    """Return the tiles of a scene, row by row; `size` is the height and width of a tile.
 
     Raises:
         DataError: the overlap is not smaller than the tile.
     """
-    if not 0 <= overlap < tile:
-        raise DataError(f"expected an overlap from 0 to {tile - 1} pixels of tiles of {tile}, found {overlap}")
+    side = min(size)
+    if not 0 <= overlap < side:
+        raise DataError(f"expected an overlap from 0 to {side - 1} pixels of tiles of {side}, found {overlap}")
     return [
-        Placement(scene, row, column, min(tile, height - row), min(tile, width - column))
-        for row in starts(height, tile, overlap)
-        for column in starts(width, tile, overlap)
+        Placement(scene, row, column, min(size[0], height - row), min(size[1], width - column))
+        for row in starts(height, size[0], overlap)
+        for column in starts(width, size[1], overlap)
     ]
 
 

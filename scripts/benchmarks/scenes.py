@@ -27,7 +27,7 @@ from contrails.models.weights import load_weights, save_weights
 
 SIDE, LARGE_SIDE, ROUNDS = 2048, 20_000, 3
 LARGE_HEIGHT = LARGE_SIDE
-CUT = Cut(512, 128, "gaussian")
+CUT = Cut((512, 512), 128, "gaussian")
 BATCH = 1
 BANDS = ("red", "green", "blue")
 MODELS = {

@@ -81,7 +81,7 @@ def test_control_points_are_kept(ensemble: Ensemble, tmp_path: Path, place: Call
     with rasterio.open(path, "w", **profile) as file:
         file.write(bands)
         place(file)
-    predict_scene(ensemble, path, tmp_path / "scene.tif", kind, Cut(64, 8), BANDS, torch.device("cpu"))
+    predict_scene(ensemble, path, tmp_path / "scene.tif", kind, Cut((64, 64), 8), BANDS, torch.device("cpu"))
     prepared = ["--layout=scenes", "--split=test", "--tile=64", "--overlap=8", "--workers=1"]
     cli(["prepare", str(tmp_path), str(tmp_path / "d.h5"), *prepared], standalone_mode=False)
     (scene,) = open_dataset(tmp_path / "d.h5").scenes
@@ -115,7 +115,7 @@ def interrupt_after(count: int) -> Callable[[StripFile, Strip], None]:
 def test_a_scene_that_was_interrupted_goes_on_below_its_last_strip(
     ensemble: Ensemble, image: Path, monkeypatch: pytest.MonkeyPatch, overlap: int, count: int
 ) -> None:
-    cut = Cut(32, overlap)
+    cut = Cut((32, 32), overlap)
     undisturbed = predict(ensemble, image, "undisturbed.tif", cut)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(StripFile, "keep", interrupt_after(count))
@@ -125,9 +125,9 @@ def test_a_scene_that_was_interrupted_goes_on_below_its_last_strip(
     first_rows: list[int] = []
     original = scene._tiles
 
-    def tiles(raster: Raster, values: Values, placements: list[Placement], tile: int) -> Dataset:
+    def tiles(raster: Raster, values: Values, placements: list[Placement], size: tuple[int, int]) -> Dataset:
         first_rows.append(placements[0].row)
-        return original(raster, values, placements, tile)
+        return original(raster, values, placements, size)
 
     monkeypatch.setattr(scene, "_tiles", tiles)
     assert predict(ensemble, image, "scene.tif", cut) == undisturbed
@@ -141,7 +141,7 @@ def test_a_scene_that_was_interrupted_goes_on_below_its_last_strip(
 def test_a_scene_whose_strips_are_all_there_is_not_predicted_again(
     ensemble: Ensemble, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = predict(ensemble, image, "undisturbed.tif", Cut(32, 8))
+    undisturbed = predict(ensemble, image, "undisturbed.tif", Cut((32, 32), 8))
     original = scene._write
 
     def write(*arguments: Any) -> None:
@@ -150,22 +150,23 @@ def test_a_scene_whose_strips_are_all_there_is_not_predicted_again(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(scene, "_write", write)
-        predict(ensemble, image, "new/scene.tif", Cut(32, 8))
+        predict(ensemble, image, "new/scene.tif", Cut((32, 32), 8))
     monkeypatch.delattr(scene, "_tiles")
-    assert predict(ensemble, image, "new/scene.tif", Cut(32, 8)) == undisturbed
+    assert predict(ensemble, image, "new/scene.tif", Cut((32, 32), 8)) == undisturbed
 
 
 def test_strips_of_another_scene_are_not_used(ensemble: Ensemble, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(StripFile, "keep", interrupt_after(2))
-        predict(ensemble, image, "scene.tif", Cut(32, 8))
+        predict(ensemble, image, "scene.tif", Cut((32, 32), 8))
     np.save(image, np.load(image)[::-1])
-    assert predict(ensemble, image, "scene.tif", Cut(32, 8)) == predict(ensemble, image, "fresh.tif", Cut(32, 8))
+    cut = Cut((32, 32), 8)
+    assert predict(ensemble, image, "scene.tif", cut) == predict(ensemble, image, "fresh.tif", cut)
 
 
 def test_two_at_once_are_refused(ensemble: Ensemble, image: Path) -> None:
     with sole_writer(image.with_name(".scene.tif.strips"), "busy"), pytest.raises(DataError, match="another process"):
-        predict(ensemble, image, "scene.tif", Cut(32, 8))
+        predict(ensemble, image, "scene.tif", Cut((32, 32), 8))
 
 
 @pytest.mark.parametrize("kind", ["tif", "png"])
@@ -182,7 +183,7 @@ def test_a_disk_that_is_full_when_the_file_is_closed(
         pytest.skip("needs root to mount a small tmpfs")
     try:
         with pytest.raises(StorageError, match=f"cannot write .*out.{kind}: .*; check the free space"):
-            predict_scene(ensemble, image, small / f"out.{kind}", kind, Cut(128, 32), BANDS, torch.device("cpu"))
+            predict_scene(ensemble, image, small / f"out.{kind}", kind, Cut((128, 128), 32), BANDS, torch.device("cpu"))
         assert [path.name for path in small.iterdir()] == [f".out.{kind}.strips"]
     finally:
         subprocess.run(["umount", str(small)], check=True)
@@ -194,7 +195,7 @@ def test_bad_data_leave_nothing(ensemble: Ensemble, image: Path, monkeypatch: py
 
     monkeypatch.setattr(scene, "read", damaged)
     with pytest.raises(DataError, match="damaged"):
-        predict(ensemble, image, "scene.tif", Cut(32, 8))
+        predict(ensemble, image, "scene.tif", Cut((32, 32), 8))
     assert sorted(path.name for path in image.parent.iterdir()) == ["member.safetensors", "scene.npy"]
 
 

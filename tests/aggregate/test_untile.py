@@ -19,7 +19,7 @@ PADDED = [
     for column in range(0, max(width - 8, 1), 24)
 ]
 """As files were cut before the last tile of a row was shifted inward."""
-SHIFTED = [place for number, shape in enumerate(SHAPES.values()) for place in grid(*shape, 32, 8, number)]
+SHIFTED = [place for number, shape in enumerate(SHAPES.values()) for place in grid(*shape, (32, 32), 8, number)]
 
 
 @pytest.mark.parametrize("places", [PADDED, SHIFTED])

@@ -21,7 +21,7 @@ def test_tiling_then_blending_is_the_identity(
     scene = np.random.default_rng(height * width).integers(0, 65_536, (height, width)).astype(np.uint16)
     blender = Blender(height, width, blend)  # type: ignore[arg-type]
     strips: list[Strip] = []
-    placements = grid(height, width, tile, overlap)
+    placements = grid(height, width, (tile, tile), overlap)
     assert len(set(placements)) == len(placements)
     for place in placements:
         assert place.row + place.height <= height
@@ -39,7 +39,7 @@ def test_the_last_tile_ends_with_the_scene() -> None:
     assert starts(11, 4, 1) == [0, 3, 6, 7]
     assert starts(512, 256, 32) == [0, 224, 256]
     assert starts(512, 256, 0) == [0, 256]
-    assert grid(3, 5, 8, 4, 7) == [Placement(7, 0, 0, 3, 5)]
+    assert grid(3, 5, (8, 6), 4, 7) == [Placement(7, 0, 0, 3, 5)]
 
 
 @given(st.integers(1, 300), st.integers(1, 64), st.integers(0, 63))
@@ -67,7 +67,7 @@ def test_what_no_tile_predicted_is_said() -> None:
 def test_only_a_strip_is_held() -> None:
     blender = Blender(1000, 8)
     largest = 0
-    for place in grid(1000, 8, 8, 4):
+    for place in grid(1000, 8, (8, 8), 4):
         list(blender.add(place, np.zeros((8, 8), np.uint16)))
         largest = max(largest, len(blender._sums))
     assert largest == 8
@@ -85,4 +85,4 @@ def test_weights_fall_towards_the_edges_and_never_to_nothing() -> None:
 @pytest.mark.parametrize("overlap", [-1, 8, 9])
 def test_an_overlap_is_smaller_than_the_tile(overlap: int) -> None:
     with pytest.raises(DataError, match=f"expected an overlap from 0 to 7 pixels of tiles of 8, found {overlap}"):
-        grid(20, 20, 8, overlap)
+        grid(20, 20, (9, 8), overlap)
