@@ -155,7 +155,7 @@ def test_a_dataset_of_another_kind_is_refused(
     tmp_path: Path,
     change: Callable[[h5py.File], None],
     message: str,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = tmp_path / "train.h5"
@@ -172,7 +172,7 @@ def test_a_dataset_of_another_kind_is_refused(
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == DataError.exit_code
-        assert str(data) in capsys.readouterr().err
+        assert str(data) in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
