@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +32,15 @@ _INCOMPLETE = re.compile(r"\.(.+)\.[0-9]+-[0-9a-f]{8}\.tmp")
 _BLOCK = 1 << 20
 _COPY_BLOCK = 8 << 20
 _TAIL = 1 << 16
+_KINDS: Mapping[str, type | tuple[type, ...]] = (
+    dict.fromkeys(("step", "num_steps", "epoch", "num_epochs", "attempt", "start", "pid", "code", "restart_count"), int)
+    | dict.fromkeys(("time", "seconds_per_step", "end", "best_dice", "pid_uptime", "memory_gb"), (int, float))
+    | dict.fromkeys(("status", "reason", "cause", "host", "boot_id", "node", "started", "event", "name"), str)
+    | dict.fromkeys(("job_id", "job_name", "error", "user", "created", "text"), str)
+    | dict.fromkeys(("folds", "exclude", "command"), list)
+    | dict.fromkeys(("process", "versions", "weights"), dict)
+)
+"""What the names in the small files of a run stand for, each one thing in all of them."""
 
 
 @contextmanager
@@ -237,10 +246,15 @@ def read_json(path: Path) -> Any:
 def read_hint(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file that nothing depends on; empty if it is missing, damaged or something else."""
     try:
-        content = read_json(path)
+        return typed(read_json(path))
     except StorageError:
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+def typed(content: Any) -> dict[str, Any]:
+    """Return the entries of a JSON object without those whose value is not of the kind that their name stands for."""
+    entries = content.items() if isinstance(content, dict) else ()
+    return {name: value for name, value in entries if name not in _KINDS or isinstance(value, _KINDS[name])}
 
 
 def append_json_line(path: Path, row: Any, *, durable: bool = False) -> None:

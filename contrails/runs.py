@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from contrails.config import RunConfig, parse, read_toml
-from contrails.errors import RunError, choices
-from contrails.files import LONGEST_NAME, read_json, storage
+from contrails.errors import RunError, StorageError, choices
+from contrails.files import LONGEST_NAME, read_json, storage, typed
 
 ALL = "all"
 """Name of the fold that trains on every record that is not held out."""
@@ -28,8 +28,18 @@ _SNAPSHOT = re.compile(r"step(\d+)-a(\d+)-([0-9a-f]{16})\.pt")
 
 
 def runs_root() -> Path:
-    """Return `$CONTRAILS_RUNS`, or `runs` in the current folder."""
-    return Path(os.environ.get("CONTRAILS_RUNS") or "runs").absolute()
+    """Return `$CONTRAILS_RUNS`, or `runs` in the current folder.
+
+    Raises:
+        RunError: it is no folder.
+    """
+    root = Path(os.environ.get("CONTRAILS_RUNS") or "runs").absolute()
+    if root.is_file():
+        raise RunError(
+            f"expected a folder for runs at {root}, found a file; "
+            + ("correct $CONTRAILS_RUNS" if os.environ.get("CONTRAILS_RUNS") else "move it, or set $CONTRAILS_RUNS")
+        )
+    return root
 
 
 def open_run(name: str) -> "Run":
@@ -48,8 +58,16 @@ def open_run(name: str) -> "Run":
 
 
 def all_runs() -> list["Run"]:
-    """Return every run under the root, by name."""
-    return [Run(path.parent) for path in sorted(runs_root().glob("*/run.toml"))]
+    """Return every run under the root, by name.
+
+    Raises:
+        RunError, StorageError: the root is no folder, or one that may not be read.
+    """
+    root = runs_root()
+    with storage(root, "read"):
+        if root.exists():
+            next(root.iterdir(), None)  # glob finds nothing where it may not look
+    return [Run(path.parent) for path in sorted(root.glob("*/run.toml"))]
 
 
 def new_run_path(name: str) -> Path:
@@ -238,9 +256,21 @@ class Fold:
         return sorted(found, key=lambda attempt: attempt.number)
 
     def read_done(self) -> dict[str, Any] | None:
-        """Return the content of `done.json`, or None while the fold is not finished."""
-        content: dict[str, Any] | None = read_json(self.done)
-        return content
+        """Return the content of `done.json`, or None while the fold is not finished.
+
+        Raises:
+            StorageError: the file was damaged.
+        """
+        content = read_json(self.done)
+        if content is None:
+            return None
+        found = typed(content)
+        if missing := [name for name in ("attempt", "step", "epoch") if name not in found]:
+            raise StorageError(
+                f"{self.done} is no result of a fold, it lacks {', '.join(missing)}: it was damaged outside of "
+                f"contrails; restore it, or remove it and go on with `contrails resume {self.run.typed}`"
+            )
+        return {"best_dice": None} | found
 
 
 @dataclass(frozen=True)

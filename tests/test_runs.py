@@ -152,8 +152,8 @@ def test_weights_are_found_in_order(run: Run) -> None:
 def test_done_is_read_where_it_is(run: Run) -> None:
     fold = run.fold("0")
     assert fold.read_done() is None
-    write_atomic(fold.done, '{"attempt": 2}')
-    assert fold.read_done() == {"attempt": 2}
+    write_atomic(fold.done, '{"attempt": 2, "step": 4, "epoch": 1}')
+    assert fold.read_done() == {"attempt": 2, "step": 4, "epoch": 1, "best_dice": None}
 
 
 def test_every_path_lies_in_the_folder_of_the_run() -> None:

@@ -8,7 +8,7 @@ import click
 
 from contrails.cluster.journal import last_submission
 from contrails.cluster.overview import overview
-from contrails.cluster.states import ALIVE
+from contrails.cluster.states import ALIVE, DAMAGED
 from contrails.errors import RunError
 from contrails.runs import Attempt, Fold, open_run
 
@@ -66,7 +66,7 @@ def _follow(fold: Fold, first: int, read: dict[Path, int]) -> None:
     while True:
         if time.monotonic() - looked >= _LOOK_S or fold.done.exists():
             looked = time.monotonic()
-            state = next(row.state for row in overview([fold.run])[fold.run] if row.fold == fold.key)
+            state = next((row.state for row in overview([fold.run])[fold.run] if row.fold == fold.key), DAMAGED)
         for path in _files(fold, first):  # what was written before its end is there by now
             if path not in read:
                 click.echo(f"==> {path} <==")

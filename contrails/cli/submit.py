@@ -216,7 +216,7 @@ def _interval_s(runs: list[Run]) -> float:
 
 
 def _states(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
-    return [(run, row) for run, rows in overview(runs).items() for row in rows if row.fold in folds]
+    return [(run, row) for run, rows in overview(runs).items() for row in rows if row.fold in folds or not row.fold]
 
 
 def _follow_lines(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:

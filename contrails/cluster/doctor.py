@@ -137,12 +137,22 @@ def _memory(site: Site, recipe: Recipe) -> Check:
 
 def check_wandb(*, has_key: bool) -> Check:
     """Return where `contrails sync` sends to; offline files are as good."""
-    url = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
+    address = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     offline = "`contrails sync RUN` writes offline files, `wandb sync` sends them later"
     try:
-        socket.create_connection((url.hostname or "", url.port or 443), timeout=3).close()
+        url = urlsplit(address)
+        host, port = url.hostname, url.port or 443
+    except ValueError:
+        host, port = None, 0
+    if host is None:
+        advice = "correct it, or `unset WANDB_BASE_URL`"
+        return Check(
+            "W&B", False, f"WANDB_BASE_URL='{address}' is no address such as https://wandb.example.org", advice
+        )
+    try:
+        socket.create_connection((host, port), timeout=3).close()
     except OSError:
-        return Check("W&B", True, f"{url.hostname} not reachable: {offline} from a machine that reaches it")
+        return Check("W&B", True, f"{host} not reachable: {offline} from a machine that reaches it")
     return Check("W&B", True, "reachable" if has_key else f"reachable, no key: `wandb login`, or {offline}")
 
 

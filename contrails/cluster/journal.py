@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from contrails.cluster.scheduler import Cause
-from contrails.files import append_json_line, read_json_lines
+from contrails.files import append_json_line, read_json_lines, typed
 from contrails.runs import Run
 from contrails.train.attempt import is_made_by
 
@@ -57,6 +57,10 @@ class Submission:
         return self.folder(run) / f"{self.job_id}_0_log.{stream}"
 
 
+_NEEDED = {"intent": {"folds", "time", "exclude"}, "submitted": {"job_id"}, "ended": {"start", "cause"}}
+"""What a row of each event says."""
+
+
 def record(run: Run, event: str, **details: Any) -> None:
     """Append an event, flushed to the disk before this returns."""
     append_json_line(run.journal, {"event": event, "time": time.time(), **details}, durable=True)
@@ -65,11 +69,11 @@ def record(run: Run, event: str, **details: Any) -> None:
 def submissions(run: Run) -> list[Submission]:
     """Return the jobs of a run in the order in which they were asked for."""
     found: dict[str, Submission] = {}
-    for row in read_json_lines(run.journal):
-        name = row.get("name")
-        if name is None:
-            continue  # written by an older version
-        if row.get("event") == "intent":
+    for row in map(typed, read_json_lines(run.journal)):
+        name, event = row.get("name"), row.get("event")
+        if name is None or not _NEEDED.get(str(event), set()) <= row.keys():
+            continue  # written by another version
+        if event == "intent":
             found[name] = Submission(
                 name,
                 tuple(row["folds"]),
@@ -78,12 +82,12 @@ def submissions(run: Run) -> list[Submission]:
                 memory_gb=row.get("memory_gb"),
                 exclude=tuple(row["exclude"]),
             )
-        elif row.get("event") == "submitted" and name in found:
+        elif event == "submitted" and name in found:
             found[name] = replace(found[name], job_id=row["job_id"], process=row.get("process", {}))
-        elif row.get("event") == "ended" and name in found:
+        elif event == "ended" and name in found:
             start = {row["start"]: Fruitless(row["cause"], row.get("lasted_s"))}
             found[name] = replace(found[name], fruitless=start | dict(found[name].fruitless))  # the first word counts
-        elif row.get("event") == "void" and name in found:
+        elif event == "void" and name in found:
             found[name] = replace(found[name], void=True)
     return list(found.values())
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from contrails.cluster.journal import newest_submissions, submissions
 from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.sites import Site
-from contrails.cluster.states import DONE, FoldState, fold_state
+from contrails.cluster.states import DAMAGED, DONE, FoldState, fold_state
 from contrails.cluster.submission import reference
 from contrails.cluster.then import unfinished_job
 from contrails.config import parse
-from contrails.errors import ClusterError, RecipeError
+from contrails.errors import ClusterError, RecipeError, StorageError
 from contrails.runs import Run
 
 
@@ -43,19 +43,25 @@ def overview(runs: Sequence[Run], said: Mapping[Run, Words] | None = None) -> di
     `said` is what the schedulers have said; without it they are asked.
     """
     said = ask_schedulers(runs) if said is None else said
-    found = {}
-    for run in runs:
-        jobs = said.get(run)
-        stale = run in said and jobs is None
+    return {run: _states(run, said) for run in runs}
+
+
+def _states(run: Run, said: Mapping[Run, Words]) -> list[FoldState]:
+    """Return the states of a run's folds; one row about all of them where its files cannot be read."""
+    jobs = said.get(run)
+    stale = run in said and jobs is None
+    try:
         rows = [fold_state(fold, jobs) for fold in run.folds()]
-        found[run] = [replace(row, stale=stale and row.state != DONE) for row in rows]
-    return found
+    except StorageError as error:
+        return [FoldState("", DAMAGED, reason=str(error))]
+    return [replace(row, stale=stale and row.state != DONE) for row in rows]
 
 
 def _readable_site(run: Run) -> Site:
     try:
+        submissions(run)
         return site_of(run)
-    except RecipeError:
+    except (RecipeError, StorageError):
         return Site(name="unknown")
 
 

@@ -24,7 +24,7 @@ from contrails.cluster.sites import Site
 from contrails.cluster.slots import DEVICES
 from contrails.cluster.submission import reconcile, submit_job, submitting
 from contrails.config import RunConfig
-from contrails.errors import ClusterError
+from contrails.errors import ClusterError, StorageError
 from contrails.files import create_exclusive, read_hint, to_json, write_atomic
 from contrails.runs import Run
 from contrails.train.attempt import BEAT_S, is_gone, process_of
@@ -79,7 +79,10 @@ def left_to_do(run: Run, jobs: Mapping[str, Job] | None) -> str | None:
         run: the run.
         jobs: what the scheduler knows of its jobs, by name; None where it was not asked or did not answer.
     """
-    why = _failure(run, jobs) if _is_due(run) else None
+    try:
+        why = _failure(run, jobs) if _is_due(run) else None
+    except StorageError:  # of a journal that cannot be read, as the states of the folds say
+        return None
     return None if why is None else f"what was to follow {why}; try it again with `contrails resume {run.typed}`"
 
 
@@ -101,7 +104,7 @@ def _failure(run: Run, jobs: Mapping[str, Job] | None) -> str | None:
 
 def _is_due(run: Run) -> bool:
     folds = read_hint(run.then).get("folds", [])
-    return bool(folds) and all(run.fold(key).done.exists() for key in folds)
+    return bool(folds) and {fold.key for fold in run.folds() if fold.done.exists()} >= set(map(str, folds))
 
 
 def _is_free(run: Run, site: Site) -> bool:

@@ -98,9 +98,9 @@ def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:
     before: dict[str, Any] = {}
     for attempt in attempts:
         owner, state, end = read_hint(attempt.job), read_hint(attempt.state), read_end(attempt)
-        if "started" not in owner or not attempt.state.exists():
+        started, last = _seconds(owner.get("started", "")), last_json_line(attempt.telemetry)
+        if started is None or not attempt.state.exists():
             continue
-        started, last = datetime.fromisoformat(owner["started"]).timestamp(), last_json_line(attempt.telemetry)
         # a copy of the folder may have lost the files' own times
         ended = max(started, state.get("time") or attempt.state.stat().st_mtime)
         memory = last.get("resident", last.get("memory"))
@@ -124,6 +124,14 @@ def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:
         )
         before = owner
     return found
+
+
+def _seconds(moment: str) -> float | None:
+    """Return a time in seconds since the epoch; None where it is none."""
+    try:
+        return datetime.fromisoformat(moment).timestamp()
+    except ValueError:
+        return None
 
 
 def _asked(jobs: Sequence[Submission], owner: dict[str, Any], started: float) -> float | None:

@@ -112,6 +112,13 @@ def _from_json(content: dict[str, Any]) -> Entry:
 
 def _entry(run: Run) -> Entry:
     try:
+        return _read(run)
+    except StorageError as error:
+        return Entry(run.name, problem=str(error))
+
+
+def _read(run: Run) -> Entry:
+    try:
         frozen, problem = read_toml(run.toml, "a run"), ""
     except ContrailsError as error:
         frozen, problem = {}, str(error)

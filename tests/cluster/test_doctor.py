@@ -93,6 +93,14 @@ def test_wandb_is_reachable_or_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.found.startswith("localhost not reachable: `contrails sync RUN` writes offline files")
 
 
+@pytest.mark.parametrize("address", ["nonsense", "http://[half", "https://wandb.example.org:port"])
+def test_an_address_of_wandb_that_is_none_is_said(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+    found = check_wandb(has_key=True)
+    assert not found.holds
+    assert f"WANDB_BASE_URL='{address}' is no address" in found.found
+
+
 def test_a_missing_dataset_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[data]\ndataset = "nowhere.h5"\nfilelist = "unused.csv"\n')

@@ -41,7 +41,7 @@ def test_a_difference_is_seen(tmp_path: Path) -> None:
     for name, loss in (("one", 0.5), ("other", 0.25)):
         fold = Run(tmp_path / name).fold("0")
         weights = {"final": {"sha256": "0" * 64, "dice": 0.5, "file": f"{name}.safetensors"}}
-        write_atomic(fold.done, to_json({"weights": weights, "step": 1}))
+        write_atomic(fold.done, to_json({"weights": weights, "attempt": 1, "step": 1, "epoch": 1}))
         fold.attempt(1).path.mkdir(parents=True)
         append_json_line(fold.attempt(1).metrics, {"step": 1, "train/loss": loss})
         results.append(_result(fold))
