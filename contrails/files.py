@@ -23,8 +23,13 @@ from contrails.errors import StorageError
 LONGEST_NAME = 200
 """Bytes of a name that leave room for what is written beside it, of the 255 that file systems allow."""
 
-_NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-_LOOK = "check the free space, your quota and the permissions of {}"
+_LOOK = {
+    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP): "check the path",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "check the permissions of {}",
+}
+_LOOK_AT_ALL = "check the free space, your quota and the permissions of {}"
+"""What to do about an error of the operating system, by its number."""
+
 _SHOWN = 120
 _INCOMPLETE = re.compile(r"\.(.+)\.[0-9]+-[0-9a-f]{8}\.tmp")
 """Name of what is not yet complete: in errors it has its final one."""
@@ -81,7 +86,7 @@ def refused(error: OSError, path: Path, doing: str = "use") -> StorageError:
     if isinstance(error.filename, str) and path.parent not in Path(error.filename).parents:
         culprit, said = Path(error.filename), f"{error.filename}: {reason}"
     folder = culprit if os.path.isdir(culprit) else culprit.parent  # noqa: PTH112 - Path.is_dir fails where this one did
-    look = "check the path" if error.errno in _NO_SUCH_PATH else _LOOK.format(folder)
+    look = next((look for numbers, look in _LOOK.items() if error.errno in numbers), _LOOK_AT_ALL).format(folder)
     return StorageError(f"cannot {doing} {path}: {said}; {look}, then run the same command again")
 
 

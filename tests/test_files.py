@@ -159,6 +159,7 @@ def test_an_error_keeps_its_cause(path: Path) -> None:
         ),
         (OSError("I/O error: No space (os error 28)"), "No space left on device; check the free space"),
         (OSError("two\nlines"), "two lines; check the free space"),
+        (OSError(errno.EACCES, "Permission denied"), "Permission denied; check the permissions of "),
         (OSError(errno.ENOTDIR, "Not a directory"), "Not a directory; check the path, then run the same command again"),
         (OSError(errno.ENAMETOOLONG, "File name too long"), "File name too long; give a name of at most 200 bytes"),
     ],

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import pytest
 from conftest import MakeRun
 from small_disk import SmallDisk
@@ -131,6 +132,8 @@ def test_predictions_scores_reports_and_notes(
         fill_and_go_on(small_disk, steps_kib, command, ["out/"])
         contrails(*command[:3], tmp_path / name, *command[4:])
         assert (out / name).exists()
+    with pytest.raises(click.BadParameter, match="/arrays is a folder; give the name of a file in it"):
+        contrails("predict", aggregated.path, test, out / "arrays", "--format", "submission")
     for path in out.iterdir():
         if path.is_dir() and not path.name.startswith("."):
             assert contents(path) == contents(tmp_path / path.name)

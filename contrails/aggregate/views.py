@@ -81,6 +81,8 @@ def _moved(
 ) -> torch.Tensor:
     """Return the probabilities of a view in its own frame, at the scale of the label."""
     inputs = move_image(inputs, view.element)
+    if pad >= min(inputs.shape[-2:]):
+        raise RecipeError(f"--pad {pad}: expected fewer pixels than there are to mirror, {min(inputs.shape[-2:])}")
     seen = functional.pad(inputs, (pad,) * 4, mode="reflect") if pad else inputs
     # a model with an input size of its own enlarges whatever it gets to that: a part of a record gets a part of it
     share = seen.shape[-1] / inputs.shape[-1] * view.crop if model.size is not None else 1.0

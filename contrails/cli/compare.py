@@ -35,6 +35,8 @@ def compare(first: str, second: str, name: str, as_json: bool) -> None:
       contrails compare default brighter
     """
     runs = [open_run(first), open_run(second)]
+    if runs[0] == runs[1]:
+        raise click.UsageError(f"{first} and {second} are one run; expected two")
     entries = read_log(runs)
     curves = {key: [_mean_curve(run, key) for run in runs] for key in _CURVES}
     paired, why_not = _paired(runs, name)

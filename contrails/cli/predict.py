@@ -107,6 +107,8 @@ def predict(
         raise click.UsageError(f"--tile, --overlap, --bands and --scenes are for scenes, and {source} holds none")
     if kind is None and not out.suffix:
         kind = "tif" if layout_of(ensemble) == "scenes" else "png"
+    if kind in (None, "submission", "probabilities") and out.is_dir():
+        raise click.BadParameter(f"{out} is a folder; give the name of a file in it", param_hint="OUT")
     with opened(ensemble, source, out, given) as dataset:
         if sample is not None:
             sample_ids(sample, set(dataset.whole_shapes), dataset.convention)

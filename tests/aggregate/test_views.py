@@ -83,6 +83,11 @@ def test_words() -> None:
     assert predict_views(shifted(), torch.zeros(1, 1, 8, 16), parse_views("flips"), HALF).shape == (1, 8, 16)
 
 
+def test_padding_has_something_to_mirror() -> None:
+    with pytest.raises(RecipeError, match="--pad 24: expected fewer pixels than there are to mirror, 24"):
+        predict_views(shifted(), torch.rand(1, 1, 24, 32), [View()], HALF, pad=24)
+
+
 def test_padding_mirrors_and_is_cut_off() -> None:
     image = smooth()
     inner = (..., slice(2, -2), slice(2, -2))

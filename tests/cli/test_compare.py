@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 
 from contrails.cli.main import cli
@@ -28,6 +29,8 @@ def test_side_by_side(aggregated: Run, tmp_path: Path, capsys: pytest.CaptureFix
     assert found["recipe"] == {"train.lr": [0.003, 0.5]}
     assert found["paired"]["num_records"] == 12
     assert len(found["curves"]["val/dice"][0]) == 3
+    with pytest.raises(click.UsageError, match=r"are one run; expected two"):
+        compared(capsys, str(other.path), f"{other.path}/")
     shutil.rmtree(other.aggregate("default"))
     text = compared(capsys, str(aggregated.path), str(other.path))
     assert "no paired comparison: other has no aggregation" in text
