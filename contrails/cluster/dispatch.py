@@ -3,7 +3,6 @@
 `run.toml` is written last and makes the run exist, so an interrupted creation leaves nothing that looks like a run.
 """
 
-import getpass
 import os
 import shlex
 import socket
@@ -40,6 +39,7 @@ from contrails.models.names import require_deterministic, require_known
 from contrails.models.pretrained import find_pretrained
 from contrails.runs import ALL, Fold, Run, new_run_path, open_run
 from contrails.train.attempt import process_of
+from contrails.user import user_name
 
 
 def choose_folds(recipe: Recipe, num_folds: int | None, fold: str | None) -> list[str]:
@@ -323,7 +323,7 @@ def _provenance() -> dict[str, Any]:
     return {
         "command": shlex.join(sys.argv),
         "folder": str(Path.cwd()),
-        "user": getpass.getuser(),
+        "user": user_name(),
         "host": socket.gethostname(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": sys.version,

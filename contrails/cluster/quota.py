@@ -1,16 +1,17 @@
 """What the user's quota leaves: said by `lfs quota` on Lustre, by `quota` elsewhere, by nobody on many machines."""
 
-import getpass
 import os
 import subprocess
 from pathlib import Path
 
 import psutil
 
+from contrails.user import user_name
+
 
 def quota_left_gb(path: Path) -> float | None:
     """Return the GB that the user's quota leaves at a path, None where there is none or nobody tells."""
-    said = _run("lfs", "quota", "-q", "-u", getpass.getuser(), str(path))
+    said = _run("lfs", "quota", "-q", "-u", user_name(), str(path))
     left = parse_quota(said, None)
     return left if left is not None else parse_quota(_run("quota", "-w", "-p"), _device(path))
 

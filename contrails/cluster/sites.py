@@ -21,6 +21,7 @@ from contrails.cluster.devices import require_devices, visible_devices
 from contrails.config import parse, read_toml
 from contrails.errors import NodeError, RecipeError, StorageError, choices
 from contrails.sections.base import Section
+from contrails.user import home
 
 _MEMORY_GB_A_FOLD = 3.0
 _SHARE_OF_A_COPY = 0.8
@@ -164,7 +165,7 @@ def all_sites() -> dict[str, Profile]:
     """Return every site by name; a nearer definition of a name wins, and a wrong one is in nobody's way."""
     built_in = (Site(name="local"), Site(name="slurm", scheduler="slurm"), Site(name="pbs", scheduler="pbs"))
     found = {site.name: Profile(_BUILT_IN, site.scheduler, site=site) for site in built_in}
-    for folder in (Path.home() / ".config/contrails/sites", Path("jobs/sites")):
+    for folder in (home() / ".config/contrails/sites", Path("jobs/sites")):
         found |= {path.stem: _profile(path) for path in sorted(folder.glob("*.toml"))}
     return found
 

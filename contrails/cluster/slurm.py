@@ -3,7 +3,6 @@
 submitit names the files of a job and runs the pickled function under srun, which is what gets the scheduler's signals.
 """
 
-import getpass
 import os
 import shlex
 import signal
@@ -31,6 +30,7 @@ from contrails.cluster.slurm_text import (
 )
 from contrails.errors import ClusterError
 from contrails.files import fsync
+from contrails.user import user_name
 
 _TIMEOUT_S = 60
 _PATIENCE_S = 300
@@ -136,7 +136,7 @@ def cancel(jobs: Collection[Reference]) -> None:
 
 def _scancel(job: Reference, *options: str) -> None:
     """Signal or end a job by its name alone, which no other job of this user has: its id may be another's by now."""
-    _ask("scancel", *options, f"--user={getpass.getuser()}", f"--name={job.name}")
+    _ask("scancel", *options, f"--user={user_name()}", f"--name={job.name}")
 
 
 def pass_on(successors: Mapping[str, Collection[str]]) -> None:

@@ -14,11 +14,12 @@ from contrails.config import Recipe, WeightsFile
 from contrails.errors import DataError
 from contrails.files import sha256, storage
 from contrails.models.names import find_encoder, is_file
+from contrails.user import home
 
 
 def weights_folder() -> Path:
     """Return where fetched weights lie."""
-    return Path(os.environ.get("CONTRAILS_WEIGHTS") or Path.home() / ".cache" / "contrails" / "weights")
+    return Path(os.environ.get("CONTRAILS_WEIGHTS") or home() / ".cache" / "contrails" / "weights")
 
 
 def find_pretrained(recipe: Recipe) -> WeightsFile | None:
@@ -31,7 +32,9 @@ def find_pretrained(recipe: Recipe) -> WeightsFile | None:
     if section.pretrained is None:
         return None
     if is_file(section.pretrained):
-        path, remedy = Path(section.pretrained).expanduser().absolute(), "give the path of a safetensors file"
+        # unlike that of Path, it leaves the name of an unknown user as it is
+        path = Path(os.path.expanduser(section.pretrained)).absolute()  # noqa: PTH111
+        remedy = "give the path of a safetensors file"
     else:
         path = weights_path(section.encoder, section.pretrained)
         asked = section.encoder if section.pretrained == "default" else f"{section.encoder} --set {section.pretrained}"

@@ -4,7 +4,6 @@ Imports neither torch nor pandas, and reads only small files, so that hundreds o
 older version is listed with what it has.
 """
 
-import getpass
 import hashlib
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from contrails.config import Recipe, read_toml
 from contrails.errors import ContrailsError, StorageError
 from contrails.files import append_json_line, read_hint, read_json_lines, to_json, write_atomic
 from contrails.runs import Run, runs_root
+from contrails.user import user_name
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_log(runs: Sequence[Run], baseline: Run | None = None) -> list[Entry]:
 
 def add_note(run: Run, text: str, leaderboard: float | None) -> None:
     """Append a remark and a leaderboard score to a run."""
-    row = {"time": time.time(), "user": getpass.getuser(), "text": text, "leaderboard": leaderboard}
+    row = {"time": time.time(), "user": user_name(), "text": text, "leaderboard": leaderboard}
     append_json_line(run.notes, row, durable=True)
 
 
