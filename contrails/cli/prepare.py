@@ -115,8 +115,9 @@ def prepare(
     scenes      RAW/scenes and RAW/masks hold GeoTIFF, JPEG 2000, PNG or .npy files of any size, which are cut into
                 tiles, and RAW/filelists/{train,val,test}.csv, if they are there, names of scenes
 
-    The last two keep integers as they are, and need `pip install 'contrails[scenes]'`. Killed and started again, it
-    goes on where it was. Several nodes share the work with --shard: each writes a file of its own beside OUT, such as
+    The last two keep integers of 8 and 16 bits as they are, with the scale that their files have, and pack other values
+    as 16-bit integers over --range; they need `pip install 'contrails[scenes]'`. Masks are read once before anything is
+    packed, and what becomes of each of their values is printed. Killed and started again, it goes on where it was. Several nodes share the work with --shard: each writes a file of its own beside OUT, such as
     train-2of5.h5 for data/train.h5.
 
     \b

@@ -168,6 +168,8 @@ def _next_step(found: np.ndarray, meanings: Meanings) -> str:
     if np.isfinite(found).all() and (found == np.rint(found)).all() and len(found) <= _SHOWN:
         more = ",".join(f"{value:g}=ignore" for value in found)
         return f"say what they mean, such as --mask-values {said(meanings)},{more}"
+    if np.isnan(found).all():
+        return "let the file say so if they are no data: `gdal_edit.py -a_nodata nan FILE`"
     return (
         "a mask holds a whole number for each class: make it again with nearest neighbours (`gdalwarp -r near`), or "
         "cut it at a threshold"

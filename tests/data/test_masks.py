@@ -151,7 +151,7 @@ def _alpha(path: Path) -> Path:
     ("make", "message"),
     [
         (_floats(0.5), r"expected the values 0, 1, 255, found 0.5 \(float32\); .* nearest neighbours"),
-        (_floats(np.nan), r"expected the values 0, 1, 255, found nan \(float32\)"),
+        (_floats(np.nan), r"expected the values 0, 1, 255, found nan \(float32\); .*-a_nodata nan FILE"),
         (_floats(np.inf), r"expected the values 0, 1, 255, found inf \(float32\)"),
         (_floats(2), r"found 2 \(float32\); say what they mean, such as --mask-values 0=0,1=1,255=1,2=ignore"),
         (

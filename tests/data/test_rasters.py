@@ -2,12 +2,16 @@
 
 import struct
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import rasterio
 from image_files import NORTH_UP, UTM, write_dicom, write_raster
+from PIL import Image
+from raw_files import orientation_exif, png, tiff
 
 from contrails.data.rasters import describe, read, usual_names
 from contrails.data.store import NOWHERE
@@ -91,8 +95,6 @@ def test_dicom_files_are_read_as_they_are_stored(tmp_path: Path, dtype: str) -> 
 
 
 def _turned(path: Path) -> Path:
-    from PIL import Image
-
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels(8, 8, 3)).save(path, exif=exif)
@@ -103,6 +105,43 @@ def _truncated(path: Path) -> Path:
     write_raster(path, pixels(3, 64, 64))
     path.write_bytes(path.read_bytes()[:4000])
     return path
+
+
+def _tiff(pages: int = 1, **tags: Sequence[int]) -> Callable[[Path], object]:
+    numbers = {"orientation": 274}
+    content = tiff([pixels(1, 8, 8)] * pages, 8, 1, tags=[(numbers[name], values) for name, values in tags.items()])
+    return lambda path: path.write_bytes(content)
+
+
+def _png(kind: bytes, content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(png(pixels(1, 8, 8), 8, 0, [(kind, content)]))
+
+
+def _in_inks(path: Path) -> None:
+    Image.fromarray(pixels(8, 8, 4), "CMYK").save(path)
+
+
+def _virtual(path: Path) -> None:
+    """Write a file whose pixels are those of another one."""
+    write_raster(path.with_name("other.tif"), pixels(8, 8))
+    path.write_text(
+        '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f"<SourceFilename>{path.with_name('other.tif')}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+
+
+def _with_table(path: Path) -> None:
+    write_dicom(path, pixels(8, 8))
+    file = pydicom.dcmread(path)
+    file.ModalityLUTSequence = [pydicom.Dataset()]
+    file.save_as(path)
+
+
+def _hole(path: Path) -> None:
+    """Write an image without its second half, and with its end."""
+    content = png(pixels(3, 64, 64), 8, 2)
+    half, end = content.rindex(b"IDAT") - 4, content.rindex(b"IEND") - 4
+    path.write_bytes(content[:half] + content[end:])
 
 
 def _long_tag(path: Path) -> Path:
@@ -153,7 +192,27 @@ def _several_frames(path: Path) -> Path:
     ("name", "make", "message"),
     [
         ("a.jpg", _turned, r"orientation tag 6.*exiftran"),
+        ("a.tif", _tiff(orientation=[6]), r"orientation tag 6.*magick IN -auto-orient OUT"),
+        ("a.tif", _tiff(orientation=[0]), r"orientation tag 0, expected 1 to 8; `tiffset -s 274 1 FILE`"),
+        ("a.png", _png(b"eXIf", orientation_exif(3)), "orientation tag 3"),
+        ("a.png", _png(b"acTL", b"\0\0\0\2\0\0\0\0"), "is an animation: expected one image"),
+        (
+            "a.tif",
+            _tiff(pages=3),
+            r"one image, found 3 \(GTIFF_DIR:1, GTIFF_DIR:2, GTIFF_DIR:3\); .*`gdal_translate GTIFF_DIR:1:\S+/a.tif",
+        ),
+        ("a.tif", _in_inks, "expected grey, or colours as red, green and blue, found CMYK"),
+        ("a.jpg", _in_inks, "expected grey, or colours as red, green and blue, found CMYK"),
+        ("a.tif", _virtual, "of another format than its name says: .* begins with b'<VRTData'"),
+        (
+            "a.npy",
+            lambda path: np.save(path, pixels(3, 40, 50)),
+            r"found \(3, 40, 50\), where the bands seem to come first",
+        ),
+        ("a.npy", lambda path: np.save(path, pixels(8, 8).astype(str)), "expected an array of numbers, found <U"),
+        ("a.dcm", _with_table, "expected a slope and an intercept, found a table of values"),
         ("a.tif", _truncated, "damaged, cut short or no image"),
+        ("a.png", _hole, "damaged, cut short or no image .*libpng"),
         ("a.tif", _long_tag, r"is cut short: it has \d+ bytes, and some of what it says ends at \d+"),
         ("a.tif", _odd_geokeys, r"damaged, cut short or no image that GDAL knows \(Key GTRasterTypeGeoKey"),
         ("a.tif", _latin_units, r"damaged, cut short or no image that GDAL knows \('utf-8' codec"),
