@@ -1,7 +1,7 @@
 """Ensembles: a folder with `ensemble.json` and its members' weights, all that prediction needs."""
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,18 @@ class Ensemble:
         Raises:
             DataError: units or values are not those that the members know.
         """
-        for each in self.stages():
-            require_like(each.inputs, dataset, each.bands(), each.path)
+        self.require_like(dataset)
         return self.predictors(dataset, device)(dataset)
+
+    def require_like(self, dataset: Dataset) -> None:
+        """Check that a dataset has the units and values that the members know, and those of the gate; raises if not."""
+        for each in self.stages():
+            require_like(each.inputs, dataset, each.bands(), each.again)
+
+    @property
+    def again(self) -> str:
+        """The command that makes it again, with the default options."""
+        return again(self.request, self.path)
 
     def predictors(self, dataset: Dataset, device: torch.device) -> Callable[[Dataset], Predict]:
         """Load the members once, to predict this dataset and others with the same bands and frames."""
@@ -153,15 +162,20 @@ def read_ensemble(path: Path) -> Ensemble:
     members = tuple(Member(**member) for member in content.pop("members"))
     for member in members:
         if not (path / member.file).is_file() or sha256(path / member.file) != member.sha256:
-            runs = shlex.join(content["request"]["runs"].values())
             raise DataError(
                 f"{path / member.file} is missing or damaged; restore it, or make the ensemble again with "
-                f"`contrails aggregate {runs} -o {shlex.quote(str(path))}` and the options that it had"
+                f"`{again(content['request'], path)}` and the options that it had"
             )
     options, steps = Options(**content.pop("options")), tuple(Step(**step) for step in content.pop("steps"))
     inputs = content.pop("inputs", None)
     known = None if inputs is None else Inputs.from_dict(inputs)
     return Ensemble(path, members, options, steps=steps, inputs=known, **content)
+
+
+def again(request: Mapping[str, Any], path: Path) -> str:
+    """Return the command that makes an ensemble in `path` again, with the default options."""
+    runs = list(request.get("runs", {"RUN": "RUN"}).values())
+    return shlex.join(["contrails", "aggregate", *runs, "-o", str(path)])
 
 
 def predict_into(

@@ -65,22 +65,34 @@ def inputs_of(dataset: Dataset) -> Inputs:
     return Inputs(values_in(dataset), usual, dataset.options, (height, width), dataset.convention)
 
 
-def require_like(inputs: Inputs | None, dataset: Dataset, bands: Collection[str], ensemble: Path) -> None:
+def require_like(inputs: Inputs | None, dataset: Dataset, bands: Collection[str], again: str) -> None:
     """Check that a dataset is of the kind that the members of an ensemble know, in the bands that they see.
+
+    Args:
+        inputs: what they know, or None in an ensemble of the first builds.
+        dataset: to predict.
+        bands: that they see.
+        again: the command that makes the ensemble again.
 
     Raises:
         DataError: its unit or its values are others.
     """
     if inputs is None:
-        _warn(ensemble)
+        _warn(again)
         return
     values = values_in(dataset)
     _require_unit(inputs, dataset.path, values.units, share=is_share(values))
     _require_usual(inputs, dataset.path, _sample(dataset, sorted(bands)))
 
 
-def values_for(inputs: Inputs | None, raster: Raster, bands: Collection[str], ensemble: Path) -> Values:
+def values_for(inputs: Inputs | None, raster: Raster, bands: Collection[str], again: str) -> Values:
     """Return how an image is packed for the members of an ensemble, after a check that it is of the kind they know.
+
+    Args:
+        inputs: what they know, or None in an ensemble of the first builds.
+        raster: to predict.
+        bands: that they see.
+        again: the command that makes the ensemble again.
 
     Raises:
         DataError: its unit or its values are others, or they cannot be compared.
@@ -91,10 +103,10 @@ def values_for(inputs: Inputs | None, raster: Raster, bands: Collection[str], en
         if native is None or not is_plain:
             raise DataError(
                 f"{raster.path}: expected 8 or 16 bits without a scale, found {raster.bits or 'no'} bits of "
-                f"{raster.dtype} scaled by {raster.scales[0]:g}: {ensemble} is of a version that did not keep what its "
-                "members know; make it again with `contrails aggregate RUN`"
+                f"{raster.dtype} scaled by {raster.scales[0]:g}: the ensemble is of a version that did not keep "
+                f"what its members know; make it again with `{again}`"
             )
-        _warn(ensemble)
+        _warn(again)
         return native
     unit = usual_unit(raster.units) if native is None else native.units
     _require_unit(inputs, raster.path, unit, share=None if native is None else is_share(native))
@@ -146,9 +158,8 @@ def _sample(dataset: Dataset, bands: Collection[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _warn(ensemble: Path) -> None:
+def _warn(again: str) -> None:
     log.warning(
-        "%s does not keep the units and values that its members know, so nothing is checked; make it again with "
-        "`contrails aggregate RUN`",
-        ensemble,
+        "the ensemble does not say which units and values its members know, so nothing is checked; make it again: `%s`",
+        again,
     )

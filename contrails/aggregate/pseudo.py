@@ -49,9 +49,11 @@ def write_pseudo_labels(
     Raises:
         RunError: the members are not single folds of one run, or the run's dataset is gone.
         RecipeError: the dataset lacks a frame.
-        DataError: another file has the name of one of them, or no record is left.
+        DataError: another file has the name of one of them, no record is left, or the dataset has other units or values
+            than the members know.
     """
     _require_single_folds(ensemble)
+    ensemble.require_like(dataset)
     wanted = frames or (dataset.label_frame,)
     seen_from = {frame: _seen_from(dataset, frame, ensemble.needs(dataset.label_frame)[1]) for frame in wanted}
     filelist, trained_on = read_filelist(ensemble.path / FILELIST), _dataset_of(ensemble)

@@ -52,7 +52,7 @@ def predict_scene(
     """
     raster = _named(describe(path), bands)
     require_bands(ensemble, path, raster.band_names)
-    values, *_ = [values_for(each.inputs, raster, each.bands(), each.path) for each in ensemble.stages()]
+    values, *_ = [values_for(each.inputs, raster, each.bands(), each.again) for each in ensemble.stages()]
     scene = Scene(
         *(path.stem, raster.height, raster.width, raster.crs, raster.transform),
         control=raster.control,

@@ -8,8 +8,6 @@ as colours have three channels, which must be equal.
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 
@@ -32,7 +30,6 @@ _NO_MEANING, _NODATA = 255, 254
 """Codes of pixels; those of the other ones are the numbers of their meanings."""
 
 _STRIP_PIXELS = 1 << 23
-_NUM_THREADS = 4
 _SHOWN = 10
 
 
@@ -101,15 +98,12 @@ def table_of(masks: Sequence[Raster], given: Meanings) -> list[tuple[str, int, i
         DataError: a file is damaged, a value means nothing, or a class would be lost.
     """
     meanings, total = given or USUAL, Counter[tuple[int, bool]]()
-    pool = ThreadPoolExecutor(_NUM_THREADS)
-    try:
-        with bar("masks", len(masks)) as advance:
-            for mask, found in zip(masks, pool.map(partial(_count, meanings=meanings), masks), strict=True):
-                _require_no_loss(mask, found, given)
-                total += found
-                advance(1)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with bar("masks", len(masks)) as advance:
+        for mask in masks:
+            found = _count(mask, meanings)
+            _require_no_loss(mask, found, given)
+            total += found
+            advance(1)
     ones = {
         _name(meanings[code]) for code, inside in total if inside and code < len(meanings) and meanings[code][2] == 1
     }

@@ -20,7 +20,7 @@ from contrails.data.layout import Header, Values, read_options
 from contrails.data.masks import USUAL, Meanings, parse, read_classes, require_channels, said, table_of
 from contrails.data.pack import Arrays, Plan
 from contrails.data.radiometry import Span, choose_values, packed_counts, read_span, without_alpha
-from contrails.data.rasters import ENDINGS, Raster, describe, read
+from contrails.data.rasters import ENDINGS, Raster, coordinate_system, describe, read
 from contrails.data.scene_names import SUBSETS, find_files, read_filelists
 from contrails.data.store import IGNORE, NOWHERE, Placement, Scene
 from contrails.data.tiles import grid, packed, tile_name
@@ -260,6 +260,12 @@ def _require_fit(scene: Raster, other: Raster) -> None:
         raise DataError(
             f"{other.path} lies elsewhere than {scene.path}: its transform is {_numbers(other)}, that of the scene "
             f"{_numbers(scene)}; bring it onto the scene's grid with `gdalwarp`"
+        )
+    systems = [coordinate_system(each.crs) if each.crs else "" for each in (scene, other)]
+    if (all(systems) and systems[0] != systems[1]) or (scene.control and other.control not in ("", scene.control)):
+        raise DataError(
+            f"{other.path} lies elsewhere than {scene.path}: its coordinate system or its control points are others "
+            f"({systems[1]}, that of the scene {systems[0]}); bring it onto the scene's grid with `gdalwarp`"
         )
 
 

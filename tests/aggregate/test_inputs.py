@@ -187,5 +187,5 @@ def test_ensembles_of_the_first_builds_say_that_nothing_is_checked(
     assert old.inputs is None
     with caplog.at_level(logging.WARNING):
         old.predictor(open_dataset(tiny_data / "train.h5"), CPU)
-    assert "does not keep the units and values that its members know" in caplog.text
+    assert "the ensemble does not say which units and values its members know" in caplog.text
     assert predict(old, write_raster(tmp_path / "scene.tif", temperatures(0, 255).astype(np.uint8))).shape == (40, 50)

@@ -196,6 +196,10 @@ ZEROS = np.zeros((40, 40), np.uint8)
         ),
         (_write("masks/a.tif", ZEROS, transform=rasterio.Affine(0, 30, 5e5, -30, 0, 5e6)), "lies elsewhere"),
         (
+            _write("masks/a.tif", ZEROS, crs="EPSG:32634"),
+            r"lies elsewhere .* \(EPSG:32634, that of the scene EPSG:32633\)",
+        ),
+        (
             _write("masks/a.tif", ZEROS + np.uint8(2)),
             r"masks/a.tif: expected the values 0, 1, 255, found 2 \(uint8\); say what",
         ),

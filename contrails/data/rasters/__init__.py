@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from contrails.data.rasters import arrays, dicom, gdal
+from contrails.data.rasters.gdal import coordinate_system
 from contrails.data.rasters.raster import Raster, Window, usual_names
 from contrails.errors import DataError
 from contrails.files import storage
 
-__all__ = ["ENDINGS", "Raster", "Window", "describe", "read", "usual_names"]
+__all__ = ["ENDINGS", "Raster", "Window", "coordinate_system", "describe", "read", "usual_names"]
 
 _ARRAY = (".npy",)
 _DICOM = (".dcm", ".dicom")

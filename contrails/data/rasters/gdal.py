@@ -61,6 +61,13 @@ def read(path: Path, window: Window) -> tuple[np.ndarray, np.ndarray]:
         return opened.source.read(opened.colours, window=where), opened.source.dataset_mask(window=where) > 0
 
 
+@lru_cache(maxsize=64)
+def coordinate_system(wkt: str) -> str:
+    """Return the usual name of a coordinate system, such as EPSG:32633, or "" where it has none."""
+    code = require("rasterio", "coordinate systems").CRS.from_wkt(wkt).to_epsg()
+    return "" if code is None else f"EPSG:{code}"
+
+
 @contextmanager
 def _gdal(path: Path) -> Iterator[None]:
     rasterio = require("rasterio", f"reading {path.name}")
