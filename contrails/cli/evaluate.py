@@ -20,7 +20,7 @@ _SHOWN = 5
 @click.command()
 @click.argument("name", metavar="ENSEMBLE")
 @click.argument("data", type=FilePath())
-@click.option("--csv", "csv_path", type=FilePath(), help="Write a row a record there.")
+@click.option("--csv", "csv_path", type=FilePath(dir_okay=False), help="Write a row a record there.")
 @click.option("--by", type=click.Choice(["group", "time", "size"]), help="Show the scores of parts of the records too.")
 @device_option
 @json_option

@@ -136,25 +136,25 @@ def prepare(
     if strange := [f"--{name.replace('_', '-')}" for name in given if name not in _LAYOUTS[layout]]:
         known = ", ".join(f"--{name.replace('_', '-')}" for name in _LAYOUTS[layout])
         raise click.UsageError(f"{', '.join(strange)}: not for --layout {layout}, which has {known}")
+    share = None if shard is None else read_share(shard)
+    if num_jobs is not None and share:
+        raise click.UsageError("give --jobs N for all shards, or --shard I/N for one, not both")
+    if num_jobs is None and site_name is not None:
+        raise click.UsageError("--site is for --jobs; without them the records are packed here")
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        plan = {"goes": _plan_goes, "images-rle": _plan_images, "scenes": _plan_scenes}[layout](raw, split, options)
+    except DataError as error:
+        raise DataError(f"{error}{_other_layout(raw, out, layout, split)}") from error
     if num_jobs is not None:
-        if shard is not None:
-            raise click.UsageError("give --jobs N for all shards, or --shard I/N for one, not both")
         words = ["--layout", layout, "--split", split]
         of_files = {name: Path(options[name]).absolute() for name in given if name == "groups"}
         words += [f"--{name.replace('_', '-')}={of_files.get(name, options[name])}" for name in given]
         _submit(raw, out, words, num_jobs, site_name)
         return
-    if site_name is not None:
-        raise click.UsageError("--site is for --jobs; without them the records are packed here")
     from contrails.data.layout import shard_path
     from contrails.data.pack import pack
 
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    share = None if shard is None else read_share(shard)
-    try:
-        plan = {"goes": _plan_goes, "images-rle": _plan_images, "scenes": _plan_scenes}[layout](raw, split, options)
-    except DataError as error:
-        raise DataError(f"{error}{_other_layout(raw, out, layout, split)}") from error
     whole, path = plan.header, out
     if share:
         plan, path = plan.shard(*share), shard_path(out, *share)

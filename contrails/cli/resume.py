@@ -35,10 +35,11 @@ def resume(run_name: str, site_name: str | None, code: str, as_json: bool) -> No
 
     run = open_run(run_name)
     config = run.read_config()
+    site = None if site_name is None else find_site(site_name)
     if code == "current":
         config = refreeze(run, config)
-    if site_name is not None:
-        config = move(run, config, find_site(site_name))
+    if site is not None:
+        config = move(run, config, site)
     folds = [fold.key for fold in run.folds()] or [str(number) for number in range(config.data.num_folds)]
     outcomes = submit_folds(run, config, folds)
     print_outcomes(run, outcomes, as_json=as_json)

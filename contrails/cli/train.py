@@ -57,11 +57,11 @@ def train(
         raise click.UsageError(
             f"--fold {fold}: train one fold here; `contrails submit --fold {shlex.quote(fold)}` trains several"
         )
-    base = name or chosen.stem
+    base, site = name or chosen.stem, find_site(site_name or "local")
     if extra:
         base = f"{base}-{'debug' if debug else 'overfit'}"
         _remove(new_run_path(base))
-    run, config = create_run(recipe, find_site(site_name or "local"), base, keys)
+    run, config = create_run(recipe, site, base, keys)
     run.fold(keys[0]).path.mkdir(parents=True, exist_ok=True)
     click.echo(f"run folder: {run.path}", err=True)
     arguments = ["-m", "contrails.cluster.launch", str(run.path), keys[0], *(["--summary"] if debug else [])]

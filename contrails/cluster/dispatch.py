@@ -93,7 +93,7 @@ def plan_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
         _require_same(run, config, recipe, identity)
         return run, config
     lineage = find_lineage(recipe, identity)
-    resolved = resolve(site, identity.num_folds)
+    resolved = resolve(site.with_files(), identity.num_folds)
     require_ranks_fit(recipe, resolved.num_ranks)
     _require_memory(site, recipe)
     assert resolved.device != "auto"
@@ -116,8 +116,10 @@ def move(run: Run, config: RunConfig, site: Site) -> RunConfig:
 
     Raises:
         RunError: a fold is alive where the run was, under another scheduler or on another device.
+        RecipeError, NodeError: the site lacks a file that its profile names, or a GPU.
     """
-    resolved = resolve(site, config.data.num_folds).model_copy(update={"num_threads": config.compute.num_threads})
+    resolved = resolve(site.with_files(), config.data.num_folds)
+    resolved = resolved.model_copy(update={"num_threads": config.compute.num_threads})
     if (resolved.scheduler, resolved.device) != (config.site.get("scheduler", "local"), config.compute.device):
         _require_nothing_alive(run, "moves to another site")
     require_deterministic(config.recipe, resolved.device)

@@ -62,6 +62,10 @@ def check_node(site: Site, root: Path) -> Iterator[Check]:
         yield _gpus(needed=needs_gpu)
     if needs_gpu:
         yield _cuda()
+    for event, command in (("on_done", site.on_done), ("on_failed", site.on_failed)):
+        if command:
+            found = shutil.which(command[0])
+            yield Check(event, found is not None, found or f"no command {command[0]}", "correct the site's profile")
     if (folder := site.own_stage_dir()) is not None:
         writable = folder.is_dir() and os.access(folder, os.W_OK)
         found = f"{folder} {'is writable' if writable else 'is missing or not writable'}"

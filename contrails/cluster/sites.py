@@ -104,6 +104,27 @@ class Site(Section):
             )
         return Path(path)
 
+    def with_files(self) -> "Site":
+        """Return the profile with the whole path of its `environment`, after a look at the files that it names.
+
+        Raises:
+            RecipeError: that script is not there, or this machine trains and has no command of `on_done`, `on_failed`.
+        """
+        for event, command in (("on_done", self.on_done), ("on_failed", self.on_failed)):
+            if self.scheduler == "local" and command and shutil.which(command[0]) is None:
+                raise RecipeError(
+                    f"{event} of the site {self.name}: expected the path or name of a command, found {command[0]}, "
+                    "which this machine does not have or may not run; correct the profile"
+                )
+        if self.environment is None:
+            return self
+        if not self.environment.is_file():
+            raise RecipeError(
+                f"environment of the site {self.name}: expected a script at {self.environment.absolute()}, found none; "
+                "give the whole path in the profile, or go to the folder that it is relative to"
+            )
+        return self.model_copy(update={"environment": self.environment.absolute()})
+
     @field_validator("resources")
     @classmethod
     def _capability(cls, resources: dict[str, str | int]) -> dict[str, str | int]:

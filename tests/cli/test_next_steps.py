@@ -15,6 +15,7 @@ from contrails.cli.main import cli
 from contrails.cluster.ends import NEXT_STEP, write_end
 from contrails.cluster.freeze import freeze_code
 from contrails.cluster.scheduler import Cause
+from contrails.errors import RecipeError
 from contrails.files import to_json, write_atomic
 
 _PACKAGE = Path(contrails.__file__).parent
@@ -69,6 +70,16 @@ def test_a_command_in_a_message_works_when_typed(where: str, words: str) -> None
 def test_a_command_without_its_run_does_not() -> None:
     with pytest.raises(click.UsageError, match="Missing parameter: run_name"):
         parse(["resume"])
+
+
+def test_a_mistyped_site_changes_nothing_of_a_run(make_run: MakeRun) -> None:
+    run = make_run()
+    freeze_code(run)
+    before = run.toml.read_bytes()
+    with pytest.raises(RecipeError, match="--site nowhere"):
+        cli(["resume", str(run.path), "--code", "current", "--site", "nowhere"], standalone_mode=False)
+    assert run.toml.read_bytes() == before
+    assert [path.name for path in run.path.iterdir() if path.name.startswith("code")] == ["code"]
 
 
 @pytest.mark.parametrize("cause", NEXT_STEP)

@@ -18,7 +18,7 @@ from image_files import write_raster
 
 from contrails.cli.main import cli
 from contrails.data.store import open_dataset
-from contrails.errors import DataError
+from contrails.errors import ClusterError, DataError
 
 from raw_records import write_record
 
@@ -97,6 +97,15 @@ def test_a_share_that_is_none_is_refused(tiny_data: Path, tmp_path: Path, text: 
     with pytest.raises(click.BadParameter, match=r"'.*': expected I/N with I from 1 to N, such as 2/5") as caught:
         prepare(str(tiny_data / "raw"), str(tmp_path / "d.h5"), "--shard", text)
     assert caught.value.param_hint == "--shard"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_are_not_submitted_for_what_cannot_be_packed(tiny_data: Path, tmp_path: Path) -> None:
+    arguments = (str(tmp_path / "none"), str(tmp_path / "d.h5"), "--jobs", "2", "--site", "local")
+    with pytest.raises(DataError, match="none"):
+        prepare(*arguments)
+    with pytest.raises(ClusterError, match="--jobs needs a site with a scheduler"):
+        prepare(str(tiny_data / "raw"), *arguments[1:])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import MakeRun
 
+from contrails.cli.main import cli
 from contrails.cluster import hooks
 from contrails.cluster.hooks import finish_hooks, start_hook
+from contrails.config import to_toml
+from contrails.errors import RecipeError
 from contrails.runs import Run
 
 from local_site import Site, eventually
@@ -54,6 +58,27 @@ def test_a_command_that_is_not_there_is_a_warning(tmp_path: Path, capsys: pytest
     assert start_hook({"on_done": ["/no/such"]}, "on_done", fold) == []
     assert "warning: on_done of the site profile: /no/such: No such file" in capsys.readouterr().err
     assert start_hook({}, "on_failed", fold) == []
+
+
+def test_a_command_that_this_machine_lacks_is_refused_before_anything_is_made(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(to_toml(make_run().read_config().recipe))
+    (tmp_path / "jobs" / "sites").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for profile, said in (
+        ('on_done = ["/no/such"]', "on_done of the site here: expected the path or name of a command, found /no/such"),
+        (
+            'scheduler = "slurm"\nenvironment = "envs/none.sh"',
+            f"expected a script at {tmp_path}/envs/none.sh, found none",
+        ),
+    ):
+        Path("jobs/sites/here.toml").write_text(profile)
+        for options in ([], ["--dry-run"]):
+            with pytest.raises(RecipeError, match=said):
+                cli(["submit", str(recipe), "--name", "new", "--site", "here", *options], standalone_mode=False)
+    assert not Path("runs").exists()
 
 
 def test_a_command_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
