@@ -126,6 +126,7 @@ def predict(
         masks = masks_of(ensemble, dataset, in_batches(probabilities), blend)
         write_submission(out, ((whole.scene.name, mask) for whole, mask in masks), sample, dataset.convention)
         shutil.rmtree(begun)
+        click.echo(f"{out}: {len(dataset.whole_shapes)} masks")
 
 
 def _predict_scene(
@@ -137,6 +138,8 @@ def _predict_scene(
     blend: "Blend",
     device: "torch.device",
 ) -> None:
+    if given.scenes:
+        raise click.UsageError(f"--scenes is for a folder of scenes, and {source} is one scene")
     from contrails.aggregate.folders import bands_of, cut_of
     from contrails.aggregate.scene import predict_scene
     from contrails.data.rasters import describe

@@ -246,12 +246,13 @@ def _covered(header: "Header", overlap: int) -> str:
     from contrails.data.tiles import covered, starts
 
     padding, repeated = covered(header)
-    said = f"padding: {padding:.1%} of the pixels"
-    if not overlap:
-        return said
     tile = header.size[0]
     fewest = sum(len(starts(each.height, tile, 0)) * len(starts(each.width, tile, 0)) for each in header.scenes)
-    return f"{said}; {repeated:.1%} of the others repeat in overlaps (--overlap 0 makes {fewest} tiles)"
+    said = f"padding: {padding:.1%} of the pixels"
+    if not overlap or fewest == len(header.placements):
+        return said
+    found = f"{repeated:.1%} of the others repeat in overlaps"
+    return f"{said}; {found} (--overlap 0 makes {fewest} tiles, not {len(header.placements)})"
 
 
 def _submit(raw: Path, out: Path, options: list[str], num_jobs: int, site_name: str | None) -> None:

@@ -98,7 +98,8 @@ def make_plan(
         ImageRecord(raster, labels.masks.get(name), convention) for name, raster in zip(paths, rasters, strict=True)
     )
     warnings += labels.warnings + choice.warnings
-    return Plan(str(root.resolve()), header, records, read_image, warnings, (*choice.notes, said))
+    notes = choice.notes if split == "test" else (*choice.notes, said)  # nobody deals test images out to folds
+    return Plan(str(root.resolve()), header, records, read_image, warnings, notes)
 
 
 def read_image(header: Header, record: ImageRecord) -> tuple[Arrays, int]:

@@ -38,9 +38,9 @@ _SHOWN = 3
 class SceneOptions:
     """How scenes are found and cut; see `contrails prepare --help`.
 
-    `masks` is empty where none are looked for, `bands` where the files name theirs, `mask_values` where they are the
-    usual ones, and `span`, the smallest and largest value that is packed, is None where counts are kept as they are.
-    `grouping` is of scenes; tiles of one are in one group.
+    `masks` is empty where all scenes are to be predicted, so that neither masks nor file lists are looked for; `bands`
+    where the files name theirs, `mask_values` where they are the usual ones, and `span`, the smallest and largest value
+    that is packed, is None where counts are kept as they are. `grouping` is of scenes; tiles of one are in one group.
     """
 
     tile: int = 512
@@ -111,7 +111,7 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
             f"{', '.join(sorted(path.name for path in root.glob('*'))[:8]) or 'nothing'}; give the folder that holds "
             "them as RAW, or say --scenes"
         )
-    subsets = read_filelists(root / "filelists", files)
+    subsets = read_filelists(root / "filelists", files) if options.masks else {}
     wanted = _SPLITS.get(split) if _SPLITS.get(split) in subsets.values() else None
     names = [name for name in sorted(files) if not subsets or subsets.get(name) in ([wanted] if wanted else SUBSETS)]
     needs_mask = [name for name in names if split != "test" and subsets.get(name) != "test"]
@@ -135,7 +135,7 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
     groups, said_of_groups = options.grouping.groups(*[{name: name for name in names}] * 2)
     scenes = [replace(scene, group=groups[scene.name]) for scene in scenes]
     header, records = _cut(scenes, split, replace(options, span=choice.span), choice.values)
-    notes += (*choice.notes, said_of_groups)
+    notes += choice.notes if split == "test" else (*choice.notes, said_of_groups)  # nobody deals tests out to folds
     return Plan(str(root.resolve()), header, records, read_tile, warnings + choice.warnings, notes)
 
 

@@ -92,6 +92,8 @@ def scenes(tmp_path: Path) -> Path:
 def test_a_folder_of_scenes(scenes: Path, make_ensemble: MakeEnsemble, source: str) -> None:
     ensemble = make_ensemble(open_dataset(scenes / "train.h5"))
     (scenes / "linked").symlink_to(scenes / "raw/scenes")
+    (scenes / "raw/filelists").mkdir()
+    (scenes / "raw/filelists/test.csv").write_text("a\n")  # all that the folder holds is asked for
     run("predict", ensemble, scenes / source, scenes / "masks")
     run("predict", ensemble, scenes / "train.h5", scenes / "expected", "--format=tif")
     require_same(scenes / "masks", scenes / "expected", {"a", "b"})
@@ -110,6 +112,8 @@ def test_what_is_given_counts(scenes: Path, make_ensemble: MakeEnsemble) -> None
         assert np.array_equal(file.read(1), masks_in(scenes / "masks")["a"])
     with pytest.raises(DataError, match=r"expected the bands blue, green, red, found red, nir, blue, x \(no green\)"):
         run("predict", ensemble, scenes / "raw", scenes / "other", "--bands=red,nir,blue,x")
+    with pytest.raises(click.UsageError, match=r"--scenes is for a folder of scenes, and \S+a.tif is one scene"):
+        run("predict", ensemble, scenes / "raw/scenes/a.tif", scenes / "x.tif", "--scenes={scene}")
     assert not (scenes / "other").exists()
     with pytest.raises(click.UsageError, match=r"are for scenes, and \S+train.h5 holds none"):
         run("predict", ensemble, scenes / "train.h5", scenes / "other", "--tile=64")

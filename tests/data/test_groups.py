@@ -77,8 +77,9 @@ def test_without_groups_each_image_is_one_of_its_own_and_that_is_said(
 
 def test_patients_of_dicom_files_are_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b", "c"):
-        write_dicom(tmp_path / f"test/{name}.dcm", IMAGE, PatientID="p" if name < "c" else "q")
-    assert prepare(tmp_path, "images-rle", "--split=test").groups == ("p", "p", "q")
+        write_dicom(tmp_path / f"train/{name}.dcm", IMAGE, PatientID="p" if name < "c" else "q")
+    (tmp_path / "train.csv").write_text("record_id,encoded_pixels\na,1 2\n")
+    assert prepare(tmp_path, "images-rle").groups == ("p", "p", "q")
     assert "groups: 2 of 3" in capsys.readouterr().out
 
 

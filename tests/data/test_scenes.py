@@ -73,7 +73,7 @@ def test_tiles_make_up_their_scene(tmp_path: Path, ending: str) -> None:
 def test_the_share_of_padding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scene(tmp_path / "raw", "a", (3, 64, 64))
     prepare(tmp_path / "raw", tmp_path / "d.h5")
-    said = "padding: 0.0% of the pixels; 55.6% of the others repeat in overlaps (--overlap 0 makes 4 tiles)"
+    said = "padding: 0.0% of the pixels; 55.6% of the others repeat in overlaps (--overlap 0 makes 4 tiles, not 9)"
     assert said in capsys.readouterr().out
     write_scene(tmp_path / "raw", "b", (3, 16, 32))
     prepare(tmp_path / "raw", tmp_path / "e.h5", "--overlap=0")
