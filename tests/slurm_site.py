@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load_file
+
 from contrails.runs import Fold
 
 from local_site import ClusterSite
@@ -55,6 +57,12 @@ def weights(fold: Fold) -> dict[str, str]:
     """Return the digests of a finished fold's weights."""
     done = json.loads(fold.done.read_text())
     return {name: entry["sha256"] for name, entry in done["weights"].items()}
+
+
+def tensors(fold: Fold) -> dict[str, bytes]:
+    """Return the content of a finished fold's last weights, which does not tell the code that trained them."""
+    done = json.loads(fold.done.read_text())
+    return {name: value.tobytes() for name, value in load_file(fold.weights / done["weights"]["final"]["file"]).items()}
 
 
 def fresh_path(folder: Path, **scripts: str) -> str:

@@ -13,15 +13,19 @@ from contrails.cluster.ends import budget, num_ended, read_end, retries_left, wr
 from contrails.cluster.journal import last_submission, record, submissions
 from contrails.cluster.scheduler import Cause, Scheduler, Standing, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
+from contrails.cluster.submission import reference
+from contrails.errors import ClusterError
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.history import covered_step
 from contrails.runs import Attempt, Fold
-from contrails.train.attempt import is_made_by
+from contrails.train.attempt import OVER, is_made_by
 
 _EARLY_S = 61
 """Slurm sends the signal of a time that is nearly over up to a minute too early."""
 
-CAUSES: dict[Standing, Cause] = {"timeout": "walltime", "requeued": "preemption", "cancelled": "cancelled"}
+CAUSES: dict[Standing, Cause] = {
+    "timeout": "walltime", "lost": "lost", "requeued": "preemption", "cancelled": "cancelled"
+}  # fmt: skip
 """What the scheduler's word says about why a job ends; while it lets the job run, other signs count."""
 
 
@@ -109,6 +113,26 @@ def is_wanted(fold: Fold, job: ThisJob, site: Site) -> bool:
     if wanted:
         write_end(fold, attempts[-1], cause, handed_over=True)
     return wanted
+
+
+def ended_jobs(folds: list[Fold], scheduler: Scheduler, job: ThisJob) -> list[str]:
+    """Return the names of jobs that the scheduler calls ended, of those whose attempts have not said their end.
+
+    Where it knows nothing of one, or does not answer, its attempt is waited for (see `contrails.train.attempt`).
+    """
+    wanted = []
+    for fold in folds:
+        attempts = fold.attempts()
+        if not attempts or read_hint(attempts[-1].state).get("status") in OVER:
+            continue
+        owner = read_hint(attempts[-1].job)
+        wanted += [one for one in submissions(fold.run) if one.is_that_of(owner) and one.name != job.name]
+    try:
+        known = scheduler.look([reference(folds[0].run, one) for one in wanted]) if wanted else {}
+    except ClusterError as error:
+        print(f"warning: earlier jobs are waited for: {error}", file=sys.stderr)  # noqa: T201
+        return []
+    return [name for name, one in known.items() if one.state == "ended"]
 
 
 def may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:

@@ -207,17 +207,26 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
     log = folder / f"{job_id}_0_log.out"
     answers = [line for line in log.read_text().splitlines() if line.startswith("[")] if log.exists() else []
     if not answers:
-        raise ClusterError(f"job {job_id} said nothing; see {log.with_suffix('.err')}")
+        raise ClusterError(f"job {job_id} said nothing; what it has left is in {folder}")
     return [replace(Check(**row), name=f"job: {row['name']}") for row in json.loads(answers[-1])]
 
 
 def _wait(site: Site, reference: Reference) -> None:
-    end = time.monotonic() + _WAIT_S
-    while time.monotonic() < end:
-        job = scheduler_of(site).look([reference]).get(reference.name)
-        if job is None or job.state == "ended":
+    """Wait for the end of a job; one that does not start in time, or never can, is ended.
+
+    Raises:
+        ClusterError: it has not run.
+    """
+    scheduler, end = scheduler_of(site), time.monotonic() + _WAIT_S
+    while True:
+        job = scheduler.look([reference]).get(reference.name)
+        if job is None or (job.state == "ended" and not job.never_ran):
             return
+        if job.state == "ended" or job.stuck or time.monotonic() > end:
+            break
         time.sleep(2)
+    scheduler.cancel([reference])
     raise ClusterError(
-        f"job {reference.job_id} has not ended after {_WAIT_S} s; look with `squeue` or `qstat`, then run doctor again"
+        f"job {job.job_id} did not look at its node ({job.native}) and is cancelled; change the profile of "
+        f"{site.name}, or run the same command again later"
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from contrails.cluster.allocation import Clock, Progress, hand_over, is_wanted
+from contrails.cluster.allocation import Clock, Progress, ended_jobs, hand_over, is_wanted
 from contrails.cluster.ends import cause_of_exit, next_step, write_end
 from contrails.cluster.hooks import Event, Hook, finish_hooks, start_hook
 from contrails.cluster.memory import Peak, peak_of, used_by_children_gb
@@ -96,6 +96,7 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     job: dict[str, Any] = {"scheduler": site.scheduler, "redirect": True, "node": here.node}
     job |= {"job_id": here.job_id, "job_name": here.name, "restart_count": here.restart_count}
     job["memory_gb"] = here.memory_gb or site.memory_gb
+    job["ended_jobs"] = ended_jobs([run.fold(key) for key in wanted], scheduler, here)
     gpus = here.devices if config.compute.device == "cuda" else ()
     shares: list[_Share] = [(",".join(mine), []) for mine in _dealt(gpus, config.compute.num_ranks)]
     progress = Progress(scheduler, here, [run.fold(key) for key in wanted])

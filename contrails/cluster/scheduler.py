@@ -91,8 +91,11 @@ class Check:
 
 _MODULES = {"slurm": "slurm", "pbs": "openpbs"}
 
-Standing = Literal["running", "timeout", "requeued", "cancelled"]
-"""How the scheduler takes the job that this process runs in: the first two may be requeued, the others not."""
+Standing = Literal["running", "timeout", "lost", "requeued", "cancelled"]
+"""How the scheduler takes the job that this process runs in; lost: its batch script was killed.
+
+The first three may be requeued, the others not.
+"""
 
 
 class Scheduler(Protocol):

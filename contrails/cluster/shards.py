@@ -11,6 +11,7 @@ from pathlib import Path
 
 from contrails.cluster.command import command_request
 from contrails.cluster.freeze import freeze_code
+from contrails.cluster.scheduler import Job
 from contrails.cluster.sites import Site
 from contrails.cluster.submission import reconcile, submit_job, submitting
 from contrails.data.layout import shard_path
@@ -78,20 +79,21 @@ def submit_shares(made: Path, shares: Mapping[str, Share], site: Site) -> dict[s
                 continue
             job_id, folder = _submit(run, site, share, submitted if name == last else {}, alive)
             submitted[job_id] = folder
-            outcome[name] = f"job {job_id}"
+            waiting = [job.native for job in alive.values() if job.job_id == job_id and job.state == "waiting"]
+            outcome[name] = ", ".join([f"job {job_id}", *waiting])
     return outcome
 
 
-def _alive(run: Run, site: Site) -> dict[str, str]:
-    """Return the id of each job that waits or runs, by its name."""
-    return {name: job.job_id for name, job in reconcile(run, site).items() if job.state != "ended"}
+def _alive(run: Run, site: Site) -> dict[str, Job]:
+    """Return the jobs that wait or run, by name."""
+    return {name: job for name, job in reconcile(run, site).items() if job.state != "ended"}
 
 
-def _submit(run: Run, site: Site, share: Share, after: Mapping[str, Path], alive: dict[str, str]) -> tuple[str, Path]:
+def _submit(run: Run, site: Site, share: Share, after: Mapping[str, Path], alive: dict[str, Job]) -> tuple[str, Path]:
     """Return the id and submitit's folder of the job of a share, which is submitted unless it lives."""
     request = command_request(run, share.what, share.words, site.num_cpus, after=after)
     stem = request.name.rpartition("a")[0]
     living = [name for name in alive if name.rpartition("a")[0] == stem]
     if living:
-        return alive[living[0]], run.job_folder(living[0])
+        return alive[living[0]].job_id, run.job_folder(living[0])
     return submit_job(run, site, request), run.job_folder(request.name)

@@ -13,15 +13,17 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from contrails.cluster.scheduler import Cause, Check, Job, Reference, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
+from contrails.cluster.slurm_script import command, executor_of, script
 from contrails.cluster.slurm_text import (
     PEAK,
     SACCT,
     SQUEUE,
     matching,
+    parse_duration,
+    parse_partition,
     parse_peak,
     parse_sacct,
     parse_squeue,
@@ -38,14 +40,6 @@ _RETRY_S = 5
 _SKEW_S = 60
 _ACCOUNTED_S = 10
 _PEAK_RETRY_S = 0.5
-_SIGNALS = "TERM USR1 USR2"
-"""What Slurm may send to the batch shell, which must live on to see how srun ended."""
-
-
-def script(folder: Path, site: Site, request: Request) -> str:
-    """Return the batch script of a job."""
-    executor = _executor(folder, site, request)
-    return str(executor._make_submission_file_text(executor._submitit_command_str, uid=""))
 
 
 def preview(folder: Path, site: Site, request: Request) -> str:
@@ -54,7 +48,10 @@ def preview(folder: Path, site: Site, request: Request) -> str:
 
 
 def check(site: Site) -> Iterator[Check]:
-    """Ask Slurm whether partition, account, limits and nodes can satisfy the site."""
+    """Ask Slurm whether partition, account, limits and nodes can satisfy the site.
+
+    It takes jobs that are longer than their partition allows, and lets them wait for ever.
+    """
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "test.sh"
         path.write_text(script(Path(name), site, Request("ctdoctor", print, ())))
@@ -64,16 +61,17 @@ def check(site: Site) -> Iterator[Check]:
     said = [line for line in answer.stderr.splitlines() if line.startswith("sbatch:")] or [answer.stderr.strip()]
     advice = f"change the profile of {site.name}; `sinfo` and `scontrol show partition` say what there is"
     yield Check("partition and limits", answer.returncode == 0, said[-1], advice)
+    limit_s = parse_duration(_partition(site).get("MaxTime", ""))
+    found = f"{site.walltime_min} min, the partition allows {'any' if limit_s is None else f'{limit_s / 60:.0f} min'}"
+    yield Check("walltime", limit_s is None or 60 * site.walltime_min <= limit_s, found, "lower walltime_min")
 
 
-def command(script: Path) -> list[str]:
-    """Return the command that submits a script.
-
-    Inside of a job it leaves out what that job's environment says of memory and cores: srun refuses the mixture.
-    """
-    stale = [name for name in os.environ if name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF"]
-    clean = ["env", *(part for name in sorted(stale) for part in ("-u", name))] if stale else []
-    return [*clean, "sbatch", str(script)]
+def _partition(site: Site) -> dict[str, str]:
+    """Return what Slurm says about the site's partition, or else the default one; empty if it does not say."""
+    try:
+        return parse_partition(_ask("scontrol", "--oneliner", "show", "partition"), site.partition)
+    except ClusterError:
+        return {}
 
 
 def submit(
@@ -82,7 +80,7 @@ def submit(
     """Submit a job and return its id; see `contrails.cluster.scheduler.Scheduler`."""
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
-    executor = _executor(folder, site, request)
+    executor = executor_of(folder, site, request)
     pickle = folder / f"{uuid.uuid4().hex}.pkl"
     delayed = DelayedSubmission(request.function, *request.arguments)
     delayed.set_timeout(site.walltime_min, 0)
@@ -246,13 +244,16 @@ def peak_gb(job: ThisJob) -> float | None:
 
 
 def largest_memory_gb(site: Site) -> float | None:
-    """Return the memory of the largest node of the site's partition; None where Slurm does not say."""
-    partition = [f"--partition={site.partition}"] if site.partition else []
+    """Return the memory of the largest node of the site's partition, or what that allows; None if Slurm is silent."""
+    partition = _partition(site)
     try:
-        sizes = _ask("sinfo", "--noheader", "--Node", "--format=%m", *partition).split()
-    except ClusterError:
+        listed = _ask("sinfo", "--noheader", "--Node", "--format=%m", f"--partition={partition['PartitionName']}")
+    except (ClusterError, KeyError):
         return None
-    return max((int(size.rstrip("+")) / 1024 for size in sizes), default=None)
+    largest_mb = max((int(size.rstrip("+")) for size in listed.split()), default=0)
+    if (allowed := partition.get("MaxMemPerNode", "")).isdecimal():
+        largest_mb = min(largest_mb, int(allowed))
+    return largest_mb / 1024 or None
 
 
 def last_code(code: int) -> int:
@@ -286,64 +287,6 @@ def _ask(*arguments: str) -> str:
     if answer.returncode:
         raise ClusterError(f"{shlex.join(arguments[:3])}: {answer.stderr.strip() or answer.stdout.strip()}")
     return answer.stdout
-
-
-def _executor(folder: Path, site: Site, request: Request) -> Any:
-    from submitit import SlurmExecutor
-
-    class Executor(SlurmExecutor):
-        """Slurm as submitit sees it; also where srun is missing, to show a script."""
-
-        @classmethod
-        def affinity(cls) -> int:
-            return 2
-
-        def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-            return command(submission_file_path)
-
-    if "%" in str(folder):
-        raise ClusterError(f"{folder}: Slurm puts other text for a % in the path of a log; choose another folder")
-    executor = Executor(folder)
-    executor.update_parameters(**_parameters(site, request))
-    return executor
-
-
-def _parameters(site: Site, request: Request) -> dict[str, Any]:
-    """Return what submitit is told about a job, in its words."""
-    memory = request.memory_gb or site.memory_gb
-    gpus = f"{site.gpu_type}:{site.num_gpus}" if site.gpu_type else site.num_gpus
-    return {
-        "job_name": request.name,
-        "partition": site.partition,
-        "account": site.account,
-        "qos": site.qos,
-        "constraint": site.constraint,
-        "time": site.walltime_min,
-        "signal_delay_s": site.margin_s,
-        "nodes": 1,
-        "ntasks_per_node": 1,
-        "cpus_per_task": site.num_cpus,
-        "gpus_per_node": gpus if site.num_gpus else None,
-        "mem": f"{round(memory * 1024)}M" if memory else None,
-        "dependency": f"afterok:{':'.join(request.after)}" if request.after else None,
-        "exclude": ",".join(request.exclude) or None,
-        "wckey": None,
-        "additional_parameters": {"requeue": True, **site.scheduler_arguments},
-        # srun does not take the number of cores from its job, since Slurm 22.05
-        "srun_args": [f"--cpus-per-task={site.num_cpus}"],
-        "setup": _setup(site, request),
-        # the lines between, and the job's own result, need the code of srun
-        "teardown": ["code=$?", *request.teardown, "exit $code"],
-    }
-
-
-def _setup(site: Site, request: Request) -> list[str]:
-    lines = [*site.prologue]
-    if site.environment is not None:
-        lines.append(f"source {shlex.quote(str(site.environment.absolute()))}")
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted((request.environment or {}).items())]
-    # a handler, not '', which srun would inherit
-    return [*lines, f"trap : {_SIGNALS}"]
 
 
 def _said_by(error: Exception) -> str:

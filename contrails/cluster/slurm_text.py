@@ -48,6 +48,9 @@ _STUCK = {
 }
 """The same for reasons that never pass: the job asks for what it cannot get."""
 
+_KILLED = "JobLaunchFailure|RaisedSignal|SystemFailure"
+"""Reasons of a job whose batch script somebody or something has killed."""
+
 _SUSPENDED = "it keeps its node, and goes on when a job that goes before it has ended, or an administrator resumes it"
 
 _IN_GB = {"": 2**-30, "K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2.0**10}
@@ -128,6 +131,17 @@ def parse_peak(text: str) -> float | None:
     return max((float(size[1]) * _IN_GB[size[2]] for size in sizes if size and float(size[1])), default=None)
 
 
+def parse_partition(text: str, name: str | None) -> dict[str, str]:
+    """Return the fields of a partition, without a name of the default one, in `scontrol --oneliner show partition`.
+
+    >>> parse_partition("PartitionName=a Default=NO MaxTime=1-00:00:00\\nPartitionName=b Default=YES", None)
+    {'PartitionName': 'b', 'Default': 'YES'}
+    """
+    listed = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in text.splitlines()]
+    wanted = {"Default": "YES"} if name is None else {"PartitionName": name}
+    return next((fields for fields in listed if wanted.items() <= fields.items()), {})
+
+
 def parse_standing(text: str, restart_count: int) -> Standing:
     """Return how a job that has been started `restart_count` times before stands in `scontrol --oneliner show job`."""
     fields = dict(word.split("=", 1) for word in text.split() if "=" in word)
@@ -135,6 +149,8 @@ def parse_standing(text: str, restart_count: int) -> Standing:
         return "requeued"
     if fields.get("JobState") == "RUNNING":
         return "running"
+    if re.match(_KILLED, fields.get("Reason", "")):
+        return "lost"
     limit = parse_duration(fields.get("TimeLimit", ""))
     lasted = _seconds(fields.get("EndTime", "")) - _seconds(fields.get("StartTime", ""))
     return "timeout" if limit is not None and lasted >= limit else "cancelled"

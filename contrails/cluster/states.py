@@ -138,7 +138,7 @@ def _judge_end(
         state = read_hint(attempt.state)
         said = state.get("reason") or f"attempt {attempt.number} ended without a word at step {row.step}"
         said += "" if end is not None or state.get("reason") else _traces(job, attempt.stderr)
-        stepless = state.get("seconds_per_step") is None
+        stepless = state.get("seconds_per_step") is None and not attempt.telemetry.exists()
         return _over(row, fold, said, end.cause if end else known, stepless=stepless, lasted_s=end and end.lasted_s)
     said = f"its job {row.job_id} ended before it began {'an' if attempt is None else 'another'} attempt"
     said += _traces(job, submission.log(fold.run))

@@ -130,6 +130,9 @@ def _settle(run: Run, scheduler: Scheduler, submission: Submission, jobs: dict[s
     job = jobs.get(submission.name)
     if job is None or job.never_ran:
         record(run, "void", name=submission.name)
+        if submission.pickle:
+            with storage(Path(submission.pickle), "remove"):
+                Path(submission.pickle).unlink(missing_ok=True)
         return None
     record(run, "submitted", name=submission.name, job_id=job.job_id)
     if submission.pickle:

@@ -126,10 +126,19 @@ def _submit_changed(
     if "memory" in changes:
         memory_gb = _more_memory_gb(run, site, folds, job)
     if "node" in changes and job.node:
-        exclude = (*exclude, job.node)
+        before = max(num_failures(fold, "node", job) for fold in folds) - 1
+        exclude = (
+            *exclude[max(0, len(exclude) - before) :],
+            job.node,
+        )  # those of this row: with the budget it starts anew
     keys = [fold.key for fold in folds]
     submit_job(run, site, fold_request(run, config.compute.num_threads, keys, memory_gb=memory_gb, exclude=exclude))
     pass_on(run, scheduler_of(site))
+
+
+def _avoided(before: tuple[str, ...], node: str, num_in_a_row: int) -> tuple[str, ...]:
+    """Return the nodes of the failures in a row, newest last: like the budget, they are forgotten after progress."""
+    return (*before[max(0, len(before) - num_in_a_row + 1) :], node)
 
 
 def _more_memory_gb(run: Run, site: Site, folds: list[Fold], job: ThisJob) -> float:

@@ -35,14 +35,29 @@ Poll = Callable[[], None]
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that this process may still use; `limited` says that its control group sets a limit of its own."""
+    """Bytes that this process may still use.
+
+    `limited` says that its control group sets a limit of its own, `granted` that the scheduler gave the job so much;
+    without either they are what the whole node has free.
+    """
 
     available: int
     limited: bool
+    granted: bool = False
+
+    def __str__(self) -> str:
+        whose = "this job may use {}" if self.limited or self.granted else "this node has {} free, for all its jobs"
+        return whose.format(f"{self.available / _GB:.1f} GB")
 
 
 def open_resident(
-    path: Path, mode: Literal["auto", "mmap", "ram"], *, stage_dir: Path | None, ram_fd: int | None, poll: Poll
+    path: Path,
+    mode: Literal["auto", "mmap", "ram"],
+    *,
+    stage_dir: Path | None,
+    ram_fd: int | None,
+    poll: Poll,
+    job_memory_gb: float | None = None,
 ) -> Dataset:
     """Open a dataset file for training, where `mode` says.
 
@@ -52,11 +67,12 @@ def open_resident(
         stage_dir: node-local folder for a copy of the file, which is then mapped.
         ram_fd: empty anonymous file that the folds of a job share, None to make one.
         poll: called while bytes are copied; may raise to stop.
+        job_memory_gb: what the scheduler gave the job, in GB of 2^30 bytes; None where there is none, or nobody knows.
 
     Raises:
         RecipeError: a private copy was asked for and does not fit into the memory.
     """
-    dataset, size, memory = open_dataset(path), path.stat().st_size, read_memory()
+    dataset, size, memory = open_dataset(path), path.stat().st_size, read_memory(job_memory_gb)
     if ram_fd is not None:  # what another fold of the job has copied is not needed a second time
         memory = replace(memory, available=memory.available + os.fstat(ram_fd).st_size)
     if choose(path, mode, size, memory, on_network=stage_dir is None and _on_network(path)) == "ram":
@@ -81,7 +97,7 @@ def choose(path: Path, mode: str, size: int, memory: Memory, *, on_network: bool
         RecipeError: `ram` was asked for and does not fit.
     """
     fits = size + _HEADROOM <= memory.available
-    numbers = f"{size / _GB:.1f} GB, this job may use {memory.available / _GB:.1f} GB"
+    numbers = f"{size / _GB:.1f} GB, {memory}"
     if mode == "ram" and not fits:
         raise RecipeError(
             f"data.residency = 'ram': {path} does not fit ({numbers}, of which {_HEADROOM / _GB:.1f} GB stay free); "
@@ -114,11 +130,15 @@ def copy_to_ram(path: Path, descriptor: int, poll: Poll) -> Path:
     return copy
 
 
-def read_memory(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> Memory:
-    """Return the memory that is free on this node, and in every control group that this process is in."""
-    free = psutil.virtual_memory()
-    groups = [free_bytes for free_bytes in _group_memory(proc, cgroups) if free_bytes is not None]
-    return Memory(min([free.available, *groups]), limited=bool(groups))
+def read_memory(
+    job_memory_gb: float | None = None, proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")
+) -> Memory:
+    """Return the memory that is free on this node, in every control group that this process is in, and in its job."""
+    left = [free_bytes for free_bytes in _group_memory(proc, cgroups) if free_bytes is not None]
+    limited, granted = bool(left), job_memory_gb is not None
+    if job_memory_gb is not None:  # not every scheduler makes it a limit of the group
+        left.append(max(0, int(job_memory_gb * 1024**3) - psutil.Process().memory_info().rss))
+    return Memory(min([psutil.virtual_memory().available, *left]), limited=limited, granted=granted)
 
 
 def _group_memory(proc: Path, cgroups: Path) -> Iterator[int | None]:

@@ -54,7 +54,7 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
             attempt's logs, `summary` prints the model's table first, `stage_dir` is a folder that gets a copy of
             the dataset, `ram_fd` an open anonymous file that the job's folds share for one, `clock` the file with
             the walltime's end (see `contrails.train.stop`), `ended_jobs` the names of jobs that the scheduler calls
-            over.
+            over, `memory_gb` the memory that the scheduler gave the job.
 
     Raises:
         Stopped: a signal asked for it; the position is saved and the same call goes on from there.
@@ -144,6 +144,7 @@ def _build(
         stage_dir=job.get("stage_dir"),
         ram_fd=job.get("ram_fd"),
         poll=lambda: _poll(fold, stop),
+        job_memory_gb=job.get("memory_gb"),
     )
     filelist = read_filelist(recipe.data.filelist)
     _require_same_data(config, dataset)

@@ -1,20 +1,23 @@
 """Folds that fail on a real Slurm cluster, by cause: what is tried again ends in the bits of an undisturbed fold."""
 
 import os
+import re
 import shutil
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from contrails.cluster.journal import submissions
+from contrails.files import read_hint, to_json, write_atomic
 
 from local_site import eventually
 from slurm_cluster import SlurmCluster
-from slurm_site import SlurmSite, weights
+from slurm_site import SlurmSite, tensors, weights
 
 pytestmark = pytest.mark.slow
 
@@ -35,26 +38,159 @@ def undisturbed(site: SlurmSite) -> dict[str, str]:
     return weights(site.fold("0", "undisturbed"))
 
 
-def test_a_killed_training_is_tried_again_with_more_memory(site: SlurmSite, undisturbed: dict[str, str]) -> None:
-    site.submit("killed", *EPOCHS)
-    fold = site.fold("0", "killed")
+@contextmanager
+def every_kill_counts_as_memory(site: SlurmSite) -> Iterator[None]:
+    """Freeze code in which no kill is far from the memory's limit."""
+    memory = site.package / "cluster" / "memory.py"
+    original = memory.read_text()
+    memory.write_text(original.replace("_FAR = 0.5", "_FAR = 0.0"))
+    yield
+    memory.write_text(original)
+
+
+def kill_after_progress(site: SlurmSite, name: str, num_attempts: int) -> None:
+    """Kill the attempt of this number once it has written a snapshot."""
+    fold = site.fold("0", name)
+    eventually(lambda: fold.all_snapshots() and fold.all_snapshots()[0].attempt == num_attempts)
+    os.kill(site.pid(name), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_memory_grows_for_kills_in_a_row_and_not_for_those_after_progress(site: SlurmSite) -> None:
+    site.profile("often", retries={"memory": 1})
+    with every_kill_counts_as_memory(site):
+        site.submit("often", *EPOCHS, site="often")
+    for number in (1, 2, 3):
+        kill_after_progress(site, "often", number)
+    site.wait_for_done("often")
+    assert site.ends("often") == ["memory", "memory", "memory", ""]
+    assert tensors(site.fold("0", "often")) == tensors(site.fold("0", "undisturbed"))
+    jobs = submissions(site.fold("0", "often").run)
+    assert [job.memory_gb for job in jobs] == [None, 3.0, 3.0, 3.0]
+    assert [job.name[-1] for job in jobs] == ["1", "2", "3", "4"]
+
+
+def test_no_job_asks_for_more_memory_than_a_node_has(site: SlurmSite) -> None:
+    site.profile("large", memory_gb=6)
+    with every_kill_counts_as_memory(site):
+        site.submit("large", *EPOCHS, site="large")
+    kill_after_progress(site, "large", 1)
+    site.wait_for_done("large")
+    assert [job.memory_gb for job in submissions(site.fold("0", "large").run)] == [None, 8000 / 1024]
+
+
+@pytest.mark.parametrize("victim", ["training", "launcher"])
+def test_what_is_killed_far_from_its_memory_is_tried_again_as_it_was(
+    site: SlurmSite, undisturbed: dict[str, str], victim: str
+) -> None:
+    site.profile("wide", memory_gb=7)
+    site.submit(victim, *EPOCHS, site="wide")
+    site.wait_for_snapshot(site.fold("0", victim))
+    pid, job = site.pid(victim), site.job(victim)
+    # Slurm measures every 2 s
+    eventually(lambda: site.cluster.command("sstat", "-n", "-P", f"--jobs={job}.0", "--format=MaxRSS").strip("0K\n"))
+    os.kill(pid if victim == "training" else psutil.Process(pid).ppid(), signal.SIGKILL)
+    if victim == "training":
+        eventually(lambda: "of 7.0 GB" in str(read_hint(site.fold("0", victim).attempt(1).state)["reason"]))
+    site.wait_for_done(victim)
+    assert site.ends(victim) == ["killed", ""]
+    assert [(one.job_id, one.memory_gb) for one in submissions(site.fold("0", victim).run)] == [(job, None)]
+    assert weights(site.fold("0", victim)) == undisturbed
+
+
+def test_a_fold_that_is_not_done_goes_on_though_srun_says_0(site: SlurmSite, undisturbed: dict[str, str]) -> None:
+    script = site.root / "zero.sh"  # what srun says when its slurmstepd was killed
+    script.write_text('srun() { command srun "$@"; return 0; }\n')
+    site.profile("zero", environment=str(script))
+    site.submit("zero", *EPOCHS, site="zero")
+    site.wait_for_snapshot(site.fold("0", "zero"))
+    launcher = psutil.Process(site.pid("zero")).parent()
+    assert launcher is not None
+    for process in (*launcher.children(), launcher):
+        process.kill()
+    site.wait_for_done("zero")
+    assert len(site.ends("zero")) == 2
+    assert weights(site.fold("0", "zero")) == undisturbed
+
+
+def test_a_job_that_leaves_no_fold_done_has_not_succeeded(site: SlurmSite) -> None:
+    script = site.root / "nothing.sh"
+    script.write_text("srun() { return 0; }\n")
+    site.profile("nothing", environment=str(script), retries={"lost": 0})
+    site.submit("nothing", *EPOCHS, site="nothing")
+    state = site.wait_for("nothing", "0", "lost", "failed")
+    assert "ended before it began an attempt; the scheduler says FAILED (NonZeroExitCode)" in state["reason"]
+
+
+def kill_batch_shell(site: SlurmSite, name: str) -> None:
+    script = f"job{int(site.job(name)):05d}/slurm_script"
+    for process in psutil.process_iter(["cmdline"]):
+        if script in " ".join(process.info["cmdline"] or ()):
+            process.kill()
+
+
+def test_a_job_whose_batch_shell_is_killed_goes_on(site: SlurmSite, undisturbed: dict[str, str]) -> None:
+    site.submit("shell", *EPOCHS)
+    site.wait_for_snapshot(site.fold("0", "shell"))
+    kill_batch_shell(site, "shell")
+    site.wait_for_done("shell")
+    assert site.ends("shell") == ["lost", ""]
+    assert weights(site.fold("0", "shell")) == undisturbed
+
+
+def test_a_job_that_ends_without_a_word_made_no_error_and_its_successor_waits_for_nothing(
+    site: SlurmSite, undisturbed: dict[str, str]
+) -> None:
+    site.submit("wordless", *EPOCHS)
+    fold = site.fold("0", "wordless")
     site.wait_for_snapshot(fold)
-    os.kill(site.pid("killed"), signal.SIGKILL)
-    site.wait_for_done("killed")
-    assert site.ends("killed") == ["memory", ""]
+    launcher = psutil.Process(site.pid("wordless")).parent()
+    assert launcher is not None
+    for process in (*launcher.children(), launcher):  # neither can say anything any more
+        process.suspend()
+    kill_batch_shell(site, "wordless")
+    state = site.wait_for("wordless", "0", "lost", "failed")
+    assert (state["state"], state["cause"]) == ("lost", "lost")
+    assert state["reason"].startswith("attempt 1 ended without a word at step ")
+    assert "the scheduler says FAILED" in state["reason"]
+    assert state["reason"].endswith("go on with `contrails resume wordless`")
+    # as if its node were another machine, of which nobody here can tell what runs there
+    write_atomic(fold.attempt(1).job, to_json(read_hint(fold.attempt(1).job) | {"host": "elsewhere"}))
+    assert site.run("resume", "wordless").returncode == 0
+    eventually(lambda: len(fold.attempts()) == 2, 120)  # a silence would take 180 s
+    site.wait_for_done("wordless")
     assert weights(fold) == undisturbed
-    first, second = submissions(fold.run)
-    assert (first.memory_gb, second.memory_gb) == (None, 3.0)
-    assert second.name == f"{first.name[:-1]}2"
 
 
-def test_a_killed_launcher_is_seen_by_the_teardown(site: SlurmSite, undisturbed: dict[str, str]) -> None:
-    site.submit("orphan", *EPOCHS)
-    site.wait_for_snapshot(site.fold("0", "orphan"))
-    os.kill(psutil.Process(site.pid("orphan")).ppid(), signal.SIGKILL)
-    site.wait_for_done("orphan")
-    assert site.ends("orphan")[0] == "memory"
-    assert weights(site.fold("0", "orphan")) == undisturbed
+def test_a_start_that_takes_all_of_the_walltime_is_told_from_a_margin(site: SlurmSite) -> None:
+    task, script = site.package / "cluster" / "task.py", site.root / "slow.sh"
+    original = task.read_text()
+    first, _, rest = original.partition("import json\n")
+    task.write_text(f'{first}import json, os, time\nif "SLOW" in os.environ:\n    time.sleep(60)\n{rest}')
+    script.write_text("export SLOW=1\n")
+    site.profile("brief", walltime_min=1, margin_s=55, environment=str(script), retries={"walltime": 0})
+    site.submit("brief", "-o", "train.epochs=1", site="brief")
+    task.write_text(original)
+    state = site.wait_for("brief", "0", "failed")
+    assert state["cause"] == "walltime"
+    assert re.search(r"no step was made within \d+ s, the start took all of the job's time", state["reason"])
+    assert "raise walltime_min of the site profile" in state["reason"]
+    site.profile("brief")
+    typed = re.findall("`contrails ([^`]*)`", state["reason"])
+    assert typed == ["resume brief --site brief"]
+    assert site.run(*typed[0].split()).returncode == 0
+    site.wait_for_done("brief")
+
+
+def test_a_suspended_job_is_shown_as_such(site: SlurmSite) -> None:
+    site.submit("suspended", "-o", "train.epochs=3000")
+    site.wait_for_snapshot(site.fold("0", "suspended"))
+    site.cluster.command("scontrol", "suspend", site.job("suspended"))
+    state = site.wait_for("suspended", "0", "suspended")
+    assert state["reason"].startswith("SUSPENDED: it keeps its node")
+    site.cluster.command("scontrol", "resume", site.job("suspended"))
+    site.wait_for("suspended", "0", "running")
+    assert site.run("cancel", "suspended").returncode == 0
 
 
 def test_a_job_over_its_memory_gives_up_when_its_budget_is_used(site: SlurmSite) -> None:
@@ -77,7 +213,7 @@ def test_jobs_that_are_killed_before_they_begin_have_a_budget_together(site: Slu
     eventually(lambda: len(submissions(site.fold("0", "stillborn").run)) == 3)
     state = site.wait_for("stillborn", "0", "failed")
     assert state["cause"] == "memory"
-    assert f"its job {state['job_id']} ended before it began" in state["reason"]
+    assert f"its job {state['job_id']} ended before it began an attempt" in state["reason"]
     assert [job.memory_gb for job in submissions(site.fold("0", "stillborn").run)] == [None, 3.0, 4.5]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from contrails.cluster import slurm
+from contrails.cluster import slurm_script
 from contrails.cluster.names import fold_name, job_name, prefix
 from contrails.cluster.scheduler import Request
 from contrails.cluster.sites import Site
@@ -37,7 +37,7 @@ def test_the_parameters_of_a_site_are_in_the_script(tmp_path: Path) -> None:
     request = Request(
         "ctnamef0a1", print, (), after={"7": Path("x"), "8": Path("x")}, exclude=("n1", "n2"), memory_gb=3
     )
-    lines = slurm.script(tmp_path, chosen, request).splitlines()
+    lines = slurm_script.script(tmp_path, chosen, request).splitlines()
     for line in (
         "--partition=gpu", "--account=p1", "--qos=long", "--constraint='a100|h100'", "--time=90", "--signal=USR2@60",
         "--gpus-per-node=a100:2", "--cpus-per-task=8", "--mem=3072M", "--reservation=mine", "--exclusive", "--requeue",
@@ -52,7 +52,7 @@ def test_nothing_of_a_site_reaches_a_shell_unquoted(tmp_path: Path) -> None:
     script = tmp_path / "environment.sh"
     script.write_text("echo sourced")
     chosen = site(partition=HOSTILE, environment=script, prologue=["echo first"])
-    text = slurm.script(tmp_path, chosen, Request("ct", print, (), environment={"VALUE": HOSTILE}))
+    text = slurm_script.script(tmp_path, chosen, Request("ct", print, (), environment={"VALUE": HOSTILE}))
     # up to srun, which is not here, the script is plain shell
     shell = text.partition("# command")[0] + 'printf "%s" "$VALUE"'
     done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -61,7 +61,7 @@ def test_nothing_of_a_site_reaches_a_shell_unquoted(tmp_path: Path) -> None:
 
 
 def test_the_script_ends_with_the_code_of_the_launcher(tmp_path: Path) -> None:
-    text = slurm.script(tmp_path, site(), Request("ct", print, (), teardown=('echo "code $code"',)))
+    text = slurm_script.script(tmp_path, site(), Request("ct", print, (), teardown=('echo "code $code"',)))
     shell = "srun() { return 9; }\n" + text
     done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("code 9\n", 9)
@@ -86,14 +86,14 @@ def test_what_a_site_may_not_say(keys: dict[str, object], message: str) -> None:
 
 def test_a_path_that_slurm_would_change_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="Slurm puts other text for a %"):
-        slurm.script(tmp_path / "100%j", site(), Request("ct", print, ()))
+        slurm_script.script(tmp_path / "100%j", site(), Request("ct", print, ()))
 
 
 def test_a_job_of_a_job_does_not_inherit_its_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_MEM_PER_CPU", "800")
     monkeypatch.setenv("SLURM_CONF", "/etc/here.conf")
-    command = slurm.command(tmp_path / "x.sh")
+    command = slurm_script.command(tmp_path / "x.sh")
     assert command[:3] == ["env", "-u", "SLURM_MEM_PER_CPU"]
     assert "SLURM_CONF" not in command
     monkeypatch.delenv("SLURM_MEM_PER_CPU")
-    assert slurm.command(tmp_path / "x.sh") == ["sbatch", str(tmp_path / "x.sh")]
+    assert slurm_script.command(tmp_path / "x.sh") == ["sbatch", str(tmp_path / "x.sh")]

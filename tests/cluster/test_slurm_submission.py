@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -102,6 +103,59 @@ def test_a_refusal_is_said_and_can_be_mended(site: SlurmSite) -> None:
     doctor = site.run("doctor", "--site", "wrong")
     assert doctor.returncode == 9
     assert "FAIL partition and limits" in doctor.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"), [("memory", {"memory_gb": 100}), ("gpu", {"num_gpus": 1, "gpu_type": "h100", "device": "cpu"})]
+)
+def test_what_slurm_refuses_and_keeps_as_failed_is_not_submitted(
+    site: SlurmSite, tmp_path: Path, name: str, keys: dict[str, object]
+) -> None:
+    site.profile("vast", **keys)
+    arguments = ("submit", "tiny.toml", "--name", name, "--fold", "0", "--site", "vast", *SHORT)
+    refused = site.run(*arguments)
+    assert refused.returncode == 6
+    assert "sbatch: error: Batch job submission failed: Requested node configuration is not available" in refused.stderr
+    assert "contrails doctor --site vast" in refused.stderr
+    assert site.states(name)["0"]["state"] == "not submitted"
+    killed = site._command(*arguments)
+    killed["env"] |= {"PATH": fresh_path(tmp_path / "bin", sbatch='/usr/bin/sbatch "$@"; kill -9 $PPID')}
+    assert subprocess.run(**killed, check=False).returncode == -signal.SIGKILL
+    assert site.run(*arguments).returncode == 6
+    jobs = submissions(Run(site.root / "runs" / name))
+    assert [(job.job_id, job.void) for job in jobs] == [(None, True)] * 3
+    assert not list(jobs[0].folder(Run(site.root / "runs" / name)).parent.rglob("*.pkl"))
+    site.profile("vast")
+    done = site.run("resume", name, "--site", "vast")
+    assert done.returncode == 0, done.stderr
+    site.wait_for_done(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "why"),
+    [
+        (
+            "long",
+            {"walltime_min": 2000},
+            "PENDING (PartitionTimeLimit): walltime_min is more than the partition allows",
+        ),
+        ("broad", {"num_cpus": 20, "memory_gb": 1}, "PENDING (PartitionConfig): the partition has no node"),
+    ],
+)
+def test_a_job_that_can_never_start_says_what_to_type(
+    site: SlurmSite, name: str, keys: dict[str, object], why: str
+) -> None:
+    site.profile("never", **keys)
+    site.submit(name, *SHORT, site="never")
+    eventually(lambda: why in (site.states(name)["0"]["reason"] or ""))
+    reason = site.states(name)["0"]["reason"]
+    assert site.run("doctor", "--site", "never").returncode == 9
+    site.profile("never")
+    typed = re.findall("`contrails ([^`]*)`", reason)
+    assert typed == [f"cancel {name}", f"resume {name} --site never"]
+    for words in typed:
+        assert site.run(*words.split()).returncode == 0
+    site.wait_for_done(name)
 
 
 def test_five_folds_at_once_from_frozen_code(site: SlurmSite, tiny_data: Path) -> None:

@@ -1,11 +1,20 @@
 """What Slurm prints, as text: jobs, their states and causes, how a job stands."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from contrails.cluster.scheduler import Job, Reference
-from contrails.cluster.slurm_text import matching, parse_duration, parse_sacct, parse_squeue, parse_standing
+from contrails.cluster.slurm_text import (
+    matching,
+    parse_duration,
+    parse_partition,
+    parse_peak,
+    parse_sacct,
+    parse_squeue,
+    parse_standing,
+)
 
 SQUEUE = """\
 12|ct0a1b2cf0a1|PENDING|Priority|
@@ -133,6 +142,8 @@ def test_what_passes_by_itself_needs_no_hint(reason: str) -> None:
     ("text", "expected"),
     [
         ("JobState=RUNNING Restarts=1 TimeLimit=00:10:00", "running"),
+        # its batch shell was killed
+        ("JobState=COMPLETING Reason=JobLaunchFailure Restarts=1 TimeLimit=00:10:00 ExitCode=0:9", "lost"),
         # preempted without grace time: Slurm has put it back already
         ("JobState=COMPLETING Restarts=2 EndTime=2026-11-21T08:37:58 TimeLimit=00:10:00", "requeued"),
         (
@@ -154,6 +165,28 @@ def test_how_a_job_stands(text: str, expected: str) -> None:
 def test_limits() -> None:
     assert parse_duration("2-01:00:05") == 2 * 86400 + 3605
     assert parse_duration("Partition_Limit") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("7|RUNNING|\n7.batch|RUNNING|\n7.0|RUNNING|\n", None),
+        ("7|RUNNING|\n7.batch|RUNNING|4748K\n7.0|CANCELLED by 0|3145728K\n", 3.0),
+        ("7|RUNNING|\n7.extern|RUNNING|9G\n7.0|COMPLETED|12K\n7.1|FAILED|1.50G\n", 1.5),
+        ("7|RUNNING|\n7.0|OUT_OF_MEMORY|12K\n", math.inf),
+        ("7|RUNNING|\n7.0|CANCELLED|0\n", None),  # it was killed before Slurm looked
+        ("7|RUNNING|\n7.0|CANCELLED|\n", None),
+    ],
+)
+def test_the_memory_of_a_step_that_has_ended(text: str, expected: float | None) -> None:
+    assert parse_peak(text) == expected
+
+
+def test_a_partition_by_its_name_or_as_the_default() -> None:
+    text = "PartitionName=a Default=NO MaxTime=1-00:00:00 Nodes=n[1-3]\nPartitionName=b Default=YES MaxTime=UNLIMITED\n"
+    assert parse_partition(text, "a")["MaxTime"] == "1-00:00:00"
+    assert parse_partition(text, None)["PartitionName"] == "b"
+    assert parse_partition(text, "none") == {}
 
 
 def test_a_thousand_jobs() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from contrails.data import residency
@@ -78,7 +79,7 @@ def test_a_copy_in_ram_is_made_once_and_holds_the_file(tiny_data: Path) -> None:
 def test_the_copy_that_another_fold_made_counts_as_room(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, descriptor = tiny_data / "train.h5", os.memfd_create("test")
     room = path.stat().st_size + residency._HEADROOM
-    monkeypatch.setattr(residency, "read_memory", lambda: Memory(room - os.fstat(descriptor).st_size, limited=True))
+    monkeypatch.setattr(residency, "read_memory", lambda _: Memory(room - os.fstat(descriptor).st_size, limited=True))
     try:
         for _ in range(2):
             open_resident(path, "ram", stage_dir=None, ram_fd=descriptor, poll=nothing)
@@ -155,16 +156,16 @@ def test_limits_of_control_groups_version_2(tmp_path: Path) -> None:
     write_group(groups)
     stat = "anon 5\nfile 1000000000\n"
     write_group(groups / "slurm", memory__max="max\n", memory__current="9000000000\n", memory__stat=stat)
-    assert not read_memory(proc, groups).limited
+    assert not read_memory(None, proc, groups).limited
     job = groups / "slurm/job_1"
     write_group(job, memory__max="4000000000\n", memory__current="3000000000\n", memory__stat=stat)
     # what is left, and the cached gigabyte that can be given back
-    assert read_memory(proc, groups) == Memory(2 * GB, limited=True)
+    assert read_memory(None, proc, groups) == Memory(2 * GB, limited=True)
     # files in RAM are counted among the cached ones and cannot
     write_group(job, memory__stat=f"{stat}shmem 400000000\n")
-    assert read_memory(proc, groups) == Memory(int(1.6 * GB), limited=True)
+    assert read_memory(None, proc, groups) == Memory(int(1.6 * GB), limited=True)
     write_group(groups / "slurm", memory__max="3500000000\n", memory__current="3000000000\n", memory__stat=stat)
-    assert read_memory(proc, groups) == Memory(int(1.5 * GB), limited=True)
+    assert read_memory(None, proc, groups) == Memory(int(1.5 * GB), limited=True)
 
 
 def test_limits_of_control_groups_version_1(tmp_path: Path) -> None:
@@ -176,23 +177,33 @@ def test_limits_of_control_groups_version_1(tmp_path: Path) -> None:
         memory__usage_in_bytes="500000000\n",
         memory__stat="total_cache 100000000\ntotal_shmem 30000000\n",
     )
-    assert read_memory(proc, groups) == Memory(int(1.57 * GB), limited=True)
+    assert read_memory(None, proc, groups) == Memory(int(1.57 * GB), limited=True)
     unlimited = {"memory__limit_in_bytes": "9223372036854771712\n"}
     write_group(groups / "memory/pbs/1.server", **unlimited)
-    assert not read_memory(proc, groups).limited
+    assert not read_memory(None, proc, groups).limited
 
 
 def test_a_container_that_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     write_group(proc, cgroup="0::/not/visible/here\n")
     write_group(groups, memory__max="3000000000\n", memory__current="0\n", memory__stat="file 0\n")
-    assert read_memory(proc, groups) == Memory(3 * GB, limited=True)
+    assert read_memory(None, proc, groups) == Memory(3 * GB, limited=True)
 
 
 def test_without_control_groups_the_free_memory_counts(tmp_path: Path) -> None:
-    memory = read_memory(tmp_path, tmp_path)
+    memory = read_memory(None, tmp_path, tmp_path)
     assert not memory.limited
     assert memory.available > 0
+
+
+def test_the_memory_of_the_job_counts_where_no_control_group_holds_it(tmp_path: Path) -> None:
+    node = read_memory(None, tmp_path, tmp_path)
+    assert str(node) == f"this node has {node.available / GB:.1f} GB free, for all its jobs"
+    job = read_memory(1.5, tmp_path, tmp_path)
+    assert job.available < 1.5 * 1024**3
+    assert str(job) == f"this job may use {job.available / GB:.1f} GB"
+    assert not job.limited  # so nothing is copied to RAM for it
+    assert read_memory(1e9, tmp_path, tmp_path).available <= psutil.virtual_memory().total
 
 
 def test_local_disks_are_no_network_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
