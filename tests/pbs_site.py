@@ -48,6 +48,18 @@ class Site:
     def chain(self, job: Job[Any]) -> Chain:
         return Chain(self.folder, job.job_id)
 
+    def links(self, job: Job[Any]) -> list[str]:
+        """Return the ids of the links that were submitted after the first."""
+        return [row["job_id"] for row in self.chain(job).rows() if row["event"] == "successor"]
+
+    def starts(self, job: Job[Any]) -> list[str]:
+        return [row["job_id"] for row in self.chain(job).rows() if row["event"] == "start"]
+
+
+def is_gone(job_id: str) -> bool:
+    """Return whether a job has ended, with a history or without."""
+    return client.query([job_id]).get(job_id, {"job_state": "F"})["job_state"] == "F"
+
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,17 +70,34 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path, registered: None, request: pytest.FixtureRequest) -> Site:
-    if not REAL:
-        request.getfixturevalue("fake")
+def site(tmp_path: Path, registered: None, server: FakePbs | None) -> Site:
     return Site(tmp_path)
 
 
+@pytest.fixture(scope="session", params=["as it is"] if REAL else ["off", "on"])
+def history(request: pytest.FixtureRequest) -> bool:
+    """Whether the server keeps what has ended; on a real one its administrator has decided that."""
+    return bool(client.server().get("job_history_enable") == "True" if REAL else request.param == "on")
+
+
+history_does_not_matter = pytest.mark.parametrize("history", ["as it is"] if REAL else ["off"], indirect=True)
+"""For tests that nothing but the time they take would differ in."""
+
+
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePbs]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: bool) -> Iterator[FakePbs | None]:
+    """A fake PBS, or None for the real one."""
     if REAL:
-        pytest.skip("needs faults that only the fake PBS makes")
-    fake = FakePbs(tmp_path / "pbs")
+        yield None
+        return
+    fake = FakePbs(tmp_path / "pbs", history=history)
     monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
     yield fake
     fake.stop()
+
+
+@pytest.fixture
+def fake(server: FakePbs | None) -> FakePbs:
+    if server is None:
+        pytest.skip("needs faults that only the fake PBS makes")
+    return server

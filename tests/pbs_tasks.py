@@ -4,12 +4,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.core.utils import DelayedSubmission
 
+from contrails.cluster.pbs.chain import note_progress
 from contrails.cluster.pbs.clock import Clock
 
 
@@ -33,11 +35,14 @@ def leave(code: int) -> None:
     sys.exit(code)
 
 
-def die(path: str, times: int) -> str:
-    """End like a process that the kernel kills for memory, as often as told."""
+def die(path: str, times: int, progress: Collection[int] = ()) -> str:
+    """End like a process that the kernel kills for memory, as often as told; some starts get further before."""
     with Path(path).open("a") as file:
         file.write("started\n")
-    if len(Path(path).read_text().splitlines()) <= times:
+    start = len(Path(path).read_text().splitlines())
+    if start in progress:
+        note_progress()
+    if start <= times:
         os.kill(os.getpid(), signal.SIGKILL)
     return "alive"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from contrails.cluster.devices import require_devices
 from contrails.cluster.freeze import freeze_code, package_folder
-from contrails.cluster.journal import record, submissions
+from contrails.cluster.journal import newest_submissions, record, submissions
 from contrails.cluster.lineage import find_lineage, require_parents
 from contrails.cluster.local import start_jobs
 from contrails.cluster.names import fold_name, job_name
@@ -25,7 +25,7 @@ from contrails.cluster.requests import fold_request
 from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.sites import Site, holds_copy, resolve
 from contrails.cluster.states import ALIVE, DAMAGED, DONE, fold_state
-from contrails.cluster.submission import pass_on, reconcile, submit_job, submitting
+from contrails.cluster.submission import pass_on, reconcile, reference, submit_job, submitting
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, parse, to_toml
 from contrails.data.composites import channels_of
 from contrails.data.exclusions import excluded_rows
@@ -192,6 +192,7 @@ def submit_folds(
         devices = require_devices(config.compute.num_ranks) if on_gpus_here else ()
         for key in wanted:
             _prepare(run.fold(key))
+        _end_what_is_left(run, site, wanted)
         groups = grouped(wanted, folds_per_job)
         if site.scheduler == "local":
             job_ids = _start_here(run, config, groups, devices)
@@ -203,6 +204,14 @@ def submit_folds(
             pass_on(run, scheduler_of(site))
     ids = {key: job_id for group, job_id in zip(groups, job_ids, strict=True) for key in group}
     return states | {key: f"submitted, job {job_id}" for key, job_id in ids.items()}
+
+
+def _end_what_is_left(run: Run, site: Site, folds: Sequence[str]) -> None:
+    """End what a scheduler may keep of the last jobs of folds that nobody trains: a held one that will never start."""
+    newest = {fold: job for fold, job in newest_submissions(submissions(run)).items() if fold in folds}
+    jobs = {job.name: job for job in newest.values() if set(job.folds) <= set(folds)}
+    if site.scheduler != "local" and jobs:
+        scheduler_of(site).cancel([reference(run, job) for job in jobs.values()])
 
 
 def plan_folds(run: Run, config: RunConfig, folds: list[str], folds_per_job: int = 1) -> dict[str, str]:

@@ -36,6 +36,8 @@ NEXT_STEP: dict[Cause, str] = {
     "`contrails resume {run} --code current`; another recipe needs a new --name",
     "cancelled": "go on with `contrails resume {run}`",
     "lost": "go on with `contrails resume {run}`",
+    "refused": "the other jobs of the run submit it when they start or end; where there is none, wait until others of "
+    "your jobs have ended, then go on with `contrails resume {run}`",
 }
 """What to do about a cause; `next_step` fills in the run, its site and its dataset, each as a command line takes it."""
 

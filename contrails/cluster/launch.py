@@ -21,6 +21,7 @@ from contrails.cluster.allocation import Clock, Progress, ended_jobs, hand_over,
 from contrails.cluster.ends import cause_of_exit, next_step, write_end
 from contrails.cluster.hooks import Event, Hook, finish_hooks, start_hook
 from contrails.cluster.memory import Peak, peak_of, used_by_children_gb
+from contrails.cluster.refused import submit_refused
 from contrails.cluster.scheduler import Cause, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.slots import Slot, slots_of, take_slots
@@ -62,13 +63,21 @@ def run_folds(run_path: str, folds: list[str]) -> None:
     run = Run(Path(run_path))
     config = run.read_config()
     site = parse(Site, config.site, str(run.toml))
+    _tell_failure(submit_refused, run, config, site)
     code = _run_here(run, config, site, folds) if site.scheduler == "local" else _run_job(run, config, site, folds)
-    try:
-        start_if_due(run, config, site)
-    except ContrailsError as error:  # the claim says it too, and `contrails status`
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+    _tell_failure(start_if_due, run, config, site)
+    if code != Stopped.exit_code:  # else the room is for the job that goes on with these folds
+        _tell_failure(submit_refused, run, config, site)
     if code:
         sys.exit(code)
+
+
+def _tell_failure(what: Callable[[Run, RunConfig, Site], None], run: Run, config: RunConfig, site: Site) -> None:
+    """Do something for the run as a whole; that it fails is no fault of these folds, and `contrails status` says it."""
+    try:
+        what(run, config, site)
+    except ContrailsError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
 
 
 def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:

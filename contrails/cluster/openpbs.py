@@ -6,11 +6,13 @@ Whether there is a next link is decided by the exit code with which the launcher
 
 import functools
 import os
+import re
 import shlex
 import signal
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -18,8 +20,9 @@ from typing import Literal
 from contrails.cluster.kerberos import ticket_check
 from contrails.cluster.pbs import chain, client, script
 from contrails.cluster.pbs.clock import Clock
-from contrails.cluster.pbs.limits import Nodes, largest_gb, parse_nodes, shortage
-from contrails.cluster.pbs.states import HANDED_OVER, TASK_EXITS, read_verdict
+from contrails.cluster.pbs.limits import Node, all_away, largest_mb, parse_nodes, shortage
+from contrails.cluster.pbs.search import first_id_of
+from contrails.cluster.pbs.states import HANDED_OVER, KILLED, TASK_EXITS
 from contrails.cluster.scheduler import Cause, Check, Job, Reference, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
 from contrails.errors import ClusterError, TrainingError
@@ -27,13 +30,13 @@ from contrails.errors import ClusterError, TrainingError
 _PATIENCE_S = 60.0
 _SKEW_S = 60.0
 
-_State = Literal["waiting", "running", "ended"]
+_State = Literal["waiting", "running", "suspended", "ended"]
 _STATES: dict[str, tuple[_State, Cause | None]] = {
     "PENDING": ("waiting", None),
     "HELD": ("waiting", None),
     "REQUEUED": ("waiting", None),
     "RUNNING": ("running", None),
-    "SUSPENDED": ("running", None),
+    "SUSPENDED": ("suspended", None),
     "COMPLETING": ("running", None),
     "COMPLETED": ("ended", None),
     "FAILED": ("ended", "error"),
@@ -44,6 +47,7 @@ _STATES: dict[str, tuple[_State, Cause | None]] = {
     "NODE_FAIL": ("ended", "node"),
     "CANCELLED": ("ended", "cancelled"),
     "LOST": ("ended", "lost"),
+    "REFUSED": ("ended", "refused"),
 }
 """Every state of the plugin (`contrails.cluster.pbs.states`)."""
 
@@ -58,10 +62,11 @@ def preview(folder: Path, site: Site, request: Request) -> str:
 
 
 def check(site: Site) -> Iterator[Check]:
-    """Look whether the queue takes jobs, a node can run one, and the user's ticket lasts."""
-    if site.partition is not None:
-        yield _queue(site.partition)
-    lacking = _shortage(_spec(Path(), site, Request("ctdoctor", print, ())).qsub)
+    """Look whether the server starts jobs and the queue takes them, a node can run one, and the user's ticket lasts."""
+    yield from _server(site)
+    select = _spec(Path(), site, Request("ctdoctor", print, ())).qsub
+    yield _resources(site, select)
+    lacking = shortage(select, _nodes())
     advice = f"ask for less in the profile of {site.name}; `pbsnodes -av` says what there is"
     yield Check("a node for the job", lacking is None, lacking or "there is one", advice)
     has_memory = site.memory_gb is not None
@@ -71,28 +76,56 @@ def check(site: Site) -> Iterator[Check]:
         yield ticket
 
 
-def _queue(name: str) -> Check:
+def _server(site: Site) -> Iterator[Check]:
+    """Look at what the server and the queue say of themselves."""
     try:
-        said = client.queue(name)
+        said = client.server()
     except ClusterError as error:
-        return Check("queue", False, str(error), "see the queues with `qstat -Q`")
-    takes = "|enabled=True" in said and "|started=True" in said
-    return Check(
-        "queue", takes, f"{name} {'takes and runs jobs' if takes else 'is stopped or disabled'}", "ask support"
-    )
+        yield Check("server", False, str(error), "ask support")
+        return
+    starts = said.get("scheduling") != "False"
+    yield Check("server", starts, "it starts jobs" if starts else "scheduling is off: no job starts", "ask support")
+    keeps = said.get("job_history_enable") == "True"
+    found = f"kept for {said.get('job_history_duration', 'a while')}" if keeps else "off, as by default: PBS forgets "
+    yield Check("job history", True, found + ("" if keeps else "a job when it ends, and why; the run's files say that"))
+    queue = {}
+    if (name := site.partition or said.get("default_queue")) is not None:
+        try:
+            queue = client.queue(name)
+        except ClusterError as error:
+            yield Check("queue", False, str(error), "see the queues with `qstat -Q`")
+        else:
+            takes = queue.get("enabled") == queue.get("started") == "True"
+            found = f"{name} {'takes and runs jobs' if takes else 'is stopped or disabled'}"
+            yield Check("queue", takes, found, "ask support")
+    limits = re.findall(r"u:PBS_GENERIC=(\d+)", f"{said.get('max_queued')} {queue.get('max_queued')}")
+    if limits:
+        most = min(map(int, limits))
+        found = f"{most} of a user, running and held ones counted; a fold has two, the next one is held"
+        advice = f'with next_job = "at_warning" in the profile of {site.name} it has two when it goes on only'
+        yield Check("limit of jobs", most > 1, found, advice)
 
 
-@functools.cache
-def _nodes() -> Nodes:
-    return parse_nodes(client.nodes())
-
-
-def _shortage(options: Sequence[str]) -> str | None:
-    """Return what no node has of what the options of qsub ask for; None also where PBS does not show its nodes."""
+def _resources(site: Site, options: Sequence[str]) -> Check:
+    """Look whether the server knows what a job asks for: qsub refuses the rest."""
+    names = [name for name in script.select_of(options) if name not in ("ncpus", "mem", "mpiprocs")]
     try:
-        return shortage(options, _nodes())
+        unknown = [name for name in names if not client.has_resource(name)]
+    except ClusterError as error:
+        return Check("resources", True, f"not known: {error}")
+    if unknown:
+        wrong = f"PBS knows no resource {', '.join(unknown)}: qsub would refuse the job"
+        from_key = "num_gpus and [resources]" if "ngpus" in unknown else "[resources]"
+        return Check("resources", False, wrong, f"change {from_key} in the profile of {site.name}; see `pbsnodes -av`")
+    return Check("resources", True, ", ".join(["cores and memory", *names]))
+
+
+def _nodes() -> list[Node]:
+    """Return the nodes; none where PBS does not show them."""
+    try:
+        return parse_nodes(client.nodes())
     except ClusterError:
-        return None
+        return []
 
 
 def submit(
@@ -106,7 +139,7 @@ def submit(
     delayed = DelayedSubmission(request.function, *request.arguments)
     _require_shared(folder)
     staged = staging.stage(folder, [delayed], _parameters(site, request), _chain(site, request))
-    if (lacking := _shortage(staged.spec.qsub)) is not None:
+    if (lacking := shortage(staged.spec.qsub, _nodes())) is not None:
         raise ClusterError(f"no node can ever run the job {request.name}: {lacking}; ask for less, see `pbsnodes -av`")
     (pickle,) = staged.pickles
     announce(pickle)
@@ -134,36 +167,47 @@ def complete(folder: Path, pickle: Path, job_id: str) -> None:
 
 
 def look(jobs: Collection[Reference]) -> dict[str, Job]:
-    """Return what PBS knows of jobs: about 20 of them in a call, and of the same ones once in 30 s."""
+    """Return what PBS knows of jobs: about 20 of them in a call, and of the same ones once in 30 s.
+
+    Without a history it knows nothing of a job that has ended: that is left out, and whether its next link is there
+    was looked at.
+    """
     from submitit.core.utils import JobPaths
 
     from contrails.cluster.pbs.job import PbsJob
 
-    watcher, ids = PbsJob.watcher, {job.job_id: job for job in jobs if job.job_id is not None}
-    new = [job_id for job_id in ids if not watcher.is_watched(job_id)]
-    for job_id in new:
-        watcher.watch(job_id, JobPaths(ids[job_id].folder, job_id))
-    if new:
+    found = (job if job.job_id is not None else _with_id(job) for job in jobs)
+    known = {
+        str(job.job_id): job for job in sorted(filter(None, found), key=lambda job: job.since)
+    }  # the newest of an id
+    watcher = PbsJob.watcher
+    if [job_id for job_id, job in known.items() if watcher.watch(job_id, JobPaths(job.folder, job_id), job.name)]:
         watcher.update()
     else:
         watcher.update_if_long_enough("standard")
     if watcher.unanswered is not None:
         raise watcher.unanswered
-    known = [_job(job_id, watcher.get_info(job_id, "cache")) for job_id in ids if watcher.is_known(job_id)]
-    found = {ids[job.job_id].name: job for job in known if job.name in ("", ids[job.job_id].name)}
-    for job in jobs:
-        if job.job_id is None and (other := _submitted_as(job)) is not None:
-            found[job.name] = other
-    return found
+    nodes = functools.cache(_nodes)
+    return {
+        job.name: _job(job_id, watcher.get_info(job_id, "cache"), nodes)
+        for job_id, job in known.items()
+        if watcher.is_known(job_id)
+    }
 
 
 def cancel(jobs: Collection[Reference]) -> None:
-    """End jobs for good, with all their links."""
-    from contrails.cluster.pbs.job import PbsJob
+    """End jobs for good, with all their links, also those whose answer was lost or that PBS says nothing about."""
+    from contrails.cluster.pbs import job as pbs_job
 
+    failed: ClusterError | None = None
     for job in jobs:
-        if job.job_id is not None:
-            PbsJob[None](job.folder, job.job_id).cancel()
+        try:
+            if (known := job if job.job_id is not None else _with_id(job)) is not None:
+                pbs_job.cancel(job.folder, str(known.job_id), job.name)
+        except ClusterError as error:  # the others are to go all the same
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 def pass_on(_successors: Mapping[str, Collection[str]]) -> None:
@@ -223,12 +267,10 @@ def peak_gb(_job: ThisJob) -> None:
     """Return None: PBS measures now and then."""
 
 
-def largest_memory_gb(_site: Site) -> float | None:
-    """Return the memory of the largest node; None where PBS does not show its nodes."""
-    try:
-        return largest_gb(_nodes())
-    except ClusterError:
-        return None
+def largest_memory_gb(site: Site) -> float | None:
+    """Return the memory of the largest node that could run the site's jobs; None where PBS does not show its nodes."""
+    found = largest_mb(_spec(Path(), site, Request("ctmemory", print, ())).qsub, _nodes())
+    return None if found is None else found / 1024
 
 
 def last_code(code: int) -> int:
@@ -241,6 +283,9 @@ def why_restarted(_job: ThisJob) -> Cause:
     rows, link = _this_chain().rows(), os.environ["PBS_JOBID"]
     if len([row for row in rows if row["event"] == "start" and row["job_id"] == link]) > 1:
         return "preemption"  # or its node failed: PBS has run the same link again, and does not say why
+    judged = next((row for row in rows if row["event"] == "judged" and row["job_id"] == link), {})
+    if judged.get("cause") == KILLED and not judged.get("lacked_memory", True):
+        return "killed"
     cause = chain.cause_of_start(rows, link)
     return (_STATES[cause][1] if cause else None) or "lost"
 
@@ -254,21 +299,27 @@ def _this_chain() -> chain.Chain:
     return chain.Chain(Path(os.environ["SUBMITIT_FOLDER"]), os.environ[chain.JOB_ID])
 
 
-def _job(job_id: str, info: Mapping[str, str]) -> Job:
+def _job(job_id: str, info: Mapping[str, str], nodes: Callable[[], list[Node]]) -> Job:
     what, cause = _STATES[info["State"]]
-    said = "; ".join(info[key] for key in ("Reason", "Comment", "Advice") if key in info) if what == "waiting" else ""
-    native = f"{info['State']} ({said})" if said else info["State"]
-    return Job(job_id, info.get("Name", ""), what, native, cause, info.get("Node", ""))
+    advice, stuck = info.get("Advice", ""), "Stuck" in info
+    if what == "waiting" and info.get("Comment", "").startswith("Not Running"):
+        options = [f"select={info.get('Select', '')}"]
+        if (lacking := shortage(options, nodes())) is not None:
+            advice, stuck = f"no node has it: {lacking}", True
+        elif (away := all_away(options, nodes())) is not None:
+            advice = f"the nodes that could run it are away: {away}"
+    words = [info.get("Reason", ""), info.get("Comment", ""), advice]
+    shown = [word for word in words if word] if what in ("waiting", "suspended") else words[:1]
+    native = f"{info['State']} ({'; '.join(shown)})" if any(shown) else info["State"]
+    return Job(job_id, info.get("Name", ""), what, native, cause, info.get("Node", ""), stuck)
 
 
-def _submitted_as(job: Reference) -> Job | None:
-    """Return the job of this name; a run that was removed may have had jobs of the same names before."""
-    for job_id, attributes in client.named(job.name):
-        is_next = f"{script.FIRST_ID}=" in attributes.get("Submit_arguments", "")
+def _with_id(job: Reference) -> Reference | None:
+    """Return the job of this name with its id; a run that was removed may have had jobs of the same names before."""
+    for link, attributes in client.named(job.name):
         asked = datetime.strptime(attributes["ctime"], "%a %b %d %H:%M:%S %Y").timestamp()
-        if not is_next and asked >= job.since - _SKEW_S:
-            verdict = read_verdict(attributes)
-            return _job(job_id, {"State": verdict.state, "Name": job.name, "Node": verdict.node})
+        if asked >= job.since - _SKEW_S:
+            return replace(job, job_id=first_id_of(link, attributes))
     return None
 
 

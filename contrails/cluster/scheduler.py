@@ -13,9 +13,22 @@ from typing import Any, Literal, Protocol, cast
 from contrails.cluster.sites import Site
 
 Cause = Literal[
-    "walltime", "preemption", "node", "memory", "killed", "gpu_memory", "dataset", "error", "cancelled", "lost"
+    "walltime",
+    "preemption",
+    "node",
+    "memory",
+    "killed",
+    "gpu_memory",
+    "dataset",
+    "error",
+    "cancelled",
+    "lost",
+    "refused",
 ]
-"""Why an attempt or a job ended without being done; killed: by a signal, and not for the memory of its job."""
+"""Why an attempt or a job ended without being done.
+
+killed: by a signal, and not for the memory of its job; refused: the scheduler did not take the job that was to go on.
+"""
 
 
 @dataclass(frozen=True)

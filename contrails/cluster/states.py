@@ -134,6 +134,8 @@ def _judge_end(
     start = read_hint(attempt.job).get("restart_count") or 0 if attempt is not None else -1
     fruitless = next((submission.fruitless[n] for n in sorted(submission.fruitless, reverse=True) if n > start), None)
     known = job.cause if job is not None else None
+    if job is not None and known == "refused":  # whatever the attempt ended for, that is why nobody goes on
+        return _over(row, fold, f"the job that was to go on was not taken: {job.native}", known)
     if attempt is not None and fruitless is None and not (end is not None and end.handed_over):
         state = read_hint(attempt.state)
         said = state.get("reason") or f"attempt {attempt.number} ended without a word at step {row.step}"

@@ -14,6 +14,7 @@ from contrails.cluster.ends import End, cause_of_exit, next_step, read_end, writ
 from contrails.cluster.hooks import finish_hooks, start_hook
 from contrails.cluster.journal import last_submission, submissions
 from contrails.cluster.memory import Peak, peak_of
+from contrails.cluster.refused import submit_refused
 from contrails.cluster.requests import fold_request
 from contrails.cluster.scheduler import Cause, Standing, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
@@ -38,6 +39,8 @@ def main() -> None:
     try:
         code = _settle(run, config, site, [run.fold(key) for key in keys], code)
         start_if_due(run, config, site)  # the launcher may have ended just before
+        if code != Stopped.exit_code:
+            submit_refused(run, config, site)
     except ContrailsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         code = code or error.exit_code

@@ -2,6 +2,8 @@
 
 import os
 import shlex
+import subprocess
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -9,12 +11,17 @@ import pytest
 
 from contrails.cluster import openpbs
 from contrails.cluster.kerberos import parse_klist, ticket_check
+from contrails.cluster.pbs.chain import Chain
+from contrails.cluster.pbs.client import Unanswered
+from contrails.cluster.pbs.job import PbsJob
 from contrails.cluster.pbs.script import spec_of
+from contrails.cluster.pbs.watcher import PbsInfoWatcher
 from contrails.cluster.scheduler import Check, Reference, Request
 from contrails.cluster.sites import Retries, Site
 from contrails.errors import ClusterError
 
 from fake_pbs import FakePbs
+from pbs_site import REAL
 from slurm_site import fresh_path
 
 SITE = Site(
@@ -55,31 +62,56 @@ def test_only_folds_have_a_next_link(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePbs:
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: bool) -> FakePbs:
     """Return a PBS whose server has ended: its commands still answer."""
-    fake = FakePbs(tmp_path / "pbs")
+    if REAL:
+        pytest.skip("needs a server that starts no jobs")
+    fake = FakePbs(tmp_path / "pbs", history=history)
     fake.stop()
     monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
     monkeypatch.setenv("PATH", fresh_path(tmp_path / "bin", klist="exit 1"))
-    openpbs._nodes.cache_clear()
+    monkeypatch.setattr(PbsJob, "watcher", PbsInfoWatcher())
     return fake
 
 
-def test_what_doctor_says(fake: FakePbs) -> None:
-    def check(**keys: object) -> dict[str, Check]:
-        return {
-            found.name: found for found in openpbs.check(Site.model_validate({"name": "s", "scheduler": "pbs"} | keys))
-        }
+def doctor(**keys: object) -> dict[str, Check]:
+    site = Site.model_validate({"name": "s", "scheduler": "pbs"} | keys)
+    return {found.name: found for found in openpbs.check(site)}
 
-    good = check(partition="workq", memory_gb=1)
-    assert {name: found.holds for name, found in good.items()} == {
-        "queue": True, "a node for the job": True, "memory of a job": True,
-    }  # fmt: skip
-    bad = check(partition="nowhere", num_cpus=1000)
-    assert {name for name, found in bad.items() if not found.holds} == set(good)
+
+def test_what_doctor_says(fake: FakePbs, history: bool) -> None:
+    good = doctor(partition="workq", memory_gb=1)
+    assert {name: found.holds for name, found in good.items()} == dict.fromkeys(
+        ("server", "job history", "queue", "resources", "a node for the job", "memory of a job"), True
+    )
+    assert ("kept for" if history else "off, as by default") in good["job history"].found
+    bad = doctor(partition="nowhere", num_cpus=1000)
+    wrong = {"queue", "a node for the job", "memory of a job"}
+    assert {name for name, found in bad.items() if not found.holds} == wrong
     assert "Unknown queue" in bad["queue"].found
     assert "ncpus=1000: nodes have" in bad["a node for the job"].found
     assert "400 MB" in bad["memory of a job"].found
+
+
+def test_doctor_does_not_pass_what_qsub_refuses(fake: FakePbs, tmp_path: Path) -> None:
+    keys = {"num_gpus": 1, "resources": {"gpu_mem": "16gb"}}
+    found = doctor(**keys)
+    assert "PBS knows no resource ngpus, gpu_mem" in found["resources"].found
+    assert "num_gpus and [resources]" in found["resources"].advice
+    assert found["a node for the job"].found == "ngpus=1: nodes have none"
+    site = Site.model_validate({"name": "s", "scheduler": "pbs"} | keys)
+    with pytest.raises(ClusterError, match="ngpus=1: nodes have none"):
+        openpbs.submit(tmp_path / "jobs", site, Request("ctnameg0a1", print, ()), print, print)
+    fake.configure(resources=["ngpus", "gpu_mem"], node={"ncpus": "8", "mem": "64gb", "ngpus": "2"})
+    assert all(check.holds for name, check in doctor(**keys).items() if name != "memory of a job")
+
+
+def test_doctor_tells_a_limit_on_jobs(fake: FakePbs) -> None:
+    fake.configure(max_queued=1)
+    assert not doctor()["limit of jobs"].holds
+    fake.configure(max_queued=5)
+    assert doctor()["limit of jobs"].holds
+    assert doctor()["limit of jobs"].found.startswith("5 of a user")
 
 
 def test_what_no_node_can_run_is_not_submitted(fake: FakePbs, tmp_path: Path) -> None:
@@ -106,6 +138,89 @@ def test_a_lost_job_is_found_by_its_name(fake: FakePbs, tmp_path: Path) -> None:
         f"{job_id}_submission.sh",
         f"{job_id}_submitted.pkl",
     ]
+
+
+def submitted(folder: Path, name: str, **keys: object) -> Reference:
+    site = Site.model_validate({"name": "s", "scheduler": "pbs"} | keys)
+    job_id = openpbs.submit(folder, site, Request(name, print, (), ("0",)), print, print)
+    return Reference(name, folder, datetime.now().timestamp(), job_id)
+
+
+@pytest.mark.parametrize(
+    ("comment", "said", "stuck"),
+    [
+        ("Can Never Run: Insufficient amount of resource: ncpus (R: 8 A: 4 T: 4)", "no node can ever satisfy it", True),
+        ("Not Running: Insufficient amount of resource: ncpus (R: 4 A: 0 T: 8)", "starts when they have ended", False),
+        ("Not Running: User has reached queue workq running job limit.", "a limit on running jobs", False),
+        ("Not Running: Queue not started.", "the queue is stopped", False),
+    ],
+)
+def test_a_job_that_waits_says_what_for(fake: FakePbs, tmp_path: Path, comment: str, said: str, stuck: bool) -> None:
+    job = submitted(tmp_path, "ctnameg0a1", num_cpus=4)
+    fake.alter(str(job.job_id), comment=comment)
+    found = openpbs.look([job])["ctnameg0a1"]
+    assert (found.state, found.stuck) == ("waiting", stuck)
+    assert found.native.startswith(f"PENDING ({comment}; ")
+    assert said in found.native
+
+
+@pytest.mark.parametrize(
+    ("node", "state", "said", "stuck"),
+    [
+        ({"ncpus": "2", "mem": "64gb"}, "free", "no node has it: ncpus=4: nodes have 2", True),
+        ({"ncpus": "8", "mem": "64gb"}, "offline", "are away: fake1 is offline", False),
+    ],
+)
+def test_a_job_that_waits_for_nodes_says_which(
+    fake: FakePbs, tmp_path: Path, node: dict[str, str], state: str, said: str, stuck: bool
+) -> None:
+    job = submitted(tmp_path, "ctnameg0a1", num_cpus=4)
+    fake.configure(node=node, node_state=state)
+    fake.alter(str(job.job_id), comment="Not Running: Insufficient amount of resource: ncpus (R: 4 A: 0 T: 8)")
+    found = openpbs.look([job])["ctnameg0a1"]
+    assert found.stuck == stuck
+    assert said in found.native
+
+
+def test_a_suspended_job_is_not_running(fake: FakePbs, tmp_path: Path) -> None:
+    job = submitted(tmp_path, "ctnameg0a1")
+    fake.alter(str(job.job_id), state="S", run_count=1, comment="Not Running: Not enough free nodes available")
+    found = openpbs.look([job])["ctnameg0a1"]
+    assert found.state == "suspended"
+    assert "it goes on where it is" in found.native
+
+
+def test_a_next_link_alone_is_the_job(fake: FakePbs, tmp_path: Path) -> None:
+    """The answer of its submission was lost, and its first link has ended."""
+    job = submitted(tmp_path, "ctnamef0a1")
+    Chain(tmp_path, str(job.job_id)).append("start", link=1, job_id=job.job_id, token="")
+    marker = f"SUBMITIT_PBS_FIRST_ID={job.job_id},SUBMITIT_PBS_LINK=2"
+    done = subprocess.run(
+        ["qsub", "-N", "ctnamef0a1", "-v", marker], input="true", text=True, capture_output=True, check=True
+    )
+    fake.alter(str(job.job_id), state="F")
+    fake.purge()
+    found = openpbs.look([replace(job, job_id=None)])["ctnamef0a1"]
+    assert (found.job_id, found.state) == (job.job_id, "waiting")
+    openpbs.cancel([replace(job, job_id=None)])
+    assert fake.calls("qdel") == [f"qdel {done.stdout.strip()}"]
+
+
+def test_no_answer_is_no_word_about_a_job(fake: FakePbs, tmp_path: Path) -> None:
+    job = submitted(tmp_path, "ctnamef0a1")
+    fake.go_down(60)
+    with pytest.raises(Unanswered):
+        openpbs.look([job])
+    with pytest.raises(Unanswered):
+        openpbs.look([replace(job, job_id=None)])
+    with pytest.raises(Unanswered):
+        openpbs.cancel([job])
+
+
+def test_memory_is_bounded_by_the_largest_node(fake: FakePbs) -> None:
+    site = Site(name="s", scheduler="pbs", num_cpus=4)
+    assert openpbs.largest_memory_gb(site) == 64
+    assert openpbs.largest_memory_gb(site.model_copy(update={"num_cpus": 100})) is None
 
 
 KLIST = """Ticket cache: FILE:/tmp/krb5cc_1000

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from contrails.runs import Run
 from fake_pbs import FakePbs
 from local_site import eventually
 from pbs_runs import PbsRuns
-from pbs_site import REAL
+from pbs_site import REAL, history_does_not_matter
 from slurm_site import weights
 
 pytestmark = pytest.mark.slow
@@ -27,8 +26,8 @@ EPOCHS = ("-o", "train.epochs=100")
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Iterator[PbsRuns]:
-    fake = None if REAL else FakePbs(tmp_path_factory.mktemp("pbs") / "server")
+def site(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, history: bool) -> Iterator[PbsRuns]:
+    fake = None if REAL else FakePbs(tmp_path_factory.mktemp("pbs") / "server", history=history)
     site = PbsRuns(tmp_path_factory.mktemp("runs"), tiny_data, fake)
     yield site
     site.end_everything()
@@ -44,6 +43,7 @@ def undisturbed(site: PbsRuns) -> dict[str, str]:
     return weights(site.fold("0", "undisturbed"))
 
 
+@history_does_not_matter
 def test_five_folds_from_frozen_code_and_what_follows(site: PbsRuns, tiny_data: Path) -> None:
     made = site.run("split", str(tiny_data / "train.h5"), "--folds", "5", "-o", "five.csv")
     assert made.returncode == 0, made.stderr
@@ -65,6 +65,7 @@ def test_five_folds_from_frozen_code_and_what_follows(site: PbsRuns, tiny_data: 
     assert run.path.stat().st_mode & 0o077 == 0
 
 
+@history_does_not_matter
 def test_a_chain_of_three_links(site: PbsRuns, undisturbed: dict[str, str]) -> None:
     site.submit("chain", *EPOCHS)
     fold = site.fold("0", "chain")
@@ -72,14 +73,43 @@ def test_a_chain_of_three_links(site: PbsRuns, undisturbed: dict[str, str]) -> N
         site.wait_for_attempt(fold, number)
         clock = fold.run.clock(site.job("chain"))
         assert 500 < read_json(clock)["end"] - time.monotonic() < 600  # the launcher knows its link's walltime
-        write_atomic(clock, to_json({"end": time.monotonic()}))
+        out_of_time(site, "chain", "0")
     site.wait_for_done("chain")
     assert site.ends("chain") == ["walltime", "walltime", ""]
     assert len(set(site.links("chain"))) == 3
     assert weights(fold) == undisturbed
 
 
-def test_whatever_ends_a_job_but_its_user_the_fold_goes_on(site: PbsRuns, undisturbed: dict[str, str]) -> None:
+def test_a_killed_submission_is_neither_forgotten_nor_doubled(site: PbsRuns, undisturbed: dict[str, str]) -> None:
+    arguments = ["submit", "tiny.toml", "--name", "killed", "--fold", "0,1,2", "--site", "test", *EPOCHS]
+    for number in range(1, 4):
+        site.kill_after("qsub")
+        assert site.run(*arguments).returncode == -signal.SIGKILL
+        assert len(site.first_links("killed")) == number
+    alive = {"waiting", "starting", "running"}
+    for command in (arguments, ["resume", "killed"], ["resume", "killed"]):
+        again = site.run(*command, "--json")
+        assert set(json.loads(again.stdout)["killed"]["folds"].values()) <= alive, again.stderr
+        assert {state["state"] for state in site.states("killed").values()} <= alive
+        assert len(site.first_links("killed")) == 3
+    site.wait_for_done("killed", *"012")
+    for key in "012":
+        fold = site.fold(key, "killed")
+        assert len({read_json(attempt.job)["job_id"] for attempt in fold.attempts()}) == 1
+    assert weights(site.fold("0", "killed")) == undisturbed
+
+
+def test_what_runs_is_never_lost(site: PbsRuns) -> None:
+    site.submit("asked", "-o", "train.epochs=3000")
+    site.wait_for_attempt(site.fold("0", "asked"), 1)
+    seen = {site.states("asked")["0"]["state"] for _ in range(3)}
+    assert seen == {"running"}
+    assert site.run("cancel", "asked").returncode == 0
+
+
+def test_whatever_ends_a_job_but_its_user_the_fold_goes_on(
+    site: PbsRuns, undisturbed: dict[str, str], history: bool
+) -> None:
     fake, fold = site.fake, site.fold("0", "disturbed")
     site.submit("disturbed", *EPOCHS)
     for number, order in enumerate(("preempt", "schedule", "kill -9"), start=1):
@@ -88,17 +118,18 @@ def test_whatever_ends_a_job_but_its_user_the_fold_goes_on(site: PbsRuns, undist
     site.wait_for_attempt(fold, 4)
     os.kill(site.pid("disturbed"), signal.SIGKILL)
     site.wait_for_done("disturbed")
-    assert site.ends("disturbed") == ["preemption", "preemption", "memory", "memory", ""]
+    # without a history nobody knows why the whole job was killed; what the launcher sees is killed far from the limit
+    assert site.ends("disturbed") == ["preemption", "preemption", "memory" if history else "lost", "killed", ""]
     assert weights(fold) == undisturbed
     last = fake.attributes(site.links("disturbed")[-1])
-    assert last["Resource_List"]["select"] == "1:ncpus=1:mem=4608mb"  # 2 GB, and twice half as much again
+    assert last["Resource_List"]["select"] == f"1:ncpus=1:mem={3072 if history else 2048}mb"
 
 
 def test_a_deleted_job_stays_deleted_until_it_is_resumed(site: PbsRuns, undisturbed: dict[str, str]) -> None:
     site.submit("deleted", *EPOCHS)
     fold = site.fold("0", "deleted")
     site.wait_for_attempt(fold, 1)
-    client_of(site, "qdel", site.links("deleted")[-1])
+    site.pbs("qdel", site.links("deleted")[-1])
     state = site.wait_for("deleted", "0", "cancelled")
     assert "go on with `contrails resume deleted`" in state["reason"]
     assert len(fold.attempts()) == 1
@@ -109,13 +140,74 @@ def test_a_deleted_job_stays_deleted_until_it_is_resumed(site: PbsRuns, undistur
     assert weights(fold) == undisturbed
 
 
-def test_a_cancelled_fold_stays_cancelled(site: PbsRuns) -> None:
-    site.submit("cancelled", "-o", "train.epochs=3000")
-    site.wait_for_attempt(site.fold("0", "cancelled"), 1)
-    assert site.run("cancel", "cancelled").returncode == 0
-    state = site.wait_for("cancelled", "0", "cancelled")
-    assert state["cause"] == "cancelled"
+def test_cancel_deletes_what_runs_and_what_waits(site: PbsRuns) -> None:
+    with site.one_at_a_time():
+        site.submit("cancelled", "-o", "train.epochs=3000", fold="0,1", site="whole")
+        site.wait_for_attempt(site.fold("0", "cancelled"), 1)
+        eventually(lambda: len(site.queued("cancelled")) == 3)  # the one that runs has a next link
+        assert {key: state["state"] for key, state in site.states("cancelled").items()} == {
+            "0": "running", "1": "waiting",
+        }  # fmt: skip
+        assert site.run("cancel", "cancelled").returncode == 0
+        eventually(lambda: site.queued("cancelled") == {})
+    for key in "01":
+        assert site.wait_for("cancelled", key, "cancelled")["cause"] == "cancelled"
     assert len(site.links("cancelled")) == 1
+    assert site.fold("1", "cancelled").attempts() == []
+
+
+def test_a_limit_that_lasts_is_told_and_resume_goes_on(site: PbsRuns, undisturbed: dict[str, str]) -> None:
+    fold = site.fold("0", "limited")
+    with site.limit(1):
+        site.submit("limited", *EPOCHS)
+        site.wait_for_attempt(fold, 1)
+        out_of_time(site, "limited", "0")
+        state = site.wait_for("limited", "0", "failed")
+        assert state["cause"] == "refused"
+        assert "per-user limit" in state["reason"]
+        assert "go on with `contrails resume limited`" in state["reason"]
+    resumed = site.run("resume", "limited")
+    assert resumed.returncode == 0, resumed.stderr
+    site.wait_for_done("limited")
+    assert weights(fold) == undisturbed
+
+
+def test_the_other_jobs_of_a_run_submit_what_a_limit_has_refused(site: PbsRuns, undisturbed: dict[str, str]) -> None:
+    folds = [site.fold(key, "shared") for key in "01"]
+    with site.limit(2):
+        site.submit("shared", "-o", "train.epochs=100", fold="0,1")
+        for fold in folds:
+            site.wait_for_attempt(fold, 1)
+        out_of_time(site, "shared", "0")
+        assert site.wait_for("shared", "0", "failed")["cause"] == "refused"
+        out_of_time(site, "shared", "1")  # its next link has room now, and submits the other fold when it starts
+        site.wait_for_attempt(folds[1], 2)
+        site.wait_for_done("shared", *"01")
+    assert weights(folds[0]) == undisturbed
+    assert [job.folds for job in submissions(folds[0].run)] == [("0",), ("1",), ("0",)]
+
+
+@history_does_not_matter
+def test_a_walltime_that_is_too_short_to_begin_is_told(site: PbsRuns) -> None:
+    site.profile("short", walltime_min=1, margin_s=50, prologue=["sleep 11"], retries={"walltime": 0})
+    site.submit("short", *SHORT, site="short")
+    state = site.wait_for("short", "0", "failed")
+    assert state["cause"] == "walltime"
+    assert "raise walltime_min of the site profile" in state["reason"]
+    assert "`contrails resume short --site short`" in state["reason"]
+    assert "no step was made within 1" in state["reason"]  # 11 s and what the start took until the margin
+
+
+@history_does_not_matter
+def test_a_suspended_fold_is_told_from_one_that_trains(site: PbsRuns) -> None:
+    site.submit("suspended", "-o", "train.epochs=3000")
+    site.wait_for_attempt(site.fold("0", "suspended"), 1)
+    site.fake.order("suspend", site.links("suspended")[-1])
+    state = site.wait_for("suspended", "0", "suspended")
+    assert "it goes on where it is" in state["reason"]
+    site.fake.order("let go", site.links("suspended")[-1])
+    site.wait_for("suspended", "0", "running")
+    assert site.run("cancel", "suspended").returncode == 0
 
 
 def test_a_failed_node_and_its_ghost(site: PbsRuns, undisturbed: dict[str, str]) -> None:
@@ -147,12 +239,13 @@ def test_a_run_after_another_waits_for_its_success(site: PbsRuns) -> None:
     fold = site.fold("0", "first")
     site.wait_for_attempt(fold, 1)
     site.submit("second", *SHORT, "--after", "first")
-    write_atomic(fold.run.clock(site.job("first")), to_json({"end": time.monotonic()}))
+    out_of_time(site, "first", "0")
     site.wait_for_done("second")
     assert fold.done.exists()
     assert site.ends("first") == ["walltime", ""]
 
 
+@history_does_not_matter
 def test_doctor_looks_at_a_node(site: PbsRuns) -> None:
     done = site.run("doctor", "--site", "test", "--job", "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)}
@@ -160,6 +253,7 @@ def test_doctor_looks_at_a_node(site: PbsRuns) -> None:
     assert checks["job: import torch"]["holds"], done.stderr
 
 
+@history_does_not_matter
 def test_an_error_is_not_tried_again(site: PbsRuns) -> None:
     site.submit("wrong", *SHORT)
     run = site.fold("0", "wrong").run
@@ -169,5 +263,7 @@ def test_an_error_is_not_tried_again(site: PbsRuns) -> None:
     assert "was changed" in state["reason"]
 
 
-def client_of(site: PbsRuns, *arguments: str) -> None:
-    subprocess.run(arguments, env=site._command()["env"], check=True)
+def out_of_time(site: PbsRuns, name: str, key: str) -> None:
+    """Let the clock of a fold's job say that its time is over."""
+    fold = site.fold(key, name)
+    write_atomic(fold.run.clock(site.job(name, key)), to_json({"end": time.monotonic()}))

@@ -7,10 +7,10 @@ import pytest
 from submitit.core.utils import JobPaths
 
 from contrails.cluster.pbs import client
-from contrails.cluster.pbs.chain import Chain, cause_of_start, judge
+from contrails.cluster.pbs.chain import Chain, cause_of_start, is_saving, judge, memory_failures
 from contrails.cluster.pbs.client import Unanswered
 from contrails.cluster.pbs.script import BUDGETS
-from contrails.cluster.pbs.states import Verdict
+from contrails.cluster.pbs.states import Verdict, read_verdict
 from contrails.cluster.pbs.watcher import PbsInfoWatcher, pbs_id
 
 START = {"event": "start", "job_id": "1.h", "link": 1, "token": "a"}
@@ -40,6 +40,7 @@ def ended(code: int) -> dict[str, Any]:
         ([START, TERM, ended(255)], "FAILED", "CANCELLED", "CANCELLED"),
         ([START, TERM, ended(255)], "CANCELLED", "CANCELLED", "CANCELLED"),
         ([START, TERM], None, "CANCELLED", "CANCELLED"),
+        ([START, TERM, {"event": "preempted", "job_id": "1.h"}, ended(255)], None, "PREEMPTED", None),
         ([START, TERM, ended(255)], "PREEMPTED", "PREEMPTED", None),
         ([START, TERM], "NODE_FAIL", "NODE_FAIL", None),
         ([START], "CANCELLED", "CANCELLED", "CANCELLED"),
@@ -75,6 +76,28 @@ def test_budgets_count_failures_of_a_kind_since_the_last_progress() -> None:
     assert final(judged("NODE_FAIL"), judged("NODE_FAIL"), judged("KILLED")) is None
 
 
+def test_memory_counts_from_the_last_progress_on() -> None:
+    def judged(lacked_memory: bool = True) -> dict[str, Any]:
+        return {"event": "judged", "job_id": "x", "cause": "KILLED", "lacked_memory": lacked_memory}
+
+    assert memory_failures([judged(), judged()]) == 2
+    assert memory_failures([judged(), {"event": "progress"}, judged()]) == 1
+    assert memory_failures([judged(), ended(75), judged(lacked_memory=False)]) == 0
+
+
+@pytest.mark.parametrize(("used", "lacked"), [("250mb", True), ("100mb", False), ("0kb", True), (None, True)])
+def test_a_kill_far_from_the_limit_is_no_lack_of_memory(used: str | None, lacked: bool) -> None:
+    row = f"{KILLED}|Resource_List.mem=400mb" + (f"|resources_used.mem={used}" if used else "")
+    (attributes,) = client.parse_dsv(f"Job Id: 1.h|{row}\n").values()
+    assert judge([START], "1.h", read_verdict(attributes), BUDGETS).lacked_memory == lacked
+
+
+def test_a_link_that_got_term_is_still_saving() -> None:
+    assert [is_saving(rows) for rows in ([], [START], [START, TERM], [START, TERM, ended(255)])] == [
+        False, False, True, False,
+    ]  # fmt: skip
+
+
 def test_a_start_after_a_link_that_made_way_has_the_cause_of_that() -> None:
     def judged(job_id: str, cause: str | None) -> dict[str, Any]:
         return {"event": "judged", "job_id": job_id, "cause": cause}
@@ -103,7 +126,8 @@ class Watched:
         self.asked.append(ids)
         if self.jobs is None:
             raise Unanswered("down")
-        return client.parse_dsv("".join(f"Job Id: {key}|{row}\n" for key, row in self.jobs.items()))
+        wanted = {job_id.partition("@")[0] for job_id in ids}
+        return client.parse_dsv("".join(f"Job Id: {key}|{row}\n" for key, row in self.jobs.items() if key in wanted))
 
     def write(self, *rows: dict[str, Any]) -> None:
         for row in rows:
@@ -121,6 +145,7 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
 
 
 KILLED = "job_state=F|substate=93|run_count=1|Exit_status=265"
+WAITS = "job_state=H|substate=22|Hold_Types=s|depend=afternotok:1.h@h"
 
 
 def test_absence_is_lost_after_several_looks_only(watched: Watched) -> None:
@@ -146,17 +171,46 @@ def test_an_absence_that_ends_is_forgotten(watched: Watched) -> None:
     assert [watched.state for _ in range(2)] == ["RUNNING"] * 2
 
 
-def test_the_next_link_takes_over(watched: Watched) -> None:
+@pytest.mark.parametrize("history", [True, False])
+def test_the_next_link_takes_over(watched: Watched, history: bool) -> None:
+    """Without a history the first one is gone in the moment in which PBS lets the next one go."""
     watched.write(START, NEXT)
-    watched.jobs = {"1.h": KILLED}
+    watched.jobs = {"1.h": "job_state=R|run_count=1", "2.h": WAITS}
+    assert watched.state == "RUNNING"
+    watched.jobs = {"1.h": KILLED} if history else {}
+    watched.jobs |= {"2.h": "job_state=Q|substate=10"}
     assert watched.state == "PENDING"
-    watched.jobs = {"2.h": "job_state=H|substate=22|Hold_Types=s"}
-    assert watched.state == "PENDING"
-    watched.jobs = {"2.h": "job_state=R|run_count=1"}
+    assert watched.watcher.is_known("1.h")
+    assert watched.asked[-2:] == [["1.h"], ["2.h"]]
+    watched.jobs["2.h"] = "job_state=R|run_count=1"
     assert watched.state == "RUNNING"
     assert watched.asked[-1] == ["2.h"]
-    watched.jobs = {"2.h": KILLED}
-    assert watched.state == "KILLED"
+    watched.jobs = {"2.h": KILLED} if history else {}
+    assert watched.watcher.get_state("1.h") == ("KILLED" if history else "RUNNING")
+    assert watched.watcher.is_known("1.h") == history
+
+
+def test_a_link_whose_predecessor_was_deleted_in_the_queue_waits_in_vain(watched: Watched) -> None:
+    watched.write(START, NEXT)
+    watched.jobs = {"2.h": WAITS}
+    assert watched.state == "CANCELLED"
+    assert "1.h was deleted while it waited" in watched.watcher.get_info("1.h")["Comment"]
+
+
+def test_a_link_that_made_way_is_not_the_end(watched: Watched) -> None:
+    replaced = {"event": "replaced", "job_id": "2.h"}
+    larger = {"event": "successor", "job_id": "3.h", "after": "2.h", "link": 3}
+    watched.write(START, NEXT, START | {"job_id": "2.h", "link": 2}, larger, replaced)
+    watched.jobs = {"2.h": "job_state=F|substate=92|run_count=1|Exit_status=0", "3.h": "job_state=Q|substate=10"}
+    assert watched.state == "PENDING"
+    assert watched.watcher.get_info("1.h")["JobId"] == "3.h"
+
+
+def test_another_jobs_attributes_are_none(watched: Watched, tmp_path: Path) -> None:
+    watched.watcher.watch("1.h", JobPaths(tmp_path, "1.h"), "mine")
+    watched.jobs = {"1.h": "Job_Name=somebodys|job_state=R|run_count=1"}
+    assert watched.state == "PENDING"
+    assert not watched.watcher.is_known("1.h")
 
 
 def test_a_link_that_has_started_is_asked_about(watched: Watched) -> None:
@@ -186,13 +240,6 @@ def test_a_moved_job_is_asked_about_at_its_new_server(watched: Watched) -> None:
     watched.jobs = {"1.h": "job_state=R|run_count=1"}
     assert watched.state == "RUNNING"
     assert watched.asked[-1] == ["1.h@other.host"]
-
-
-def test_twenty_jobs_are_one_call(watched: Watched, tmp_path: Path) -> None:
-    for number in range(2, 46):
-        watched.watcher.watch(f"{number}.h", JobPaths(tmp_path, f"{number}.h"))
-    watched.watcher.update()
-    assert [len(ids) for ids in watched.asked] == [20, 20, 5]
 
 
 def test_ids_of_array_elements() -> None:

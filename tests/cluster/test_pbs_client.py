@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from contrails.cluster.pbs import client
-from contrails.cluster.pbs.client import Refused, Unanswered, delete, parse_dsv, query, submit
+from contrails.cluster.pbs.client import Refused, Unanswered, delete, named, parse_dsv, query, submit
 from contrails.errors import ClusterError
 
 Answer = tuple[int, str, str]
@@ -53,9 +53,56 @@ def test_the_known_of_several_jobs_are_returned(bin_folder: Path, code: int) -> 
     assert list(query(["7.host", "99999.host"])) == ["7.host"]
 
 
-def test_an_empty_answer_is_no_error(bin_folder: Path) -> None:
-    answers(bin_folder, "qstat", 0)  # a server without history
-    assert query(["7.host"]) == {}
+def server(folder: Path, running: int, ended: int, *, history: bool) -> Path:
+    """Have qstat answer for jobs 1.h, 2.h ... that run, and for others that have ended; return the log of its calls."""
+    (folder / "qstat").write_text(
+        "#!/usr/bin/env python3\nimport sys\n"
+        f"running, ended, history = {running}, {ended}, {history}\n"
+        f"open('{folder}/calls', 'a').write(' '.join(sys.argv[1:]) + '\\n')\n"
+        "x, code = '-x' in sys.argv, 0\n"
+        "ids = [word for word in sys.argv if word.endswith('.h')] or [f'{n}.h' for n in range(1, running + 1)]\n"
+        "for id in ids:\n"
+        "    number = int(id[:-2])\n"
+        "    if x and not history:\n"
+        "        print(f'qstat: PBS is not configured to maintain job history {id}', file=sys.stderr)\n"
+        "    elif number <= running or (x and number <= running + ended):\n"
+        "        print(f'Job Id: {id}|Job_Name=a|job_state={\"RF\"[number > running]}')\n"
+        "    else:\n"
+        "        code = 35 if history and number <= running + ended else 153\n"
+        "sys.exit(code)\n"
+    )
+    (folder / "qstat").chmod(0o755)
+    return folder / "calls"
+
+
+@pytest.mark.parametrize("history", [True, False])
+def test_jobs_that_run_are_found_with_a_history_and_without(bin_folder: Path, history: bool) -> None:
+    calls = server(bin_folder, running=2, ended=1, history=history)
+    found = query(["1.h", "2.h", "3.h", "9.h"])
+    assert {job_id: row["job_state"] for job_id, row in found.items()} == (
+        {"1.h": "R", "2.h": "R", "3.h": "F"} if history else {"1.h": "R", "2.h": "R"}
+    )
+    assert calls.read_text().splitlines() == ["-f -F dsv 1.h 2.h 3.h 9.h", "-x -f -F dsv 3.h 9.h"]
+
+
+@pytest.mark.parametrize(
+    ("num", "running", "history", "num_calls"),
+    [(45, 45, False, 3), (1000, 1000, False, 1), (1000, 990, True, 2), (1000, 0, False, 2)],
+)
+def test_many_jobs_are_few_calls(bin_folder: Path, num: int, running: int, history: bool, num_calls: int) -> None:
+    calls = server(bin_folder, running=running, ended=num - running, history=history)
+    assert len(query([f"{number}.h" for number in range(1, num + 1)])) == (num if history else running)
+    assert len(calls.read_text().splitlines()) == num_calls
+
+
+@pytest.mark.parametrize("history", [True, False])
+def test_jobs_of_a_name_are_those_that_run_and_then_those_that_have_ended(bin_folder: Path, history: bool) -> None:
+    server(bin_folder, running=2, ended=2, history=history)
+    ended = "4.h" if history else ""
+    (bin_folder / "qselect").write_text(f'#!/bin/sh\n[ "$1" = -x ] && echo {ended} && exit\nprintf "1.h\\n2.h\\n"\n')
+    (bin_folder / "qselect").chmod(0o755)
+    assert [job_id for job_id, _ in named("a")] == (["2.h", "1.h", "4.h"] if history else ["2.h", "1.h"])
+    assert [job_id for job_id, _ in named("a", ended=False)] == ["2.h", "1.h"]
 
 
 @pytest.mark.parametrize(("command", "code"), [("qstat", 255), ("qstat", 162)])
@@ -86,6 +133,8 @@ def test_no_commands_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         (187, "qsub: Unknown resource: nogpus", "pbsnodes"),
         (188, "qsub: Job violates queue and/or server resource limits", "ask for less"),
         (38, "qsub: would exceed queue generic's per-user limit", "wait for some to end"),
+        (39, "qsub: would exceed per-user limit on resource ncpus in queue workq", "wait for some to end"),
+        (198, "qsub: Maximum number of jobs already in queue", "wait for some to end"),
         (2, "qsub: illegal -N value", "see the message"),
     ],
 )

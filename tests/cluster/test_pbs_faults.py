@@ -1,4 +1,4 @@
-"""The plugin on a PBS that preempts, fails, forgets and is down: on the fake one only."""
+"""The plugin on a PBS that preempts, fails, forgets and is down, with a history and without: on the fake one only."""
 
 import time
 from pathlib import Path
@@ -13,7 +13,7 @@ from contrails.errors import ClusterError
 import pbs_tasks
 from fake_pbs import FakePbs
 from local_site import eventually
-from pbs_site import MARGIN_S, WALLTIME, Site
+from pbs_site import MARGIN_S, WALLTIME, Site, history_does_not_matter, is_gone
 
 
 def test_a_preempted_job_goes_on_with_what_it_saved(site: Site, fake: FakePbs, tmp_path: Path) -> None:
@@ -39,6 +39,7 @@ def test_a_rerun_knows_a_successor_that_was_not_written_down(site: Site, fake: F
     assert len(fake.ids()) == 2
 
 
+@history_does_not_matter
 def test_the_teardown_runs_after_the_task_has_saved(site: Site, fake: FakePbs, tmp_path: Path) -> None:
     rows, torn = tmp_path / "rows", tmp_path / "torn"
     executor = site.executor(pbs_teardown=[f"echo $code >> {torn}"])
@@ -70,19 +71,59 @@ def test_a_job_that_the_scheduler_deletes_goes_on_in_the_next_link(site: Site, f
     assert [row["cause"] for row in site.chain(job).rows() if row["event"] == "judged"] == ["PREEMPTED"]
 
 
-@pytest.mark.parametrize("how", ["qdel", "qdel without history", "qdel -W force"])
-def test_a_deleted_job_stays_deleted(site: Site, fake: FakePbs, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("how", ["delete", "kill"])  # qdel, qdel -W force
+def test_a_deleted_job_stays_deleted(site: Site, fake: FakePbs, tmp_path: Path, how: str, history: bool) -> None:
+    if how == "kill" and not history:
+        pytest.skip("a job that is killed without TERM looks like a node that has failed, where PBS keeps no history")
     rows = tmp_path / "rows"
     job = site.executor().submit(pbs_tasks.Counter(), str(rows), 10_000)
     eventually(rows.exists)
-    fake.configure(history="without" not in how)
-    fake.order("kill" if "force" in how else "delete", job.job_id)
+    fake.order(how, job.job_id)
     job.wait()
     assert job.state == "CANCELLED"
-    successor = next(row["job_id"] for row in site.chain(job).rows() if row["event"] == "successor")
-    eventually(lambda: fake.attributes(successor)["job_state"] == "F")
+    (successor,) = site.links(job)
+    eventually(lambda: is_gone(successor))
     assert fake.attributes(successor)["Exit_status"] == 0
     assert {row.split()[1] for row in rows.read_text().splitlines()} == {job.job_id}
+
+
+def test_a_job_that_is_deleted_in_the_queue_is_cancelled(site: Site, fake: FakePbs, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    job = site.executor().submit(pbs_tasks.Counter(), str(rows), 10_000)
+    eventually(rows.exists)
+    (successor,) = site.links(job)
+    fake.configure(slots=0)
+    fake.order("preempt", job.job_id)
+    eventually(lambda: job.state == "REQUEUED")
+    fake.order("delete", job.job_id)
+    eventually(lambda: job.state == "CANCELLED")
+    assert not is_gone(successor)  # PBS lets it wait for ever
+    job.cancel()
+    eventually(lambda: is_gone(successor))
+
+
+def test_cancel_finds_a_link_that_was_not_written_down(site: Site, fake: FakePbs, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    job = site.executor().submit(pbs_tasks.Counter(), str(rows), 10_000)
+    eventually(rows.exists)
+    (successor,) = site.links(job)
+    path = site.chain(job).path
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if '"successor"' not in line))
+    other = site.executor(pbs_chain="held").submit(pbs_tasks.sleep, 60, str(tmp_path / "other"))  # of the same name
+    job.cancel()
+    eventually(lambda: is_gone(job.job_id) and is_gone(successor))
+    assert fake.calls("qdel") == [f"qdel {successor}", f"qdel {job.job_id}"]
+    eventually(lambda: other.state == "RUNNING")
+
+
+@history_does_not_matter
+def test_a_strangers_job_with_the_same_id_is_none_of_ours(site: Site, fake: FakePbs, tmp_path: Path) -> None:
+    job = site.executor().submit(pbs_tasks.sleep, 60, str(tmp_path / "started"))
+    eventually((tmp_path / "started").exists)
+    fake.alter(job.job_id, name="somebodys")  # as a server does that has lost its state, and counts from 1 again
+    job.cancel()
+    assert not is_gone(job.job_id)
+    assert job.state == "CANCELLED"
 
 
 def test_a_lost_answer_is_not_a_second_job(site: Site, fake: FakePbs) -> None:
@@ -92,19 +133,21 @@ def test_a_lost_answer_is_not_a_second_job(site: Site, fake: FakePbs) -> None:
     assert fake.ids() == [job.job_id]
 
 
+@history_does_not_matter
 def test_a_lost_request_is_submitted_again(site: Site, fake: FakePbs) -> None:
     fake.configure(lose_requests=1)
     assert site.executor().submit(pbs_tasks.add, 1, 2).result() == 3
     assert len(fake.ids()) == 1
 
 
+@history_does_not_matter
 def test_a_lost_answer_to_an_array_finds_the_array(site: Site, fake: FakePbs) -> None:
     fake.configure(lose_replies=1)
     jobs = site.executor().map_array(pbs_tasks.add, [1, 2], [3, 4])
     assert [job.result() for job in jobs] == [4, 6]
 
 
-def test_a_purged_history_changes_nothing(site: Site, fake: FakePbs) -> None:
+def test_a_job_that_pbs_has_forgotten_has_its_result(site: Site, fake: FakePbs) -> None:
     job = site.executor().submit(pbs_tasks.add, 1, 2)
     eventually(lambda: fake.attributes(job.job_id)["job_state"] == "F")
     fake.purge()
@@ -116,9 +159,12 @@ def test_a_job_of_which_nothing_is_left_is_lost(site: Site, fake: FakePbs, tmp_p
     started = tmp_path / "started"
     job = site.executor().submit(pbs_tasks.sleep, 100, str(started))
     eventually(started.exists)
-    assert job.state == "RUNNING"
-    fake.configure(history=False)
+    for _ in range(5):
+        time.sleep(0.4)
+        assert job.state == "RUNNING"  # however often PBS is asked
     fake.order("kill -9", job.job_id)
+    eventually(lambda: fake.attributes(job.job_id)["job_state"] == "F")
+    fake.purge()
     job.wait()
     assert job.state == "LOST"
     assert "does not know job" in job.get_info()["Reason"]
@@ -136,6 +182,7 @@ def test_a_server_that_is_down_for_a_while(site: Site, fake: FakePbs, tmp_path: 
     assert (job.result(), later.result()) == (40, 3)
 
 
+@history_does_not_matter
 def test_a_server_that_stays_down_is_named(site: Site, fake: FakePbs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "PATIENCE_S", 0.0)
     fake.go_down(60)
@@ -157,17 +204,27 @@ def test_a_failed_node_leaves_a_ghost_that_does_no_harm(site: Site, fake: FakePb
     assert len(fake.ids()) == 2
 
 
-def test_out_of_memory_asks_for_more(site: Site, fake: FakePbs, tmp_path: Path) -> None:
+def test_out_of_memory_asks_for_more(site: Site, fake: FakePbs, tmp_path: Path, history: bool) -> None:
     rows = tmp_path / "rows"
     job = site.executor().submit(pbs_tasks.Counter(), str(rows), 30)
     eventually(rows.exists)
     fake.order("memory", job.job_id)
     assert job.result() == 30
     last = list(dict.fromkeys(row.split()[1] for row in rows.read_text().splitlines()))[-1]
-    assert fake.attributes(job.job_id)["Resource_List"]["select"] == "1:ncpus=1:mem=512mb"
-    assert fake.attributes(last)["Resource_List"]["select"] == "1:ncpus=1:mem=768mb"
-    successor = [row["job_id"] for row in site.chain(job).rows() if row["event"] == "successor"][-1]
-    assert fake.attributes(successor)["Resource_List"]["select"] == "1:ncpus=1:mem=768mb"
+    assert selected(fake, job.job_id) == "1:ncpus=1:mem=512mb"
+    expected = "1:ncpus=1:mem=768mb" if history else "1:ncpus=1:mem=512mb"  # without one nobody knows why it ended
+    assert [selected(fake, link) for link in (last, site.links(job)[-1])] == [expected, expected]
+
+
+@history_does_not_matter
+def test_memory_grows_up_to_that_of_a_node_and_anew_after_progress(site: Site, fake: FakePbs, tmp_path: Path) -> None:
+    fake.configure(node={"ncpus": "8", "mem": "1000mb"})
+    executor = site.executor(pbs_chain="held", pbs_budgets={"KILLED": 3})
+    job = executor.submit(pbs_tasks.die, str(tmp_path / "started"), 5, {3})
+    assert job.result() == "alive"
+    memory = [selected(fake, link).rpartition("=")[2] for link in site.starts(job)]
+    # what makes way for a larger link has the memory of the one before
+    assert memory == ["512mb", "512mb", "768mb", "768mb", "1000mb", "1000mb", "1000mb", "1000mb"]
 
 
 @pytest.mark.slow
@@ -182,7 +239,7 @@ def test_a_killed_task_is_tried_again_until_its_budget_is_used_up(site: Site, fa
     assert len((tmp_path / "always").read_text().splitlines()) == 2
 
 
-def test_a_job_killed_with_all_its_processes_goes_on(site: Site, fake: FakePbs, tmp_path: Path) -> None:
+def test_a_job_killed_with_all_its_processes_goes_on(site: Site, fake: FakePbs, tmp_path: Path, history: bool) -> None:
     rows = tmp_path / "rows"
     job = site.executor().submit(pbs_tasks.Counter(), str(rows), 20)
     eventually(rows.exists)
@@ -191,12 +248,11 @@ def test_a_job_killed_with_all_its_processes_goes_on(site: Site, fake: FakePbs, 
     ).touch()  # submitit refuses to write over what is left of a write
     fake.order("kill -9", job.job_id)
     assert job.result() == 20
-    assert [row["cause"] for row in site.chain(job).rows() if row["event"] == "judged"] == [
-        "KILLED",
-        None,
-    ]  # and made way for more memory
+    judged = [row["cause"] for row in site.chain(job).rows() if row["event"] == "judged"]
+    assert judged == (["KILLED", None] if history else ["LOST"])  # killed, it made way for more memory
 
 
+@history_does_not_matter
 @pytest.mark.slow
 def test_an_extended_walltime_needs_no_second_link(site: Site, fake: FakePbs, tmp_path: Path) -> None:
     rows = tmp_path / "rows"
@@ -216,10 +272,26 @@ def test_a_limit_on_queued_jobs_puts_the_next_link_off(site: Site, fake: FakePbs
     job = executor.submit(pbs_tasks.Counter(), str(rows), 50)
     eventually(rows.exists)
     assert "successor" not in site.events(job)
-    fake.configure(max_queued=2)
+    eventually(lambda: "warning" in site.events(job))
+    fake.configure(max_queued=2)  # it asks again as long as its margin lasts
     assert job.result() == 50
 
 
+@pytest.mark.slow
+def test_a_limit_that_lasts_is_the_end_and_says_so(site: Site, fake: FakePbs, tmp_path: Path) -> None:
+    fake.configure(max_queued=1)
+    job = site.executor(pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S).submit(
+        pbs_tasks.Counter(), str(tmp_path / "rows"), 10_000
+    )
+    job.wait()
+    assert job.state == "REFUSED"
+    reason = job.get_info()["Reason"]
+    assert "would exceed queue generic's per-user limit" in reason
+    assert "wait for some to end" in reason
+    assert len(fake.calls("qsub")) > 4
+
+
+@history_does_not_matter
 def test_what_can_never_run_says_so(site: Site, fake: FakePbs) -> None:
     job = site.executor(cpus_per_task=64).submit(pbs_tasks.add, 1, 2)
     assert job.state == "PENDING"
@@ -227,6 +299,7 @@ def test_what_can_never_run_says_so(site: Site, fake: FakePbs) -> None:
     assert job.get_info()["Comment"].startswith("Can Never Run")
 
 
+@history_does_not_matter
 def test_polls_are_sparing(site: Site, fake: FakePbs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PbsJob, "watcher", PbsInfoWatcher())
     fake.configure(slots=0)
@@ -235,3 +308,7 @@ def test_polls_are_sparing(site: Site, fake: FakePbs, monkeypatch: pytest.Monkey
         assert job.state == "PENDING"
         assert not job.done(force_check=True)
     assert len(fake.calls("qstat")) == 3  # 45 jobs, 20 a call, one round in 30 s
+
+
+def selected(fake: FakePbs, job_id: str) -> str:
+    return str(fake.attributes(job_id)["Resource_List"]["select"])

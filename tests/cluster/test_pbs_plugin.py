@@ -16,7 +16,7 @@ from contrails.errors import ClusterError, RecipeError
 
 import pbs_tasks
 from local_site import eventually
-from pbs_site import MARGIN_S, REAL, WALLTIME, Site
+from pbs_site import MARGIN_S, REAL, WALLTIME, Site, history_does_not_matter, is_gone
 
 
 def test_a_result_comes_back_with_both_logs(site: Site) -> None:
@@ -30,6 +30,7 @@ def test_a_result_comes_back_with_both_logs(site: Site) -> None:
     assert (site.folder.stat().st_mode & 0o777) == 0o700
 
 
+@history_does_not_matter
 def test_an_exception_comes_back_with_its_traceback(site: Site) -> None:
     job = site.executor().submit(pbs_tasks.divide, 1, 0)
     exception = job.exception()
@@ -41,6 +42,7 @@ def test_an_exception_comes_back_with_its_traceback(site: Site) -> None:
     eventually(lambda: job.state == "FAILED")
 
 
+@history_does_not_matter
 def test_map_array_is_one_array(site: Site) -> None:
     jobs = site.executor(pbs_array_parallelism=2).map_array(pbs_tasks.divide, [6, 8, 1], [2, 4, 0])
     assert [job.job_id.rpartition("_")[2] for job in jobs] == ["0", "1", "2"]
@@ -52,6 +54,7 @@ def test_map_array_is_one_array(site: Site) -> None:
     assert "[" not in alone.job_id
 
 
+@history_does_not_matter
 def test_a_task_sees_its_job(site: Site) -> None:
     job = site.executor().submit(pbs_tasks.describe)
     seen: dict[str, Any] = job.result()
@@ -60,6 +63,7 @@ def test_a_task_sees_its_job(site: Site) -> None:
     assert len(seen["hostnames"]) == 1
 
 
+@history_does_not_matter
 def test_several_tasks_have_a_result_and_a_log_each(site: Site) -> None:
     job = site.executor(tasks_per_node=2).submit(pbs_tasks.describe)
     assert [seen["global_rank"] for seen in job.results()] == [0, 1]
@@ -76,10 +80,9 @@ def test_cancel_deletes_every_link(site: Site, tmp_path: Path, monkeypatch: pyte
     assert site.chain(job).cancelled
     eventually(lambda: job.done(force_check=True))
     assert job.state == "CANCELLED"
-    links = [row["job_id"] for row in site.chain(job).rows() if row["event"] in ("start", "successor")]
-    assert len(links) == 2
-    eventually(lambda: all(attributes["job_state"] == "F" for attributes in client.query(links).values()))
-    assert "run_count" not in client.query(links)[links[1]]  # deleted before the first one's end let it go
+    (successor,) = site.links(job)
+    eventually(lambda: is_gone(job.job_id) and is_gone(successor))
+    assert site.starts(job) == [job.job_id]  # the next one was deleted before the first one's end let it go
     monkeypatch.setattr(PbsJob, "_results_timeout_s", 0)
     with pytest.raises(UncompletedJobError, match="CANCELLED"):
         job.result()
@@ -103,12 +106,11 @@ def test_a_checkpointable_goes_on_through_three_links_under_one_id(site: Site, t
     assert links[0] == job.job_id
     eventually(lambda: job.state == "COMPLETED")
     assert "Starting with JobEnvironment" in (job.stderr() or "") + (job.stdout() or "")
-    # the last successor waits for a failure that did not come
-    if chain == "held":
-        last = [row["job_id"] for row in site.chain(job).rows() if row["event"] == "successor"][-1]
-        eventually(lambda: client.query([last])[last]["job_state"] == "F")
+    if chain == "held":  # the last successor waited for a failure that did not come
+        eventually(lambda: is_gone(site.links(job)[-1]))
 
 
+@history_does_not_matter
 def test_a_callable_without_checkpoint_polls_the_clock(site: Site, tmp_path: Path) -> None:
     rows = tmp_path / "rows"
     executor = site.executor(pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S, pbs_chain="held")
@@ -117,6 +119,7 @@ def test_a_callable_without_checkpoint_polls_the_clock(site: Site, tmp_path: Pat
     assert site.events(job).count("judged") >= 1
 
 
+@history_does_not_matter
 def test_without_a_chain_the_walltime_is_the_end(site: Site, tmp_path: Path) -> None:
     executor = site.executor(pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S)
     job = executor.submit(pbs_tasks.sleep, 100, str(tmp_path / "started"))
@@ -124,6 +127,7 @@ def test_without_a_chain_the_walltime_is_the_end(site: Site, tmp_path: Path) -> 
         job.result()
 
 
+@history_does_not_matter
 @pytest.mark.slow
 def test_a_checkpointable_times_out_as_often_as_allowed(site: Site, tmp_path: Path) -> None:
     executor = site.executor(pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S, max_num_timeout=1)
@@ -137,21 +141,23 @@ def test_an_exit_code_of_a_task_ends_the_chain(site: Site) -> None:
     job = site.executor(pbs_chain="held").submit(pbs_tasks.leave, 8)
     job.wait()
     assert job.get_info()["Reason"].startswith("exit code 8")
-    links = [row["job_id"] for row in site.chain(job).rows() if row["event"] == "successor"]
-    eventually(lambda: client.query(links)[links[0]]["job_state"] == "F")
-    assert "run_count" not in client.query(links)[links[0]]  # deleted before it could start
+    eventually(lambda: is_gone(site.links(job)[0]))
+    assert site.starts(job) == [job.job_id]  # the next one was deleted before it could start
 
 
+@history_does_not_matter
 def test_a_job_object_can_be_pickled(site: Site) -> None:
     job = pickle.loads(pickle.dumps(site.executor().submit(pbs_tasks.add, 1, 1)))
     assert job.result() == 2
 
 
+@history_does_not_matter
 def test_what_the_server_refuses_says_why(site: Site) -> None:
     with pytest.raises(ClusterError, match=r"(?s)code 170: .*Unknown queue; see the queues with `qstat -Q`"):
         site.executor(pbs_queue="nosuch").submit(pbs_tasks.add, 1, 2)
 
 
+@history_does_not_matter
 def test_unknown_parameters_are_refused_with_the_list(site: Site) -> None:
     with pytest.raises(NameError, match=r"'quue' for executor 'pbs'.*Valid arguments: .*queue"):
         site.executor(pbs_quue="gpu")
@@ -159,6 +165,7 @@ def test_unknown_parameters_are_refused_with_the_list(site: Site) -> None:
         site.executor(nodes=2)
 
 
+@history_does_not_matter
 def test_a_task_that_leaves_before_the_warning_has_a_next_link(site: Site) -> None:
     job = site.executor(pbs_chain="at_warning", pbs_max_links=2).submit(pbs_tasks.leave, 75)
     job.wait()
@@ -166,6 +173,7 @@ def test_a_task_that_leaves_before_the_warning_has_a_next_link(site: Site) -> No
     assert "there is no next link" in job.get_info()["Reason"]
 
 
+@history_does_not_matter
 def test_a_teardown_can_change_what_follows(site: Site) -> None:
     executor = site.executor(pbs_chain="held", pbs_max_links=2, pbs_teardown=["echo $code >&2", "code=3"])
     job = executor.submit(pbs_tasks.leave, 75)
@@ -176,7 +184,7 @@ def test_a_teardown_can_change_what_follows(site: Site) -> None:
 
 
 def test_a_job_after_others_starts_when_their_chains_have_succeeded(site: Site, tmp_path: Path) -> None:
-    executor = site.executor(pbs_chain="held", pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S)
+    executor = site.executor(pbs_chain="held")
     first = executor.submit(pbs_tasks.sleep, 2, str(tmp_path / "first"))
     fails = executor.submit(pbs_tasks.leave, 4)
     good, bad = (

@@ -1,4 +1,7 @@
-"""qsub, qstat, qdel, qselect, qalter, qrerun, qsig and pbsnodes. `python -m fake_pbs.commands ROOT COMMAND ...`"""
+"""qsub, qstat, qdel, qselect, qalter, qmgr, qrerun, qsig and pbsnodes: `python -m fake_pbs.commands ROOT COMMAND ...`
+
+Without a history, as by default, a job that has ended is unknown, and -x answers nothing, of running jobs neither.
+"""
 
 import getopt
 import re
@@ -10,7 +13,7 @@ from pathlib import Path
 from fake_pbs.attributes import as_dsv, as_json
 from fake_pbs.store import SERVER, USER, Job, State, Store
 
-RESOURCES = {"ncpus", "mem", "ngpus", "mpiprocs", "gpu_mem", "gpu_cap", "scratch_local", "cluster"}
+RESOURCES = {"ncpus", "mem", "mpiprocs"}
 
 
 class Fails(Exception):
@@ -90,13 +93,13 @@ def _check(state: State, options: dict[str, str], limits: dict[str, str]) -> Non
     if options.get("-q", "workq") != "workq":
         raise Fails(170, "Unknown queue")
     for resource, value in re.findall(r":(\w+)=([^:]*)", limits.get("select", "")):
-        if resource not in RESOURCES:
+        if resource not in RESOURCES | set(state.resources):
             raise Fails(187, f"Unknown resource: {resource}")
         if resource == "mem" and not re.fullmatch(r"\d+[kmgt]?b", value):
             raise Fails(166, "Illegal attribute or resource value select.mem")
     if not re.fullmatch(r"[\d:]+", limits.get("walltime", "1")):
         raise Fails(166, "Illegal attribute or resource value Resource_List.walltime")
-    if sum(not job.over for job in state.jobs.values()) >= state.max_queued:
+    if state.max_queued and sum(not job.over for job in state.jobs.values()) >= state.max_queued:
         raise Fails(38, "would exceed queue generic's per-user limit")
 
 
@@ -129,22 +132,29 @@ def _array(state: State, job: Job, number: int, text: str) -> tuple[str, int]:
 
 
 def qstat(state: State, arguments: list[str]) -> tuple[str, int]:
-    pairs, ids = getopt.getopt(arguments, "xftaQF:")
+    pairs, ids = getopt.getopt(arguments, "xftaQBF:")
     options, found, code = dict(pairs), [], 0
+    if "-B" in options:
+        history, limit = state.history, f"|max_queued=[u:PBS_GENERIC={state.max_queued}]" if state.max_queued else ""
+        return f"Server: {SERVER}|server_state=Active|scheduling=True{limit}|job_history_enable={history}\n", 0
     if "-Q" in options:
         if ids != ["workq"]:
             raise Fails(170, f"Unknown queue {ids[0]}")
         return "Queue: workq|queue_type=Execution|enabled=True|started=True\n", 0
-    for job_id in ids or list(state.jobs):
+    if "-x" in options and not state.history:
+        for job_id in ids:
+            _fail("qstat", Fails(0, f"PBS is not configured to maintain job history {job_id}"))
+        return "", 0
+    for job_id in ids:
         job = state.jobs.get(job_id)
-        if job is not None and job.over and not state.history:
-            code = code if "-x" in options else 153  # with -x there is nothing to print, and no error
-        elif job is None:
+        if job is None or (job.over and not state.history):
             code = _fail("qstat", Fails(153, f"Unknown Job Id {job_id}"))
         elif job.over and "-x" not in options:
             code = code or _fail("qstat", Fails(35, f"{job_id} Job has finished, use -x or -H"))
         else:
             found.append(job)
+    if not ids:
+        found = [job for job in state.jobs.values() if _is_listed(job, options)]
     if options.get("-F") == "json":
         return as_json(found, state), code
     if "-f" in options:
@@ -152,12 +162,16 @@ def qstat(state: State, arguments: list[str]) -> tuple[str, int]:
     return "".join(f"{job.id:<19} {job.name:<16} {USER} 0 {job.state} {job.queue}\n" for job in found), code
 
 
+def _is_listed(job: Job, options: dict[str, str]) -> bool:
+    return (not job.over or "-x" in options) and (job.array is None or "-t" in options)
+
+
 def qdel(state: State, arguments: list[str]) -> tuple[str, int]:
     pairs, ids = getopt.getopt(arguments, "W:")
     code = 0
     for job_id in ids:
         job = state.jobs.get(job_id)
-        if job is None:
+        if job is None or (job.over and not state.history):
             code = _fail("qdel", Fails(153, f"Unknown Job Id {job_id}"))
         elif job.over:
             code = _fail("qdel", Fails(35, f"Job has finished {job_id}"))
@@ -171,13 +185,16 @@ def qdel(state: State, arguments: list[str]) -> tuple[str, int]:
 def qselect(state: State, arguments: list[str]) -> tuple[str, int]:
     pairs, _ = getopt.getopt(arguments, "xN:u:")
     options = dict(pairs)
+    if "-x" in options and not state.history:
+        _fail("qselect", Fails(0, "PBS is not configured to maintain job history"))
+        return "", 0
     ids = [
         job.id
         for job in state.jobs.values()
         if options.get("-N", job.name) == job.name
         and options.get("-u", USER) == USER
         and job.array is None
-        and (not job.over or ("-x" in options and state.history))
+        and (not job.over or "-x" in options)
     ]
     return "".join(f"{job_id}\n" for job_id in ids), 0
 
@@ -215,10 +232,17 @@ def qrerun(_state: State, arguments: list[str]) -> tuple[str, int]:
     raise Fails(159, f"Unauthorized Request  {arguments[-1]}")
 
 
-def pbsnodes(_state: State, _arguments: list[str]) -> tuple[str, int]:
-    has = {"ncpus": 8, "mem": "64gb", "ngpus": 0}
-    fields = [f"Name={SERVER}", "state=free", *(f"resources_available.{name}={value}" for name, value in has.items())]
-    return f"{'|'.join(fields)}\n", 0
+def qmgr(state: State, arguments: list[str]) -> tuple[str, int]:
+    pairs, _ = getopt.getopt(arguments, "c:")
+    name = dict(pairs)["-c"].removeprefix("list resource ")
+    if name not in RESOURCES | set(state.resources):
+        raise Fails(1, f"qmgr obj={name} svr=default: Unknown resource\nqmgr: Error (15035) returned from server")
+    return f"Resource {name}\n    type = long\n    flag = hn\n\n", 0
+
+
+def pbsnodes(state: State, _arguments: list[str]) -> tuple[str, int]:
+    fields = [f"resources_available.{name}={value}" for name, value in state.node.items()]
+    return f"{'|'.join([f'Name={SERVER}', f'state={state.node_state}', *fields])}\n", 0
 
 
 def seconds(walltime: str) -> float:
@@ -228,7 +252,9 @@ def seconds(walltime: str) -> float:
     return total
 
 
-COMMANDS = {function.__name__: function for function in (qsub, qstat, qdel, qselect, qalter, qsig, qrerun, pbsnodes)}
+COMMANDS = {
+    function.__name__: function for function in (qsub, qstat, qdel, qselect, qalter, qmgr, qsig, qrerun, pbsnodes)
+}
 
 if __name__ == "__main__":
     main()

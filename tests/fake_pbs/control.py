@@ -12,13 +12,14 @@ from fake_pbs.store import Store
 
 
 class FakePbs:
-    """A server under `root`; its commands are in `bin`."""
+    """A server under `root`; its commands are in `bin`. Without a history, the default, it forgets what has ended."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, history: bool = False) -> None:
         self.root, self.bin, self._store = root, root / "bin", Store(root)
         (root / "home").mkdir(parents=True)
         (root / "spool").mkdir()
         self.bin.mkdir()
+        self.configure(history=history)
         tests = Path(__file__).parents[1]
         for command in COMMANDS:
             path = self.bin / command
@@ -46,7 +47,10 @@ class FakePbs:
         self.configure(down_until=time.time() + seconds)
 
     def order(self, what: str, job_id: str) -> None:
-        """Have something done to a job: preempt, schedule (delete to make room), node (fails), memory, kill -9."""
+        """Have something done to a job.
+
+        That is preempt, suspend, let go, schedule (delete to make room), node (fails), memory, delete, kill, kill -9.
+        """
         with self._store.open() as state:
             state.orders.append((what, job_id))
 
@@ -54,6 +58,12 @@ class FakePbs:
         """What an operator, or Metacentrum's qextend, does."""
         with self._store.open() as state:
             state.jobs[job_id].walltime = walltime
+
+    def alter(self, job_id: str, **values: Any) -> None:
+        """Set fields of a job: another name lets it be somebody else's, comment is what the scheduler says of it."""
+        with self._store.open() as state:
+            for key, value in values.items():
+                setattr(state.jobs[job_id], key, value)
 
     def purge(self, *job_ids: str) -> None:
         """Forget jobs that are over; all of them without ids."""

@@ -12,8 +12,13 @@ from fake_pbs.commands import seconds
 from fake_pbs.store import SERVER, USER, Job, State, Store
 
 CYCLE_S = 0.05
+EXITING_S = 1.5
 TERM_LATE_S, KILL_AFTER_S, GHOST_S = 4.0, 12.0, 23.0
-"""Measured: TERM 2.5 to 7 s after the walltime, KILL 10 to 18 s after TERM, a ghost's 23 s after the requeue."""
+"""Measured: TERM 2.5 to 7 s after the walltime, KILL 10 to 28 s after TERM, a ghost's 23 s after the requeue.
+
+The job's login shell dies of TERM. So the server takes the job for ended soon after, and lets go what waits for it,
+while its processes still save: after a quarter of a second, but real commands are that much faster than those here.
+"""
 
 
 class Server:
@@ -41,39 +46,64 @@ class Server:
                 self._obey(state, order, state.jobs[job_id])
         state.orders = []
         for job in list(state.jobs.values()):
-            if job.state == "R":
+            if job.state in "RE":
                 self._watch(state, job, now)
+        self.ghosts = [ghost for ghost in self.ghosts if session(ghost[1].pid)]
         for when, ghost in self.ghosts:
             if now > when:
                 signal_session(ghost.pid, signal.SIGKILL)
         running = sum(job.state == "R" for job in state.jobs.values())
         for job in state.jobs.values():
             startable = job.state == "Q" and not job.comment.startswith("Can Never Run") and job.indices is None
+            # what took the place of a preempted job lasts longer than that takes to save
+            startable = startable and not (job.why == "preempt" and self._is_ghost(job))
             if startable and running < state.slots:
                 running += self._start(job)
         _finish_arrays(state)
 
     def _obey(self, state: State, order: str, job: Job) -> None:
         process = self.processes.get(job.id)
+        if job.state == "E":
+            return
         if process is None:
             if order in ("delete", "kill", "schedule"):
                 _delete_waiting(state, job)
         elif order == "node":
             self._lose_node(state, job)
+        elif order == "suspend":
+            signal_session(process.pid, signal.SIGSTOP)
+            job.state, job.substate, job.comment = "S", 45, "Not Running: Not enough free nodes available"
+        elif order == "let go":
+            job.state, job.substate = "R", 42
+            signal_session(process.pid, signal.SIGCONT)
         elif order == "kill -9":
             signal_session(process.pid, signal.SIGKILL)
         elif order.startswith("signal "):
             signal_session(process.pid, signal.Signals[f"SIG{order.removeprefix('signal ')}"])
         elif order in ("kill", "memory"):
-            job.why = "delete" if order == "kill" else order
+            if order == "kill":
+                job.why, job.comment = "delete", f"{job.comment} and terminated by {USER}@{SERVER}"
+            else:
+                job.why = order
             signal_session(process.pid, signal.SIGKILL)
         else:  # delete, schedule, preempt
             self._term(state, job, order)
 
     def _term(self, state: State, job: Job, why: str) -> None:
-        now = time.time()
-        job.why, job.term_at, job.kill_at = why, now, now + KILL_AFTER_S * state.factor
-        signal_session(self.processes[job.id].pid, signal.SIGTERM)
+        now, process = time.time(), self.processes.pop(job.id)
+        self.ghosts.append((now + KILL_AFTER_S * state.factor, process))
+        job.why, job.gone_at, job.state, job.substate = why, now + EXITING_S, "E", 51
+        job.exit_status, ending = (-29, "exceeded resource walltime") if why == "walltime" else (0, "")
+        if why in ("delete", "schedule"):
+            ending = f"terminated by {'Scheduler' if why == 'schedule' else USER}@{SERVER}"
+        job.comment += f" and {ending}" if ending else ""
+        signal_session(process.pid, signal.SIGTERM)
+
+    def _is_ghost(self, job: Job) -> bool:
+        return any(ghost.args[-1] == str(self._script(job)) for _, ghost in self.ghosts)  # type: ignore[index]
+
+    def _script(self, job: Job) -> Path:
+        return self.root / "spool" / f"{job.id}.SC"
 
     def _lose_node(self, state: State, job: Job) -> None:
         """The server gives the node up and queues the job; its processes run on for a while."""
@@ -89,7 +119,7 @@ class Server:
             job.state, job.substate, job.hold, job.run_count, job.exit_status = "H", 20, "s", 21, -3
             job.comment = "job held, too many failed attempts to run"
             return False
-        script = self.root / "spool" / f"{job.id}.SC"
+        script = self._script(job)
         script.parent.mkdir(exist_ok=True)
         script.write_text(job.script)
         script.chmod(0o700)
@@ -105,7 +135,7 @@ class Server:
                 umask=0o077,
             )
         job.run_count += 1
-        job.state, job.substate, job.why, job.term_at, job.kill_at = "R", 42, None, None, None
+        job.state, job.substate, job.why, job.gone_at = "R", 42, None, None
         job.started = time.time()
         job.comment = f"Job run at {time.ctime(job.started)} on ({SERVER}:ncpus=1)"
         return True
@@ -129,36 +159,32 @@ class Server:
         }
 
     def _watch(self, state: State, job: Job, now: float) -> None:
-        process = self.processes[job.id]
-        late = seconds(job.walltime) + TERM_LATE_S * state.factor
-        if job.why is None and now > job.started + late:
-            self._term(state, job, "walltime")
-        if job.kill_at is not None and now > job.kill_at:
-            signal_session(process.pid, signal.SIGKILL)
-        # once TERM was sent the shell dies at once, but the job is over only when its session is empty
-        if process.poll() is None or (job.term_at is not None and session(process.pid)):
+        if job.state == "E":
+            if job.gone_at is not None and now > job.gone_at:
+                _end(state, job)
             return
-        signal_session(process.pid, signal.SIGKILL)
-        del self.processes[job.id]
-        _end(state, job, process.returncode)
+        process = self.processes[job.id]
+        if now > job.started + seconds(job.walltime) + TERM_LATE_S * state.factor:
+            self._term(state, job, "walltime")
+        elif process.poll() is not None:
+            signal_session(process.pid, signal.SIGKILL)
+            del self.processes[job.id]
+            job.exit_status = process.returncode if process.returncode >= 0 else 256 - process.returncode
+            _end(state, job)
 
 
-def _end(state: State, job: Job, returncode: int) -> None:
-    code = returncode if returncode >= 0 else 256 - returncode
+def _end(state: State, job: Job) -> None:
     if job.why == "preempt":
         job.state, job.substate, job.exit_status = "Q", 10, -11
         job.comment = "Not Running: Insufficient amount of resource: ncpus (R: 8 A: 0 T: 8)"
         return
-    job.state, job.substate = ("F" if job.array is None else "X"), (92 if code == 0 else 93)
-    job.exit_status, ending = code, "and finished" if code == 0 else "and failed"
-    if job.why == "walltime":
-        job.exit_status, job.substate, ending = -29, 93, "and exceeded resource walltime"
-    elif job.why == "memory":
-        job.exit_status, job.substate, ending = -27, 93, "and exceeded resource mem"
-    elif job.why is not None:
-        who = "Scheduler" if job.why == "schedule" else USER
-        job.substate, ending = 91, f"and terminated by {who}@{SERVER}"
-    job.comment += f" {ending}"
+    job.state, job.substate = ("F" if job.array is None else "X"), (92 if job.exit_status == 0 else 93)
+    if job.why == "memory":
+        job.exit_status, job.comment = -27, f"{job.comment} and exceeded resource mem"
+    elif job.why in ("delete", "schedule"):
+        job.substate = 91
+    elif job.why is None:
+        job.comment += " and finished" if job.exit_status == 0 else " and failed"
     _let_go(state, job)
 
 
@@ -167,7 +193,8 @@ def _let_go(state: State, ended: Job) -> None:
     for job in state.jobs.values():
         if job.state != "H" or job.depend is None or ended.id not in job.depend[1]:
             continue
-        fires = {"afterany": True, "afterok": ended.exit_status == 0, "afternotok": ended.exit_status != 0}
+        succeeded = ended.exit_status == 0 and ended.substate != 91
+        fires = {"afterany": True, "afterok": succeeded, "afternotok": not succeeded}
         if fires[job.depend[0]]:
             job.depend[1].remove(ended.id)
             if not job.depend[1]:

@@ -38,8 +38,8 @@ class Job:
     workdir: str = field(default_factory=os.getcwd)
     created: float = field(default_factory=time.time)
     started: float = 0.0
-    term_at: float | None = None
-    kill_at: float | None = None
+    gone_at: float | None = None
+    """When the server takes it for ended; its processes may live on."""
     why: str | None = None
     """Why the server ends it: walltime, delete, schedule (deleted by the scheduler), preempt, memory."""
 
@@ -53,8 +53,13 @@ class State:
     factor: float = 0.3
     slots: int = 4
     next_id: int = 1
-    history: bool = True
-    max_queued: int = 1000
+    history: bool = False
+    max_queued: int = 0
+    """Jobs of the user that the server takes, running and held ones included; 0 is no limit."""
+    resources: list[str] = field(default_factory=list)
+    """What select may name beside cores and memory."""
+    node: dict[str, str] = field(default_factory=lambda: {"ncpus": "8", "mem": "64gb"})
+    node_state: str = "free"
     down_until: float = 0.0
     lose_replies: int = 0
     lose_requests: int = 0

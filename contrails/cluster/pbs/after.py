@@ -4,11 +4,15 @@ PBS's own dependencies see the end of a link, not that of its chain. So what wai
 those jobs have ended; then it looks into their chains, and puts itself off again where one goes on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from submitit.core.utils import JobPaths
+
 from contrails.cluster.pbs import client
-from contrails.cluster.pbs.chain import Chain, current_id, over, successor_of
+from contrails.cluster.pbs.chain import Chain, current_id, over
+from contrails.cluster.pbs.script import name_in
+from contrails.cluster.pbs.search import next_link
 from contrails.cluster.pbs.states import COMPLETED, LOST, read_verdict
 from contrails.cluster.pbs.watcher import pbs_id
 
@@ -27,21 +31,31 @@ def links_to_wait_for(jobs: Sequence[str]) -> list[str]:
         Unfulfilled: one has failed, was cancelled, or is lost.
         ClusterError: PBS does not answer.
     """
-    paths = [Path(job) for job in jobs]
-    chains = [Chain(path.parent, path.name) for path in paths if not _has_succeeded(Chain(path.parent, path.name))]
-    links = {chain: current_id(chain.rows(), pbs_id(chain.job_id)) for chain in chains}
+    chains = [Chain(path.parent, path.name) for path in map(Path, jobs)]
+    unfinished = [chain for chain in chains if not _has_succeeded(chain)]
+    links = {chain: current_id(chain.rows(), pbs_id(chain.job_id)) for chain in unfinished}
     found = client.query(links.values()) if links else {}
     waiting = []
-    for chain, link in links.items():
-        attributes = found.get(link)
-        if attributes is None or read_verdict(attributes).over:
-            if _has_succeeded(chain):  # meanwhile
-                continue
-            link = successor_of(chain.rows(), link) or ""
-        if not link or chain.cancelled:
+    for chain, current in links.items():
+        link = _living(chain, current, found)
+        if link is not None and not chain.cancelled:
+            waiting.append(link)
+        elif not _has_succeeded(chain):  # meanwhile
             raise Unfulfilled(f"job {chain.job_id}, which was to succeed first, ended: {LOST}")
-        waiting.append(link)
     return waiting
+
+
+def _living(chain: Chain, link: str, found: Mapping[str, Mapping[str, str]]) -> str | None:
+    """Return the link of a job that waits or runs: this one, or one that follows it; None where there is none.
+
+    PBS drops a dependency on a job that it does not know, and starts at once what was to wait.
+    """
+    name = name_in(JobPaths(chain.path.parent, chain.job_id).submission_file)
+    current: str | None = link
+    while current is not None and (current not in found or read_verdict(found[current]).over):
+        current = next_link(chain.rows(), current, pbs_id(chain.job_id), name)
+        found = client.query([current]) if current is not None else {}
+    return current
 
 
 def depends_on(links: Sequence[str]) -> list[str]:

@@ -6,11 +6,13 @@ beside submitit's files, always before the link that saw it ends. Rows, by `even
 
     start       a link began; a second one of the same job_id means that PBS ran it again
     successor   the next link was submitted: link, job_id, after
+    refused     PBS did not take it: said
     warning     the walltime is near, the task was told to save
     term        TERM came; early: before the warning, so somebody or the scheduler ended the job
+    preempted   PBS said that it was the scheduler, to make room
     ended       the task ended without a result: code
     replaced    this link made way for one with more memory, or that waits longer for other jobs
-    judged      the next link looked at why its predecessor ended: cause
+    judged      the next link looked at why its predecessor ended: cause, and whether it lacked memory
     progress    the task said that it got further; budgets start anew
     over        the last word: state, reason
 """
@@ -18,7 +20,7 @@ beside submitit's files, always before the link that saw it ends. Rows, by `even
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,12 @@ from contrails.cluster.pbs.states import (
     CANCELLED,
     FAILED,
     HANDED_OVER,
+    KILLED,
     LOST,
     NODE_FAIL,
     OUT_OF_MEMORY,
     PREEMPTED,
+    REFUSED,
     TASK_EXITS,
     TIMEOUT,
     Verdict,
@@ -112,8 +116,28 @@ def cause_of_start(rows: Rows, job_id: str) -> str | None:
     """Return why the last task ended before the link `job_id` started, as it was judged; None if it handed over."""
     cause = next((row["cause"] for row in rows if row["event"] == "judged" and row["job_id"] == job_id), None)
     prior = next((row["after"] for row in rows if row["event"] == "successor" and row["job_id"] == job_id), None)
-    made_way = any(row["event"] == "replaced" and row["job_id"] == prior for row in rows)
-    return cause_of_start(rows, str(prior)) if made_way else cause
+    return cause_of_start(rows, str(prior)) if made_way(rows, str(prior)) else cause
+
+
+def refusal(rows: Rows) -> str | None:
+    """Return what PBS said last when it did not take a next link, if it ever did not."""
+    return next((str(row["said"]) for row in reversed(rows) if row["event"] == "refused"), None)
+
+
+def made_way(rows: Rows, job_id: str) -> bool:
+    """Return whether a link has submitted another one in its place: it leaves like one that is done."""
+    return any(row["event"] == "replaced" and row["job_id"] == job_id for row in rows)
+
+
+def is_saving(rows: Rows) -> bool:
+    """Return whether the link that started last got TERM and has not said yet how it ended."""
+    last = next((row["event"] for row in reversed(rows) if row["event"] in ("start", "term", "ended", "over")), None)
+    return last == "term"
+
+
+def memory_failures(rows: Rows) -> int:
+    """Return how many links in a row ended for lack of memory, without progress between."""
+    return _in_a_row(rows, lambda row: bool(row.get("lacked_memory")))
 
 
 @dataclass(frozen=True)
@@ -123,6 +147,7 @@ class Judgement:
     cause: str | None
     final: str | None = None
     reason: str | None = None
+    lacked_memory: bool = False
 
 
 def judge(rows: Rows, prior_id: str, verdict: Verdict | None, budgets: Mapping[str, int]) -> Judgement:
@@ -141,11 +166,25 @@ def judge(rows: Rows, prior_id: str, verdict: Verdict | None, budgets: Mapping[s
         return Judgement(cause, CANCELLED, f"job {prior_id} was deleted")
     if cause not in budgets:
         return Judgement(cause) if cause == PREEMPTED else Judgement(cause, FAILED, f"job {prior_id}: {cause}")
-    failures = 1 + _failures_in_a_row(rows, cause)
+    failures = 1 + _in_a_row(rows, lambda row: bool(row["cause"] == cause))
     if failures > budgets[cause]:
         reason = f"{cause} {failures} times in a row without progress; the budget is {budgets[cause]} (pbs_budgets)"
         return Judgement(cause, cause, reason)
-    return Judgement(cause)
+    had_enough = verdict is not None and verdict.state == KILLED and verdict.memory_was_far
+    return Judgement(cause, lacked_memory=cause in (OUT_OF_MEMORY, KILLED) and not had_enough)
+
+
+def end_without_next(rows: Rows, job_id: str) -> tuple[str, str] | None:
+    """Return state and reason of a job whose last link, `job_id`, has ended: nobody after it says the last word.
+
+    None where another link follows, or the chain does not know.
+    """
+    if successor_of(rows, job_id) is not None:
+        return None
+    if _cause(rows, job_id, None) == CANCELLED:
+        return CANCELLED, f"job {job_id} was deleted"
+    said = refusal(rows)
+    return None if said is None else (REFUSED, f"the next link could not be submitted: {said}")
 
 
 def _cause(rows: Rows, prior_id: str, verdict: Verdict | None) -> str | None:
@@ -156,6 +195,8 @@ def _cause(rows: Rows, prior_id: str, verdict: Verdict | None) -> str | None:
     if verdict is not None and verdict.state in _SURE:
         handed_over = any(row["event"] == "ended" and row["code"] in HANDED_OVER for row in events)
         return None if verdict.state == TIMEOUT and handed_over else verdict.state
+    if any(row["event"] == "preempted" for row in events):
+        return PREEMPTED
     if any(row["event"] == "term" and row["early"] for row in events):
         return CANCELLED
     if verdict is not None and verdict.state == CANCELLED:
@@ -173,10 +214,11 @@ def _last_run(rows: Rows, job_id: str) -> list[Mapping[str, Any]]:
     return own[starts[-1] :] if starts else own
 
 
-def _failures_in_a_row(rows: Rows, cause: str) -> int:
+def _in_a_row(rows: Rows, counts: Callable[[Mapping[str, Any]], bool]) -> int:
+    """Return how many judgements since the last progress count."""
     count = 0
     for row in reversed(rows):
         if row["event"] == "progress" or (row["event"] == "ended" and row["code"] in HANDED_OVER):
             break
-        count += row["event"] == "judged" and row["cause"] == cause
+        count += row["event"] == "judged" and counts(row)
     return count

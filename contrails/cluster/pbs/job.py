@@ -1,11 +1,14 @@
 """submitit's handle on a job: one object for all links of a chain."""
 
+from pathlib import Path
 from typing import TypeVar
 
 from submitit.core import core
 
 from contrails.cluster.pbs import client
-from contrails.cluster.pbs.chain import Chain, links_of
+from contrails.cluster.pbs.chain import Chain
+from contrails.cluster.pbs.script import name_in
+from contrails.cluster.pbs.search import links_to_delete
 from contrails.cluster.pbs.watcher import PbsInfoWatcher, pbs_id
 from contrails.errors import ClusterError
 
@@ -26,15 +29,29 @@ class PbsJob(core.Job[R]):
         Raises:
             ClusterError: a link may live on until it looks at the tombstone, before its start.
         """
-        chain = Chain(self.paths.folder, self.job_id)
-        chain.cancel()
-        # the successor first: deleting what it waits for would let it go
-        for link in reversed(links_of(chain.rows(), pbs_id(self.job_id))):
-            try:
-                client.delete(link)
-            except ClusterError:
-                if check:
-                    raise
+        try:
+            cancel(self.paths.folder, self.job_id, name_in(self.paths.submission_file))
+        except ClusterError:
+            if check:
+                raise
 
     def _register_in_watcher(self) -> None:
         self.watcher.watch(self.job_id, self.paths)
+
+
+def cancel(folder: Path, job_id: str, name: str | None) -> None:
+    """Leave the tombstone of a job called `name`, then delete each of its links that PBS has.
+
+    Raises:
+        ClusterError: PBS does not answer or refuses; what could be deleted is.
+    """
+    chain = Chain(folder, job_id)
+    chain.cancel()
+    failed: ClusterError | None = None
+    for link in links_to_delete(chain.rows(), pbs_id(job_id), name):
+        try:
+            client.delete(link)
+        except ClusterError as error:  # the others are to go all the same
+            failed = error
+    if failed is not None:
+        raise failed

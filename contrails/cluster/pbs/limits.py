@@ -5,34 +5,55 @@ Reads the select of a job and the nodes as `pbsnodes -av -F dsv` prints them.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from contrails.cluster.pbs.script import select_of
+from contrails.cluster.pbs.states import size_of
 
-Nodes = Sequence[Mapping[str, str]]
-"""Resources of each node by name, as text."""
+_OF_NODES = {"ncpus", "mem", "ngpus"}
+"""Resources that only nodes have: what none tells of, none has."""
+_AWAY = {"offline", "down", "state-unknown", "stale", "unresolvable", "maintenance", "sleep"}
 
-_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "p": 2**50}
+
+@dataclass(frozen=True)
+class Node:
+    """A node: its state, in PBS's words, and what it has in all, used or not, as text by name."""
+
+    name: str
+    state: str
+    resources: Mapping[str, str]
+
+    @property
+    def is_away(self) -> bool:
+        """Whether no job can start there now, whatever runs there."""
+        return bool(_AWAY & set(self.state.split(",")))
 
 
-def parse_nodes(text: str) -> Nodes:
-    """Return what each node has in all, used or not.
+def parse_nodes(text: str) -> list[Node]:
+    """Return the nodes.
 
     >>> parse_nodes("Name=n1|state=free|resources_available.ncpus=8|resources_assigned.ncpus=8")
-    [{'ncpus': '8'}]
+    [Node(name='n1', state='free', resources={'ncpus': '8'})]
     """
-    pairs = [[field.partition("=") for field in re.split(r"(?<!\\)\|", line)] for line in text.splitlines() if line]
-    prefix = "resources_available."
-    return [{key.removeprefix(prefix): value for key, _, value in row if key.startswith(prefix)} for row in pairs]
+    return [_node(line) for line in text.splitlines() if line]
 
 
-def shortage(options: Sequence[str], nodes: Nodes) -> str | None:
+def _node(line: str) -> Node:
+    pairs = [field.partition("=") for field in re.split(r"(?<!\\)\|", line)]
+    fields, prefix = {key: value for key, _, value in pairs}, "resources_available."
+    resources = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
+    return Node(fields.get("Name", ""), fields.get("state", ""), resources)
+
+
+def shortage(options: Sequence[str], nodes: Sequence[Node]) -> str | None:
     """Return what no node has of what the options of qsub ask for, or None if one could run the job.
 
-    A resource that no node tells of is not judged: it may be the server's, or measured when a job starts.
+    Any other resource that no node tells of is not judged: it may be the server's, or measured when a job starts.
     """
-    told = {name for node in nodes for name in node}
-    wanted = {name: value for name, value in select_of(options).items() if name in told}
-    if any(all(_has(node, name, value) for name, value in wanted.items()) for node in nodes):
+    if not nodes:
+        return None
+    wanted = _wanted(options, nodes)
+    if any(_has_all(node, wanted) for node in nodes):
         return None
     alone = [name for name, value in wanted.items() if not any(_has(node, name, value) for node in nodes)]
     if alone:
@@ -41,27 +62,40 @@ def shortage(options: Sequence[str], nodes: Nodes) -> str | None:
     return f"{asked}: some nodes have one of it, none has all"
 
 
-def largest_gb(nodes: Nodes) -> float | None:
-    """Return the memory of the largest node; None where none tells of it."""
-    sizes = (_number(node.get("mem", "")) for node in nodes)
-    return max((size / 2**30 for size in sizes if size is not None), default=None)
+def all_away(options: Sequence[str], nodes: Sequence[Node]) -> str | None:
+    """Return which nodes could run the job, with their states, if no job can start on any of them now."""
+    wanted = _wanted(options, nodes)
+    able = [node for node in nodes if _has_all(node, wanted)]
+    if not able or not all(node.is_away for node in able):
+        return None
+    return ", ".join(f"{node.name} is {node.state}" for node in able[:5])
 
 
-def _has(node: Mapping[str, str], name: str, value: str) -> bool:
+def largest_mb(options: Sequence[str], nodes: Sequence[Node]) -> int | None:
+    """Return the memory of the largest node that has all else that a job asks for; None where nodes do not tell."""
+    wanted = {name: value for name, value in _wanted(options, nodes).items() if name != "mem"}
+    sizes = [size_of(node.resources.get("mem", "")) for node in nodes if _has_all(node, wanted)]
+    return max((int(size / 2**20) for size in sizes if size is not None), default=None)
+
+
+def _wanted(options: Sequence[str], nodes: Sequence[Node]) -> dict[str, str]:
+    told = _OF_NODES | {name for node in nodes for name in node.resources}
+    return {name: value for name, value in select_of(options).items() if name in told}
+
+
+def _has_all(node: Node, wanted: Mapping[str, str]) -> bool:
+    return all(_has(node, name, value) for name, value in wanted.items())
+
+
+def _has(node: Node, name: str, value: str) -> bool:
     """Return whether a node has as much as this, or one of these."""
-    found, wanted = _number(node.get(name, "0")), _number(value)
+    found, wanted = size_of(node.resources.get(name, "0")), size_of(value)
     if wanted is not None:
         return found is not None and found >= wanted
     alternatives = set(value.strip('"').split(","))
-    return bool(alternatives & set(node.get(name, "").strip('"').split(",")))
+    return bool(alternatives & set(node.resources.get(name, "").strip('"').split(",")))
 
 
-def _number(text: str) -> float | None:
-    """Return a count, or the bytes of a size."""
-    found = re.fullmatch(r"([\d.]+)([kmgtp]?)[bw]?", text.strip().lower())
-    return float(found[1]) * _UNITS[found[2]] if found else None
-
-
-def _range(nodes: Nodes, name: str) -> str:
-    values = sorted({node[name] for node in nodes if name in node}, key=lambda value: (_number(value) or 0.0, value))
-    return ", ".join(values[-5:])
+def _range(nodes: Sequence[Node], name: str) -> str:
+    found = {node.resources[name] for node in nodes if name in node.resources}
+    return ", ".join(sorted(found, key=lambda value: (size_of(value) or 0.0, value))[-5:]) or "none"

@@ -11,33 +11,38 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
 from submitit.core.utils import JobPaths
 
 from contrails.cluster.pbs import client, script
 from contrails.cluster.pbs.after import Unfulfilled, depends_on, links_to_wait_for
-from contrails.cluster.pbs.chain import Chain, Judgement, judge, over, successor_of
+from contrails.cluster.pbs.chain import Chain, Judgement, is_saving, judge, made_way, memory_failures, over
 from contrails.cluster.pbs.clock import Clock
+from contrails.cluster.pbs.limits import largest_mb, parse_nodes
 from contrails.cluster.pbs.states import (
     CANCELLED,
     COMPLETED,
     FAILED,
     HANDED_OVER,
-    KILLED,
-    OUT_OF_MEMORY,
+    REFUSED,
     TASK_EXITS,
     TIMEOUT,
     Verdict,
+    deleted_by_scheduler,
     read_verdict,
 )
+from contrails.cluster.pbs.successor import Successor
 from contrails.cluster.pbs.tasks import Process, job_environment, kill_tasks, start_tasks
 from contrails.errors import ClusterError
 
 _POLL_S = 0.1
 _GHOST_POLL_S = 10.0
 _TERM_GRACE_S = 0.5
-_WAIT_FOR_SCRIPT_S = 60.0
+_SAVING_S = 30.0
+"""How long the processes of a link that got TERM may live on after PBS calls it ended."""
+_ASK_S = 2.0
+_LAST_WORD_S = 2.0
 _MEMORY_FACTOR = 1.5
 _TERMINATED = 128 + signal.SIGTERM
 
@@ -55,6 +60,8 @@ class Link:
         self.first_id = first_id
         self.chain = Chain(self.tasks[0].folder, first_id)
         self.clock = Clock.of_this_job()
+        path = self.tasks[0].submission_file
+        self.next = Successor(self.chain, self.spec, self.job_id, self.number, path, self._say)
         self._token = secrets.token_hex(8)
         self._warned = self._term_came = False
         self._deleted: bool | None = None
@@ -63,6 +70,7 @@ class Link:
         """Do the work of this link; return the exit code, which is 0 only if nothing is to follow."""
         signal.signal(signal.SIGTERM, self._on_term)
         self._log_to(self.tasks[0])
+        self._await_saving()
         if self._nothing_to_do():
             return 0
         before = {row["event"] for row in self.chain.rows() if row.get("job_id") == self.job_id}
@@ -72,7 +80,7 @@ class Link:
             return 0
         if self.spec.after and self._is_put_off():
             return 0
-        if self.spec.chain == script.HELD and not self._submit_next(is_rerun):
+        if not self.next.hold(self._memory_mb(), is_rerun=is_rerun):
             return 0
         code = self._run_tasks()
         return self._conclude(code if code is None else self._torn_down(code))
@@ -89,10 +97,15 @@ class Link:
     def _say(self, text: str) -> None:
         print(f"link {self.number}, job {self.job_id}: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
+    def _await_saving(self) -> None:
+        """Wait until the link before, or this one's run before, has saved: to PBS it ended at TERM."""
+        give_up = time.monotonic() + _SAVING_S
+        while is_saving(self.chain.rows()) and time.monotonic() < give_up and not self._term_came:
+            time.sleep(_POLL_S)
+
     def _nothing_to_do(self) -> bool:
         rows = self.chain.rows()
-        replaced = any(row["event"] == "replaced" and row["job_id"] == self.job_id for row in rows)
-        if self.chain.cancelled or over(rows) is not None or replaced or self._has_result():
+        if self.chain.cancelled or over(rows) is not None or made_way(rows, self.job_id) or self._has_result():
             self._say("the job is cancelled or over: nothing to do")
             return True
         for task in self.tasks:  # a leftover of a killed write makes submitit refuse all later ones
@@ -113,7 +126,8 @@ class Link:
                 row["job_id"] for row in reversed(rows) if row["event"] == "start" and row["link"] < self.number
             )
         judgement = judge(rows, prior, _ask(prior), self.spec.budgets)
-        self.chain.append("judged", job_id=self.job_id, cause=judgement.cause)
+        lacked = judgement.lacked_memory
+        self.chain.append("judged", job_id=self.job_id, cause=judgement.cause, lacked_memory=lacked)
         if judgement.cause is not None:
             self._say(f"job {prior} ended: {judgement.cause}")
         if judgement.final is not None:
@@ -122,13 +136,20 @@ class Link:
         return not self._makes_way(judgement)
 
     def _makes_way(self, judgement: Judgement) -> bool:
-        """Submit a link with more memory in place of this one, if memory is what the predecessor lacked."""
-        has = self._memory_mb()
-        if judgement.cause not in (OUT_OF_MEMORY, KILLED) or has is None:
+        """Submit a link with more memory in place of this one, if memory is what the predecessor lacked.
+
+        That is half as much again as was asked for first, for each failure in a row: it starts anew with progress. It
+        is not more than a node has, for which PBS would let it wait for ever.
+        """
+        first, has = script.memory_mb(self.spec.qsub), self._memory_mb()
+        if not judgement.lacked_memory or first is None or has is None:
             return False
-        wanted = int(has * _MEMORY_FACTOR)
+        wanted = int(first * _MEMORY_FACTOR ** memory_failures(self.chain.rows()))
+        wanted = min(wanted, _largest_mb(self.spec.qsub) or wanted)
+        if wanted <= has:
+            return False
         self._say(f"{judgement.cause} with {has} MB: asking for {wanted} MB")
-        if self._submit([], mem_mb=wanted) is None:
+        if self.next.submit([], wanted) is None:
             return False
         self.chain.append("replaced", job_id=self.job_id)
         return True
@@ -145,7 +166,7 @@ class Link:
             return True
         if not links:
             return False
-        if self._submit(depends_on(links), self._memory_mb()) is None:
+        if self.next.submit(depends_on(links), self._memory_mb()) is None:
             self._finish(FAILED, "it could not wait for other jobs any longer")
         else:
             self.chain.append("replaced", job_id=self.job_id)
@@ -154,60 +175,6 @@ class Link:
     def _memory_mb(self) -> int | None:
         asked = os.environ.get(script.MEM_MB)
         return script.memory_mb(self.spec.qsub) if asked is None else int(asked)
-
-    # the successor
-
-    def _submit_next(self, is_rerun: bool) -> bool:
-        """Have a successor wait for the end of this job; return False if the job was cancelled meanwhile."""
-        if not self._has_next(is_rerun) and self.number < self.spec.max_links:
-            self._submit(["-W", f"depend=afternotok:{self.job_id}"], self._memory_mb())
-        if self.chain.cancelled:
-            self._delete_next()
-            return False
-        return True
-
-    def _has_next(self, is_rerun: bool) -> bool:
-        if successor_of(self.chain.rows(), self.job_id) is not None:
-            return True
-        if not is_rerun:
-            return False
-        # killed between submission and the row? PBS knows who waits for this job
-        try:
-            return "beforenotok:" in client.query([self.job_id]).get(self.job_id, {}).get("depend", "")
-        except ClusterError:
-            return False
-
-    def _submit(self, options: list[str], mem_mb: int | None) -> str | None:
-        """Submit the next link and write it down; return None, and say why, if that is not possible."""
-        marker = f"{script.FIRST_ID}={self.first_id},{script.LINK}={self.number + 1}"
-        qsub = self.spec.qsub
-        values = marker
-        if mem_mb is not None:
-            qsub, values = script.with_memory(qsub, mem_mb), f"{marker},{script.MEM_MB}={mem_mb}"
-        path = self.tasks[0].submission_file
-        _await(path)
-        try:
-            job_id = client.submit(
-                [*qsub, *options, "-v", values],
-                str(path),
-                name=self.spec.name,
-                marker=marker,
-                patience_s=self.spec.margin_s / 2,
-            )
-        except ClusterError as error:
-            self._say(f"the next link could not be submitted: {error}")
-            return None
-        self.chain.append("successor", link=self.number + 1, job_id=job_id, after=self.job_id)
-        return job_id
-
-    def _delete_next(self) -> None:
-        job_id = successor_of(self.chain.rows(), self.job_id)
-        if job_id is None:
-            return
-        try:
-            client.delete(job_id)
-        except ClusterError as error:  # it will find the last word in the chain, and leave
-            self._say(f"the next link, {job_id}, could not be deleted: {error}")
 
     # the tasks
 
@@ -227,6 +194,8 @@ class Link:
             elif not self._warned and self.clock.is_near_end():
                 self._warned = True
                 self._warn(running)
+            elif self._warned:
+                self.next.try_again(self._memory_mb())  # while they save
             elif time.monotonic() - looked > _GHOST_POLL_S:
                 looked = time.monotonic()
                 if self._is_ghost():
@@ -244,8 +213,8 @@ class Link:
 
     def _restarts(self) -> int:
         rows = self.chain.rows()
-        made_way = {row["job_id"] for row in rows if row["event"] == "replaced"}
-        return len([row for row in rows if row["event"] == "start" and row["job_id"] not in made_way]) - 1
+        starts = [str(row["job_id"]) for row in rows if row["event"] == "start"]
+        return len([link for link in starts if not made_way(rows, link)]) - 1
 
     def _write_term(self) -> None:
         """Write down that TERM came, once; a handler may run anywhere, and must not."""
@@ -254,14 +223,15 @@ class Link:
         # after the warning it can be the walltime, which began before this process; PBS may know more
         self._deleted = not self._warned
         self.chain.append("term", job_id=self.job_id, early=self._deleted)
+        if self._deleted and deleted_by_scheduler(_comment(self.job_id)):
+            self.chain.append("preempted", job_id=self.job_id)
 
     def _warn(self, processes: list[Process]) -> None:
         """Tell the tasks to save and leave; while they do, see to it that there is a next link."""
         self.chain.append("warning", job_id=self.job_id, seconds_left=round(self.clock.seconds_left(), 1))
         for process in processes:
             process.send_signal(signal.SIGUSR2)
-        if self.spec.chain != script.NONE:
-            self._submit_next(is_rerun=False)
+        self.next.ensure(self._memory_mb())
 
     def _is_ghost(self) -> bool:
         """Return whether PBS gave this node up and started the job again elsewhere."""
@@ -284,11 +254,13 @@ class Link:
             return self._leave(code)
         if code not in {*HANDED_OVER, *TASK_EXITS}:
             return self._give_up(FAILED, code, "see the logs for the error of the task")
-        if self.spec.chain == script.AT_WARNING and not self.chain.cancelled:
-            self._submit_next(is_rerun=False)  # the task left before the warning
-        if successor_of(self.chain.rows(), self.job_id) is None:
-            return self._give_up(TIMEOUT if code in HANDED_OVER else TASK_EXITS[code], code, "there is no next link")
-        return self._leave(code)
+        # it is there, or the task left before the warning, or it was refused until now
+        seconds = min(self.spec.margin_s, self.clock.seconds_left() - _LAST_WORD_S)
+        if self.next.insist(self._memory_mb(), seconds, lambda: self._term_came):
+            return self._leave(code)
+        if self.next.refusal is not None:
+            return self._give_up(REFUSED, code, f"the next link could not be submitted: {self.next.refusal}")
+        return self._give_up(TIMEOUT if code in HANDED_OVER else TASK_EXITS[code], code, "there is no next link")
 
     def _leave(self, code: int) -> int:
         self.chain.append("ended", job_id=self.job_id, code=code)
@@ -296,7 +268,7 @@ class Link:
 
     def _give_up(self, state: str, code: int, reason: str) -> int:
         self._finish(state, f"exit code {code}: {reason}")
-        self._delete_next()
+        self.next.delete()
         return code
 
     def _finish(self, state: str, reason: str | None) -> None:
@@ -314,11 +286,20 @@ def _ask(job_id: str) -> Verdict | None:
     return None if attributes is None else read_verdict(attributes)
 
 
-def _await(path: Path) -> None:
-    """Wait until the submitter has given the script its final name, which it can only after qsub has answered."""
-    give_up = time.monotonic() + _WAIT_FOR_SCRIPT_S
-    while not path.exists() and time.monotonic() < give_up:
-        time.sleep(_POLL_S)
+def _comment(job_id: str) -> str:
+    """Return what PBS says about this job, of which it knows for a moment after TERM, also where it has no history."""
+    try:
+        return client.query([job_id], timeout_s=_ASK_S).get(job_id, {}).get("comment", "")
+    except ClusterError:
+        return ""
+
+
+def _largest_mb(qsub: Sequence[str]) -> int | None:
+    """Return the memory of the largest node that could run the job; None where PBS does not show its nodes."""
+    try:
+        return largest_mb(qsub, parse_nodes(client.nodes()))
+    except ClusterError:
+        return None
 
 
 def main() -> None:

@@ -124,6 +124,16 @@ def spec_of(environment: Mapping[str, str]) -> Spec:
     return Spec(**json.loads(environment[SPEC]))
 
 
+def name_in(path: Path) -> str | None:
+    """Return the name of the jobs that a script was written for; None while it has not got its final name.
+
+    All links of a job have this name.
+    """
+    lines = path.read_text().splitlines() if path.exists() else []
+    said = next((line for line in lines if line.startswith(f"export {SPEC}=")), None)
+    return None if said is None else str(json.loads(shlex.split(said)[1].partition("=")[2])["name"])
+
+
 def make_spec(parameters: Parameters, folder: Path, chain: str) -> Spec:
     """Return what jobs with these parameters are submitted with."""
     name = job_name(parameters.name)

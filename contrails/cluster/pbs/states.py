@@ -1,9 +1,10 @@
 """What PBS says about a job, read with one table: its state, and what a user can do about it.
 
-The attributes are those of `qstat -x -f`, all as text. Exit_status counts only where the job has ended: a job that was
+The attributes are those of `qstat -f`, all as text. Exit_status counts only where the job has ended: a job that was
 requeued keeps the one of its last run.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ PENDING, HELD, REQUEUED = "PENDING", "HELD", "REQUEUED"
 RUNNING, SUSPENDED, COMPLETING = "RUNNING", "SUSPENDED", "COMPLETING"
 COMPLETED, FAILED, KILLED, TIMEOUT, OUT_OF_MEMORY = "COMPLETED", "FAILED", "KILLED", "TIMEOUT", "OUT_OF_MEMORY"
 NODE_FAIL, PREEMPTED, CANCELLED, LOST = "NODE_FAIL", "PREEMPTED", "CANCELLED", "LOST"
-OVER = {COMPLETED, FAILED, KILLED, TIMEOUT, OUT_OF_MEMORY, NODE_FAIL, PREEMPTED, CANCELLED, LOST}
+REFUSED = "REFUSED"  # PBS did not take the link that would go on
+OVER = {COMPLETED, FAILED, KILLED, TIMEOUT, OUT_OF_MEMORY, NODE_FAIL, PREEMPTED, CANCELLED, LOST, REFUSED}
 """States that a job does not leave again by itself."""
 
 _LETTERS = {
@@ -26,7 +28,8 @@ _LETTERS = {
     "U": SUSPENDED,  # because somebody uses the workstation
     "E": COMPLETING,
 }
-_ENDED = {"F", "X"}  # X: an element, ended, of an array that goes on
+ENDED = {"F", "X"}
+"""Letters of what has ended; X is an element of an array that goes on."""
 _DELETED = "91"  # substate of what qdel, or the scheduler to make room, ended
 _WAITS_FOR_ANOTHER_JOB = "22"  # substate of a hold that a dependency makes; its Hold_Types is s as well
 
@@ -58,6 +61,23 @@ TASK_EXITS = {
 }
 """Exit codes of a task after which the next link may try again; after any other one the chain gives up."""
 
+_FAR = 0.5
+"""Share of the memory below which a kill was not for memory."""
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "p": 2**50}
+
+_NEVER = "no node can ever satisfy it: it waits until it is deleted"
+_HELD_BY_PBS = "PBS holds it after failed starts: mend the cause, delete it and submit again"
+_WAITS = {
+    "Can Never Run": _NEVER,
+    "Queue not started": "the queue is stopped: see the others with `qstat -Q`",
+    "limit": "a limit on running jobs: it starts when others have ended",
+    "Insufficient amount of": "others use it now: it starts when they have ended",
+    "Not enough free nodes": "no node is free: it starts when others have ended",
+    "dedicated time": "its walltime does not end before a time that is kept for others",
+}
+"""What to know of a job that waits, by what its comment holds; the first counts."""
+_ADVICE = {SUSPENDED: "another job, or somebody, has suspended it: it goes on where it is when that lets it go"}
+
 _EXIT_ADVICE = {
     -27: "ask for more memory (mem_gb)",
     -26: "ask for more memory (mem_gb)",
@@ -76,6 +96,16 @@ class Verdict:
     advice: str | None = None
     name: str = ""
     node: str = ""
+    select: str = ""
+    stuck: bool = False
+    """Whether it waits, and will never start by itself."""
+    memory_share: float | None = None
+    """The share of its memory that it had used at most, as far as PBS has seen."""
+
+    @property
+    def memory_was_far(self) -> bool:
+        """Whether its memory was far from full, so that it was killed for something else."""
+        return self.memory_share is not None and self.memory_share < _FAR
 
     @property
     def over(self) -> bool:
@@ -86,30 +116,54 @@ class Verdict:
 def read_verdict(attributes: Mapping[str, str]) -> Verdict:
     """Return what the attributes of a job say."""
     comment = attributes.get("comment", "")
-    if attributes["job_state"] in _ENDED:
+    if attributes["job_state"] in ENDED:
         state, advice = _ended(attributes, comment)
     else:
         state, advice = _alive(attributes, comment)
-    node = attributes.get("exec_host", "").partition("/")[0]
-    return Verdict(state, comment, advice, attributes.get("Job_Name", ""), node)
+    return Verdict(
+        state,
+        comment,
+        advice,
+        name=attributes.get("Job_Name", ""),
+        node=attributes.get("exec_host", "").partition("/")[0],
+        select=attributes.get("Resource_List.select", ""),
+        stuck=advice in (_NEVER, _HELD_BY_PBS),
+        memory_share=_memory_share(attributes),
+    )
+
+
+def _memory_share(attributes: Mapping[str, str]) -> float | None:
+    """Return the share of a job's memory that was used; None where PBS has not looked: a short job has used 0 kb."""
+    used, asked = (size_of(attributes.get(f"{key}.mem", "")) for key in ("resources_used", "Resource_List"))
+    return used / asked if used and asked else None
+
+
+def size_of(text: str) -> float | None:
+    """Return a count, or the bytes of a size, as PBS writes them.
+
+    >>> size_of("400mb")
+    419430400.0
+    """
+    found = re.fullmatch(r"([\d.]+)([kmgtp]?)[bw]?", text.strip().lower())
+    return float(found[1]) * _UNITS[found[2]] if found else None
 
 
 def _alive(attributes: Mapping[str, str], comment: str) -> tuple[str, str | None]:
     state = _LETTERS.get(attributes["job_state"], PENDING)
     if state == HELD:
         return _held(attributes)
-    if comment.startswith("Can Never Run"):
-        return state, "no node can ever satisfy it: delete it and ask for less"
-    if attributes["job_state"] == "Q" and "run_count" in attributes:
-        return REQUEUED, None
-    return state, None
+    if state == PENDING and "run_count" in attributes:
+        state = REQUEUED
+    waits = state in (PENDING, REQUEUED)
+    advice = next((advice for words, advice in _WAITS.items() if waits and words in comment), None)
+    return state, _ADVICE.get(state, advice)
 
 
 def _held(attributes: Mapping[str, str]) -> tuple[str, str | None]:
     if attributes.get("substate") == _WAITS_FOR_ANOTHER_JOB:
         return PENDING, None
     if "s" in attributes.get("Hold_Types", ""):
-        return HELD, "PBS holds it after failed starts: see the comment; mend the cause, delete it and submit again"
+        return HELD, _HELD_BY_PBS
     return HELD, "somebody holds it: qrls lets it go"
 
 

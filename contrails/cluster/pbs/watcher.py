@@ -1,8 +1,9 @@
 """What state each job is in: our own files first, then PBS, asked sparingly.
 
 A result or a last word in the chain needs no question. For the rest, jobs are asked about 20 in a call, one round in
-30 s at the most, however often and by whatever means a state is wanted. Absence is not an end: history is off by
-default, and is purged.
+30 s at the most, however often and by whatever means a state is wanted. No answer changes nothing. An answer without a
+job means that it is gone: then its next link is looked for, which PBS lets go in the same moment. Where there is none,
+the job is lost, unless a file of its own that comes late (NFS) says how it has ended.
 """
 
 import time
@@ -12,7 +13,9 @@ from submitit.core.core import InfoWatcher
 from submitit.core.utils import JobPaths
 
 from contrails.cluster.pbs import client
-from contrails.cluster.pbs.chain import Chain, current_id, links_of, over, successor_of
+from contrails.cluster.pbs.chain import Chain, current_id, end_without_next, links_of, made_way, over
+from contrails.cluster.pbs.script import name_in
+from contrails.cluster.pbs.search import agrees, next_link
 from contrails.cluster.pbs.states import (
     CANCELLED,
     COMPLETED,
@@ -32,15 +35,24 @@ _ABSENT_BEFORE_LOST = 3
 
 @dataclass
 class _Watched:
-    """A job and what PBS last said about its current link; `asked` is the id of that link."""
+    """A job and what PBS last said about its current link, `asked`; `before` is the link that this one has followed."""
 
     paths: JobPaths
     chain: Chain
     first: str
     asked: str
+    known_name: str | None = None
+    before: str = ""
     server: str = ""
     verdict: Verdict | None = None
     absences: int = 0
+
+    @property
+    def name(self) -> str | None:
+        """What PBS calls all links of the job; None while it has no script yet."""
+        if self.known_name is None:
+            self.known_name = name_in(self.paths.submission_file)
+        return self.known_name
 
 
 class PbsInfoWatcher(InfoWatcher):
@@ -52,17 +64,18 @@ class PbsInfoWatcher(InfoWatcher):
         self._jobs: dict[str, _Watched] = {}
         self.unanswered: client.Unanswered | None = None
 
-    def watch(self, job_id: str, paths: JobPaths) -> None:
-        """Start to follow a job."""
+    def watch(self, job_id: str, paths: JobPaths, name: str | None = None) -> bool:
+        """Follow a job; without its name, that is read from its script. Return whether it was not followed before."""
+        known = self._jobs.get(job_id)
+        if known is not None and name in (None, known.name):
+            return False
+        # also where a server that has lost its state has given the id again
         first = pbs_id(job_id)
-        self._jobs.setdefault(job_id, _Watched(paths, Chain(paths.folder, job_id), first, first))
-
-    def is_watched(self, job_id: str) -> bool:
-        """Return whether the job is followed already."""
-        return job_id in self._jobs
+        self._jobs[job_id] = _Watched(paths, Chain(paths.folder, job_id), first, first, name)
+        return True
 
     def is_known(self, job_id: str) -> bool:
-        """Return whether our files, or PBS when it was last asked, know what became of the job."""
+        """Return whether our files, or PBS when it was last asked, know the job or what became of it."""
         job = self._jobs[job_id]
         return _by_files(job) is not None or job.absences == 0
 
@@ -75,7 +88,10 @@ class PbsInfoWatcher(InfoWatcher):
         return self.get_state(job_id, mode) in OVER
 
     def get_info(self, job_id: str, mode: str = "standard") -> dict[str, str]:
-        """Return State, JobId (of the current link), and where there are any: Reason, Comment, Advice, Name, Node."""
+        """Return State and JobId (of the current link), and what else there is of a job.
+
+        That is Reason, Comment, Advice, Name, Node, Select, and Stuck where it will never start by itself.
+        """
         job = self._jobs[job_id]
         info = _by_files(job)
         if info is None:
@@ -92,19 +108,17 @@ class PbsInfoWatcher(InfoWatcher):
         """Ask PBS about all jobs that are not over."""
         self._last_status_check, self.unanswered = time.time(), None
         waiting = [job for job in self._jobs.values() if _by_files(job) is None and not _is_final(job)]
-        for start in range(0, len(waiting), client.MOST_IDS):
-            batch = waiting[start : start + client.MOST_IDS]
-            for job in batch:
-                _follow(job)
-            self._num_calls += 1
-            try:
-                answer = client.query([f"{job.asked}{job.server}" for job in batch])
-            except client.Unanswered as error:
-                self.unanswered = error
-                continue  # what was known stays
-            for job in batch:
-                _note(job, answer.get(job.asked))
-                _follow(job)
+        for job in waiting:
+            _turn_to(job, _newest_started(job))
+        try:
+            while waiting:
+                self._num_calls += 1
+                answer = client.query([f"{job.asked}{job.server}" for job in waiting])
+                for job in waiting:
+                    _note(job, answer.get(job.asked))
+                waiting = [job for job in waiting if _has_ended(job) and _turn_to(job, _next(job))]
+        except client.Unanswered as error:
+            self.unanswered = error  # what was known stays
 
     def clear(self) -> None:
         """Forget what PBS said."""
@@ -124,12 +138,14 @@ def pbs_id(job_id: str) -> str:
 
 
 def _by_files(job: _Watched) -> dict[str, str] | None:
-    last_word = over(job.chain.rows())
+    rows = job.chain.rows()
+    last_word = over(rows)
     if last_word is not None:
         return {"State": last_word["state"], "Reason": last_word["reason"] or ""}
-    if job.chain.cancelled and (job.verdict is None or job.verdict.state != RUNNING):
+    if job.chain.cancelled and (job.absences or job.verdict is None or job.verdict.state != RUNNING):
         return {"State": CANCELLED, "Reason": "cancelled"}
-    return None
+    end = end_without_next(rows, job.asked) if _has_ended(job) else None
+    return None if end is None else {"State": end[0], "Reason": end[1]}
 
 
 def _by_scheduler(job: _Watched) -> dict[str, str]:
@@ -148,6 +164,8 @@ def _by_scheduler(job: _Watched) -> dict[str, str]:
         "Advice": verdict.advice or "",
         "Name": verdict.name,
         "Node": verdict.node,
+        "Select": verdict.select,
+        "Stuck": "yes" if verdict.stuck else "",
     }
 
 
@@ -156,23 +174,41 @@ def _is_final(job: _Watched) -> bool:
 
 
 def _note(job: _Watched, attributes: dict[str, str] | None) -> None:
-    if attributes is None:
+    if attributes is None or not agrees(job.name, attributes):
         job.absences += 1
         return
     job.absences, job.verdict = 0, read_verdict(attributes)
+    if job.before and attributes.get("depend", "").startswith(f"afternotok:{job.before}@"):
+        # PBS lets it go when the link before ends, but not when that is deleted in the queue
+        job.verdict = Verdict(CANCELLED, f"job {job.before} was deleted while it waited", name=job.verdict.name)
     if attributes["job_state"] == "M":  # the queue is that of another server, which must be asked from now on
         _, at, server = attributes.get("queue", "").partition("@")
         job.server = at + server
 
 
-def _follow(job: _Watched) -> None:
-    """Turn to the next link if it has started, or if the current one is gone and was not deleted."""
+def _has_ended(job: _Watched) -> bool:
+    """Return whether the current link is gone or over, and another one may go on."""
+    if job.absences > 0 or job.verdict is None:
+        return job.absences > 0
+    if job.verdict.state == COMPLETED:
+        return made_way(job.chain.rows(), job.asked)
+    return job.verdict.over and job.verdict.state != CANCELLED  # whoever deletes a link means the job
+
+
+def _newest_started(job: _Watched) -> str:
     rows = job.chain.rows()
     links = links_of(rows, job.first)
-    link = max(job.asked, current_id(rows, job.first), key=links.index)
-    # whoever deletes a link means the job: its successor will see that, and leave
-    ended = job.verdict is not None and job.verdict.over and job.verdict.state not in (COMPLETED, CANCELLED)
-    if link == job.asked and (ended or job.absences >= _ABSENT_BEFORE_LOST):
-        link = successor_of(rows, job.asked) or link
-    if link != job.asked:
-        job.asked, job.server, job.verdict, job.absences = link, "", None, 0
+    started = current_id(rows, job.first)
+    return started if job.asked not in links or links.index(started) > links.index(job.asked) else job.asked
+
+
+def _next(job: _Watched) -> str | None:
+    return next_link(job.chain.rows(), job.asked, job.first, job.name)
+
+
+def _turn_to(job: _Watched, link: str | None) -> bool:
+    """Follow another link from now on; return whether it is another one."""
+    if link in (None, job.asked):
+        return False
+    job.before, job.asked, job.server, job.verdict, job.absences = job.asked, str(link), "", None, 0
+    return True
