@@ -4,6 +4,7 @@ Reads recipes (`jobs/*.toml`) and the frozen copy in a run folder. Every key is 
 `contrails recipe schema` prints them. Anything unknown or impossible is refused before a job is submitted.
 """
 
+import hashlib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from contrails.errors import RecipeError, choices
-from contrails.files import storage
+from contrails.files import storage, to_json
 from contrails.sections.augment import MIXING, TEMPORAL, AugmentSection
 from contrails.sections.base import Section
 from contrails.sections.data import DataSection
@@ -129,6 +130,13 @@ class RunConfig(Section):
     code: str = Field(description="SHA-256 of the frozen package")
     lineage: dict[str, WeightsFile] = Field({}, description="what each fold starts from, if not from random weights")
     pretrained: WeightsFile | None = Field(None, description="what the encoder of every fold starts from")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides the result beside code and machine; keys with their default do not count."""
+        decisive = {"recipe", "data", "lineage", "pretrained"}
+        values = self.model_dump(mode="json", include=decisive, exclude_defaults=True)
+        return hashlib.sha256(to_json(values).encode()).hexdigest()
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -247,6 +247,9 @@ class Fold:
         names = [SnapshotName(int(m[1]), int(m[2]), m[3], path) for path, m in _matches(self.snapshots, _SNAPSHOT)]
         return sorted(names, key=lambda name: (name.step, name.attempt), reverse=True)
 
+    def distrusted_snapshots(self) -> list[Path]:
+        return sorted(self.snapshots.glob("step*.distrusted"))
+
     def attempt(self, number: int) -> "Attempt":
         return Attempt(self.path / "attempts" / f"{number:03d}")
 
@@ -282,6 +285,11 @@ class SnapshotName:
     digest: str
     path: Path
 
+    @property
+    def distrusted(self) -> Path:
+        """What a snapshot is called that nothing goes on from any more (see `contrails.train.verification`)."""
+        return self.path.with_name(f"{self.path.name}.distrusted")
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -305,6 +313,11 @@ class Attempt:
     def ended(self) -> Path:
         """Why it ended, said by what outlived it; see `contrails.cluster.ends`."""
         return self.path / "ended.json"
+
+    @property
+    def verified(self) -> Path:
+        """What it found out about its data; see `contrails.train.verification`."""
+        return self.path / "verified.json"
 
     @property
     def stdout(self) -> Path:

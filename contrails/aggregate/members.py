@@ -29,7 +29,7 @@ from contrails.models.weights import load_weights, read_about, save_weights
 from contrails.runs import ALL, Fold, Run
 from contrails.train.evaluate import evaluate
 from contrails.train.finite import NotFiniteError
-from contrails.train.fold import training_rows
+from contrails.train.fold_data import training_rows
 
 _TRIED = ("best5", "last5")
 """Averages that `auto` compares with what the folds left."""

@@ -12,6 +12,7 @@ from contrails.aggregate.merge import merge
 from contrails.aggregate.views import View, predict_views
 from contrails.data.batches import Source, in_order
 from contrails.data.store import Dataset
+from contrails.data.verify import require_intact
 from contrails.errors import DataError, NodeError
 from contrails.models.segmenter import Segmenter
 
@@ -40,7 +41,7 @@ class Predictor:
         """Yield rows and their merged probabilities, in batches of their order.
 
         Raises:
-            DataError: a member's output is not finite.
+            DataError: a record is damaged, or a member's output is not finite.
             NodeError: one record does not fit into the memory.
 
         Shape:
@@ -75,6 +76,7 @@ class Predictor:
                         for (model, source), batch in zip(self.models, batches, strict=True)
                     ]
                 )
+                require_intact(self.models[0][1].dataset, batches[0].rows)
                 if not torch.isfinite(probs).all():
                     raise self._not_finite(batches[0].rows, probs)
                 merged = merge(self.rule, probs, self.weights, self.thresholds)

@@ -17,7 +17,7 @@ from contrails.cluster.memory import Peak
 from contrails.cluster.scheduler import Cause
 from contrails.cluster.sites import Retries
 from contrails.config import read_toml
-from contrails.errors import NodeError, RecipeError, Stopped, StorageError, TrainingError
+from contrails.errors import DataError, NodeError, RecipeError, Stopped, StorageError, TrainingError
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.history import covered_step
 from contrails.runs import Attempt, Fold, Run
@@ -32,6 +32,7 @@ NEXT_STEP: dict[Cause, str] = {
     "gpu_memory": "ask for a larger GPU in the site profile, then go on with `contrails resume {run} --site {site}`; a "
     "smaller train.batch_size or data.size needs a new --name",
     "dataset": "check the file with `contrails data verify {dataset}`, then go on with `contrails resume {run}`",
+    "data": "mend the data, then go on with `contrails resume {run}`",
     "error": "mend it, then go on with `contrails resume {run}`, or after a change of the code with "
     "`contrails resume {run} --code current`; another recipe needs a new --name",
     "cancelled": "go on with `contrails resume {run}`",
@@ -40,6 +41,9 @@ NEXT_STEP: dict[Cause, str] = {
     "your jobs have ended, then go on with `contrails resume {run}`",
 }
 """What to do about a cause; `next_step` fills in the run, its site and its dataset, each as a command line takes it."""
+
+FINAL: tuple[Cause, ...] = ("data", "error", "cancelled")
+"""Causes that another attempt would meet again: there is none by itself."""
 
 _TOO_SHORT = (
     "the start took all of the job's time: raise walltime_min of the site profile, then go on with "
@@ -126,6 +130,7 @@ def cause_of_exit(code: int, reason: str, peak: Peak | None = None) -> Cause:
         128 + signal.SIGKILL: "memory",
         128 + signal.SIGBUS: "dataset",
         NodeError.exit_code: "node",
+        DataError.exit_code: "data",
     }
     if number in causes:
         return causes[number]

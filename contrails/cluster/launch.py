@@ -163,8 +163,11 @@ def _train(
 ) -> dict[str, int]:
     """Train each fold in a child, with a share of the machine each; return their exit codes."""
     asked = _catch_signals()
-    memory = [os.memfd_create("dataset")] if hasattr(os, "memfd_create") else []
-    job = job | {"launcher_pid": os.getpid(), "ram_fd": memory[0] if memory else None}
+    job = job | {"launcher_pid": os.getpid()}
+    memory = []
+    if hasattr(os, "memfd_create"):
+        memory = [os.memfd_create("dataset"), os.memfd_create("verified")]
+        job |= dict(zip(("ram_fd", "verified_fd"), memory, strict=True))
     if job.get("job_id") is not None:
         job["clock"] = str(run.clock(job["job_id"]))
     children = [

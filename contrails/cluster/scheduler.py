@@ -20,6 +20,7 @@ Cause = Literal[
     "killed",
     "gpu_memory",
     "dataset",
+    "data",
     "error",
     "cancelled",
     "lost",
@@ -27,7 +28,8 @@ Cause = Literal[
 ]
 """Why an attempt or a job ended without being done.
 
-killed: by a signal, and not for the memory of its job; refused: the scheduler did not take the job that was to go on.
+killed: by a signal, and not for the memory of its job; dataset: what was mapped vanished; data: what is read is wrong;
+refused: the scheduler did not take the job that was to go on.
 """
 
 

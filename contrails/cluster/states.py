@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from contrails.cluster.ends import next_step, read_end, unstick
+from contrails.cluster.ends import FINAL, next_step, read_end, unstick
 from contrails.cluster.exact import differences
 from contrails.cluster.journal import Submission, last_submission
 from contrails.cluster.scheduler import Cause, Job
@@ -115,7 +115,7 @@ def _judge(
     if job is not None and job.state == "running" and (end is None or end.handed_over):
         reason = job.native if job.native != "RUNNING" else None
         return replace(row, state="starting", reason=reason, node=job.node or None)
-    if job is not None and job.state == "running" and end is not None and end.cause not in ("error", "cancelled"):
+    if job is not None and job.state == "running" and end is not None and end.cause not in FINAL:
         reason = f"{state.get('reason')} ({end.cause}): its job looks at its budget when no other fold trains in it"
         return replace(row, state="waiting", reason=reason, cause=end.cause)
     if jobs is None and (end is None or end.handed_over):

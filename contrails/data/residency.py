@@ -29,6 +29,8 @@ _HEADROOM = 1 * 1024**3
 _NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "fuse", "afs", "9p", "pvfs", "panfs", "wekafs")
 """How the names of file systems begin whose mapped pages can vanish with a server."""
 
+_DESCRIPTORS = Path("/proc/self/fd")
+
 log = logging.getLogger(__name__)
 Poll = Callable[[], None]
 
@@ -80,10 +82,10 @@ def open_resident(
         with storage(path, "copy to RAM"):
             copy = copy_to_ram(path, descriptor, poll)
         return open_dataset(path, copy)
-    if stage_dir is not None:
-        dataset = open_dataset(stage(path, stage_dir, poll))
+    if stage_dir is not None and (copy := stage(path, stage_dir, poll)) != path:
+        dataset = replace(open_dataset(copy), path=path, copy=copy)  # equal content may lie at other places
     if size <= memory.available:
-        threading.Thread(target=_read_ahead, args=(dataset.path,), name="read-ahead", daemon=True).start()
+        threading.Thread(target=_read_ahead, args=(dataset.mapped,), name="read-ahead", daemon=True).start()
     return dataset
 
 
@@ -121,13 +123,20 @@ def copy_to_ram(path: Path, descriptor: int, poll: Poll) -> Path:
     """Fill the anonymous file once, whoever of the job's folds comes first; return a path that opens it."""
     if not hasattr(os, "memfd_create"):
         raise RecipeError("data.residency = 'ram' needs Linux; set data.residency to 'mmap'")
-    copy = Path(f"/proc/self/fd/{descriptor}")
+    copy = _DESCRIPTORS / str(descriptor)
     with locked(copy, poll), copy.open("r+b") as ram, path.open("rb") as source:
         # bytes are appended, so the size tells a whole copy from one whose writer was killed
         if os.fstat(ram.fileno()).st_size != os.fstat(source.fileno()).st_size:
             ram.truncate(0)
             copy_blocks(source, ram, poll)
     return copy
+
+
+def discard_copy(dataset: Dataset) -> None:
+    """Remove a damaged copy of a dataset, so that it is made anew; what is in RAM ends with its job."""
+    if dataset.copy is not None and dataset.copy.parent != _DESCRIPTORS:
+        with storage(dataset.copy, "remove"):
+            dataset.copy.unlink(missing_ok=True)
 
 
 def read_memory(

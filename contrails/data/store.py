@@ -11,9 +11,10 @@ which part of which scene a record shows, `/scene` how large each scene is and w
 
 import hashlib
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,13 @@ class Dataset:
     convention: Convention = DEFAULT
     scenes: tuple[Scene, ...] = ()
     placements: tuple[Placement, ...] = ()
+    copy: Path | None = None
+    """What is mapped instead of `path`: the same bytes, on this node or in RAM."""
+
+    @property
+    def mapped(self) -> Path:
+        """The file whose bytes the large arrays are."""
+        return self.copy or self.path
 
     @property
     def num_records(self) -> int:
@@ -237,7 +245,7 @@ def open_dataset(path: Path, copy: Path | None = None) -> Dataset:
     arrays = [name for name in DIGESTED if getattr(dataset, name) is not None]
     if missing := [name for name in arrays if name not in dataset.digests]:
         raise DataError(f"{path} lacks the digests of {', '.join(missing)}; {repaired_by(path)}")
-    return dataset
+    return replace(dataset, copy=copy)
 
 
 @contextmanager
@@ -287,6 +295,12 @@ def read_dataset(path: Path, file: h5py.File, array_of: Callable[[str, h5py.Data
     if any(len(found) > 1 for found in sizes.values()):
         raise DataError(
             f"{path}: its arrays differ in their number of records, frames, bands or pixels; prepare it again"
+        )
+    if len(set(record_ids)) < len(record_ids):
+        twice = next(record_id for record_id, count in Counter(record_ids).items() if count > 1)
+        raise DataError(
+            f"{path}: expected each record once, found {twice} in several rows; the file was changed after it was "
+            "written: copy it again, or prepare it again"
         )
     offset = file["votes"].attrs.get("label_offset_px", (0.0, 0.0))
     return Dataset(

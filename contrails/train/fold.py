@@ -1,38 +1,28 @@
 """Training of one fold, from its frozen configuration to `done.json`: what a job runs."""
 
 import contextlib
-import itertools
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from contrails.config import Recipe, RunConfig, WeightsFile
-from contrails.data.batches import source_of
-from contrails.data.composites import Composite
-from contrails.data.exclusions import excluded_rows
-from contrails.data.filelists import FileList, read_filelist
-from contrails.data.normalise import fit_composite
-from contrails.data.pseudo import open_pseudo, weights_of, with_pseudo
-from contrails.data.residency import open_resident
+from contrails.config import RunConfig, WeightsFile
 from contrails.data.sampling import Sampler
-from contrails.data.store import Dataset
 from contrails.draws import derived_seed
 from contrails.errors import DataError, NodeError, Stopped, TrainingError
-from contrails.files import create_exclusive, read_json, sha256, to_json
+from contrails.files import create_exclusive, sha256, to_json
 from contrails.models.build import build_model
 from contrails.models.summary import summary
 from contrails.models.weights import load_fitting, load_weights
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import Heart, claim_attempt
+from contrails.train.fold_data import FoldData, open_data
 from contrails.train.loop import Loop
 from contrails.train.objective import Objective
 from contrails.train.ranks import Ranks, joined
@@ -40,6 +30,7 @@ from contrails.train.replay import explained
 from contrails.train.snapshot import load_snapshot, remove_leftovers
 from contrails.train.state import KeptWeights, TrainState, new_state
 from contrails.train.stop import StopFlag
+from contrails.train.verification import Verification, distrust
 from contrails.train.weights import WeightsFiles
 
 log = logging.getLogger(__name__)
@@ -52,9 +43,10 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
         fold: what to train; its run folder says how.
         job: scheduler, job_id, job_name, restart_count and node for the record; `redirect` sends the output to the
             attempt's logs, `summary` prints the model's table first, `stage_dir` is a folder that gets a copy of
-            the dataset, `ram_fd` an open anonymous file that the job's folds share for one, `clock` the file with
-            the walltime's end (see `contrails.train.stop`), `ended_jobs` the names of jobs that the scheduler calls
-            over, `memory_gb` the memory that the scheduler gave the job.
+            the dataset, `ram_fd` an open anonymous file that the job's folds share for one, `verified_fd` another one
+            for what they have verified of it, `clock` the file with the walltime's end (see `contrails.train.stop`),
+            `ended_jobs` the names of jobs that the scheduler calls over, `memory_gb` the memory that the scheduler
+            gave the job.
 
     Raises:
         Stopped: a signal asked for it; the position is saved and the same call goes on from there.
@@ -68,7 +60,7 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
     stop.install()
     config = fold.run.read_config()
     record = {key: job.get(key) for key in ("scheduler", "job_id", "job_name", "restart_count", "node", "ended_jobs")}
-    exactness = {"code": config.code, "gpu": _gpu(config)} | config.compute.model_dump()
+    exactness = {"code": config.code, "recipe": config.digest, "gpu": _gpu(config)} | config.compute.model_dump()
     attempt = claim_attempt(fold, record | exactness, lambda: not stop.asked())
     if job.get("redirect"):
         _redirect(attempt)
@@ -94,36 +86,22 @@ def train_rank(fold: Fold, job: dict[str, Any]) -> None:
         _train(fold, fold.attempt(job["attempt"]), fold.run.read_config(), None, stop, job)
 
 
-def training_rows(dataset: Dataset, filelist: FileList, fold: str, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of the dataset file that fold `fold` trains on and validates on, int64 each."""
-    training, validation = dataset.rows(filelist.training(fold)), dataset.rows(filelist.validation(fold))
-    training = training[~np.isin(training, excluded_rows(recipe.data.exclude, dataset))]
-    if recipe.data.positives_only:
-        training = training[dataset.positive_pixels(training) > 0]
-    if recipe.data.overfit:
-        positive_first = training[np.argsort(-dataset.positive_pixels(training), kind="stable")]
-        training = validation = positive_first[: recipe.data.overfit]
-    if recipe.data.limit:
-        training, validation = training[: recipe.data.limit], validation[: recipe.data.limit]
-    if not len(training):
-        exclusions = f" and {recipe.data.exclude}" if recipe.data.exclude else ""
-        raise DataError(f"fold {fold} has no record to train on; check {recipe.data.filelist}{exclusions}")
-    return training, validation
-
-
 def _train(
     fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart | None, stop: StopFlag, job: dict[str, Any]
 ) -> None:
     """Train as rank 0, which has a heart, or as another one; rank 0 writes `done.json`."""
     if heart is not None:
         remove_leftovers(fold)
+        distrust(fold)
     device = _prepare_torch(config, job.get("rank", 0))
     with joined(fold, attempt, job, config.compute.num_ranks, config.compute.device) as ranks:
         loop = _build(fold, attempt, config, heart, stop, job, ranks, device)
         with _explaining(fold), explained(loop):
             loop.run()
             if ranks.first:
-                _write_done(fold, attempt, loop.state, loop.averaged_weights())
+                averages = loop.averaged_weights()
+                loop.require_intact()
+                _write_done(fold, attempt, loop.state, averages)
 
 
 def _build(
@@ -138,21 +116,9 @@ def _build(
 ) -> Loop:
     """Open the data, build the model and restore the newest snapshot."""
     recipe = config.recipe
-    dataset = open_resident(
-        recipe.data.dataset,
-        recipe.data.residency,
-        stage_dir=job.get("stage_dir"),
-        ram_fd=job.get("ram_fd"),
-        poll=lambda: _poll(fold, stop),
-        job_memory_gb=job.get("memory_gb"),
-    )
-    filelist = read_filelist(recipe.data.filelist)
-    _require_same_data(config, dataset)
-    training, validation = training_rows(dataset, filelist, fold.key, recipe)
-    composite = _composite(fold, dataset, recipe, training)
-    mixed, weights, drawn = _with_pseudo(config, fold.key, dataset, training)
-    source = replace(source_of(mixed, recipe, composite, device), weights=weights)
-    sampler = Sampler(mixed, recipe, drawn, fold.key)
+    data = open_data(fold, config, job, device, lambda: _poll(fold, stop))
+    dataset, training, source = data.dataset, data.training, data.source
+    sampler = Sampler(source.dataset, recipe, data.drawn, fold.key)
 
     def rebuild() -> TrainState:
         torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
@@ -182,26 +148,27 @@ def _build(
         shape = (sampler.batch_size, *frames, source.num_channels, *size)
         print(summary(state.model, shape), f"input {shape} -> output {(shape[0], *size)}", sep="\n", flush=True)  # noqa: T201
     origin = {"data": config.data.model_dump(mode="json"), "code": config.code}
-    files = WeightsFiles(fold, attempt.number, recipe, source, origin)
-    return Loop(fold, attempt, recipe, source, sampler, training, validation, state, heart, stop, rebuild, ranks, files)
+    return Loop(
+        fold=fold,
+        attempt=attempt,
+        recipe=recipe,
+        source=source,
+        sampler=sampler,
+        training_rows=training,
+        validation_rows=data.validation,
+        state=state,
+        heart=heart,
+        stop=stop,
+        rebuild=rebuild,
+        ranks=ranks,
+        weights=WeightsFiles(fold, attempt.number, recipe, source, origin),
+        verification=_verify(fold, attempt, config, data, job) if ranks.first else None,
+    )
 
 
-def _with_pseudo(
-    config: RunConfig, fold: str, dataset: Dataset, training: np.ndarray
-) -> tuple[Dataset, np.ndarray | None, np.ndarray]:
-    """Return the dataset with the fold's pseudo-labels after its rows, the weight of each, and the rows to train on."""
-    data = config.recipe.data
-    if not data.pseudo:
-        return dataset, None, training
-    others = [open_pseudo(section, fold, dataset, config.data.filelist) for section in data.pseudo]
-    for other in others:
-        _require_same("pseudo-labels", other.path, config.data.pseudo.get(str(other.path)), other.fingerprint)
-    ends = np.cumsum([dataset.num_records, *(other.num_records for other in others)])
-    added = [np.arange(first, last)[: data.limit or None] for first, last in itertools.pairwise(ends)]
-    mixed, rows = with_pseudo(dataset, others, data.frames), np.concatenate(added)
-    if data.positives_only:
-        rows = rows[mixed.positive_pixels(rows) > 0]
-    return mixed, weights_of(dataset, data.pseudo, others), np.concatenate([training, rows])
+def _verify(fold: Fold, attempt: Attempt, config: RunConfig, data: FoldData, job: dict[str, Any]) -> Verification:
+    """Begin to verify the data in the background."""
+    return Verification(fold, attempt, data.start_check(fold, config.data.num_folds, job.get("verified_fd")))
 
 
 @contextmanager
@@ -242,13 +209,6 @@ def _start_from(path: Path, model: nn.Module) -> None:
     log.info("starting from %s; %d tensors do not fit: %s", path, len(left_out), "; ".join(left_out) or "none")
 
 
-def _composite(fold: Fold, dataset: Dataset, recipe: Recipe, training: np.ndarray) -> Composite:
-    """Return the fold's input channels; what was fitted by an earlier attempt is used again."""
-    if not fold.composite.exists():
-        create_exclusive(fold.composite, to_json(fit_composite(dataset, recipe, training).to_dict()))
-    return Composite.from_dict(read_json(fold.composite))
-
-
 def _gpu(config: RunConfig) -> str | None:
     """Return the name of the GPU, with that of its driver."""
     if config.compute.device != "cuda" or not torch.cuda.is_available():
@@ -272,24 +232,6 @@ def _prepare_torch(config: RunConfig, rank: int) -> torch.device:
             "this run trains on a GPU and torch finds none on this node; the job can succeed on another one"
         )
     return torch.device("cuda", rank) if config.compute.device == "cuda" else torch.device("cpu")
-
-
-def _require_same_data(config: RunConfig, dataset: Dataset) -> None:
-    exclude = config.recipe.data.exclude
-    for what, path, expected, found in (
-        ("dataset", dataset.path, config.data.dataset, dataset.fingerprint),
-        ("file list", config.recipe.data.filelist, config.data.filelist, sha256(config.recipe.data.filelist)),
-        ("exclusion list", exclude, config.data.exclude, sha256(exclude) if exclude else ""),
-    ):
-        _require_same(what, path, expected, found)
-
-
-def _require_same(what: str, path: Path | None, expected: str | None, found: str) -> None:
-    if expected != found:
-        raise DataError(
-            f"the {what} {path} is not the one this run was made for (expected {str(expected)[:16]}, "
-            f"found {found[:16]}); put the old file back, or submit under a new --name"
-        )
 
 
 def _write_done(fold: Fold, attempt: Attempt, state: TrainState, averages: dict[str, KeptWeights]) -> None:

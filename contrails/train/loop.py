@@ -33,6 +33,7 @@ from contrails.train.ranks import Ranks
 from contrails.train.snapshot import SnapshotWriter
 from contrails.train.state import KeptWeights, TrainState
 from contrails.train.stop import StopFlag
+from contrails.train.verification import Verification
 from contrails.train.weights import WeightsFiles
 
 _SMOOTHING = 0.98
@@ -57,7 +58,7 @@ class Loop:
     """What the training of one fold works with; all that changes is in `state`.
 
     `rebuild` returns the state of the newest snapshot, or the one before the first step. Only the first rank has a
-    heart.
+    heart, and verifies the data.
     """
 
     fold: Fold
@@ -73,6 +74,7 @@ class Loop:
     rebuild: Callable[[], TrainState]
     ranks: Ranks
     weights: WeightsFiles
+    verification: Verification | None
 
     def run(self) -> None:
         """Train from the state's position to the last epoch.
@@ -216,13 +218,16 @@ class Loop:
             self._next_save = time.monotonic() + _RETRY_S
 
     def _before_save(self) -> None:
+        self._require_newest()
+        for path in (self.attempt.metrics, self.attempt.telemetry):
+            if path.exists():
+                fsync(path)
+
+    def _require_newest(self) -> None:
         if self.heart is not None and self.heart.superseded():
             raise RunError(
                 f"a later attempt trains fold {self.fold.key}; this one (number {self.attempt.path.name}) ends"
             )
-        for path in (self.attempt.metrics, self.attempt.telemetry):
-            if path.exists():
-                fsync(path)
 
     def averaged_weights(self) -> dict[str, KeptWeights]:
         """Write the averages over the training, scored like every epoch; SWA with batch norm of its own; one rank does.
@@ -281,7 +286,13 @@ class Loop:
         return Evaluation(float(losses) / max(int(counts.sum()), 1), Histogram(*counts.numpy()))
 
     def _poll(self) -> None:
-        """Save now and then, and leave if a stop was asked for; called between steps and batches of validation."""
+        """Save now and then, and leave if a stop was asked for; called between steps and batches of validation.
+
+        Raises:
+            Stopped: as asked; the position is saved.
+            DataError, NodeError: the data are damaged.
+        """
+        self._look_at_data()
         if self._writer.finished:
             self._saved(must=False)
         # what a stop takes: the step under way, a snapshot that is being written and the last one
@@ -344,6 +355,25 @@ class Loop:
     def _smooth_loss(self) -> float:
         # an average that began at zero, divided by what its weights add up to (as in Adam)
         return float(self.state.loss_smooth) / (1 - _SMOOTHING**self.state.step)
+
+    def _look_at_data(self) -> None:
+        if self.verification is None:
+            return
+        if self.verification.failed:
+            self._require_newest()
+            self._saved(must=False)  # a snapshot under way is one more that is not trusted
+            raise self.verification.error(self.state.step)
+        self.verification.note(self.state.step)
+
+    def require_intact(self, poll: Callable[[], None] | None = None) -> None:
+        """Verify what is left of the data now; `poll` is called meanwhile, by default as between steps.
+
+        Raises:
+            DataError, NodeError: they are damaged.
+        """
+        if self.verification is not None:
+            self.verification.finish(poll or self._poll)
+            self._look_at_data()
 
     def _report(self, **state: Any) -> None:
         if self.heart is None:

@@ -31,6 +31,7 @@ def explained(loop: Loop) -> Iterator[None]:
     """Turn a NotFiniteError of the body, which trains with `loop`, into one that says where it began and what to do.
 
     Raises:
+        DataError: the data are damaged.
         TrainingError: a step, a validation or an average is not finite, each time.
         NodeError: it was so once.
         Stopped: a stop was asked for while the steps were repeated.
@@ -38,6 +39,7 @@ def explained(loop: Loop) -> Iterator[None]:
     try:
         yield
     except NotFiniteError as error:
+        loop.require_intact(lambda: _leave_if_asked(loop))
         raise _reason(loop, error) from error
 
 
@@ -69,6 +71,14 @@ def _reason(loop: Loop, error: NotFiniteError) -> ContrailsError:
     except _Reached:
         pass
     return _once(loop, f"{what} near step {end}, and all was finite when it was trained again from step {begin}")
+
+
+def _leave_if_asked(loop: Loop) -> None:
+    if loop.stop.asked():
+        raise Stopped(
+            f"fold {loop.fold.key} stopped ({loop.stop.reason}) while it looked for what is not finite; it goes on "
+            f"from its last snapshot: `contrails resume {loop.fold.run.typed}`"
+        )
 
 
 def _change(loop: Loop, error: NotFiniteError | None = None) -> str:
@@ -139,11 +149,7 @@ class _Replay(Loop):
         """Leave the snapshots as they are."""
 
     def _poll(self) -> None:
-        if self.stop.asked():
-            raise Stopped(
-                f"fold {self.fold.key} stopped ({self.stop.reason}) while it looked for what is not finite; it goes on "
-                f"from its last snapshot: `contrails resume {self.fold.run.typed}`"
-            )
+        _leave_if_asked(self)
         state, per_epoch = self.state, self.sampler.steps_per_epoch
         # the validation of an epoch belongs to its last step
         is_whole = state.step % per_epoch != 0 or state.epoch * per_epoch >= state.step

@@ -61,10 +61,10 @@ def load_snapshot(fold: Fold) -> tuple[SnapshotName, dict[str, Any]] | None:
 
 
 def prune_snapshots(fold: Fold) -> None:
-    """Remove all but the newest; only the highest attempt may call this."""
-    for name in fold.all_snapshots()[KEEP:]:
-        with storage(name.path, "remove"):
-            name.path.unlink(missing_ok=True)
+    """Remove all but the newest, and those that the fold went on without; only the highest attempt may call this."""
+    for path in (*(name.path for name in fold.all_snapshots()[KEEP:]), *fold.distrusted_snapshots()):
+        with storage(path, "remove"):
+            path.unlink(missing_ok=True)
 
 
 def remove_leftovers(fold: Fold) -> None:

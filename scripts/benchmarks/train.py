@@ -31,7 +31,8 @@ from contrails.files import sha256, write_atomic
 from contrails.models.build import build_model
 from contrails.runs import Run
 from contrails.train import snapshot
-from contrails.train.fold import train_fold, training_rows
+from contrails.train.fold import train_fold
+from contrails.train.fold_data import training_rows
 from contrails.train.loop import Loop
 from contrails.train.objective import Objective
 from contrails.train.optim import build_optimizer

@@ -31,6 +31,8 @@ from contrails.models.weights import load_weights, save_weights
 from contrails.runs import Fold, Run
 from contrails.train.fold import train_fold
 
+from dataset_edits import flip_a_bit
+
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("restore_process")
 
@@ -360,6 +362,18 @@ def test_members_whose_output_is_not_finite_are_named(trained: Run) -> None:
     scored = r"the output of \S+/1/weights/scored.safetensors is not finite for the records 1\d\d\d, "
     with pytest.raises(DataError, match=scored):
         make(trained, options=Options(weights="scored"))
+
+
+@pytest.mark.parametrize("array", ["bands", "votes"])
+def test_records_that_are_not_what_was_written_are_not_predicted(
+    trained: Run, tiny_data: Path, tmp_path: Path, array: str
+) -> None:
+    ensemble, path = make(trained), tmp_path / "damaged.h5"
+    shutil.copy(tiny_data / "train.h5", path)
+    flip_a_bit(path, array, 3)
+    said = rf"{path} is damaged: record 1003: /{array} is not what was written; .*`contrails data verify {path}`"
+    with pytest.raises(DataError, match=said):
+        predictions(ensemble, open_dataset(path))
 
 
 def test_empty_masks_are_a_valid_submission_with_a_warning(

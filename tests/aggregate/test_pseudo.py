@@ -29,8 +29,8 @@ from contrails.errors import DataError, RecipeError, RunError, Stopped
 from contrails.files import write_atomic
 from contrails.models.weights import read_about
 from contrails.runs import Fold, Run
-from contrails.train.fold import _with_pseudo as with_pseudo_rows
-from contrails.train.fold import train_fold, training_rows
+from contrails.train.fold import train_fold
+from contrails.train.fold_data import add_pseudo, training_rows
 from contrails.train.loop import Loop
 
 from raw_records import write_metadata, write_record
@@ -202,17 +202,15 @@ def test_positives_only_is_of_pseudo_labels_too(trained: Ensemble, data: Path, m
     run = user(make_run, data, write(trained, data, "--frames", "3,4"))
     config = run.read_config()
     chosen = config.recipe.data.model_copy(update={"positives_only": True})
-    config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"data": chosen})})
     dataset, other = open_dataset(data / "train.h5"), open_dataset(pseudo_path(trained.path / "pseudo", "0"))
-    training, _ = training_rows(dataset, read_filelist(data / "two.csv"), "0", config.recipe)
+    recipe = config.recipe.model_copy(update={"data": chosen})
+    training, _ = training_rows(dataset, read_filelist(data / "two.csv"), "0", recipe)
     assert [dataset.record_ids[row] for row in training] == ["4"]
     votes = other.votes.copy()
     votes[:] = 0
     votes[2, 5, 5] = ANNOTATORS // 2 + 1
     votes[3, 5, 5] = ANNOTATORS // 2
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("contrails.train.fold.open_pseudo", lambda *_: replace(other, votes=votes))
-        mixed, _, rows = with_pseudo_rows(config, "0", dataset, training)
+    mixed, _, rows = add_pseudo(chosen, dataset, training, [replace(other, votes=votes)])
     assert [mixed.record_ids[row] for row in rows] == ["4", other.record_ids[2]]
 
 

@@ -5,7 +5,16 @@ from typing import get_args
 
 import pytest
 
-from contrails.cluster.ends import NEXT_STEP, cause_of_exit, next_step, read_end, retries_left, unstick, write_end
+from contrails.cluster.ends import (
+    FINAL,
+    NEXT_STEP,
+    cause_of_exit,
+    next_step,
+    read_end,
+    retries_left,
+    unstick,
+    write_end,
+)  # fmt: skip
 from contrails.cluster.scheduler import Cause
 from contrails.cluster.sites import Retries
 from contrails.files import write_atomic
@@ -24,6 +33,7 @@ def fold(tmp_path: Path) -> Fold:
         (-9, "", "memory"),
         (-7, "", "dataset"),
         (9, "NodeError: no GPU", "node"),
+        (4, "DataError: ... is damaged", "data"),
         (8, "TrainingError: fold 0 does not fit in the GPU's memory: ...", "gpu_memory"),
         (8, "TrainingError: no longer finite", "error"),
         (1, "TypeError", "error"),
@@ -64,7 +74,7 @@ def test_a_budget_is_used_up_by_the_same_cause_at_the_same_snapshot(fold: Fold) 
 
 def test_a_traceback_and_a_cancelled_job_are_not_tried_again(fold: Fold) -> None:
     fold.attempt(1).path.mkdir(parents=True)
-    for cause in ("error", "cancelled"):
+    for cause in FINAL:
         write_end(fold, fold.attempt(1), cause)
         assert retries_left(fold, cause, Retries()) <= 0
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from contrails.config import RunConfig, parse, read_toml
 from contrails.files import read_hint, read_json
 from contrails.runs import Fold, Run
 
+from dataset_edits import flip_a_bit
 from local_site import Site, eventually
 
 LONG = ("-o", "train.epochs=2000")
@@ -106,6 +108,32 @@ def test_a_dataset_that_vanishes_in_the_foreground_is_said_there(site: Site, tin
     assert training.returncode == 128 + signal.SIGBUS
     assert f"error: fold 0, attempt 1: {VANISHED.format(copy)}" in errors
     assert state(site.fold("0"))["status"] == "failed"
+
+
+def test_damaged_data_end_every_fold_that_reads_them_until_they_are_put_back(site: Site, tiny_data: Path) -> None:
+    """The records were damaged after they were written; a submission reads no more than the header."""
+    copy = site.root / "copy.h5"
+    shutil.copy(tiny_data / "train.h5", copy)
+    flip_a_bit(copy, "votes", 8)
+    arguments = ("-o", f"data.dataset={copy}")
+    waited = site.run("submit", "tiny.toml", "--fold", "0,1", "--folds-per-job", "2", *arguments, "--wait")
+    assert waited.returncode == 8, waited.stderr
+    eventually(lambda: all(state["cause"] == "data" for state in site.states().values()))
+    for key, state in site.states().items():
+        assert state["state"] == "failed"
+        assert f"{copy} is damaged: record 1008: /votes is not what was written" in state["reason"]
+        assert not site.fold(key).done.exists()
+    (verify,) = {command for command in re.findall("`contrails (.*?)`", state["reason"]) if "verify" in command}
+    named = site.run(*verify.split())
+    assert (named.returncode, "record 1008: /votes" in named.stderr) == (4, True)
+    foreground = site.run("train", "tiny.toml", "--name", "foreground", *arguments)
+    assert foreground.returncode == 4
+    assert "record 1008: /votes is not what was written" in foreground.stderr
+    flip_a_bit(copy, "votes", 8)
+    assert site.run("resume", "tiny").returncode == 0
+    eventually(lambda: all(site.fold(key).done.exists() for key in "01"))
+    for key in "01":
+        assert [read_json(each.verified)["damage"] is None for each in site.fold(key).attempts()] == [False, True]
 
 
 def test_ctrl_c_in_the_foreground_saves(site: Site) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from contrails.cluster.exact import differences
 from contrails.files import read_json, to_json, write_atomic
 from contrails.runs import Fold, Run
+from contrails.train.fold import train_fold
 
 from local_site import Site, eventually
 
@@ -130,6 +131,19 @@ def test_the_code_of_today_makes_a_run_inexact_and_says_so(site: Site) -> None:
     assert difference.startswith("attempt 2: code ")
     shown = site.run("status", "tiny").stdout
     assert "fold 0: not exact, attempt 2: code" in shown
+
+
+@pytest.mark.usefixtures("restore_process")
+def test_a_recipe_that_was_edited_under_way_makes_a_run_inexact(make_run: Callable[..., Run]) -> None:
+    fold = make_run(train={"epochs": 1}).fold("0")
+    for _ in range(2):
+        train_fold(fold, {})
+        assert differences(fold) == ()
+        fold.done.unlink()  # there is more to do
+    fold.run.toml.write_text(fold.run.toml.read_text().replace("epochs = 1", "epochs = 2"))
+    train_fold(fold, {})
+    (difference,) = differences(fold)
+    assert difference.startswith("attempt 3: recipe ")
 
 
 def test_differences_name_what_differs_of_attempts_that_trained(tmp_path: Path) -> None:

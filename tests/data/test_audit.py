@@ -16,7 +16,7 @@ from contrails.data.exclusions import excluded_rows, read_exclusions, write_excl
 from contrails.data.filelists import read_filelist
 from contrails.data.store import Dataset, open_dataset
 from contrails.errors import DataError
-from contrails.train.fold import training_rows
+from contrails.train.fold_data import training_rows
 
 from raw_records import write_metadata, write_record
 

@@ -50,6 +50,7 @@ def _as_float(file: h5py.File) -> None:
             "incomplete header .*label_frame.*copy the file again",
         ),
         (_edit(lambda file: file["digests"].pop("bands")), "lacks the digests of bands; repair the file"),
+        (_edit(lambda file: file["record_id"].__setitem__(7, "1003")), "each record once, found 1003 in several rows"),
         (_edit(lambda file: file["record_id"].write_direct(np.array([b"\xb5"] * 12, object))), "incomplete header"),
         (lambda path: path.write_bytes(path.read_bytes().replace(b"b14", b"b1\xb4")), "incomplete header"),
         (_edit(lambda file: file.attrs.create("band_names", ["b11"])), "differ in their number of records, .*bands"),

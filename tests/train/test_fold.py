@@ -18,7 +18,8 @@ from contrails.errors import DataError, NodeError, Stopped
 from contrails.files import read_json, read_json_lines, sha256
 from contrails.models.weights import load_weights
 from contrails.runs import Fold, Run
-from contrails.train.fold import train_fold, training_rows
+from contrails.train.fold import train_fold
+from contrails.train.fold_data import training_rows
 from contrails.train.loop import Loop
 
 MakeRun = Callable[..., Run]
