@@ -181,7 +181,12 @@ def test_a_stop_is_not_delayed(make_run: MakeRun, data: Path, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "require_intact", require_intact)
         compare = RowCheck._compare
-        patch.setattr(RowCheck, "_compare", lambda *arguments: compared.append(1) or compare(*arguments))
+
+        def count(*arguments: Any) -> Any:
+            compared.append(1)
+            return compare(*arguments)
+
+        patch.setattr(RowCheck, "_compare", count)
         with pytest.raises(Stopped, match=r"stopped at step 12 \(SIGUSR2\)"):
             train_fold(fold, {})
     assert len(compared) == 1
