@@ -62,8 +62,8 @@ def require_intact(dataset: Dataset, rows: np.ndarray) -> None:
     """
     for row in rows:
         for name in (name for name in READ if name in dataset.digests):
-            payload = np.ascontiguousarray(getattr(dataset, name)[row]).reshape(-1)
-            if hashlib.sha256(payload.data).digest() != dataset.digests[name][row].tobytes():
+            payload = np.ascontiguousarray(getattr(dataset, name)[row]).data.cast("B")
+            if hashlib.sha256(payload).digest() != dataset.digests[name][row].tobytes():
                 raise DataError(
                     f"{dataset.path} is damaged: {_line(dataset, row, name)}; {put_back(dataset.path)}, then run the "
                     "same command again"

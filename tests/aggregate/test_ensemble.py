@@ -355,13 +355,13 @@ def inflate(tensors: dict[str, torch.Tensor]) -> None:
 def test_members_whose_output_is_not_finite_are_named(trained: Run) -> None:
     for fold in trained.folds():
         changed(fold, "ema", inflate if fold.key == "1" else lambda tensors: tensors)
-        changed(fold, "scored", inflate if fold.key == "1" else lambda tensors: tensors, dice=0.9, threshold=0.5)
+        changed(fold, "swa", inflate if fold.key == "1" else lambda tensors: tensors, dice=0.9, threshold=0.5)
     unscored = r"run-fold1, --weights ema: .* not finite for 4 of 4 records \(1\d+.*; choose another --weights of best"
     with pytest.raises(DataError, match=unscored):
         make(trained, options=Options(weights="ema"))
-    scored = r"the output of \S+/1/weights/scored.safetensors is not finite for the records 1\d\d\d, "
+    scored = r"the output of \S+/1/weights/swa.safetensors is not finite for the records 1\d\d\d, "
     with pytest.raises(DataError, match=scored):
-        make(trained, options=Options(weights="scored"))
+        make(trained, options=Options(weights="swa"))
 
 
 @pytest.mark.parametrize("array", ["bands", "votes"])

@@ -173,20 +173,19 @@ def test_normalisation_that_was_fitted_on_damaged_data_is_fitted_again(make_run:
 @pytest.mark.usefixtures("at_the_end")
 def test_a_stop_is_not_delayed(make_run: MakeRun, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fold, compared, original = make_run(data={"dataset": str(data)}).fold("0"), list[int](), Loop.require_intact
+    compare = RowCheck._compare
 
     def require_intact(loop: Loop, poll: Any = None) -> None:
         loop.stop.reason = "SIGUSR2"
         original(loop, poll)
 
+    def noted(check: RowCheck, rows: Any, row: int) -> None:
+        compared.append(row)
+        compare(check, rows, row)
+
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "require_intact", require_intact)
-        compare = RowCheck._compare
-
-        def count(*arguments: Any) -> Any:
-            compared.append(1)
-            return compare(*arguments)
-
-        patch.setattr(RowCheck, "_compare", count)
+        patch.setattr(RowCheck, "_compare", noted)
         with pytest.raises(Stopped, match=r"stopped at step 12 \(SIGUSR2\)"):
             train_fold(fold, {})
     assert len(compared) == 1
