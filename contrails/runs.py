@@ -70,6 +70,11 @@ def all_runs() -> list["Run"]:
     return [Run(path.parent) for path in sorted(root.glob("*/run.toml"))]
 
 
+def run_of(path: Path) -> "Run | None":
+    """Return the run that a path lies in; None outside of runs."""
+    return next((Run(folder) for folder in path.absolute().parents if (folder / "run.toml").is_file()), None)
+
+
 def new_run_path(name: str) -> Path:
     """Return where a run called `name` belongs.
 

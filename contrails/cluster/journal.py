@@ -39,6 +39,8 @@ class Submission:
     void: bool = False
     memory_gb: float | None = None
     exclude: tuple[str, ...] = ()
+    after: tuple[Run, ...] = ()
+    """Runs that it waits for."""
     process: dict[str, Any] = field(default_factory=dict)
     fruitless: Mapping[int, Fruitless] = field(default_factory=dict)
     """Its starts, by number, that ended without an attempt and could say so."""
@@ -81,6 +83,7 @@ def submissions(run: Run) -> list[Submission]:
                 row.get("pickle"),
                 memory_gb=row.get("memory_gb"),
                 exclude=tuple(row["exclude"]),
+                after=tuple(Run(Path(path)) for path in map(str, row.get("after", []))),
             )
         elif event == "submitted" and name in found:
             found[name] = replace(found[name], job_id=row["job_id"], process=row.get("process", {}))

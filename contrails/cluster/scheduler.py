@@ -65,6 +65,8 @@ class Job:
     """Whether it waits, and asks for what it can never get: only another site profile helps."""
     never_ran: bool = False
     """Whether it has ended without ever having had a node: refused after all, or ended while it waited."""
+    is_orphan: bool = False
+    """Whether it waits for a job that has failed."""
 
 
 @dataclass(frozen=True)

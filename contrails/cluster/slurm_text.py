@@ -14,9 +14,9 @@ SACCT = ("sacct", "--noheader", "--parsable2", "--format=JobID,JobName,State,Exi
 PEAK = ("sacct", "--noheader", "--parsable2", "--format=JobID,State,MaxRSS")
 
 _RELEASE = "`scontrol release {job_id}` lets it start"
+_ORPHAN = "DependencyNeverSatisfied"
 _HINTS = {
-    "DependencyNeverSatisfied": "the run that it waits for failed: `contrails resume RUN` with the name of that one, "
-    "and this follows it; or cancel this one, and submit it without --after",
+    _ORPHAN: "the run that it waits for failed",
     "JobHeldUser": _RELEASE,
     "JobHeldAdmin": "an administrator holds it, and only they let it start",
     "JobHoldMaxRequeue": f"it was started too often; {_RELEASE}",
@@ -206,7 +206,8 @@ def _job(job_id: str, name: str, state: str, reason: str, node: str) -> Job:
     stuck, hint = (_first(table, reason) if what == "waiting" else "" for table in (_STUCK, _HINTS))
     advice = _SUSPENDED if what == "suspended" else (stuck or hint).format(job_id=job_id)
     shown = f"{shown}: {advice}" if advice else shown
-    return Job(job_id, name, what, shown, cause, node, stuck=bool(stuck), never_ran=what == "ended" and not node)
+    never_ran, is_orphan = what == "ended" and not node, what == "waiting" and reason == _ORPHAN
+    return Job(job_id, name, what, shown, cause, node, bool(stuck), never_ran, is_orphan)
 
 
 def _first(table: Mapping[str, str], reason: str) -> str:

@@ -17,7 +17,7 @@ from contrails.cluster.scheduler import Cause, Job
 from contrails.cluster.usage import UNUSED, Usage, usage_of
 from contrails.errors import StorageError
 from contrails.files import read_hint
-from contrails.runs import Attempt, Fold
+from contrails.runs import Attempt, Fold, Run
 from contrails.train.attempt import OVER, SILENCE_S, is_dead, is_lost
 
 DONE, DAMAGED = "done", "damaged"
@@ -108,7 +108,7 @@ def _judge(
     if fold.cancelled.exists() and status not in {"starting", "running"}:  # whatever its job still does for other folds
         return _over(row, fold, state.get("reason") or f"its job {row.job_id} is cancelled", "cancelled")
     if job is not None and job.state in ("waiting", "suspended"):
-        advice = f": {unstick(fold.run)}" if job.stuck else ""
+        advice = f": {unstick(fold.run)}" if job.stuck else _adopt(fold.run, submission) if job.is_orphan else ""
         return replace(row, state=job.state, reason=f"{job.native}{advice}", node=job.node or None)
     if status in {"starting", "running"} and (jobs is None or (job is not None and job.state == "running")):
         return replace(row, state=str(status))
@@ -121,6 +121,15 @@ def _judge(
     if jobs is None and (end is None or end.handed_over):
         return replace(row, state="waiting")
     return _judge_end(row, fold, attempts[-1] if attempts else None, submission, job)
+
+
+def _adopt(run: Run, submission: Submission) -> str:
+    """Return what to do about a job that waits for a run which has failed."""
+    commands = " and ".join(f"`contrails resume {other.typed}`" for other in submission.after)
+    return (
+        f": go on with {commands or 'that run'}, and this follows; or end it with `contrails cancel {run.typed}`, and "
+        "submit it without --after"
+    )
 
 
 def _judge_end(
@@ -188,7 +197,7 @@ def _judge_here(
         end = read_end(attempts[-1])
         cause = end.cause if end else None
         what = next_step(cause or ("error" if status == "failed" else "lost"), fold.run)
-        return replace(row, state=str(status), reason=f"{state.get('reason')}; {what}", cause=cause)
+        return replace(row, state=str(status), reason=f"{state.get('reason', f'it {status}')}; {what}", cause=cause)
     if attempts:
         silent = f"it has written nothing for {SILENCE_S:.0f} s on {owner.get('host', 'its machine')}"
         dead = "its process ended without a word (killed, out of memory, or its machine restarted)"

@@ -15,7 +15,7 @@ from contrails.cluster.sites import Site
 from contrails.errors import ClusterError
 from contrails.files import storage
 from contrails.locks import locked
-from contrails.runs import Run
+from contrails.runs import Run, run_of
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ def _intend(run: Run, request: Request, pickle: Path | None) -> None:
         pickle=pickle and str(pickle),
         memory_gb=request.memory_gb,
         exclude=list(request.exclude),
+        after=sorted({str(other.path) for folder in request.after.values() if (other := run_of(folder))}),
     )
 
 

@@ -276,7 +276,8 @@ def test_a_run_that_waits_for_another_follows_its_successors(site: SlurmSite) ->
     assert len(submissions(fold.run)) == 2
     assert site.states("after")["0"]["reason"] == "PENDING (Dependency)"
     site.cluster.command("scancel", site.job("before"))
-    eventually(lambda: "the run that it waits for failed" in site.states("after")["0"]["reason"])
+    orphaned = "the run that it waits for failed: go on with `contrails resume before`, and this follows"
+    eventually(lambda: orphaned in site.states("after")["0"]["reason"])
     refused = site.run("submit", "tiny.toml", "--name", "third", "--fold", "0", "--site", "test", "--after", "before")
     assert refused.returncode == 5
     assert "its folds 0 are neither finished nor alive; `contrails resume before` first" in refused.stderr

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from conftest import MakeRun
 
 from contrails.cluster.ends import write_end
 from contrails.cluster.journal import record
-from contrails.cluster.scheduler import Job
+from contrails.cluster.scheduler import Job, Request
+from contrails.cluster.slurm_text import parse_squeue
 from contrails.cluster.states import ALIVE, FoldState, fold_state
+from contrails.cluster.submission import _intend
 from contrails.files import to_json, write_atomic
 from contrails.runs import Fold, Run
 from contrails.train.attempt import process_of
@@ -201,3 +204,13 @@ def test_the_last_start_of_a_job_counts(submitted: Fold) -> None:
     state = said(submitted, "ended", native="FAILED (NonZeroExitCode)", cause="error", node="n1")
     assert (state.state, state.cause) == ("failed", "memory")
     assert "its job 12 ended before it began another attempt" in str(state.reason)
+
+
+def test_a_job_that_waits_for_a_run_which_has_failed_names_that_run(make_run: MakeRun) -> None:
+    first, second = make_run("first"), make_run("second")
+    request = Request("a1", print, (), folds=("0",), after={"7": first.submitit / "a1"})
+    _intend(second, request, None)
+    record(second, "submitted", name="a1", job_id="8")
+    found = fold_state(second.fold("0"), {"a1": parse_squeue("8|a1|PENDING|DependencyNeverSatisfied|")[0]})
+    assert found.state == "waiting"
+    assert f"go on with `contrails resume {first.typed}`, and this follows; or end it with" in str(found.reason)
