@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from contrails.aggregate.inputs import Inputs, require_like
-from contrails.aggregate.options import Options
+from contrails.aggregate.options import Options, made_by
 from contrails.aggregate.postprocess import Step, apply
 from contrails.aggregate.predict import load_predictor
 from contrails.aggregate.predictions import Predict, Wanted, complete
@@ -156,7 +156,7 @@ def read_ensemble(path: Path) -> Ensemble:
         found = f"version {content.get('version')}" if content else "none"
         raise DataError(
             f"expected an ensemble of version {VERSION} in {path} (ensemble.json), found {found}; "
-            "make one with `contrails aggregate RUN`"
+            f"make one with {made_by(path)}"
         )
     del content["format"], content["version"]
     members = tuple(Member(**member) for member in content.pop("members"))

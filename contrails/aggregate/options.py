@@ -2,8 +2,10 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from contrails.errors import RecipeError, choices
+from contrails.runs import run_of
 
 MERGE_RULES = ("mean", "logits", "median", "median-mean", "vote")
 """Rules by which the probabilities of members become one; see `contrails.aggregate.merge`."""
@@ -43,6 +45,12 @@ class Options:
         if self.merge not in MERGE_RULES:
             raise RecipeError(f"--merge {self.merge}: {choices(self.merge, MERGE_RULES)}")
         require_views(self.tta)
+
+
+def made_by(path: Path) -> str:
+    """Return the command that makes the ensemble again that `path` is, or lies in, to be typed."""
+    run = run_of(path)
+    return f"`contrails aggregate {'RUN' if run is None else run.typed}`"
 
 
 def require_views(text: str) -> None:

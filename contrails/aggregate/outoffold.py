@@ -15,6 +15,7 @@ import torch
 from contrails.aggregate.ensemble import Ensemble
 from contrails.aggregate.members import Finished, Weights
 from contrails.aggregate.merge import merge
+from contrails.aggregate.options import made_by
 from contrails.aggregate.predict import load_predictor
 from contrails.aggregate.predictions import Wanted, complete, read_predictions
 from contrails.aggregate.scored import Scored
@@ -148,7 +149,7 @@ class Predicted(Mapping[str, np.ndarray]):
         if not self._images:
             raise DataError(
                 f"{ensemble.path} has no out-of-fold predictions: no member has validation records, or the folder was "
-                "moved without them; aggregate its runs again"
+                f"moved without them; make it again with {made_by(ensemble.path)}"
             )
 
     def __getitem__(self, record_id: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from contrails.aggregate.options import made_by
 from contrails.data.layout import allocate, new_file, opened, write_row
 from contrails.errors import DataError
 from contrails.files import atomic_path, storage, to_json
@@ -73,13 +74,15 @@ def read_predictions(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
         with h5py.File(path, "r", locking=False) as file:
             found = file.attrs.get("format"), file.attrs.get("version")
             if found != (FORMAT, VERSION):
-                raise DataError(f"{path}: expected format '{FORMAT}' version {VERSION}, found {found}; aggregate again")
+                raise DataError(
+                    f"{path}: expected format '{FORMAT}' version {VERSION}, found {found}; make it with {made_by(path)}"
+                )
             record_ids = tuple(file["record_id"].asstr()[:])
         missing = len(_missing(path))
     except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{path} is no complete file of predictions ({error}); aggregate again") from error
+        raise DataError(f"{path} is no complete file of predictions ({error}); make it with {made_by(path)}") from error
     if missing:
-        raise DataError(f"{path} lacks {missing} of {len(record_ids)} predictions; aggregate again, which goes on")
+        raise DataError(f"{path} lacks {missing} of {len(record_ids)} predictions; go on with {made_by(path)}")
     return record_ids, _map(path, "probabilities")
 
 

@@ -63,16 +63,16 @@ def run_folds(run_path: str, folds: list[str]) -> None:
     run = Run(Path(run_path))
     config = run.read_config()
     site = parse(Site, config.site, str(run.toml))
-    _tell_failure(submit_refused, run, config, site)
+    tell_failure(submit_refused, run, config, site)
     code = _run_here(run, config, site, folds) if site.scheduler == "local" else _run_job(run, config, site, folds)
-    _tell_failure(start_if_due, run, config, site)
+    tell_failure(start_if_due, run, config, site)
     if code != Stopped.exit_code:  # else the room is for the job that goes on with these folds
-        _tell_failure(submit_refused, run, config, site)
+        tell_failure(submit_refused, run, config, site)
     if code:
         sys.exit(code)
 
 
-def _tell_failure(what: Callable[[Run, RunConfig, Site], None], run: Run, config: RunConfig, site: Site) -> None:
+def tell_failure(what: Callable[[Run, RunConfig, Site], None], run: Run, config: RunConfig, site: Site) -> None:
     """Do something for the run as a whole; that it fails is no fault of these folds, and `contrails status` says it."""
     try:
         what(run, config, site)

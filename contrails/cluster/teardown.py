@@ -13,6 +13,7 @@ from contrails.cluster.allocation import CAUSES, may_retry, note_end, num_failur
 from contrails.cluster.ends import End, cause_of_exit, next_step, read_end, write_end
 from contrails.cluster.hooks import finish_hooks, start_hook
 from contrails.cluster.journal import last_submission, submissions
+from contrails.cluster.launch import tell_failure
 from contrails.cluster.memory import Peak, peak_of
 from contrails.cluster.refused import submit_refused
 from contrails.cluster.requests import fold_request
@@ -38,12 +39,12 @@ def main() -> None:
     site = parse(Site, config.site, str(run.toml))
     try:
         code = _settle(run, config, site, [run.fold(key) for key in keys], code)
-        start_if_due(run, config, site)  # the launcher may have ended just before
-        if code != Stopped.exit_code:
-            submit_refused(run, config, site)
     except ContrailsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         code = code or error.exit_code
+    tell_failure(start_if_due, run, config, site)  # the launcher may have ended just before it could
+    if code != Stopped.exit_code:
+        tell_failure(submit_refused, run, config, site)
     sys.exit(code)
 
 

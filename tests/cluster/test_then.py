@@ -23,6 +23,7 @@ from contrails.train.attempt import process_of
 
 from fake_pbs import FakePbs
 from local_site import eventually
+from pbs_runs import PbsRuns
 
 _START = """
 import sys
@@ -193,3 +194,19 @@ def test_the_end_of_an_older_job_says_nothing_of_the_newer(run: Run, monkeypatch
     monkeypatch.setattr(sys, "argv", ["then", str(run.path), "ct000000g0a2", "1"])
     then.main()
     assert code(run) == 1
+
+
+def test_a_launcher_that_is_killed_at_its_end_leaves_it_to_the_end_of_its_job(
+    tmp_path: Path, tiny_data: Path, fake: FakePbs
+) -> None:
+    site = PbsRuns(tmp_path, tiny_data, fake)
+    launcher = site.package / "cluster" / "launch.py"
+    launcher.write_text(
+        launcher.read_text().replace("tell_failure(start_if_due, run, config, site)", "os.kill(os.getpid(), 9)")
+    )
+    site.submit("first", "-o", "train.epochs=1", "--then", "aggregate")
+    run = Run(tmp_path / "runs" / "first")
+    ask_for(run, ["note", str(run.path), "it came"], ["0"])
+    eventually(lambda: code(run) == 0)
+    assert times(run) == 1
+    site.end_everything()
