@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from odd_files import MAKERS, Draw, Truth, one_of
 
 from contrails.data.masks import USUAL, read_classes, table_of
-from contrails.data.radiometry import choose_values, packed_counts
+from contrails.data.radiometry import packed_counts
 from contrails.data.rasters import describe, read
+from contrails.data.spans import choose_values
 from contrails.data.store import IGNORE
 from contrails.errors import DataError
 
@@ -53,7 +54,7 @@ def _judge_image(path: Path, truth: Truth, draw: Draw) -> None:
     raster = describe(path)
     height, width = truth.counts.shape[1:]
     assert (raster.height, raster.width, len(raster.band_names)) == (height, width, len(truth.counts))
-    choice = choose_values([raster], [raster], None)
+    choice = choose_values([raster], [raster], [], None)
     row, column = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
     window = (row, column, draw(st.integers(1, height - row)), draw(st.integers(1, width - column)))
     for top, left, rows, columns in (window, (0, 0, height, width), window):

@@ -18,8 +18,8 @@ from contrails.aggregate.scene import Cut, require_bands
 from contrails.data import goes, images, scenes
 from contrails.data.layout import read_options
 from contrails.data.pack import Plan, pack
-from contrails.data.radiometry import read_span
 from contrails.data.rasters import Raster
+from contrails.data.spans import read_span
 from contrails.data.store import Dataset, open_dataset
 from contrails.data.tiles import Blend
 from contrails.data.walk import folders_in

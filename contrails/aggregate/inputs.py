@@ -13,7 +13,7 @@ import numpy as np
 
 from contrails.aggregate.untile import has_data
 from contrails.data.layout import Values, values_in
-from contrails.data.radiometry import is_share, needs_span, sample_of, usual_unit, values_of
+from contrails.data.radiometry import beyond, is_share, needs_span, sample_of, usual_unit, values_of
 from contrails.data.rasters import Raster
 from contrails.data.rle import DEFAULT, Convention
 from contrails.data.store import Dataset
@@ -112,6 +112,11 @@ def values_for(inputs: Inputs | None, raster: Raster, bands: Collection[str], ag
     _require_unit(inputs, raster.path, unit, share=None if native is None else is_share(native))
     sample = dict(zip(raster.band_names, sample_of(raster), strict=True))
     _require_usual(inputs, raster.path, {band: sample[band] for band in sorted(bands)})
+    if native is None and (share := beyond(inputs.values, list(sample.values()))):
+        log.warning(
+            "%s: about %.2g of the values lie beyond those that the members know, and become the nearest of these",
+            *(raster.path, share),
+        )
     return native or inputs.values
 
 

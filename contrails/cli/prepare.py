@@ -275,7 +275,7 @@ def _mask_values(text: str | None) -> "Meanings":
 
 
 def _range(text: str | None) -> "Span | None":
-    from contrails.data.radiometry import read_span
+    from contrails.data.spans import read_span
 
     try:
         return read_span(text) if text is not None else None

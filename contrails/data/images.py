@@ -16,10 +16,11 @@ import numpy as np
 from contrails.data.groups import USUAL, Grouping
 from contrails.data.layout import Header
 from contrails.data.pack import Arrays, Plan
-from contrails.data.radiometry import Span, choose_values, packed_counts
+from contrails.data.radiometry import Span, packed_counts
 from contrails.data.rasters import ENDINGS, Raster, describe, read
 from contrails.data.rle import Convention, decode
 from contrails.data.rle_tables import Labels, ending_of, read_labels
+from contrails.data.spans import choose_values
 from contrails.data.store import Placement, Scene
 from contrails.data.tiles import packed
 from contrails.data.walk import files_below, some
@@ -68,7 +69,7 @@ def make_plan(
         for path in paths.values():
             rasters.append(describe(path))
             advance(1)
-    choice = choose_values(rasters, rasters, span)
+    choice = choose_values(rasters, rasters, (), span)
     names = {name: path.relative_to(root / split).with_suffix("").as_posix() for name, path in paths.items()}
     patients = {name: raster.patient or name for name, raster in zip(paths, rasters, strict=True)}
     groups, said = grouping.groups(names, patients)

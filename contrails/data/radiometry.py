@@ -2,22 +2,20 @@
 
 Integers without a scale of their own are shares, from 0 to 1 over the bits that they hold; those with a scale (GDAL's,
 or slope and intercept of DICOM) are values in some unit. Where all files agree their counts are kept as they are. Other
-types, and files that do not agree, are packed as 16-bit integers with one scale over a span of values: that of the
-options, or that of the training images.
+types, and files that do not agree, are packed as 16-bit integers with one scale over a span of values (see
+`contrails.data.spans`).
 """
 
-import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from contrails.data.layout import Values
-from contrails.data.rasters import Raster, read
+from contrails.data.rasters import Raster, Window, read
 from contrails.errors import DataError
-from contrails.progress import bar
 
 _KEPT = ("uint8", "uint16", "int16")
 """Types of counts that a dataset file keeps as they are."""
@@ -26,79 +24,16 @@ _SPAN_TYPE = "uint16"
 _SPAN_STEPS = 65_534
 """Steps between the count of the smallest value, 1, and that of the largest; 0 stands where there are no data."""
 
-_STRIP_VALUES = 1 << 23
-_SAMPLE_VALUES = 1 << 22
-_PERCENTILES = (0.1, 99.9)
-_REACH = 4
-"""How far beyond its percentiles a span goes at most, in distances between these."""
-
 _LEAVE_OUT = "; convert them, or leave them out"
 _ONE_SCALE = "; convert them, or pack all of them with one scale, such as --range 0,1"
 
 _FULL = {(1 << bits) - 1 for bits in range(1, 17)}
 """Largest counts of so many bits."""
 
-_WINDOWS, _WINDOW_PX = 4, 128
+_NUM_WINDOWS, _WINDOW_PX = 4, 128
 
 Span = tuple[float, float]
 """Smallest and largest value that counts stand for."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How values are packed, the span where counts are not kept as they are, and what to tell about it."""
-
-    values: Values
-    span: Span | None = None
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def option(self) -> str:
-        """Return the option of `contrails prepare` that makes this choice again, or ""."""
-        return "" if self.span is None else f"--range={self.span[0]!r},{self.span[1]!r}"
-
-
-def choose_values(rasters: Sequence[Raster], of_training: Sequence[Raster], span: Span | None) -> Choice:
-    """Choose how the values of images are packed: as they are, or with the span given, or with that of training images.
-
-    Raises:
-        DataError: as `values_of`; a file is damaged, or none has any data.
-    """
-    warnings = _said_of_alpha(rasters)
-    if span is None and not needs_span(rasters):
-        return Choice(values_of(rasters), warnings=tuple(warnings))
-    sample, low, high, num_odd = _look_at(of_training)
-    chosen = span or _usual_span(sample, low, high)
-    values = values_of(rasters, chosen)
-    choice = Choice(values, chosen)
-    notes = (
-        f"values from {low:g} to {high:g}: {choice.option}, in steps of {values.scale_factor:.3g}, for all splits",
-    )
-    if num_odd:
-        warnings.append(f"{num_odd} values are NaN or infinite: their pixels do not count")
-    if low < chosen[0] or high > chosen[1]:
-        share = np.mean((sample < chosen[0]) | (sample > chosen[1]))
-        warnings.append(
-            f"the values reach from {low:g} to {high:g}; about {share:.2g} of them lie beyond {choice.option} and "
-            "become its nearest end; if they are no data, let the files say so: `gdal_edit.py -a_nodata VALUE FILE`"
-        )
-    return replace(choice, notes=notes, warnings=tuple(warnings))
-
-
-def read_span(text: str) -> Span:
-    """Read a span as the option has it, such as -100,60.5.
-
-    Raises:
-        DataError: it is none.
-    """
-    try:
-        low, high = (float(number) for number in text.split(","))
-    except ValueError:
-        low, high = math.nan, math.nan
-    if not (math.isfinite(high - low) and low < high):
-        raise DataError(f"'{text}': expected the smallest and the largest value, such as --range=-100,60")
-    return low, high
 
 
 def values_of(rasters: Sequence[Raster], span: Span | None = None) -> Values:
@@ -145,15 +80,26 @@ def usual_unit(unit: str) -> str:
     return "K" if unit.lower() in ("k", "kelvin", "degrees kelvin", "deg k", "degk") else unit
 
 
+def read_values(raster: Raster, window: Window) -> list[np.ndarray]:
+    """Return the values of each band of a window where the image has data, float64, each (any number)."""
+    reading, (bands, valid) = _reading(raster), read(raster.path, window)
+    return [reading.values(bands, band)[valid] for band in range(len(bands))]
+
+
 def sample_of(raster: Raster) -> list[np.ndarray]:
-    """Return values of each band where an image has data, of a few windows all over it, float64, each (any number)."""
-    reading, found = _reading(raster), []
-    side = _WINDOW_PX
-    for row in np.linspace(0, max(raster.height - side, 0), _WINDOWS).astype(int).tolist():
-        for column in np.linspace(0, max(raster.width - side, 0), _WINDOWS).astype(int).tolist():
-            bands, valid = read(raster.path, (row, column, min(side, raster.height), min(side, raster.width)))
-            found.append([reading.values(bands, band)[valid] for band in range(len(bands))])
+    """Return values of each band of a few windows all over an image, as `read_values` does."""
+    height, width = min(raster.height, _WINDOW_PX), min(raster.width, _WINDOW_PX)
+    rows = np.linspace(0, raster.height - height, _NUM_WINDOWS).astype(int).tolist()
+    columns = np.linspace(0, raster.width - width, _NUM_WINDOWS).astype(int).tolist()
+    found = [read_values(raster, (row, column, height, width)) for row in rows for column in columns]
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+def beyond(values: Values, sample: Sequence[np.ndarray]) -> float:
+    """Return the share of a sample that lies beyond all values that counts stand for."""
+    limits, every = np.iinfo(values.dtype), np.concatenate(sample)
+    counts = (every[np.isfinite(every)] - values.add_offset) / values.scale_factor
+    return float(np.mean((counts < limits.min - 0.5) | (counts > limits.max + 0.5))) if counts.size else 0.0
 
 
 def packed_counts(
@@ -250,16 +196,6 @@ def without_alpha(raster: Raster) -> str:
     )
 
 
-def _said_of_alpha(rasters: Sequence[Raster]) -> list[str]:
-    found = [raster for raster in rasters if raster.has_alpha]
-    if not found:
-        return []
-    said = f"{len(found)} of {len(rasters)} files have an alpha channel, such as {found[0].path}; it is not packed"
-    said += ", and where it is 0 pixels do not count" if any(raster.mask == "alpha" for raster in found) else ""
-    tiff = next((raster for raster in found if raster.path.suffix.lower() in (".tif", ".tiff")), None)
-    return [said if tiff is None else f"{said}; {without_alpha(tiff)}"]
-
-
 def _require_alike(rasters: Sequence[Raster], found: Sequence[str], next_step: str) -> None:
     """Check that what was found of images is the same for all."""
     kinds = Counter(found)
@@ -269,41 +205,3 @@ def _require_alike(rasters: Sequence[Raster], found: Sequence[str], next_step: s
             f"{rasters[found.index(odd)].path}: expected {common} as in most of the images, found {odd} "
             f"({kinds[odd]} such files){next_step}"
         )
-
-
-def _look_at(images: Sequence[Raster]) -> tuple[np.ndarray, float, float, int]:
-    """Return some of the values of images, float64, the lowest and the highest of all, and how many are not finite."""
-    total = sum(image.height * image.width * len(image.band_names) for image in images)
-    every = -(-total // _SAMPLE_VALUES)
-    lows, highs, sample, num_odd = [], [], [], 0
-    with bar("values", len(images)) as advance:
-        for image in images:
-            for values in _strips(image):
-                finite = values[np.isfinite(values)]
-                num_odd += values.size - finite.size
-                if finite.size:
-                    lows.append(finite.min())
-                    highs.append(finite.max())
-                    sample.append(finite[::every].copy())
-            advance(1)
-    if not sample:
-        raise DataError(f"{images[0].path}: expected numbers, found no data in {len(images)} files; check their nodata")
-    return np.concatenate(sample), float(min(lows)), float(max(highs)), num_odd
-
-
-def _strips(raster: Raster) -> Iterator[np.ndarray]:
-    """Yield the values of an image where they are data, float64 (any number), some rows at a time."""
-    reading, count = _reading(raster), len(raster.band_names)
-    rows = max(1, _STRIP_VALUES // (raster.width * count))
-    for row in range(0, raster.height, rows):
-        bands, valid = read(raster.path, (row, 0, min(rows, raster.height - row), raster.width))
-        for band in range(count):
-            yield reading.values(bands, band)[valid]
-
-
-def _usual_span(sample: np.ndarray, low: float, high: float) -> Span:
-    first, last = (float(value) for value in np.percentile(sample, _PERCENTILES))
-    reach = _REACH * (last - first)
-    if reach:
-        low, high = max(low, first - reach), min(high, last + reach)
-    return low, high if high > low else low + 1

@@ -19,9 +19,10 @@ from contrails.data.groups import Grouping
 from contrails.data.layout import Header, Values, read_options
 from contrails.data.masks import USUAL, Meanings, parse, read_classes, require_channels, said, table_of
 from contrails.data.pack import Arrays, Plan
-from contrails.data.radiometry import Span, choose_values, packed_counts, read_span, without_alpha
+from contrails.data.radiometry import Span, packed_counts, without_alpha
 from contrails.data.rasters import ENDINGS, Raster, coordinate_system, describe, read
 from contrails.data.scene_names import SUBSETS, find_files, read_filelists
+from contrails.data.spans import choose_values, read_span
 from contrails.data.store import IGNORE, NOWHERE, Placement, Scene
 from contrails.data.tiles import grid, packed, tile_name
 from contrails.data.walk import Found
@@ -129,9 +130,10 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
     warnings = Found(skipped=sorted({*of_scenes.skipped, *of_masks.skipped})).warnings()
     if (left_out := len(files) - len(names)) and not wanted:
         warnings += (f"{left_out} of {len(files)} scenes are not on the file lists and left out",)
-    of_training = [scene for scene in scenes if scene.subset == "train"] or scenes
-    files_of_training = [each for scene in of_training for each in scene.files]
-    choice = choose_values([scene.whole for scene in scenes], files_of_training, options.span)
+    learned = {scene.name for scene in scenes if scene.subset == "train"} or set(names)
+    of_training = [each for scene in scenes if scene.name in learned for each in scene.files]
+    others = [each for scene in scenes if scene.name not in learned for each in scene.files]
+    choice = choose_values([scene.whole for scene in scenes], of_training, others, options.span)
     groups, said_of_groups = options.grouping.groups(*[{name: name for name in names}] * 2)
     scenes = [replace(scene, group=groups[scene.name]) for scene in scenes]
     header, records = _cut(scenes, split, replace(options, span=choice.span), choice.values)

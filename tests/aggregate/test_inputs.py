@@ -89,6 +89,13 @@ def test_a_scene_in_kelvin_is_predicted_as_a_dataset_in_kelvin_is(kelvin: Ensemb
     assert np.array_equal(predict(kelvin, path), found)
 
 
+def test_values_that_do_not_fit_are_told(kelvin: Ensemble, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bands = temperatures(230, 290)
+    bands[:, :20] = 900
+    predict(kelvin, write_raster(tmp_path / "scene.tif", bands))
+    assert "scene.tif: about 0.5 of the values lie beyond those that the members know" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("bands", "inputs", "message"),
     [

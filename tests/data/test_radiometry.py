@@ -11,8 +11,9 @@ from image_files import write_dicom, write_raster
 
 from contrails.cli.main import cli
 from contrails.data.layout import Values
-from contrails.data.radiometry import choose_values, is_share, packed_counts, values_of
+from contrails.data.radiometry import is_share, packed_counts, values_of
 from contrails.data.rasters import Raster, describe, read
+from contrails.data.spans import choose_values
 from contrails.data.store import IGNORE, Dataset, open_dataset
 from contrails.errors import DataError
 
@@ -131,7 +132,7 @@ def test_numbers_are_packed_with_one_scale(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "again.h5").read_bytes() == (tmp_path / "d.h5").read_bytes()
 
 
-def test_the_scale_is_that_of_the_training_scenes(tmp_path: Path) -> None:
+def test_the_scale_is_that_of_the_training_scenes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, top in (("a", 1.0), ("b", 2.0)):
         write_raster(tmp_path / f"scenes/{name}.tif", np.linspace(0, top, 1024, dtype=np.float32).reshape(32, 32))
         write_raster(tmp_path / f"masks/{name}.tif", np.zeros((32, 32), np.uint8))
@@ -141,6 +142,21 @@ def test_the_scale_is_that_of_the_training_scenes(tmp_path: Path) -> None:
     dataset = prepare(tmp_path, tmp_path / "d.h5", "--split=train")
     assert dataset.scale_factor == pytest.approx(1 / 65_534)
     assert dataset.bands[1].max() == 65_535
+    assert (
+        "the values reach from 0 to 2; about 0.5 of them lie beyond --range=0.0,1.0 and become its nearest"
+        in caplog.text
+    )
+
+
+def test_values_of_one_kind_are_packed(tmp_path: Path) -> None:
+    for name, value in (("a", 0.0), ("b", -1e30), ("c", 7.5)):
+        path = write_raster(tmp_path / f"{name}.tif", np.full((8, 8), value, np.float64))
+        choice = choose_values([describe(path)], [describe(path)], [], None)
+        assert values_in_file(path, choice.values) == pytest.approx(value)
+    write_raster(tmp_path / "d.tif", np.array([[-1e308, 1e308]]))
+    raster = describe(tmp_path / "d.tif")
+    with pytest.raises(DataError, match=r"found values from -1e\+308 to 1e\+308; give --range"):
+        choose_values([raster], [raster], [], None)
 
 
 def test_what_is_not_a_number_does_not_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -226,7 +242,7 @@ def test_files_that_mean_different_things_are_refused(
     if not message:
         rasters, message = rasters[:1], "a.tif: expected numbers, found no data in 1 files; check"
     with pytest.raises(DataError, match=message):
-        choose_values(rasters, rasters, None)
+        choose_values(rasters, rasters, [], None)
 
 
 def test_bands_of_several_scales_need_one(tmp_path: Path) -> None:
