@@ -3,6 +3,7 @@
 Work that is over at once shows nothing.
 """
 
+import contextlib
 import sys
 import threading
 import time
@@ -19,6 +20,12 @@ _PLAIN_INTERVAL_S = 5.0
 
 Advance = Callable[[int], None]
 """Called with the number of units that were finished since the last call."""
+
+
+def tell(line: str) -> None:
+    """Write a line to standard error; no work ends because that is closed or its disk is full."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager
@@ -76,4 +83,4 @@ class _PlainLine:
         self._printed = time.monotonic()
         rate = (self.finished - self._first) / max(self._printed - self._started, 1e-6)
         left = f", {(self.total - self.finished) / rate:.0f} s left" if rate and self.finished < self.total else ""
-        print(f"{self.description}: {self.finished}/{self.total} ({rate:.1f}/s{left})", file=sys.stderr, flush=True)  # noqa: T201
+        tell(f"{self.description}: {self.finished}/{self.total} ({rate:.1f}/s{left})")

@@ -1,9 +1,11 @@
 """Progress: plain lines where nobody watches, a bar on a terminal, and nothing on standard output."""
 
 import io
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +94,12 @@ def test_no_bar_flashes_up(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("stop")
     assert terminal.getvalue() == ""
     assert set(threading.enumerate()) <= threads
+
+
+@pytest.mark.parametrize("redirected", ["2> /dev/full", "2>&-"])
+def test_no_work_ends_because_a_line_cannot_be_written(redirected: str) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    code = "from contrails.progress import tell; tell('a line'); raise SystemExit(9)"
+    done = subprocess.run(f'{sys.executable} -c "{code}" {redirected}', shell=True, check=False)
+    assert done.returncode == 9

@@ -4,7 +4,6 @@ The launcher asks here; what ends an attempt is written beside it (`contrails.cl
 batch script, the next start of the job and `contrails status` read it.
 """
 
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from contrails.cluster.submission import reference
 from contrails.errors import ClusterError
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.history import covered_step
+from contrails.progress import tell
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import OVER, is_made_by
 
@@ -130,7 +130,7 @@ def ended_jobs(folds: list[Fold], scheduler: Scheduler, job: ThisJob) -> list[st
     try:
         known = scheduler.look([reference(folds[0].run, one) for one in wanted]) if wanted else {}
     except ClusterError as error:
-        print(f"warning: earlier jobs are waited for: {error}", file=sys.stderr)  # noqa: T201
+        tell(f"warning: earlier jobs are waited for: {error}")
         return []
     return [name for name, one in known.items() if one.state == "ended"]
 
@@ -185,7 +185,7 @@ def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
         if standing != "cancelled" and may_retry(fold, cause, clock.job, site):
             going_on.append((fold, attempt))
         elif attempt is None:
-            print(f"error: fold {fold.key} was stopped ({cause}) before it began an attempt", file=sys.stderr)  # noqa: T201
+            tell(f"error: fold {fold.key} was stopped ({cause}) before it began an attempt")
     if not going_on or not (standing == "requeued" or clock.scheduler.requeue(clock.job, ())):
         return False
     for fold, attempt in going_on:

@@ -5,11 +5,11 @@ fail to do touches the fold.
 """
 
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from contrails.progress import tell
 from contrails.runs import Fold
 
 _PATIENCE_S = 60.0
@@ -32,7 +32,7 @@ def start_hook(site: dict[str, Any], event: Event, fold: Fold) -> list[Hook]:
     try:
         return [subprocess.Popen([*command, fold.run.name, fold.key], stdin=subprocess.DEVNULL)]
     except OSError as error:
-        print(f"warning: {event} of the site profile: {command[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        tell(f"warning: {event} of the site profile: {command[0]}: {error.strerror}")
         return []
 
 

@@ -29,6 +29,7 @@ from contrails.cluster.then import start_if_due
 from contrails.config import RunConfig, parse
 from contrails.errors import ContrailsError, Stopped, StorageError
 from contrails.files import read_hint, to_json, write_atomic
+from contrails.progress import tell
 from contrails.runs import Attempt, Fold, Run
 from contrails.train.attempt import OVER, is_dead
 
@@ -77,7 +78,7 @@ def tell_failure(what: Callable[[Run, RunConfig, Site], None], run: Run, config:
     try:
         what(run, config, site)
     except ContrailsError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        tell(f"error: {error}")
 
 
 def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
@@ -258,13 +259,13 @@ def _look_at(child: _Child, config: RunConfig, stopping: bool, peak: Peak) -> No
         if attempt is not None:
             write_end(child.fold, attempt, cause)
     except StorageError as error:  # it must not end the other folds
-        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        tell(f"error: {error}")
 
 
 def _say(child: _Child, attempt: Attempt | None, reason: str, cause: Cause) -> None:
     when = "before it began an attempt" if attempt is None else f"attempt {attempt.number}"
     what = f"{reason}; {next_step(cause, child.fold.run)}"
-    print(f"error: fold {child.fold.key}, {when}: {what}", file=sys.stderr, flush=True)  # noqa: T201
+    tell(f"error: fold {child.fold.key}, {when}: {what}")
     state = read_hint(attempt.state) if attempt else {}
     if attempt is not None and state.get("status") not in OVER:
         write_atomic(attempt.state, to_json(state | {"status": "failed", "reason": reason}))
@@ -305,7 +306,7 @@ def main() -> None:
     try:
         sys.exit(launch(run, run.read_config(), [fold_key], job, {}))
     except ContrailsError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        tell(f"error: {error}")
         sys.exit(error.exit_code)
 
 

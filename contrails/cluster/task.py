@@ -18,6 +18,7 @@ from contrails.cluster.sites import Site
 from contrails.config import parse
 from contrails.errors import ContrailsError, Stopped
 from contrails.parent import end_with
+from contrails.progress import tell
 from contrails.runs import Fold, Run
 
 
@@ -33,7 +34,7 @@ def main() -> None:
         train(run.fold(fold_key), job)
     except ContrailsError as error:
         what = f"; {next_step('lost', run)}" if isinstance(error, Stopped) else ""
-        print(f"error: {error}{what}", file=sys.stderr)  # noqa: T201
+        tell(f"error: {error}{what}")
         sys.exit(error.exit_code)
 
 

@@ -24,6 +24,7 @@ from contrails.cluster.then import start_if_due
 from contrails.config import RunConfig, parse
 from contrails.errors import ContrailsError, NodeError, Stopped
 from contrails.files import read_hint, to_json, write_atomic
+from contrails.progress import tell
 from contrails.runs import Attempt, Fold, Run
 from contrails.train.attempt import OVER
 
@@ -40,7 +41,7 @@ def main() -> None:
     try:
         code = _settle(run, config, site, [run.fold(key) for key in keys], code)
     except ContrailsError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        tell(f"error: {error}")
         code = code or error.exit_code
     tell_failure(start_if_due, run, config, site)  # the launcher may have ended just before it could
     if code != Stopped.exit_code:
@@ -72,7 +73,7 @@ def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: in
         if changes:
             _submit_changed(run, config, site, again, changes, job)
         elif again:
-            print(f"error: job {job.job_id} was not requeued; {next_step('lost', run)}", file=sys.stderr)  # noqa: T201
+            tell(f"error: job {job.job_id} was not requeued; {next_step('lost', run)}")
     return scheduler.last_code(code)
 
 

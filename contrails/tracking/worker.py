@@ -21,6 +21,7 @@ from contrails.data.colours import colours_of, labelled_frame
 from contrails.errors import ContrailsError, DataError
 from contrails.files import read_hint
 from contrails.history import fold_metrics
+from contrails.progress import tell
 from contrails.runs import Fold, Run
 from contrails.tracking.projection import has_key
 
@@ -118,7 +119,7 @@ def _samples(of: Run, folder: Path, figures: dict[str, Any]) -> "wandb.Table | N
     try:
         scored = stored_out_of_fold(of, folder, figures)
     except DataError as error:
-        print(f"no sample predictions: {error}", file=sys.stderr)  # noqa: T201
+        tell(f"no sample predictions: {error}")
         return None
     threshold, steps = float(figures["threshold"]), [Step(**step) for step in figures["steps"]]
     judged = judge(scored, dict.fromkeys(map(str, scored.parts), threshold), steps)

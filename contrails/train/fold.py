@@ -20,6 +20,7 @@ from contrails.files import create_exclusive, sha256, to_json
 from contrails.models.build import build_model
 from contrails.models.summary import summary
 from contrails.models.weights import load_fitting, load_weights
+from contrails.progress import tell
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import Heart, claim_attempt
 from contrails.train.fold_data import FoldData, open_data
@@ -146,7 +147,7 @@ def _build(
         size = (recipe.data.crop,) * 2 if recipe.data.crop else dataset.bands.shape[-2:]
         frames = (len(source.frames),) if source.time_axis else ()
         shape = (sampler.batch_size, *frames, source.num_channels, *size)
-        print(summary(state.model, shape), f"input {shape} -> output {(shape[0], *size)}", sep="\n", flush=True)  # noqa: T201
+        tell(f"{summary(state.model, shape)}\ninput {shape} -> output {(shape[0], *size)}")
     origin = {"data": config.data.model_dump(mode="json"), "code": config.code}
     return Loop(
         fold=fold,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from contrails.errors import ContrailsError
 from contrails.parent import end_with
+from contrails.progress import tell
 from contrails.runs import Run
 from contrails.train.fold import train_rank
 
@@ -18,7 +19,7 @@ def main() -> None:
     try:
         train_rank(run.fold(fold_key), job)
     except ContrailsError as error:
-        print(f"error: rank {job['rank']}: {error}", file=sys.stderr)  # noqa: T201
+        tell(f"error: rank {job['rank']}: {error}")
         sys.exit(error.exit_code)
 
 

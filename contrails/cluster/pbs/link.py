@@ -5,6 +5,7 @@ output in submitit's logs), looks at the walltime clock for them, and has the la
 of its own, so that no crash, kill or signal handler of a task can keep it from that.
 """
 
+import contextlib
 import os
 import secrets
 import signal
@@ -95,7 +96,8 @@ class Link:
             os.dup2(file.fileno(), sys.stderr.fileno())
 
     def _say(self, text: str) -> None:
-        print(f"link {self.number}, job {self.job_id}: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        with contextlib.suppress(OSError):  # a log on a full disk ends no job
+            print(f"link {self.number}, job {self.job_id}: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
     def _await_saving(self) -> None:
         """Wait until the link before, or this one's run before, has saved: to PBS it ended at TERM."""
