@@ -38,6 +38,10 @@ class ClusterError(ContrailsError):
     exit_code = 6
 
 
+class LimitReached(ClusterError):
+    """A limit of the site on queued jobs: the same is taken once others have ended."""
+
+
 class StorageError(ContrailsError):
     """The file system: no space, no permission, an I/O error."""
 

@@ -71,12 +71,15 @@ class PbsRuns(ClusterSite):
         """Let the site take so many jobs of a user, running and held ones counted."""
         if self._fake is not None:
             self._fake.configure(max_queued=num_jobs)
+        else:
+            self.pbs("qmgr", "-c", f'set queue workq max_queued = "[u:PBS_GENERIC={num_jobs}]"')
+        try:
             yield
-            self._fake.configure(max_queued=0)
-            return
-        self.pbs("qmgr", "-c", f'set queue workq max_queued = "[u:PBS_GENERIC={num_jobs}]"')
-        yield
-        self.pbs("qmgr", "-c", "unset queue workq max_queued")
+        finally:
+            if self._fake is not None:
+                self._fake.configure(max_queued=0)
+            else:
+                self.pbs("qmgr", "-c", "unset queue workq max_queued")
 
     @contextmanager
     def one_at_a_time(self) -> Iterator[None]:
@@ -84,15 +87,17 @@ class PbsRuns(ClusterSite):
         self.profile("whole", num_cpus=8)
         if self._fake is not None:
             self._fake.configure(slots=1)
-        yield
-        if self._fake is not None:
-            self._fake.configure(slots=4)
+        try:
+            yield
+        finally:
+            if self._fake is not None:
+                self._fake.configure(slots=4)
 
     def kill_after(self, command: str) -> None:
-        """Have the next call of a command of PBS kill whoever called it, once PBS has done what was asked."""
+        """Have the next call of a command of PBS, outside of jobs, kill who called it once PBS has done its part."""
         path, real = self._before / command, shutil.which(command, path=self._path())
         path.write_text(
-            f'#!/bin/bash\nif ! rm {shlex.quote(str(path))}.kill 2>/dev/null; then exec {real} "$@"; fi\n'
+            f'#!/bin/bash\n[ -z "$PBS_JOBID" ] && rm {shlex.quote(str(path))}.kill 2>/dev/null || exec {real} "$@"\n'
             f'{real} "$@" >/dev/null\nkill -9 $PPID\n'
         )
         path.chmod(0o755)

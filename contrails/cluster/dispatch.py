@@ -25,7 +25,7 @@ from contrails.cluster.requests import fold_request
 from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.sites import Site, holds_copy, resolve
 from contrails.cluster.states import ALIVE, DAMAGED, DONE, fold_state
-from contrails.cluster.submission import pass_on, reconcile, reference, submit_job, submitting
+from contrails.cluster.submission import pass_on, reconcile, reference, submit_jobs, submitting
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, parse, to_toml
 from contrails.data.composites import channels_of
 from contrails.data.exclusions import excluded_rows
@@ -196,14 +196,12 @@ def submit_folds(
         groups = grouped(wanted, folds_per_job)
         if site.scheduler == "local":
             job_ids = _start_here(run, config, groups, devices)
-        else:
-            job_ids = [
-                submit_job(run, site, fold_request(run, config.compute.num_threads, group, after=after))
-                for group in groups
-            ]
-            pass_on(run, scheduler_of(site))
-    ids = {key: job_id for group, job_id in zip(groups, job_ids, strict=True) for key in group}
-    return states | {key: f"submitted, job {job_id}" for key, job_id in ids.items()}
+            ids = {key: job_id for group, job_id in zip(groups, job_ids, strict=True) for key in group}
+            return states | {key: f"submitted, job {job_id}" for key, job_id in ids.items()}
+        requests = [fold_request(run, config.compute.num_threads, group, after=after) for group in groups]
+        outcomes = submit_jobs(run, site, requests, is_alone=not ALIVE & set(states.values()))
+        pass_on(run, scheduler_of(site))
+    return states | outcomes
 
 
 def _end_what_is_left(run: Run, site: Site, folds: Sequence[str]) -> None:

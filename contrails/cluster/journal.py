@@ -28,7 +28,8 @@ class Submission:
     """A job as the journal knows it.
 
     `time` is when it was asked for, in seconds since the epoch; `job_id` is None while the scheduler has not answered,
-    and `void` is True when it turned out to know no such job; `process` is the job's process where it runs here.
+    and `void` is True when it turned out to know no such job, or has refused it: `refusal` is what it said where it is
+    left to the other jobs of the run; `process` is the job's process where it runs here.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Submission:
     pickle: str | None = None
     job_id: str | None = None
     void: bool = False
+    refusal: str | None = None
     memory_gb: float | None = None
     exclude: tuple[str, ...] = ()
     after: tuple[Run, ...] = ()
@@ -91,7 +93,7 @@ def submissions(run: Run) -> list[Submission]:
             start = {row["start"]: Fruitless(row["cause"], row.get("lasted_s"))}
             found[name] = replace(found[name], fruitless=start | dict(found[name].fruitless))  # the first word counts
         elif event == "void" and name in found:
-            found[name] = replace(found[name], void=True)
+            found[name] = replace(found[name], void=True, refusal=row.get("refusal"))
     return list(found.values())
 
 
@@ -103,3 +105,8 @@ def last_submission(run: Run, fold: str) -> Submission | None:
 def newest_submissions(jobs: list[Submission]) -> dict[str, Submission]:
     """Return the newest job of each fold that the scheduler took."""
     return {fold: job for job in jobs if job.job_id is not None for fold in job.folds}
+
+
+def newest_asked(jobs: list[Submission]) -> dict[str, Submission]:
+    """Return the newest job of each fold that was asked for, also where the scheduler did not take it."""
+    return {fold: job for job in jobs for fold in job.folds}

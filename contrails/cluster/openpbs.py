@@ -6,26 +6,26 @@ Whether there is a next link is decided by the exit code with which the launcher
 
 import functools
 import os
-import re
 import shlex
 import signal
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from contrails.cluster.kerberos import ticket_check
+from contrails.cluster.openpbs_check import check as check
+from contrails.cluster.openpbs_script import chain_of, parameters_for, spec_for
 from contrails.cluster.pbs import chain, client, script
 from contrails.cluster.pbs.clock import Clock
-from contrails.cluster.pbs.limits import Node, all_away, largest_mb, parse_nodes, shortage
+from contrails.cluster.pbs.limits import Node, all_away, largest_mb, read_nodes, shortage
 from contrails.cluster.pbs.search import first_id_of
 from contrails.cluster.pbs.states import HANDED_OVER, KILLED, TASK_EXITS
-from contrails.cluster.scheduler import Cause, Check, Job, Reference, Request, Standing, ThisJob
+from contrails.cluster.scheduler import Cause, Job, Reference, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
-from contrails.errors import ClusterError, TrainingError
+from contrails.errors import ClusterError, LimitReached, TrainingError
 
 _PATIENCE_S = 60.0
 _SKEW_S = 60.0
@@ -56,76 +56,9 @@ def preview(folder: Path, site: Site, request: Request) -> str:
     """Return the command that submits a job, and its script."""
     from contrails.cluster.pbs import staging
 
-    spec = _spec(folder, site, request)
+    spec = spec_for(folder, site, request)
     options = shlex.join(["qsub", *spec.qsub, f"{request.name}.sh"])
-    return f"# {options}\n{staging.render(folder, spec, _parameters(site, request))}"
-
-
-def check(site: Site) -> Iterator[Check]:
-    """Look whether the server starts jobs and the queue takes them, a node can run one, and the user's ticket lasts."""
-    yield from _server(site)
-    select = _spec(Path(), site, Request("ctdoctor", print, ())).qsub
-    yield _resources(site, select)
-    lacking = shortage(select, _nodes())
-    advice = f"ask for less in the profile of {site.name}; `pbsnodes -av` says what there is"
-    yield Check("a node for the job", lacking is None, lacking or "there is one", advice)
-    has_memory = site.memory_gb is not None
-    found = f"{site.memory_gb} GB" if has_memory else "the server's default, often 400 MB"
-    yield Check("memory of a job", has_memory, found, f"set memory_gb in the profile of {site.name}")
-    if (ticket := ticket_check(datetime.now())) is not None:
-        yield ticket
-
-
-def _server(site: Site) -> Iterator[Check]:
-    """Look at what the server and the queue say of themselves."""
-    try:
-        said = client.server()
-    except ClusterError as error:
-        yield Check("server", False, str(error), "ask support")
-        return
-    starts = said.get("scheduling") != "False"
-    yield Check("server", starts, "it starts jobs" if starts else "scheduling is off: no job starts", "ask support")
-    keeps = said.get("job_history_enable") == "True"
-    found = f"kept for {said.get('job_history_duration', 'a while')}" if keeps else "off, as by default: PBS forgets "
-    yield Check("job history", True, found + ("" if keeps else "a job when it ends, and why; the run's files say that"))
-    queue = {}
-    if (name := site.partition or said.get("default_queue")) is not None:
-        try:
-            queue = client.queue(name)
-        except ClusterError as error:
-            yield Check("queue", False, str(error), "see the queues with `qstat -Q`")
-        else:
-            takes = queue.get("enabled") == queue.get("started") == "True"
-            found = f"{name} {'takes and runs jobs' if takes else 'is stopped or disabled'}"
-            yield Check("queue", takes, found, "ask support")
-    limits = re.findall(r"u:PBS_GENERIC=(\d+)", f"{said.get('max_queued')} {queue.get('max_queued')}")
-    if limits:
-        most = min(map(int, limits))
-        found = f"{most} of a user, running and held ones counted; a fold has two, the next one is held"
-        advice = f'with next_job = "at_warning" in the profile of {site.name} it has two when it goes on only'
-        yield Check("limit of jobs", most > 1, found, advice)
-
-
-def _resources(site: Site, options: Sequence[str]) -> Check:
-    """Look whether the server knows what a job asks for: qsub refuses the rest."""
-    names = [name for name in script.select_of(options) if name not in ("ncpus", "mem", "mpiprocs")]
-    try:
-        unknown = [name for name in names if not client.has_resource(name)]
-    except ClusterError as error:
-        return Check("resources", True, f"not known: {error}")
-    if unknown:
-        wrong = f"PBS knows no resource {', '.join(unknown)}: qsub would refuse the job"
-        from_key = "num_gpus and [resources]" if "ngpus" in unknown else "[resources]"
-        return Check("resources", False, wrong, f"change {from_key} in the profile of {site.name}; see `pbsnodes -av`")
-    return Check("resources", True, ", ".join(["cores and memory", *names]))
-
-
-def _nodes() -> list[Node]:
-    """Return the nodes; none where PBS does not show them."""
-    try:
-        return parse_nodes(client.nodes())
-    except ClusterError:
-        return []
+    return f"# {options}\n{staging.render(folder, spec, parameters_for(site, request))}"
 
 
 def submit(
@@ -138,12 +71,17 @@ def submit(
 
     delayed = DelayedSubmission(request.function, *request.arguments)
     _require_shared(folder)
-    staged = staging.stage(folder, [delayed], _parameters(site, request), _chain(site, request))
-    if (lacking := shortage(staged.spec.qsub, _nodes())) is not None:
+    staged = staging.stage(folder, [delayed], parameters_for(site, request), chain_of(site, request))
+    if (lacking := shortage(staged.spec.qsub, read_nodes())) is not None:
         raise ClusterError(f"no node can ever run the job {request.name}: {lacking}; ask for less, see `pbsnodes -av`")
     (pickle,) = staged.pickles
     announce(pickle)
-    job_id = staged.submit(patience_s=_PATIENCE_S)
+    try:
+        job_id = staged.submit(patience_s=_PATIENCE_S)
+    except client.Refused as error:
+        if error.code not in client.LIMITS:
+            raise
+        raise LimitReached(str(error)) from error
     accept(job_id)
     complete(folder, pickle, job_id)
     return job_id
@@ -187,7 +125,7 @@ def look(jobs: Collection[Reference]) -> dict[str, Job]:
         watcher.update_if_long_enough("standard")
     if watcher.unanswered is not None:
         raise watcher.unanswered
-    nodes = functools.cache(_nodes)
+    nodes = functools.cache(read_nodes)
     return {
         job.name: _job(job_id, watcher.get_info(job_id, "cache"), nodes)
         for job_id, job in known.items()
@@ -269,7 +207,7 @@ def peak_gb(_job: ThisJob) -> None:
 
 def largest_memory_gb(site: Site) -> float | None:
     """Return the memory of the largest node that could run the site's jobs; None where PBS does not show its nodes."""
-    found = largest_mb(_spec(Path(), site, Request("ctmemory", print, ())).qsub, _nodes())
+    found = largest_mb(spec_for(Path(), site, Request("ctmemory", print, ())).qsub, read_nodes())
     return None if found is None else found / 1024
 
 
@@ -321,56 +259,3 @@ def _with_id(job: Reference) -> Reference | None:
         if asked >= job.since - _SKEW_S:
             return replace(job, job_id=first_id_of(link, attributes))
     return None
-
-
-def _spec(folder: Path, site: Site, request: Request) -> script.Spec:
-    return script.make_spec(_parameters(site, request), folder, _chain(site, request))
-
-
-def _chain(site: Site, request: Request) -> str:
-    """Return when the next link is submitted: contrails' own commands have none, PBS alone runs them again."""
-    return site.next_job if request.folds else script.NONE
-
-
-def _parameters(site: Site, request: Request) -> script.Parameters:
-    """Return what the plugin is told about a job."""
-    retries = site.retries
-    return script.Parameters(
-        name=request.name,
-        timeout_min=site.walltime_min,
-        mem_gb=request.memory_gb or site.memory_gb,
-        cpus_per_task=site.num_cpus,
-        gpus_per_node=site.num_gpus,
-        queue=site.partition,
-        account=site.account,
-        resources=site.resources,
-        setup=_setup(site, request),
-        teardown=[*request.teardown, *_clean_up(site)],
-        additional_parameters={f"-{name}": str(value) for name, value in site.scheduler_arguments.items()},
-        after=[str(folder / job_id) for job_id, folder in request.after.items()],
-        signal_delay_s=site.margin_s,
-        budgets={
-            "TIMEOUT": retries.walltime,
-            "OUT_OF_MEMORY": retries.memory,
-            "KILLED": retries.memory,
-            "NODE_FAIL": retries.node,
-            "LOST": retries.lost,
-        },
-    )
-
-
-def _setup(site: Site, request: Request) -> list[str]:
-    """Return the lines before the task; a job inherits nothing from the shell that submits it."""
-    lines = [*site.prologue]
-    if site.environment is not None:
-        lines.append(f"source {shlex.quote(str(site.environment.absolute()))}")
-    return lines + [
-        f"export {name}={shlex.quote(value)}" for name, value in sorted((request.environment or {}).items())
-    ]
-
-
-def _clean_up(site: Site) -> list[str]:
-    """Return the lines that empty the job's scratch folder; the folder itself is not ours to remove."""
-    if "SCRATCHDIR" not in str(site.stage_dir):
-        return []
-    return ['if [ -d "$SCRATCHDIR" ]; then find "$SCRATCHDIR" -mindepth 1 -delete; fi']

@@ -1,20 +1,27 @@
-"""Folds whose next job the scheduler did not take: the other jobs of the run submit them when they start and end.
+"""Jobs that the scheduler did not take: the other jobs of the run submit them when they start and end.
 
-A site may allow so few queued jobs that one which must go on finds no room for its next job while its time lasts. Room
-comes when other jobs end, which those of the same run see first.
+A site may allow so few queued jobs that one which must go on finds no room for its next job while its time lasts, or
+that a run gets some of its jobs only. Room comes when other jobs end, which those of the same run see first.
 """
 
-from contrails.cluster.ends import read_end
-from contrails.cluster.journal import last_submission, newest_submissions, submissions
+import time
+
+from contrails.cluster.ends import read_end, retries_left, write_end
+from contrails.cluster.journal import newest_asked, submissions
 from contrails.cluster.sites import Site
 from contrails.cluster.states import fold_state
-from contrails.cluster.submission import reconcile, submit_job, submitting
+from contrails.cluster.submission import leave_to_others, reconcile, submit_job, submitting
 from contrails.config import RunConfig
+from contrails.errors import LimitReached
+from contrails.files import read_hint
 from contrails.runs import Fold, Run
+from contrails.train.attempt import BEAT_S
+
+_SILENT_S = 3 * BEAT_S
 
 
 def submit_refused(run: Run, config: RunConfig, site: Site) -> None:
-    """Submit the folds of a run that nobody goes on with since the scheduler refused their next job.
+    """Submit the folds of a run that nobody goes on with since the scheduler refused their job.
 
     Raises:
         ClusterError: it refuses again, or does not answer; the next call tries again.
@@ -26,17 +33,39 @@ def submit_refused(run: Run, config: RunConfig, site: Site) -> None:
         return
     with submitting(run):
         jobs = reconcile(run, site)
-        refused = [fold.key for fold in run.folds() if fold_state(fold, jobs).cause == "refused"]
-        newest = newest_submissions(submissions(run))
-        for job in {newest[key].name: newest[key] for key in refused}.values():
-            keys = [key for key in job.folds if key in refused]
-            request = fold_request(run, config.compute.num_threads, keys, memory_gb=job.memory_gb, exclude=job.exclude)
-            submit_job(run, site, request)
+        refused = [fold for fold in run.folds() if fold_state(fold, jobs).cause == "refused"]
+        keys = {fold.key for fold in refused if _has_budget(fold, site)}
+        asked = newest_asked(submissions(run))
+        for job in {asked[key].name: asked[key] for key in keys}.values():
+            folds = [key for key in job.folds if key in keys]
+            threads, memory_gb = config.compute.num_threads, job.memory_gb
+            request = fold_request(run, threads, folds, memory_gb=memory_gb, exclude=job.exclude)
+            try:
+                submit_job(run, site, request)
+            except LimitReached as error:
+                leave_to_others(run, request, error)
+                raise
 
 
 def _may_be_refused(fold: Fold) -> bool:
-    """Return whether a fold has stopped, by its own files: most have not, and then nobody need be asked."""
+    """Return whether nobody may go on with a fold, by its own files; else the scheduler need not be asked."""
     if fold.done.exists() or fold.cancelled.exists():
         return False
-    attempts, last = fold.attempts(), last_submission(fold.run, fold.key)
-    return last is not None and bool(last.fruitless or (attempts and read_end(attempts[-1]) is not None))
+    last, attempts = newest_asked(submissions(fold.run)).get(fold.key), fold.attempts()
+    if last is None or not attempts:
+        return last is not None and bool(last.fruitless or last.refusal)
+    beat = read_hint(attempts[-1].state).get("time")
+    is_silent = isinstance(beat, float) and time.time() - beat > _SILENT_S
+    return bool(last.refusal) or is_silent or read_end(attempts[-1]) is not None
+
+
+def _has_budget(fold: Fold, site: Site) -> bool:
+    """Return whether the last attempt, if there is one, may be followed by another; one without a word is lost."""
+    attempts = fold.attempts()
+    if not attempts:
+        return True
+    end = read_end(attempts[-1])
+    cause = end.cause if end is not None else "lost"
+    if end is None:
+        write_end(fold, attempts[-1], cause)
+    return retries_left(fold, cause, site.retries) > 0

@@ -142,6 +142,7 @@ class Scheduler(Protocol):
             accept: called with the id as soon as the scheduler has answered.
 
         Raises:
+            LimitReached: the scheduler refused, and will not once other jobs have ended.
             ClusterError: the scheduler refused, or its answer was lost.
         """
 

@@ -30,7 +30,7 @@ from contrails.cluster.slurm_text import (
     parse_standing,
     pass_on_dependency,
 )
-from contrails.errors import ClusterError
+from contrails.errors import ClusterError, LimitReached
 from contrails.files import fsync
 from contrails.user import user_name
 
@@ -90,7 +90,9 @@ def submit(
     try:
         job = executor._submit_command(executor._submitit_command_str)
     except (FailedJobError, FailedSubmissionError, OSError) as error:
-        raise ClusterError(f"sbatch did not take the job {request.name}: {_said_by(error)}") from error
+        said = _said_by(error)
+        kind = LimitReached if "MaxSubmit" in said else ClusterError  # as in AssocMaxSubmitJobLimit
+        raise kind(f"sbatch did not take the job {request.name}: {said}") from error
     job_id: str = job.job_id
     accept(job_id)
     complete(folder, pickle, job_id)

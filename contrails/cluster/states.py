@@ -12,7 +12,7 @@ from typing import Any
 
 from contrails.cluster.ends import FINAL, next_step, read_end, unstick
 from contrails.cluster.exact import differences
-from contrails.cluster.journal import Submission, last_submission
+from contrails.cluster.journal import Submission, newest_asked, newest_submissions, submissions
 from contrails.cluster.scheduler import Cause, Job
 from contrails.cluster.usage import UNUSED, Usage, usage_of
 from contrails.errors import StorageError
@@ -80,9 +80,14 @@ def fold_state(fold: Fold, jobs: Mapping[str, Job] | None = None) -> FoldState:
     if done is not None:
         known |= {key: done[key] for key in ("step", "epoch", "best_dice")}
         return FoldState(fold.key, DONE, done["attempt"], **known)
-    submission = last_submission(fold.run, fold.key)
+    asked = submissions(fold.run)
+    submission = newest_submissions(asked).get(fold.key)
     row = FoldState(fold.key, "", number, job_id=submission.job_id if submission else None, **known)
-    row = _judge(row, fold, attempts, state, submission, jobs)
+    last = newest_asked(asked).get(fold.key)
+    if last is not None and last.refusal is not None:
+        row = _over(row, fold, f"its job was not taken: {last.refusal}", "refused")
+    else:
+        row = _judge(row, fold, attempts, state, submission, jobs)
     pace = state.get("seconds_per_step")
     eta = ((row.num_steps or 0) - row.step) * pace if row.state in ALIVE and pace is not None else None
     return replace(row, eta_s=eta)

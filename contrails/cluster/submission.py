@@ -5,14 +5,14 @@ is killed in between leaves an intent without an answer, which `reconcile` settl
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from contrails.cluster.journal import Submission, newest_submissions, record, submissions
 from contrails.cluster.scheduler import Job, Reference, Request, Scheduler, scheduler_of
 from contrails.cluster.sites import Site
-from contrails.errors import ClusterError
+from contrails.errors import ClusterError, LimitReached
 from contrails.files import storage
 from contrails.locks import locked
 from contrails.runs import Run, run_of
@@ -31,6 +31,7 @@ def submit_job(run: Run, site: Site, request: Request) -> str:
     """Submit a job and return its id; the lock is held.
 
     Raises:
+        LimitReached: the scheduler refused, and will not once other jobs have ended.
         ClusterError: the scheduler refused.
     """
     folder = make_job_folder(run, request.name)
@@ -46,8 +47,49 @@ def submit_job(run: Run, site: Site, request: Request) -> str:
     except ClusterError as error:
         settled = _find_again(run, scheduler, request)
         if settled is None:
-            raise ClusterError(f"{error}; see `contrails doctor --site {site.name}`") from error
+            kind = LimitReached if isinstance(error, LimitReached) else ClusterError
+            raise kind(f"{error}; see `contrails doctor --site {site.name}`") from error
         return settled
+
+
+def submit_jobs(run: Run, site: Site, requests: Sequence[Request], *, is_alone: bool) -> dict[str, str]:
+    """Submit jobs that train folds, and return what happened to each fold; the lock is held.
+
+    Those that a limit of the site does not let in are left to the other jobs of the run.
+
+    Args:
+        run: whose folds they train.
+        site: where.
+        requests: the jobs.
+        is_alone: whether the run has no other job, to which the first one could be left.
+
+    Raises:
+        ClusterError: the scheduler refuses or does not answer.
+    """
+    outcomes: dict[str, str] = {}
+    for number, request in enumerate(requests):
+        try:
+            job_id = submit_job(run, site, request)
+        except LimitReached as error:
+            if is_alone and number == 0:
+                raise
+            said = f"not taken yet ({error}): the other jobs of the run submit it when they start or end"
+            for left in requests[number:]:
+                leave_to_others(run, left, error)
+                outcomes |= dict.fromkeys(left.folds, said)
+            break
+        outcomes |= dict.fromkeys(request.folds, f"submitted, job {job_id}")
+    return outcomes
+
+
+def leave_to_others(run: Run, request: Request, refusal: LimitReached) -> None:
+    """Have the other jobs of the run submit a job that a limit of the site did not let in; the lock is held.
+
+    See `contrails.cluster.refused`.
+    """
+    if request.name not in {job.name for job in submissions(run)}:
+        _intend(run, request, None)
+    record(run, "void", name=request.name, refusal=str(refusal))
 
 
 def make_job_folder(run: Run, name: str) -> Path:

@@ -19,10 +19,10 @@ from contrails.cluster.refused import submit_refused
 from contrails.cluster.requests import fold_request
 from contrails.cluster.scheduler import Cause, Standing, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
-from contrails.cluster.submission import pass_on, submit_job, submitting
+from contrails.cluster.submission import leave_to_others, pass_on, submit_job, submitting
 from contrails.cluster.then import start_if_due
 from contrails.config import RunConfig, parse
-from contrails.errors import ContrailsError, NodeError, Stopped
+from contrails.errors import ContrailsError, LimitReached, NodeError, Stopped
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.progress import tell
 from contrails.runs import Attempt, Fold, Run
@@ -95,6 +95,9 @@ def _causes(folds: list[Fold], job: ThisJob, site: Site, code: int, standing: St
     lasted_s = 60.0 * site.walltime_min if standing == "timeout" else None
     for fold in unsaid:
         attempt = own_attempt(fold, job)
+        if attempt is None and (noted := _noted(fold, job)) is not None:
+            causes[fold] = noted
+            continue
         said = read_hint(attempt.state).get("reason") if attempt else None
         causes[fold] = CAUSES.get(standing) or cause_of_exit(code, said or "", peak)
         if attempt is None:
@@ -103,6 +106,13 @@ def _causes(folds: list[Fold], job: ThisJob, site: Site, code: int, standing: St
         _say(attempt, f"its whole job ended with exit code {code}{f', having used at most {peak}' if peak else ''}")
         write_end(fold, attempt, causes[fold], handed_over=standing == "requeued", lasted_s=lasted_s)
     return causes
+
+
+def _noted(fold: Fold, job: ThisJob) -> Cause | None:
+    """Return why this start of the job ended, as the launcher has noted it where there was no attempt yet."""
+    last = last_submission(fold.run, fold.key)
+    said = last.fruitless.get(job.restart_count) if last is not None and last.name == job.name else None
+    return None if said is None else said.cause
 
 
 def _peak(job: ThisJob, site: Site) -> Peak | None:
@@ -137,7 +147,12 @@ def _submit_changed(
             job.node,
         )  # those of this row: with the budget it starts anew
     keys = [fold.key for fold in folds]
-    submit_job(run, site, fold_request(run, config.compute.num_threads, keys, memory_gb=memory_gb, exclude=exclude))
+    request = fold_request(run, config.compute.num_threads, keys, memory_gb=memory_gb, exclude=exclude)
+    try:
+        submit_job(run, site, request)
+    except LimitReached as error:
+        leave_to_others(run, request, error)
+        raise
     pass_on(run, scheduler_of(site))
 
 

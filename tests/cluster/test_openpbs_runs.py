@@ -173,9 +173,10 @@ def test_a_limit_that_lasts_is_told_and_resume_goes_on(site: PbsRuns, undisturbe
 
 
 def test_the_other_jobs_of_a_run_submit_what_a_limit_has_refused(site: PbsRuns, undisturbed: dict[str, str]) -> None:
+    site.profile("warned", next_job="at_warning")
     folds = [site.fold(key, "shared") for key in "01"]
     with site.limit(2):
-        site.submit("shared", "-o", "train.epochs=100", fold="0,1")
+        site.submit("shared", *EPOCHS, fold="0,1", site="warned")
         for fold in folds:
             site.wait_for_attempt(fold, 1)
         out_of_time(site, "shared", "0")
@@ -185,6 +186,18 @@ def test_the_other_jobs_of_a_run_submit_what_a_limit_has_refused(site: PbsRuns, 
         site.wait_for_done("shared", *"01")
     assert weights(folds[0]) == undisturbed
     assert [job.folds for job in submissions(folds[0].run)] == [("0",), ("1",), ("0",)]
+
+
+def test_a_limit_lets_some_jobs_of_a_run_in_and_these_the_others(site: PbsRuns) -> None:
+    site.profile("warned", next_job="at_warning")
+    with site.limit(2):
+        said = site.submit("some", *EPOCHS, fold="0,1,2", site="warned")
+        assert "some fold 2: not taken yet (qsub: PBS refuses with code 38" in said
+        assert site.states("some")["2"]["cause"] == "refused"
+        site.wait_for_attempt(site.fold("0", "some"), 1)
+        assert site.run("cancel", "some", "--fold", "0").returncode == 0
+        site.wait_for_done("some", *"12")
+    assert [job.folds for job in submissions(site.fold("0", "some").run) if not job.void] == [("0",), ("1",), ("2",)]
 
 
 @history_does_not_matter

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from contrails.cluster import slurm_script
+from contrails.cluster import slurm, slurm_script
 from contrails.cluster.names import fold_name, job_name, prefix
 from contrails.cluster.scheduler import Request
 from contrails.cluster.sites import Site
 from contrails.config import parse
-from contrails.errors import ClusterError, RecipeError
+from contrails.errors import ClusterError, LimitReached, RecipeError
+
+from slurm_site import fresh_path
 
 HOSTILE = "a b'; touch hacked; $(touch hacked) `touch hacked` \" #"
 
@@ -97,3 +99,16 @@ def test_a_job_of_a_job_does_not_inherit_its_allocation(tmp_path: Path, monkeypa
     assert "SLURM_CONF" not in command
     monkeypatch.delenv("SLURM_MEM_PER_CPU")
     assert slurm_script.command(tmp_path / "x.sh") == ["sbatch", str(tmp_path / "x.sh")]
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("sbatch: error: AssocMaxSubmitJobLimit", LimitReached), ("sbatch: error: invalid partition", ClusterError)],
+)
+def test_a_limit_on_jobs_is_told_from_other_refusals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, kind: type[ClusterError]
+) -> None:
+    monkeypatch.setenv("PATH", fresh_path(tmp_path / "bin", sbatch=f'echo "{said}" >&2; exit 1', srun="true"))
+    with pytest.raises(ClusterError, match=said) as refused:
+        slurm.submit(tmp_path, site(), Request("ctnamef0a1", print, (), ("0",)), print, print)
+    assert refused.type is kind

@@ -214,3 +214,32 @@ def test_a_job_that_waits_for_a_run_which_has_failed_names_that_run(make_run: Ma
     found = fold_state(second.fold("0"), {"a1": parse_squeue("8|a1|PENDING|DependencyNeverSatisfied|")[0]})
     assert found.state == "waiting"
     assert f"go on with `contrails resume {first.typed}`, and this follows; or end it with" in str(found.reason)
+
+
+def test_a_job_that_was_not_taken_is_refused_until_it_is(fold: Fold) -> None:
+    fold.path.mkdir(parents=True)
+    record(fold.run, "intent", name="ct1f0a1", folds=["0"], exclude=[])
+    record(fold.run, "void", name="ct1f0a1", refusal="qsub: PBS refuses with code 38")
+    state = fold_state(fold, {})
+    assert (state.state, state.cause) == ("failed", "refused")
+    assert str(state.reason).startswith(
+        "its job was not taken: qsub: PBS refuses with code 38 (refused): the other jobs"
+    )
+    record(fold.run, "intent", name="ct1f0a2", folds=["0"], exclude=[])
+    record(fold.run, "submitted", name="ct1f0a2", job_id="2.h")
+    assert fold_state(fold, {"ct1f0a2": Job("2.h", "ct1f0a2", "waiting", "PENDING")}).state == "waiting"
+
+
+def test_a_refused_next_job_goes_before_why_the_attempt_ended(fold: Fold) -> None:
+    fold.path.mkdir(parents=True)
+    record(fold.run, "intent", name="ct1f0a1", folds=["0"], exclude=[])
+    record(fold.run, "submitted", name="ct1f0a1", job_id="1.h")
+    attempt = fold.attempt(1)
+    write_atomic(attempt.job, to_json({"job_id": "1.h", "job_name": "ct1f0a1"}))
+    write_atomic(attempt.state, to_json({"status": "stopped", "reason": "saved"}))
+    write_end(fold, attempt, "walltime", handed_over=True)
+    job = Job("1.h", "ct1f0a1", "ended", "REFUSED (would exceed)", "refused")
+    state = fold_state(fold, {"ct1f0a1": job})
+    assert state.cause == "refused"
+    assert "was not taken: REFUSED (would exceed)" in str(state.reason)
+    assert f"`contrails resume {fold.run.typed}`" in str(state.reason)

@@ -1,14 +1,16 @@
 """Whether a request can ever run: PBS takes what no node can satisfy, and lets it wait for ever.
 
-Reads the select of a job and the nodes as `pbsnodes -av -F dsv` prints them.
+Compares the select of a job with the nodes, as `pbsnodes -av -F dsv` prints them.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from contrails.cluster.pbs import client
 from contrails.cluster.pbs.script import select_of
 from contrails.cluster.pbs.states import size_of
+from contrails.errors import ClusterError
 
 _OF_NODES = {"ncpus", "mem", "ngpus"}
 """Resources that only nodes have: what none tells of, none has."""
@@ -27,6 +29,14 @@ class Node:
     def is_away(self) -> bool:
         """Whether no job can start there now, whatever runs there."""
         return bool(_AWAY & set(self.state.split(",")))
+
+
+def read_nodes() -> list[Node]:
+    """Return the nodes of the cluster; none where PBS does not show them."""
+    try:
+        return parse_nodes(client.nodes())
+    except ClusterError:
+        return []
 
 
 def parse_nodes(text: str) -> list[Node]:

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 
 from submitit.core.utils import JobPaths
 
@@ -20,7 +19,7 @@ from contrails.cluster.pbs import client, script
 from contrails.cluster.pbs.after import Unfulfilled, depends_on, links_to_wait_for
 from contrails.cluster.pbs.chain import Chain, Judgement, is_saving, judge, made_way, memory_failures, over
 from contrails.cluster.pbs.clock import Clock
-from contrails.cluster.pbs.limits import largest_mb, parse_nodes
+from contrails.cluster.pbs.limits import largest_mb, read_nodes
 from contrails.cluster.pbs.states import (
     CANCELLED,
     COMPLETED,
@@ -147,7 +146,7 @@ class Link:
         if not judgement.lacked_memory or first is None or has is None:
             return False
         wanted = int(first * _MEMORY_FACTOR ** memory_failures(self.chain.rows()))
-        wanted = min(wanted, _largest_mb(self.spec.qsub) or wanted)
+        wanted = min(wanted, largest_mb(self.spec.qsub, read_nodes()) or wanted)
         if wanted <= has:
             return False
         self._say(f"{judgement.cause} with {has} MB: asking for {wanted} MB")
@@ -294,14 +293,6 @@ def _comment(job_id: str) -> str:
         return client.query([job_id], timeout_s=_ASK_S).get(job_id, {}).get("comment", "")
     except ClusterError:
         return ""
-
-
-def _largest_mb(qsub: Sequence[str]) -> int | None:
-    """Return the memory of the largest node that could run the job; None where PBS does not show its nodes."""
-    try:
-        return largest_mb(qsub, parse_nodes(client.nodes()))
-    except ClusterError:
-        return None
 
 
 def main() -> None:
