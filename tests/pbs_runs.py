@@ -68,7 +68,8 @@ class PbsRuns(ClusterSite):
 
     @contextmanager
     def limit(self, num_jobs: int) -> Iterator[None]:
-        """Let the site take so many jobs of a user, running and held ones counted."""
+        """Let the site take so many jobs of a user, running and held ones counted; what was there before ends first."""
+        eventually(lambda: not self.pbs("qselect"))
         if self._fake is not None:
             self._fake.configure(max_queued=num_jobs)
         else:
@@ -97,6 +98,10 @@ class PbsRuns(ClusterSite):
     def kill_after(self, command: str) -> None:
         """Have the next call of a command of PBS, outside of jobs, kill who called it once PBS has done its part."""
         path, real = self._before / command, shutil.which(command, path=self._path())
+        for other in {"qstat", "qselect", "qdel", "pbsnodes"} - {path.name for path in self._before.iterdir()}:
+            (self._before / other).symlink_to(
+                str(shutil.which(other, path=self._path()))
+            )  # jobs look for all in one folder
         path.write_text(
             f'#!/bin/bash\n[ -z "$PBS_JOBID" ] && rm {shlex.quote(str(path))}.kill 2>/dev/null || exec {real} "$@"\n'
             f'{real} "$@" >/dev/null\nkill -9 $PPID\n'

@@ -156,22 +156,28 @@ class Link:
         return True
 
     def _is_put_off(self) -> bool:
-        """Submit a link in place of this one that waits longer, if a job that must have succeeded before goes on."""
-        try:
-            links = links_to_wait_for(self.spec.after)
-        except Unfulfilled as error:
-            self._finish(CANCELLED, str(error))
-            return True
-        except ClusterError as error:  # whoever submits it again asks again
-            self._finish(FAILED, str(error))
-            return True
-        if not links:
-            return False
-        if self.next.submit(depends_on(links), self._memory_mb()) is None:
-            self._finish(FAILED, "it could not wait for other jobs any longer")
-        else:
-            self.chain.append("replaced", job_id=self.job_id)
-        return True
+        """Submit a link in place of this one that waits longer, if a job that must have succeeded before goes on.
+
+        Where PBS does not answer, or does not take that link, this one waits.
+        """
+        while True:
+            try:
+                links = links_to_wait_for(self.spec.after)
+                if not links:
+                    return False
+                if self.next.submit(depends_on(links), self._memory_mb()) is not None:
+                    self.chain.append("replaced", job_id=self.job_id)
+                    return True
+                why = f"it could not wait for other jobs any longer: {self.next.refusal}"
+            except Unfulfilled as error:
+                self._finish(CANCELLED, str(error))
+                return True
+            except ClusterError as error:
+                why = str(error)
+            if self._term_came or self.clock.is_near_end():
+                self._finish(FAILED, why)  # whoever submits it again asks again
+                return True
+            time.sleep(_GHOST_POLL_S)
 
     def _memory_mb(self) -> int | None:
         asked = os.environ.get(script.MEM_MB)
