@@ -41,7 +41,7 @@ def damaged_rows(dataset: Dataset, poll: Poll = lambda: None) -> Iterator[str]:
         StorageError: the disk does not give the rows back.
     """
     where = places(dataset.path)
-    # read, not mapped: a bad disk and a file that is cut short meanwhile are errors here, not signals
+    # read, not mapped: of a file that is cut short meanwhile the rows are named, and no signal ends this process
     with (
         bar("verifying", dataset.num_records) as advance,
         storage(dataset.path, "read"),
@@ -164,6 +164,8 @@ class RowCheck:
 
     def _compare(self, rows: "_Rows", row: int) -> None:
         wrong = tuple(_wrong(rows.dataset, rows.descriptor, rows.where, row, READ))
+        if wrong and rows.is_cut(row):
+            raise OSError(errno.EIO, "it was cut short")
         if wrong:
             self.damage = Damage(rows.dataset, row, wrong)
         else:
@@ -193,14 +195,17 @@ class _Rows:
             os.truncate(shared, self.found.nbytes)  # the same number by each fold
             self.found = np.memmap(f"/proc/self/fd/{shared}", np.uint64, "r+", shape=self.found.shape)
 
+    def is_cut(self, row: int) -> bool:
+        """Return whether the file ends before a row does."""
+        size = os.fstat(self.descriptor).st_size
+        return any(offset + (row + 1) * row_size > size for offset, row_size in self.where.values())
+
 
 def _wrong(dataset: Dataset, descriptor: int, where: Places, row: int, names: Sequence[str]) -> Iterator[str]:
     """Yield the arrays of a row whose bytes in an open file are not those that were written."""
     for name in names:
         offset, size = where[name]
         payload = os.pread(descriptor, size, offset + row * size)
-        if len(payload) < size:
-            raise OSError(errno.EIO, "it was cut short")
         if hashlib.sha256(payload).digest() != dataset.digests[name][row].tobytes():
             yield name
 

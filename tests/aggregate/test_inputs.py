@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -175,6 +176,8 @@ def test_a_dataset_of_another_kind_is_refused(
         ["predict", str(kelvin.path), str(data), str(tmp_path / "out")],
         ["evaluate", str(kelvin.path), str(data)],
     ):
+        for stream in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, stream, getattr(sys, stream))  # the command opens its own
         monkeypatch.setattr("sys.argv", ["contrails", *command])
         with pytest.raises(SystemExit) as ended:
             main()

@@ -1,6 +1,7 @@
 """`contrails recipe`: the schema names every key, `show` prints a recipe that can be used in its place."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -162,11 +163,13 @@ def test_show_refuses_losses_and_parts_of_what_a_model_lacks(
     overrides: list[str],
     message: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     given = [part for override in overrides for part in ("-o", override)]
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, getattr(sys, stream))  # the command opens its own
     monkeypatch.setattr("sys.argv", ["contrails", "recipe", "show", str(path), *given])
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == RecipeError.exit_code == 3
-    assert message in capsys.readouterr().err
+    assert message in capfd.readouterr().err

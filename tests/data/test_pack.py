@@ -263,7 +263,7 @@ def test_a_folder_that_may_not_be_entered_is_said(raw: Path, tmp_path: Path, com
         [*drop, sys.executable, "-m", "contrails", *command], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (7, ""), done.stderr
-    assert "closed/d.h5: Permission denied; check the free space" in done.stderr
+    assert "closed/d.h5: Permission denied; check the permissions of closed" in done.stderr
 
 
 def test_real_records_end_to_end(real_data: Path, tmp_path: Path) -> None:
