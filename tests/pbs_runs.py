@@ -73,7 +73,6 @@ class PbsRuns(ClusterSite):
         if self._fake is not None:
             self._fake.configure(max_queued=num_jobs)
         else:
-            eventually(lambda: not self.pbs("qselect"))  # those of other tests count too
             self.pbs("qmgr", "-c", f'set queue workq max_queued = "[u:PBS_GENERIC={num_jobs}]"')
         try:
             yield
