@@ -92,7 +92,7 @@ def test_what_is_killed_far_from_its_memory_is_tried_again_as_it_was(
     eventually(lambda: site.cluster.command("sstat", "-n", "-P", f"--jobs={job}.0", "--format=MaxRSS").strip("0K\n"))
     os.kill(pid if victim == "training" else psutil.Process(pid).ppid(), signal.SIGKILL)
     if victim == "training":
-        eventually(lambda: "of 7.0 GB" in str(read_hint(site.fold("0", victim).attempt(1).state)["reason"]))
+        eventually(lambda: "of 7.0 GB" in str(read_hint(site.fold("0", victim).attempt(1).state).get("reason")))
     site.wait_for_done(victim)
     assert site.ends(victim) == ["killed", ""]
     assert [(one.job_id, one.memory_gb) for one in submissions(site.fold("0", victim).run)] == [(job, None)]
