@@ -286,7 +286,7 @@ def test_a_controller_that_is_gone_and_comes_back(site: SlurmSite) -> None:
     assert refused.returncode == 6
     fold = site.fold("0", "stale")
     os.kill(site.pid("stale"), signal.SIGUSR2)  # a hand-over waits for the controller
-    eventually(lambda: read_hint(fold.attempt(1).state)["status"] == "stopped")
+    eventually(lambda: read_hint(fold.attempt(1).state).get("status") == "stopped")
     assert site.states("stale")["0"]["stale"]
     time.sleep(12)  # scontrol gives up after 9 s
     site.cluster.restart_controller()
