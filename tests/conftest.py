@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,13 @@ MakeRun = Callable[..., Run]
 MakeRecipe = Callable[..., Recipe]
 
 TINY_MODEL = {"encoder": "tu-test_resnet", "encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+
+
+@pytest.fixture
+def own_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give back the streams that `main` of the command line opens in their place."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
 
 
 @pytest.fixture(scope="session")

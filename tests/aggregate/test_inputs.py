@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -163,6 +162,7 @@ def test_a_dataset_of_another_kind_is_refused(
     tmp_path: Path,
     change: Callable[[h5py.File], None],
     message: str,
+    own_streams: None,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -176,8 +176,6 @@ def test_a_dataset_of_another_kind_is_refused(
         ["predict", str(kelvin.path), str(data), str(tmp_path / "out")],
         ["evaluate", str(kelvin.path), str(data)],
     ):
-        for stream in ("stdout", "stderr"):
-            monkeypatch.setattr(sys, stream, getattr(sys, stream))  # the command opens its own
         monkeypatch.setattr("sys.argv", ["contrails", *command])
         with pytest.raises(SystemExit) as ended:
             main()

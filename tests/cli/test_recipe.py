@@ -162,12 +162,11 @@ def test_show_refuses_losses_and_parts_of_what_a_model_lacks(
     path: Path,
     overrides: list[str],
     message: str,
+    own_streams: None,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     given = [part for override in overrides for part in ("-o", override)]
-    for stream in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, stream, getattr(sys, stream))  # the command opens its own
     monkeypatch.setattr("sys.argv", ["contrails", "recipe", "show", str(path), *given])
     with pytest.raises(SystemExit) as caught:
         main()
