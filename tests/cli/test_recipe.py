@@ -1,7 +1,6 @@
 """`contrails recipe`: the schema names every key, `show` prints a recipe that can be used in its place."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
