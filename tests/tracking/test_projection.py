@@ -215,7 +215,7 @@ def test_no_network_is_one_warning(trained: Fold, monkeypatch: pytest.MonkeyPatc
 def test_two_at_a_time_are_refused(trained: Fold) -> None:
     with (
         sole_writer(trained.path / ".wandb.lock", ""),
-        pytest.raises(DataError, match="another `contrails sync` works on"),
+        pytest.raises(DataError, match="another contrails sync works on"),
     ):
         sync_fold(trained)
 
