@@ -125,7 +125,7 @@ def test_while_training_runs(make_run: MakeRun, browser: Browser) -> None:
     assert "1 folds" not in page
     assert "0 of 2" in page
     assert "state-running" in page
-    assert "run contrails aggregate run" in page
+    assert f"run `contrails aggregate {run.typed}`" in page
     opened_page, problems = opened(browser, run)
     assert opened_page.locator("#curves .line").count() > 0
     assert problems == []
