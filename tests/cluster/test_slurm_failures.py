@@ -255,17 +255,17 @@ def test_a_node_without_the_gpu_is_avoided(site: SlurmSite) -> None:
     assert second.exclude == ("n1",)
 
 
-def test_a_traceback_is_not_tried_again(site: SlurmSite, tiny_data: Path) -> None:
+def test_data_that_are_missing_are_not_tried_again(site: SlurmSite, tiny_data: Path) -> None:
     copy = Path(shutil.copy(tiny_data / "train.h5", site.root / "copy.h5"))
     site.cluster.command("scontrol", "update", "partitionname=low", "state=down")
     site.submit("error", "-o", f"data.dataset={copy}", *EPOCHS)
     copy.unlink()
     site.cluster.command("scontrol", "update", "partitionname=low", "state=up")
     state = site.wait_for("error", "0", "failed")
-    assert state["cause"] == "error"
+    assert state["cause"] == "data"
     assert "copy.h5" in state["reason"]
     eventually(lambda: not site.squeue("--states=PD,R"))
-    assert site.ends("error") == ["error"]
+    assert site.ends("error") == ["data"]
     assert len(submissions(site.fold("0", "error").run)) == 1
 
 
