@@ -130,7 +130,7 @@ def kill_batch_shell(site: SlurmSite, name: str) -> None:
             process.kill()
 
 
-def test_a_job_whose_batch_shell_is_killed_goes_on(site: SlurmSite, undisturbed: dict[str, str]) -> None:
+def test_a_job_whose_batch_shell_is_killed_goes_on_or_is_resumed(site: SlurmSite, undisturbed: dict[str, str]) -> None:
     site.submit("shell", *EPOCHS)
     fold = site.fold("0", "shell")
     site.wait_for_snapshot(fold)
