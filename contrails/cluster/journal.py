@@ -29,7 +29,8 @@ class Submission:
 
     `time` is when it was asked for, in seconds since the epoch; `job_id` is None while the scheduler has not answered,
     and `void` is True when it turned out to know no such job, or has refused it: `refusal` is what it said where it is
-    left to the other jobs of the run; `process` is the job's process where it runs here.
+    left to the other jobs of the run; `process` is the job's process where it runs here; `is_leaving`: it was about to
+    end when it was refused a job.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Submission:
     process: dict[str, Any] = field(default_factory=dict)
     fruitless: Mapping[int, Fruitless] = field(default_factory=dict)
     """Its starts, by number, that ended without an attempt and could say so."""
+    is_leaving: bool = False
 
     def is_that_of(self, owner: Mapping[str, Any]) -> bool:
         """Return whether an attempt with this `job.json` was made by the job."""
@@ -94,6 +96,8 @@ def submissions(run: Run) -> list[Submission]:
             found[name] = replace(found[name], fruitless=start | dict(found[name].fruitless))  # the first word counts
         elif event == "void" and name in found:
             found[name] = replace(found[name], void=True, refusal=row.get("refusal"))
+        elif event == "leaving" and name in found:
+            found[name] = replace(found[name], is_leaving=True)
     return list(found.values())
 
 

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,10 +68,9 @@ def run_folds(run_path: str, folds: list[str]) -> None:
     tell_failure(submit_refused, run, config, site)
     code = _run_here(run, config, site, folds) if site.scheduler == "local" else _run_job(run, config, site, folds)
     tell_failure(start_if_due, run, config, site)
-    if code != Stopped.exit_code:  # else the room is for the job that goes on with these folds
-        tell_failure(submit_refused, run, config, site)
     if code:
-        sys.exit(code)
+        sys.exit(code)  # the teardown goes on from here
+    tell_failure(partial(submit_refused, is_leaving=True), run, config, site)
 
 
 def tell_failure(what: Callable[[Run, RunConfig, Site], None], run: Run, config: RunConfig, site: Site) -> None:

@@ -1,50 +1,85 @@
 """Jobs that the scheduler did not take: the other jobs of the run submit them when they start and end.
 
 A site may allow so few queued jobs that one which must go on finds no room for its next job while its time lasts, or
-that a run gets some of its jobs only. Room comes when other jobs end, which those of the same run see first.
+that a run gets some of its jobs only. Room comes when other jobs end, which those of the same run see first. A job that
+ends takes up room until it is gone: where all of them end at once, the last one waits until the others are gone.
 """
 
 import time
 
 from contrails.cluster.ends import read_end, retries_left, write_end
-from contrails.cluster.journal import newest_asked, submissions
+from contrails.cluster.journal import newest_asked, record, submissions
+from contrails.cluster.scheduler import scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.states import fold_state
 from contrails.cluster.submission import leave_to_others, reconcile, submit_job, submitting
 from contrails.config import RunConfig
-from contrails.errors import LimitReached
+from contrails.errors import ClusterError, LimitReached
 from contrails.files import read_hint
 from contrails.runs import Fold, Run
 from contrails.train.attempt import BEAT_S
 
 _SILENT_S = 3 * BEAT_S
+_PATIENCE_S = 60.0
+_RETRY_S = 5.0
 
 
-def submit_refused(run: Run, config: RunConfig, site: Site) -> None:
+def submit_refused(run: Run, config: RunConfig, site: Site, *, is_leaving: bool = False) -> None:
     """Submit the folds of a run that nobody goes on with since the scheduler refused their job.
 
+    Args:
+        run: whose folds they are.
+        config: its frozen configuration.
+        site: its site profile.
+        is_leaving: whether the job in which this runs ends then. If all other jobs of the run end too, it waits for a
+            minute until they are gone.
+
     Raises:
-        ClusterError: it refuses again, or does not answer; the next call tries again.
+        ClusterError: the scheduler refuses again, or does not answer; the next call tries again.
     """
+    give_up = time.monotonic() + _PATIENCE_S
+    while site.scheduler != "local" and any(map(_may_be_refused, run.folds())):
+        with submitting(run):
+            try:
+                _submit_refused(run, config, site)
+                break
+            except LimitReached:
+                if not is_leaving or not _all_leave(run, site) or time.monotonic() > give_up:
+                    raise
+        time.sleep(_RETRY_S)
+
+
+def _submit_refused(run: Run, config: RunConfig, site: Site) -> None:
     # here, since the request names what the launcher does, and the launcher calls this
     from contrails.cluster.requests import fold_request
 
-    if site.scheduler == "local" or not any(map(_may_be_refused, run.folds())):
-        return
-    with submitting(run):
-        jobs = reconcile(run, site)
-        refused = [fold for fold in run.folds() if fold_state(fold, jobs).cause == "refused"]
-        keys = {fold.key for fold in refused if _has_budget(fold, site)}
-        asked = newest_asked(submissions(run))
-        for job in {asked[key].name: asked[key] for key in keys}.values():
-            folds = [key for key in job.folds if key in keys]
-            threads, memory_gb = config.compute.num_threads, job.memory_gb
-            request = fold_request(run, threads, folds, memory_gb=memory_gb, exclude=job.exclude)
-            try:
-                submit_job(run, site, request)
-            except LimitReached as error:
+    jobs = reconcile(run, site)
+    refused = [fold for fold in run.folds() if fold_state(fold, jobs).cause == "refused"]
+    keys = {fold.key for fold in refused if _has_budget(fold, site)}
+    asked = newest_asked(submissions(run))
+    for job in {asked[key].name: asked[key] for key in keys}.values():
+        folds = [key for key in job.folds if key in keys]
+        request = fold_request(run, config.compute.num_threads, folds, memory_gb=job.memory_gb, exclude=job.exclude)
+        try:
+            submit_job(run, site, request)
+        except ClusterError as error:
+            if request.name not in {row.name for row in submissions(run) if not row.void}:  # else it may be there
                 leave_to_others(run, request, error)
-                raise
+            raise
+
+
+def _all_leave(run: Run, site: Site) -> bool:
+    """Note that this job leaves; return whether there are others with folds of the run, and all of them leave too.
+
+    The lock is held, so one of them is the last to note it.
+    """
+    name = scheduler_of(site).this_job().name
+    known = {job.name: job for job in submissions(run) if job.folds}
+    if not known[name].is_leaving:
+        record(run, "leaving", name=name)
+    alive = {job.name for job in reconcile(run, site).values() if job.state != "ended"}
+    others = [known[other] for other in alive - {name} if other in known]
+    return bool(others) and all(job.is_leaving for job in others)
 
 
 def _may_be_refused(fold: Fold) -> bool:

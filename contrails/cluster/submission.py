@@ -82,7 +82,7 @@ def submit_jobs(run: Run, site: Site, requests: Sequence[Request], *, is_alone: 
     return outcomes
 
 
-def leave_to_others(run: Run, request: Request, refusal: LimitReached) -> None:
+def leave_to_others(run: Run, request: Request, refusal: ClusterError) -> None:
     """Have the other jobs of the run submit a job that a limit of the site did not let in; the lock is held.
 
     See `contrails.cluster.refused`.

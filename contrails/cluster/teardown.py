@@ -7,6 +7,7 @@ or another one is submitted that asks for more memory or avoids the node.
 
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from contrails.cluster.allocation import CAUSES, may_retry, note_end, num_failures, own_attempt
@@ -45,7 +46,7 @@ def main() -> None:
         code = code or error.exit_code
     tell_failure(start_if_due, run, config, site)  # the launcher may have ended just before it could
     if code != Stopped.exit_code:
-        tell_failure(submit_refused, run, config, site)
+        tell_failure(partial(submit_refused, is_leaving=True), run, config, site)
     sys.exit(code)
 
 
@@ -141,11 +142,7 @@ def _submit_changed(
     if "memory" in changes:
         memory_gb = _more_memory_gb(run, site, folds, job)
     if "node" in changes and job.node:
-        before = max(num_failures(fold, "node", job) for fold in folds) - 1
-        exclude = (
-            *exclude[max(0, len(exclude) - before) :],
-            job.node,
-        )  # those of this row: with the budget it starts anew
+        exclude = _avoided(exclude, job.node, max(num_failures(fold, "node", job) for fold in folds))
     keys = [fold.key for fold in folds]
     request = fold_request(run, config.compute.num_threads, keys, memory_gb=memory_gb, exclude=exclude)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from contrails.cluster.journal import submissions
+from contrails.cluster.journal import record, submissions
 from contrails.files import read_json, to_json, write_atomic
 from contrails.runs import Run
 
@@ -198,6 +198,23 @@ def test_a_limit_lets_some_jobs_of_a_run_in_and_these_the_others(site: PbsRuns) 
         assert site.run("cancel", "some", "--fold", "0").returncode == 0
         site.wait_for_done("some", *"12")
     assert [job.folds for job in submissions(site.fold("0", "some").run) if not job.void] == [("0",), ("1",), ("2",)]
+
+
+@history_does_not_matter
+def test_where_all_jobs_of_a_run_end_at_once_the_last_one_waits_for_the_others(site: PbsRuns) -> None:
+    site.profile("warned", next_job="at_warning")
+    fake, run = site.fake, site.fold("0", "leaving").run
+    with site.limit(2):
+        site.submit("leaving", *EPOCHS, fold="0,1,2", site="warned")
+        second = submissions(run)[1]
+        site.wait_for_attempt(site.fold("1", "leaving"), 1)
+        fake.order("suspend", str(second.job_id))
+        record(run, "leaving", name=second.name)
+        eventually(lambda: submissions(run)[0].is_leaving)  # refused again: both jobs are there still
+        assert site.fold("0", "leaving").done.exists()
+        fake.order("delete", str(second.job_id))
+        site.wait_for_done("leaving", "0", "2")
+    assert [job.folds for job in submissions(run) if not job.void] == [("0",), ("1",), ("2",)]
 
 
 @history_does_not_matter

@@ -47,6 +47,16 @@ def test_bars_and_equals_signs_in_values_do_no_harm() -> None:
     assert attributes["comment"] == "a\\|b"
 
 
+def test_a_job_whose_temporary_folder_is_gone_submits(bin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bin_folder / "qsub").write_text("#!/bin/sh\nmktemp >/dev/null && echo 8.host\n")
+    (bin_folder / "qsub").chmod(0o755)
+    monkeypatch.setenv("TMPDIR", str(bin_folder / "pbs.7.host"))
+    assert submit([], "script.sh", name="a", marker="x") == "8.host"
+    (bin_folder / "qsub").write_text('#!/bin/sh\necho "$TMPDIR"\n')
+    monkeypatch.setenv("TMPDIR", str(bin_folder))
+    assert submit([], "script.sh", name="a", marker="x") == str(bin_folder)
+
+
 @pytest.mark.parametrize("code", [0, 153, 35])
 def test_the_known_of_several_jobs_are_returned(bin_folder: Path, code: int) -> None:
     answers(bin_folder, "qstat", code, ROW, "qstat: Unknown Job Id 99999.host")

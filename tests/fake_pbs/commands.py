@@ -4,6 +4,7 @@ Without a history, as by default, a job that has ended is unknown, and -x answer
 """
 
 import getopt
+import os
 import re
 import shlex
 import sys
@@ -61,6 +62,8 @@ def qsub(state: State, arguments: list[str]) -> tuple[str, int]:
     limits = dict(value.split("=", 1) for option, value in pairs if option == "-l")
     waits = dict(value.split("=", 1) for option, value in pairs if option == "-W")
     _check(state, options, limits)
+    if not Path(os.environ.get("TMPDIR", "/tmp")).is_dir():
+        raise Fails(1, "mkstemp: No such file or directory")
     script = Path(rest[0]).read_text() if rest else sys.stdin.read()
     number, state.next_id = state.next_id, state.next_id + 1
     job = Job(

@@ -1,6 +1,7 @@
 """The scheduler and the node: starts jobs, ends them, lets go what waits for them. `python -m fake_pbs.server ROOT`"""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,12 +99,16 @@ class Server:
             ending = f"terminated by {'Scheduler' if why == 'schedule' else USER}@{SERVER}"
         job.comment += f" and {ending}" if ending else ""
         signal_session(process.pid, signal.SIGTERM)
+        shutil.rmtree(self._tmpdir(job))  # before the job's processes have ended
 
     def _is_ghost(self, job: Job) -> bool:
         return any(ghost.args[-1] == str(self._script(job)) for _, ghost in self.ghosts)  # type: ignore[index]
 
     def _script(self, job: Job) -> Path:
         return self.root / "spool" / f"{job.id}.SC"
+
+    def _tmpdir(self, job: Job) -> Path:
+        return self.root / "spool" / f"pbs.{job.id}"
 
     def _lose_node(self, state: State, job: Job) -> None:
         """The server gives the node up and queues the job; its processes run on for a while."""
@@ -121,6 +126,7 @@ class Server:
             return False
         script = self._script(job)
         script.parent.mkdir(exist_ok=True)
+        self._tmpdir(job).mkdir(exist_ok=True)
         script.write_text(job.script)
         script.chmod(0o700)
         with (folder / f"{job.id}.OU").open("ab") as log:
@@ -153,6 +159,7 @@ class Server:
             "PBS_JOBNAME": job.name,
             "PBS_NODEFILE": str(nodefile),
             "PBS_O_WORKDIR": job.workdir,
+            "TMPDIR": str(self._tmpdir(job)),
             "OMP_NUM_THREADS": "1",
             **array,
             **job.environment,

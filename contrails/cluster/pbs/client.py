@@ -1,9 +1,11 @@
 """The client commands of PBS. Nothing else in the plugin starts them, and none of them runs without a time limit."""
 
+import os
 import re
 import subprocess
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from contrails.errors import ClusterError
 
@@ -228,6 +230,11 @@ def _find(name: str, marker: str, give_up: float) -> str | None:
             return None
 
 
+def _environment() -> dict[str, str]:
+    """Return this process's environment; the TMPDIR of a job that is being deleted is gone before the job is."""
+    return {key: value for key, value in os.environ.items() if key != "TMPDIR" or Path(value).is_dir()}
+
+
 def _said(command: str, *arguments: str) -> str:
     """Return the output of a client command that ends with 0."""
     return _run(command, *arguments)[1]
@@ -244,6 +251,7 @@ def _run(command: str, *arguments: str, also: Collection[int] = (), timeout_s: f
             text=True,
             timeout=timeout_s,
             check=False,
+            env=_environment(),
         )
     except FileNotFoundError as error:
         raise ClusterError(
