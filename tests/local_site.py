@@ -59,8 +59,9 @@ class Site:
         return {state["fold"]: state for state in json.loads(answer.stdout)[name]}
 
     def wait_for(self, name: str, fold: str, *states: str) -> dict[str, Any]:
-        eventually(lambda: self.states(name)[fold]["state"] in states)
-        return self.states(name)[fold]
+        found: dict[str, Any] = {}
+        eventually(lambda: found.update(self.states(name)[fold]) or found["state"] in states)
+        return found
 
     def wait_for_snapshot(self, *folds: Fold) -> None:
         """Wait until folds train and have something to go on from."""
