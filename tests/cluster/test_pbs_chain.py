@@ -227,6 +227,18 @@ def test_a_deleted_link_is_the_end_though_its_successor_waits(watched: Watched) 
     assert watched.watcher.is_done("1.h")
 
 
+def test_a_deleted_link_is_not_the_end_before_the_next_one_has_said_so(watched: Watched) -> None:
+    """Else it would be said to be cancelled, and to run the moment after, while the next link judges."""
+    watched.write(START, NEXT)
+    watched.jobs = {"1.h": "job_state=F|substate=91|run_count=1|Exit_status=271|comment=terminated by user1@h"}
+    watched.jobs["2.h"] = "job_state=Q|substate=10"
+    assert watched.state == "PENDING"
+    watched.jobs["2.h"] = "job_state=R|run_count=1"
+    assert watched.state == "RUNNING"
+    watched.write(START, NEXT, {"event": "over", "state": "CANCELLED", "reason": "job 1.h was deleted"})
+    assert watched.state == "CANCELLED"
+
+
 def test_our_files_go_before_the_scheduler(watched: Watched) -> None:
     watched.write(START, {"event": "over", "state": "FAILED", "reason": "exit code 8"})
     watched.jobs = {"1.h": "job_state=R|run_count=1"}

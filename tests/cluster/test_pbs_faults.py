@@ -288,7 +288,7 @@ def test_a_limit_that_lasts_is_the_end_and_says_so(site: Site, fake: FakePbs, tm
     reason = job.get_info()["Reason"]
     assert "would exceed queue generic's per-user limit" in reason
     assert "wait for some to end" in reason
-    assert len(fake.calls("qsub")) > 4
+    assert len(fake.calls("qsub")) >= 3  # the job itself, the next link at its start, and again within the margin
 
 
 @history_does_not_matter

@@ -35,7 +35,7 @@ _ABSENT_BEFORE_LOST = 3
 
 @dataclass
 class _Watched:
-    """A job and what PBS last said about its current link, `asked`; `before` is the link that this one has followed."""
+    """A job and what PBS last said about its current link, `asked`; `before` is the link that was asked before."""
 
     paths: JobPaths
     chain: Chain
@@ -43,6 +43,7 @@ class _Watched:
     asked: str
     known_name: str | None = None
     before: str = ""
+    verdict_before: Verdict | None = None
     server: str = ""
     verdict: Verdict | None = None
     absences: int = 0
@@ -144,6 +145,8 @@ def _by_files(job: _Watched) -> dict[str, str] | None:
         return {"State": last_word["state"], "Reason": last_word["reason"] or ""}
     if job.chain.cancelled and (job.absences or job.verdict is None or job.verdict.state != RUNNING):
         return {"State": CANCELLED, "Reason": "cancelled"}
+    if job.verdict is not None and job.verdict.state == CANCELLED:
+        return None
     end = end_without_next(rows, job.asked) if _has_ended(job) else None
     return None if end is None else {"State": end[0], "Reason": end[1]}
 
@@ -176,6 +179,8 @@ def _is_final(job: _Watched) -> bool:
 def _note(job: _Watched, attributes: dict[str, str] | None) -> None:
     if attributes is None or not agrees(job.name, attributes):
         job.absences += 1
+        if job.verdict_before is not None and job.verdict_before.state == CANCELLED:  # no next link says the last word
+            job.absences, job.verdict = 0, job.verdict_before
         return
     job.absences, job.verdict = 0, read_verdict(attributes)
     if job.before and attributes.get("depend", "").startswith(f"afternotok:{job.before}@"):
@@ -192,7 +197,7 @@ def _has_ended(job: _Watched) -> bool:
         return job.absences > 0
     if job.verdict.state == COMPLETED:
         return made_way(job.chain.rows(), job.asked)
-    return job.verdict.over and job.verdict.state != CANCELLED  # whoever deletes a link means the job
+    return job.verdict.over  # if it was deleted, the next link still starts, and says the last word
 
 
 def _newest_started(job: _Watched) -> str:
@@ -210,5 +215,6 @@ def _turn_to(job: _Watched, link: str | None) -> bool:
     """Follow another link from now on; return whether it is another one."""
     if link in (None, job.asked):
         return False
-    job.before, job.asked, job.server, job.verdict, job.absences = job.asked, str(link), "", None, 0
+    job.before, job.verdict_before = job.asked, job.verdict
+    job.asked, job.server, job.verdict, job.absences = str(link), "", None, 0
     return True
