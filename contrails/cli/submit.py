@@ -45,7 +45,9 @@ _PLAIN_INTERVAL_S = 15.0
 @overrides_option
 @click.option("--after", metavar="RUN", help="Begin when every job of RUN that is not finished has succeeded.")
 @click.option("--then", metavar="COMMAND", help="What follows the last fold, such as 'aggregate --data data/test.h5'.")
-@click.option("--wait", is_flag=True, help="Follow the folds until they end; Ctrl-C leaves them running.")
+@click.option(
+    "--wait", is_flag=True, help="Follow the folds until they end, not what --then starts; Ctrl-C leaves them running."
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, print what would be submitted and do nothing.")
 @json_option
 def submit(
@@ -117,6 +119,10 @@ def submit(
         start_if_due(run, run.read_config(), site_of(run))
     if wait:
         _follow(runs, folds)
+        for run in runs if then is not None else ():
+            click.echo(
+                f"{run.name}: what --then asks for follows now; look with `contrails status {run.typed}`", err=True
+            )
 
 
 def _show_plan(recipes: dict[str, Recipe], site: Site, folds: list[str], folds_per_job: int, as_json: bool) -> None:

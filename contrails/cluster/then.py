@@ -99,7 +99,14 @@ def _failure(run: Run, jobs: Mapping[str, Job] | None) -> str | None:
         return f"could not be started ({claim['error']})"
     if "pid" in claim:
         return "was interrupted" if _is_abandoned(run, claim) else None
-    return "has not been started"
+    return None if any(_lives(job, jobs) for job in submissions(run) if job.folds) else "has not been started"
+
+
+def _lives(job: Submission, jobs: Mapping[str, Job] | None) -> bool:
+    """Return whether a job of folds may still be there, and starts the command as the last thing it does."""
+    if job.process:
+        return not is_gone(job.process, [job.time])
+    return not job.void and (jobs is None or _is_alive(jobs.get(job.name)))
 
 
 def _is_due(run: Run) -> bool:

@@ -13,7 +13,7 @@ from conftest import MakeRun
 from contrails.cli.main import cli
 from contrails.cluster import then
 from contrails.cluster.freeze import freeze_code
-from contrails.cluster.journal import submissions
+from contrails.cluster.journal import record, submissions
 from contrails.cluster.overview import ask_schedulers, site_of
 from contrails.cluster.then import ask_for, forget_failure, left_to_do, start_if_due
 from contrails.config import to_toml
@@ -93,6 +93,16 @@ def test_it_follows_the_last_fold_and_once(run: Run) -> None:
     ask_for(run, ["note", str(run.path), "it came"], ["0", "1"])
     start(run)
     assert (times(run), code(run), left_to_do(run, None)) == (1, 0, None)
+
+
+def test_a_job_of_the_run_that_is_still_there_starts_it(run: Run) -> None:
+    launcher = subprocess.Popen(["sleep", "600"])
+    record(run, "intent", name="ct01", folds=["0"], exclude=[])
+    record(run, "submitted", name="ct01", job_id="local-1", process=process_of(launcher.pid))
+    assert left_to_do(run, None) is None
+    launcher.kill()
+    launcher.wait()
+    assert "what was to follow has not been started" in str(left_to_do(run, None))
 
 
 def test_several_at_once_start_it_once(run: Run) -> None:
