@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from contrails.errors import DataError
+from contrails.errors import RunError
 from contrails.files import storage
 
 _INTERVAL_S = 0.1
@@ -38,14 +38,14 @@ def sole_writer(path: Path, busy: str) -> Iterator[None]:
     """Hold the lock of `path`, made with its folder if need be; without one where the file system has no locks.
 
     Raises:
-        DataError: another process holds it; the message is `busy`.
+        RunError: another process holds it; the message is `busy`.
     """
     with storage(path, "create"):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:
         if not try_lock(file.fileno(), path):
-            raise DataError(busy)
+            raise RunError(busy)
         yield
 
 

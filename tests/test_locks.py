@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from contrails.errors import DataError, StorageError
+from contrails.errors import RunError, StorageError
 from contrails.locks import locked, sole_writer
 
 HOLD = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); sys.stdin.read()"
@@ -35,7 +35,7 @@ def test_a_lock_is_held_by_one_and_given_back_by_its_end(tmp_path: Path) -> None
         other.stdout.readline()
         with pytest.raises(Busy), locked(path, busy):
             pass
-        with pytest.raises(DataError, match="wait for it"), sole_writer(path, "wait for it"):
+        with pytest.raises(RunError, match="wait for it"), sole_writer(path, "wait for it"):
             pass
         other.kill()
     with locked(path, busy):

@@ -73,7 +73,8 @@ def opened(ensemble: Ensemble, source: Path, out: Path, given: Given) -> Iterato
     """Open a dataset file, or pack a folder of raw data into one that lasts as long as this context.
 
     Raises:
-        DataError: the file or the folder is not as expected, or another process predicts into `out`.
+        DataError: the file or the folder is not as expected.
+        RunError: another process predicts into `out`.
     """
     if not source.is_dir():
         yield open_dataset(source)

@@ -48,7 +48,7 @@ def complete(path: Path, wanted: Wanted, predict: Predict, description: str) -> 
     """Return all probabilities that are wanted, mapped; those that the file lacks are predicted into it first.
 
     Raises:
-        DataError: another process writes the file.
+        RunError: another process writes the file.
         StorageError: the disk is full; what was written stays.
 
     Shape:

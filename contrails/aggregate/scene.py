@@ -47,8 +47,8 @@ def predict_scene(
     """Predict an image file into a GeoTIFF or a PNG file; `bands` names its bands where the file does not.
 
     Raises:
-        DataError: the file is damaged, lacks a band that the members see, or has other units or values than they know;
-            another process predicts into `out`.
+        DataError: the file is damaged, lacks a band that the members see, or has other units or values than they know.
+        RunError: another process predicts into `out`.
     """
     raster = _named(describe(path), bands)
     require_bands(ensemble, path, raster.band_names)

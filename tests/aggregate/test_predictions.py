@@ -13,7 +13,7 @@ import pytest
 
 from contrails.aggregate import predictions
 from contrails.aggregate.predictions import Wanted, complete
-from contrails.errors import DataError, StorageError
+from contrails.errors import RunError, StorageError
 from contrails.locks import sole_writer
 
 
@@ -114,7 +114,7 @@ complete(Path(sys.argv[1]), wanted(), Killed(), "test")
 def test_two_writers_exclude_each_other(tmp_path: Path) -> None:
     with (
         sole_writer(tmp_path / ".a.h5.lock", "unused"),
-        pytest.raises(DataError, match=r"another process predicts into .*a.h5; wait for it"),
+        pytest.raises(RunError, match=r"another process predicts into .*a.h5; wait for it"),
     ):
         complete(tmp_path / "a.h5", wanted(), Model(), "test")
 

@@ -28,7 +28,7 @@ from contrails.data.layout import Values
 from contrails.data.rasters import Raster
 from contrails.data.store import Dataset, Placement, open_dataset
 from contrails.data.tiles import Strip, starts
-from contrails.errors import DataError, StorageError
+from contrails.errors import DataError, RunError, StorageError
 from contrails.locks import sole_writer
 from contrails.models.build import build_model
 from contrails.models.weights import save_weights
@@ -165,7 +165,7 @@ def test_strips_of_another_scene_are_not_used(ensemble: Ensemble, image: Path, m
 
 
 def test_two_at_once_are_refused(ensemble: Ensemble, image: Path) -> None:
-    with sole_writer(image.with_name(".scene.tif.strips"), "busy"), pytest.raises(DataError, match="another process"):
+    with sole_writer(image.with_name(".scene.tif.strips"), "busy"), pytest.raises(RunError, match="another process"):
         predict(ensemble, image, "scene.tif", Cut((32, 32), 8))
 
 

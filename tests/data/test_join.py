@@ -14,7 +14,7 @@ from contrails.data.join import join
 from contrails.data.layout import places, shard_path
 from contrails.data.pack import pack
 from contrails.data.store import open_dataset
-from contrails.errors import DataError, StorageError
+from contrails.errors import DataError, RunError, StorageError
 
 from raw_records import write_metadata, write_record
 
@@ -266,7 +266,7 @@ def test_two_at_once_are_refused(out: Path) -> None:
 
     with (out.parent / ".d.h5.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match=r"another contrails data join is writing d.h5; wait for it"):
+        with pytest.raises(RunError, match=r"another contrails data join is writing d.h5; wait for it"):
             join(out)
 
 

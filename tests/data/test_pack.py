@@ -22,7 +22,7 @@ from contrails.data.info import describe
 from contrails.data.pack import pack
 from contrails.data.store import open_dataset
 from contrails.data.verify import damaged_rows
-from contrails.errors import DataError, StorageError
+from contrails.errors import DataError, RunError, StorageError
 from contrails.sections.data import DataSection
 
 from raw_records import write_record
@@ -197,7 +197,7 @@ def test_a_record_unlike_the_others_is_named(raw: Path, tmp_path: Path, size: in
 def test_two_at_once_are_refused(raw: Path, tmp_path: Path) -> None:
     with (tmp_path / ".d.h5.journal").open("a") as journal:
         fcntl.flock(journal, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match=r"another contrails prepare is writing d.h5"):
+        with pytest.raises(RunError, match=r"another contrails prepare is writing d.h5"):
             prepare(raw, tmp_path / "d.h5")
 
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import MakeRun
 
 from contrails.cli.main import cli
-from contrails.errors import DataError, TrackingError
+from contrails.errors import RunError, TrackingError
 from contrails.files import read_json, to_json, write_atomic
 from contrails.history import fold_metrics
 from contrails.locks import sole_writer
@@ -215,7 +215,7 @@ def test_no_network_is_one_warning(trained: Fold, monkeypatch: pytest.MonkeyPatc
 def test_two_at_a_time_are_refused(trained: Fold) -> None:
     with (
         sole_writer(trained.path / ".wandb.lock", ""),
-        pytest.raises(DataError, match="another contrails sync works on"),
+        pytest.raises(RunError, match="another contrails sync works on"),
     ):
         sync_fold(trained)
 
