@@ -23,7 +23,7 @@ from contrails.data.rle_tables import Labels, ending_of, read_labels
 from contrails.data.spans import choose_values
 from contrails.data.store import Placement, Scene
 from contrails.data.tiles import packed
-from contrails.data.walk import files_below, some
+from contrails.data.walk import files_below
 from contrails.errors import DataError
 from contrails.progress import bar
 
@@ -153,7 +153,4 @@ def _find(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
         found[path.stem] = path
     if not found:
         raise DataError(f"expected image files in {folder} ({', '.join(ENDINGS)}), found none")
-    warnings = below.warnings()
-    if below.unknown:
-        warnings += (f"left out, for their endings are not known: {some(below.unknown)}",)
-    return dict(sorted(found.items())), warnings
+    return dict(sorted(found.items())), below.warnings()

@@ -7,7 +7,7 @@ as colours have three channels, which must be equal.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -26,8 +26,8 @@ _MEANS = {"0": 0, "1": 1, "ignore": IGNORE}
 _PART = re.compile("(-?[0-9]+)(?:-(-?[0-9]+))?=(0|1|ignore)")
 _CHANNELS = (1, 3)
 
-_NO_MEANING, _NODATA = 255, 254
-"""Codes of pixels; those of the other ones are the numbers of their meanings."""
+_NO_MEANING, _NODATA = 65_535, 65_534
+"""Codes of pixels, uint16; those of the other ones are the numbers of their meanings."""
 
 _STRIP_PIXELS = 1 << 23
 _SHOWN = 10
@@ -82,7 +82,7 @@ def read_classes(mask: Raster, window: Window, meanings: Meanings) -> np.ndarray
         DataError: the file is damaged, or a value means nothing.
     """
     codes, inside = _read(mask, window, meanings)
-    lookup = np.full(256, IGNORE, np.uint8)
+    lookup = np.full(_NO_MEANING + 1, IGNORE, np.uint8)
     lookup[: len(meanings)] = [means for _, _, means in meanings]
     return np.where(inside, lookup[codes], np.uint8(IGNORE))
 
@@ -98,20 +98,18 @@ def table_of(masks: Sequence[Raster], given: Meanings) -> list[tuple[str, int, i
         DataError: a file is damaged, a value means nothing, or a class would be lost.
     """
     meanings, total = given or USUAL, Counter[tuple[int, bool]]()
+    first_with: dict[str, Raster] = {}
     with bar("masks", len(masks)) as advance:
         for mask in masks:
             found = _count(mask, meanings)
             _require_no_loss(mask, found, given)
             total += found
+            for code, inside in found:
+                if inside and code < len(meanings):
+                    first_with.setdefault(_name(meanings[code]), mask)
             advance(1)
-    ones = {
-        _name(meanings[code]) for code, inside in total if inside and code < len(meanings) and meanings[code][2] == 1
-    }
-    if not given and {"1", "255"} <= ones:
-        raise DataError(
-            f"{masks[0].path} and other masks: expected 0 and 1, or 0 and 255, found 0, 1 and 255; say what they mean, "
-            "such as --mask-values 0=0,1=1,255=ignore"
-        )
+    if not given:
+        _require_clear(masks, first_with)
     rows = [(_name(meanings[code]), meanings[code][2], total[code, True]) for code in range(len(meanings))]
     rows += [("nodata", IGNORE, total[_NODATA, True])]
     rows += [
@@ -126,13 +124,13 @@ def _count(mask: Raster, meanings: Meanings) -> Counter[tuple[int, bool]]:
     for window in _strips(mask):
         codes, inside = _read(mask, window, meanings)
         for where in (True, False):
-            counts = np.bincount(codes[inside == where], minlength=256)
+            counts = np.bincount(codes[inside == where], minlength=1)
             found.update({(int(code), where): int(counts[code]) for code in np.flatnonzero(counts)})
     return found
 
 
 def _read(mask: Raster, window: Window, meanings: Meanings) -> tuple[np.ndarray, np.ndarray]:
-    """Return the code of each pixel, uint8 (height, width), and where a mask band or alpha says that it counts."""
+    """Return the code of each pixel, uint16 (height, width), and where a mask band or alpha says that it counts."""
     channels, valid = read(mask.path, window)
     values = channels[0]
     if (unequal := (channels[1:] != values).any(axis=0)).any():
@@ -142,23 +140,45 @@ def _read(mask: Raster, window: Window, meanings: Meanings) -> tuple[np.ndarray,
             f"{mask.path}: expected one channel, or three that are equal, found {colour} at row {window[0] + row}, "
             f"column {window[1] + column}; write a mask with a whole number for each class"
         )
-    codes = np.full(values.shape, _NO_MEANING, np.uint8)
-    if mask.nodata is not None:
-        codes[np.isnan(values) if np.isnan(mask.nodata) else values == mask.nodata] = _NODATA
-    for number, (first, last, _) in enumerate(meanings):  # also of nodata: what is given counts
-        codes[values == first if first == last else (values >= first) & (values <= last)] = number
+    codes = _codes(values, mask.nodata, meanings)
     inside = valid if mask.mask else np.ones(values.shape, bool)
     if (strange := inside & (codes == _NO_MEANING)).any():
         found = np.unique(values[strange])
         shown = ", ".join(f"{value:.6g}" for value in found[:_SHOWN])
         raise DataError(
             f"{mask.path}: expected the values {', '.join(map(_name, meanings))}, found {shown}"
-            f"{', ...' if len(found) > _SHOWN else ''} ({mask.dtype}); {_next_step(found, meanings)}"
+            f"{', ...' if len(found) > _SHOWN else ''} ({mask.dtype}); {_next_step(found, meanings, codes)}"
         )
     return codes, inside
 
 
-def _next_step(found: np.ndarray, meanings: Meanings) -> str:
+def _codes(values: np.ndarray, nodata: float | None, meanings: Meanings) -> np.ndarray:
+    """Return the code of each value: nodata counts more than a range of values, and a single value more than both."""
+    codes = np.full(values.shape, _NO_MEANING, np.uint16)
+    values = values if values.dtype.kind in "iu" else values.astype(np.float64)
+    limits = np.iinfo(values.dtype) if values.dtype.kind in "iu" else np.finfo(values.dtype)
+    of_type = [(max(first, int(limits.min)), min(last, int(limits.max))) for first, last, _ in meanings]
+    is_range = [first < last for first, last, _ in meanings]
+    for code, (first, last) in enumerate(of_type):
+        if is_range[code] and first <= last:
+            codes[(values >= first) & (values <= last)] = code
+    if nodata is not None:
+        codes[np.isnan(values) if np.isnan(nodata) else values == nodata] = _NODATA
+    for code, (first, last) in enumerate(of_type):
+        if not is_range[code] and first <= last:
+            codes[values == first] = code
+    return codes
+
+
+def _next_step(found: np.ndarray, meanings: Meanings, codes: np.ndarray) -> str:
+    """Return what to do about values without a meaning; `codes` are those of all pixels."""
+    is_class = not any(means == 1 and (codes == code).any() for code, (_, _, means) in enumerate(meanings))
+    if is_class and len(found) == 1 and np.isfinite(found[0]) and found[0] == np.rint(found[0]):
+        value, others = f"{found[0]:.0f}", said(meanings)
+        return (
+            f"say what it means: --mask-values 0=0,{value}=1 if it is the class, --mask-values {others},{value}=ignore "
+            "if nothing is known there"
+        )
     if np.isfinite(found).all() and (found == np.rint(found)).all() and len(found) <= _SHOWN:
         more = ",".join(f"{value:g}=ignore" for value in found)
         return f"say what they mean, such as --mask-values {said(meanings)},{more}"
@@ -187,6 +207,29 @@ def _require_no_loss(mask: Raster, found: Counter[tuple[int, bool]], given: Mean
             f"{mask.path}: all pixels of the value {_name(lost[0])} lie where the file's {mask.mask} says that they do "
             f"not count, so that the class would be lost; write the mask without it: `gdal_translate -b 1 -mask none "
             f"{mask.path} OUT.tif`, or with a value of its own where nothing is known"
+        )
+
+
+def _require_clear(masks: Sequence[Raster], first_with: Mapping[str, Raster]) -> None:
+    """Check that the usual meanings of values can be right, where the options do not say any.
+
+    Args:
+        masks: all of them.
+        first_with: the first mask with each value.
+    """
+    if white := [mask for mask in masks if mask.zero_is_white]:
+        top = "255" if "255" in first_with else "1"
+        rest = "" if len(white) == len(masks) else ", once all of them are saved alike"
+        raise DataError(
+            f"{white[0].path}: expected a mask whose larger values are brighter, found that zero is white in "
+            f"{len(white)} of {len(masks)} masks; say what the values mean{rest}: --mask-values 0=1,{top}=0 if what is "
+            f"white when shown is the class, --mask-values 0=0,{top}=1 if it is what has the value {top}"
+        )
+    if {"1", "255"} <= first_with.keys():
+        raise DataError(
+            f"expected 0 and 1, or 0 and 255, found 0, 1 and 255 in the masks: 1 in {first_with['1'].path}, 255 in "
+            f"{first_with['255'].path}; say what they mean: --mask-values 0=0,1=1,255=1 if both are the class, "
+            "--mask-values 0=0,1=1,255=ignore if nothing is known where the value is 255"
         )
 
 

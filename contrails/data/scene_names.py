@@ -15,9 +15,9 @@ _SHOWN = 3
 
 
 def find_files(root: Path, pattern: str, bands: Sequence[str]) -> tuple[dict[str, dict[str, Path]], Found]:
-    """Return the files that a pattern matches, by scene and band, and what lies where it looks.
+    """Return the files that a pattern matches, by scene and band, and what else lies in their folders and below.
 
-    The band is "" where the pattern has none.
+    The band is "" where the pattern has none. Files of other bands are not told, nor those that go with a scene.
 
     Raises:
         DataError: the pattern is none, or a scene is there twice or lacks a band.
@@ -36,14 +36,30 @@ def find_files(root: Path, pattern: str, bands: Sequence[str]) -> tuple[dict[str
             of_scene = found.setdefault(match["scene"], {})
             band = match.groupdict().get("band", "")
             if band in of_scene:
-                raise DataError(f"the scene {match['scene']} is there twice: {of_scene[band]} and {path}")
+                raise DataError(
+                    f"the scene {match['scene']} is there twice: {of_scene[band]} and {path}; remove one of them"
+                )
             of_scene[band] = path
     if "{band}" in pattern:
         for name, of_scene in found.items():
             if missing := [band for band in bands if band not in of_scene]:
                 raise DataError(f"the scene {name} lacks the bands {', '.join(missing)} ({pattern} in {root})")
             found[name] = {band: of_scene[band] for band in bands}
-    return found, below
+    of_any_band = _expression(pattern, None)
+    below.paths[:] = [path for path in below.paths if not of_any_band.fullmatch(path.relative_to(root).as_posix())]
+    return found, _besides(found, below)
+
+
+def _besides(found: Mapping[str, Mapping[str, Path]], below: Found) -> Found:
+    """Return what of all that was found, but for the files of scenes, lies in folders of such files or below."""
+    files = [path for of_scene in found.values() for path in of_scene.values()]
+    folders, stems = {path.parent for path in files}, {path.with_suffix("") for path in files}
+
+    def is_near(path: Path) -> bool:
+        return not folders.isdisjoint(path.parents)
+
+    unknown = [path for path in below.unknown if path.with_name(path.name.partition(".")[0]) not in stems]
+    return Found(list(filter(is_near, below.paths)), below.skipped, list(filter(is_near, unknown)))
 
 
 def read_filelists(folder: Path, files: Mapping[str, Mapping[str, Path]]) -> dict[str, str]:
@@ -73,8 +89,9 @@ def read_filelists(folder: Path, files: Mapping[str, Mapping[str, Path]]) -> dic
     return found
 
 
-def _expression(pattern: str, bands: Sequence[str]) -> re.Pattern[str]:
-    kinds = {"{scene}": "[^/]+", "{band}": "|".join(map(re.escape, bands))}
+def _expression(pattern: str, bands: Sequence[str] | None) -> re.Pattern[str]:
+    """Return what the names of files match; None stands for any bands."""
+    kinds = {"{scene}": "[^/]+", "{band}": "[^/]+" if bands is None else "|".join(map(re.escape, bands))}
     parts, seen = [], set()
     for part in re.split(r"(\{scene\}|\{band\})", pattern):
         name = part.strip("{}")

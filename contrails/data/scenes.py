@@ -25,7 +25,7 @@ from contrails.data.scene_names import SUBSETS, find_files, read_filelists
 from contrails.data.spans import choose_values, read_span
 from contrails.data.store import IGNORE, NOWHERE, Placement, Scene
 from contrails.data.tiles import grid, packed, tile_name
-from contrails.data.walk import Found
+from contrails.data.walk import Found, some
 from contrails.errors import DataError
 from contrails.progress import bar
 
@@ -33,6 +33,9 @@ _SPLITS = {"validation": "val", "test": "test"}
 """Splits that are packed alone where there are file lists; `train` packs all scenes."""
 
 _SHOWN = 3
+
+Files = Mapping[str, Mapping[str, Path]]
+"""Files by scene and band."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
             scenes.append(_describe(name, files[name], masks.get(name, {}).get(""), subsets.get(name, ""), options))
             advance(1)
     notes = _said_of_masks([scene.mask for scene in scenes if scene.mask is not None], options.mask_values)
-    warnings = Found(skipped=sorted({*of_scenes.skipped, *of_masks.skipped})).warnings()
+    warnings = _left_out(files, masks, of_scenes, of_masks)
     if (left_out := len(files) - len(names)) and not wanted:
         warnings += (f"{left_out} of {len(files)} scenes are not on the file lists and left out",)
     learned = {scene.name for scene in scenes if scene.subset == "train"} or set(names)
@@ -191,6 +194,19 @@ def _cut(
     )
     meanings = options.mask_values or USUAL
     return header, tuple(TileRecord(scene.files, scene.mask, placement, meanings) for scene, placement in tiles)
+
+
+def _left_out(files: Files, masks: Files, of_scenes: Found, of_masks: Found) -> tuple[str, ...]:
+    """Return what to tell about files that lie beside those of scenes and masks, and are none of them."""
+    used = {path for each in (*files.values(), *masks.values()) for path in each.values()}
+    merged = [
+        sorted({*getattr(of_scenes, name), *getattr(of_masks, name)} - used) for name in ("paths", "skipped", "unknown")
+    ]
+    told = {
+        "left out, for they are not where --scenes and --masks say (move them there)": merged[0],
+        "masks without a scene": [masks[name][""] for name in sorted(masks.keys() - files.keys())],
+    }
+    return Found(*merged).warnings() + tuple(f"{what}: {some(paths)}" for what, paths in told.items() if paths)
 
 
 def _said_of_masks(masks: Sequence[Raster], given: Meanings) -> tuple[str, ...]:

@@ -28,7 +28,11 @@ class Found:
 
     def warnings(self) -> tuple[str, ...]:
         """Return what to tell about the names that were skipped."""
-        return (f"skipped, for they are no data: {some(self.skipped)}",) if self.skipped else ()
+        told = {
+            "skipped, for they are no data": self.skipped,
+            "left out, for their endings are not known": self.unknown,
+        }
+        return tuple(f"{what}: {some(paths)}" for what, paths in told.items() if paths)
 
 
 def files_below(folder: Path, endings: Sequence[str]) -> Found:
@@ -69,7 +73,9 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...], endings: tuple[str, 
 def _entries(folder: Path, found: Found) -> list[tuple[Path, bool]]:
     """Return what lies in a folder, sorted, and whether it is a folder; what is no data is noted as skipped."""
     with storage(folder, "read"), os.scandir(folder) as entries:  # knows what is a link and a folder without asking
-        listed = sorted((entry.name, entry.is_symlink(), entry.is_dir()) for entry in entries)
+        listed = sorted(
+            (entry.name, is_link := entry.is_symlink(), not is_link and entry.is_dir()) for entry in entries
+        )
     kept = []
     for name, is_link, is_folder in listed:
         path = folder / name
@@ -78,7 +84,7 @@ def _entries(folder: Path, found: Found) -> list[tuple[Path, bool]]:
         elif is_link and not path.exists():
             raise DataError(f"{path} is a link to {path.readlink()}, which is not there; mend the link, or remove it")
         else:
-            kept.append((path, is_folder))
+            kept.append((path, path.is_dir() if is_link else is_folder))
     return kept
 
 

@@ -1,5 +1,6 @@
 """Masks of scenes: every value is a class or is said not to count, and none is lost because of what a file says."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,9 +72,53 @@ def test_palettes_and_single_bits_are_classes(tmp_path: Path) -> None:
         assert np.array_equal(classes_of(tmp_path / name), STRIPES)
     write_raster(tmp_path / "bit.tif", STRIPES, NBITS=1)
     write_raster(tmp_path / "white.tif", STRIPES, NBITS=1, photometric="miniswhite")
+    with pytest.raises(DataError, match=r"zero is white in 1 of 1 masks; .*: --mask-values 0=1,1=0 if what is white"):
+        table_of([describe(tmp_path / "white.tif")], ())
     Image.fromarray(STRIPES > 0).save(tmp_path / "bit.png")
-    for name in ("bit.tif", "white.tif", "bit.png"):
+    for name in ("bit.tif", "bit.png"):
         assert np.array_equal(classes_of(tmp_path / name), STRIPES)
+    assert np.array_equal(classes_of(tmp_path / "white.tif", ((0, 0, 1), (1, 1, 0))), 1 - STRIPES)
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_a_palette_whose_zero_is_white_needs_a_word(tmp_path: Path, bits: int) -> None:
+    image = Image.fromarray(1 - STRIPES).convert("P")
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    image.save(tmp_path / "a.png", bits=bits)
+    with pytest.raises(DataError, match="zero is white in 1 of 1 masks") as caught:
+        table_of([describe(tmp_path / "a.png")], ())
+    shown, stored = [parse(text) for text in re.findall("--mask-values ([^ ]+)", str(caught.value))]
+    assert np.array_equal(classes_of(tmp_path / "a.png", shown), STRIPES)
+    assert np.array_equal(classes_of(tmp_path / "a.png", stored), 1 - STRIPES)
+
+
+def test_nodata_counts_more_than_a_range_and_less_than_a_value(tmp_path: Path) -> None:
+    mask = np.where(np.arange(SIDE)[:, None] < 10, 200, STRIPES * 255).astype(np.uint8)
+    path = write_raster(tmp_path / "a.tif", mask, nodata=200)
+    soft = parse("0-127=0,128-255=1")
+    assert np.array_equal(classes_of(path, soft), np.where(mask == 200, IGNORE, STRIPES))
+    assert ("nodata", IGNORE, 400) in table_of([describe(path)], soft)
+    assert (classes_of(path, parse("0-127=0,200=1,201-255=1"))[:10] == 1).all()
+
+
+@pytest.mark.parametrize("text", ["0=0,256=1,1=1", "0=0,-1=ignore,1=1", "-9--1=ignore,0=0,1-999=1"])
+def test_values_beyond_the_type_of_a_mask_are_not_there(tmp_path: Path, text: str) -> None:
+    assert np.array_equal(classes_of(write_raster(tmp_path / "a.tif", STRIPES), parse(text)), STRIPES)
+
+
+def test_every_value_of_a_byte_has_a_meaning(tmp_path: Path) -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    path = write_raster(tmp_path / "a.tif", values)
+    assert np.array_equal(classes_of(path, parse(",".join(f"{n}={n % 2}" for n in range(256)))), values % 2)
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(65535, "uint16"), (256, "uint16"), (-1, "int16")])
+def test_a_class_of_another_value_is_offered_as_one(tmp_path: Path, value: int, dtype: str) -> None:
+    path = write_raster(tmp_path / "a.tif", np.where(STRIPES, value, 0).astype(dtype))
+    with pytest.raises(DataError, match=f"--mask-values 0=0,{value}=1 if it is the class, --mask-values ") as caught:
+        table_of([describe(path)], ())
+    given = parse(re.findall("--mask-values ([^ ]+)", str(caught.value))[0])
+    assert np.array_equal(classes_of(path, given), STRIPES)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32", "float64"])
@@ -182,8 +227,9 @@ def test_a_class_is_never_lost_without_a_word(tmp_path: Path, make: Callable[[Pa
 
 def test_values_of_several_masks_do_not_fit_together(tmp_path: Path) -> None:
     masks = [write_raster(tmp_path / f"{top}.tif", STRIPES * np.uint8(top)) for top in (1, 255)]
-    with pytest.raises(DataError, match="expected 0 and 1, or 0 and 255, found 0, 1 and 255"):
+    with pytest.raises(DataError, match=r"found 0, 1 and 255 .* 1 in \S+/1.tif, 255 in \S+/255.tif;") as caught:
         table_of([describe(mask) for mask in masks], ())
+    assert "--mask-values 0=0,1=1,255=1 if both are the class" in str(caught.value)
     given = ((0, 0, 0), (1, 1, 1), (255, 255, 1))
     assert [count for *_, count in table_of([describe(mask) for mask in masks], given)] == [1600, 800, 800]
 

@@ -90,6 +90,35 @@ def test_endings_that_are_not_known_are_named(tmp_path: Path, caplog: pytest.Log
     assert f"left out, for their endings are not known: {tmp_path}/test/one/c.gif" in caplog.messages
 
 
+@pytest.mark.parametrize("options", [[], ["--scenes={scene}", "--masks="]])
+def test_scenes_that_are_not_packed_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: list[str]
+) -> None:
+    raw = tmp_path / "raw"
+    folder = raw if options else raw / "scenes"
+    write_raster(folder / "a.png", GREY)
+    write_raster(folder / "deeper/b.png", GREY)
+    write_raster(tmp_path / "elsewhere/c.png", GREY)
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "d.gif").write_bytes(b"GIF89a")
+    (folder / "a.png.aux.xml").write_text("<PAMDataset/>")
+    if not options:
+        for name in "ae":
+            write_raster(raw / f"masks/{name}.png", GREY % 2)
+    arguments = ["--layout=scenes", "--workers=1", "--split=test", "--tile=32", "--overlap=0", *options]
+    cli(["prepare", str(raw), str(tmp_path / "d.h5"), *arguments], standalone_mode=False)
+    left_out = "left out, for they are not where --scenes and --masks say (move them there)"
+    assert f"{left_out}: {folder}/deeper/b.png, {folder}/linked/c.png" in caplog.messages
+    assert f"left out, for their endings are not known: {folder}/d.gif" in caplog.messages
+    assert (f"masks without a scene: {raw}/masks/e.png" in caplog.messages) == (not options)
+
+
+def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
+    (_scenes(tmp_path) / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match=r"scenes/loop is a link to loop, which is not there; mend the link, or remove"):
+        prepare(tmp_path, "scenes")
+
+
 def test_one_folder_under_two_names_is_found_twice(tmp_path: Path) -> None:
     _images(tmp_path)
     (tmp_path / "test/three").symlink_to(tmp_path / "elsewhere")

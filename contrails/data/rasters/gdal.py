@@ -166,7 +166,7 @@ def _meaning(opened: _Opened, bits: int) -> tuple[bool, bool]:
         greys = ((top - count if zero_is_white else count) * 255 // top for count in range(top + 1))
         if all(colours.get(count, ())[:3] == (grey,) * 3 for count, grey in enumerate(greys)):
             return False, zero_is_white
-    return True, False
+    return True, [colours.get(count, ())[:3] for count in (0, 1)] == [(255,) * 3, (0,) * 3]
 
 
 def _flags(source: Any) -> set[str]:

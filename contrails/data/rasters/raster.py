@@ -23,7 +23,7 @@ class Raster:
         scales: for each band; a value is scale * count + offset.
         offsets: for each band; 0 and a scale of 1 where the file does not say any.
         units: of the values, or "" where the file does not say.
-        zero_is_white: brightness falls as counts rise.
+        zero_is_white: brightness falls as counts rise; of a palette, its first two colours are white and black.
         palette: counts are numbers of colours.
         nodata: count that stands for no data, or None.
         mask: "alpha" or "mask band" where the file has one that says which pixels are data, or "".
