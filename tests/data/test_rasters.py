@@ -4,13 +4,14 @@ import struct
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
 import rasterio
 from image_files import NORTH_UP, UTM, write_dicom, write_raster
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from raw_files import orientation_exif, png, tiff
 
 from contrails.data.rasters import describe, read, usual_names
@@ -167,6 +168,47 @@ def _latin_units(path: Path) -> Path:
     return _flip(path, b"Koln", b"K\xf6ln")
 
 
+def _jpeg(path: Path, **options: Any) -> bytes:
+    Image.fromarray(pixels(96, 96, 3)).save(path, **options)
+    return path.read_bytes()
+
+
+def _jpeg_hole(path: Path) -> None:
+    content = _jpeg(path)
+    path.write_bytes(content[:2000] + content[2200:])
+
+
+def _zero_tail(path: Path) -> None:
+    content = _jpeg(path)
+    path.write_bytes(content[:2000] + bytes(len(content) - 2000))
+
+
+def _codestream_hole(path: Path) -> None:
+    content = _jpeg(path, irreversible=False)
+    path.write_bytes(content[:9000] + content[9200:])
+
+
+def _turned_behind_fill_bytes(path: Path) -> None:
+    _turned(path)
+    _flip(path, b"\xff\xe1", b"\xff\xff\xff\xe1")
+
+
+def _smaller_page(path: Path) -> None:
+    path.write_bytes(tiff([pixels(1, 8, 8)] * 2, 8, 1, tags=[(254, [1])]))
+
+
+def _stack(path: Path) -> None:
+    about = TiffImagePlugin.ImageFileDirectory_v2()
+    about[270] = "ImageJ=1.53\nimages=3\nslices=3\n"
+    Image.fromarray(pixels(8, 8)).save(path, tiffinfo=about)
+    path.write_bytes(path.read_bytes() + bytes(128))
+
+
+def _cut_header(path: Path) -> None:
+    content = write_dicom(path, pixels(8, 8)).read_bytes()
+    path.write_bytes(content[: content.index(b"\x28\0\x10\0")])
+
+
 def _archive(path: Path) -> Path:
     with path.open("wb") as file:
         np.savez(file, pixels(8, 8))
@@ -200,6 +242,19 @@ def _several_frames(path: Path) -> Path:
             "a.tif",
             _tiff(pages=3),
             r"one image, found 3 \(GTIFF_DIR:1, GTIFF_DIR:2, GTIFF_DIR:3\); .*`gdal_translate GTIFF_DIR:1:\S+/a.tif",
+        ),
+        ("a.jpg", _turned_behind_fill_bytes, "orientation tag 6"),
+        ("a.jpg", _jpeg_hole, "damaged, cut short or no image .*[Cc]orrupt JPEG data"),
+        ("a.jpg", _zero_tail, r"is cut short: its end \(the marker EOI\) is missing; get it again"),
+        ("a.jp2", _zero_tail, "is cut short or damaged: a piece of its codestream is missing"),
+        ("a.jp2", _codestream_hole, "its codestream .* is missing; get it again|a piece of its codestream is missing"),
+        ("a.tif", _smaller_page, "has several pages: expected one image; .*tiffsplit"),
+        ("a.tif", _stack, "expected one image, found a stack of 3 that ImageJ wrote"),
+        ("a.dcm", _cut_header, "without an image, or was cut short before it; get it again"),
+        (
+            "a.dcm",
+            lambda path: write_dicom(path, pixels(8, 8, dtype="uint16"), BitsStored=12, HighBit=15),
+            r"expected the highest bit of 12 \(BitsStored\) to be 11 \(HighBit\), found 15",
         ),
         ("a.tif", _in_inks, "expected grey, or colours as red, green and blue, found CMYK"),
         ("a.jpg", _in_inks, "expected grey, or colours as red, green and blue, found CMYK"),

@@ -26,14 +26,16 @@ _DRIVERS = {
 """GDAL's name of each format by the first bytes of a file."""
 
 _ORIENTATION = 274
+_KIND_OF_PAGE, _IS_SMALLER, _IS_MASK, _SIZE_TAGS = 254, 1, 4, (256, 257)
 _LONG = 4
 _SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of each type of a tag's numbers that has more than one; of them 4 are those of whole numbers."""
 
-_EXIF, _APP1, _START_OF_SCAN = b"Exif\0\0", 0xE1, 0xDA
+_EXIF, _APP1, _START_OF_SCAN, _END_OF_IMAGE = b"Exif\0\0", 0xE1, 0xDA, b"\xff\xd9"
 _BIT_FIELDS = (3, 6)
 """Ways of packing a BMP file's pixels that have masks for each colour."""
 
+_START_OF_CODESTREAM, _START_OF_TILE = b"\xff\x4f\xff\x51", b"\xff\x90"
 _IEND_CHECKSUM = b"\xae\x42\x60\x82"
 
 
@@ -60,7 +62,9 @@ def look_into(path: Path) -> Container:
                 f"JPEG 2000, found a file that begins with {start[:8]!r}; get it again, or convert it"
             )
         try:
-            tags = {"PNG": _png, "JPEG": _jpeg, "GTiff": _tiff, "BMP": _bmp}.get(driver, lambda _: {})(file)
+            tags = {"PNG": _png, "JPEG": _jpeg, "GTiff": _tiff, "BMP": _bmp, "JP2OpenJPEG": _jpeg_2000}.get(
+                driver, lambda _: {}
+            )(file)
         except _Refused as error:
             raise DataError(f"{path} {error}") from error
     orientation = tags.get(_ORIENTATION, 1)
@@ -94,13 +98,63 @@ def _png(file: BinaryIO) -> dict[int, int]:
 
 
 def _jpeg(file: BinaryIO) -> dict[int, int]:
-    """Return the tags of the Exif block among the segments before the image; none where there is no such block."""
+    """Return the tags of the first Exif block before the image, none where there is no such block; look for its end."""
+    tags: dict[int, int] | None = None
     file.seek(2)
-    while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] != _START_OF_SCAN:
-        content = file.read(max(struct.unpack(">H", head[2:])[0] - 2, 0))
-        if head[1] == _APP1 and content.startswith(_EXIF):
-            return _exif_tags(content[len(_EXIF) :])
-    return {}
+    while file.read(1) == b"\xff":
+        while (marker := file.read(1)) == b"\xff":  # any number of them may stand before a marker
+            pass
+        length = file.read(2)
+        if len(length) < 2 or marker[0] == _START_OF_SCAN:
+            break
+        content = file.read(max(struct.unpack(">H", length)[0] - 2, 0))
+        if marker[0] == _APP1 and content.startswith(_EXIF) and tags is None:
+            tags = _exif_tags(content[len(_EXIF) :])
+    if _END_OF_IMAGE not in file.read():
+        raise _Refused("is cut short: its end (the marker EOI) is missing; get it again")
+    return tags or {}
+
+
+def _jpeg_2000(file: BinaryIO) -> dict[int, int]:
+    """Walk over the tile-parts of a JPEG 2000 file to the end of its codestream; OpenJPEG takes what there is."""
+    try:
+        _seek_codestream(file)
+        while True:
+            place = file.tell()
+            marker, length = struct.unpack(">2sH", file.read(4).ljust(4, b"\0"))
+            if marker == _START_OF_TILE:
+                (size,) = struct.unpack(">2xI2x", file.read(8))
+                if size == 0:  # the last one, to the end of the codestream
+                    size = 12 + file.read().index(_END_OF_IMAGE)
+                file.seek(place + size)
+            elif marker == _END_OF_IMAGE:
+                return {}
+            elif marker[0] == 0xFF:
+                file.seek(place + 2 + length)
+            else:
+                raise _Refused("is cut short or damaged: a piece of its codestream is missing; get it again")
+    except (struct.error, ValueError, OSError) as error:
+        raise _Refused("is cut short: the end of its codestream (the marker EOC) is missing; get it again") from error
+
+
+def _seek_codestream(file: BinaryIO) -> None:
+    """Go behind the first marker of a codestream, which is a file of its own or lies in a box of one."""
+    file.seek(0)
+    if file.read(4) == _START_OF_CODESTREAM:
+        file.seek(2)
+        return
+    place = 0
+    while True:
+        file.seek(place)
+        length, kind = struct.unpack(">I4s", file.read(8))
+        if length == 1:
+            (length,) = struct.unpack(">Q", file.read(8))
+        if kind == b"jp2c":
+            file.seek(2, io.SEEK_CUR)
+            return
+        if length < 8:
+            raise _Refused("is damaged: it has no codestream; get it again")
+        place += length
 
 
 def _bmp(file: BinaryIO) -> dict[int, int]:
@@ -115,7 +169,8 @@ def _bmp(file: BinaryIO) -> dict[int, int]:
 def _tiff(file: BinaryIO) -> dict[int, int]:
     """Return the tags of the first directory of a TIFF file, after a look whether all of them are there.
 
-    GDAL leaves out what lies beyond the end of a file that was cut short: nodata, scales, places and masks.
+    GDAL leaves out what lies beyond the end of a file that was cut short: nodata, scales, places and masks. It takes
+    pages that call themselves smaller copies for some, whatever their size.
     """
     first: dict[int, int] | None = None
     size, seen = file.seek(0, io.SEEK_END), set[int]()
@@ -128,6 +183,11 @@ def _tiff(file: BinaryIO) -> dict[int, int]:
                 raise _Refused(
                     f"is cut short: it has {size} bytes, and some of what it says ends at {end}; get it again"
                 )
+            if first and _is_page(tags, first):
+                raise _Refused(
+                    "has several pages: expected one image; write the one that counts to a file of its own: "
+                    "`tiffsplit FILE PAGE-` makes one of each"
+                )
             first = tags if first is None else first
     except (struct.error, OverflowError, OSError) as error:
         raise _Refused("is cut short or damaged: it ends within its directories of tags; get it again") from error
@@ -137,6 +197,13 @@ def _tiff(file: BinaryIO) -> dict[int, int]:
             f"has the orientation tag {tags[_ORIENTATION]}, expected 1 to 8; `tiffset -s 274 1 FILE` mends it"
         )
     return tags
+
+
+def _is_page(tags: dict[int, int], first: dict[int, int]) -> bool:
+    """Return whether a directory that calls itself a smaller copy is as large as the first one, and so is none."""
+    kind = tags.get(_KIND_OF_PAGE, 0)
+    same_size = all(tags.get(tag) == first.get(tag) for tag in _SIZE_TAGS)
+    return same_size and bool(kind & _IS_SMALLER) and not kind & _IS_MASK
 
 
 def _exif_tags(content: bytes) -> dict[int, int]:

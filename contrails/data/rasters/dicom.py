@@ -29,7 +29,9 @@ def describe(path: Path) -> Raster:
     with _dicom_errors(path):
         file = _read(path, with_pixels=False)
         if not {"Rows", "Columns", "BitsAllocated"} <= set(file.dir()):
-            raise DataError(f"{path} is a DICOM file without an image; leave it out")
+            raise DataError(
+                f"{path} is a DICOM file without an image, or was cut short before it; get it again, or leave it out"
+            )
         _require_one_image(path, file)
         signed, allocated = bool(file.get("PixelRepresentation", 0)), int(file.BitsAllocated)
         down, right = (float(step) for step in file.get("PixelSpacing") or file.get("ImagerPixelSpacing") or (1, 1))
@@ -80,6 +82,12 @@ def _require_one_image(path: Path, file: Any) -> None:
     """Refuse what holds several images, or pixels that are no grey or colours of 8 or 16 bits."""
     if file.BitsAllocated not in (8, 16):
         raise DataError(f"{path}: expected pixels of 8 or 16 bits, found {file.BitsAllocated}; convert it to PNG")
+    stored, high = int(file.get("BitsStored") or file.BitsAllocated), file.get("HighBit")
+    if high is not None and int(high) != stored - 1:
+        raise DataError(
+            f"{path}: expected the highest bit of {stored} (BitsStored) to be {stored - 1} (HighBit), found {high}: "
+            "its counts are shifted; convert it to PNG with a DICOM viewer"
+        )
     if int(file.get("NumberOfFrames") or 1) != 1:
         raise DataError(f"{path}: expected one image, found {file.NumberOfFrames} frames; write each to a file")
     meaning = file.get("PhotometricInterpretation", "")

@@ -1,6 +1,7 @@
 """Images that GDAL reads: TIFF, PNG, JPEG, JPEG 2000 and BMP, with what a file says of counts and of its place."""
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from contrails.data.rasters.container import Container, look_into
 from contrails.data.rasters.raster import Raster, Window, usual_names
 from contrails.data.store import NOWHERE
 from contrails.errors import DataError
+
+_STACK = re.compile(r"^ImageJ=.*?^images=([0-9]+)", re.DOTALL | re.MULTILINE)
+"""What ImageJ says of its images; GDAL sees the first one alone where they share a directory."""
 
 _OTHER_COLOURS = ("CMYK", "CIELAB")
 """Colours that GDAL turns into red, green and blue by a formula of its own."""
@@ -73,8 +77,10 @@ def _gdal(path: Path) -> Iterator[None]:
     rasterio = require("rasterio", f"reading {path.name}")
     # GDAL's own errors come through where rasterio does not look for them; it takes texts of tags for UTF-8
     errors = (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError, UnicodeDecodeError)
-    # to read a PNG file as one piece is faster, and looks neither at its checksums nor for missing rows
-    with warnings.catch_warnings(), rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO"):
+    # to read a PNG file as one piece is faster, and looks neither at its checksums nor for missing rows; libjpeg
+    # warns of a piece that is missing, and makes it up
+    options = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO", "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE"}
+    with warnings.catch_warnings(), rasterio.Env(**options):
         # most images lie nowhere on Earth, which is no reason for a warning
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         try:
@@ -122,6 +128,12 @@ def _require_one_image(path: Path, source: Any, container: Container) -> None:
         raise DataError(
             f"{path}: expected one image, found {len(pages)} ({names}{', ...' if len(pages) > 4 else ''}); write the "
             f"one that counts to a file of its own: `gdal_translate {pages[0]} OUT.tif`"
+        )
+    stack = _STACK.search(source.tags().get("TIFFTAG_IMAGEDESCRIPTION", ""))
+    if stack and int(stack[1]) > 1:
+        raise DataError(
+            f"{path}: expected one image, found a stack of {stack[1]} that ImageJ wrote as one; write the one that "
+            "counts to a file of its own, with Image > Stacks > Stack to Images"
         )
     if container.orientation != 1:
         raise DataError(
