@@ -5,6 +5,7 @@ told: rows may have been changed on purpose, or may be damaged.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ import numpy as np
 
 from contrails.data.layout import Header, create, header_of, opened, places, write_columns, write_row
 from contrails.data.mapping import links, require_kind
-from contrails.data.store import DIGESTED, Dataset, open_dataset, opened_file, read_dataset
+from contrails.data.store import DIGESTED, IGNORE, Dataset, open_dataset, opened_file, read_dataset
 from contrails.errors import DataError
 from contrails.files import atomic_path, remove_leftovers, storage
 from contrails.locks import sole_writer
 from contrails.progress import bar
+
+_AGAIN = "get the whole file again, or prepare the raw data again"
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def rewrite(path: Path, out: Path) -> Rewritten:
     with sole_writer(lock, f"another contrails data join is writing {out.name}; wait for it"):
         made = not out.exists()
         try:
-            digests = _write(path, out, header, dataset) if made else dict(_digests(path, header))
+            digests = _write(path, out, header, dataset) if made else dict(_digests(path, header, dataset.annotators))
             if not made:
                 _require_same(path, out, header, digests)
         finally:
@@ -66,7 +69,7 @@ def _read(path: Path) -> Dataset:
 
     def only_shape(name: str, array: h5py.Dataset) -> np.ndarray:
         require_kind(path, name, array)
-        _require_sources(path, name, array)
+        _require_written(path, name, array)
         return np.broadcast_to(np.zeros((), array.dtype.name), array.shape)
 
     with storage(path, "read"):
@@ -82,15 +85,76 @@ def _read(path: Path) -> Dataset:
     return dataset
 
 
-def _require_sources(path: Path, name: str, array: h5py.Dataset) -> None:
-    """Check that the files are there that an array is made of; HDF5 would read what is missing as zeros."""
-    sources = [source.file_name for source in array.virtual_sources()] if array.is_virtual else []
-    sources += [found for found, _, _ in array.external or ()]
-    if lost := [source for source in sources if source != "." and not (path.parent / source).exists()]:
-        raise DataError(f"{path}: /{name} is kept in {lost[0]}, which is not there; put that file back")
+def _require_written(path: Path, name: str, array: h5py.Dataset) -> None:
+    """Check that all of an array was written, here or in other files; HDF5 reads what is missing as zeros."""
+    folder, properties = Path(array.file.filename).parent, array.id.get_create_plist()
+    for source, offset, size in array.external or ():
+        _require_source(path, name, folder / source)
+        needed = offset + min(size, array.nbytes)  # a size may be unlimited
+        if (found := (folder / source).stat().st_size) < needed:
+            raise DataError(
+                f"{path}: expected {needed} bytes of /{name} in {source}, found {found}; put that file back"
+            )
+    if array.is_virtual:
+        _require_covered(path, name, array, folder)
+    elif array.chunks:
+        number = math.prod(-(-side // chunk) for side, chunk in zip(array.shape, array.chunks, strict=True))
+        if (found := array.id.get_num_chunks()) < number:
+            raise DataError(f"{path}: expected {number} chunks of /{name}, found {found} that were written; {_AGAIN}")
+    elif properties.get_layout() == h5py.h5d.CONTIGUOUS and not array.external and array.id.get_offset() is None:
+        raise DataError(f"{path}: /{name} was never written; {_AGAIN}")
 
 
-def _rows(path: Path, header: Header) -> Iterator[dict[str, bytes]]:
+def _require_covered(path: Path, name: str, array: h5py.Dataset, folder: Path) -> None:
+    """Check that datasets of files in a folder are there, and make up all of a virtual array."""
+    covered = 0
+    for source in array.virtual_sources():
+        other = Path(array.file.filename) if source.file_name == "." else folder / source.file_name
+        _require_source(path, name, other)
+        with h5py.File(other, "r", locking=False) as file:
+            part = file.get(source.dset_name)
+            if not isinstance(part, h5py.Dataset):
+                raise DataError(
+                    f"{path}: /{name} is made of {source.dset_name} in {other}, found no such array there; put back "
+                    "the file that has it"
+                )
+            if not _holds(part, source):
+                raise DataError(
+                    f"{path}: /{name} is made of more than {source.dset_name} in {other} has, {part.shape}; put back "
+                    "the file that has all of it"
+                )
+            _require_written(path, name, part)
+        covered += source.vspace.get_select_npoints()
+    if covered < array.size:
+        raise DataError(
+            f"{path}: expected other files to make up all of /{name}, found {covered:,} of {array.size:,} values; "
+            f"{_AGAIN}"
+        )
+
+
+def _holds(part: h5py.Dataset, source: Any) -> bool:
+    """Return whether an array has all that a virtual one takes of it."""
+    if source.src_space.get_select_type() == h5py.h5s.SEL_ALL:  # whose extent HDF5 does not keep
+        return bool(part.size >= source.vspace.get_select_npoints())
+    _, last = source.src_space.get_select_bounds()
+    return all(end < side for end, side in zip(last, part.shape, strict=True))
+
+
+def _require_source(path: Path, name: str, source: Path) -> None:
+    if not source.exists():
+        raise DataError(f"{path}: /{name} is kept in {source}, which is not there; put that file back")
+
+
+def _require_votes(path: Path, record_id: str, votes: np.ndarray, annotators: int) -> None:
+    """Check that no pixel of a record has more votes than annotators."""
+    if (most := int(votes[votes != IGNORE].max(initial=0))) > annotators:
+        raise DataError(
+            f"{path}, record {record_id}: expected at most {annotators} votes, as many as annotators, found {most}; "
+            f"{_AGAIN}"
+        )
+
+
+def _rows(path: Path, header: Header, annotators: np.ndarray) -> Iterator[dict[str, bytes]]:
     """Yield the bytes of each row of each array, as a dataset file has them."""
     with h5py.File(path, "r", locking=False) as file, bar(f"reading {path.name}", len(header.record_ids)) as advance:
         arrays = {name: file[name] for name in DIGESTED if name in file}
@@ -99,6 +163,7 @@ def _rows(path: Path, header: Header) -> Iterator[dict[str, bytes]]:
                 values = {name: array[row] for name, array in arrays.items()}
             except OSError as error:
                 raise DataError(f"{path}, record {record_id}: {error}; get the file again") from error
+            _require_votes(path, record_id, values["votes"], int(annotators[row]))
             yield {
                 name: np.ascontiguousarray(each, np.dtype(arrays[name].dtype.name).newbyteorder("<")).tobytes()
                 for name, each in values.items()
@@ -106,9 +171,9 @@ def _rows(path: Path, header: Header) -> Iterator[dict[str, bytes]]:
             advance(1)
 
 
-def _digests(path: Path, header: Header) -> dict[str, list[bytes]]:
+def _digests(path: Path, header: Header, annotators: np.ndarray) -> dict[str, list[bytes]]:
     found: dict[str, list[bytes]] = {}
-    for payloads in _rows(path, header):
+    for payloads in _rows(path, header, annotators):
         for name, payload in payloads.items():
             found.setdefault(name, []).append(hashlib.sha256(payload).digest())
     return found
@@ -121,7 +186,7 @@ def _write(path: Path, out: Path, header: Header, dataset: Dataset) -> dict[str,
         create(header, temporary, _attributes(path))
         where = places(temporary)
         with opened(temporary) as descriptor:
-            for row, payloads in enumerate(_rows(path, header)):
+            for row, payloads in enumerate(_rows(path, header, dataset.annotators)):
                 for name, payload in payloads.items():
                     write_row(descriptor, where[name], row, payload)
                     digests.setdefault(name, []).append(hashlib.sha256(payload).digest())

@@ -140,6 +140,68 @@ def test_another_file_that_is_not_there_is_named(path: Path, how: Change) -> Non
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
+def _of_other(path: Path, keep: Change) -> None:
+    """Make /bands virtual, and change the file that it is made of."""
+    change(path, _virtual)
+    change(path.with_name("other.h5"), keep)
+
+
+def _half(file: h5py.File) -> None:
+    half = file["bands"][:6]
+    del file["bands"]
+    file["bands"] = half
+
+
+def _half_covered(path: Path) -> None:
+    _of_other(path, lambda file: None)
+    with h5py.File(path, "r+") as file:
+        layout, attributes = h5py.VirtualLayout(file["bands"].shape, file["bands"].dtype), dict(file["bands"].attrs)
+        layout[:6] = h5py.VirtualSource("other.h5", "bands", layout.shape)[:6]
+        del file["bands"]
+        file.create_virtual_dataset("bands", layout).attrs.update(attributes)
+
+
+def _chunks_missing(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        values, attributes = file["bands"][:], dict(file["bands"].attrs)
+        del file["bands"]
+        bands = file.create_dataset("bands", values.shape, values.dtype, chunks=(1, *values.shape[1:]))
+        bands[:6] = values[:6]
+        bands.attrs.update({name: value for name, value in attributes.items() if name != "DIMENSION_LIST"})
+
+
+def _cut_elsewhere(path: Path) -> None:
+    change(path, _elsewhere)
+    raw = path.with_name("votes.raw")
+    raw.write_bytes(raw.read_bytes()[:-100])
+
+
+def _many_votes(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["votes"][3, 0, 0] = 200
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            lambda path: _of_other(path, lambda file: file.move("bands", "x")),
+            "made of bands in .*, found no such array",
+        ),
+        (lambda path: _of_other(path, _half), r"made of more than bands in \S+/other.h5 has, \(6, "),
+        (_half_covered, "expected other files to make up all of /bands, found [0-9,]+ of [0-9,]+ values"),
+        (_chunks_missing, "expected 12 chunks of /bands, found 6 that were written"),
+        (_cut_elsewhere, r"expected \d+ bytes of /votes in \S*votes.raw, found \d+; put that file back"),
+        (_many_votes, "record 1003: expected at most [0-9]+ votes, as many as annotators, found 200"),
+    ],
+)
+def test_rows_that_were_never_written_are_not_made_up(path: Path, how: Callable[[Path], None], message: str) -> None:
+    how(path)
+    with pytest.raises(DataError, match=message):
+        rewrite(path, path.with_name("new.h5"))
+    assert not path.with_name("new.h5").exists()
+
+
 def test_a_shard_stays_one(tiny_data: Path, tmp_path: Path) -> None:
     for index in (1, 2):
         cli(["prepare", str(tiny_data / "raw"), str(tmp_path / "d.h5"), f"--shard={index}/2"], standalone_mode=False)
