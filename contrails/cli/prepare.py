@@ -27,6 +27,9 @@ _LAYOUTS = {
 }
 """Options that each layout knows."""
 
+_OVERLAP = 64
+"""Of tiles in pixels, where nobody says it."""
+
 
 @click.command()
 @click.argument("raw", type=FilePath())
@@ -65,7 +68,11 @@ _LAYOUTS = {
     help="images-rle: the class whose masks count, where ids end on it (x.jpg_Fish) or a column has it (ClassId=3).",
 )
 @click.option("--tile", type=click.IntRange(32), default=512, show_default=True, help="scenes: side in pixels.")
-@click.option("--overlap", type=click.IntRange(0), default=64, show_default=True, help="scenes: of tiles, in pixels.")
+@click.option(
+    "--overlap",
+    type=click.IntRange(0),
+    help="scenes: of tiles, in pixels (default: 64, or a quarter of tiles up to 64).",
+)
 @click.option("--scenes", default="scenes/{scene}", show_default=True, help="scenes: where they lie; also {band}.")
 @click.option("--masks", default="masks/{scene}", show_default=True, help="scenes: where the masks lie.")
 @click.option(
@@ -141,6 +148,8 @@ def prepare(
         raise click.UsageError("give --jobs N for all shards, or --shard I/N for one, not both")
     if num_jobs is None and site_name is not None:
         raise click.UsageError("--site is for --jobs; without them the records are packed here")
+    if options["overlap"] is None:
+        options["overlap"] = _OVERLAP if options["tile"] > _OVERLAP else options["tile"] // 4
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         plan = {"goes": _plan_goes, "images-rle": _plan_images, "scenes": _plan_scenes}[layout](raw, split, options)

@@ -80,6 +80,14 @@ def test_the_share_of_padding_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "padding: 10.0% of the pixels\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("tile", "overlap"), [(64, 16), (80, 64)])
+def test_the_usual_overlap_fits_small_tiles(tmp_path: Path, tile: int, overlap: int) -> None:
+    write_scene(tmp_path, "a", (1, 90, 64))
+    arguments = ["--layout=scenes", "--workers=1", f"--tile={tile}"]
+    cli(["prepare", str(tmp_path), str(tmp_path / "d.h5"), *arguments], standalone_mode=False)
+    assert f"--overlap={overlap} " in open_dataset(tmp_path / "d.h5").options
+
+
 def test_nodata_and_ignored_values_do_not_count(tmp_path: Path) -> None:
     bands, mask = pixels(2, 32, 32), np.zeros((32, 32), np.uint8)
     bands[:, :4], mask[10:20], mask[20:] = 7, 128, 3
