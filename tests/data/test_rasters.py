@@ -95,6 +95,18 @@ def test_dicom_files_are_read_as_they_are_stored(tmp_path: Path, dtype: str) -> 
     assert np.array_equal(read(path, (1, 2, 3, 4))[0], stored[None, 1:4, 2:6])
 
 
+@pytest.mark.parametrize(("padding", "limit"), [(-2000, None), (-2000, -1990)])
+def test_padding_of_a_dicom_file_is_no_data(tmp_path: Path, padding: int, limit: int | None) -> None:
+    stored = pixels(6, 10, dtype="int16")
+    stored[:, 0], stored[0, 1] = padding, -1995
+    about = {} if limit is None else {"PixelPaddingRangeLimit": limit}
+    path = write_dicom(tmp_path / "a.dcm", stored, PixelPaddingValue=padding, **about)
+    counts, valid = read(path, (0, 0, 6, 10))
+    assert np.array_equal(counts[0], stored)
+    assert np.array_equal(valid, stored > (-1990 if limit else -2000))
+    assert describe(path).nodata == padding
+
+
 def _turned(path: Path) -> Path:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -52,6 +52,7 @@ def read(path: Path, window: Window) -> tuple[np.ndarray, np.ndarray]:
     if ending not in _ARRAY and ending not in _DICOM:
         return gdal.read(path, window)
     row, column, height, width = window
-    whole = arrays.read(path) if ending in _ARRAY else dicom.read(path)
-    part = whole[:, row : row + height, column : column + width]
-    return np.ascontiguousarray(part, part.dtype.newbyteorder("=")), np.ones((height, width), bool)
+    whole, valid = (arrays.read(path), None) if ending in _ARRAY else dicom.read(path)
+    where = np.s_[..., row : row + height, column : column + width]
+    counts = np.ascontiguousarray(whole[where], whole.dtype.newbyteorder("="))
+    return counts, np.ones((height, width), bool) if valid is None else valid[where]

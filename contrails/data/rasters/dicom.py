@@ -48,14 +48,15 @@ def describe(path: Path) -> Raster:
             offsets=(offset,) * len(names),
             units=units,
             # it is how the image is shown; what is in a unit of physics stays what it is
+            nodata=file.get("PixelPaddingValue") if len(names) == 1 else None,
             zero_is_white=file.PhotometricInterpretation == "MONOCHROME1" and units != _HOUNSFIELD,
             transform=(right, 0.0, 0.0, 0.0, down, 0.0),
             patient=str(file.get("PatientID", "") or ""),
         )
 
 
-def read(path: Path) -> np.ndarray:
-    """Return stored counts (C, H, W); colours as red, green and blue.
+def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return stored counts (C, H, W), colours as red, green and blue, and where they are no padding, bool (H, W).
 
     Raises:
         DataError: the file has no pixels, or they cannot be decoded.
@@ -65,7 +66,7 @@ def read(path: Path) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _pixels(path: Path, _size: int, _mtime_ns: int) -> np.ndarray:
+def _pixels(path: Path, _size: int, _mtime_ns: int) -> tuple[np.ndarray, np.ndarray]:
     """Decode an image, and keep it, as a large one is read window by window."""
     with _dicom_errors(path):
         file = _read(path, with_pixels=True)
@@ -73,9 +74,15 @@ def _pixels(path: Path, _size: int, _mtime_ns: int) -> np.ndarray:
             raise DataError(f"{path} is a DICOM file without pixels; get it again, or leave it out")
         pixels: np.ndarray = file.pixel_array  # colours come as RGB
         bits = int(file.get("BitsStored") or file.BitsAllocated)
-    if (most := int(pixels.max())) >= 1 << bits:
+        first = file.get("PixelPaddingValue")
+        last = file.get("PixelPaddingRangeLimit", first)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    valid = np.ones(pixels.shape[1:], bool)
+    if first is not None and len(pixels) == 1:
+        valid = (pixels[0] < min(first, last)) | (pixels[0] > max(first, last))
+    if (most := int(pixels[:, valid].max(initial=0))) >= 1 << bits:
         raise DataError(f"{path}: expected counts of {bits} bits (BitsStored), found {most}; get it again")
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return pixels, valid
 
 
 def _require_one_image(path: Path, file: Any) -> None:
