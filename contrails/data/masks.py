@@ -110,6 +110,8 @@ def table_of(masks: Sequence[Raster], given: Meanings) -> list[tuple[str, int, i
             advance(1)
     if not given:
         _require_clear(masks, first_with)
+    if total[_NODATA, True]:
+        _require_ranges(masks, first_with, given)
     rows = [(_name(meanings[code]), meanings[code][2], total[code, True]) for code in range(len(meanings))]
     rows += [("nodata", IGNORE, total[_NODATA, True])]
     rows += [
@@ -230,6 +232,26 @@ def _require_clear(masks: Sequence[Raster], first_with: Mapping[str, Raster]) ->
             f"expected 0 and 1, or 0 and 255, found 0, 1 and 255 in the masks: 1 in {first_with['1'].path}, 255 in "
             f"{first_with['255'].path}; say what they mean: --mask-values 0=0,1=1,255=1 if both are the class, "
             "--mask-values 0=0,1=1,255=ignore if nothing is known where the value is 255"
+        )
+
+
+def _require_ranges(masks: Sequence[Raster], first_with: Mapping[str, Raster], given: Meanings) -> None:
+    """Check that of no range that is a class the nodata value is all that masks have."""
+    for one in given:
+        first, last, means = one
+        inside = [mask for mask in masks if mask.nodata is not None and first <= mask.nodata <= last and first < last]
+        if not inside or means == IGNORE or _name(one) in first_with:
+            continue
+        nodata = int(inside[0].nodata or 0)
+        pieces = [(first, nodata - 1, means), (nodata, nodata, means), (nodata + 1, last, means)]
+        as_class = tuple(
+            each for other in given for each in (pieces if other == one else [other]) if each[0] <= each[1]
+        )
+        left_out = tuple((*each[:2], IGNORE) if each[:2] == (nodata, nodata) else each for each in as_class)
+        raise DataError(
+            f"{inside[0].path}: expected values of {_name(one)} that are data, found no other one in any mask than its "
+            f"nodata value {nodata}; say what it means: --mask-values {said(as_class)} counts it as a class, "
+            f"--mask-values {said(left_out)} leaves it out"
         )
 
 

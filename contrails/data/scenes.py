@@ -199,9 +199,9 @@ def _cut(
 def _left_out(files: Files, masks: Files, of_scenes: Found, of_masks: Found) -> tuple[str, ...]:
     """Return what to tell about files that lie beside those of scenes and masks, and are none of them."""
     used = {path for each in (*files.values(), *masks.values()) for path in each.values()}
-    merged = [
-        sorted({*getattr(of_scenes, name), *getattr(of_masks, name)} - used) for name in ("paths", "skipped", "unknown")
-    ]
+    names = ("paths", "skipped", "unknown")
+    both = [dict.fromkeys([*getattr(of_scenes, name), *getattr(of_masks, name)]) for name in names]
+    merged = [[path for path in each if path not in used] for each in both]
     told = {
         "left out, for they are not where --scenes and --masks say (move them there)": merged[0],
         "masks without a scene": [masks[name][""] for name in sorted(masks.keys() - files.keys())],

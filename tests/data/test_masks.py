@@ -101,6 +101,17 @@ def test_nodata_counts_more_than_a_range_and_less_than_a_value(tmp_path: Path) -
     assert (classes_of(path, parse("0-127=0,200=1,201-255=1"))[:10] == 1).all()
 
 
+@pytest.mark.parametrize(("nodata", "middle"), [(0, "0=0,1-127=0"), (255, "128-254=1,255=1")])
+def test_a_range_is_never_lost_to_nodata_without_a_word(tmp_path: Path, nodata: int, middle: str) -> None:
+    path = write_raster(tmp_path / "a.tif", STRIPES * np.uint8(255), nodata=nodata)
+    with pytest.raises(DataError, match=f"than its nodata value {nodata}; say what it means") as caught:
+        table_of([describe(path)], parse("0-127=0,128-255=1"))
+    as_class, left_out = [parse(text) for text in re.findall("--mask-values ([^ ]+)", str(caught.value))]
+    assert middle in said(as_class)
+    assert np.array_equal(classes_of(path, as_class), STRIPES)
+    assert np.array_equal(classes_of(path, left_out) == IGNORE, (nodata == 255) == STRIPES)
+
+
 @pytest.mark.parametrize("text", ["0=0,256=1,1=1", "0=0,-1=ignore,1=1", "-9--1=ignore,0=0,1-999=1"])
 def test_values_beyond_the_type_of_a_mask_are_not_there(tmp_path: Path, text: str) -> None:
     assert np.array_equal(classes_of(write_raster(tmp_path / "a.tif", STRIPES), parse(text)), STRIPES)
