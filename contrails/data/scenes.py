@@ -130,7 +130,7 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
             scenes.append(_describe(name, files[name], masks.get(name, {}).get(""), subsets.get(name, ""), options))
             advance(1)
     notes = _said_of_masks([scene.mask for scene in scenes if scene.mask is not None], options.mask_values)
-    warnings = _left_out(files, masks, of_scenes, of_masks)
+    warnings = _left_out(files, masks, of_scenes, of_masks, options)
     if (left_out := len(files) - len(names)) and not wanted:
         warnings += (f"{left_out} of {len(files)} scenes are not on the file lists and left out",)
     learned = {scene.name for scene in scenes if scene.subset == "train"} or set(names)
@@ -196,14 +196,15 @@ def _cut(
     return header, tuple(TileRecord(scene.files, scene.mask, placement, meanings) for scene, placement in tiles)
 
 
-def _left_out(files: Files, masks: Files, of_scenes: Found, of_masks: Found) -> tuple[str, ...]:
+def _left_out(files: Files, masks: Files, of_scenes: Found, of_masks: Found, options: SceneOptions) -> tuple[str, ...]:
     """Return what to tell about files that lie beside those of scenes and masks, and are none of them."""
     used = {path for each in (*files.values(), *masks.values()) for path in each.values()}
     names = ("paths", "skipped", "unknown")
     both = [dict.fromkeys([*getattr(of_scenes, name), *getattr(of_masks, name)]) for name in names]
     merged = [[path for path in each if path not in used] for each in both]
+    where = "--scenes and --masks say" if options.masks else "--scenes says"
     told = {
-        "left out, for they are not where --scenes and --masks say (move them there)": merged[0],
+        f"left out, for they are not where {where} (move them there)": merged[0],
         "masks without a scene": [masks[name][""] for name in sorted(masks.keys() - files.keys())],
     }
     return Found(*merged).warnings() + tuple(f"{what}: {some(paths)}" for what, paths in told.items() if paths)

@@ -107,7 +107,8 @@ def test_scenes_that_are_not_packed_are_named(
             write_raster(raw / f"masks/{name}.png", GREY % 2)
     arguments = ["--layout=scenes", "--workers=1", "--split=test", "--tile=32", "--overlap=0", *options]
     cli(["prepare", str(raw), str(tmp_path / "d.h5"), *arguments], standalone_mode=False)
-    left_out = "left out, for they are not where --scenes and --masks say (move them there)"
+    said = "--scenes says" if options else "--scenes and --masks say"
+    left_out = f"left out, for they are not where {said} (move them there)"
     assert f"{left_out}: {folder}/deeper/b.png, {folder}/linked/c.png" in caplog.messages
     assert f"left out, for their endings are not known: {folder}/d.gif" in caplog.messages
     assert (f"masks without a scene: {raw}/masks/e.png" in caplog.messages) == (not options)
