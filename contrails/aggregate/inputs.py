@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 
 from contrails.aggregate.untile import has_data
-from contrails.data.layout import Values, values_in
-from contrails.data.radiometry import beyond, is_share, needs_span, sample_of, usual_unit, values_of
+from contrails.data.layout import Values, read_options, values_in
+from contrails.data.radiometry import is_share, needs_span, sample_of, usual_unit, values_of
 from contrails.data.rasters import Raster
 from contrails.data.rle import DEFAULT, Convention
 from contrails.data.store import Dataset
@@ -22,8 +22,20 @@ from contrails.errors import DataError
 _MOST_RECORDS = 64
 _EVERY_PX = 2
 _PERCENTILES = (0.1, 99.9)
-_MOST_ODD = 0.5
-"""Share of a band's values that may lie further from the usual ones than these do from each other."""
+_MARGIN = 1 / 8
+"""How far beyond the usual values of a band others may lie, in distances between these."""
+
+_MOST_ODD, _SOME_ODD = 0.5, 0.02
+"""Shares of a band's values beyond the margin: above the first they are refused, above the second told."""
+
+_SMALL_PART, _NEARLY_ALL, _MANY_VALUES = 1 / 128, 0.99, 32
+"""Counts of fewer bits than their type has are a picture of many values in the lowest part of what their type holds;
+what is dark has few values there."""
+
+Ends = tuple[float, float]
+"""Between these are the values that counts stand for without being cut off."""
+
+_NO_ENDS = (-np.inf, np.inf)
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +94,9 @@ def require_like(inputs: Inputs | None, dataset: Dataset, bands: Collection[str]
         return
     values = values_in(dataset)
     _require_unit(inputs, dataset.path, values.units, share=is_share(values))
-    _require_usual(inputs, dataset.path, _sample(dataset, sorted(bands)))
+    # values beyond a range were cut off when they were packed, so that none lies beyond it any more
+    ends = _ends(values, -0.5) if "range" in read_options(dataset.options) else _NO_ENDS
+    _require_usual(inputs, dataset.path, _sample(dataset, sorted(bands)), ends)
 
 
 def values_for(inputs: Inputs | None, raster: Raster, bands: Collection[str], again: str) -> Values:
@@ -110,13 +124,9 @@ def values_for(inputs: Inputs | None, raster: Raster, bands: Collection[str], ag
         return native
     unit = usual_unit(raster.units) if native is None else native.units
     _require_unit(inputs, raster.path, unit, share=None if native is None else is_share(native))
-    sample = dict(zip(raster.band_names, sample_of(raster), strict=True))
-    _require_usual(inputs, raster.path, {band: sample[band] for band in sorted(bands)})
-    if native is None and (share := beyond(inputs.values, list(sample.values()))):
-        log.warning(
-            "%s: about %.2g of the values lie beyond those that the members know, and become the nearest of these",
-            *(raster.path, share),
-        )
+    every = dict(zip(raster.band_names, sample_of(raster), strict=True))
+    sample = {band: every[band][np.isfinite(every[band])] for band in sorted(bands)}
+    _require_usual(inputs, raster.path, sample, _ends(inputs.values, 0.5) if native is None else _NO_ENDS)
     return native or inputs.values
 
 
@@ -136,16 +146,57 @@ def _require_unit(inputs: Inputs, path: Path, unit: str, *, share: bool | None) 
         )
 
 
-def _require_usual(inputs: Inputs, path: Path, sample: Mapping[str, np.ndarray]) -> None:
-    for band, values in sample.items():
-        low, high = inputs.usual[band]
-        width = max(high - low, 1e-6)
-        if values.size and np.mean((values < low - width) | (values > high + width)) > _MOST_ODD:
-            raise DataError(
-                f"{path}: expected the band {band} from about {low:.4g} to {high:.4g} {inputs.values.units}, as the "
-                f"members know it, found {values.min():.4g} to {values.max():.4g} and mostly far from it; check its "
-                "unit and scale, or give other data"
-            )
+def _ends(values: Values, steps: float) -> Ends:
+    """Return the values of the smallest and the largest count, moved outwards by a number of counts."""
+    limits = np.iinfo(values.dtype)
+    low, high = limits.min - steps, limits.max + steps
+    return low * values.scale_factor + values.add_offset, high * values.scale_factor + values.add_offset
+
+
+def _require_usual(inputs: Inputs, path: Path, sample: Mapping[str, np.ndarray], ends: Ends) -> None:
+    """Check that most values of each band are among the usual ones, and tell where many are not.
+
+    Raises:
+        DataError: most values of a band lie beyond, or those of all bands fill only the lowest part.
+    """
+    odd = {band: _share_beyond(inputs.usual[band], values, ends) for band, values in sample.items() if values.size}
+    small = {band: _fills_lowest_part(inputs.usual[band], sample[band]) for band in odd}
+    if not odd:
+        return
+    worst = max(odd, key=lambda band: odd[band])
+    (low, high), found = inputs.usual[worst], sample[worst]
+    known = f"from about {low:.4g} to {high:.4g} {inputs.values.units}"
+    check = "check its unit and scale, let the file say which value means no data, or give other data"
+    if odd[worst] > _MOST_ODD:
+        raise DataError(
+            f"{path}: expected the band {worst} {known}, as the members know it, found {found.min():.4g} to "
+            f"{found.max():.4g}, mostly beyond it; {check}"
+        )
+    if is_share(inputs.values) and all(small.values()):
+        raise DataError(
+            f"{path}: expected the band {worst} {known}, as the members know it, found all bands in the lowest "
+            f"1/{1 / _SMALL_PART:.0f} of it ({found.min():.4g} to {found.max():.4g}), as if the counts had fewer bits "
+            "than their type; scale them to the full range of the type, or give other data"
+        )
+    if odd[worst] > _SOME_ODD:
+        log.warning(
+            "%s: about %.2g of the values lie beyond those that the members know: band %s, found %.4g to %.4g, "
+            "expected %s",
+            *(path, odd[worst], worst, found.min(), found.max(), known),
+        )
+
+
+def _share_beyond(usual: tuple[float, float], values: np.ndarray, ends: Ends) -> float:
+    """Return the share of values that lie beyond the usual ones, or that are cut off where the usual ones are not."""
+    margin = _MARGIN * max(usual[1] - usual[0], 1e-6)
+    lowest = max(usual[0] - margin, ends[0] if ends[0] < usual[0] else -np.inf)
+    highest = min(usual[1] + margin, ends[1] if ends[1] > usual[1] else np.inf)
+    return float(np.mean((values < lowest) | (values > highest)))
+
+
+def _fills_lowest_part(usual: tuple[float, float], values: np.ndarray) -> bool:
+    lowest = usual[0] + _SMALL_PART * (usual[1] - usual[0])
+    return bool(np.mean(values <= lowest) > _NEARLY_ALL) and len(np.unique(values)) >= _MANY_VALUES
 
 
 def _sample(dataset: Dataset, bands: Collection[str]) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, read_numbers
+from contrails.errors import DataError
 
 if TYPE_CHECKING:
     import torch
@@ -29,9 +30,9 @@ _SCENE_FORMATS = ("tif", "png", "probabilities")
     "--format",
     "kind",
     type=click.Choice(_FORMATS),
-    help="A CSV file; a folder with a mask a record or scene (default where OUT has no ending); an HDF5 file of uint16 "
-    "probabilities; or a folder with a dataset file of pseudo-labels a fold. Of one scene: a GeoTIFF or PNG file, by "
-    "OUT's ending, or a GeoTIFF of probabilities.",
+    help="A CSV file (default where OUT ends on .csv); a folder with a mask a record or scene (default where OUT has no "
+    "ending); an HDF5 file of uint16 probabilities; or a folder with a dataset file of pseudo-labels a fold. Of one "
+    "scene: a GeoTIFF or PNG file, by OUT's ending, or a GeoTIFF of probabilities.",
 )
 @click.option("--frames", help="With --format pseudo: frames to label, such as 2,3,5; default: the labelled one.")
 @click.option("--sample", type=FilePath(), help="Sample submission: fixes the ids and their order.")
@@ -89,8 +90,10 @@ def predict(
     from contrails.data.rasters import ENDINGS
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    if source.exists() and out.exists() and out.samefile(source):
-        raise click.BadParameter(f"{out} is INPUT itself, which would be lost; give another name", param_hint="OUT")
+    is_scene = source.suffix.lower() in ENDINGS and not source.is_dir()
+    _require_paths(source, out)
+    if not is_scene:
+        _require_out(source, out, kind)
     ensemble, chosen = read_ensemble(find_ensemble(name)), choose_device(device)
     if not ensemble.complete:
         click.echo(f"partial: an ensemble of {ensemble.folds}", err=True)
@@ -100,15 +103,13 @@ def predict(
     if frames is not None:
         raise click.UsageError("--frames is for --format pseudo")
     given = Given(tile, overlap, tuple(bands.split(",")) if bands else (), scenes)
-    if source.suffix.lower() in ENDINGS and not source.is_dir():
+    if is_scene:
         _predict_scene(ensemble, source, out, kind, given, blend, chosen)
         return
     if given != Given() and not (source.is_dir() and layout_of(ensemble) == "scenes"):
         raise click.UsageError(f"--tile, --overlap, --bands and --scenes are for scenes, and {source} holds none")
     if kind is None and not out.suffix:
         kind = "tif" if layout_of(ensemble) == "scenes" else "png"
-    if kind in (None, "submission", "probabilities") and out.is_dir():
-        raise click.BadParameter(f"{out} is a folder; give the name of a file in it", param_hint="OUT")
     with opened(ensemble, source, out, given) as dataset:
         if sample is not None:
             sample_ids(sample, set(dataset.whole_shapes), dataset.convention)
@@ -127,6 +128,31 @@ def predict(
         write_submission(out, ((whole.scene.name, mask) for whole, mask in masks), sample, dataset.convention)
         shutil.rmtree(begun)
         click.echo(f"{out}: {len(dataset.whole_shapes)} masks")
+
+
+def _require_paths(source: Path, out: Path) -> None:
+    """Check that there is something to predict, before minutes of loading."""
+    if not source.exists():
+        raise DataError(f"{source}: expected a dataset file, a scene or a folder of raw data as INPUT, found nothing")
+    if source.is_dir() and next(source.iterdir(), None) is None:
+        raise DataError(f"{source}: expected a folder of raw data as INPUT, found an empty folder")
+    if out.exists() and out.samefile(source):
+        raise click.BadParameter(f"{out} is INPUT itself, which would be lost; give another name", param_hint="OUT")
+
+
+def _require_out(source: Path, out: Path, kind: str | None) -> None:
+    """Check that the name of what is made of many records is one of what it will be."""
+    if kind is None and out.suffix.lower() not in ("", ".csv"):
+        raise click.BadParameter(
+            f"'{out}': expected an ending .csv for a submission, or none for a folder of masks, found '{out.suffix}' for "
+            f"{source}, which is not one scene; give another name, or --format",
+            param_hint="OUT",
+        )
+    is_file = kind in ("submission", "probabilities") or (kind is None and bool(out.suffix))
+    if is_file and out.is_dir():
+        raise click.BadParameter(f"{out} is a folder; give the name of a file in it", param_hint="OUT")
+    if not is_file and out.exists() and not out.is_dir():
+        raise click.BadParameter(f"{out} is a file; give the name of a folder for the masks", param_hint="OUT")
 
 
 def _predict_scene(

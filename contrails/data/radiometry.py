@@ -95,13 +95,6 @@ def sample_of(raster: Raster) -> list[np.ndarray]:
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
-def beyond(values: Values, sample: Sequence[np.ndarray]) -> float:
-    """Return the share of a sample that lies beyond all values that counts stand for."""
-    limits, every = np.iinfo(values.dtype), np.concatenate(sample)
-    counts = (every[np.isfinite(every)] - values.add_offset) / values.scale_factor
-    return float(np.mean((counts < limits.min - 0.5) | (counts > limits.max + 0.5))) if counts.size else 0.0
-
-
 def packed_counts(
     bands: np.ndarray, valid: np.ndarray, raster: Raster, values: Values
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from conftest import TINY_MODEL
 from image_files import write_raster
 
 from contrails.aggregate.ensemble import Ensemble, Member, read_ensemble, write_ensemble
-from contrails.aggregate.inputs import Inputs, inputs_of
+from contrails.aggregate.inputs import Inputs, inputs_of, require_like
 from contrails.aggregate.options import Options
 from contrails.aggregate.scene import Cut, predict_scene
 from contrails.cli.main import main
@@ -33,6 +34,11 @@ CPU = torch.device("cpu")
 BANDS = ("b11", "b14", "b15")
 KELVIN = Inputs(Values("int16", 0.01, 273.15, "K"), dict.fromkeys(BANDS, (220.0, 300.0)))
 SHARES = Inputs(Values("uint8", 1 / 255, 0.0, "1"), dict.fromkeys(BANDS, (0.0, 1.0)))
+BRIGHT = replace(SHARES, usual=dict.fromkeys(BANDS, (0.2, 0.9)))
+WIDE = replace(KELVIN, usual=dict.fromkeys(BANDS, (40.0, 260.0)))
+SPAN = replace(KELVIN, values=Values("uint16", 80 / 65_534, 220.0, "K"))
+"""Of floating-point numbers from 220 to 300 K, which dataset files hold as counts of a range."""
+
 REFLECTANCES = Inputs(Values("uint16", 1e-4, 0.0, "1"), dict.fromkeys(BANDS, (0.0, 1.0)))
 
 
@@ -107,13 +113,22 @@ def test_values_that_do_not_fit_are_told(kelvin: Ensemble, tmp_path: Path, caplo
         (
             temperatures(-60, 20),
             KELVIN,
-            "expected the band b11 from about 220 to 300 K, .* found -60 to .* far from it",
+            "expected the band b1[145] from about 220 to 300 K, .* found .* to .*, mostly beyond it",
         ),
         (
             temperatures(0, 255).astype(np.uint8),
             REFLECTANCES,
             "expected values in 1, with a scale, .*, found shares of w",
         ),
+        (
+            temperatures(40, 200).astype(np.uint16),
+            SHARES,
+            "found all bands in the lowest 1/128 of it .* fewer bits than",
+        ),
+        (temperatures(40, 200).astype(np.int32), SHARES, "found all bands in the lowest 1/128 of it"),
+        (temperatures(40, 200).astype(np.uint16), BRIGHT, "expected the band b1[145] from about 0.2 to 0.9 1"),
+        (temperatures(-40, 0), WIDE, "expected the band b1[145] from about 40 to 260 K, .* mostly beyond it"),
+        (temperatures(301, 305), SPAN, "expected the band b1[145] from about 220 to 300 K, .* mostly beyond it"),
         (temperatures(0, 255), SHARES, "expected the band b1[145] from about 0 to 1 1, as the members know it"),
         (
             temperatures(0, 255),
@@ -129,6 +144,35 @@ def test_a_scene_of_another_kind_is_refused(
     with pytest.raises(DataError, match=message):
         predict(replace(kelvin, inputs=inputs), path)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["ensemble", "scene.tif"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(0, 0, np.uint8), (0, 2, np.uint8), (255, 255, np.uint8), (0, 20, np.uint16), (0, 2_000, np.uint16)],
+)
+def test_a_dark_or_a_bright_scene_is_predicted(
+    kelvin: Ensemble, tmp_path: Path, low: int, high: int, dtype: type, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_raster(tmp_path / "scene.tif", np.rint(temperatures(low, high)).astype(dtype))
+    assert predict(replace(kelvin, inputs=SHARES), path).shape == (40, 50)
+    assert "the members know" not in caplog.text
+
+
+@pytest.mark.parametrize(("count", "refused"), [(0, True), (1, False), (40_000, False), (65_535, True)])
+def test_a_dataset_of_values_cut_off_at_a_range_is_refused(tiny_data: Path, count: int, refused: bool) -> None:
+    dataset = open_dataset(tiny_data / "train.h5")
+    values = SPAN.values
+    cut_off = replace(
+        dataset,
+        bands=np.full(dataset.bands.shape, count, np.uint16),
+        votes=np.zeros(dataset.votes.shape, np.uint8),
+        scale_factor=values.scale_factor,
+        add_offset=values.add_offset,
+        options="--layout=scenes --range=220.0,300.0",
+    )
+    with pytest.raises(DataError, match="mostly beyond it") if refused else nullcontext():
+        require_like(SPAN, cut_off, BANDS, "")
+    require_like(SPAN, replace(cut_off, options="--layout=scenes"), BANDS, "")
 
 
 def test_a_scene_of_another_scale_is_refused(kelvin: Ensemble, tmp_path: Path) -> None:
@@ -153,7 +197,7 @@ def _shifted(file: h5py.File) -> None:
     ("change", "message"),
     [
         (_celsius, "expected values in K, which the members were trained on, found values in degC"),
-        (_shifted, "expected the band b1[145] from about 220 to 300 K, .* and mostly far from it"),
+        (_shifted, "expected the band b1[145] from about 220 to 300 K, .* mostly beyond it"),
     ],
 )
 def test_a_dataset_of_another_kind_is_refused(
