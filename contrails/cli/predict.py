@@ -30,7 +30,7 @@ _SCENE_FORMATS = ("tif", "png", "probabilities")
     "--format",
     "kind",
     type=click.Choice(_FORMATS),
-    help="A CSV file (default where OUT ends on .csv); a folder with a mask a record or scene (default where OUT has no "
+    help="A CSV file (default where OUT ends on .csv); a folder with a mask a record or scene (default where it has no "
     "ending); an HDF5 file of uint16 probabilities; or a folder with a dataset file of pseudo-labels a fold. Of one "
     "scene: a GeoTIFF or PNG file, by OUT's ending, or a GeoTIFF of probabilities.",
 )
@@ -80,6 +80,12 @@ def predict(
       contrails predict clouds landsat/2024 masks
       contrails predict default data/all.h5 data/pseudo --format pseudo --frames 3,5
     """
+    from contrails.data.rasters import ENDINGS
+
+    is_scene = source.suffix.lower() in ENDINGS and not source.is_dir()
+    _require_paths(source, out)
+    if not is_scene:
+        _require_out(source, out, kind)
     import numpy as np
 
     from contrails.aggregate.ensemble import masks_of, predict_into, read_ensemble
@@ -87,13 +93,8 @@ def predict(
     from contrails.aggregate.masks import write_masks
     from contrails.aggregate.submission import sample_ids, write_submission
     from contrails.aggregate.untile import in_batches
-    from contrails.data.rasters import ENDINGS
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    is_scene = source.suffix.lower() in ENDINGS and not source.is_dir()
-    _require_paths(source, out)
-    if not is_scene:
-        _require_out(source, out, kind)
     ensemble, chosen = read_ensemble(find_ensemble(name)), choose_device(device)
     if not ensemble.complete:
         click.echo(f"partial: an ensemble of {ensemble.folds}", err=True)
@@ -144,15 +145,15 @@ def _require_out(source: Path, out: Path, kind: str | None) -> None:
     """Check that the name of what is made of many records is one of what it will be."""
     if kind is None and out.suffix.lower() not in ("", ".csv"):
         raise click.BadParameter(
-            f"'{out}': expected an ending .csv for a submission, or none for a folder of masks, found '{out.suffix}' for "
-            f"{source}, which is not one scene; give another name, or --format",
+            f"'{out}': expected an ending .csv for a submission, or none for a folder of masks, found '{out.suffix}' "
+            f"for {source}, which is not one scene; give another name, or --format",
             param_hint="OUT",
         )
     is_file = kind in ("submission", "probabilities") or (kind is None and bool(out.suffix))
     if is_file and out.is_dir():
         raise click.BadParameter(f"{out} is a folder; give the name of a file in it", param_hint="OUT")
     if not is_file and out.exists() and not out.is_dir():
-        raise click.BadParameter(f"{out} is a file; give the name of a folder for the masks", param_hint="OUT")
+        raise click.BadParameter(f"{out} is a file; give the name of a folder", param_hint="OUT")
 
 
 def _predict_scene(

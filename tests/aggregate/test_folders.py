@@ -193,3 +193,25 @@ def test_an_ensemble_that_does_not_know_how_to_prepare_says_so(scenes: Path, mak
     ensemble = make_ensemble(dataset, replace(inputs_of(dataset), options=""))
     with pytest.raises(DataError, match="nothing says how to prepare it: the ensemble sees blue, green, red and does"):
         run("predict", ensemble, scenes / "raw", scenes / "masks")
+
+
+@pytest.mark.parametrize("name", ["m.tif", "m.png", "s.jpg", "masks.v2"])
+@pytest.mark.parametrize("source", ["raw", "train.h5"])
+def test_only_a_name_of_a_csv_file_makes_a_submission(scenes: Path, name: str, source: str) -> None:
+    before = {each.name for each in scenes.iterdir()}
+    with pytest.raises(click.BadParameter, match=rf"{name}': expected an ending .csv .*, found '\.\w+' for .*{source}"):
+        run("predict", "no-run", scenes / source, scenes / name)
+    assert {each.name for each in scenes.iterdir()} == before
+
+
+def test_paths_are_checked_before_the_ensemble(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "s.csv").touch()
+    with pytest.raises(
+        DataError, match=r"nowhere: expected a dataset file, a scene or a folder .* as INPUT, found noth"
+    ):
+        run("predict", "no-run", tmp_path / "nowhere", tmp_path / "masks")
+    with pytest.raises(DataError, match=r"empty: expected a folder of raw data as INPUT, found an empty folder"):
+        run("predict", "no-run", tmp_path / "empty", tmp_path / "masks")
+    with pytest.raises(click.BadParameter, match=r"s.csv is a file; give the name of a folder"):
+        run("predict", "no-run", tmp_path, tmp_path / "s.csv", "--format=npy")

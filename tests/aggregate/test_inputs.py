@@ -36,7 +36,7 @@ KELVIN = Inputs(Values("int16", 0.01, 273.15, "K"), dict.fromkeys(BANDS, (220.0,
 SHARES = Inputs(Values("uint8", 1 / 255, 0.0, "1"), dict.fromkeys(BANDS, (0.0, 1.0)))
 BRIGHT = replace(SHARES, usual=dict.fromkeys(BANDS, (0.2, 0.9)))
 WIDE = replace(KELVIN, usual=dict.fromkeys(BANDS, (40.0, 260.0)))
-SPAN = replace(KELVIN, values=Values("uint16", 80 / 65_534, 220.0, "K"))
+SPAN = Inputs(Values("uint16", 80 / 65_534, 220 - 80 / 65_534, "K"), dict.fromkeys(BANDS, (221.0, 299.0)))
 """Of floating-point numbers from 220 to 300 K, which dataset files hold as counts of a range."""
 
 REFLECTANCES = Inputs(Values("uint16", 1e-4, 0.0, "1"), dict.fromkeys(BANDS, (0.0, 1.0)))
@@ -128,7 +128,7 @@ def test_values_that_do_not_fit_are_told(kelvin: Ensemble, tmp_path: Path, caplo
         (temperatures(40, 200).astype(np.int32), SHARES, "found all bands in the lowest 1/128 of it"),
         (temperatures(40, 200).astype(np.uint16), BRIGHT, "expected the band b1[145] from about 0.2 to 0.9 1"),
         (temperatures(-40, 0), WIDE, "expected the band b1[145] from about 40 to 260 K, .* mostly beyond it"),
-        (temperatures(301, 305), SPAN, "expected the band b1[145] from about 220 to 300 K, .* mostly beyond it"),
+        (temperatures(301, 305), SPAN, "expected the band b1[145] from about 221 to 299 K, .* mostly beyond it"),
         (temperatures(0, 255), SHARES, "expected the band b1[145] from about 0 to 1 1, as the members know it"),
         (
             temperatures(0, 255),
