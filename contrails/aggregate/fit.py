@@ -74,7 +74,7 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
         "decisions": table,
     }
     if fixed is not None:  # nothing was fitted
-        del scores["intervals"]["threshold"]
+        scores["intervals"].pop("threshold", None)
     if rule != "vote":  # shares of votes are no probabilities
         scores["calibration"] = _calibration(counted)
     if several:
@@ -86,7 +86,10 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
 
 
 def held_out_scores(scored: Scored, threshold: float, steps: tuple[Step, ...]) -> dict[str, Any]:
-    """Return the Dice of the whole ensemble on records that nothing was fitted on, with a 95% interval over groups."""
+    """Return the Dice of the whole ensemble on records that nothing was fitted on, with a 95% interval over groups.
+
+    Of fewer than two groups there is no interval.
+    """
     counts = np.zeros((len(scored), 2), np.int64)
     for index in range(len(scored)):
         mask, (hard, valid) = apply(scored.probabilities(index), threshold, steps), scored.truth(index)
@@ -100,7 +103,7 @@ def held_out_scores(scored: Scored, threshold: float, steps: tuple[Step, ...]) -
         "records": "held out: nothing was fitted on them",
         "num_records": len(scored),
         "dice": float(hits / total) if total else 0.0,
-        "interval": np.percentile(dices, (2.5, 97.5)).tolist() if dices else None,
+        "interval": np.percentile(dices, (2.5, 97.5)).tolist() if dices and by_group.shape[1] > 1 else None,
     }
 
 

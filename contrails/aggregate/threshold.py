@@ -61,8 +61,11 @@ def cross_fitted_dice(tally: Tally, thresholds: dict[str, float]) -> float:
 def intervals(tally: Tally, threshold: float) -> dict[str, list[float]]:
     """Return 95% intervals of the best threshold and of the Dice at `threshold`, by a bootstrap over groups.
 
-    Thresholds are looked for among 256; the Dice is that at the nearest of these.
+    Thresholds are looked for among 256; the Dice is that at the nearest of these. Of fewer than two groups there are
+    none.
     """
+    if len(tally.positive) < 2:
+        return {}
     # the tail sums say the Dice at each level; the redraws weigh groups
     hits = tally.positive[:, ::-1].cumsum(1)[:, ::-1].astype(np.float64)
     total = hits + tally.negative[:, ::-1].cumsum(1)[:, ::-1] + tally.positive.sum(1, keepdims=True)

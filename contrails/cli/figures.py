@@ -8,6 +8,8 @@ from rich.table import Table
 
 from contrails.aggregate.ensemble import Ensemble
 
+_NO_INTERVAL = "no interval, which needs two groups"
+
 
 def show_ensemble(ensemble: Ensemble) -> None:
     """Print members, decisions and figures, each with what it is of."""
@@ -70,14 +72,16 @@ def _stages(row: dict[str, Any]) -> Table:
 def _figures(ensemble: Ensemble) -> Iterator[str]:
     scores = ensemble.scores
     if "dice" in scores:
-        low, high = scores["intervals"]["dice"]
+        found = scores["intervals"].get("dice")
+        interval = _NO_INTERVAL if found is None else "95% interval {:.4f} to {:.4f}".format(*found)
         yield (
             f"Dice:       {scores['dice']:.4f} cross-fitted ({scores['dice_cross_fitted']:.4f} by the threshold alone; "
-            f"with one threshold for all folds, 95% interval {low:.4f} to {high:.4f})"
+            f"with one threshold for all folds, {interval})"
         )
     yield f"of:         {scores['records']}"
     if held_out := scores.get("held_out"):
-        interval = "" if held_out["interval"] is None else " ({:.4f} to {:.4f})".format(*held_out["interval"])
+        found = held_out["interval"]
+        interval = f" ({_NO_INTERVAL})" if found is None else " ({:.4f} to {:.4f})".format(*found)
         dice, records = held_out["dice"], held_out["num_records"]
         yield f"ensemble:   Dice {dice:.4f}{interval} on {records} records; {held_out['records']}"
     yield f"threshold:  {ensemble.threshold:.4f}{_interval(scores)}"

@@ -35,8 +35,21 @@ def logs(run_name: str, fold: str, follow: bool, lines: int) -> None:
     files = _files(chosen, first)
     for path in files:
         _print_end(path, lines)
+    if not files and not follow:
+        click.echo(_why_none(chosen), err=True)
     if follow:
         _follow(chosen, first, {path: path.stat().st_size for path in files})
+
+
+def _why_none(fold: Fold) -> str:
+    """Return why there is nothing to print."""
+    look = f"look with `contrails status {fold.run.typed}`"
+    attempts = fold.attempts()
+    if attempts and not any(attempt.stdout.exists() or attempt.stderr.exists() for attempt in attempts):
+        return (
+            f"fold {fold.key} has no log: it was trained in the foreground, and its output went to the terminal; {look}"
+        )
+    return f"fold {fold.key} has written nothing yet; {look}"
 
 
 def _files(fold: Fold, first: int) -> list[Path]:

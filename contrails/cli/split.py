@@ -80,7 +80,7 @@ def split(
         else:
             filelist = filelists.make_folds(
                 dataset.record_ids, groups, positive, labelled & (subsets != "test"), num_folds,
-                held_out=hold_out, seed=seed,
+                held_out=hold_out, seed=seed, timed=bool(np.isfinite(dataset.timestamps).any()),
             )  # fmt: skip
             command = _command(data, num_folds, out, hold_out, window_hours, seed)
         made = filelists.write_filelist(out, filelist, command)

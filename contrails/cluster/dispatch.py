@@ -50,10 +50,15 @@ def choose_folds(recipe: Recipe, num_folds: int | None, fold: str | None) -> lis
     """
     available = read_filelist(recipe.data.filelist).num_folds
     if num_folds is not None and num_folds != available:
+        other = (  # what a single fold trains on are others
+            f"make a file list with `contrails split {shlex.quote(str(recipe.data.dataset))} --folds {num_folds} "
+            "-o NEW.csv`"
+            if num_folds > 1
+            else "--fold 0 for one of them"
+        )
         raise RecipeError(
             f"--folds {num_folds}: the file list {recipe.data.filelist} has {available} folds; give "
-            f"--folds {available}, or make a file list with "
-            f"`contrails split {shlex.quote(str(recipe.data.dataset))} --folds {num_folds} -o NEW.csv`"
+            f"--folds {available}, or {other}"
         )
     if fold is None:
         return [str(number) for number in range(available)]
@@ -311,7 +316,7 @@ def _require_same(run: Run, config: RunConfig, recipe: Recipe, identity: DataIde
     if differing:
         raise RunError(
             f"the run {run.name} exists with another recipe ({'; '.join(differing)}); give --name for a new run, "
-            f"or use the recipe in {run.toml}"
+            f"or go on with its own recipe: `contrails resume {run.typed}`"
         )
 
 

@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import secrets
-import shlex
 import shutil
 import socket
 import subprocess
@@ -28,6 +27,7 @@ from contrails.cluster.scheduler import Check, Reference, scheduler_of
 from contrails.cluster.sites import Site, found_schedulers, holds_copy
 from contrails.cluster.submission import submit_job, submitting
 from contrails.config import Recipe
+from contrails.data.store import made_from_raw
 from contrails.errors import ClusterError, NodeError, StorageError
 from contrails.files import storage
 from contrails.runs import Run
@@ -127,9 +127,7 @@ def _memory(site: Site, recipe: Recipe) -> Check:
     """Compare the dataset with a job's memory; only a private copy must fit, mapped pages can be given back."""
     path = recipe.data.dataset
     if not path.is_file():
-        return Check(
-            "dataset", False, f"no file {path}", f"make it with `contrails prepare RAW {shlex.quote(str(path))}`"
-        )
+        return Check("dataset", False, f"no file {path}", made_from_raw(path))
     here = psutil.virtual_memory().available / 1e9
     memory = site.memory_gb or (here if site.scheduler == "local" else None)
     size = path.stat().st_size / 1e9

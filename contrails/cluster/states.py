@@ -224,4 +224,6 @@ def _elsewhere(fold: Fold, launcher: dict[str, Any]) -> str | None:
 
 
 def _lost(row: FoldState, fold: Fold, what: str) -> FoldState:
-    return replace(row, state="lost", cause="lost", reason=f"{what}; {next_step('lost', fold.run)}")
+    advice = next_step("lost", fold.run)
+    said = what if advice in what else f"{what}; {advice}"  # its log may have said so
+    return replace(row, state="lost", cause="lost", reason=said)

@@ -151,6 +151,7 @@ def make_folds(
     *,
     held_out: float = 0.0,
     seed: int = 0,
+    timed: bool = True,
 ) -> FileList:
     """Deal whole groups out to folds, so that positives first and records second are balanced.
 
@@ -164,6 +165,7 @@ def make_folds(
         num_folds: at least 2.
         held_out: share of the labelled records that no fold sees, below 1.
         seed: decides between equally good choices.
+        timed: whether groups depend on the times of records.
 
     Raises:
         DataError: fewer groups than folds, groups too large for the shares, no label, or no positive record.
@@ -183,7 +185,7 @@ def make_folds(
         raise DataError(f"expected at most a fold a record, found {num_folds} folds of {len(groups)} records")
     share = np.array([(1 - held_out) / num_folds] * num_folds + [held_out] * (held_out > 0))
     chosen = _deal(size, share, seed)
-    _require_filled(chosen, size, num_folds, held_out)
+    _require_filled(chosen, size, num_folds, held_out, timed=timed)
     fold_of = {group: HELD_OUT if part == num_folds else part for group, part in chosen.items()}
     folds = [fold_of[group] if yes else HELD_OUT for group, yes in zip(groups, labelled, strict=True)]
     return FileList(tuple(record_ids), tuple(groups), tuple(folds))
@@ -264,7 +266,7 @@ def _deal(size: Mapping[str, tuple[int, int]], share: np.ndarray, seed: int) -> 
 
 
 def _require_filled(
-    chosen: Mapping[str, int], size: Mapping[str, tuple[int, int]], num_folds: int, held_out: float
+    chosen: Mapping[str, int], size: Mapping[str, tuple[int, int]], num_folds: int, held_out: float, *, timed: bool
 ) -> None:
     parts = num_folds + (held_out > 0)
     empty = sorted(set(range(parts)) - set(chosen.values()))
@@ -272,8 +274,10 @@ def _require_filled(
         return
     what = f"fold {empty[0]}" if empty[0] < num_folds else f"the held-out share of {held_out:g}"
     records = [count for _, count in size.values()]
+    remedies = ["fewer folds"] + [f"a {'smaller' if empty[0] < num_folds else 'larger'} --hold-out"] * (held_out > 0)
+    remedies += ["a smaller --window-hours"] * timed
     raise DataError(
         f"nothing is left for {what}: records of one place and time stay together, and there are {len(records)} such "
-        f"groups for {parts} parts, the largest with {max(records)} of {sum(records)} records; ask for fewer folds, "
-        "another --hold-out, or a smaller --window-hours"
+        f"groups for {parts} parts, the largest with {max(records)} of {sum(records)} records; ask for "
+        f"{' or '.join(remedies)}"
     )

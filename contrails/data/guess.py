@@ -19,6 +19,12 @@ def looks_like(raw: Path, split: str) -> list[str]:
         options = [] if scenes == _SCENES[0] else [f"--scenes={scenes}/{{scene}}"]
         options += [f"--masks={masks}/{{scene}}"] if masks not in (None, _MASKS[0]) else []
         return ["--layout=scenes", *options]
+    scenes, masks = _first(raw / split, _SCENES), _first(raw / split, _MASKS)
+    if scenes and (masks or (scenes == _SCENES[0] and split == "test")):
+        if (raw / split / "filelists").is_dir():  # they are read where RAW is the split's folder
+            return []
+        options = [f"--masks={split}/{masks}/{{scene}}"] if masks else []
+        return ["--layout=scenes", f"--scenes={split}/{scenes}/{{scene}}", *options]
     return ["--layout=images-rle"] if _has_images(raw / split) else []
 
 

@@ -25,7 +25,7 @@ _SPAN_STEPS = 65_534
 """Steps between the count of the smallest value, 1, and that of the largest; 0 stands where there are no data."""
 
 _LEAVE_OUT = "; convert them, or leave them out"
-_ONE_SCALE = "; convert them, or pack all of them with one scale, such as --range 0,1"
+_ONE_SCALE = "; convert them, or prepare all of them with one scale, such as --range 0,1 of contrails prepare"
 
 _FULL = {(1 << bits) - 1 for bits in range(1, 17)}
 """Largest counts of so many bits."""

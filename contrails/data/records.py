@@ -69,7 +69,7 @@ def find_records(root: Path, split: str) -> list[RawRecord]:
         raise DataError(f"expected the records of '{split}' in {folder}, found no such folder; check RAW and --split")
     paths = folders_in(folder).paths
     if not paths:
-        raise DataError(f"expected a folder for each record in {folder}, found none; check RAW and --split")
+        raise DataError(f"expected a folder for each record in {folder}, found none; check the path")
     metadata = _read_metadata(root / f"{split}_metadata.json")
     return [RawRecord(path.name, path, *metadata.get(path.name, (path.name, math.nan))) for path in paths]
 
@@ -134,7 +134,12 @@ def bands_of(record: RawRecord) -> tuple[int, ...]:
 def _read_band(record: RawRecord, band: int, frames: Sequence[int]) -> np.ndarray:
     path = record.path / f"band_{band:02d}.npy"
     if not path.is_file():
-        have = ", ".join(str(number) for number in bands_of(record)) or "none"
+        have = ", ".join(str(number) for number in bands_of(record))
+        if not have:
+            raise DataError(
+                f"{record.path}: expected the folder of a record, with files such as {path.name}, found none of them; "
+                f"give a folder of GOES records, or move {record.record_id} out of {record.path.parent}"
+            )
         raise DataError(f"{path} is missing (record {record.record_id} has the bands {have}); get it, or give --bands")
     array = _load(path, record)
     if array.dtype != np.float32 or array.ndim != 3 or array.size == 0:

@@ -113,7 +113,7 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
         raise DataError(
             f"expected scenes as {options.scenes} in {root} (endings {', '.join(ENDINGS)}), found "
             f"{', '.join(sorted(path.name for path in root.glob('*'))[:8]) or 'nothing'}; give the folder that holds "
-            "them as RAW, or say --scenes"
+            "them, or say --scenes"
         )
     subsets = read_filelists(root / "filelists", files) if options.masks else {}
     wanted = _SPLITS.get(split) if _SPLITS.get(split) in subsets.values() else None

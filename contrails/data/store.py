@@ -234,10 +234,7 @@ def open_dataset(path: Path, copy: Path | None = None) -> Dataset:
     """
     with storage(path, "read"):
         if not path.is_file():
-            raise DataError(
-                f"expected a dataset file at {path}, found none; make it with "
-                f"`contrails prepare RAW {shlex.quote(str(path))}`"
-            )
+            raise DataError(f"expected a dataset file at {path}, found none; {made_from_raw(path)}")
         path.open("rb").close()  # what the file system refuses is not the file's fault
     with opened_file(path) as file:
         require_own(path, file)
@@ -246,6 +243,14 @@ def open_dataset(path: Path, copy: Path | None = None) -> Dataset:
     if missing := [name for name in arrays if name not in dataset.digests]:
         raise DataError(f"{path} lacks the digests of {', '.join(missing)}; {repaired_by(path)}")
     return replace(dataset, copy=copy)
+
+
+def made_from_raw(path: Path) -> str:
+    """Return what to do where a dataset file is missing."""
+    if path.suffix.lower() == ".csv":
+        return "that is the name of a file list: give the dataset file whose records it deals out"
+    split = f" --split {path.stem}" if path.stem in ("validation", "test") else ""
+    return f"make it with `contrails prepare RAW {shlex.quote(str(path))}{split}`"
 
 
 @contextmanager

@@ -95,8 +95,8 @@ def _score_tiles(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
     scores, tiles = figures["scores"], []
     partial = "" if figures["complete"] else f"; partial: {figures['folds']}"
     if "dice" in scores:
-        low, high = scores["intervals"]["dice"]
-        words = f"Dice out of fold, cross-fitted (95%: {low:.3f} to {high:.3f}){partial}"
+        interval = " (95%: {:.3f} to {:.3f})".format(*found) if (found := scores["intervals"].get("dice")) else ""
+        words = f"Dice out of fold, cross-fitted{interval}{partial}"
         tiles.append((f"{scores['dice']:.4f}", words))
     if held_out := scores.get("held_out"):
         words = f"Dice of the ensemble on {held_out['num_records']} records held out{partial}"

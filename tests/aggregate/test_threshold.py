@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from contrails.aggregate.calibrate import Calibration, fit, label_free, reliability
+from contrails.aggregate.fit import held_out_scores
 from contrails.aggregate.scored import Scored, tally
 from contrails.aggregate.threshold import counts_at, cross_fitted, cross_fitted_dice, intervals
 from contrails.metrics import NUM_BINS, Histogram
@@ -95,6 +96,14 @@ def test_groups_are_drawn_together(noisy: Scored) -> None:
         hits, total = np.sum([per_group[group] for group in random.integers(0, 12, 12)], axis=0)
         dices.append(hits / total)
     assert found["dice"] == pytest.approx(np.percentile(dices, [2.5, 97.5]).tolist(), abs=0.02)
+
+
+def test_one_group_has_no_interval(tiny_data: Path) -> None:
+    masks = np.zeros((2, 16, 16), bool)
+    masks[:, :4] = True
+    scored = scored_records(tiny_data / "train.h5", masks, masks * 0.9, ["0", "1"], ["g", "g"])
+    assert intervals(tally(scored), 0.5) == {}
+    assert held_out_scores(scored, 0.5, ())["interval"] is None
 
 
 def counts(scored: Scored, index: int, cut: int) -> tuple[int, int]:

@@ -12,10 +12,12 @@ from conftest import MakeRun
 
 import contrails
 from contrails.cli.main import cli
+from contrails.cluster.dispatch import choose_folds
 from contrails.cluster.ends import NEXT_STEP, write_end
 from contrails.cluster.freeze import freeze_code
 from contrails.cluster.scheduler import Cause
-from contrails.errors import RecipeError
+from contrails.data.store import open_dataset
+from contrails.errors import DataError, RecipeError
 from contrails.files import to_json, write_atomic
 
 _PACKAGE = Path(contrails.__file__).parent
@@ -101,3 +103,33 @@ def test_what_status_asks_for_is_typed(
     for words in commands:
         cli(words, standalone_mode=False)
     assert f"{name} fold 0: done" in capsys.readouterr().out
+
+
+def test_a_single_fold_is_no_file_list(make_run: MakeRun) -> None:
+    recipe = make_run().read_config().recipe
+    with pytest.raises(RecipeError, match=r"--folds 1: .* give --folds 3, or --fold 0 for one of them"):
+        choose_folds(recipe, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("test.h5", "`contrails prepare RAW test.h5 --split test`"),
+        ("validation.h5", "`contrails prepare RAW validation.h5 --split validation`"),
+        ("train.h5", "`contrails prepare RAW train.h5`"),
+        ("X.csv", "that is the name of a file list: give the dataset file"),
+    ],
+)
+def test_a_missing_dataset_is_made_of_its_split(name: str, advice: str) -> None:
+    with pytest.raises(DataError, match=advice):
+        open_dataset(Path(name))
+
+
+def test_logs_say_why_there_are_none(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run()
+    run.fold("0").path.mkdir(parents=True)
+    cli(["logs", str(run.path)], standalone_mode=False)
+    assert "fold 0 has written nothing yet; look with `contrails status" in capsys.readouterr().err
+    write_atomic(run.fold("0").attempt(1).state, to_json({"status": "done"}))
+    cli(["logs", str(run.path)], standalone_mode=False)
+    assert "fold 0 has no log: it was trained in the foreground" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def test_pretrained_weights_are_needed_and_frozen_by_their_digest(run: Run, monk
 
 
 def test_it_refuses_a_run_of_another_recipe(run: Run) -> None:
-    with pytest.raises(RunError, match=r"the run run exists with another recipe \(train.epochs = 4, was 3\)"):
+    with pytest.raises(RunError, match=r"epochs = 4, was 3\); give --name .*: `contrails resume run`"):
         dry_run("--name", "run", "-o", "train.epochs=4")
 
 

@@ -218,13 +218,22 @@ def test_records_without_a_label_are_held_out() -> None:
         ({"num_records": 8}, "nothing is left for fold 4: .* there are 4 such groups for 5 parts, .* 2 of 8 records"),
         ({"positive": 10**6, "num_records": 0}, r"an empty positive class: none of 0 records \(0 of them labelled\)"),
         ({"num_records": 10, "held_out": 0.1}, "nothing is left for the held-out share of 0.1: .* fewer folds"),
-        ({"num_records": 12, "held_out": 0.9}, "nothing is left for fold 0"),
-        ({"held_out": 1e-6}, "nothing is left for the held-out share of 1e-06: .* another --hold-out"),
+        ({"num_records": 12, "held_out": 0.9}, "nothing is left for fold 0: .* or a smaller --hold-out"),
+        (
+            {"held_out": 1e-6},
+            "nothing is left for the held-out share of 1e-06: .* ask for fewer folds or a larger --hold-out or a sm",
+        ),
     ],
 )
 def test_an_impossible_split_says_why(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(DataError, match=message):
         folds_of(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_split_without_times_advises_no_window() -> None:
+    labelled = np.ones(2, bool)
+    with pytest.raises(DataError, match=r"2 of 2 records; ask for fewer folds$"):
+        make_folds(["a", "b"], ["g", "g"], labelled, labelled, 2, timed=False)
 
 
 def test_no_positive_record_is_an_error() -> None:
