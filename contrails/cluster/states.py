@@ -225,5 +225,6 @@ def _elsewhere(fold: Fold, launcher: dict[str, Any]) -> str | None:
 
 def _lost(row: FoldState, fold: Fold, what: str) -> FoldState:
     advice = next_step("lost", fold.run)
-    said = what if advice in what else f"{what}; {advice}"  # its log may have said so
+    # the launcher's last words, which know more, may have said what to do
+    said = what if f"`contrails resume {fold.run.typed}" in what else f"{what}; {advice}"
     return replace(row, state="lost", cause="lost", reason=said)

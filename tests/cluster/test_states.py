@@ -104,6 +104,24 @@ def test_an_attempt_that_does_not_say_whose_it_is_is_judged_by_its_launcher_and_
     assert fold_state(fold).state == "lost"
 
 
+def test_what_to_do_is_said_once_where_the_launcher_has_said_it(fold: Fold) -> None:
+    fold.run.path.mkdir()
+    launcher = subprocess.Popen(["sleep", "60"])
+    record(fold.run, "intent", name="a1", folds=["0"], exclude=[])
+    record(fold.run, "submitted", name="a1", job_id="7", process=process_of(launcher.pid))
+    launcher.kill()
+    launcher.wait()
+    log = fold.run.job_folder("a1") / "7_0_log.err"
+    log.parent.mkdir(parents=True)
+    step = f"`contrails resume {fold.run.typed}`"
+    log.write_text(f"error: fold 0, before it began an attempt: it was killed; go on with {step}\n")
+    reason = str(fold_state(fold).reason)
+    assert "its job ended before it began an attempt (error: fold 0" in reason
+    assert reason.count(step) == 1
+    log.unlink()
+    assert str(fold_state(fold).reason).endswith(f"attempt; go on with {step}")
+
+
 def test_a_job_that_waits_on_another_machine_says_where(fold: Fold) -> None:
     launcher = process_of(os.getpid()) | {"host": "elsewhere"}
     fold.run.path.mkdir()
