@@ -163,6 +163,11 @@ class Run:
         return self.path / "notes.jsonl"
 
     @property
+    def wandb_files(self) -> Path:
+        """What wandb keeps for itself: caches, and files that offline runs refer to."""
+        return self.path / "wandb"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

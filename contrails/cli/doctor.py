@@ -18,24 +18,24 @@ from contrails.errors import NodeError
 @click.option("--node", is_flag=True, help="Check this machine as one that trains, and nothing else.")
 @json_option
 def doctor(site_name: str | None, recipe: Path | None, job: bool, node: bool, as_json: bool) -> None:
-    """Check scheduler, limits, files, clock, environment and GPU of a site.
+    """Check scheduler, limits, files, clock, environment and GPU of a site, and the W&B server.
 
     \b
     Example:
       contrails doctor --site mycluster --job
     """
-    from contrails.cluster.doctor import check_by_job, check_node, check_site, check_wandb
+    from contrails.cluster.doctor import check_by_job, check_node, check_site
     from contrails.cluster.scheduler import Check
     from contrails.cluster.sites import find_site
     from contrails.config import load_recipe
     from contrails.runs import Run, runs_root
-    from contrails.tracking.projection import has_key
+    from contrails.tracking.check import check_wandb
 
     site = find_site(site_name)
     checks: list[Check] = []
     if not node:
         checks += check_site(site, runs_root(), load_recipe(recipe) if recipe else None)
-        checks.append(check_wandb(has_key=has_key()))
+        checks.append(check_wandb())
     if node or site.scheduler == "local":
         checks += check_node(site, runs_root())
     if job:

@@ -31,7 +31,7 @@ def sync(run_name: str, fold: str | None, follow: bool, rebuild: bool) -> None:
       contrails sync default
       contrails sync default --follow
     """
-    from contrails.tracking.projection import has_key
+    from contrails.tracking.account import find_account
 
     if follow and rebuild:
         raise click.UsageError("--follow and --rebuild: rebuild first, then follow")
@@ -39,47 +39,49 @@ def sync(run_name: str, fold: str | None, follow: bool, rebuild: bool) -> None:
     folds = [run.fold(fold)] if fold is not None else run.folds()
     if not any(each.path.is_dir() for each in folds):
         raise RunError(f"{run.name} has no fold {fold or 'yet'}; look with `contrails status {run.typed}`")
-    if not has_key():
-        click.echo("no W&B key (WANDB_API_KEY or `wandb login`): writing offline files", err=True)
+    if not find_account().online:
+        click.echo(
+            "no W&B key (WANDB_API_KEY or `wandb login`), or WANDB_MODE=offline: writing offline files", err=True
+        )
     if follow:
         # a scheduler signals all processes of the job that this one runs beside; it sends what is left, then ends
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
-        _follow(folds)
+        _follow(run, folds)
     _send(run, folds, aggregations=fold is None, rebuild=rebuild)
 
 
-def _follow(folds: list[Fold]) -> None:
+def _follow(run: Run, folds: list[Fold]) -> None:
     from contrails.tracking.projection import follow
 
-    said: dict[str, str] = {}
-    for fold, outcome in follow(folds, _ended):
-        if isinstance(outcome, TrackingError):
-            if said.get(fold.key) != str(outcome):
-                click.echo(f"warning: fold {fold.key}: {outcome}", err=True)
-            said[fold.key] = str(outcome)
-        elif outcome:
-            click.echo(f"fold {fold.key}: {outcome} rows")
-            said.pop(fold.key, None)
+    told: dict[str, str] = {}
+    for sent in follow(run, folds, _ended):
+        name = sent.item.name
+        if sent.said:
+            click.echo(f"{name}: {sent.said}", err=True)
+        if sent.error is not None and told.get(name) != sent.error:
+            click.echo(f"warning: {name}: {sent.error}", err=True)
+            told[name] = sent.error
+        elif sent.rows:
+            click.echo(f"{name}: {sent.rows} rows")
+            told.pop(name, None)
 
 
 def _send(run: Run, folds: list[Fold], *, aggregations: bool, rebuild: bool) -> None:
     """Project folds and aggregations; one that fails keeps none of the others."""
-    from contrails.tracking.projection import sync_aggregate, sync_fold
+    from contrails.tracking.plan import items_of
+    from contrails.tracking.projection import Projection
 
     problems = []
-    for fold in folds:
-        try:
-            rows = sync_fold(fold, rebuild=rebuild)
-            click.echo(f"fold {fold.key}: {f'{rows} rows' if rows else 'nothing new'}")
-        except TrackingError as error:
-            problems.append(f"fold {fold.key}: {error}")
-    for path in run.aggregations() if aggregations else ():
-        try:
-            new = sync_aggregate(run, path, rebuild=rebuild)
-            click.echo(f"aggregation {path.name}: {'scores and samples' if new else 'nothing new'}")
-        except TrackingError as error:
-            problems.append(f"aggregation {path.name}: {error}")
+    with Projection(run) as projection:
+        for sent in projection.send(items_of(run, folds, aggregations=aggregations), rebuild=rebuild):
+            if sent.error is not None:
+                problems.append(f"{sent.item.name}: {sent.error}")
+                continue
+            if sent.said:
+                click.echo(f"{sent.item.name}: {sent.said}", err=True)
+            new = f"{sent.rows} rows" if sent.item.fold else "scores and samples"
+            click.echo(f"{sent.item.name}: {new if sent.rows else 'nothing new'}")
     if problems:
         raise TrackingError("\n".join(problems))
 

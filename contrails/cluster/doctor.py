@@ -8,14 +8,12 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -135,27 +133,6 @@ def _memory(site: Site, recipe: Recipe) -> Check:
     shown = "the scheduler's default" if memory is None else f"{memory:.1f} GB"
     found = f'dataset {size:.1f} GB, data.residency = "{recipe.data.residency}", memory of a job {shown}'
     return Check("memory", enough, found, 'set or raise memory_gb of the site, or set data.residency = "mmap"')
-
-
-def check_wandb(*, has_key: bool) -> Check:
-    """Return where `contrails sync` sends to; offline files are as good."""
-    address = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    offline = "`contrails sync RUN` writes offline files, `wandb sync` sends them later"
-    try:
-        url = urlsplit(address)
-        host, port = url.hostname, url.port or 443
-    except ValueError:
-        host, port = None, 0
-    if host is None:
-        advice = "correct it, or `unset WANDB_BASE_URL`"
-        return Check(
-            "W&B", False, f"WANDB_BASE_URL='{address}' is no address such as https://wandb.example.org", advice
-        )
-    try:
-        socket.create_connection((host, port), timeout=3).close()
-    except OSError:
-        return Check("W&B", True, f"{host} not reachable: {offline} from a machine that reaches it")
-    return Check("W&B", True, "reachable" if has_key else f"reachable, no key: `wandb login`, or {offline}")
 
 
 def _imports(package: str) -> Check:

@@ -1,32 +1,128 @@
-"""Metrics and aggregations projected into Weights & Biases: one W&B run a fold, whatever it went through.
+"""Folds and aggregations projected into Weights & Biases: one W&B run each, whatever it went through.
 
-The truth is the run folder. `wandb.json` in the fold's folder, or in that of an aggregation, keeps the W&B id and what
-was projected last. wandb itself works in a process of its own for each projection (`contrails.tracking.worker`) that is
-given a time: whatever becomes of it, a network or wandb-core included, ends as one error here.
+The truth is the run folder (see `contrails.tracking.plan`); the process that talks to W&B is started for what is new.
 """
 
-import json
-import netrc
-import os
-import secrets
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from contrails.errors import TrackingError
-from contrails.files import read_json, sha256, storage, to_json, write_atomic
-from contrails.history import fold_metrics
+from contrails.errors import ContrailsError, TrackingError
 from contrails.locks import sole_writer
 from contrails.runs import Fold, Run
+from contrails.tracking.account import find_account
+from contrails.tracking.messages import Answer, Task
+from contrails.tracking.plan import Item, Plan, items_of, plan
+from contrails.tracking.process import Worker
 
-_DEADLINE_S = 600.0
-_INTERVAL_S = 30.0
-_FOLDERS = ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR", "WANDB_CONFIG_DIR")
+_DEADLINE_S = 300.0
+_LEAVE_S = 20.0
+_INTERVAL_S = 10.0
+_LONGEST_PAUSE_S = 600.0
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of an item: `rows` is 0 where nothing was new, `said` what the user should know."""
+
+    item: Item
+    rows: int = 0
+    said: str | None = None
+    error: str | None = None
+
+
+class Projection:
+    """Sends items of a run; a context. With `live` the runs of folds that train stay open until it ends."""
+
+    def __init__(self, run: Run, *, live: bool = False) -> None:
+        self._run, self._live, self._account = run, live, find_account()
+        self._worker: Worker | None = None
+        self._locks, self._locked = ExitStack(), set[Path]()
+        self._open: dict[Path, tuple[Task, list[Any]]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._locks:
+            left = [replace(task, outcome="preempted") for task, _ in self._open.values()]
+            with suppress(TrackingError):
+                list(self._answers(left, _LEAVE_S))
+            self._end()
+
+    def send(self, items: Sequence[Item], *, rebuild: bool = False) -> Iterator[Sent]:
+        """Project what is new of items, side by side; yield the outcome of each."""
+        plans = []
+        for item in items:
+            try:
+                self._lock(item)
+                opened = self._open.get(item.path, (None, None))[1]
+                found = plan(item, self._account.destination, opened, live=self._live, rebuild=rebuild)
+                if found is not None:
+                    found.begin()
+                    plans.append(found)
+            except ContrailsError as error:
+                yield Sent(item, error=str(error))
+                continue
+            if found is None:
+                yield Sent(item)
+        answers = self._answers([each.task for each in plans], _DEADLINE_S)
+        for number, each in enumerate(plans):
+            try:
+                yield self._settled(each, next(answers))
+            except TrackingError as error:
+                yield from (Sent(left.item, error=_advised(str(error))) for left in plans[number:])
+                break
+
+    def _settled(self, of: Plan, answer: Answer) -> Sent:
+        """Write down what W&B holds now, or explain why it does not."""
+        self._open.pop(of.item.path, None)
+        if answer.error is not None:
+            gone = "it never takes the id of a deleted run again; make a new one with"
+            said = f"W&B: {answer.error}: {gone} `{of.item.rebuild}`" if answer.gone else _advised(answer.error)
+            return Sent(of.item, error=said)
+        of.finish(answer)
+        if of.task.outcome == "running":
+            self._open[of.item.path] = of.task, of.stamp
+        else:
+            _remove_others(of.item.path / "wandb", answer.offline)
+        return Sent(of.item, answer.rows, of.said)
+
+    def _lock(self, item: Item) -> None:
+        if item.path not in self._locked:
+            busy = f"another contrails sync works on {item.path}; wait for it, or end it"
+            self._locks.enter_context(sole_writer(item.path / ".wandb.lock", busy))
+            self._locked.add(item.path)
+
+    def _answers(self, tasks: list[Task], deadline_s: float) -> Iterator[Answer]:
+        """Yield what became of tasks; a worker that failed at one is replaced, whatever it still has open."""
+        if not tasks:
+            return
+        if self._worker is None:
+            self._worker = Worker(self._run, self._account)
+        failed = True
+        try:
+            answers = list[Answer]()
+            for answer in self._worker.answers(tasks, deadline_s):
+                answers.append(answer)
+                yield answer
+            failed = any(answer.error for answer in answers)
+        finally:
+            if failed:
+                self._end()
+
+    def _end(self) -> None:
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
+        self._open.clear()
 
 
 def sync_fold(fold: Fold, *, rebuild: bool = False) -> int:
@@ -35,114 +131,51 @@ def sync_fold(fold: Fold, *, rebuild: bool = False) -> int:
     Online, rows go on after those that W&B holds. Offline, all of them are written anew as one folder, which takes the
     place of the one before, so that what `wandb sync` sends is whole.
 
-    Args:
-        fold: what is projected: rows of metrics that a snapshot covers.
-        rebuild: begin a W&B run of its own, where the old one is beyond repair or was deleted.
-
     Raises:
         TrackingError: W&B refuses, or does not answer in time.
     """
-    rows = fold_metrics(fold)
-    stamp = [len(rows), fold.done.exists(), has_key()]
-    return len(rows) if rows and _project(fold.path, stamp, [str(fold.run.path), fold.key], rebuild=rebuild) else 0
-
-
-def sync_aggregate(run: Run, folder: Path, *, rebuild: bool = False) -> bool:
-    """Project an aggregation of a run, as a W&B run of its own; return whether it was new.
-
-    Raises:
-        TrackingError: as `sync_fold`.
-    """
-    stamp = [sha256(folder / "ensemble.json"), has_key()]
-    return _project(folder, stamp, [str(run.path), "--aggregate", folder.name], rebuild=rebuild)
+    with Projection(fold.run) as projection:
+        (sent,) = projection.send([Item(fold.run, fold.path, fold)], rebuild=rebuild)
+    if sent.error is not None:
+        raise TrackingError(sent.error)
+    return sent.rows
 
 
 def follow(
-    folds: Sequence[Fold], ended: Callable[[Fold], bool], interval_s: float = _INTERVAL_S
-) -> Iterator[tuple[Fold, int | TrackingError]]:
-    """Project what is new of folds every `interval_s` until all have ended; yield the outcome of each."""
-    while True:
-        over, since = all(ended(fold) for fold in folds), time.monotonic()
-        for fold in folds:
-            try:
-                yield fold, sync_fold(fold)
-            except TrackingError as error:
-                yield fold, error
-        if over:
-            return
-        # offline files are written anew each time: of a long training not too often
-        time.sleep(max(interval_s, 10 * (time.monotonic() - since)))
+    run: Run, folds: list[Fold], ended: Callable[[Fold], bool], interval_s: float = _INTERVAL_S
+) -> Iterator[Sent]:
+    """Project what is new of folds every `interval_s` until all have ended; yield what was sent, and each failure.
+
+    What failed is tried again after pauses that grow.
+    """
+    failures, not_before = dict[Path, int](), dict[Path, float]()
+    with Projection(run, live=True) as projection:
+        while True:
+            over = all(ended(fold) for fold in folds)
+            now = time.monotonic()
+            due = [
+                item for item in items_of(run, folds, aggregations=False) if over or not_before.get(item.path, 0) <= now
+            ]
+            for sent in projection.send(due):
+                count = failures.get(sent.item.path, 0) + 1 if sent.error else 0
+                failures[sent.item.path] = count
+                pause = min(_LONGEST_PAUSE_S, interval_s * 2**count) if count else 0
+                not_before[sent.item.path] = now + pause
+                yield sent
+            if over:
+                return
+            time.sleep(interval_s)
 
 
-def has_key() -> bool:
-    """Return whether this user has a W&B key, without importing wandb."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False
-
-
-def _project(folder: Path, stamp: Sequence[Any], arguments: list[str], *, rebuild: bool) -> bool:
-    """Have a worker project what lies in `folder` unless `stamp` says that it is as it was."""
-    busy = f"another contrails sync works on {folder}; wait for it, or end it"
-    with sole_writer(folder / ".wandb.lock", busy):
-        known = read_json(folder / "wandb.json") or {}
-        if known.get("stamp") == list(stamp) and not rebuild:
-            return False
-        if rebuild or "id" not in known:
-            known = {"id": secrets.token_hex(4)}
-            write_atomic(folder / "wandb.json", to_json(known))  # a kill from here on finds the same id
-        answer = _work(folder, [*arguments, known["id"]])
-        write_atomic(folder / "wandb.json", to_json({"id": known["id"], "stamp": list(stamp)} | answer))
-        _remove_others(folder / "wandb", answer.get("offline"))
-    return True
-
-
-def _work(folder: Path, arguments: list[str]) -> dict[str, Any]:
-    """Run a worker to its end and return its answer."""
-    # below the fold's folder: home folders of clusters have small quotas
-    files = folder / "wandb"
-    with storage(files, "create"):
-        files.mkdir(exist_ok=True)
-    environment = (
-        {"WANDB_INIT_TIMEOUT": "60"}
-        | dict(os.environ)
-        | dict.fromkeys(_FOLDERS, str(files))
-        | {"WANDB_DIR": str(folder)}
+def _advised(problem: str) -> str:
+    return (
+        f"W&B: {problem}; nothing is lost: mend it (key, network), or `unset WANDB_API_KEY` for offline files, then the "
+        "same command again goes on"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "contrails.tracking.worker", *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=_DEADLINE_S)
-    except subprocess.TimeoutExpired as error:
-        raise TrackingError(
-            f"W&B took longer than {_DEADLINE_S:.0f} s; check the network, the same command again goes on"
-        ) from error
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    if process.returncode:
-        lines = [line for line in err.splitlines() if line.strip()]
-        raise TrackingError(
-            f"W&B: {lines[-1] if lines else f'its process ended with {process.returncode}'}; nothing is lost: mend it "
-            "(key, network), or `unset WANDB_API_KEY` for offline files, then the same command again goes on"
-        )
-    answer: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return answer
 
 
 def _remove_others(files: Path, kept: str | None) -> None:
-    """Remove the offline folders that a newer one has replaced, or whose writing was killed."""
-    for path in files.glob("offline-run-*"):
-        if kept is not None and path.name != kept:
+    """Remove wandb's folders that a newer one has replaced, that a server holds, or whose writing was killed."""
+    for path in [*files.glob("offline-run-*"), *files.glob("run-*")]:
+        if path.name != kept:
             shutil.rmtree(path, ignore_errors=True)

@@ -1,174 +1,116 @@
-"""The process that talks to Weights & Biases: `python -m contrails.tracking.worker RUN FOLD|--aggregate NAME ID`.
+"""The process that talks to Weights & Biases for `contrails sync`: `python -m contrails.tracking.worker`.
 
-The only module that imports wandb. Its last line of output is JSON: the name of the offline folder, if it wrote one.
+Each line of input is a list of tasks, answered by one line each, in that order. A run whose fold still trains stays
+open, so that its next rows cost no start of wandb. What an answer says is what the server says that it holds.
 """
 
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import wandb
+from contrails.errors import ContrailsError, TrackingError
+from contrails.runs import Fold
+from contrails.tracking.account import find_account
+from contrails.tracking.contents import (
+    describe_aggregation,
+    describe_fold,
+    digest_of,
+    fill_aggregation,
+    finish_fold,
+    rows_of,
+)
+from contrails.tracking.messages import Answer, Task
+from contrails.tracking.sink import GoneError
+from contrails.tracking.wandb_sink import WandbSink
 
-from contrails.aggregate.judged import choose, judge
-from contrails.aggregate.postprocess import Step, apply
-from contrails.aggregate.stored import read_figures, stored_out_of_fold
-from contrails.config import read_toml
-from contrails.data.colours import colours_of, labelled_frame
-from contrails.errors import ContrailsError, DataError
-from contrails.files import read_hint
-from contrails.history import fold_metrics
-from contrails.progress import tell
-from contrails.runs import Fold, Run
-from contrails.tracking.projection import has_key
-
-_PROJECT = "contrails"
-_FINISH_TIMEOUT_S = 300
-_SAMPLES = 16
-"""Records in the table of predictions: each costs three files."""
+_HOLDS_WITHIN_S = 30.0
+_LOOK_EVERY_S = 0.5
 
 
-def send_fold(fold: Fold, run_id: str) -> str | None:
-    """Send the rows after those that W&B holds, and say where the weights are; return the offline folder's name."""
-    finished = fold.done.exists()
-    config = _config(fold.run) | {"fold": fold.key, "attempts": [read_hint(attempt.job) for attempt in fold.attempts()]}
-    name = f"fold{fold.key}"
-    with _opened(fold.path, run_id, fold.run.name, "train", name, config, finished=finished) as run:
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
-        # a row is a step of W&B's own count: what it holds are the first ones, in the same order.
-        # Never step=: W&B drops a row whose step is not larger than the last one.
-        for row in fold_metrics(fold)[run.step :]:
-            run.log(row)
-        if finished:
-            _refer(run, f"{fold.run.name}-{name}", "weights", sorted(fold.weights.glob("*.safetensors")))
-    return _offline_folder(run)
+@dataclass
+class _Opened:
+    """A run that is open: `rows` are those that it should have by now."""
+
+    sink: WandbSink
+    rows: int
+    summary: Mapping[str, float | str]
 
 
-def send_aggregate(of: Run, folder: Path, run_id: str) -> str | None:
-    """Send scores, decisions and samples of an aggregation; return the offline folder's name."""
-    figures = read_figures(folder)
-    if figures is None:
-        raise DataError(f"{folder} holds no aggregation of this version; run `contrails aggregate {of.typed}` again")
-    config = _config(of) | {key: figures[key] for key in ("options", "request", "members", "folds", "complete")}
-    with _opened(folder, run_id, of.name, "aggregate", folder.name, config, finished=True) as run:
-        scores = figures["scores"]
-        run.summary.update(_numbers(scores) | {"threshold": figures["threshold"]})
-        tables = {"predictions": _samples(of, folder, figures)}
-        if decisions := scores.get("decisions"):
-            tables["decisions"] = wandb.Table(list(decisions[0]), [list(row.values()) for row in decisions])
-        run.log({name: table for name, table in tables.items() if table is not None})
-        _refer(run, f"{of.name}-{folder.name}", "ensemble", sorted(folder.glob("*.safetensors")))
-    return _offline_folder(run)
+def work(tasks: list[Task], opened: dict[str, _Opened]) -> Iterator[Answer]:
+    """Do tasks and yield what became of each; `opened` are the runs that stay open, by folder.
+
+    All send before the first is waited for.
+    """
+    for task, begun in [(task, _caught(partial(_send, task, opened))) for task in tasks]:
+        answer = begun if begun.error else _caught(partial(_settle, task, opened))
+        if answer.error or task.outcome != "running":
+            opened.pop(task.folder, None)
+        yield answer
 
 
-@contextmanager
-def _opened(
-    folder: Path, run_id: str, group: str, job_type: str, name: str, config: dict[str, Any], *, finished: bool
-) -> Iterator["wandb.Run"]:
-    """Open a W&B run, and wait within limits for what it sends."""
-    settings = wandb.Settings(
-        finish_timeout=_FINISH_TIMEOUT_S,
-        finish_timeout_raises=True,
-        console="off",
-        silent=True,
-        disable_git=True,
-        disable_code=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
-        x_update_finish_state=finished,
-    )
-    opened = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", _PROJECT),
-        id=run_id,
-        resume="allow",
-        dir=str(folder),
-        mode="online" if has_key() else "offline",
-        settings=settings,
-        group=group,
-        job_type=job_type,
-        name=name,
-    )
-    with opened as run:
-        run.config.update(config, allow_val_change=True)
-        yield run
-
-
-def _config(run: Run) -> dict[str, Any]:
-    """Return recipe, data and site as they were frozen, and where the run comes from."""
-    made = read_hint(run.provenance)
-    return read_toml(run.toml, "a run") | {"provenance": {key: made[key] for key in made if key != "changes"}}
-
-
-def _numbers(scores: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the figures with dotted names, without tables."""
-    found: dict[str, Any] = {}
-    for key, value in scores.items():
-        if isinstance(value, dict):
-            found |= _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float | str):
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def _samples(of: Run, folder: Path, figures: dict[str, Any]) -> "wandb.Table | None":
-    """Return records with their label and the member's out-of-fold mask; None where the predictions are gone."""
+def _caught(step: Callable[[], Answer]) -> Answer:
     try:
-        scored = stored_out_of_fold(of, folder, figures)
-    except DataError as error:
-        tell(f"no sample predictions: {error}")
-        return None
-    threshold, steps = float(figures["threshold"]), [Step(**step) for step in figures["steps"]]
-    judged = judge(scored, dict.fromkeys(map(str, scored.parts), threshold), steps)
-    table, dataset = wandb.Table(["record", "fold", "kind", "dice", "prediction"]), scored.dataset
-    for index, kind in choose(judged, _SAMPLES):
-        row = int(scored.rows[index])
-        mask, label = apply(scored.probabilities(index), threshold, steps), scored.truth(index)[0]
-        layers = {
-            name: {"mask_data": each[dataset.unpadded(row)].astype("uint8"), "class_labels": {1: name}}
-            for name, each in (("predicted", mask), ("label", label))
-        }
-        picture = (255 * colours_of(dataset, row, labelled_frame(dataset))).round().astype("uint8")
-        dice = float(judged.dice[index])
-        cells = dataset.record_ids[row], str(scored.parts[index]), kind, dice if dice == dice else None
-        table.add_data(*cells, wandb.Image(picture, masks=layers))
-    return table
+        return step()
+    except (ContrailsError, OSError) as error:
+        return Answer(error=str(error), gone=isinstance(error, GoneError))
 
 
-def _refer(run: "wandb.Run", name: str, kind: str, files: list[Path]) -> None:
-    """Say where files are, without sending them."""
-    if not files:
-        return
-    artifact = wandb.Artifact("".join(c if (c.isalnum() and c.isascii()) or c in "._-" else "-" for c in name), kind)
-    for path in files:
-        artifact.add_reference(path.absolute().as_uri(), name=path.name, checksum=False)
-    run.log_artifact(artifact)
+def _send(task: Task, opened: dict[str, _Opened]) -> Answer:
+    folder = Path(task.folder)
+    fold = Fold(folder) if folder.parent.name == "folds" else None
+    if task.folder not in opened:
+        sink = WandbSink(find_account())
+        experiment = describe_fold(fold, task.id) if fold else describe_aggregation(folder, task.id)
+        opened[task.folder] = _Opened(sink, sink.open(replace(experiment, known=task.sent)), {})
+    run = opened[task.folder]
+    if fold is None:
+        number, run.summary = fill_aggregation(run.sink, folder, max(0, run.rows - task.rows))
+        run.rows = task.rows + number
+        return Answer()
+    rows = rows_of(fold, task.rows)[: task.rows]
+    if digest_of(rows) != task.digest:
+        raise TrackingError(f"the rows in {folder} changed meanwhile")
+    run.sink.rows(rows[run.rows :])
+    run.rows = max(run.rows, len(rows))
+    run.summary = finish_fold(run.sink, fold) if task.outcome == "finished" else {}
+    return Answer()
 
 
-def _offline_folder(run: "wandb.Run") -> str | None:
-    return Path(run.dir).parent.name if run.settings.mode == "offline" else None
+def _settle(task: Task, opened: dict[str, _Opened]) -> Answer:
+    """Wait until W&B holds the rows, and end a run that does not go on here."""
+    run = opened[task.folder]
+    if task.outcome != "running":
+        run.sink.finish(task.outcome, run.summary)
+    end = time.monotonic() + _HOLDS_WITHIN_S
+    while (held := run.sink.held()) < run.rows:
+        if time.monotonic() > end:
+            raise TrackingError(f"of {run.rows} rows W&B holds {held}: it has refused the others")
+        time.sleep(_LOOK_EVERY_S)
+    if held > run.rows:
+        raise GoneError(f"W&B holds {held} rows of {run.rows}: others sent to it, too")
+    return Answer(held, run.sink.offline_folder)
 
 
 def main() -> None:
-    """Project a fold or an aggregation."""
-    of, *what, run_id = sys.argv[1:]
-    run = Run(Path(of))
-    try:
-        if what[0] == "--aggregate":
-            offline = send_aggregate(run, run.aggregate(what[1]), run_id)
-        else:
-            offline = send_fold(run.fold(what[0]), run_id)
-    except (
-        wandb.Error,
-        ContrailsError,
-        OSError,
-        TimeoutError,
-    ) as error:  # with wandb-core killed: a ConnectionResetError
-        sys.exit(f"{type(error).__name__}: {error}")
-    print(json.dumps({"offline": offline}))  # noqa: T201
+    """Answer until the input ends."""
+    # what wandb prints is no answer
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    opened: dict[str, _Opened] = {}
+    for line in sys.stdin:
+        for answer in work([Task.from_json(each) for each in json.loads(line)], opened):
+            answers.write(f"{answer.to_json()}\n")
+            answers.flush()
+    for run in opened.values():  # `contrails sync` was killed
+        with suppress(ContrailsError, OSError):
+            run.sink.finish("preempted", {})
+    os._exit(0)  # wandb's hook would say of runs that failed here that they are finished
 
 
 if __name__ == "__main__":

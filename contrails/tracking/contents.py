@@ -1,0 +1,136 @@
+"""What a sink is told of a fold and of an aggregation. Reads the files of the run."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from contrails.config import read_toml
+from contrails.errors import DataError
+from contrails.files import read_hint, read_json_lines
+from contrails.history import fold_metrics
+from contrails.progress import tell
+from contrails.runs import Fold, Run
+from contrails.tracking.sink import Experiment, Picture, References, Sink, Table
+
+_SAMPLES = 16
+"""Records in the table of predictions: each costs three files."""
+
+
+def rows_of(fold: Fold, sent: int = 0) -> list[dict[str, Any]]:
+    """Return the rows of a fold that a snapshot covers; at least as many as were sent, if there are as many.
+
+    A fold that goes on from an older snapshot covers fewer rows for a while.
+    """
+    rows = fold_metrics(fold)
+    return rows if len(rows) >= sent else fold_metrics(fold, newest=True)[:sent]
+
+
+def digest_of(rows: list[dict[str, Any]]) -> str:
+    """Return the SHA-256 of rows."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def notes_of(run: Run) -> str:
+    """Return the remarks on a run, one a line."""
+    return "\n".join(str(row["text"]) for row in read_json_lines(run.notes) if row.get("text"))
+
+
+def describe_fold(fold: Fold, run_id: str) -> Experiment:
+    """Return what is known of a fold before its first row."""
+    attempts = [read_hint(attempt.job) for attempt in fold.attempts()]
+    config = _config(fold.run) | {"fold": fold.key, "attempts": attempts}
+    return Experiment(fold.path, run_id, fold.run.name, "train", f"fold{fold.key}", config, notes_of(fold.run))
+
+
+def finish_fold(sink: Sink, fold: Fold) -> Mapping[str, float | str]:
+    """Say where the weights of a finished fold are; return its summary."""
+    done = fold.read_done()
+    if done is None:
+        return {}
+    if files := sorted(fold.weights.glob("*.safetensors")):
+        sink.media(f"{fold.run.name}-fold{fold.key}", References("weights", files))
+    return {} if done["best_dice"] is None else {"best_dice": float(done["best_dice"])}
+
+
+def describe_aggregation(folder: Path, run_id: str) -> Experiment:
+    """Return what is known of an aggregation before its tables."""
+    run, figures = _run_of(folder), _figures(folder)
+    config = _config(run) | {key: figures[key] for key in ("options", "request", "members", "folds", "complete")}
+    return Experiment(folder, run_id, run.name, "aggregate", folder.name, config, notes_of(run))
+
+
+def fill_aggregation(sink: Sink, folder: Path, skip: int) -> tuple[int, Mapping[str, float | str]]:
+    """Send tables and references of an aggregation, without the first tables; return their number and the summary."""
+    run, figures = _run_of(folder), _figures(folder)
+    scores = figures["scores"]
+    tables = {"predictions": _samples(run, folder, figures)}
+    if decisions := scores.get("decisions"):
+        tables["decisions"] = Table(list(decisions[0]), [list(row.values()) for row in decisions])
+    found = [(name, table) for name, table in tables.items() if table is not None]
+    for name, table in found[skip:]:
+        sink.media(name, table)
+    if files := sorted(folder.glob("*.safetensors")):
+        sink.media(f"{run.name}-{folder.name}", References("ensemble", files))
+    return len(found), _numbers(scores) | {"threshold": figures["threshold"]}
+
+
+def _run_of(folder: Path) -> Run:
+    return Run(folder.parent.parent)
+
+
+def _figures(folder: Path) -> dict[str, Any]:
+    # only here: a fold needs no torch
+    from contrails.aggregate.stored import read_figures
+
+    figures = read_figures(folder)
+    if figures is None:
+        again = f"run `contrails aggregate {_run_of(folder).typed}` again"
+        raise DataError(f"{folder} holds no aggregation of this version; {again}")
+    return figures
+
+
+def _config(run: Run) -> dict[str, Any]:
+    """Return recipe, data and site as they were frozen, and where the run comes from."""
+    made = read_hint(run.provenance)
+    return read_toml(run.toml, "a run") | {"provenance": {key: made[key] for key in made if key != "changes"}}
+
+
+def _numbers(scores: dict[str, Any], prefix: str = "") -> dict[str, float | str]:
+    """Return the figures with dotted names, without tables."""
+    found: dict[str, float | str] = {}
+    for key, value in scores.items():
+        if isinstance(value, dict):
+            found |= _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float | str):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _samples(of: Run, folder: Path, figures: dict[str, Any]) -> Table | None:
+    """Return records with their label and the member's out-of-fold mask; None where the predictions are gone."""
+    from contrails.aggregate.judged import choose, judge
+    from contrails.aggregate.postprocess import Step, apply
+    from contrails.aggregate.stored import stored_out_of_fold
+    from contrails.data.colours import colours_of, labelled_frame
+
+    try:
+        scored = stored_out_of_fold(of, folder, figures)
+    except DataError as error:
+        tell(f"no sample predictions: {error}")
+        return None
+    threshold, steps = float(figures["threshold"]), [Step(**step) for step in figures["steps"]]
+    judged = judge(scored, dict.fromkeys(map(str, scored.parts), threshold), steps)
+    cells, dataset = list[list[Any]](), scored.dataset
+    for index, kind in choose(judged, _SAMPLES):
+        row = int(scored.rows[index])
+        mask, label = apply(scored.probabilities(index), threshold, steps), scored.truth(index)[0]
+        masks = {
+            name: each[dataset.unpadded(row)].astype("uint8") for name, each in (("predicted", mask), ("label", label))
+        }
+        pixels = (255 * colours_of(dataset, row, labelled_frame(dataset))).round().astype("uint8")
+        dice = float(judged.dice[index])
+        known = [dataset.record_ids[row], str(scored.parts[index]), kind, dice if dice == dice else None]
+        cells.append([*known, Picture(pixels, masks)])
+    return Table(["record", "fold", "kind", "dice", "prediction"], cells)

@@ -1,0 +1,127 @@
+"""What is to be sent of a fold or an aggregation, judged by its files and by `wandb.json` beside them.
+
+`wandb.json` keeps the W&B `id`; the number and the SHA-256 of the `rows` that were to be sent under it, written before
+the first of them is; `sent`, where W&B was seen to hold them; and the `stamp` of all that it was told.
+"""
+
+import secrets
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contrails.cluster.states import ALIVE, fold_state
+from contrails.files import read_json, sha256, to_json, write_atomic
+from contrails.runs import Fold, Run
+from contrails.tracking.contents import digest_of, notes_of, rows_of
+from contrails.tracking.messages import Answer, Task
+from contrails.tracking.sink import Outcome
+
+
+@dataclass(frozen=True)
+class Item:
+    """A fold, or an aggregation in the folder `path`."""
+
+    run: Run
+    path: Path
+    fold: Fold | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{'fold' if self.fold else 'aggregation'} {self.path.name}"
+
+    @property
+    def rebuild(self) -> str:
+        """The command that makes a new W&B run of it."""
+        return (
+            f"contrails sync {self.run.typed}{f' --fold {shlex.quote(self.fold.key)}' if self.fold else ''} --rebuild"
+        )
+
+    @property
+    def record(self) -> Path:
+        return self.path / "wandb.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A task, what `wandb.json` says when it is done, and what the user should know."""
+
+    item: Item
+    task: Task
+    stamp: list[Any]
+    record: dict[str, Any]
+    said: str | None = None
+
+    def begin(self) -> None:
+        """Write down what is about to be sent: a kill from here on finds the same id, and knows the rows."""
+        write_atomic(self.item.record, to_json({key: self.record[key] for key in self.record if key != "stamp"}))
+
+    def finish(self, answer: Answer) -> None:
+        """Write down that W&B holds it; of a run that stays open only where that is."""
+        if answer.offline is None or self.task.outcome != "running":
+            record = self.record | {"sent": self.stamp[0], "held": answer.rows}
+            closed = {"stamp": self.stamp} | ({"offline": answer.offline} if answer.offline else {})
+            write_atomic(self.item.record, to_json(record | (closed if self.task.outcome != "running" else {})))
+
+
+def items_of(run: Run, folds: list[Fold], *, aggregations: bool) -> list[Item]:
+    """Return folds, and the aggregations of their run."""
+    found = [Item(run, fold.path, fold) for fold in folds]
+    return found + [Item(run, path) for path in (run.aggregations() if aggregations else ())]
+
+
+def plan(item: Item, destination: str, opened: list[Any] | None, *, live: bool, rebuild: bool) -> Plan | None:
+    """Return what is to be sent of an item; None where nothing is new.
+
+    Args:
+        item: what is looked at.
+        destination: where it is sent to; see `Account.destination`.
+        opened: stamp of the run that this process has open; None where it has none.
+        live: leave the run open while its fold trains.
+        rebuild: begin a new run, whatever is known.
+    """
+    known = read_json(item.record) or {}
+    if item.fold is not None:
+        rows = rows_of(item.fold, known.get("rows", 0))
+        if not rows:
+            return None
+        count, digest = len(rows), digest_of(rows)
+        changed = "rows" in known and digest_of(rows[: known["rows"]]) != known["digest"]
+    else:
+        count, digest, changed = _after_older_tables(item, known, destination)
+    outcome = _outcome(item, live=live)
+    stamp = [destination, digest, outcome, notes_of(item.run)]
+    if not (rebuild or changed) and stamp == (opened if outcome == "running" else known.get("stamp")):
+        return None
+    said, old = None, known.get("id")
+    if changed and not rebuild:
+        said = f"what W&B holds as {old} was made again with another result: all of it is in a new W&B run"
+    if rebuild or changed or old is None:
+        known = {"id": secrets.token_hex(4)}
+        count = count if item.fold else 0
+    sent = known.get("sent")
+    record = {"id": known["id"], "rows": count, "digest": digest} | ({"sent": sent} if sent else {})
+    task = Task(str(item.path), known["id"], outcome, count, digest, sent == destination != "offline")
+    return Plan(item, task, stamp, record, said)
+
+
+def _after_older_tables(item: Item, known: dict[str, Any], destination: str) -> tuple[int, str, bool]:
+    """Return after how many rows the tables of an aggregation come, its digest, and whether that is not known."""
+    digest = sha256(item.path / "ensemble.json")
+    if known.get("sent") != destination or destination == "offline":
+        return 0, digest, "digest" in known and known.get("digest") != digest and destination != "offline"
+    if known["digest"] == digest:
+        return int(known["rows"]), digest, False
+    return int(known.get("held", 0)), digest, "stamp" not in known
+
+
+def _outcome(item: Item, *, live: bool) -> Outcome:
+    """Return how the W&B run is left."""
+    if item.fold is None:
+        return "finished"
+    state = fold_state(item.fold).state
+    if state == "done":
+        return "finished"
+    if state not in ALIVE | {"not submitted", "stopped"}:
+        return "failed"
+    return "running" if live and state not in {"waiting", "stopped"} else "preempted"
