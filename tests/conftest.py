@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 os.environ.pop("CONTRAILS_RUNS", None)  # somebody's own runs are none of the tests'
 
-# fixtures of tests that start PBS jobs, or fill a disk
-pytest_plugins = ["pbs_site", "small_disk"]
+# fixtures of tests that start PBS jobs, fill a disk, or talk to a W&B server
+pytest_plugins = ["pbs_site", "small_disk", "wandb_fixtures"]
 
 MakeRun = Callable[..., Run]
 MakeRecipe = Callable[..., Recipe]

@@ -23,6 +23,7 @@ from contrails.tracking.account import Account
 from contrails.tracking.messages import Answer, Task
 
 _FOLDERS = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR")
+_COMMAND = [sys.executable, "-m", "contrails.tracking.worker"]
 
 
 class Worker:
@@ -36,7 +37,7 @@ class Worker:
         self._read = b""
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "contrails.tracking.worker"],
+            _COMMAND,
             env=environment | account.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -64,7 +65,7 @@ class Worker:
             left = end - time.monotonic()
             if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
                 self.end()
-                raise TrackingError(f"W&B took longer than {deadline_s:.0f} s")
+                raise TrackingError(f"no answer within {deadline_s:.0f} s")
             piece = os.read(self._process.stdout.fileno(), 65_536)
             if not piece:
                 self._process.wait()

@@ -88,11 +88,11 @@ class Projection:
             gone = "it never takes the id of a deleted run again; make a new one with"
             said = f"W&B: {answer.error}: {gone} `{of.item.rebuild}`" if answer.gone else _advised(answer.error)
             return Sent(of.item, error=said)
-        of.finish(answer)
         if of.task.outcome == "running":
             self._open[of.item.path] = of.task, of.stamp
         else:
             _remove_others(of.item.path / "wandb", answer.offline)
+        of.finish(answer)
         return Sent(of.item, answer.rows, of.said)
 
     def _lock(self, item: Item) -> None:
@@ -169,8 +169,8 @@ def follow(
 
 def _advised(problem: str) -> str:
     return (
-        f"W&B: {problem}; nothing is lost: mend it (key, network), or `unset WANDB_API_KEY` for offline files, then the "
-        "same command again goes on"
+        f"W&B: {problem}; nothing is lost: mend it (key, network), or set WANDB_MODE=offline for offline files; then "
+        "the same command again goes on"
     )
 
 

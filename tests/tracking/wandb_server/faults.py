@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 class Fault:
     """What becomes of requests of one kind, `times` of them or for `seconds`.
 
-    `kind` is a GraphQL operation, "file_stream", "upload", or "" for all. `status` answers so; `cut` closes the
+    Of them, only each number `every` meets it. `kind` is a GraphQL operation, "file_stream", "upload", or "" for all. `status` answers so; `cut` closes the
     connection, after the request was taken where `taken`; `delay_s` answers late.
     """
 
@@ -20,14 +20,19 @@ class Fault:
     taken: bool = False
     delay_s: float = 0.0
     times: int | None = None
+    every: int = 1
     seconds: float | None = None
     since: float = field(default_factory=time.monotonic)
+    seen: int = 0
     met: int = 0
 
     def meets(self, kind: str) -> bool:
         """Return whether a request of this kind meets it, and count it."""
         over = self.seconds is not None and time.monotonic() - self.since > self.seconds
         if over or (self.times is not None and self.met >= self.times) or self.kind not in ("", kind):
+            return False
+        self.seen += 1
+        if self.seen % self.every:
             return False
         self.met += 1
         return True

@@ -1,0 +1,99 @@
+"""`contrails sync` killed at a chosen stage: itself, or the process that talks to W&B, or wandb-core.
+
+As a script, `killed.py STAGE sync RUN` or `killed.py STAGE worker` is one of the two processes.
+"""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from contrails.runs import Fold
+
+WORKER_STAGES = ["before W&B", "first row", "rows", "finish", "finished", "answer", "wandb-core"]
+SYNC_STAGES = ["planned", "asked", "answered", "tidying"]
+
+
+def sync_killed(fold: Fold, stage: str) -> "subprocess.CompletedProcess[str]":
+    """Run `contrails sync` for a fold, killed at a stage."""
+    command = [sys.executable, __file__, stage, "sync", str(fold.run.path), "--fold", fold.key]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def after(count: int, action: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `call`, whose call number `count` is `action` instead."""
+    calls = list[int]()
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        return (action if len(calls) == count else call)(*arguments, **named)
+
+    return counted
+
+
+def then_die(call: Callable[..., Any]) -> Callable[..., Any]:
+    def dying(*arguments: Any, **named: Any) -> None:
+        call(*arguments, **named)
+        die()
+
+    return dying
+
+
+def kill_core(*_: Any) -> None:
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        if child.name().startswith("wandb-core"):
+            child.kill()
+            child.wait()
+
+
+def in_worker(stage: str) -> None:
+    import wandb
+
+    from contrails.tracking import worker
+    from contrails.tracking.wandb_sink import WandbSink
+
+    if stage == "before W&B":
+        wandb.init = die
+    elif stage == "first row":
+        wandb.Run.log = die
+    elif stage == "rows":
+        wandb.Run.log = after(4, die, wandb.Run.log)
+    elif stage == "finish":
+        wandb.Run.finish = die
+    elif stage == "finished":
+        wandb.Run.finish = then_die(wandb.Run.finish)
+    elif stage == "answer":
+        WandbSink.held = die  # type: ignore[method-assign,assignment]
+    elif stage == "wandb-core":
+        wandb.Run.log = after(3, kill_core, wandb.Run.log)
+    worker.main()
+
+
+def in_sync(stage: str, arguments: list[str]) -> None:
+    from contrails.tracking import plan, process, projection
+
+    process._COMMAND = [sys.executable, __file__, stage, "worker"]
+    if stage == "planned":
+        plan.Plan.begin = die  # type: ignore[method-assign,assignment]
+    elif stage == "asked":
+        process.Worker._line = die  # type: ignore[method-assign,assignment]
+    elif stage == "answered":
+        plan.Plan.finish = die  # type: ignore[method-assign,assignment]
+    elif stage == "tidying":
+        projection._remove_others = die
+    sys.argv = ["contrails", "sync", *arguments]
+    runpy.run_module("contrails", run_name="__main__")
+
+
+if __name__ == "__main__":
+    _, stage, which, *arguments = sys.argv
+    in_worker(stage) if which == "worker" else in_sync(stage, arguments)

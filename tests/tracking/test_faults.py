@@ -1,0 +1,83 @@
+"""A W&B server that fails: no row is lost or doubled, and the user is told."""
+
+import re
+
+import pytest
+from fault_cases import QUICK, FaultCase, end
+from killed import SYNC_STAGES, WORKER_STAGES, sync_killed
+
+from contrails.errors import TrackingError
+from contrails.files import read_json, to_json, write_atomic
+from contrails.history import fold_metrics
+from contrails.runs import Fold
+from contrails.tracking.projection import sync_fold
+
+from wandb_server import WandbServer
+
+pytestmark = pytest.mark.usefixtures("restore_process")
+
+
+def holds_all(server: WandbServer, fold: Fold) -> bool:
+    """Whether the server holds one run with the rows of a fold, each once, and how it ended."""
+    (run,) = server.held.runs.values()
+    return run.rows == fold_metrics(fold) and run.state == "finished" and not server.held.wrong
+
+
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
+def test_what_the_server_did_wrong_is_said_and_made_good(trained: Fold, server: WandbServer, case: FaultCase) -> None:
+    case.begin(server)
+    if case.told is None:
+        assert sync_fold(trained) == 6
+    else:
+        with pytest.raises(TrackingError, match=f"W&B: .*{case.told}.*the same command again goes on"):
+            sync_fold(trained)
+    assert sum(len(run.rows) for run in server.held.runs.values()) == case.held
+    end(server)
+    assert sync_fold(trained) == (0 if case.told is None else 6)
+    assert holds_all(server, trained)
+
+
+@pytest.mark.parametrize("stage", [*WORKER_STAGES, *SYNC_STAGES])
+def test_killed_at_any_stage_nothing_is_lost_or_doubled(trained: Fold, server: WandbServer, stage: str) -> None:
+    write_atomic(trained.wandb, to_json({"id": "0123abcd"}))
+    done = sync_killed(trained, stage)
+    assert done.returncode == (-9 if stage in SYNC_STAGES else 10), done.stderr
+    assert stage in SYNC_STAGES or re.search("W&B: .*the same command again goes on", done.stderr)
+    assert sync_fold(trained) == 6
+    assert holds_all(server, trained)
+    assert read_json(trained.wandb)["id"] == "0123abcd"
+
+
+def test_a_run_deleted_on_the_server(trained: Fold, server: WandbServer) -> None:
+    done = trained.done.read_text()
+    trained.done.unlink()
+    sync_fold(trained)
+    old = read_json(trained.wandb)["id"]
+    server.held.delete(old)
+    trained.done.write_text(done)
+    with pytest.raises(TrackingError, match=r"never takes the id .* again; .*`contrails sync .* --fold 0 --rebuild`"):
+        sync_fold(trained)
+    assert sync_fold(trained, rebuild=True) == 6
+    assert holds_all(server, trained)
+    assert list(server.held.runs) == [read_json(trained.wandb)["id"]] != [old]
+
+
+def test_a_run_that_was_deleted_before_its_first_row(trained: Fold, server: WandbServer) -> None:
+    write_atomic(trained.wandb, to_json({"id": "0123abcd"}))
+    server.held.deleted.add("0123abcd")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_INIT_TIMEOUT", "3")  # for so long, wandb asks again
+        with pytest.raises(TrackingError, match=r"previously created and deleted.*--rebuild`"):
+            sync_fold(trained)
+    assert sync_fold(trained, rebuild=True) == 6
+    assert holds_all(server, trained)
+
+
+def test_rows_that_were_made_again_go_into_a_new_run(trained: Fold, server: WandbServer) -> None:
+    sync_fold(trained)
+    old = read_json(trained.wandb)["id"]
+    metrics = trained.attempts()[0].metrics
+    metrics.write_text(metrics.read_text().replace('"train/loss":', '"train/loss":1', 1))
+    assert sync_fold(trained) == 6
+    assert read_json(trained.wandb)["id"] != old
+    assert server.held.runs[read_json(trained.wandb)["id"]].rows == fold_metrics(trained)
