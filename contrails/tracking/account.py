@@ -84,7 +84,7 @@ def _key(address: str, files: dict[str, str]) -> tuple[str | None, str | None]:
     """Return where the key of a server was found, and the key."""
     if key := os.environ.get("WANDB_API_KEY"):
         return "WANDB_API_KEY", key
-    path, host = _netrc_path(), urlsplit(address).netloc
+    path, host = _netrc_path(), address.partition("://")[2].partition("/")[0]
     try:
         entries = netrc.netrc(path)
     except (OSError, netrc.NetrcParseError):

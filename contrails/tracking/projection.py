@@ -175,7 +175,9 @@ def _advised(problem: str) -> str:
 
 
 def _remove_others(files: Path, kept: str | None) -> None:
-    """Remove wandb's folders that a newer one has replaced, that a server holds, or whose writing was killed."""
-    for path in [*files.glob("offline-run-*"), *files.glob("run-*")]:
+    """Remove what wandb kept for itself of a run that a server holds, and offline folders that a newer one replaces."""
+    if kept is None:
+        shutil.rmtree(files, ignore_errors=True)
+    for path in files.glob("offline-run-*"):
         if path.name != kept:
             shutil.rmtree(path, ignore_errors=True)

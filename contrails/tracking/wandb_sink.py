@@ -52,8 +52,6 @@ class WandbSink:
             )
             # of a run that goes on, W&B keeps its own
             self._run.config.update(dict(experiment.config), allow_val_change=True)
-            self._run.define_metric("step")
-            self._run.define_metric("*", step_metric="step")
         # run.step is 0 in a run that goes on, until its first row
         self._sent = int(self._run.starting_step) if self._account.online else 0
         return self._sent
@@ -66,6 +64,8 @@ class WandbSink:
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         with _explained():
+            self._run.define_metric("step")
+            self._run.define_metric("*", step_metric="step")
             for row in rows:
                 self._run.log(dict(row))
         self._sent += len(rows)

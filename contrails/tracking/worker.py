@@ -29,7 +29,8 @@ from contrails.tracking.messages import Answer, Task
 from contrails.tracking.sink import GoneError
 from contrails.tracking.wandb_sink import WandbSink
 
-_HOLDS_WITHIN_S = 30.0
+_HOLDS_WITHIN_S = {True: 10.0, False: 30.0}
+"""Patience with a server, once everything was sent to it, and while wandb-core is still at it."""
 _LOOK_EVERY_S = 0.5
 
 
@@ -85,9 +86,10 @@ def _send(task: Task, opened: dict[str, _Opened]) -> Answer:
 def _settle(task: Task, opened: dict[str, _Opened]) -> Answer:
     """Wait until W&B holds the rows, and end a run that does not go on here."""
     run = opened[task.folder]
-    if task.outcome != "running":
+    closed = task.outcome != "running"
+    if closed:
         run.sink.finish(task.outcome, run.summary)
-    end = time.monotonic() + _HOLDS_WITHIN_S
+    end = time.monotonic() + _HOLDS_WITHIN_S[closed]
     while (held := run.sink.held()) < run.rows:
         if time.monotonic() > end:
             raise TrackingError(f"of {run.rows} rows W&B holds {held}: it has refused the others")

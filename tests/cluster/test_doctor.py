@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from contrails.cli.main import cli
-from contrails.cluster.doctor import _memory, check_site, check_wandb
+from contrails.cluster.doctor import _memory, check_site
 from contrails.cluster.quota import parse_quota, quota_left_gb
 from contrails.cluster.sites import Site
 from contrails.config import Recipe
@@ -84,21 +84,6 @@ def test_memory_for_the_dataset(
     assert found.holds == holds
     assert words in found.found
     assert "memory_gb" in found.advice
-
-
-def test_wandb_is_reachable_or_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:1")
-    found = check_wandb(has_key=True)
-    assert found.holds
-    assert found.found.startswith("localhost not reachable: `contrails sync RUN` writes offline files")
-
-
-@pytest.mark.parametrize("address", ["nonsense", "http://[half", "https://wandb.example.org:port"])
-def test_an_address_of_wandb_that_is_none_is_said(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", address)
-    found = check_wandb(has_key=True)
-    assert not found.holds
-    assert f"WANDB_BASE_URL='{address}' is no address" in found.found
 
 
 def test_a_missing_dataset_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,4 +183,4 @@ def test_a_site_can_ask_for_staging_and_for_a_projection_beside_the_job(site: Si
     done = site.run("submit", "tiny.toml", "--fold", "0", "--site", "mine", "--wait")
     assert done.returncode == 0, done.stderr
     assert len(list((site.root / "scratch").glob("train-*.h5"))) == 1
-    eventually(lambda: read_hint(site.fold("0").wandb).get("stamp", [0])[0] == 8)
+    eventually(lambda: read_hint(site.fold("0").wandb).get("rows") == 8)

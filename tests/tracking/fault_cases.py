@@ -39,9 +39,6 @@ QUICK = [
         0,
     ),
     FaultCase("401 in the stream", _all(kind="file_stream", status=401), _REFUSED, 0),
-    FaultCase("403 in the stream", _all(kind="file_stream", status=403), _REFUSED, 0),
-    FaultCase("409 in the stream", _all(kind="file_stream", status=409), _REFUSED, 0),
-    FaultCase("quota exceeded", _all(kind="file_stream", status=402, message="storage quota exceeded"), _REFUSED, 0),
     FaultCase("429 with Retry-After", _all(status=429, headers={"Retry-After": "1"}, times=2), None, 6),
     FaultCase(
         "429 in the stream", _all(kind="file_stream", status=429, headers={"Retry-After": "1"}, times=1), None, 6
@@ -55,6 +52,9 @@ QUICK = [
 ]
 
 LONG = [
+    FaultCase("403 in the stream", _all(kind="file_stream", status=403), _REFUSED, 0),
+    FaultCase("409 in the stream", _all(kind="file_stream", status=409), _REFUSED, 0),
+    FaultCase("quota exceeded", _all(kind="file_stream", status=402, message="storage quota exceeded"), _REFUSED, 0),
     FaultCase("409 to the run, for ever", _all(kind="UpsertBucket", status=409), "HTTP 409", 0),
     FaultCase("500 for a minute", _all(status=500, seconds=_MINUTE_S), None),
     FaultCase("500 in the stream, a minute", _all(kind="file_stream", status=500, seconds=_MINUTE_S), None, 6),

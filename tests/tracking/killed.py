@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from contrails.runs import Fold
 
 WORKER_STAGES = ["before W&B", "first row", "rows", "finish", "finished", "answer", "wandb-core"]
 SYNC_STAGES = ["planned", "asked", "answered", "tidying"]
+SOME_STAGES = ["rows", "finished", "wandb-core", "asked", "answered"]
 
 
 def sync_killed(fold: Fold, stage: str) -> "subprocess.CompletedProcess[str]":
@@ -52,7 +54,8 @@ def kill_core(*_: Any) -> None:
     for child in psutil.Process().children(recursive=True):
         if child.name().startswith("wandb-core"):
             child.kill()
-            child.wait()
+            while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
 
 
 def in_worker(stage: str) -> None:

@@ -4,15 +4,14 @@ import re
 
 import pytest
 from fault_cases import QUICK, FaultCase, end
-from killed import SYNC_STAGES, WORKER_STAGES, sync_killed
+from killed import SOME_STAGES, SYNC_STAGES, sync_killed
+from wandb_server import WandbServer
 
 from contrails.errors import TrackingError
 from contrails.files import read_json, to_json, write_atomic
 from contrails.history import fold_metrics
 from contrails.runs import Fold
 from contrails.tracking.projection import sync_fold
-
-from wandb_server import WandbServer
 
 pytestmark = pytest.mark.usefixtures("restore_process")
 
@@ -37,7 +36,7 @@ def test_what_the_server_did_wrong_is_said_and_made_good(trained: Fold, server: 
     assert holds_all(server, trained)
 
 
-@pytest.mark.parametrize("stage", [*WORKER_STAGES, *SYNC_STAGES])
+@pytest.mark.parametrize("stage", SOME_STAGES)
 def test_killed_at_any_stage_nothing_is_lost_or_doubled(trained: Fold, server: WandbServer, stage: str) -> None:
     write_atomic(trained.wandb, to_json({"id": "0123abcd"}))
     done = sync_killed(trained, stage)
@@ -67,7 +66,7 @@ def test_a_run_that_was_deleted_before_its_first_row(trained: Fold, server: Wand
     server.held.deleted.add("0123abcd")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_INIT_TIMEOUT", "3")  # for so long, wandb asks again
-        with pytest.raises(TrackingError, match=r"previously created and deleted.*--rebuild`"):
+        with pytest.raises(TrackingError, match=r"(?s)previously created and deleted.*--rebuild`"):
             sync_fold(trained)
     assert sync_fold(trained, rebuild=True) == 6
     assert holds_all(server, trained)

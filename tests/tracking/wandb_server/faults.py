@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Fault:
-    """What becomes of requests of one kind, `times` of them or for `seconds`.
+    """What becomes of requests of one kind, `times` of them or for `seconds`; only each number `every` meets it.
 
-    Of them, only each number `every` meets it. `kind` is a GraphQL operation, "file_stream", "upload", or "" for all. `status` answers so; `cut` closes the
+    `kind` is a GraphQL operation, "file_stream", "upload", or "" for all. `status` answers so; `cut` closes the
     connection, after the request was taken where `taken`; `delay_s` answers late.
     """
 

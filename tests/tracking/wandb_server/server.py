@@ -28,6 +28,10 @@ class WandbServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def alive(self) -> bool:
+        return self._http is not None
+
     def start(self) -> None:
         self._http = _Listener(("127.0.0.1", self.port), _Handler)
         self._http.server, self.port = self, self._http.server_port
