@@ -19,12 +19,21 @@ _SAMPLES = 16
 
 
 def rows_of(fold: Fold, sent: int = 0) -> list[dict[str, Any]]:
-    """Return the rows of a fold that a snapshot covers; at least as many as were sent, if there are as many.
+    """Return the rows of a fold that will stay as they are; at least as many as were sent, if there are as many.
 
     A fold that goes on from an older snapshot covers fewer rows for a while.
     """
     rows = fold_metrics(fold)
+    if rows and _awaits_validation(fold, rows[-1]):
+        rows = rows[:-1]
     return rows if len(rows) >= sent else fold_metrics(fold, newest=True)[:sent]
+
+
+def _awaits_validation(fold: Fold, row: dict[str, Any]) -> bool:
+    """Return whether this last row may be joined by that of the validation: a snapshot can come between the two."""
+    if fold.done.exists() or not float(row.get("epoch", 0)).is_integer() or any(key.startswith("val/") for key in row):
+        return False
+    return bool(fold_metrics(fold, newest=True)[-1]["step"] == row["step"])
 
 
 def digest_of(rows: list[dict[str, Any]]) -> str:

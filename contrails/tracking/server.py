@@ -1,4 +1,4 @@
-"""Two questions to a W&B server, without wandb: who the key belongs to, and how many rows a run has there.
+"""Three questions to a W&B server, without wandb: whose the key is, how many rows a run has there, and what files.
 
 wandb ends in peace where the server has refused what it sent; what the server holds is what counts.
 """
@@ -20,6 +20,8 @@ _PASSES = {429, 500, 502, 503, 504}
 _VIEWER = "query Viewer { viewer { id entity username } }"
 _ROWS = """query RunRows($project: String, $entity: String, $name: String!) {
   model(name: $project, entityName: $entity) { bucket(name: $name, missingOk: true) { historyLineCount } } }"""
+_FILES = """query ArtifactState($project: String, $entity: String, $name: String!) {
+  project(name: $project, entityName: $entity) { artifact(name: $name) { state } } }"""
 
 
 class Server:
@@ -48,6 +50,16 @@ class Server:
         model = self._ask(_ROWS, {"project": project, "entity": entity, "name": run_id}).get("model") or {}
         bucket = model.get("bucket")
         return None if bucket is None else int(bucket["historyLineCount"] or 0)
+
+    def holds(self, entity: str, project: str, artifact: str) -> bool:
+        """Return whether the newest version of an artifact is complete.
+
+        Raises:
+            TrackingError: it does not answer, or refuses.
+        """
+        variables = {"project": project, "entity": entity, "name": f"{artifact}:latest"}
+        found = (self._ask(_FILES, variables).get("project") or {}).get("artifact") or {}
+        return bool(found.get("state") == "COMMITTED")
 
     def _ask(self, query: str, variables: dict[str, str]) -> dict[str, Any]:
         account = self._account

@@ -29,7 +29,7 @@ class WandbSink:
     def __init__(self, account: Account) -> None:
         self._account, self._server = account, Server(account, _PATIENCE_S)
         self._run: Any = None
-        self._sent = 0
+        self._sent, self._artifacts = 0, list[str]()
 
     def open(self, experiment: Experiment) -> int:
         if self._account.online:
@@ -74,12 +74,14 @@ class WandbSink:
         with _explained():
             if isinstance(media, References):
                 artifact = wandb.Artifact(_NOT_IN_NAMES.sub("-", name), media.kind)
+                self._artifacts.append(artifact.name)
                 for path in media.files:
                     artifact.add_reference(path.absolute().as_uri(), name=path.name, checksum=False)
                 self._run.log_artifact(artifact)
                 return
             cells = [[_image(cell) if isinstance(cell, Picture) else cell for cell in row] for row in media.cells]
             self._run.log({name: wandb.Table(list(media.columns), cells)})
+            self._artifacts.append(f"run-{self._run.id}-{name}")
         self._sent += 1
 
     def held(self) -> int:
@@ -96,6 +98,10 @@ class WandbSink:
             if outcome == "preempted":
                 self._run.mark_preempting()  # its state follows from this and an exit code that is not 0
             self._run.finish(exit_code=_EXIT[outcome])
+        # wandb says nothing of those that failed
+        for name in self._artifacts if self._account.online else ():
+            if not self._server.holds(self._run.entity, self._run.project, name):
+                raise TrackingError(f"{self._account.address} does not hold the artifact {name}")
 
     @property
     def offline_folder(self) -> str | None:

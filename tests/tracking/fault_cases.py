@@ -39,6 +39,7 @@ QUICK = [
         0,
     ),
     FaultCase("401 in the stream", _all(kind="file_stream", status=401), _REFUSED, 0),
+    FaultCase("403 to an upload", _all(kind="upload", status=403), "does not hold the artifact", 6),
     FaultCase("429 with Retry-After", _all(status=429, headers={"Retry-After": "1"}, times=2), None, 6),
     FaultCase(
         "429 in the stream", _all(kind="file_stream", status=429, headers={"Retry-After": "1"}, times=1), None, 6

@@ -54,11 +54,28 @@ class Answers:
         kinds = [each.kind for each in self.held.artifacts.values() if each.name == name]
         return {"project": {"artifact": {"artifactType": {"name": kinds[0]}} if kinds else None}}
 
+    def _artifact_state(self, sent: Variables) -> dict[str, Any]:
+        name = str(sent["name"]).partition(":")[0]
+        states = [each.state for each in self.held.artifacts.values() if each.name == name]
+        return {"project": {"artifact": {"state": states[-1]} if states else None}}
+
     def _fetch_artifact_digest_algorithm(self, _: Variables) -> dict[str, Any]:
         return {"project": None}
 
     def _fetch_org_entity_from_entity(self, _: Variables) -> dict[str, Any]:
         return {"entity": {"organization": None}}
+
+    def _input_fields(self, _: Variables) -> dict[str, Any]:
+        return {"TypeInfo": {"inputFields": []}}
+
+    def _type_fields(self, _: Variables) -> dict[str, Any]:
+        return {"TypeInfo": {"fields": []}}
+
+    def _type_info(self, _: Variables) -> dict[str, Any]:
+        return {"__type": None}
+
+    def _probe_server_capabilities(self, _: Variables) -> dict[str, Any]:
+        return {name: {"fields": []} for name in ("QueryType", "MutationType", "ServerInfoType")}
 
     def _run_resume_status(self, sent: Variables) -> dict[str, Any]:
         run = self.held.runs.get(sent["name"])
