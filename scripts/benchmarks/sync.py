@@ -1,8 +1,8 @@
 """`contrails sync` against a W&B server on this machine: what faults leave behind, and what it costs.
 
 The first table is that of the faults: what the server did, what it holds in the end beside `metrics.jsonl`, what the
-user was told. The second holds the numbers. Both are taken with the installed wandb and, where the registry answers, with
-the oldest that setup.cfg allows; --json has the numbers alone.
+user was told. The second holds the numbers. Both are taken with the installed wandb and, where the registry answers,
+with the oldest that setup.cfg allows; --json has the numbers alone.
 """
 
 import json
@@ -217,7 +217,8 @@ def followed(folder: Path, run: Run, environment: dict[str, str]) -> Iterator[Re
         fold.done.unlink()
         for snapshot in fold.all_snapshots():
             snapshot.path.unlink()
-        fold.attempt(1).job.write_text(json.dumps(read_json(fold.attempt(1).job) | {"host": "another"}))
+        job = fold.attempt(1).job
+        job.write_text(json.dumps(read_json(job) | {"host": "another"}))
     (site.run.journal).unlink(missing_ok=True)
     delays, step = list[float](), 0
     command = [sys.executable, "-m", "contrails", "sync", str(site.run.path), "--follow"]
@@ -245,7 +246,8 @@ def snapshot(fold: Fold, step: int) -> None:
     with fold.attempt(1).metrics.open("a" if step > STEPS_A_SNAPSHOT else "w") as file:
         for each in range(step - STEPS_A_SNAPSHOT + 1, step + 1):
             file.write(json.dumps({"step": each, "epoch": each / 20 + 0.01, "train/loss": 1 / each}) + "\n")
-    fold.attempt(1).state.write_text(json.dumps({"status": "running", "step": step, "time": time.time()}))
+    state = {"status": "running", "step": step, "time": time.time()}
+    fold.attempt(1).state.write_text(json.dumps(state))
     fold.snapshot(step, 1, "0" * 16).write_bytes(b"")
 
 

@@ -75,7 +75,7 @@ def in_worker(stage: str) -> None:
     elif stage == "finished":
         wandb.Run.finish = then_die(wandb.Run.finish)
     elif stage == "answer":
-        WandbSink.held = die  # type: ignore[method-assign,assignment]
+        WandbSink.held = die  # type: ignore[method-assign]
     elif stage == "wandb-core":
         wandb.Run.log = after(3, kill_core, wandb.Run.log)
     worker.main()
@@ -86,11 +86,11 @@ def in_sync(stage: str, arguments: list[str]) -> None:
 
     process._COMMAND = [sys.executable, __file__, stage, "worker"]
     if stage == "planned":
-        plan.Plan.begin = die  # type: ignore[method-assign,assignment]
+        plan.Plan.begin = die  # type: ignore[method-assign]
     elif stage == "asked":
-        process.Worker._line = die  # type: ignore[method-assign,assignment]
+        process.Worker._line = die  # type: ignore[method-assign]
     elif stage == "answered":
-        plan.Plan.finish = die  # type: ignore[method-assign,assignment]
+        plan.Plan.finish = die  # type: ignore[method-assign]
     elif stage == "tidying":
         projection._remove_others = die
     sys.argv = ["contrails", "sync", *arguments]

@@ -55,7 +55,7 @@ def left_at(fold: Fold, job: dict[str, Any], step: int, number: int) -> None:
         if loop.state.step == step:
             os.kill(os.getpid(), number)
 
-    Loop._step = step_and_signal  # type: ignore[method-assign]
+    Loop._step = step_and_signal  # type: ignore[method-assign,assignment]
     try:
         train_fold(fold, job)
     except Stopped:

@@ -54,6 +54,26 @@ class Answers:
         kinds = [each.kind for each in self.held.artifacts.values() if each.name == name]
         return {"project": {"artifact": {"artifactType": {"name": kinds[0]}} if kinds else None}}
 
+    def _artifact_by_i_d(self, sent: Variables) -> dict[str, Any]:
+        artifact = self.held.artifacts[sent["id"]]
+        project = {"name": self.held.runs[artifact.run].project, "entity": _ENTITY}
+        known = {
+            "__typename": "Artifact",
+            "id": sent["id"],
+            "artifactSequence": {"__typename": "ArtifactSequence", "name": artifact.name, "project": project},
+            "artifactType": {"name": artifact.kind},
+            "state": artifact.state,
+            "digest": artifact.digest,
+            "createdAt": "2026-01-01T00:00:00Z",
+        }
+        none = ("description", "metadata", "historyStep", "commitHash", "ttlDurationSeconds", "updatedAt")
+        rest = {"versionIndex": 0, "size": 0, "fileCount": 0, "ttlIsInherited": False, "tags": [], "aliases": []}
+        return {"artifact": known | rest | dict.fromkeys(none)}
+
+    def _fetch_artifact_manifest(self, sent: Variables) -> dict[str, Any]:
+        file = {"directUrl": f"{self._url()}/upload/manifest/{sent['id']}"}
+        return {"artifact": {"currentManifest": {"id": sent["id"], "file": file}}}
+
     def _artifact_state(self, sent: Variables) -> dict[str, Any]:
         name = str(sent["name"]).partition(":")[0]
         states = [each.state for each in self.held.artifacts.values() if each.name == name]

@@ -20,7 +20,7 @@ class WandbServer:
 
     def __init__(self) -> None:
         self.held, self.faults, self.requests = Held(), list[Fault](), list[tuple[float, str, Any]]()
-        self.port, self.date = 0, ""
+        self.port, self.date, self.unknown = 0, "", list[str]()
         self.answers = Answers(self.held, lambda: self.url)
         self._http: _Listener | None = None
 
@@ -88,6 +88,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(404, {"error": f"no {self.path}"})
 
+    def do_GET(self) -> None:
+        found = self._of.held.uploads.get(self.path.removeprefix("/upload/"))
+        self._send(404 if found is None else 200, json.loads(found or b"{}"))
+
     def do_PUT(self) -> None:
         body = self._body()
         self._serve("upload", lambda: self._take(body))
@@ -130,6 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             return self._send(200, work())
         except Refused as refusal:
+            self._of.unknown += [str(refusal)] if refusal.status == 400 else []
             return self._send(refusal.status, {"errors": [{"message": str(refusal)}]})
 
     def _send(self, status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> None:
