@@ -73,13 +73,13 @@ class Projection:
                 continue
             if found is None:
                 yield Sent(item)
-        answers = self._answers([each.task for each in plans], _DEADLINE_S)
-        for number, each in enumerate(plans):
-            try:
-                yield self._settled(each, next(answers))
-            except TrackingError as error:
-                yield from (Sent(left.item, error=_advised(str(error))) for left in plans[number:])
-                break
+        settled = 0
+        try:
+            for each, answer in zip(plans, self._answers([each.task for each in plans], _DEADLINE_S), strict=True):
+                settled += 1
+                yield self._settled(each, answer)
+        except TrackingError as error:
+            yield from (Sent(left.item, error=_advised(str(error))) for left in plans[settled:])
 
     def _settled(self, of: Plan, answer: Answer) -> Sent:
         """Write down what W&B holds now, or explain why it does not."""

@@ -20,6 +20,7 @@ _EXIT = {"finished": 0, "failed": 1, "preempted": 75}
 _SEND_EVERY_S = 5.0
 _PATIENCE_S = 60.0
 _DELETED = "previously created and deleted"
+_HTTP_ERROR = re.compile(r'"status":(\d+),"method":"\w+","url":"[^"]*/([^"/?]+)[^"]*"')
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -102,6 +103,16 @@ class WandbSink:
         for name in self._artifacts if self._account.online else ():
             if not self._server.holds(self._run.entity, self._run.project, name):
                 raise TrackingError(f"{self._account.address} does not hold the artifact {name}")
+
+    @property
+    def refusal(self) -> str | None:
+        """What the server answered last to what it did not take: wandb says it in its own log alone."""
+        log = Path(self._run.dir).parent / "logs" / "debug-internal.log"
+        found = None
+        for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
+            if answer := _HTTP_ERROR.search(line):
+                found = f"{answer[1]} to {answer[2]}"
+        return found
 
     @property
     def offline_folder(self) -> str | None:

@@ -92,7 +92,8 @@ def _settle(task: Task, opened: dict[str, _Opened]) -> Answer:
     end = time.monotonic() + _HOLDS_WITHIN_S[closed]
     while (held := run.sink.held()) < run.rows:
         if time.monotonic() > end:
-            raise TrackingError(f"of {run.rows} rows W&B holds {held}: it has refused the others")
+            why = run.sink.refusal or "it has not answered"
+            raise TrackingError(f"of {run.rows} rows W&B holds {held}; its answer to the others: {why}")
         time.sleep(_LOOK_EVERY_S)
     if held > run.rows:
         raise GoneError(f"W&B holds {held} rows of {run.rows}: others sent to it, too")

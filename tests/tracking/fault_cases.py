@@ -27,7 +27,7 @@ def _late(server: WandbServer) -> None:
     server.date = "Mon, 01 Jan 2001 00:00:00 GMT"
 
 
-_REFUSED = "of 6 rows W&B holds 0: it has refused the others"
+_REFUSED = "of 6 rows W&B holds 0; its answer to the others: {} to file_stream"
 
 QUICK = [
     FaultCase("401 to all", _all(status=401), r"refuses the key from WANDB_API_KEY \(401\); make a new one with", 0),
@@ -38,7 +38,7 @@ QUICK = [
         "entity nobody not found",
         0,
     ),
-    FaultCase("401 in the stream", _all(kind="file_stream", status=401), _REFUSED, 0),
+    FaultCase("401 in the stream", _all(kind="file_stream", status=401), _REFUSED.format(401), 0),
     FaultCase("403 to an upload", _all(kind="upload", status=403), "does not hold the artifact", 6),
     FaultCase("429 with Retry-After", _all(status=429, headers={"Retry-After": "1"}, times=2), None, 6),
     FaultCase(
@@ -53,9 +53,14 @@ QUICK = [
 ]
 
 LONG = [
-    FaultCase("403 in the stream", _all(kind="file_stream", status=403), _REFUSED, 0),
-    FaultCase("409 in the stream", _all(kind="file_stream", status=409), _REFUSED, 0),
-    FaultCase("quota exceeded", _all(kind="file_stream", status=402, message="storage quota exceeded"), _REFUSED, 0),
+    FaultCase("403 in the stream", _all(kind="file_stream", status=403), _REFUSED.format(403), 0),
+    FaultCase("409 in the stream", _all(kind="file_stream", status=409), _REFUSED.format(409), 0),
+    FaultCase(
+        "quota exceeded",
+        _all(kind="file_stream", status=402, message="storage quota exceeded"),
+        _REFUSED.format(402),
+        0,
+    ),
     FaultCase("409 to the run, for ever", _all(kind="UpsertBucket", status=409), "HTTP 409", 0),
     FaultCase("500 for a minute", _all(status=500, seconds=_MINUTE_S), None),
     FaultCase("500 in the stream, a minute", _all(kind="file_stream", status=500, seconds=_MINUTE_S), None, 6),

@@ -245,6 +245,10 @@ def test_following_keeps_a_run_open_and_outlives_server_and_core(make_run: MakeR
         for sent in follow(run, [fold], lambda _: training.process.poll() is not None, interval_s=0.2):
             seen.append(sent)
             if len(seen) == 1:
+                eventually(lambda: server.kinds().count("UpsertBucket") == 2)  # the second has the whole configuration
+                opened = server.kinds().count("UpsertBucket")
+            if len(seen) == 3:
+                assert server.kinds().count("UpsertBucket") == opened  # it is still the same process
                 states.append(run_of(server, fold.path).state)
                 server.stop()
                 kill_core()  # of this process, and so of the worker
