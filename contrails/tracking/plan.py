@@ -89,8 +89,11 @@ def plan(item: Item, destination: str, opened: list[Any] | None, *, live: bool, 
         changed = "rows" in known and digest_of(rows[: known["rows"]]) != known["digest"]
     else:
         count, digest, changed = _after_older_tables(item, known, destination)
-    outcome = _outcome(item, live=live)
-    stamp = [destination, digest, outcome, notes_of(item.run)]
+    outcome = outcome_of(item, live=live)
+    attempts = len(item.fold.attempts()) if item.fold else 0
+    if opened and opened[-1] != attempts:  # its configuration names the attempts: it goes on as after any preemption
+        outcome = "preempted" if outcome == "running" else outcome
+    stamp = [destination, digest, outcome, notes_of(item.run), attempts]
     if not (rebuild or changed) and stamp == (opened if outcome == "running" else known.get("stamp")):
         return None
     said, old = None, known.get("id")
@@ -105,6 +108,13 @@ def plan(item: Item, destination: str, opened: list[Any] | None, *, live: bool, 
     return Plan(item, task, stamp, record, said)
 
 
+def signs_of(fold: Fold) -> list[Any]:
+    """Return what changes when the rows of a fold that count do, without reading them."""
+    sizes = [each.metrics.stat().st_size if each.metrics.exists() else 0 for each in fold.attempts()]
+    notes = fold.run.notes.stat().st_size if fold.run.notes.exists() else 0
+    return [sizes, [name.path.name for name in fold.all_snapshots()], fold.done.exists(), notes]
+
+
 def _after_older_tables(item: Item, known: dict[str, Any], destination: str) -> tuple[int, str, bool]:
     """Return after how many rows the tables of an aggregation come, its digest, and whether that is not known."""
     digest = sha256(item.path / "ensemble.json")
@@ -115,7 +125,7 @@ def _after_older_tables(item: Item, known: dict[str, Any], destination: str) -> 
     return int(known.get("held", 0)), digest, "stamp" not in known
 
 
-def _outcome(item: Item, *, live: bool) -> Outcome:
+def outcome_of(item: Item, *, live: bool) -> Outcome:
     """Return how the W&B run is left."""
     if item.fold is None:
         return "finished"

@@ -17,7 +17,7 @@ from contrails.locks import sole_writer
 from contrails.runs import Fold, Run
 from contrails.tracking.account import find_account
 from contrails.tracking.messages import Answer, Task
-from contrails.tracking.plan import Item, Plan, items_of, plan
+from contrails.tracking.plan import Item, Plan, items_of, outcome_of, plan, signs_of
 from contrails.tracking.process import Worker
 
 _DEADLINE_S = 300.0
@@ -44,6 +44,7 @@ class Projection:
         self._worker: Worker | None = None
         self._locks, self._locked = ExitStack(), set[Path]()
         self._open: dict[Path, tuple[Task, list[Any]]] = {}
+        self._signs: dict[Path, list[Any]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -61,6 +62,9 @@ class Projection:
         """Project what is new of items, side by side; yield the outcome of each."""
         plans = []
         for item in items:
+            if self._is_quiet(item):
+                yield Sent(item)
+                continue
             try:
                 self._lock(item)
                 opened = self._open.get(item.path, (None, None))[1]
@@ -81,12 +85,18 @@ class Projection:
         except TrackingError as error:
             yield from (Sent(left.item, error=_advised(str(error))) for left in plans[settled:])
 
+    def _is_quiet(self, item: Item) -> bool:
+        """Return whether the files of a fold whose run is open are as they were: to read many rows takes a while."""
+        signs = signs_of(item.fold) if self._live and item.fold else []
+        same, self._signs[item.path] = signs == self._signs.get(item.path), signs
+        return same and item.path in self._open and outcome_of(item, live=True) == "running"
+
     def _settled(self, of: Plan, answer: Answer) -> Sent:
         """Write down what W&B holds now, or explain why it does not."""
         self._open.pop(of.item.path, None)
         if answer.error is not None:
-            gone = "it never takes the id of a deleted run again; make a new one with"
-            said = f"W&B: {answer.error}: {gone} `{of.item.rebuild}`" if answer.gone else _advised(answer.error)
+            again = f"W&B: {answer.error}; make a new W&B run of it with `{of.item.rebuild}`"
+            said = again if answer.gone else _advised(answer.error)
             return Sent(of.item, error=said)
         if of.task.outcome == "running":
             self._open[of.item.path] = of.task, of.stamp

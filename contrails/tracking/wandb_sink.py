@@ -61,7 +61,10 @@ class WandbSink:
         """Find out at once what wandb would try again for a minute."""
         entity = self._account.entity or self._server.default_entity()
         if self._server.rows(entity, self._account.project, experiment.id) is None and experiment.known:
-            raise GoneError(f"{self._account.address} no longer has the run {experiment.id}")
+            raise self._gone(experiment.id)
+
+    def _gone(self, run_id: str) -> GoneError:
+        return GoneError(f"the run {run_id} was deleted at {self._account.address}, which never takes its id again")
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         with _explained():
@@ -90,7 +93,7 @@ class WandbSink:
             return self._sent
         rows = self._server.rows(self._run.entity, self._run.project, self._run.id)
         if rows is None:
-            raise GoneError(f"{self._account.address} no longer has the run {self._run.id}")
+            raise self._gone(self._run.id)
         return rows
 
     def finish(self, outcome: Outcome, summary: Mapping[str, float | str]) -> None:

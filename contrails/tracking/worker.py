@@ -77,8 +77,9 @@ def _send(task: Task, opened: dict[str, _Opened]) -> Answer:
     rows = rows_of(fold, task.rows)[: task.rows]
     if digest_of(rows) != task.digest:
         raise TrackingError(f"the rows in {folder} changed meanwhile")
+    _require_no_more(run.rows, len(rows))
     run.sink.rows(rows[run.rows :])
-    run.rows = max(run.rows, len(rows))
+    run.rows = len(rows)
     run.summary = finish_fold(run.sink, fold) if task.outcome == "finished" else {}
     return Answer()
 
@@ -95,9 +96,13 @@ def _settle(task: Task, opened: dict[str, _Opened]) -> Answer:
             why = run.sink.refusal or "it has not answered"
             raise TrackingError(f"of {run.rows} rows W&B holds {held}; its answer to the others: {why}")
         time.sleep(_LOOK_EVERY_S)
-    if held > run.rows:
-        raise GoneError(f"W&B holds {held} rows of {run.rows}: others sent to it, too")
+    _require_no_more(held, run.rows)
     return Answer(held, run.sink.offline_folder)
+
+
+def _require_no_more(held: int, rows: int) -> None:
+    if held > rows:
+        raise GoneError(f"W&B holds {held} rows of {rows}: something else sent to it, too")
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ def in_worker(stage: str) -> None:
     elif stage == "finished":
         wandb.Run.finish = then_die(wandb.Run.finish)
     elif stage == "answer":
-        WandbSink.held = die  # type: ignore[method-assign]
+        WandbSink.held = die  # type: ignore[method-assign,assignment]
     elif stage == "wandb-core":
         wandb.Run.log = after(3, kill_core, wandb.Run.log)
     worker.main()
@@ -88,7 +88,7 @@ def in_sync(stage: str, arguments: list[str]) -> None:
     if stage == "planned":
         plan.Plan.begin = die  # type: ignore[method-assign]
     elif stage == "asked":
-        process.Worker._line = die  # type: ignore[method-assign]
+        process.Worker._line = die  # type: ignore[method-assign,assignment]
     elif stage == "answered":
         plan.Plan.finish = die  # type: ignore[method-assign]
     elif stage == "tidying":

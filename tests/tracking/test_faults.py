@@ -54,7 +54,9 @@ def test_a_run_deleted_on_the_server(trained: Fold, server: WandbServer) -> None
     old = read_json(trained.wandb)["id"]
     server.held.delete(old)
     trained.done.write_text(done)
-    with pytest.raises(TrackingError, match=r"never takes the id .* again; .*`contrails sync .* --fold 0 --rebuild`"):
+    with pytest.raises(
+        TrackingError, match=r"was deleted at .* never takes its id again; .*`contrails sync .* --fold 0 --rebuild`"
+    ):
         sync_fold(trained)
     assert sync_fold(trained, rebuild=True) == 6
     assert holds_all(server, trained)
@@ -70,6 +72,16 @@ def test_a_run_that_was_deleted_before_its_first_row(trained: Fold, server: Wand
             sync_fold(trained)
     assert sync_fold(trained, rebuild=True) == 6
     assert holds_all(server, trained)
+
+
+def test_a_run_that_holds_more_than_was_sent(trained: Fold, server: WandbServer) -> None:
+    write_atomic(trained.wandb, to_json({"id": "0123abcd", "stamp": [6, True, True]}))  # of an older version
+    sync_fold(trained)
+    held = server.held.runs["0123abcd"].lines["wandb-history.jsonl"]
+    held += held
+    write_atomic(trained.wandb, to_json({"id": "0123abcd"}))
+    with pytest.raises(TrackingError, match=r"W&B holds 12 rows of 6: .*`contrails sync .* --fold 0 --rebuild`"):
+        sync_fold(trained)
 
 
 def test_rows_that_were_made_again_go_into_a_new_run(trained: Fold, server: WandbServer) -> None:
