@@ -17,7 +17,7 @@ from wandb_server import StoredRun, WandbServer
 
 from contrails.cli.main import cli
 from contrails.errors import Stopped
-from contrails.files import read_json, read_json_lines, to_json, write_atomic
+from contrails.files import read_json, read_json_lines
 from contrails.history import fold_metrics
 from contrails.report.log import add_note
 from contrails.runs import Fold, Run
@@ -192,8 +192,10 @@ def test_an_aggregation_with_its_pictures(
     assert sum("mask" not in name for name in pictures) == 12  # all of them: fewer than the cap
     uploaded = [name for name in server.held.uploads if name.endswith(".png")]
     assert {Path(name).name for name in pictures} == {Path(name).name for name in uploaded}
-    write_atomic(folder / "wandb.json", to_json({"id": held.name, "rows": 0, "digest": "", "sent": "elsewhere"}))
+    (folder / "ensemble.json").write_text(f"{(folder / 'ensemble.json').read_text()}\n")  # made again
     cli(["sync", str(aggregated.path)], standalone_mode=False)
+    assert run_of(server, folder) is held
+    assert [sorted(row) for row in held.rows] == [["predictions"], ["decisions"]] * 2
 
 
 class Training:

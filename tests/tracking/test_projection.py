@@ -16,7 +16,8 @@ from contrails.history import fold_metrics
 from contrails.locks import sole_writer
 from contrails.runs import Fold, Run
 from contrails.tracking import projection
-from contrails.tracking.projection import follow, sync_fold
+from contrails.tracking.plan import Item
+from contrails.tracking.projection import Sent, follow, sync_fold
 
 pytestmark = pytest.mark.usefixtures("restore_process", "nobody")
 
@@ -166,6 +167,17 @@ def test_following_ends_with_the_folds(trained: Fold) -> None:
     looks = iter([False, False, True])
     outcomes = [sent.rows for sent in follow(trained.run, [trained], lambda _: next(looks), interval_s=0)]
     assert outcomes == [6, 0, 0]
+
+
+def test_a_follower_tells_a_problem_once(
+    trained: Fold, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    item = Item(trained.run, trained.path, trained)
+    failed = Sent(item, error="W&B: no network")
+    looks = [failed, Sent(item), failed, Sent(item, rows=6), Sent(item), failed, failed]
+    monkeypatch.setattr(projection, "follow", lambda *_: iter(looks))
+    cli(["sync", str(trained.run.path), "--follow"], standalone_mode=False)
+    assert capsys.readouterr().err.count("warning: fold 0: W&B: no network") == 2
 
 
 def test_an_aggregation_is_a_run_of_its_own(aggregated: Run, capsys: pytest.CaptureFixture[str]) -> None:
