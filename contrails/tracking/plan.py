@@ -83,10 +83,12 @@ def plan(item: Item, destination: str, opened: list[Any] | None, *, live: bool, 
     known = read_json(item.record) or {}
     if item.fold is not None:
         rows = rows_of(item.fold, known.get("rows", 0))
+        changed = "rows" in known and digest_of(rows[: known["rows"]]) != known["digest"]
+        if rebuild or changed:
+            rows = rows_of(item.fold)
         if not rows:
             return None
         count, digest = len(rows), digest_of(rows)
-        changed = "rows" in known and digest_of(rows[: known["rows"]]) != known["digest"]
     else:
         count, digest, changed = _after_older_tables(item, known, destination)
     outcome = outcome_of(item, live=live)

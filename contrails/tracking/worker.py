@@ -38,6 +38,7 @@ _LOOK_EVERY_S = 0.5
 class _Opened:
     """A run that is open: `rows` are those that it should have by now."""
 
+    id: str
     sink: WandbSink
     rows: int
     summary: Mapping[str, float | str]
@@ -65,10 +66,12 @@ def _caught(step: Callable[[], Answer]) -> Answer:
 def _send(task: Task, opened: dict[str, _Opened]) -> Answer:
     folder = Path(task.folder)
     fold = Fold(folder) if folder.parent.name == "folds" else None
+    if task.folder in opened and opened[task.folder].id != task.id:
+        opened.pop(task.folder).sink.finish("failed", {})  # another run takes its place
     if task.folder not in opened:
         sink = WandbSink(find_account())
         experiment = describe_fold(fold, task.id) if fold else describe_aggregation(folder, task.id)
-        opened[task.folder] = _Opened(sink, sink.open(replace(experiment, known=task.sent)), {})
+        opened[task.folder] = _Opened(task.id, sink, sink.open(replace(experiment, known=task.sent)), {})
     run = opened[task.folder]
     if fold is None:
         number, run.summary = fill_aggregation(run.sink, folder, max(0, run.rows - task.rows))

@@ -279,3 +279,14 @@ def test_a_follower_that_is_stopped_leaves_a_run_that_goes_on(make_run: MakeRun,
             follower.kill()
         eventually(lambda: run_of(server, fold.path).state == "preempted")
         assert run_of(server, fold.path).rows == fold_metrics(fold)
+        items, old = items_of(run, [fold], aggregations=False), run_of(server, fold.path)
+        with Projection(run, live=True) as projection:
+            assert [sent.rows for sent in projection.send(items)] == [len(old.rows)]
+            assert old.state == "running"
+            metrics = fold.attempts()[0].metrics
+            metrics.write_text(metrics.read_text().replace('"train/loss":', '"train/loss":1', 1))
+            (sent,) = projection.send(items)
+            new = run_of(server, fold.path)
+            assert sent.said is not None and f"W&B holds as {old.name} was made again" in sent.said
+            assert (old.state, new.state, new.rows) == ("failed", "running", fold_metrics(fold))
+        assert new.state == "preempted"
