@@ -6,6 +6,7 @@ wandb works there alone: whatever becomes of it, a network or wandb-core include
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,13 +78,12 @@ class Worker:
         return line.decode()
 
     def _last_words(self) -> str:
+        code = self._process.returncode
+        if code < 0:
+            return f"it was killed ({signal.Signals(-code).name})"
         self._errors.seek(0)
         lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else f"code {self._process.returncode}"
-
-    @property
-    def lives(self) -> bool:
-        return self._process.poll() is None
+        return lines[-1] if lines else f"code {code}"
 
     def end(self) -> None:
         """Kill it and wandb-core, which would say how its runs ended: whoever goes on with them knows better."""

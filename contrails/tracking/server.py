@@ -99,8 +99,10 @@ class Server:
             time.sleep(pause)
 
     def _explain(self, error: urllib.error.HTTPError) -> str:
-        if error.code in (401, 403):
-            return f"{self._refused()} ({error.code}); {self._login()}"
+        if error.code == 401:
+            return f"{self._refused()} (401); {self._login()}"
+        if error.code == 403:
+            return f"{self._refused()} (403); check that it may write there: WANDB_ENTITY, WANDB_PROJECT"
         try:
             said = f": {_message(json.load(error))}"
         except (OSError, ValueError, AttributeError):

@@ -148,4 +148,5 @@ def _explained() -> Iterator[None]:
     # with wandb-core killed: a ConnectionResetError; where the server answers nonsense: a ValueError
     except (wandb.Error, OSError, TimeoutError, ValueError) as error:
         kind = GoneError if _DELETED in str(error) else TrackingError
-        raise kind(f"{type(error).__name__}: {error}") from error
+        said = (str(error).splitlines() or [""])[0]  # advice on settings that nobody can reach here follows
+        raise kind(f"{type(error).__name__}: {said}") from error
