@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +33,7 @@ from contrails.tracking.wandb_sink import WandbSink
 _HOLDS_WITHIN_S = {True: 10.0, False: 30.0}
 """Patience with a server, once everything was sent to it, and while wandb-core is still at it."""
 _LOOK_EVERY_S = 0.5
+_SIDE_BY_SIDE = 8
 
 
 @dataclass
@@ -47,13 +49,17 @@ class _Opened:
 def work(tasks: list[Task], opened: dict[str, _Opened]) -> Iterator[Answer]:
     """Do tasks and yield what became of each; `opened` are the runs that stay open, by folder.
 
-    All send before the first is waited for.
+    All send side by side, since wandb hands over each row to wandb-core and waits, before the first is settled.
     """
-    for task, begun in [(task, _caught(partial(_send, task, opened))) for task in tasks]:
-        answer = begun if begun.error else _caught(partial(_settle, task, opened))
-        if answer.error or task.outcome != "running":
+    begun = [_caught(partial(_open, task, opened)) for task in tasks]
+    with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+        steps = [partial(_send, task, opened) for task in tasks]
+        begun = list(pool.map(lambda answer, step: answer if answer.error else _caught(step), begun, steps))
+    for task, answer in zip(tasks, begun, strict=True):
+        settled = answer if answer.error else _caught(partial(_settle, task, opened))
+        if settled.error or task.outcome != "running":
             opened.pop(task.folder, None)
-        yield answer
+        yield settled
 
 
 def _caught(step: Callable[[], Answer]) -> Answer:
@@ -63,16 +69,25 @@ def _caught(step: Callable[[], Answer]) -> Answer:
         return Answer(error=str(error), gone=isinstance(error, GoneError))
 
 
-def _send(task: Task, opened: dict[str, _Opened]) -> Answer:
-    folder = Path(task.folder)
-    fold = Fold(folder) if folder.parent.name == "folds" else None
+def _open(task: Task, opened: dict[str, _Opened]) -> Answer:
+    """Open the run of a task, unless it is."""
     if task.folder in opened and opened[task.folder].id != task.id:
         opened.pop(task.folder).sink.finish("failed", {})  # another run takes its place
     if task.folder not in opened:
-        sink = WandbSink(find_account())
-        experiment = describe_fold(fold, task.id) if fold else describe_aggregation(folder, task.id)
+        fold, sink = _fold_of(task), WandbSink(find_account())
+        experiment = describe_fold(fold, task.id) if fold else describe_aggregation(Path(task.folder), task.id)
         opened[task.folder] = _Opened(task.id, sink, sink.open(replace(experiment, known=task.sent)), {})
-    run = opened[task.folder]
+    return Answer()
+
+
+def _fold_of(task: Task) -> Fold | None:
+    folder = Path(task.folder)
+    return Fold(folder) if folder.parent.name == "folds" else None
+
+
+def _send(task: Task, opened: dict[str, _Opened]) -> Answer:
+    """Add what the run does not have."""
+    folder, fold, run = Path(task.folder), _fold_of(task), opened[task.folder]
     if fold is None:
         number, run.summary = fill_aggregation(run.sink, folder, max(0, run.rows - task.rows))
         run.rows = task.rows + number
