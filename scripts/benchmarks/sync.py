@@ -105,7 +105,6 @@ def oldest(folder: Path) -> dict[str, dict[str, str]]:
         "-q",
         "--target",
         str(target),
-        "--no-deps",
         f"wandb=={wanted[1]}",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
