@@ -38,14 +38,15 @@ _BLOCK = 1 << 20
 _COPY_BLOCK = 8 << 20
 _TAIL = 1 << 16
 _KINDS: Mapping[str, type | tuple[type, ...]] = (
-    dict.fromkeys(("step", "num_steps", "epoch", "num_epochs", "attempt", "start", "pid", "code", "restart_count"), int)
+    dict.fromkeys(("step", "num_steps", "epoch", "num_epochs", "attempt", "start", "pid", "restart_count"), int)
+    | {"code": (int, str)}  # with which a command ended; the digest of the code that an attempt ran
     | dict.fromkeys(("time", "seconds_per_step", "end", "best_dice", "pid_uptime", "memory_gb"), (int, float))
     | dict.fromkeys(("status", "reason", "cause", "host", "boot_id", "node", "started", "event", "name"), str)
     | dict.fromkeys(("job_id", "job_name", "error", "user", "created", "text"), str)
     | dict.fromkeys(("folds", "exclude", "after", "command"), list)
     | dict.fromkeys(("process", "versions", "weights"), dict)
 )
-"""What the names in the small files of a run stand for, each one thing in all of them."""
+"""What the names in the small files of a run may stand for, in all of them."""
 
 
 @contextmanager
