@@ -43,7 +43,8 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = (
     | dict.fromkeys(("time", "seconds_per_step", "end", "best_dice", "pid_uptime", "memory_gb"), (int, float))
     | dict.fromkeys(("status", "reason", "cause", "host", "boot_id", "node", "started", "event", "name"), str)
     | dict.fromkeys(("job_id", "job_name", "error", "user", "created", "text"), str)
-    | dict.fromkeys(("folds", "exclude", "after", "command"), list)
+    | dict.fromkeys(("exclude", "after"), list)
+    | dict.fromkeys(("folds", "command"), (list, str))
     | dict.fromkeys(("process", "versions", "weights"), dict)
 )
 """What the names in the small files of a run may stand for, in all of them."""

@@ -184,3 +184,7 @@ def test_a_site_can_ask_for_staging_and_for_a_projection_beside_the_job(site: Si
     assert done.returncode == 0, done.stderr
     assert len(list((site.root / "scratch").glob("train-*.h5"))) == 1
     eventually(lambda: read_hint(site.fold("0").wandb).get("rows") == 8)
+    small = [path for path in (site.root / "runs" / "tiny").rglob("*.json") if path.parent.name != "code"]
+    assert {path.name for path in small} >= {"provenance.json", "job.json", "state.json", "done.json", "verified.json"}
+    for path in small:  # nothing that was written is taken for damage
+        assert not [key for key in read_json(path).keys() - read_hint(path).keys() if read_json(path)[key] is not None]
