@@ -70,7 +70,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path, registered: None, server: FakePbs | None) -> Site:
+def site(tmp_path: Path, registered: None, pbs_server: FakePbs | None) -> Site:
     return Site(tmp_path)
 
 
@@ -85,7 +85,7 @@ history_does_not_matter = pytest.mark.parametrize("history", ["as it is"] if REA
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: bool) -> Iterator[FakePbs | None]:
+def pbs_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: bool) -> Iterator[FakePbs | None]:
     """A fake PBS, or None for the real one."""
     if REAL:
         yield None
@@ -97,7 +97,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: bool) -> It
 
 
 @pytest.fixture
-def fake(server: FakePbs | None) -> FakePbs:
-    if server is None:
+def fake(pbs_server: FakePbs | None) -> FakePbs:
+    if pbs_server is None:
         pytest.skip("needs faults that only the fake PBS makes")
-    return server
+    return pbs_server
