@@ -75,7 +75,7 @@ def _all_leave(run: Run, site: Site) -> bool:
     """
     name = scheduler_of(site).this_job().name
     known = {job.name: job for job in submissions(run) if job.folds}
-    if not known[name].is_leaving:
+    if name in known and not known[name].is_leaving:  # somebody may have renamed the job
         record(run, "leaving", name=name)
     alive = {job.name for job in reconcile(run, site).values() if job.state != "ended"}
     others = [known[other] for other in alive - {name} if other in known]
