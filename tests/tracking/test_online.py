@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import MakeRun
 from killed import kill_core
+from wandb_fixtures import as_at_step_8
 from wandb_server import StoredRun, WandbServer
 
 from contrails.cli.main import cli
@@ -112,16 +113,9 @@ def send(run: Run) -> set[str]:
 
 
 def test_rows_go_on_where_w_and_b_stands(trained: Fold, server: WandbServer) -> None:
-    done, late = trained.done.read_text(), [name.path for name in trained.all_snapshots() if name.step > 8]
-    contents = [(path, path.read_bytes()) for path in late]
-    trained.done.unlink()
-    for path in late:
-        path.unlink()
-    assert sync_fold(trained) == 4
-    assert [row["step"] for row in run_of(server, trained.path).rows] == [2, 4, 6, 8]
-    for path, content in contents:
-        path.write_bytes(content)
-    trained.done.write_text(done)
+    with as_at_step_8(trained):
+        assert sync_fold(trained) == 4
+        assert [row["step"] for row in run_of(server, trained.path).rows] == [2, 4, 6, 8]
     assert sync_fold(trained) == 6
     asked = len(server.requests)
     assert sync_fold(trained) == 0

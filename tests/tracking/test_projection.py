@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from killed import SYNC_STAGES, sync_killed
+from wandb_fixtures import as_at_step_8
 
 from contrails.cli.main import cli
 from contrails.errors import TrackingError
@@ -96,17 +97,10 @@ def test_weights_are_referred_to_and_not_sent(trained: Fold) -> None:
 
 
 def test_rows_beyond_the_last_snapshot_wait_and_then_follow(trained: Fold) -> None:
-    done, late = trained.done.read_text(), [name.path for name in trained.all_snapshots() if name.step > 8]
-    contents = [(path, path.read_bytes()) for path in late]
-    trained.done.unlink()
-    for path in late:
-        path.unlink()
-    assert sync_fold(trained) == 4
-    assert [row["step"] for row in history(trained.path)] == [2, 4, 6, 8]
-    assert sync_fold(trained) == 0
-    for path, content in contents:
-        path.write_bytes(content)
-    trained.done.write_text(done)
+    with as_at_step_8(trained):
+        assert sync_fold(trained) == 4
+        assert [row["step"] for row in history(trained.path)] == [2, 4, 6, 8]
+        assert sync_fold(trained) == 0
     assert sync_fold(trained) == 6
     assert [row["step"] for row in history(trained.path)] == [2, 4, 6, 8, 10, 12]
 

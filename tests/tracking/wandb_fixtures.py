@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,15 @@ def server(monkeypatch: pytest.MonkeyPatch, nobody: None) -> Iterator[WandbServe
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     yield server
     server.stop()
+
+
+@contextmanager
+def as_at_step_8(fold: Fold) -> Iterator[None]:
+    """Have a finished fold look as it did when step 8 was its last snapshot."""
+    away = [fold.done, *(name.path for name in fold.all_snapshots() if name.step > 8)]
+    contents = [(path, path.read_bytes()) for path in away]
+    for path in away:
+        path.unlink()
+    yield
+    for path, content in contents:
+        path.write_bytes(content)
