@@ -31,7 +31,7 @@ def submit_job(run: Run, site: Site, request: Request) -> str:
     """Submit a job and return its id; the lock is held.
 
     Raises:
-        LimitReached: the scheduler refused, and will not once other jobs have ended.
+        LimitReached: the scheduler refused; it takes the job once others have ended.
         ClusterError: the scheduler refused.
     """
     folder = make_job_folder(run, request.name)
