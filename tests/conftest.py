@@ -26,10 +26,26 @@ os.environ.pop("CONTRAILS_RUNS", None)  # somebody's own runs are none of the te
 # fixtures of tests that start PBS jobs, fill a disk, or talk to a W&B server
 pytest_plugins = ["pbs_site", "small_disk", "wandb_fixtures"]
 
+# so long do these take that what follows them would run alone at the end
+_FIRST = ("test_slurm_", "test_openpbs_runs")
+
 MakeRun = Callable[..., Run]
 MakeRecipe = Callable[..., Recipe]
 
 TINY_MODEL = {"encoder": "tu-test_resnet", "encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have each file's tests run in one process, those that need the one Slurm after one another, the longest first."""
+    for item in items:
+        group, history = item.path.stem, getattr(item, "callspec", None)
+        if group.startswith("test_slurm_") and "cluster" in getattr(item, "fixturenames", ()):
+            group = "slurm"
+        elif group == "test_openpbs_runs" and history is not None:
+            group += str(history.params.get("history"))
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: not item.path.stem.startswith(_FIRST))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,7 +72,8 @@ class Site:
         """Kill what a test that failed left behind."""
         for path in (self.root / "runs").glob("*/folds/*/attempts/*/job.json"):
             if not is_dead(read_json(path)):
-                os.kill(read_json(path)["pid"], signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.kill(read_json(path)["pid"], signal.SIGKILL)
 
 
 class ClusterSite(Site):

@@ -194,8 +194,12 @@ def test_a_limit_lets_some_jobs_of_a_run_in_and_these_the_others(site: PbsRuns) 
         said = site.submit("some", *EPOCHS, fold="0,1,2", site="warned")
         assert "some fold 2: not taken yet (qsub: PBS refuses with code 38" in said
         eventually(lambda: site.states("some")["2"]["cause"] == "refused")  # not while a job that starts tries again
+        site.wait_for_attempt(site.fold("1", "some"), 1)
+        os.kill(site.pid("some", "1"), signal.SIGSTOP)  # it ends after the other one, which leaves room then
         site.wait_for_attempt(site.fold("0", "some"), 1)
         assert site.run("cancel", "some", "--fold", "0").returncode == 0
+        eventually(lambda: len(site.queued("some")) == 1)
+        os.kill(site.pid("some", "1"), signal.SIGCONT)
         site.wait_for_done("some", *"12")
     assert [job.folds for job in submissions(site.fold("0", "some").run) if not job.void] == [("0",), ("1",), ("2",)]
 
