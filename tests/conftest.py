@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, to_toml
 from contrails.data.filelists import read_filelist
@@ -26,26 +28,30 @@ os.environ.pop("CONTRAILS_RUNS", None)  # somebody's own runs are none of the te
 # fixtures of tests that start PBS jobs, fill a disk, or talk to a W&B server
 pytest_plugins = ["pbs_site", "small_disk", "wandb_fixtures"]
 
-# so long do these take that what follows them would run alone at the end
-_FIRST = ("test_slurm_", "test_openpbs_runs")
-
 MakeRun = Callable[..., Run]
 MakeRecipe = Callable[..., Recipe]
 
 TINY_MODEL = {"encoder": "tu-test_resnet", "encoder_depth": 3, "decoder_channels": [16, 8, 8]}
 
 
-@pytest.hookimpl(tryfirst=True)
+class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """Each file's tests run in one process; those that wait for the one Slurm of a machine run in the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        name = Path(file).stem
+        if name.startswith("test_slurm_"):
+            return "slurm"
+        return f"{name} {'[on' in test}" if name == "test_openpbs_runs" else file  # a server each
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return _ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have each file's tests run in one process, those that need the one Slurm after one another, the longest first."""
-    for item in items:
-        group, history = item.path.stem, getattr(item, "callspec", None)
-        if group.startswith("test_slurm_") and "cluster" in getattr(item, "fixturenames", ()):
-            group = "slurm"
-        elif group == "test_openpbs_runs" and history is not None:
-            group += str(history.params.get("history"))
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: not item.path.stem.startswith(_FIRST))
+    """Begin with what takes longest: at the end it would run alone."""
+    items.sort(key=lambda item: not item.path.stem.startswith(("test_slurm_", "test_openpbs_runs")))
 
 
 @pytest.fixture
