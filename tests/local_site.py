@@ -107,7 +107,7 @@ class ClusterSite(Site):
         return pid
 
     def wait_for_done(self, name: str, *keys: str) -> None:
-        eventually(lambda: all(self.fold(key, name).done.exists() for key in keys or "0"), 240)
+        eventually(lambda: all(self.fold(key, name).done.exists() for key in keys or "0"), 600)
 
     def ends(self, name: str, key: str = "0") -> list[str]:
         """Return why each attempt ended; the one that finished has no such word."""

@@ -156,6 +156,7 @@ def test_cancel_deletes_what_runs_and_what_waits(site: PbsRuns) -> None:
     assert site.fold("1", "cancelled").attempts() == []
 
 
+@history_does_not_matter
 def test_a_limit_that_lasts_is_told_and_resume_goes_on(site: PbsRuns, undisturbed: dict[str, str]) -> None:
     fold = site.fold("0", "limited")
     with site.limit(1):
@@ -172,6 +173,7 @@ def test_a_limit_that_lasts_is_told_and_resume_goes_on(site: PbsRuns, undisturbe
     assert weights(fold) == undisturbed
 
 
+@history_does_not_matter
 def test_the_other_jobs_of_a_run_submit_what_a_limit_has_refused(site: PbsRuns, undisturbed: dict[str, str]) -> None:
     site.profile("warned", next_job="at_warning")
     folds = [site.fold(key, "shared") for key in "01"]
@@ -188,6 +190,7 @@ def test_the_other_jobs_of_a_run_submit_what_a_limit_has_refused(site: PbsRuns, 
     assert [job.folds for job in submissions(folds[0].run)] == [("0",), ("1",), ("0",)]
 
 
+@history_does_not_matter
 def test_a_limit_lets_some_jobs_of_a_run_in_and_these_the_others(site: PbsRuns) -> None:
     site.profile("warned", next_job="at_warning")
     with site.limit(2):
@@ -256,8 +259,9 @@ def test_a_failed_node_and_its_ghost(site: PbsRuns, undisturbed: dict[str, str])
 def test_lost_answers_a_server_that_is_down_and_a_purged_history(site: PbsRuns) -> None:
     site.fake.configure(lose_replies=1)
     site.submit("lost", *SHORT)
-    site.fake.go_down(5)
+    site.fake.go_down(60)
     assert site.states("lost")["0"]["stale"] or site.fold("0", "lost").done.exists()
+    site.fake.go_down(0)
     site.wait_for_done("lost")
     eventually(lambda: site.states("lost")["0"]["state"] == "done")
     (job,) = submissions(site.fold("0", "lost").run)

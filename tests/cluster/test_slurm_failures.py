@@ -123,18 +123,18 @@ def test_a_job_that_leaves_no_fold_done_has_not_succeeded(site: SlurmSite) -> No
     assert "ended before it began an attempt; the scheduler says FAILED (NonZeroExitCode)" in state["reason"]
 
 
-def kill_batch_shell(site: SlurmSite, name: str) -> None:
+def signal_batch_shell(site: SlurmSite, name: str, number: signal.Signals) -> None:
     script = f"job{int(site.job(name)):05d}/slurm_script"
     for process in psutil.process_iter(["cmdline"]):
         if script in " ".join(process.info["cmdline"] or ()):
-            process.kill()
+            process.send_signal(number)
 
 
 def test_a_job_whose_batch_shell_is_killed_goes_on_or_is_resumed(site: SlurmSite, undisturbed: dict[str, str]) -> None:
     site.submit("shell", *EPOCHS)
     fold = site.fold("0", "shell")
     site.wait_for_snapshot(fold)
-    kill_batch_shell(site, "shell")
+    signal_batch_shell(site, "shell", signal.SIGKILL)
     eventually(lambda: site.states("shell")["0"]["state"] not in ALIVE, 240)
     if not fold.done.exists():  # the launcher was too slow to send the job back, in the 4 s that Slurm gives it here
         state = site.states("shell")["0"]
@@ -153,9 +153,10 @@ def test_a_job_that_ends_without_a_word_made_no_error_and_its_successor_waits_fo
     site.wait_for_snapshot(fold)
     launcher = psutil.Process(site.pid("wordless")).parent()
     assert launcher is not None
+    signal_batch_shell(site, "wordless", signal.SIGSTOP)  # it would say why, if it saw the launcher's end
     for process in (launcher, *launcher.children()):
         process.kill()
-    kill_batch_shell(site, "wordless")
+    signal_batch_shell(site, "wordless", signal.SIGKILL)
     state = site.wait_for("wordless", "0", "lost", "failed")
     assert (state["state"], state["cause"]) == ("lost", "lost")
     assert state["reason"].startswith("attempt 1 ended without a word at step ")
