@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from contrails.aggregate.calibrate import Calibration, fit, label_free, reliability
+from contrails.aggregate.judged import judge
 from contrails.aggregate.merge import fixed_threshold
 from contrails.aggregate.outoffold import OutOfFold
-from contrails.aggregate.postprocess import Step, apply, compare, decide
-from contrails.aggregate.scored import Scored, Tally, redraws, tally
+from contrails.aggregate.postprocess import Decided, Step, compare, decide
+from contrails.aggregate.scored import Scored, Tally, tally
 from contrails.aggregate.stages import fit_gate
-from contrails.aggregate.threshold import cross_fitted, cross_fitted_dice, intervals
-
-_DRAWS = 1000
+from contrails.aggregate.threshold import cross_fitted, cross_fitted_dice, dice_interval, threshold_interval
 
 
 @dataclass(frozen=True)
@@ -63,26 +62,31 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
         final = tally(scored if gate is None else gate.final(scored))
     threshold = final.pooled.best()[1] if fixed is None else fixed
     several = len(counted.by_part) > 1
-    steps, table = decide(judged, thresholds) if several else ((), [])
+    if several:
+        decided = decide(judged, thresholds)
+    else:
+        decided = Decided((), [], judge(judged, dict.fromkeys(counted.by_part, threshold)).counts)
     scores: dict[str, Any] = {
         "records": _label(found, several=several),
         "num_records": len(judged),
         "dice_by_fold": {fold: histogram.best()[0] for fold, histogram in counted.by_part.items()},
         "threshold_by_fold": {fold: histogram.best()[1] for fold, histogram in counted.by_part.items()},
         "dice_fitted_threshold": final.pooled.dice(threshold),
-        "intervals": intervals(counted, threshold),
-        "decisions": table,
+        "interval": dice_interval(judged.groups, decided.counts, "out of fold"),
+        "intervals": {},
+        "decisions": decided.rows,
     }
-    if fixed is not None:  # nothing was fitted
-        scores["intervals"].pop("threshold", None)
+    if fixed is None and (of_threshold := threshold_interval(counted)) is not None:
+        scores["intervals"]["threshold"] = of_threshold
     if rule != "vote":  # shares of votes are no probabilities
         scores["calibration"] = _calibration(counted)
     if several:
         scores["dice_cross_fitted"] = cross_fitted_dice(counted, thresholds)
-        scores["dice"] = next((row["dice"] for row in reversed(table) if row["kept"]), scores["dice_cross_fitted"])
+        kept = (row["dice"] for row in reversed(decided.rows) if row["kept"])
+        scores["dice"] = next(kept, scores["dice_cross_fitted"])
     if gate_row is not None:
         scores["gate"] = gate_row
-    return Fit(threshold, steps, weights, scores, None if gate is None else gate.cut)
+    return Fit(threshold, decided.steps, weights, scores, None if gate is None else gate.cut)
 
 
 def held_out_scores(scored: Scored, threshold: float, steps: tuple[Step, ...]) -> dict[str, Any]:
@@ -90,20 +94,13 @@ def held_out_scores(scored: Scored, threshold: float, steps: tuple[Step, ...]) -
 
     Of fewer than two groups there is no interval.
     """
-    counts = np.zeros((len(scored), 2), np.int64)
-    for index in range(len(scored)):
-        mask, (hard, valid) = apply(scored.probabilities(index), threshold, steps), scored.truth(index)
-        mask = mask if valid is None else mask & valid
-        counts[index] = 2 * np.count_nonzero(mask & hard), np.count_nonzero(mask) + np.count_nonzero(hard)
-    by_group = np.stack([np.bincount(scored.groups, column) for column in counts.T])
-    drawn = [by_group @ weights for weights in redraws(by_group.shape[1], _DRAWS, "held out")]
-    dices = [twice_hits / total for twice_hits, total in drawn if total]
-    hits, total = counts.sum(0)
+    counts = judge(scored, dict.fromkeys(map(str, scored.parts), threshold), steps).counts
+    hits, predicted, actual = counts.sum(1)
     return {
         "records": "held out: nothing was fitted on them",
         "num_records": len(scored),
-        "dice": float(hits / total) if total else 0.0,
-        "interval": np.percentile(dices, (2.5, 97.5)).tolist() if dices and by_group.shape[1] > 1 else None,
+        "dice": float(2 * hits / (predicted + actual)) if predicted + actual else 0.0,
+        "interval": dice_interval(scored.groups, counts, "held out"),
     }
 
 

@@ -29,6 +29,11 @@ class Judged:
     pixels: np.ndarray
 
     @property
+    def counts(self) -> np.ndarray:
+        """Hits, predicted and actual of each record, int64 (3, N)."""
+        return np.stack([self.hits, self.hits + self.false, self.hits + self.missed])
+
+    @property
     def dice(self) -> np.ndarray:
         """Dice of each record, float64 (N,); NaN where nothing is there and nothing was found."""
         total = 2 * self.hits + self.false + self.missed

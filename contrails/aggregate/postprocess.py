@@ -106,8 +106,17 @@ Row = dict[str, Any]
 """Of the table of decisions: step, value, dice, gain, noise, kept."""
 
 
-def decide(scored: Scored, thresholds: dict[str, float]) -> tuple[tuple[Step, ...], list[Row]]:
-    """Try each step on the masks that those before it left; return the steps that are kept, and the table.
+@dataclass(frozen=True)
+class Decided:
+    """The steps that are kept, the table, and the counts that they leave: hits, predicted, actual, int64 (3, N)."""
+
+    steps: tuple[Step, ...]
+    rows: list[Row]
+    counts: np.ndarray
+
+
+def decide(scored: Scored, thresholds: dict[str, float]) -> Decided:
+    """Try each step on the masks that those before it left.
 
     Args:
         scored: records of two parts or more.
@@ -135,7 +144,8 @@ def decide(scored: Scored, thresholds: dict[str, float]) -> tuple[tuple[Step, ..
         steps.append(Step(EMPTY_RULE, lowest))
         trial.counts = emptied
     known = trial.counts * ~((trial.counts[2] == 0) & [[True], [True], [False]])
-    return tuple(steps), [*rows, _row("if empty records were known", None, known, trial, trial.counts) | {"kept": None}]
+    rows.append(_row("if empty records were known", None, known, trial, trial.counts) | {"kept": None})
+    return Decided(tuple(steps), rows, trial.counts)
 
 
 def compare(

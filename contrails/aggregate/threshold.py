@@ -1,4 +1,4 @@
-"""The threshold: the exact optimum of global Dice on scored records, and how sure it is.
+"""The threshold: the exact optimum of global Dice on scored records, and how sure both are.
 
 Probabilities are stored in 65,536 steps, so two histograms hold the Dice of every threshold and nothing is predicted
 twice. What is fitted on records is judged on others: each fold is cut at the optimum of the other folds.
@@ -58,14 +58,10 @@ def cross_fitted_dice(tally: Tally, thresholds: dict[str, float]) -> float:
     ).dice
 
 
-def intervals(tally: Tally, threshold: float) -> dict[str, list[float]]:
-    """Return 95% intervals of the best threshold and of the Dice at `threshold`, by a bootstrap over groups.
-
-    Thresholds are looked for among 256; the Dice is that at the nearest of these. Of fewer than two groups there are
-    none.
-    """
+def threshold_interval(tally: Tally) -> list[float] | None:
+    """Return the 95% interval of the best threshold by a bootstrap over groups, among 256; None of fewer than two."""
     if len(tally.positive) < 2:
-        return {}
+        return None
     # the tail sums say the Dice at each level; the redraws weigh groups
     hits = tally.positive[:, ::-1].cumsum(1)[:, ::-1].astype(np.float64)
     total = hits + tally.negative[:, ::-1].cumsum(1)[:, ::-1] + tally.positive.sum(1, keepdims=True)
@@ -73,8 +69,20 @@ def intervals(tally: Tally, threshold: float) -> dict[str, list[float]]:
     summed = weights @ total
     curves = np.divide(2 * (weights @ hits), summed, out=np.zeros_like(summed), where=summed > 0)
     step = NUM_BINS // LEVELS
-    level = min(round(cut(threshold) / step), LEVELS - 1)
-    return {
-        "threshold": (np.percentile(curves.argmax(1), _INTERVAL) * step / (NUM_BINS - 1)).tolist(),
-        "dice": np.percentile(curves[:, level], _INTERVAL).tolist(),
-    }
+    found: list[float] = (np.percentile(curves.argmax(1), _INTERVAL) * step / (NUM_BINS - 1)).tolist()
+    return found
+
+
+def dice_interval(groups: np.ndarray, counts: np.ndarray, purpose: str) -> list[float] | None:
+    """Return the 95% interval of the global Dice of these counts, by a bootstrap over groups; None of fewer than two.
+
+    Args:
+        groups: number of each record's group, int64 (N,).
+        counts: hits, predicted and actual of each record, int64 (3, N): those that the figure itself is made of.
+        purpose: names the draws.
+    """
+    hits, predicted, actual = counts
+    by_group = np.stack([np.bincount(groups, 2 * hits), np.bincount(groups, predicted + actual)])
+    drawn = [by_group @ weights for weights in redraws(by_group.shape[1], _DRAWS, purpose)]
+    dices = [twice_hits / total for twice_hits, total in drawn if total]
+    return np.percentile(dices, _INTERVAL).tolist() if dices and by_group.shape[1] > 1 else None

@@ -72,18 +72,15 @@ def _stages(row: dict[str, Any]) -> Table:
 def _figures(ensemble: Ensemble) -> Iterator[str]:
     scores = ensemble.scores
     if "dice" in scores:
-        found = scores["intervals"].get("dice")
-        interval = _NO_INTERVAL if found is None else "95% interval {:.4f} to {:.4f}".format(*found)
-        yield (
-            f"Dice:       {scores['dice']:.4f} cross-fitted ({scores['dice_cross_fitted']:.4f} by the threshold alone; "
-            f"with one threshold for all folds, {interval})"
-        )
+        alone = f"{scores['dice_cross_fitted']:.4f} by the threshold alone"
+        yield f"Dice:       {scores['dice']:.4f} cross-fitted ({'; '.join([alone, *_of_dice(scores)])})"
+    elif "dice_fitted_threshold" in scores:
+        how = "one fold: with the threshold that is best on these records"
+        yield f"Dice:       {scores['dice_fitted_threshold']:.4f} ({'; '.join([how, *_of_dice(scores)])})"
     yield f"of:         {scores['records']}"
     if held_out := scores.get("held_out"):
-        found = held_out["interval"]
-        interval = f" ({_NO_INTERVAL})" if found is None else " ({:.4f} to {:.4f})".format(*found)
-        dice, records = held_out["dice"], held_out["num_records"]
-        yield f"ensemble:   Dice {dice:.4f}{interval} on {records} records; {held_out['records']}"
+        interval, records = "; ".join(_of_dice(held_out)), held_out["num_records"]
+        yield f"ensemble:   Dice {held_out['dice']:.4f} ({interval}) on {records} records; {held_out['records']}"
     yield f"threshold:  {ensemble.threshold:.4f}{_interval(scores)}"
     if calibration := scores.get("calibration"):
         before, platt, free = (calibration[key] for key in ("before", "platt", "label_free"))
@@ -92,6 +89,13 @@ def _figures(ensemble: Ensemble) -> Iterator[str]:
             "calibrated: error {:.5f}, {:.5f} after Platt scaling; ".format(*errors)
             + f"thresholds without labels: {free['expected_dice']:.4f} (expected Dice), {free['half_dice']:.4f} (F*/2)"
         )
+
+
+def _of_dice(scores: dict[str, Any]) -> Iterator[str]:
+    """Yield the interval of a Dice in words; nothing of figures of the first builds, which have that of another one."""
+    if "interval" in scores:
+        found = scores["interval"]
+        yield _NO_INTERVAL if found is None else "95% interval {:.4f} to {:.4f}".format(*found)
 
 
 def _interval(scores: dict[str, Any]) -> str:

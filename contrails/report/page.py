@@ -94,10 +94,12 @@ def _score_tiles(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     scores, tiles = figures["scores"], []
     partial = "" if figures["complete"] else f"; partial: {figures['folds']}"
+    interval = " (95%: {:.3f} to {:.3f})".format(*found) if (found := scores.get("interval")) else ""
     if "dice" in scores:
-        interval = " (95%: {:.3f} to {:.3f})".format(*found) if (found := scores["intervals"].get("dice")) else ""
-        words = f"Dice out of fold, cross-fitted{interval}{partial}"
-        tiles.append((f"{scores['dice']:.4f}", words))
+        tiles.append((f"{scores['dice']:.4f}", f"Dice out of fold, cross-fitted{interval}{partial}"))
+    elif "dice_fitted_threshold" in scores:
+        words = f"Dice of one fold with the threshold that is best on its records{interval}{partial}"
+        tiles.append((f"{scores['dice_fitted_threshold']:.4f}", words))
     if held_out := scores.get("held_out"):
         words = f"Dice of the ensemble on {held_out['num_records']} records held out{partial}"
         tiles.append((f"{held_out['dice']:.4f}", words))

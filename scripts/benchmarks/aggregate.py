@@ -15,7 +15,7 @@ from table import Result, rates, show
 from contrails.aggregate.average import average_weights
 from contrails.aggregate.predict import Predictor
 from contrails.aggregate.scored import Scored, tally
-from contrails.aggregate.threshold import cross_fitted, intervals
+from contrails.aggregate.threshold import cross_fitted, threshold_interval
 from contrails.aggregate.views import parse_views, predict_views
 from contrails.cli.main import cli
 from contrails.config import Recipe
@@ -119,7 +119,7 @@ def predict_records(folder: str, count: int) -> None:
 
 
 def threshold_search(dataset: Dataset) -> Result:
-    """Exact optimum over all folds and of each, cross-fitted, with intervals over groups."""
+    """Exact optimum over all folds and of each, cross-fitted, with an interval over groups."""
     random = np.random.default_rng(0)
     count = np.arange(NUM_RECORDS)
     base = random.integers(0, 3000, (32, SIZE, SIZE)).astype(np.uint16)
@@ -140,7 +140,7 @@ def threshold_search(dataset: Dataset) -> Result:
     def search() -> int:
         counted = tally(scored)
         cross_fitted(counted)
-        intervals(counted, counted.pooled.best()[1])
+        threshold_interval(counted)
         return 1
 
     seconds = 1 / rates({"ours": search}, rounds=3)["ours"]

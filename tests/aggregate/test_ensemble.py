@@ -95,6 +95,8 @@ def test_the_threshold_is_fitted_out_of_fold_and_the_score_says_so(trained: Run)
     assert [member.epochs for member in ensemble.members] == epochs
     assert ensemble.scores["records"] == "out-of-fold; single members; epochs selected on these records"
     assert ensemble.scores["dice_cross_fitted"] <= ensemble.scores["dice_fitted_threshold"]
+    low, high = ensemble.scores["interval"]
+    assert low <= ensemble.scores["dice"] <= high
 
 
 def test_the_command_writes_a_submission_in_the_order_of_the_sample(
@@ -159,7 +161,14 @@ def test_some_of_the_folds_are_partial(make_run: Callable[..., Run], capsys: pyt
     assert ensemble.scores["records"] == f"{what} records; partial: 1 of 3 folds"
     assert "dice" not in ensemble.scores
     cli(["aggregate", str(run.path)], standalone_mode=False)
-    assert capsys.readouterr().out.count("partial: 1 of 3 folds") == 2
+    shown = capsys.readouterr().out
+    assert shown.count("partial: 1 of 3 folds") == 2
+    dice, (low, high) = ensemble.scores["dice_fitted_threshold"], ensemble.scores["interval"]
+    what = (
+        f"{dice:.4f} (one fold: with the threshold that is best on these records; 95% interval {low:.4f} to {high:.4f})"
+    )
+    assert f"Dice:       {what}" in shown
+    assert low <= dice <= high
 
 
 def test_all_joins_with_an_inherited_threshold_and_is_unscored(make_run: Callable[..., Run]) -> None:

@@ -97,7 +97,8 @@ def speckled(tiny_data: Path, *, speckles: int) -> tuple[tuple[Step, ...], dict[
         for y, x in random.integers(0, 32, (speckles, 2)):
             image[y, x] = max(image[y, x], 0.7)
     scored = scored_records(tiny_data / "train.h5", masks, probabilities, [str(i % 3) for i in range(60)])
-    steps, table = decide(scored, dict.fromkeys("012", 0.5))
+    decided = decide(scored, dict.fromkeys("012", 0.5))
+    steps, table = decided.steps, decided.rows
     return steps, {row["step"]: row for row in table}
 
 
@@ -126,7 +127,8 @@ def test_the_table_says_what_the_steps_do(tiny_data: Path) -> None:
     probabilities = np.clip(np.where(masks, 0.75, 0.1) + random.normal(0, 0.1, masks.shape), 0, 1)
     probabilities[1::2, 20:26, 5:11] = 0.6  # false ones, in empty records
     scored = scored_records(tiny_data / "train.h5", masks, probabilities, [str(i % 2) for i in range(20) for _ in "ab"])
-    steps, table = decide(scored, {"0": 0.5, "1": 0.5})
+    decided = decide(scored, {"0": 0.5, "1": 0.5})
+    steps, table = decided.steps, decided.rows
     assert steps
     found = np.stack([apply(scored.probabilities(index), 0.5, steps) for index in range(40)])
     dice = 2 * (found & masks).sum() / (found.sum() + masks.sum())
@@ -146,7 +148,8 @@ def test_a_gain_that_hangs_on_a_few_records_is_not_kept(tiny_data: Path) -> None
     probabilities = np.where(masks, 0.8, 0.1)
     probabilities[:2, 20:22, 20:22] = 0.8  # false, in one record of each part
     scored = scored_records(tiny_data / "train.h5", masks, probabilities, ["0", "1"] * 20)
-    steps, table = decide(scored, {"0": 0.5, "1": 0.5})
+    decided = decide(scored, {"0": 0.5, "1": 0.5})
+    steps, table = decided.steps, decided.rows
     found = {row["step"]: row for row in table}
     assert 0 < found["min_area"]["gain"] < found["min_area"]["noise"]
     assert steps == ()
@@ -159,7 +162,8 @@ def test_a_part_does_not_choose_for_itself(tiny_data: Path) -> None:
     probabilities[:, 20:22, 20:22] = 0.8
     masks[1::2, 20:22, 20:22] = True
     scored = scored_records(tiny_data / "train.h5", masks, probabilities, ["0", "1"] * 20)
-    steps, table = decide(scored, {"0": 0.5, "1": 0.5})
+    decided = decide(scored, {"0": 0.5, "1": 0.5})
+    steps, table = decided.steps, decided.rows
     found = {row["step"]: row for row in table}
     assert found["min_area"]["gain"] < 0
     assert steps == ()

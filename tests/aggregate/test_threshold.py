@@ -11,8 +11,9 @@ from sklearn.linear_model import LogisticRegression
 
 from contrails.aggregate.calibrate import Calibration, fit, label_free, reliability
 from contrails.aggregate.fit import held_out_scores
+from contrails.aggregate.judged import judge
 from contrails.aggregate.scored import Scored, tally
-from contrails.aggregate.threshold import counts_at, cross_fitted, cross_fitted_dice, intervals
+from contrails.aggregate.threshold import counts_at, cross_fitted, cross_fitted_dice, dice_interval, threshold_interval
 from contrails.metrics import NUM_BINS, Histogram
 
 from scored_records import scored_records
@@ -80,29 +81,37 @@ def test_pixels_that_do_not_count_are_left_out(tiny_data: Path, noisy: Scored) -
 
 def test_groups_are_drawn_together(noisy: Scored) -> None:
     counted = tally(noisy)
-    threshold = counted.pooled.best()[1]
-    found = intervals(counted, threshold)
-    assert found["threshold"][0] <= threshold <= found["threshold"][1]
-    assert found["dice"][0] < counted.pooled.dice(threshold) < found["dice"][1]
-    assert intervals(counted, threshold) == found
+    low, high = threshold_interval(counted) or (1.0, 0.0)
+    assert low <= counted.pooled.best()[1] <= high
+    assert threshold_interval(counted) == [low, high]
     assert counted.positive.shape == (12, 256)
-    # beside a bootstrap over groups with exact counts
+
+
+def test_the_interval_is_that_of_the_figure_itself(noisy: Scored) -> None:
+    counted = tally(noisy)
+    thresholds = cross_fitted(counted)
+    found = dice_interval(noisy.groups, judge(noisy, thresholds).counts, "test")
+    assert found is not None
+    assert found[0] < cross_fitted_dice(counted, thresholds) < found[1]
+    assert dice_interval(noisy.groups, judge(noisy, thresholds).counts, "test") == found
+    # beside a bootstrap over groups
     random, dices = np.random.default_rng(1), []
-    cut = round(threshold * TOP / 256) * 256
+    cuts = [round(thresholds[str(index % 3)] * TOP) for index in range(24)]
     per_group = [
-        np.sum([counts(noisy, index, cut) for index in (2 * group, 2 * group + 1)], axis=0) for group in range(12)
+        np.sum([counts(noisy, index, cuts[index]) for index in (2 * group, 2 * group + 1)], axis=0)
+        for group in range(12)
     ]
     for _ in range(1000):
         hits, total = np.sum([per_group[group] for group in random.integers(0, 12, 12)], axis=0)
         dices.append(hits / total)
-    assert found["dice"] == pytest.approx(np.percentile(dices, [2.5, 97.5]).tolist(), abs=0.02)
+    assert found == pytest.approx(np.percentile(dices, [2.5, 97.5]).tolist(), abs=0.02)
 
 
 def test_one_group_has_no_interval(tiny_data: Path) -> None:
     masks = np.zeros((2, 16, 16), bool)
     masks[:, :4] = True
     scored = scored_records(tiny_data / "train.h5", masks, masks * 0.9, ["0", "1"], ["g", "g"])
-    assert intervals(tally(scored), 0.5) == {}
+    assert threshold_interval(tally(scored)) is None
     assert held_out_scores(scored, 0.5, ())["interval"] is None
 
 
