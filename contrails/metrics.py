@@ -49,6 +49,16 @@ class Histogram:
         return float(curve[first]), (first + last) // 2 / (NUM_BINS - 1)
 
 
+def roc_auc(histogram: Histogram) -> float:
+    """Return the area under the ROC curve: how often a positive has the larger probability; NaN without two classes.
+
+    Equal probabilities count as half.
+    """
+    pairs = int(histogram.positive.sum()) * int(histogram.negative.sum())
+    below = histogram.negative.cumsum() - histogram.negative / 2
+    return float((histogram.positive * below).sum() / pairs) if pairs else float("nan")
+
+
 def average_precision(histogram: Histogram) -> float:
     """Return the area under the precision-recall curve, the sum of (R_n - R_n-1) P_n; NaN without contrail pixels."""
     hits = histogram.positive[::-1].cumsum().astype(np.float64)

@@ -29,7 +29,7 @@ from contrails.aggregate.ensemble import (
     write_ensemble,
 )
 from contrails.aggregate.fit import Fit, fit_out_of_fold, held_out_scores
-from contrails.aggregate.gate import copy_gate, gate_scores, open_gate
+from contrails.aggregate.gate import copy_gate, figures_of, gate_scores, open_gate
 from contrails.aggregate.inputs import inputs_of
 from contrails.aggregate.members import (
     Finished,
@@ -67,7 +67,7 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
     gate = open_gate(folds[0], path, options) if options.gate else None
     request = _request(runs, folds, options)
     existing = _existing(path)
-    if existing is not None and existing.request == request and existing.inputs is not None:
+    if existing is not None and existing.request == request and _is_current(existing):
         return existing
     held_out = _held_out_rows(folds[0])
     if options.average_folds and not len(held_out):
@@ -86,7 +86,7 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
     if options.average_folds:
         members = (_one_of_folds(folds, weights, path, inherited, device),)
     complete, present = _present(folds)
-    scores: dict[str, Any] = (fit.scores if fit else {"records": _NO_SCORE}) | {"weights": compared}
+    scores: dict[str, Any] = (fit.scores if fit else _no_scores(folds[0])) | {"weights": compared}
     ensemble = Ensemble(
         path=path,
         members=members,
@@ -102,7 +102,7 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
         inputs=inputs_of(folds[0].dataset),
     )
     if gate is not None and "gate" in scores:
-        scores["gate"]["dice_of_gate"] = gate.scores.get("dice_cross_fitted")
+        scores["gate"] |= figures_of(gate)
     if gate is not None and ensemble.gate_below is not None:
         copy_gate(gate, path / GATE)
     else:
@@ -122,6 +122,17 @@ def _existing(path: Path) -> Ensemble | None:
         return read_ensemble(path)
     except DataError:  # none, of another version, or damaged: made anew
         return None
+
+
+def _no_scores(fold: Finished) -> dict[str, Any]:
+    return {"records": _NO_SCORE} | ({"scored_by": "record"} if fold.scored_by == "record" else {})
+
+
+def _is_current(ensemble: Ensemble) -> bool:
+    """Return whether an ensemble says all that one made today would say."""
+    scores = ensemble.scores
+    scored = "interval" in scores and scores.get("scored_by", "pixel") == ensemble.scored_by
+    return ensemble.inputs is not None and (scored or "dice_by_fold" not in scores)
 
 
 def _present(folds: Sequence[Finished]) -> tuple[bool, str]:
@@ -162,6 +173,13 @@ def _finished(runs: Sequence[Run], options: Options) -> list[Finished]:
     first, *others = [found[0] for found in folds]
     for other in others:
         _require_same_data(first, other)
+    if len({found[0].scored_by for found in folds}) > 1:
+        raise RunError(
+            "found classifiers (model.task = 'classify') beside segmenters, which do not merge; aggregate the "
+            "classifiers alone, and give their ensemble as --gate of the others"
+        )
+    if options.gate and folds[0][0].scored_by == "record":
+        raise RecipeError("--gate: expected masks to empty, found a classifier's runs; aggregate them without --gate")
     if options.average_folds and len(runs) > 1:
         raise RunError("--average-folds: expected the folds of one run; weights of other runs have no common mean")
     return [fold for found in folds for fold in found]
@@ -318,5 +336,6 @@ def _held_out_rows(fold: Finished) -> np.ndarray:
 
 def _score_held_out(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, device: torch.device) -> dict[str, Any]:
     probabilities = predict_into(ensemble, dataset, rows, ensemble.path / "held_out.h5", device)
-    scored = Scored(dataset, rows, np.full(len(rows), "held out"), lambda index: probabilities[index])
+    parts = np.full(len(rows), "held out")
+    scored = Scored(dataset, rows, parts, lambda index: probabilities[index], ensemble.scored_by)
     return held_out_scores(scored, ensemble.threshold, ensemble.steps)

@@ -14,6 +14,7 @@ from contrails.aggregate.options import Options, made_by
 from contrails.aggregate.postprocess import Step, apply
 from contrails.aggregate.predict import load_predictor
 from contrails.aggregate.predictions import Predict, Wanted, complete
+from contrails.aggregate.scored import By
 from contrails.aggregate.stages import behind_gate
 from contrails.aggregate.stored import FORMAT, VERSION
 from contrails.aggregate.untile import Batches, Whole, untile
@@ -139,6 +140,12 @@ class Ensemble:
 
     def _abouts(self) -> list[dict[str, Any]]:
         return [read_about(self.path / member.file) for member in self.members]
+
+    @property
+    def scored_by(self) -> By:
+        """What its scores count: pixels, or records where its members are classifiers."""
+        tasks = {about["recipe"]["model"].get("task", "segment") for about in self._abouts()}
+        return "record" if tasks == {"classify"} else "pixel"
 
     def filelist(self) -> FileList:
         """Return the folds of the records that the members were made with."""

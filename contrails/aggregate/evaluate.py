@@ -1,4 +1,7 @@
-"""How good an ensemble is on labelled records: pixels and scores over all of them, of each, by group, time and size."""
+"""How good an ensemble is on labelled records: scores over all of them, of each, by group, time and size.
+
+They count pixels; those of a classifier count records.
+"""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,36 +13,39 @@ import torch
 
 from contrails.aggregate.ensemble import Ensemble
 from contrails.aggregate.postprocess import apply
+from contrails.aggregate.scored import By, any_of, of_record
 from contrails.data.filelists import HELD_OUT, FileList
 from contrails.data.store import IGNORE, Dataset
 from contrails.data.tiles import scene_of
 from contrails.errors import DataError
-from contrails.metrics import NUM_BINS, Histogram, average_precision
+from contrails.metrics import NUM_BINS, Histogram, average_precision, roc_auc
 from contrails.progress import bar
 
 _SIZES = (0, 1, 100, 1000)
 _SIZE_NAMES = ("none", "1 to 99 px", "100 to 999 px", "1000 px or more")
-"""Classes of contrail size, by the number of positive pixels in the label."""
+"""Classes of size, by the number of positive pixels in the label."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`table` has a row a record: record_id, group, time, tp, fp, fn, tn, dice, mean probability."""
+    """`table` has a row a record: record_id, group, time, tp, fp, fn, tn, dice, mean probability, positive pixels."""
 
     table: pd.DataFrame
     histogram: Histogram
+    scored_by: By = "pixel"
 
     def summary(self) -> dict[str, Any]:
-        """Return pixels and global scores, post-processed, and the AUC-PR of the probabilities."""
-        return scores(self.table) | {"auc_pr": average_precision(self.histogram), "num_records": len(self.table)}
+        """Return counts and global scores, post-processed, and the AUC-PR of the probabilities; by record also AUC."""
+        ranked = {"auc_pr": average_precision(self.histogram)}
+        ranked |= {"auc": roc_auc(self.histogram)} if self.scored_by == "record" else {}
+        return scores(self.table) | ranked | {"num_records": len(self.table), "scored_by": self.scored_by}
 
     def by(self, what: str) -> pd.DataFrame:
-        """Return the scores over records that share a `group`, an hour of the day (`time`) or a contrail `size`."""
-        actual = self.table["tp"] + self.table["fn"]
+        """Return the scores over records that share a `group`, an hour of the day (`time`) or a `size` of the label."""
         keys: dict[str, Any] = {
             "group": self.table["group"],
             "time": self.table["time"].str[11:13].replace("", "unknown"),
-            "size": pd.cut(actual, [*_SIZES, np.inf], right=False, labels=_SIZE_NAMES),
+            "size": pd.cut(self.table["positive_px"], [*_SIZES, np.inf], right=False, labels=_SIZE_NAMES),
         }
         groups = self.table.groupby(keys[what], observed=True)
         return pd.DataFrame({key: scores(part) | {"records": len(part)} for key, part in groups}).T
@@ -55,18 +61,22 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, de
     if not len(rows):
         raise DataError(f"{dataset.path}: expected labelled records, found none; evaluate on a dataset with masks")
     positive, negative, found = np.zeros(NUM_BINS, np.int64), np.zeros(NUM_BINS, np.int64), []
+    by = ensemble.scored_by
     with bar("evaluation", len(rows)) as advance:
         for part, probabilities in ensemble.predictor(dataset, device)(rows):
             for row, image in zip(part, probabilities, strict=True):
                 hard, valid = dataset.hard(row), dataset.votes[row] != IGNORE
+                about = _about(dataset, row) | {"positive_px": int(hard.sum())}
+                if by == "record":
+                    image, hard, valid = of_record(image), any_of(hard), any_of(valid)
                 positive += np.bincount(image[hard], minlength=NUM_BINS)
                 negative += np.bincount(image[valid & ~hard], minlength=NUM_BINS)
-                mask = apply(image, ensemble.threshold, ensemble.steps)
-                found.append(_about(dataset, row) | _pixels(mask, hard, valid) | {"mean_probability": _mean(image)})
+                mask = apply(image, ensemble.threshold, ensemble.steps if by == "pixel" else ())
+                found.append(about | _pixels(mask, hard, valid) | {"mean_probability": _mean(image)})
             advance(len(part))
     table = pd.DataFrame(found)
     table["dice"] = 2 * table["tp"] / (2 * table["tp"] + table["fp"] + table["fn"])  # NaN: nothing there, none found
-    return Evaluation(table, Histogram(positive, negative))
+    return Evaluation(table, Histogram(positive, negative), by)
 
 
 def seen_in_training(dataset: Dataset, filelist: FileList) -> np.ndarray:
@@ -78,7 +88,7 @@ def seen_in_training(dataset: Dataset, filelist: FileList) -> np.ndarray:
 
 
 def scores(table: pd.DataFrame) -> dict[str, Any]:
-    """Return pixels, and Dice, IoU, precision and recall over all pixels; NaN where nothing is there to divide by."""
+    """Return counts, and Dice, IoU, precision and recall over all of them; NaN where nothing is there to divide by."""
     tp, fp, fn, tn = (int(table[name].sum()) for name in ("tp", "fp", "fn", "tn"))
     return {
         "tp": tp, "fp": fp, "fn": fn, "tn": tn,

@@ -3,6 +3,7 @@
 Every figure says which records it is of and whether anything was fitted on them.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,14 @@ from contrails.aggregate.outoffold import OutOfFold
 from contrails.aggregate.postprocess import Decided, Step, compare, decide
 from contrails.aggregate.scored import Scored, Tally, tally
 from contrails.aggregate.stages import fit_gate
-from contrails.aggregate.threshold import cross_fitted, cross_fitted_dice, dice_interval, threshold_interval
+from contrails.aggregate.threshold import (
+    counts_of_parts,
+    cross_fitted,
+    cross_fitted_dice,
+    dice_interval,
+    threshold_interval,
+)
+from contrails.metrics import average_precision, roc_auc
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Fit:
 
 
 def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scores: np.ndarray | None = None) -> Fit:
-    """Fit on out-of-fold predictions; the reported figures are cross-fitted by fold.
+    """Fit on out-of-fold predictions, merged by a rule; the reported figures are cross-fitted by fold.
 
     Args:
         found: the predictions.
@@ -62,10 +70,11 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
         final = tally(scored if gate is None else gate.final(scored))
     threshold = final.pooled.best()[1] if fixed is None else fixed
     several = len(counted.by_part) > 1
-    if several:
+    thresholds = thresholds if several else dict.fromkeys(counted.by_part, threshold)
+    if several and found.by == "pixel":
         decided = decide(judged, thresholds)
     else:
-        decided = Decided((), [], judge(judged, dict.fromkeys(counted.by_part, threshold)).counts)
+        decided = Decided((), [], judge(judged, thresholds).counts)
     scores: dict[str, Any] = {
         "records": _label(found, several=several),
         "num_records": len(judged),
@@ -73,20 +82,30 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
         "threshold_by_fold": {fold: histogram.best()[1] for fold, histogram in counted.by_part.items()},
         "dice_fitted_threshold": final.pooled.dice(threshold),
         "interval": dice_interval(judged.groups, decided.counts, "out of fold"),
-        "intervals": {},
+        "intervals": {} if fixed is not None else threshold_interval(counted),
         "decisions": decided.rows,
     }
-    if fixed is None and (of_threshold := threshold_interval(counted)) is not None:
-        scores["intervals"]["threshold"] = of_threshold
     if rule != "vote":  # shares of votes are no probabilities
         scores["calibration"] = _calibration(counted)
     if several:
         scores["dice_cross_fitted"] = cross_fitted_dice(counted, thresholds)
         kept = (row["dice"] for row in reversed(decided.rows) if row["kept"])
         scores["dice"] = next(kept, scores["dice_cross_fitted"])
+    if found.by == "record":
+        scores |= _of_records(counted, thresholds)
     if gate_row is not None:
         scores["gate"] = gate_row
     return Fit(threshold, decided.steps, weights, scores, None if gate is None else gate.cut)
+
+
+def _of_records(counted: Tally, thresholds: dict[str, float]) -> dict[str, Any]:
+    """Return what else is said of a classifier: AUC, average precision, and records by answer and truth."""
+    cut_at = counts_of_parts(counted, thresholds)
+    false, missed = cut_at.predicted - cut_at.hits, cut_at.actual - cut_at.hits
+    confusion = {"tp": cut_at.hits, "fp": false, "fn": missed, "tn": cut_at.pixels - cut_at.hits - false - missed}
+    ranked = {"auc": roc_auc(counted.pooled), "auc_pr": average_precision(counted.pooled)}
+    known = {name: value for name, value in ranked.items() if not math.isnan(value)}  # JSON has no NaN
+    return {"scored_by": "record", "confusion": confusion} | known
 
 
 def held_out_scores(scored: Scored, threshold: float, steps: tuple[Step, ...]) -> dict[str, Any]:
@@ -101,7 +120,7 @@ def held_out_scores(scored: Scored, threshold: float, steps: tuple[Step, ...]) -
         "num_records": len(scored),
         "dice": float(2 * hits / (predicted + actual)) if predicted + actual else 0.0,
         "interval": dice_interval(scored.groups, counts, "held out"),
-    }
+    } | (_of_records(tally(scored), dict.fromkeys(map(str, scored.parts), threshold)) if scored.by == "record" else {})
 
 
 def _thresholds(found: OutOfFold, rule: str, weights: dict[str, list[float]], counted: Tally) -> dict[str, float]:
@@ -117,7 +136,8 @@ def _fixed(found: OutOfFold, rule: str, weights: list[float], fold: str | None) 
 def _label(found: OutOfFold, *, several: bool) -> str:
     what = "single members" if len(found.series) == 1 else f"one member of each of {len(found.series)} runs, merged"
     how = "" if several else "; one fold: the threshold was fitted on these records"
-    return f"out-of-fold; {what}; epochs selected on these records{how}"
+    by = "" if found.by == "pixel" else "; scored by record"
+    return f"out-of-fold; {what}; epochs selected on these records{how}{by}"
 
 
 def _calibration(counted: Tally) -> dict[str, Any]:

@@ -5,6 +5,7 @@ How it is fitted and used stands in `contrails.aggregate.stages`.
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,13 @@ def copy_gate(gate: Ensemble, folder: Path) -> None:
     for name in (FILELIST, *(member.file for member in gate.members), DESCRIPTION):
         with atomic_path(folder / name) as temporary:
             shutil.copyfile(gate.path / name, temporary)
+
+
+def figures_of(gate: Ensemble) -> dict[str, Any]:
+    """Return how good a gate is on its own, out of fold, for the table of what is behind it; a classifier by record."""
+    of_records = {key: gate.scores[key] for key in ("auc", "auc_pr", "confusion") if key in gate.scores}
+    by = gate.scores.get("scored_by", "pixel")
+    return {"dice_of_gate": gate.scores.get("dice_cross_fitted"), "gate_scored_by": by} | of_records
 
 
 def gate_scores(gate: Ensemble, found: OutOfFold) -> np.ndarray:

@@ -16,6 +16,7 @@ import torch
 
 from contrails.aggregate.average import Tensors, average_weights, greedy_soup, is_finite, refresh_batch_norm
 from contrails.aggregate.options import AUTO, AVERAGE, SOUP
+from contrails.aggregate.scored import By
 from contrails.config import Recipe, RunConfig, parse
 from contrails.data.batches import Source, source_of
 from contrails.data.composites import Composite
@@ -49,6 +50,11 @@ class Finished:
     @property
     def name(self) -> str:
         return f"{self.fold.run.name}-fold{self.fold.key}"
+
+    @property
+    def scored_by(self) -> By:
+        """What its scores count: pixels, or records where it is a classifier."""
+        return "record" if self.recipe.model.task == "classify" else "pixel"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from contrails.aggregate.merge import merge
 from contrails.aggregate.options import made_by
 from contrails.aggregate.predict import load_predictor
 from contrails.aggregate.predictions import Wanted, complete, read_predictions
-from contrails.aggregate.scored import Scored
+from contrails.aggregate.scored import By, Scored, of_record
 from contrails.aggregate.views import View
 from contrails.aggregate.weighting import MAX_PIXELS, fit_weights
 from contrails.data.store import Dataset
@@ -72,6 +72,10 @@ class OutOfFold:
     rows: np.ndarray
     folds: np.ndarray
 
+    @property
+    def by(self) -> By:
+        return self.first.scored_by
+
     def scored(self, rule: str, weights: dict[str, list[float]], *, cross_fitted: bool) -> Scored:
         """Return the records with merged probabilities.
 
@@ -82,7 +86,7 @@ class OutOfFold:
         """
         starts = {fold: int(np.argmax(self.folds == fold)) for fold in np.unique(self.folds)}
 
-        def probabilities(index: int) -> np.ndarray:
+        def images(index: int) -> np.ndarray:
             fold = str(self.folds[index])
             found = [series.probabilities[fold][index - starts[fold]] for series in self.series]
             if len(found) == 1 and rule != "vote":
@@ -93,7 +97,7 @@ class OutOfFold:
             merged: np.ndarray = merge(rule, probs, weights[fold], thresholds).numpy().astype(np.uint16)
             return merged
 
-        return Scored(self.first.dataset, self.rows, self.folds, probabilities)
+        return Scored(self.first.dataset, self.rows, self.folds, images, self.by)
 
     def equal_weights(self) -> dict[str, list[float]]:
         return {str(fold): [1 / len(self.series)] * len(self.series) for fold in np.unique(self.folds)}
@@ -110,19 +114,25 @@ class OutOfFold:
         return by_fold, fit_weights(rule, probs, hard, thresholds)
 
     def _sample(self) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-        """Return probabilities float32 (runs, pixels), truth and fold of every n-th pixel of every record."""
-        dataset = self.first.dataset
-        every = -(-len(self.rows) * dataset.votes[0].size // MAX_PIXELS)
+        """Return probabilities float32 (runs, pixels), truth and fold of every n-th pixel of every record.
+
+        By record, each is one pixel.
+        """
+        scored = self.scored("mean", self.equal_weights(), cross_fitted=False)
+        every = 1 if self.by == "record" else -(-len(self.rows) * self.first.dataset.votes[0].size // MAX_PIXELS)
         probs: list[np.ndarray] = []
         hard: list[np.ndarray] = []
         folds: list[np.ndarray] = []
         for fold in np.unique(self.folds):
             stacked = [series.probabilities[str(fold)] for series in self.series]
-            for index, row in enumerate(self.rows[self.folds == fold]):
-                counted = (dataset.votes[row] != 255).ravel()[::every]
-                probs.append(np.stack([array[index].ravel()[::every][counted] for array in stacked]))
-                hard.append(dataset.hard(row).ravel()[::every][counted])
-                folds.append(np.full(int(counted.sum()), fold))
+            for index, number in enumerate(np.flatnonzero(self.folds == fold)):
+                truth, valid = scored.truth(int(number))
+                counted = np.ones(truth.shape, bool) if valid is None else valid
+                images = [array[index] if self.by == "pixel" else of_record(array[index]) for array in stacked]
+                chosen = counted.ravel()[::every]
+                probs.append(np.stack([image.ravel()[::every][chosen] for image in images]))
+                hard.append(truth.ravel()[::every][chosen])
+                folds.append(np.full(int(chosen.sum()), fold))
         merged = torch.from_numpy(np.concatenate(probs, axis=1).astype(np.float32)) / (NUM_BINS - 1)
         return merged, np.concatenate(hard), np.concatenate(folds)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from contrails.aggregate.judged import Judged, judge
-from contrails.aggregate.scored import Scored, redraws, tally
+from contrails.aggregate.scored import By, Scored, redraws, tally
 from contrails.aggregate.threshold import cross_fitted
 from contrails.errors import DataError
 
@@ -21,7 +21,7 @@ _INTERVAL = (2.5, 97.5)
 @dataclass(frozen=True)
 class Paired:
     """Global Dice of both over `num_records`, second less first with its 95% interval, and in which share of the draws
-    the second is better."""
+    the second is better; `scored_by` is what the Dice counts."""
 
     first: float
     second: float
@@ -30,6 +30,7 @@ class Paired:
     second_better: float
     num_records: int
     num_groups: int
+    scored_by: By = "pixel"
 
     @property
     def is_real(self) -> bool:
@@ -41,8 +42,13 @@ def compare_paired(first: Scored, second: Scored) -> Paired:
     """Compare two runs.
 
     Raises:
-        DataError: they have no records in common, or different labels for one.
+        DataError: they have no records in common, different labels for one, or scores of which one counts records.
     """
+    if first.by != second.by:
+        raise DataError(
+            f"the first is scored by {first.by} and the second by {second.by}; compare classifiers with classifiers, "
+            "and segmenters with segmenters"
+        )
     ids = [[scored.dataset.record_ids[row] for row in scored.rows] for scored in (first, second)]
     places = [{record_id: index for index, record_id in enumerate(each)} for each in ids]
     common = [record_id for record_id in ids[0] if record_id in places[1]]
@@ -70,6 +76,7 @@ def compare_paired(first: Scored, second: Scored) -> Paired:
         second_better=float((drawn[1] > drawn[0]).mean()),
         num_records=len(common),
         num_groups=len(sums[0, 0]),
+        scored_by=first.by,
     )
 
 

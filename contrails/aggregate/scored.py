@@ -1,13 +1,21 @@
-"""Labelled records with their probabilities: what thresholds, weights and post-processing are fitted and judged on."""
+"""Labelled records with their probabilities: what thresholds, weights and post-processing are fitted and judged on.
+
+A segmenter is scored by pixel. A classifier is scored by record, which is an image of one pixel here: its probability,
+and whether the record has a positive pixel. So whatever counts pixels counts records.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from contrails.data.store import IGNORE, Dataset
 from contrails.draws import generator
 from contrails.metrics import NUM_BINS, Histogram
+
+By = Literal["pixel", "record"]
+"""What scores count."""
 
 LEVELS = 256
 """Coarse bins of probability, for histograms of every group."""
@@ -18,13 +26,18 @@ class Scored:
     """Records of a dataset, each in one part (a fold, or all held-out ones), with their merged probabilities.
 
     Shape:
-        rows int64 (N,); parts str (N,); probabilities: from an index to uint16 (H, W).
+        rows int64 (N,); parts str (N,); images: from an index to uint16 (H, W).
     """
 
     dataset: Dataset
     rows: np.ndarray
     parts: np.ndarray
-    probabilities: Callable[[int], np.ndarray]
+    images: Callable[[int], np.ndarray]
+    by: By = "pixel"
+
+    def probabilities(self, index: int) -> np.ndarray:
+        """Return the probabilities that are scored, uint16 (H, W); by record (1, 1)."""
+        return self.images(index) if self.by == "pixel" else of_record(self.images(index))
 
     @property
     def groups(self) -> np.ndarray:
@@ -34,13 +47,25 @@ class Scored:
         return numbers
 
     def truth(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return where a record is positive, bool (H, W), and where it counts; None: everywhere."""
+        """Return where a record is positive, bool (H, W), and where it counts; None: everywhere. By record (1, 1)."""
         row = self.rows[index]
-        ignored = self.dataset.votes[row] == IGNORE
-        return self.dataset.hard(row), ~ignored if ignored.any() else None
+        ignored, hard = self.dataset.votes[row] == IGNORE, self.dataset.hard(row)
+        if self.by == "record":
+            ignored, hard = ~any_of(~ignored), any_of(hard)
+        return hard, ~ignored if ignored.any() else None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def of_record(image: np.ndarray) -> np.ndarray:
+    """Return what a classifier says of a record, uint16 (1, 1): it says the same of each pixel, but for rounding."""
+    return np.full((1, 1), round(float(image.mean())), np.uint16)
+
+
+def any_of(mask: np.ndarray) -> np.ndarray:
+    """Return whether a record has a pixel in a mask, bool (1, 1)."""
+    return np.full((1, 1), mask.any())
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,11 @@ class Gate:
         return self._applied(scored, np.full(len(scored), self.cut))
 
     def _applied(self, scored: Scored, cuts: np.ndarray) -> Scored:
-        def probabilities(index: int) -> np.ndarray:
-            found = scored.probabilities(index)
+        def images(index: int) -> np.ndarray:
+            found = scored.images(index)
             return np.zeros_like(found) if self.scores[index] < cuts[index] else found
 
-        return replace(scored, probabilities=probabilities)
+        return replace(scored, images=images)
 
 
 def fit_gate(scored: Scored, scores: np.ndarray) -> Gate:

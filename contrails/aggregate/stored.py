@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from contrails.aggregate.predictions import read_predictions
-from contrails.aggregate.scored import Scored
+from contrails.aggregate.scored import By, Scored
 from contrails.data.store import open_dataset
 from contrails.errors import DataError
 from contrails.files import read_json
@@ -45,7 +45,12 @@ def stored_out_of_fold(run: Run, folder: Path, figures: dict[str, Any]) -> Score
     rows = np.concatenate([dataset.rows(record_ids) for _, record_ids, _ in found])
     parts = np.concatenate([np.full(len(record_ids), fold) for fold, record_ids, _ in found])
     images = [image for _, _, probabilities in found for image in probabilities]
-    return Scored(dataset, rows, parts, images.__getitem__)
+    return Scored(dataset, rows, parts, images.__getitem__, scored_by(figures))
+
+
+def scored_by(figures: dict[str, Any]) -> By:
+    """Return what the scores of an ensemble count; those of the first builds always counted pixels."""
+    return "record" if figures["scores"].get("scored_by") == "record" else "pixel"
 
 
 def _fold_of(stem: str, run: str) -> str | None:

@@ -51,17 +51,21 @@ def cross_fitted(tally: Tally) -> dict[str, float]:
     return {part: tally.others(part).best()[1] for part in tally.by_part}
 
 
+def counts_of_parts(tally: Tally, thresholds: dict[str, float]) -> Counts:
+    """Return the pixels of all parts, each cut at its own threshold."""
+    cut_parts = (counts_at(histogram, thresholds[part]) for part, histogram in tally.by_part.items())
+    return sum(cut_parts, Counts(0, 0, 0, 0))
+
+
 def cross_fitted_dice(tally: Tally, thresholds: dict[str, float]) -> float:
     """Return the global Dice over all parts, each cut at its own threshold."""
-    return sum(
-        (counts_at(histogram, thresholds[part]) for part, histogram in tally.by_part.items()), Counts(0, 0, 0, 0)
-    ).dice
+    return counts_of_parts(tally, thresholds).dice
 
 
-def threshold_interval(tally: Tally) -> list[float] | None:
-    """Return the 95% interval of the best threshold by a bootstrap over groups, among 256; None of fewer than two."""
+def threshold_interval(tally: Tally) -> dict[str, list[float]]:
+    """Return the 95% interval of the best `threshold`, by a bootstrap over groups, among 256; empty of one group."""
     if len(tally.positive) < 2:
-        return None
+        return {}
     # the tail sums say the Dice at each level; the redraws weigh groups
     hits = tally.positive[:, ::-1].cumsum(1)[:, ::-1].astype(np.float64)
     total = hits + tally.negative[:, ::-1].cumsum(1)[:, ::-1] + tally.positive.sum(1, keepdims=True)
@@ -69,8 +73,7 @@ def threshold_interval(tally: Tally) -> list[float] | None:
     summed = weights @ total
     curves = np.divide(2 * (weights @ hits), summed, out=np.zeros_like(summed), where=summed > 0)
     step = NUM_BINS // LEVELS
-    found: list[float] = (np.percentile(curves.argmax(1), _INTERVAL) * step / (NUM_BINS - 1)).tolist()
-    return found
+    return {"threshold": (np.percentile(curves.argmax(1), _INTERVAL) * step / (NUM_BINS - 1)).tolist()}
 
 
 def dice_interval(groups: np.ndarray, counts: np.ndarray, purpose: str) -> list[float] | None:

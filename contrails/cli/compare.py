@@ -87,11 +87,13 @@ def _verdict(paired: dict[str, Any], runs: list[Run]) -> str:
     low, high = paired["interval"]
     better, worse = (runs[1], runs[0]) if paired["difference"] > 0 else (runs[0], runs[1])
     answer = f"{better.name} is better than {worse.name}" if paired["is_real"] else "the difference may be chance"
+    name = "Dice by record" if paired["scored_by"] == "record" else "Dice"
+    ahead = f"{runs[1].name} is ahead in {100 * paired['second_better']:.1f}% of the draws"
     return (
-        f"{answer}: Dice {paired['first']:.4f} and {paired['second']:.4f}, difference {paired['difference']:+.4f} (95% "
-        f"interval {low:+.4f} to {high:+.4f}); {runs[1].name} is ahead in {100 * paired['second_better']:.1f}% of the "
-        f"draws. Of {paired['num_records']} records in {paired['num_groups']} groups, out of fold, without "
-        "post-processing; epochs were selected on these records."
+        f"{answer}: {name} {paired['first']:.4f} and {paired['second']:.4f}, difference {paired['difference']:+.4f} "
+        f"(95% interval {low:+.4f} to {high:+.4f}); {ahead}. Of "
+        f"{paired['num_records']} records in {paired['num_groups']} groups, out of fold, without post-processing; "
+        "epochs were selected on these records."
     )
 
 
@@ -108,13 +110,17 @@ def _curve(values: list[float]) -> str:
 def _scores(entries: list[Entry]) -> dict[str, list[str]]:
     rows = {
         "folds done": [f"{entry.folds_done} of {entry.folds}" for entry in entries],
-        "Dice out of fold": [_text(entry.dice) for entry in entries],
-        "Dice held out": [_text(entry.held_out) for entry in entries],
-        "mean best Dice": [_text(entry.best_dice) for entry in entries],
+        "Dice out of fold": [_dice(entry, entry.dice) for entry in entries],
+        "Dice held out": [_dice(entry, entry.held_out) for entry in entries],
+        "mean best Dice": [_dice(entry, entry.best_dice) for entry in entries],
         "leaderboard": [_text(entry.leaderboard) for entry in entries],
         "hours": [f"{entry.usage.hours:.2f}" for entry in entries],
     }
     return {title: values for title, values in rows.items() if any(values)}
+
+
+def _dice(entry: Entry, value: float | None) -> str:
+    return f"{_text(value)} by record" if value is not None and entry.scored_by == "record" else _text(value)
 
 
 def _text(value: Any) -> str:

@@ -184,7 +184,7 @@ def audit(
     """List suspicious labels of DATA, and write a list of records to train without.
 
     Looks for labels that out-of-fold predictions contradict, tiny and rectangular ones, duplicates and near-duplicates
-    of records, and records of one place, soon after each other, of which one has a contrail and the other nothing.
+    of records, and records of one place, soon after each other, of which one is marked and the other is not.
     Look at the pictures and remove from exclude.csv what is right, then name it in a recipe as data.exclude: these
     records are not trained on; they are still validated on, so that scores stay comparable.
 
@@ -208,6 +208,11 @@ def audit(
         from contrails.aggregate.threshold import cut as cut_at
 
         ensemble = read_ensemble(find_ensemble(ensemble_name))
+        if ensemble.scored_by == "record":
+            raise DataError(
+                f"--aggregate {ensemble_name}: expected an ensemble that predicts masks, found one of classifiers, "
+                "which say nothing of pixels; give another, or leave --aggregate out"
+            )
         predicted, listed, cut = Predicted(ensemble, dataset), ensemble.filelist(), cut_at(ensemble.threshold)
     if filelist is not None:
         listed = read_filelist(filelist)

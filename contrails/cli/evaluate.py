@@ -27,7 +27,8 @@ _SHOWN = 5
 def evaluate(name: str, data: Path, csv_path: Path | None, by: str | None, device: str, as_json: bool) -> None:
     """Score ENSEMBLE (its folder, or a run's name) on the labelled records of the dataset file DATA.
 
-    Records that a member was trained on or selected by are left out, and their number is said.
+    Records that a member was trained on or selected by are left out, and their number is said. Scores count pixels;
+    those of a classifier (model.task = "classify") count records.
 
     \b
     Example:
@@ -63,15 +64,29 @@ def evaluate(name: str, data: Path, csv_path: Path | None, by: str | None, devic
     if not ensemble.complete:
         click.echo(f"partial: {ensemble.folds}")
     click.echo(f"records: {what}")
-    shown = {key: summary[key] for key in ("tp", "fp", "fn", "tn", "dice", "iou", "precision", "recall", "auc_pr")}
+    by_record = result.scored_by == "record"
+    keys = ("tp", "fp", "fn", "tn", "dice", "iou", "precision", "recall", "auc_pr", *(["auc"] if by_record else []))
+    shown = {key: summary[key] for key in keys}
+    click.echo(f"by {result.scored_by}: ", nl=False)
     click.echo(", ".join(f"{key} {_text(value)}" for key, value in shown.items()))
     if parts is not None:
         _print(f"by {by}", parts[["records", "dice", "iou", "precision", "recall"]].reset_index(names=by or ""))
+    if by_record:
+        _print("records farthest from the truth", _farthest(result.table).head(_SHOWN))
+        return
     columns = ["record_id", "time", "tp", "fp", "fn", "dice"]
     ranked = result.table.dropna(subset="dice").sort_values(["dice", "record_id"])[columns]
     _print("worst records", ranked.head(_SHOWN))
     if len(ranked) > _SHOWN:
         _print("best records", ranked.iloc[_SHOWN:].tail(_SHOWN)[::-1])
+
+
+def _farthest(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the records of a classifier, the worst answer first."""
+    truth = table["tp"] + table["fn"]
+    found = table[["record_id", "time"]].assign(truth=truth, probability=table["mean_probability"])
+    order = (found["truth"] - found["probability"]).abs().sort_values(ascending=False, kind="stable").index
+    return found.loc[order]
 
 
 def _print(title: str, frame: "pd.DataFrame") -> None:

@@ -21,8 +21,8 @@ def show_ensemble(ensemble: Ensemble) -> None:
         console.print(_stages(ensemble.scores["gate"]))
     for run, scores in ensemble.scores["weights"].items():
         if len(scores) > 1:
-            compared = ", ".join(f"{kind} {dice:.4f}" for kind, dice in scores.items())
-            console.print(f"weights:    {compared} (mean validation Dice of {run}: the best kind was taken)")
+            compared, name = ", ".join(f"{kind} {dice:.4f}" for kind, dice in scores.items()), _dice(ensemble)
+            console.print(f"weights:    {compared} (mean validation {name} of {run}: the best kind was taken)")
     for line in _figures(ensemble):
         console.print(line, soft_wrap=True)
     console.print(f"folder:     {ensemble.path}", soft_wrap=True)
@@ -31,7 +31,7 @@ def show_ensemble(ensemble: Ensemble) -> None:
 def _members(ensemble: Ensemble) -> Table:
     partial = "" if ensemble.complete else f" (partial: {ensemble.folds})"
     table = Table(title=f"Members{partial}")
-    for heading in ("run", "fold", "weights", "epochs", "validation Dice", "threshold", "share"):
+    for heading in ("run", "fold", "weights", "epochs", f"validation {_dice(ensemble)}", "threshold", "share"):
         table.add_column(heading, justify="right")
     total = sum(member.weight for member in ensemble.members)
     for member in ensemble.members:
@@ -60,9 +60,12 @@ def _stages(row: dict[str, Any]) -> Table:
     table = Table(title=f"Two stages, out of fold, cross-fitted, by threshold alone ({gain})")
     table.add_column("stages")
     table.add_column("Dice", justify="right")
+    of_gate = "the gate's own masks"
+    if row.get("gate_scored_by") == "record":
+        of_gate = f"the gate itself, by record ({', '.join(_of_records(row))})"
     for name, dice in (
         ("these members alone", row["dice_without"]),
-        ("the gate's own masks", row["dice_of_gate"]),
+        (of_gate, row["dice_of_gate"]),
         (f"these members where the gate's logit is {row['value']:.4g} or more", row["dice"]),
     ):
         table.add_row(name, "" if dice is None else f"{dice:.4f}")
@@ -71,16 +74,20 @@ def _stages(row: dict[str, Any]) -> Table:
 
 def _figures(ensemble: Ensemble) -> Iterator[str]:
     scores = ensemble.scores
+    name = f"{_dice(ensemble)}:".ljust(11)
     if "dice" in scores:
         alone = f"{scores['dice_cross_fitted']:.4f} by the threshold alone"
-        yield f"Dice:       {scores['dice']:.4f} cross-fitted ({'; '.join([alone, *_of_dice(scores)])})"
+        yield f"{name} {scores['dice']:.4f} cross-fitted ({'; '.join([alone, *_of_dice(scores)])})"
     elif "dice_fitted_threshold" in scores:
         how = "one fold: with the threshold that is best on these records"
-        yield f"Dice:       {scores['dice_fitted_threshold']:.4f} ({'; '.join([how, *_of_dice(scores)])})"
+        yield f"{name} {scores['dice_fitted_threshold']:.4f} ({'; '.join([how, *_of_dice(scores)])})"
+    if "confusion" in scores:
+        yield f"            {', '.join(_of_records(scores))}"
     yield f"of:         {scores['records']}"
     if held_out := scores.get("held_out"):
-        interval, records = "; ".join(_of_dice(held_out)), held_out["num_records"]
-        yield f"ensemble:   Dice {held_out['dice']:.4f} ({interval}) on {records} records; {held_out['records']}"
+        more, records = "; ".join([*_of_dice(held_out), *_of_records(held_out)]), held_out["num_records"]
+        of = f"{records} records; {held_out['records']}"
+        yield f"ensemble:   {_dice(ensemble)} {held_out['dice']:.4f} ({more}) on {of}"
     yield f"threshold:  {ensemble.threshold:.4f}{_interval(scores)}"
     if calibration := scores.get("calibration"):
         before, platt, free = (calibration[key] for key in ("before", "platt", "label_free"))
@@ -89,6 +96,21 @@ def _figures(ensemble: Ensemble) -> Iterator[str]:
             "calibrated: error {:.5f}, {:.5f} after Platt scaling; ".format(*errors)
             + f"thresholds without labels: {free['expected_dice']:.4f} (expected Dice), {free['half_dice']:.4f} (F*/2)"
         )
+
+
+def _dice(ensemble: Ensemble) -> str:
+    """Return what a Dice is called: that of a classifier counts records."""
+    return "Dice by record" if ensemble.scores.get("scored_by") == "record" else "Dice"
+
+
+def _of_records(scores: dict[str, Any]) -> Iterator[str]:
+    """Yield what else is said of a classifier: AUC, average precision, records by answer and truth."""
+    for key, name in (("auc", "AUC"), ("auc_pr", "average precision")):
+        if key in scores:
+            yield f"{name} {scores[key]:.4f}"
+    if confusion := scores.get("confusion"):
+        tp, fp, fn, tn = (confusion[key] for key in ("tp", "fp", "fn", "tn"))
+        yield f"records: {tp} found, {fp} false, {fn} missed, {tn} rightly empty"
 
 
 def _of_dice(scores: dict[str, Any]) -> Iterator[str]:

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from contrails.data.pack import Plan
     from contrails.data.radiometry import Span
 
+_OF_IMAGES = ("group_by", "groups", "target_name")
 _LAYOUTS = {
     "goes": ("bands", "frames"),
-    "images-rle": ("rle_starts", "rle_order", "rle_empty", "rle_columns", "rle_class", "range", "group_by", "groups"),
-    "scenes": ("bands", "tile", "overlap", "scenes", "masks", "mask_values", "range", "group_by", "groups"),
+    "images-rle": ("rle_starts", "rle_order", "rle_empty", "rle_columns", "rle_class", "range", *_OF_IMAGES),
+    "scenes": ("bands", "tile", "overlap", "scenes", "masks", "mask_values", "range", *_OF_IMAGES),
 }
 """Options that each layout knows."""
 
@@ -94,6 +95,11 @@ _OVERLAP = 64
 )
 @click.option(
     "--groups", metavar="FILE.csv", help="images-rle, scenes: the groups, as a table with the columns name,group."
+)
+@click.option(
+    "--target-name",
+    metavar="NAME",
+    help="images-rle, scenes: what the masks show, as reports call it, such as 'cell membrane' (default: --rle-class).",
 )
 @click.option("--workers", type=click.IntRange(1), default=num_cores, help="Processes; default: cores.")
 @click.option("--shard", metavar="I/N", help="Pack the I-th of N slices alone, for contrails data join.")
@@ -215,7 +221,8 @@ def _plan_images(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
     starts, order, empty = (options[f"rle_{name}"] for name in ("starts", "order", "empty"))
     column, _, label = (options["rle_class"] or "").rpartition("=")
     convention = Convention(starts, order, empty, (columns[0], columns[1]), label=label, label_column=column)
-    return make_plan(raw, split, convention, _range(options["range"]), _grouping(options))
+    name = options["target_name"] or ""
+    return make_plan(raw, split, convention, _range(options["range"]), _grouping(options), target_name=name)
 
 
 def _plan_scenes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
@@ -233,6 +240,7 @@ def _plan_scenes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
             mask_values=_mask_values(options["mask_values"]),
             span=_range(options["range"]),
             grouping=_grouping(options),
+            target_name=options["target_name"] or "",
         ),
     )
 

@@ -22,6 +22,7 @@ _COLUMNS: dict[str, Callable[[Entry], Any]] = {
     "run": lambda entry: entry.name,
     "created": lambda entry: entry.created.replace("T", " "),
     "user": lambda entry: entry.user,
+    "kind": lambda entry: entry.kind,
     "folds": lambda entry: entry.folds_done,
     "dice": lambda entry: entry.dice,
     "best": lambda entry: entry.best_dice,
@@ -46,13 +47,16 @@ _CONDITION = re.compile(r"([\w.]+)(>=|<=|=|>|<)(.*)")
 @click.option("--baseline", metavar="RUN", help="What runs are compared to that start from no other; else the oldest.")
 @click.option("--csv", "style", flag_value="csv", help="Print CSV.")
 @click.option("--markdown", "style", flag_value="markdown", help="Print a table for a page or a pull request.")
+@click.option("--all", "every", is_flag=True, help="List runs of --debug, --overfit and drills, too.")
 @json_option
-def runs(conditions: tuple[str, ...], sort: str, baseline: str | None, style: str | None, as_json: bool) -> None:
-    """List every run: what differs in its recipe, folds done, scores, hours, remarks.
+def runs(
+    conditions: tuple[str, ...], sort: str, baseline: str | None, style: str | None, every: bool, as_json: bool
+) -> None:
+    """List every experiment: what differs in its recipe, folds done, scores, hours, remarks.
 
     FILTER is a word that stands in a run's name, differences or remarks, or a condition on a column or a key of the
     recipe, such as dice>0.6 or model.encoder=resnet34; all must hold. Dice is that of the aggregation, out of fold and
-    cross-fitted; best is the mean of the folds' best epochs.
+    cross-fitted; best is the mean of the folds' best epochs. That of a classifier counts records.
 
     \b
     Example:
@@ -62,6 +66,8 @@ def runs(conditions: tuple[str, ...], sort: str, baseline: str | None, style: st
     if sort not in _COLUMNS:
         raise click.BadParameter(f"'{sort}': {choices(sort, _COLUMNS)}", param_hint="--sort")
     entries = read_log(all_runs(), open_run(baseline) if baseline else None)
+    hidden = [] if every else [entry for entry in entries if entry.kind]
+    entries = [entry for entry in entries if every or not entry.kind]
     for condition in conditions:
         _require_known(condition, entries)
         entries = [entry for entry in entries if _holds(entry, condition)]
@@ -74,6 +80,10 @@ def runs(conditions: tuple[str, ...], sort: str, baseline: str | None, style: st
         click.echo(_markdown(entries))
     else:
         _print(entries)
+        if hidden:
+            click.echo(
+                f"{len(hidden)} runs of --debug, --overfit or drills: `contrails runs --all` lists them", err=True
+            )
 
 
 def _holds(entry: Entry, condition: str) -> bool:
@@ -125,11 +135,16 @@ def _texts(entry: Entry) -> list[str]:
     return [
         ""
         if value is None
-        else f"{value:.{2 if name in ('gpu_hours', 'hours', 'lost') else 4}f}"
+        else f"{value:.{2 if name in ('gpu_hours', 'hours', 'lost') else 4}f}{_counted(entry, name)}"
         if isinstance(value, float)
         else str(value)
         for name, value in found.items()
     ]
+
+
+def _counted(entry: Entry, name: str) -> str:
+    """Return what a Dice counts, where it is not pixels."""
+    return " by record" if entry.scored_by == "record" and name in ("dice", "best", "held_out") else ""
 
 
 def _csv(entries: Sequence[Entry]) -> str:

@@ -46,6 +46,7 @@ def make_plan(
     *,
     labelled: bool = True,
     least: tuple[int, int] = (0, 0),
+    target_name: str = "",
 ) -> Plan[ImageRecord]:
     """Find the images of a split and their masks.
 
@@ -57,6 +58,7 @@ def make_plan(
         grouping: by default images of one DICOM patient are one group, and any other image is one of its own.
         labelled: look for a table.
         least: height and width that images are padded to at least.
+        target_name: what the masks show; empty: their class, if it has a name.
 
     Raises:
         DataError: no image, an id twice, images of several types or bands, a table that does not fit.
@@ -73,6 +75,7 @@ def make_plan(
     names = {name: path.relative_to(root / split).with_suffix("").as_posix() for name, path in paths.items()}
     patients = {name: raster.patient or name for name, raster in zip(paths, rasters, strict=True)}
     groups, said = grouping.groups(names, patients)
+    called = shlex.join([f"--target-name={target_name}"]) if target_name else ""
     header = Header(
         split=split,
         band_names=rasters[0].band_names,
@@ -87,7 +90,7 @@ def make_plan(
         timestamps=(np.nan,) * len(paths),
         values=choice.values,
         source="images and a table of run-length encodings",
-        options=" ".join(filter(None, ("--layout images-rle", choice.option, shlex.join(grouping.options())))),
+        options=" ".join(filter(None, ("--layout images-rle", choice.option, shlex.join(grouping.options()), called))),
         convention=convention,
         scenes=tuple(
             Scene(name, raster.height, raster.width, raster.crs, raster.transform, control=raster.control)

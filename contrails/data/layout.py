@@ -111,6 +111,13 @@ def read_options(text: str) -> dict[str, str]:
     return dict(word.removeprefix("--").split("=", 1) for word in words)
 
 
+def target_of(dataset: Dataset) -> str:
+    """Return what the masks of a dataset show: as `contrails prepare` was told, their class, or what the layout has."""
+    options = read_options(dataset.options)
+    usual = "contrail" if "layout" not in options else "positive"
+    return options.get("target-name") or dataset.convention.label or usual
+
+
 def shard_rows(num_records: int, index: int, count: int) -> tuple[int, int]:
     """Return the first row of a shard and the one after its last."""
     return num_records * (index - 1) // count, num_records * index // count

@@ -45,6 +45,7 @@ class SceneOptions:
     `masks` is empty where all scenes are to be predicted, so that neither masks nor file lists are looked for; `bands`
     where the files name theirs, `mask_values` where they are the usual ones, and `span`, the smallest and largest value
     that is packed, is None where counts are kept as they are. `grouping` is of scenes; tiles of one are in one group.
+    `target_name` is what the masks show, or "".
     """
 
     tile: int = 512
@@ -55,12 +56,14 @@ class SceneOptions:
     mask_values: Meanings = ()
     span: Span | None = None
     grouping: Grouping = USUAL_GROUPS
+    target_name: str = ""
 
     def __str__(self) -> str:
         words = ["--layout=scenes", f"--tile={self.tile}", f"--overlap={self.overlap}", f"--scenes={self.scenes}"]
         words += [f"--masks={self.masks}", f"--mask-values={said(self.mask_values or USUAL)}"]
         words += [f"--bands={','.join(self.bands)}"] if self.bands else []
         words += [f"--range={self.span[0]!r},{self.span[1]!r}"] if self.span else []
+        words += [f"--target-name={self.target_name}"] if self.target_name else []
         return shlex.join([*words, *self.grouping.options()])
 
     @classmethod
@@ -75,6 +78,7 @@ class SceneOptions:
             bands=tuple(said["bands"].split(",")) if "bands" in said else (),
             mask_values=parse(said["mask-values"]),
             span=read_span(said["range"]) if "range" in said else None,
+            target_name=said.get("target-name", ""),
         )
 
 

@@ -35,6 +35,7 @@ def gallery_section(
     for index, kind in choose(judged, count):
         record_id = scored.dataset.record_ids[int(scored.rows[index])]
         score = "" if np.isnan(dice[index]) else f"{dice[index]:.4f}"
+        unit = "px" if scored.by == "pixel" else "of 1 record"
         pixels = int(judged.hits[index]), int(judged.false[index]), int(judged.missed[index])
         pictures = "".join(
             f'<img src="{uri}" alt="{name} of {escape(record_id)}">'
@@ -45,7 +46,7 @@ def gallery_section(
             f'data-hits="{pixels[0]}" data-false="{pixels[1]}" data-missed="{pixels[2]}">'
             f'<button type="button" aria-label="enlarge {escape(record_id)}, {kind}, Dice {score or "undefined"}">'
             f'{pictures}</button><div><span class="kind">{kind}</span> <b>{escape(record_id)}</b><br>'
-            f"Dice {score or '–'} · found {pixels[0]} · false {pixels[1]} · missed {pixels[2]} px</div></li>"
+            f"Dice {score or '–'} · found {pixels[0]} · false {pixels[1]} · missed {pixels[2]} {unit}</div></li>"
         )
         advance(1)
     kinds = "".join(
@@ -98,12 +99,14 @@ _LIGHTBOX = (
 
 def _pictures(scored: Scored, index: int, threshold: float, steps: Sequence[Step]) -> dict[str, str]:
     """Return the pictures of a record as data URIs, by name."""
-    row, dataset, probabilities = int(scored.rows[index]), scored.dataset, scored.probabilities(index)
+    row, dataset, probabilities = int(scored.rows[index]), scored.dataset, scored.images(index)
     part = dataset.unpadded(row)
     image = colours_of(dataset, row, labelled_frame(dataset))
     image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
     hard, valid = scored.truth(index)
     counted = np.ones_like(hard) if valid is None else valid
+    # of a classifier, one answer to all of a record
+    hard, counted = (np.broadcast_to(each, probabilities.shape) for each in (hard, counted))
     mask = apply(probabilities, threshold, steps) & counted
     marked = np.where(counted, dataset.votes[row] / max(int(dataset.annotators[row]), 1), 0.0)
     return {

@@ -5,6 +5,7 @@ older version is listed with what it has.
 """
 
 import hashlib
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,7 +27,8 @@ class Entry:
     """A run in the log.
 
     `recipe` has every key of it, defaults filled in; `differs` those that are not as in `compared_to`: the run that it
-    started from, or the baseline. `dice` is the cross-fitted out-of-fold score of its aggregation.
+    started from, or the baseline. `dice` is the cross-fitted out-of-fold score of its aggregation. `kind` says what a
+    run is that is no experiment: debug, overfit or drill; `scored_by` what its scores count, pixel or record.
     """
 
     name: str
@@ -44,16 +46,23 @@ class Entry:
     notes: tuple[str, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
+    kind: str = ""
+    scored_by: str = "pixel"
 
 
 def read_log(runs: Sequence[Run], baseline: Run | None = None) -> list[Entry]:
-    """Return the entries of runs; each differs from the run it started from, or from `baseline` (the oldest)."""
+    """Return the entries of runs; each differs from the run it started from, or from `baseline`.
+
+    That is the oldest experiment where none is given.
+    """
     entries = _remembered(runs)
     recipes = {entry.name: entry.recipe for entry in entries}
     if baseline is not None:
         recipes[baseline.name] = _entry(baseline).recipe
     oldest = min(
-        (entry for entry in entries if entry.recipe), key=lambda entry: (entry.created, entry.name), default=None
+        (entry for entry in entries if entry.recipe and not entry.kind),
+        key=lambda entry: (entry.created, entry.name),
+        default=None,
     )
     base = baseline.name if baseline is not None else oldest.name if oldest is not None else ""
     return [_compared(entry, recipes, base) for entry in entries]
@@ -127,6 +136,12 @@ def _read(run: Run) -> Entry:
     results = [read_hint(fold.done) for fold in folds]
     notes = read_json_lines(run.notes)
     best = [result["best_dice"] for result in results if result.get("best_dice") is not None]
+    recipe = _filled(frozen) if frozen else {}
+    by = "record" if recipe.get("model.task") == "classify" else "pixel"
+    if (
+        scores.get("scored_by", "pixel") != by
+    ):  # an aggregation of the first builds, which counted a classifier's pixels
+        scores = {}
     return Entry(
         name=run.name,
         created=str(made.get("created", ""))[:16],
@@ -139,9 +154,18 @@ def _read(run: Run) -> Entry:
         leaderboard=max((row["leaderboard"] for row in notes if row.get("leaderboard") is not None), default=None),
         usage=sum((usage_of(fold, jobs) for fold in folds), UNUSED),
         notes=tuple(row["text"] for row in notes if row.get("text")),
-        recipe=_filled(frozen) if frozen else {},
+        recipe=recipe,
         problem=problem,
+        kind=_kind(recipe),
+        scored_by=by,
     )
+
+
+def _kind(recipe: dict[str, Any]) -> str:
+    """Return what a run is that is no experiment; "" of one that is."""
+    if _OF_DRILL.fullmatch(Path(str(recipe.get("data.dataset", ""))).parent.name):
+        return "drill"
+    return "overfit" if recipe.get("data.overfit") else "debug" if recipe.get("data.limit") else ""
 
 
 def _compared(entry: Entry, recipes: dict[str, dict[str, Any]], base: str) -> Entry:
@@ -161,6 +185,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
+
+
+_OF_DRILL = re.compile(r"\.drill-[0-9a-f]{6}")
+"""Folders of the data that drills make for themselves."""
 
 
 def _defaults() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from contrails import __version__
 from contrails.aggregate.judged import judge
 from contrails.aggregate.postprocess import Step
 from contrails.aggregate.scored import tally
-from contrails.aggregate.stored import read_figures, stored_out_of_fold
+from contrails.aggregate.stored import read_figures, scored_by, stored_out_of_fold
 from contrails.cluster.states import FoldState
 from contrails.cluster.usage import UNUSED
 from contrails.errors import DataError
@@ -22,7 +22,8 @@ from contrails.files import read_hint
 from contrails.progress import bar
 from contrails.report.gallery import gallery_section
 from contrails.report.html import section
-from contrails.report.scores import scores_section
+from contrails.report.naming import dice_name, target_name
+from contrails.report.scores import Words, scores_section
 from contrails.report.training import attempts_section, curves_section, folds_section
 from contrails.runs import Run
 
@@ -42,8 +43,8 @@ def build_page(run: Run, states: Sequence[FoldState], folder: Path, num_records:
     """
     figures = read_figures(folder)
     body = [
-        folds_section(states),
-        curves_section(run),
+        folds_section(states, dice_name(run)),
+        curves_section(run, dice_name(run)),
         *_predictions(run, folder, figures, num_records),
         attempts_section(run, states),
         _recipe(run),
@@ -73,7 +74,7 @@ def _header(run: Run, states: Sequence[FoldState], figures: dict[str, Any] | Non
         *_score_tiles(figures),
         (
             f"{sum(best) / len(best):.4f}" if best else "–",
-            f"mean of the best validation Dice of {len(best)} fold{'s' * (len(best) != 1)}",
+            f"mean of the best validation {dice_name(run)} of {len(best)} fold{'s' * (len(best) != 1)}",
         ),
         (f"{factor * usage.hours:.2f}", f"{device}, {factor * usage.hours_lost:.2f} of them lost"),
         ("–" if usage.efficiency is None else f"{100 * usage.efficiency:.1f}%", "of the time in steps that count"),
@@ -95,13 +96,14 @@ def _score_tiles(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
     scores, tiles = figures["scores"], []
     partial = "" if figures["complete"] else f"; partial: {figures['folds']}"
     interval = " (95%: {:.3f} to {:.3f})".format(*found) if (found := scores.get("interval")) else ""
+    name = "Dice by record" if scored_by(figures) == "record" else "Dice"
     if "dice" in scores:
-        tiles.append((f"{scores['dice']:.4f}", f"Dice out of fold, cross-fitted{interval}{partial}"))
+        tiles.append((f"{scores['dice']:.4f}", f"{name} out of fold, cross-fitted{interval}{partial}"))
     elif "dice_fitted_threshold" in scores:
-        words = f"Dice of one fold with the threshold that is best on its records{interval}{partial}"
+        words = f"{name} of one fold with the threshold that is best on its records{interval}{partial}"
         tiles.append((f"{scores['dice_fitted_threshold']:.4f}", words))
     if held_out := scores.get("held_out"):
-        words = f"Dice of the ensemble on {held_out['num_records']} records held out{partial}"
+        words = f"{name} of the ensemble on {held_out['num_records']} records held out{partial}"
         tiles.append((f"{held_out['dice']:.4f}", words))
     return tiles
 
@@ -120,7 +122,7 @@ def _predictions(run: Run, folder: Path, figures: dict[str, Any] | None, num_rec
     with bar("pictures", num_records) as advance:
         judged = judge(scored, dict.fromkeys(map(str, scored.parts), threshold), steps)
         return [
-            scores_section(figures, tally(scored), judged),
+            scores_section(figures, tally(scored), judged, Words(scored.by, target_name(run, scored.dataset))),
             gallery_section(scored, judged, threshold, steps, num_records, advance),
         ]
 

@@ -1,29 +1,48 @@
 """How good the predictions are: charts of every threshold, calibration, confusion, and the aggregator's decisions."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
 
 from contrails.aggregate.calibrate import Calibration, reliability
 from contrails.aggregate.judged import Judged
-from contrails.aggregate.scored import Tally
-from contrails.metrics import NUM_BINS, Histogram, average_precision
+from contrails.aggregate.scored import By, Tally
+from contrails.metrics import NUM_BINS, Histogram, average_precision, roc_auc
 from contrails.report.html import Cell, count, figure, legend, number, section, table
 from contrails.report.svg import Axis, Line, Point, chart
 
 _POINTS = 200
 
 
-def scores_section(figures: dict[str, Any], counted: Tally, judged: Judged) -> str:
+@dataclass(frozen=True)
+class Words:
+    """What scores count, and what is looked for: the class of the masks, such as contrail."""
+
+    by: By
+    target: str
+
+    @property
+    def dice(self) -> str:
+        return "Dice" if self.by == "pixel" else "Dice by record"
+
+    @property
+    def share(self) -> str:
+        what = "pixels that are" if self.by == "pixel" else "records with"
+        return f"share of {what} {self.target}"
+
+
+def scores_section(figures: dict[str, Any], counted: Tally, judged: Judged, words: Words) -> str:
     """Return charts of the out-of-fold predictions, and the table of decisions."""
     threshold = float(figures["threshold"])
     pooled = counted.pooled
     charts = [
-        figure("Dice by threshold", *_thresholds(counted, threshold)),
-        figure("Precision and recall", *_precision_recall(counted)),
-        figure("Reliability", *_reliability(pooled)),
-        figure("Confusion", *_confusion(judged, threshold)),
+        figure(f"{words.dice} by threshold", *_thresholds(counted, threshold, words)),
+        figure("Precision and recall", *_precision_recall(counted, words)),
+        figure("Reliability", *_reliability(pooled, words)),
+        figure("Confusion", *_confusion(judged, threshold, words)),
     ]
     return section(
         "scores",
@@ -41,7 +60,7 @@ def _series(counted: Tally) -> Iterator[tuple[str, str, Histogram]]:
     yield "all folds", "all", counted.pooled
 
 
-def _thresholds(counted: Tally, threshold: float) -> tuple[str, str]:
+def _thresholds(counted: Tally, threshold: float, words: Words) -> tuple[str, str]:
     places = np.unique(np.linspace(0, 1, _POINTS + 1).clip(1 / NUM_BINS) * (NUM_BINS - 1)).round().astype(int)
     lines = [
         Line(name, _points(places / (NUM_BINS - 1), histogram.dice_curve()[places]), style)
@@ -50,11 +69,12 @@ def _thresholds(counted: Tally, threshold: float) -> tuple[str, str]:
     top = max(value for line in lines for point in line.points if point for value in point[1:])
     lines.append(Line("threshold", [(threshold, 0.0), (threshold, top)], "mark"))
     best, at = counted.pooled.best()
-    words = f"Best over all folds: Dice {best:.4f} at {at:.4f}. The ensemble cuts at {threshold:.4f} (dashed)."
-    return chart("Global Dice at every threshold", lines, Axis("threshold", (0, 1)), Axis("global Dice")), words
+    said = f"Best over all folds: {words.dice} {best:.4f} at {at:.4f}. The ensemble cuts at {threshold:.4f} (dashed)."
+    axes = Axis("threshold", (0, 1)), Axis(f"global {words.dice}")
+    return chart(f"Global {words.dice} at every threshold", lines, *axes), said
 
 
-def _precision_recall(counted: Tally) -> tuple[str, str]:
+def _precision_recall(counted: Tally, words: Words) -> tuple[str, str]:
     lines = []
     for name, style, histogram in _series(counted):
         hits = histogram.positive[::-1].cumsum().astype(np.float64)
@@ -64,23 +84,25 @@ def _precision_recall(counted: Tally) -> tuple[str, str]:
         places = np.unique(np.searchsorted(recall, np.linspace(0.005, 1, _POINTS)).clip(max=NUM_BINS - 1))
         lines.append(Line(name, _points(recall[places], precision[places]), style))
     area = average_precision(counted.pooled)
-    words = f"Area under the curve of all folds (average precision): {area:.4f}."
+    said = f"Area under the curve of all folds (average precision): {area:.4f}."
+    if words.by == "record":
+        said = f"{said} Area under the ROC curve (AUC), by record: {roc_auc(counted.pooled):.4f}."
     axes = Axis("recall", (0, 1)), Axis("precision", (0, 1))
-    return chart("Precision against recall over all thresholds", lines, *axes), words
+    return chart("Precision against recall over all thresholds", lines, *axes), said
 
 
-def _reliability(pooled: Histogram) -> tuple[str, str]:
+def _reliability(pooled: Histogram, words: Words) -> tuple[str, str]:
     found = reliability(pooled, Calibration())
     points = [(expected / pixels, actual / pixels) for expected, actual, pixels in found["bins"]]
     lines = [Line("perfect", [(0.0, 0.0), (1.0, 1.0)], "mark"), Line("all folds", points, "all", markers=True)]
-    words = (
+    said = (
         f"Expected calibration error {found['calibration_error']:.5f}, cross entropy {found['cross_entropy']:.5f} nats."
     )
-    axes = Axis("mean predicted probability", (0, 1)), Axis("share of pixels that are contrail", (0, 1))
-    return chart("Predicted probability against what was there", lines, *axes), words
+    axes = Axis("mean predicted probability", (0, 1)), Axis(words.share, (0, 1))
+    return chart("Predicted probability against what was there", lines, *axes), said
 
 
-def _confusion(judged: Judged, threshold: float) -> tuple[str, str]:
+def _confusion(judged: Judged, threshold: float, words: Words) -> tuple[str, str]:
     hits, false, missed = (int(part.sum()) for part in (judged.hits, judged.false, judged.missed))
     pixels = int(judged.pixels.sum())
     rest = pixels - hits - false - missed
@@ -89,15 +111,16 @@ def _confusion(judged: Judged, threshold: float) -> tuple[str, str]:
         return f"<td>{count(value)}<small>{100 * value / max(pixels, 1):.3f}%</small></td>"
 
     content = (
-        '<table class="confusion"><thead><tr><th scope="col">pixels</th><th scope="col">predicted</th>'
+        f'<table class="confusion"><thead><tr><th scope="col">{words.by}s</th><th scope="col">predicted</th>'
         '<th scope="col">not predicted</th></tr></thead><tbody>'
-        f'<tr><th scope="row" class="left">contrail</th>{cell(hits)}{cell(missed)}</tr>'
+        f'<tr><th scope="row" class="left">{escape(words.target)}</th>{cell(hits)}{cell(missed)}</tr>'
         f'<tr><th scope="row" class="left">none</th>{cell(false)}{cell(rest)}</tr></tbody></table>'
     )
     precision, recall = hits / max(hits + false, 1), hits / max(hits + missed, 1)
     overlap = hits / max(hits + false + missed, 1)
-    words = f"At {threshold:.4f}, post-processed: precision {precision:.4f}, recall {recall:.4f}, IoU {overlap:.4f}."
-    return content, words
+    how = "post-processed" if words.by == "pixel" else "by record"
+    said = f"At {threshold:.4f}, {how}: precision {precision:.4f}, recall {recall:.4f}, IoU {overlap:.4f}."
+    return content, said
 
 
 def _decisions(rows: list[dict[str, Any]]) -> str:

@@ -14,8 +14,8 @@ from contrails.report.html import Cell, figure, legend, number, section, table
 from contrails.report.svg import Axis, Bar, Line, chart, time_line
 from contrails.runs import Run
 
+_DICE = ("val/dice",), Axis("at each epoch's own best threshold")
 _CURVES: tuple[tuple[str, tuple[str, ...], Axis], ...] = (
-    ("Validation Dice", ("val/dice",), Axis("Dice at each epoch's own best threshold")),
     ("Training loss", ("train/loss_smooth", "train/loss"), Axis("loss", log=True)),
     ("Validation loss", ("val/loss",), Axis("loss", log=True)),
     ("Best threshold", ("val/threshold",), Axis("probability", (0, 1))),
@@ -23,17 +23,17 @@ _CURVES: tuple[tuple[str, tuple[str, ...], Axis], ...] = (
     ("Gradient norm", ("train/grad_norm",), Axis("before clipping", log=True)),
 )
 """Each chart with the names of its metric, the first that a run has, and its axis."""
-_CHARTED = {"step", "epoch", *(name for _, names, _ in _CURVES for name in names)}
+_CHARTED = {"step", "epoch", *_DICE[0], *(name for _, names, _ in _CURVES for name in names)}
 
 
-def folds_section(states: Sequence[FoldState]) -> str:
-    """Return the table of folds: progress, result and cost."""
+def folds_section(states: Sequence[FoldState], dice: str) -> str:
+    """Return the table of folds: progress, result and cost; `dice` is what a Dice is called."""
     headings = (
         "fold",
         "state",
         "epoch",
         "step",
-        "best Dice",
+        f"best {dice}",
         "attempts",
         "hours",
         "lost",
@@ -63,8 +63,8 @@ def folds_section(states: Sequence[FoldState]) -> str:
     return section("folds", "Folds", table("folds", headings, rows), *reasons)
 
 
-def curves_section(run: Run) -> str:
-    """Return charts of the metrics of all folds by epoch."""
+def curves_section(run: Run, dice: str) -> str:
+    """Return charts of the metrics of all folds by epoch; `dice` is what a Dice is called."""
     histories = {fold.key: fold_metrics(fold) for fold in run.folds()}
     if not any(histories.values()):
         return section("curves", "Training", '<p class="none">no snapshot covers any metrics yet</p>')
@@ -72,7 +72,7 @@ def curves_section(run: Run) -> str:
     others = tuple((name, (name,), Axis(name)) for name in sorted(known - _CHARTED))
     charts = [
         figure(title, *_curve(title, names, axis, histories))
-        for title, names, axis in (*_CURVES, *others)
+        for title, names, axis in ((f"Validation {dice}", *_DICE), *_CURVES, *others)
         if known & set(names)
     ]
     names = legend([(f"fold {key}", style(index)) for index, key in enumerate(histories)])

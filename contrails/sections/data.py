@@ -45,6 +45,10 @@ class DataSection(Section):
         "auto", description="where the data lie in training: mapped from the file, or copied to RAM once a job"
     )
     size: int | None = Field(None, ge=32, description="side of the model's input in pixels; empty: the records' own")
+    target_name: str = Field(
+        "",
+        description="what the masks show, as reports call it, such as cell membrane; empty: as the dataset says",
+    )
     limit: int = Field(0, ge=0, description="use at most this many records a side, for debugging; 0: all")
     overfit: int = Field(0, ge=0, description="train and validate on the same N records, positive ones first; 0: off")
 

@@ -134,7 +134,7 @@ def _samples(of: Run, folder: Path, figures: dict[str, Any]) -> Table | None:
     cells, dataset = list[list[Any]](), scored.dataset
     for index, kind in choose(judged, _SAMPLES):
         row = int(scored.rows[index])
-        mask, label = apply(scored.probabilities(index), threshold, steps), scored.truth(index)[0]
+        mask, label = apply(scored.images(index), threshold, steps), dataset.hard(row)
         masks = {
             name: each[dataset.unpadded(row)].astype("uint8") for name, each in (("predicted", mask), ("label", label))
         }

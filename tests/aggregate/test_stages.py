@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import MakeRun
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from contrails.aggregate.assemble import make_ensemble
 from contrails.aggregate.ensemble import Ensemble, read_ensemble
@@ -15,13 +16,16 @@ from contrails.aggregate.options import Options
 from contrails.aggregate.outoffold import Predicted
 from contrails.aggregate.postprocess import compare, top_logit
 from contrails.aggregate.stages import NO_GATE, fit_gate
+from contrails.cli.figures import show_ensemble
 from contrails.cli.main import cli
 from contrails.data.filelists import read_filelist, write_filelist
-from contrails.data.store import open_dataset
+from contrails.data.store import Dataset, open_dataset
 from contrails.errors import DataError, RecipeError, RunError
+from contrails.metrics import Histogram
 from contrails.runs import Run
 from contrails.train.fold import train_fold
 
+from raw_records import write_record
 from scored_records import scored_records
 
 CPU = torch.device("cpu")
@@ -214,3 +218,119 @@ def test_a_classifier_is_a_gate(gate: Ensemble, make_run: MakeRun, tiny_data: Pa
     options = Options(weights="best", gate=str(made.path))
     row = make_ensemble([run], run.aggregate("default"), options, CPU).scores["gate"]
     assert row["dice_without"] == gate.scores["dice_cross_fitted"]
+
+
+@pytest.fixture
+def classifier(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of three folds that only says whether a record holds anything, trained once and copied."""
+    once = tmp_path_factory.getbasetemp() / "classifier_run"
+    run = make_run("classifier", model={"task": "classify"}, train={"epochs": 2}, loss={"terms": ["bce"]})
+    if not once.exists():
+        for fold in "012":
+            train_fold(run.fold(fold), {})
+        shutil.copytree(run.path / "folds", once)
+    shutil.copytree(once, run.path / "folds", dirs_exist_ok=True)
+    return run
+
+
+def answers(made: Ensemble, dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return of each record what its own fold's member says, whether it holds anything, and its fold."""
+    predicted = Predicted(made, dataset)
+    said = np.array([predicted[name][0, 0] for name in dataset.record_ids])
+    filelist = read_filelist(made.path / "filelist.csv")
+    fold_of = dict(zip(filelist.record_ids, filelist.folds, strict=True))
+    holds = np.array([dataset.hard(row).any() for row in range(dataset.num_records)])
+    return said, holds, np.array([fold_of[name] for name in dataset.record_ids])
+
+
+def test_a_classifier_is_scored_by_record(classifier: Run, tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = open_dataset(tiny_data / "train.h5")
+    cli(["aggregate", str(classifier.path), "--weights", "best"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    made = read_ensemble(classifier.aggregate("default"))
+    said, holds, folds = answers(made, dataset)
+    cut = np.zeros(12, bool)
+    for fold in range(3):  # at the threshold that is best for the records of the others
+        others = folds != fold
+        histogram = Histogram(*(np.bincount(said[others & each], minlength=65_536) for each in (holds, ~holds)))
+        cut[~others] = said[~others] >= round(histogram.best()[1] * 65_535)
+    tp, fp, fn, tn = (
+        (cut == a) & (holds == b) for a, b in ((True, True), (True, False), (False, True), (False, False))
+    )
+    counts = {name: int(each.sum()) for name, each in (("tp", tp), ("fp", fp), ("fn", fn), ("tn", tn))}
+    scores = made.scores
+    assert (scores["scored_by"], scores["confusion"], sum(counts.values())) == ("record", counts, 12)
+    dice = 2 * counts["tp"] / (2 * counts["tp"] + counts["fp"] + counts["fn"])
+    assert scores["dice"] == pytest.approx(dice)
+    assert scores["interval"][0] <= dice <= scores["interval"][1]
+    assert scores["auc"] == pytest.approx(roc_auc_score(holds, said))
+    assert scores["auc_pr"] == pytest.approx(average_precision_score(holds, said))
+    assert (made.steps, scores["decisions"]) == ((), [])  # there is no mask to process
+    assert f"Dice by record: {dice:.4f} cross-fitted" in shown
+    assert f"AUC {scores['auc']:.4f}" in shown
+    assert f"records: {counts['tp']} found, {counts['fp']} false, {counts['fn']} missed" in shown
+
+
+def test_a_classifier_is_evaluated_and_reported_by_record(
+    classifier: Run, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make_ensemble([classifier], classifier.aggregate("default"), Options(weights="best"), CPU)
+    for index in range(4):
+        write_record(
+            tmp_path / "raw", "validation", f"{3000 + index}", seed=50 + index, positive=index % 2 == 0, size=32
+        )
+    cli(["prepare", str(tmp_path / "raw"), str(tmp_path / "v.h5"), "--split", "validation"], standalone_mode=False)
+    capsys.readouterr()
+    arguments = ["evaluate", str(made.path), str(tmp_path / "v.h5"), "--by", "size"]
+    cli([*arguments, "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert sum(found[key] for key in ("tp", "fp", "fn", "tn")) == found["num_records"] == 4
+    assert (found["tp"] + found["fn"], found["scored_by"]) == (2, "record")
+    assert found["by"]["none"]["records"] == 2
+    assert 0 <= found["auc"] <= 1
+    cli(arguments, standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "by record: tp" in shown
+    assert "records farthest from the truth" in shown
+    cli(["report", str(classifier.path)], standalone_mode=False)
+    page = classifier.report.read_text()
+    for text in ("Dice by record out of fold", "share of records with contrail", '<th scope="col">records</th>'):
+        assert text in page
+    assert "best Dice by record" in page
+    assert "share of pixels" not in page
+
+
+def test_scores_by_record_and_by_pixel_do_not_mix(
+    classifier: Run, gate: Ensemble, make_run: MakeRun, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make_ensemble([classifier], classifier.aggregate("default"), Options(weights="best"), CPU)
+    run = positives(gate, make_run)
+    options = Options(weights="best", gate=str(made.path))
+    row = make_ensemble([run], run.aggregate("default"), options, CPU).scores["gate"]
+    assert (row["gate_scored_by"], row["dice_of_gate"]) == ("record", made.scores["dice_cross_fitted"])
+    cli(["aggregate", str(run.path), "--weights", "best", "--gate", str(made.path)], standalone_mode=False)
+    assert "the gate itself, by record (AUC" in capsys.readouterr().out
+    with pytest.raises(RunError, match=r"found classifiers .* beside segmenters, which do not merge"):
+        make_ensemble([classifier, run], run.aggregate("both"), Options(weights="best"), CPU)
+    with pytest.raises(RecipeError, match="--gate: expected masks to empty, found a classifier's runs"):
+        make_ensemble([classifier], classifier.aggregate("b"), Options(weights="best", gate=str(gate.path)), CPU)
+    with pytest.raises(DataError, match="expected an ensemble that predicts masks, found one of classifiers"):
+        cli(["data", "audit", str(tiny_data / "train.h5"), "--aggregate", str(made.path)], standalone_mode=False)
+    capsys.readouterr()
+    cli(["compare", str(classifier.path), str(run.path)], standalone_mode=False)
+    assert "no paired comparison: the first is scored by record and the second by pixel" in capsys.readouterr().out
+
+
+def test_an_ensemble_that_was_scored_by_pixel_is_read_and_made_anew(classifier: Run, tiny_data: Path) -> None:
+    path, options = classifier.aggregate("default"), Options(weights="best")
+    made = make_ensemble([classifier], path, options, CPU)
+    content = json.loads((path / "ensemble.json").read_text())
+    for key in ("scored_by", "interval", "confusion", "auc", "auc_pr"):
+        content["scores"].pop(key)
+    content["scores"]["intervals"]["dice"] = [0.1, 0.2]
+    (path / "ensemble.json").write_text(json.dumps(content))
+    old = read_ensemble(path)
+    show_ensemble(old)
+    cli(["report", str(classifier.path)], standalone_mode=False)
+    assert "share of pixels that are contrail" in classifier.report.read_text()
+    assert make_ensemble([classifier], path, options, CPU) == made

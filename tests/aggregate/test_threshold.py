@@ -81,9 +81,9 @@ def test_pixels_that_do_not_count_are_left_out(tiny_data: Path, noisy: Scored) -
 
 def test_groups_are_drawn_together(noisy: Scored) -> None:
     counted = tally(noisy)
-    low, high = threshold_interval(counted) or (1.0, 0.0)
+    low, high = threshold_interval(counted)["threshold"]
     assert low <= counted.pooled.best()[1] <= high
-    assert threshold_interval(counted) == [low, high]
+    assert threshold_interval(counted) == {"threshold": [low, high]}
     assert counted.positive.shape == (12, 256)
 
 
@@ -111,7 +111,7 @@ def test_one_group_has_no_interval(tiny_data: Path) -> None:
     masks = np.zeros((2, 16, 16), bool)
     masks[:, :4] = True
     scored = scored_records(tiny_data / "train.h5", masks, masks * 0.9, ["0", "1"], ["g", "g"])
-    assert threshold_interval(tally(scored)) is None
+    assert threshold_interval(tally(scored)) == {}
     assert held_out_scores(scored, 0.5, ())["interval"] is None
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,44 @@ def test_sorted_and_filtered(three: list[Run], capsys: pytest.CaptureFixture[str
     assert names(capsys, "lr=0.01") == [second, third]
     assert names(capsys, "model.encoder=tu-test_resnet", "ü", "epochs=5") == [second]
     assert names(capsys, "leaderboard>0.1") == []
+
+
+def test_what_is_no_experiment_is_neither_listed_nor_a_baseline(
+    three: list[Run], make_run: MakeRun, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drilled = tmp_path / ".drill-0a1b2c" / "train.h5"
+    drilled.parent.mkdir()
+    shutil.copy(tiny_data / "train.h5", drilled)
+    others = {
+        "debug": make_run("first-debug", data={"limit": 8}),
+        "overfit": make_run("first-overfit", data={"overfit": 3}),
+        "drill": make_run("drill-0a1b2c-killed", data={"dataset": str(drilled)}),
+    }
+    for run in others.values():
+        write_atomic(run.provenance, to_json({"created": "2025-12-31T10:00:00", "user": "me"}))  # the oldest
+    assert set(names(capsys)) == {run.name for run in three}
+    cli(["runs"], standalone_mode=False)
+    assert "3 runs of --debug, --overfit or drills: `contrails runs --all` lists them" in capsys.readouterr().err
+    entries = {entry["name"]: entry for entry in json.loads(runs(capsys, "--all", "--json"))}
+    assert {kind: entries[run.name]["kind"] for kind, run in others.items()} == {kind: kind for kind in others}
+    assert entries["first"]["compared_to"] == ""
+    assert {entries[run.name]["compared_to"] for run in others.values()} == {"first"}
+    assert names(capsys, "--all", "kind=drill") == ["drill-0a1b2c-killed"]
+
+
+def test_scores_of_a_classifier_say_that_they_count_records(
+    three: list[Run], make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("says", model={"task": "classify"}, loss={"terms": ["bce"]})
+    for fold, best in (("0", 0.25), ("1", 0.5)):
+        write_atomic(run.fold(fold).done, to_json({"attempt": 1, "step": 1, "epoch": 1, "best_dice": best}))
+    write_atomic(run.aggregate("default") / "ensemble.json", to_json({"scores": {"dice": 0.625}}))
+    assert "0.3750 by record" in runs(capsys, "says")
+    assert "0.6250" not in runs(capsys, "says")  # of an older aggregation, which counted pixels
+    write_atomic(
+        run.aggregate("default") / "ensemble.json", to_json({"scores": {"dice": 0.875, "scored_by": "record"}})
+    )
+    assert "0.8750 by record" in runs(capsys, "says")
 
 
 def test_tables_for_people_and_machines(three: list[Run], capsys: pytest.CaptureFixture[str]) -> None:

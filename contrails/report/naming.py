@@ -1,0 +1,28 @@
+"""What the scores of a run and the class of its masks are called, from the recipe that was frozen in it."""
+
+from typing import Any
+
+from contrails.config import read_toml
+from contrails.data.layout import target_of
+from contrails.data.store import Dataset
+from contrails.errors import ContrailsError
+from contrails.runs import Run
+
+
+def dice_name(run: Run) -> str:
+    """Return what a Dice of the run is called: that of a classifier counts records, not pixels."""
+    return "Dice by record" if _table(run, "model").get("task") == "classify" else "Dice"
+
+
+def target_name(run: Run, dataset: Dataset) -> str:
+    """Return what the masks show: as the recipe calls it, else as the dataset file does."""
+    return str(_table(run, "data").get("target_name") or target_of(dataset))
+
+
+def _table(run: Run, name: str) -> dict[str, Any]:
+    """Return a table of the recipe, also of a run of an older version; empty where it cannot be read."""
+    try:
+        table = read_toml(run.toml, "a run").get("recipe", {}).get(name, {})
+    except ContrailsError:
+        return {}
+    return table if isinstance(table, dict) else {}
