@@ -59,11 +59,8 @@ def read_log(runs: Sequence[Run], baseline: Run | None = None) -> list[Entry]:
     recipes = {entry.name: entry.recipe for entry in entries}
     if baseline is not None:
         recipes[baseline.name] = _entry(baseline).recipe
-    oldest = min(
-        (entry for entry in entries if entry.recipe and not entry.kind),
-        key=lambda entry: (entry.created, entry.name),
-        default=None,
-    )
+    experiments = (entry for entry in entries if entry.recipe and not entry.kind)
+    oldest = min(experiments, key=lambda entry: (entry.created, entry.name), default=None)
     base = baseline.name if baseline is not None else oldest.name if oldest is not None else ""
     return [_compared(entry, recipes, base) for entry in entries]
 
@@ -138,9 +135,7 @@ def _read(run: Run) -> Entry:
     best = [result["best_dice"] for result in results if result.get("best_dice") is not None]
     recipe = _filled(frozen) if frozen else {}
     by = "record" if recipe.get("model.task") == "classify" else "pixel"
-    if (
-        scores.get("scored_by", "pixel") != by
-    ):  # an aggregation of the first builds, which counted a classifier's pixels
+    if scores.get("scored_by", "pixel") != by:  # of the first builds, which counted a classifier's pixels
         scores = {}
     return Entry(
         name=run.name,

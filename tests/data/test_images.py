@@ -11,6 +11,7 @@ from PIL import Image
 from contrails.cli.main import cli
 from contrails.data.images import make_plan
 from contrails.data.join import join
+from contrails.data.layout import target_of
 from contrails.data.pack import pack
 from contrails.data.rle import Convention, encode
 from contrails.data.store import IGNORE, Dataset, open_dataset
@@ -51,6 +52,13 @@ def test_radiographs_and_a_table_of_relative_starts(tmp_path: Path) -> None:
     assert dataset.convention == SIIM
     assert dataset.scenes[0].transform == (0.1, 0.0, 0.0, 0.0, 0.2, 0.0)
     assert list(damaged_rows(dataset)) == []
+
+
+def test_what_the_masks_show_can_be_named(tmp_path: Path) -> None:
+    write_images(tmp_path / "raw", {"a": (20, 20)})
+    dataset = prepare(tmp_path / "raw", tmp_path / "d.h5", "--target-name=cell membrane", "--group-by=(.)")
+    assert target_of(dataset) == "cell membrane"
+    assert prepare(tmp_path / "raw", tmp_path / "e.h5").fingerprint == dataset.fingerprint
 
 
 def write_images(raw: Path, shapes: dict[str, tuple[int, ...]], ending: str = "png", split: str = "train") -> None:

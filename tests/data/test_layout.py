@@ -17,6 +17,7 @@ from contrails.data.layout import (
     opened,
     places,
     shard_path,
+    target_of,
     write_columns,
     write_row,
 )
@@ -126,3 +127,17 @@ def test_every_field_counts() -> None:
 
 def test_a_shard_lies_beside_the_whole() -> None:
     assert shard_path(Path("data/train.v2.h5"), 2, 5) == Path("data/train.v2-2of5.h5")
+
+
+def test_what_the_masks_show_has_a_name(tmp_path: Path) -> None:
+    tiles = replace(TILES, options="--layout=scenes --tile=16")
+    names = {
+        "contrail": HEADER,
+        "positive": tiles,
+        "Fish": replace(tiles, convention=replace(tiles.convention, label="Fish")),
+        "cell membrane": replace(tiles, options=f"{tiles.options} '--target-name=cell membrane'"),
+    }
+    for name, header in names.items():
+        path = tmp_path / f"{name}.h5"
+        create(header, path)
+        assert target_of(open_dataset(path)) == name

@@ -15,7 +15,9 @@ from rasterio.transform import from_origin
 
 from contrails.cli.main import cli
 from contrails.data.filelists import leaks, read_filelist
+from contrails.data.layout import target_of
 from contrails.data.rasters import describe, read
+from contrails.data.scenes import SceneOptions
 from contrails.data.store import IGNORE, Dataset, Placement, open_dataset
 from contrails.errors import DataError
 
@@ -68,6 +70,12 @@ def test_tiles_make_up_their_scene(tmp_path: Path, ending: str) -> None:
         assert np.array_equal(whole(dataset, dataset.votes, scene), mask[0] > 0)
     assert (dataset.votes[-1, 20:] == IGNORE).all()
     assert (dataset.votes[-1, :, 31:] == IGNORE).all()
+
+
+def test_what_the_masks_show_can_be_named(tmp_path: Path) -> None:
+    write_scene(tmp_path / "raw", "a")
+    dataset = prepare(tmp_path / "raw", tmp_path / "d.h5", "--target-name=cell membrane")
+    assert target_of(dataset) == SceneOptions.parse(dataset.options).target_name == "cell membrane"
 
 
 def test_the_share_of_padding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -198,3 +198,13 @@ def test_a_folder_as_the_file(make_run: MakeRun, tmp_path: Path) -> None:
         report(make_run(), "-o", tmp_path)
     with pytest.raises(StorageError, match="cannot write"):
         report(make_run("other"), "-o", tmp_path / "other" / "run.toml" / "r.html")
+
+
+def test_the_class_of_the_masks_has_a_name(aggregated: Run) -> None:
+    assert "share of pixels that are contrail" in report(aggregated)  # as the file of GOES records says
+    text = aggregated.toml.read_text().replace('target_name = ""', 'target_name = "cell <membrane>"')
+    aggregated.toml.write_text(text)
+    page = report(aggregated)
+    assert "share of pixels that are cell &lt;membrane&gt;" in page
+    assert '<th scope="row" class="left">cell &lt;membrane&gt;</th>' in page
+    assert "that are contrail" not in page
