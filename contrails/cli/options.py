@@ -2,13 +2,14 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from contrails.config import Recipe, load_recipe
-from contrails.errors import NodeError
+from contrails.errors import NodeError, RunError
 from contrails.runs import Run, open_run
 
 if TYPE_CHECKING:
@@ -61,10 +62,22 @@ def find_ensemble(name: str) -> Path:
     """Return the folder of an ensemble: the path `name`, or aggregate/default of the run `name`.
 
     Raises:
-        RunError: there is no such run either.
+        RunError: there is no such run either, or the run has no such aggregation; what comes next is said.
     """
     path = Path(name)
-    return path if (path / "ensemble.json").is_file() else open_run(name).aggregate("default")
+    if (path / "ensemble.json").is_file():
+        return path
+    run = open_run(name)
+    folder, others = run.aggregate("default"), run.aggregations()
+    if folder in others:
+        return folder
+    if others:
+        step = f"give the folder of the one that you want, such as {shlex.quote(str(others[0]))}"
+    elif any(fold.done.exists() for fold in run.folds()):
+        step = f"make it with `contrails aggregate {run.typed}`"
+    else:
+        step = f"no fold of it is finished yet: look with `contrails status {run.typed}`, then aggregate it"
+    raise RunError(f"expected an ensemble in {folder}, found none; {step}")
 
 
 def read_share(text: str) -> tuple[int, int]:

@@ -25,3 +25,23 @@ def test_a_submission_of_another_dataset_is_not_overwritten(make_run: MakeRun, t
     for arguments in ((tiny_data / "test.h5",), (tiny_data / "train.h5", "--name", "train")):
         with pytest.raises(RunError, match="no fold of run is finished yet"):  # so far it went on
             aggregate(run.path, "--data", *arguments)
+
+
+def test_a_gate_without_an_ensemble_is_refused_with_what_comes_next(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONTRAILS_RUNS", str(tmp_path))
+    gate, run = make_run("my gate"), make_run()
+
+    def refused(step: str) -> None:
+        with pytest.raises(RunError, match=f"expected an ensemble in {gate.aggregate('default')}, found none; {step}"):
+            aggregate(run.path, "--gate", "my gate")
+
+    refused("no fold of it is finished yet: look with `contrails status 'my gate'`, then aggregate it")
+    gate.fold("0").path.mkdir(parents=True)
+    gate.fold("0").done.write_text("{}")
+    refused("make it with `contrails aggregate 'my gate'`")
+    other = gate.aggregate("other") / "ensemble.json"
+    other.parent.mkdir(parents=True)
+    other.write_text("{}")
+    refused(f"give the folder of the one that you want, such as '{other.parent}'")
