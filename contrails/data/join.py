@@ -28,6 +28,7 @@ from contrails.data.layout import (
 )
 from contrails.data.rle import DEFAULT
 from contrails.data.store import open_dataset
+from contrails.data.verify import require_rows
 from contrails.errors import DataError
 from contrails.files import atomic_path, remove_leftovers, storage
 from contrails.locks import sole_writer
@@ -102,9 +103,9 @@ def _read_parts(out: Path) -> list[_Part]:
         names = " and ".join(shard_path(out, *next(key for key in found if key[1] == count)).name for count in counts)
         raise DataError(
             f"expected the shards of one division of {out}, found those of {len(counts)}, such as {names} in "
-            f"{out.parent}; remove what is not of the division that you want"
+            f"{out.parent}; move what is not of the division that you want to another folder"
         )
-    parts = [_read_part(shard_path(out, *numbers), *numbers) for numbers in found]
+    parts = [_read_part(out, *numbers) for numbers in found]
     missing = sorted(set(range(1, counts[0] + 1)) - {index for index, _ in found})
     if missing:
         lines = [f"{shard_path(out, i, counts[0]).name}: `{_command(out, parts[0], i)}`" for i in missing[:20]]
@@ -123,13 +124,16 @@ def _find(out: Path) -> list[tuple[int, int]]:
     return sorted((int(match[1]), int(match[2])) for match in matches)
 
 
-def _read_part(path: Path, index: int, count: int) -> _Part:
+def _read_part(out: Path, index: int, count: int) -> _Part:
+    path = shard_path(out, index, count)
     dataset = open_dataset(path)
     header = header_of(dataset)
     if header.shard is None:
+        kept = shlex.join(["mv", str(path), str(path.with_name(f"{path.stem}.whole{path.suffix}"))])
         raise DataError(
-            f"{path} has a shard's name and is none: it lacks the attributes 'shard' and 'plan'; "
-            f"remove it, and make the shard with `contrails prepare RAW OUT.h5 --shard {index}/{count}`"
+            f"{path} has a shard's name and is a whole dataset file: it lacks the attributes 'shard' and 'plan'; keep "
+            f"it under another name: `{kept}`, then make the shard, if there is to be one: "
+            f"`contrails prepare RAW {shlex.quote(str(out))} --shard {index}/{count}`"
         )
     if (header.shard.index, header.shard.count) != (index, count):
         raise DataError(
@@ -147,8 +151,8 @@ def _whole(out: Path, parts: list[_Part]) -> Header:
     if foreign:
         raise DataError(
             f"expected shards of one plan, found that {_names(foreign)} differ from {mate.path.name}: "
-            f"{foreign[0].path.name} {_difference(mate, foreign[0])}; remove what is foreign and make it again: "
-            f"`{_command(out, mate, foreign[0].shard.index)}`"
+            f"{foreign[0].path.name} {_difference(mate, foreign[0])}; move what is foreign to another folder, and make "
+            f"the shard: `{_command(out, mate, foreign[0].shard.index)}`"
         )
     whole = replace(
         mate.header,
@@ -197,8 +201,9 @@ def _require_same(out: Path, whole: Header, columns: _Columns) -> None:
     if different:
         raise DataError(
             f"{out} exists and holds something else than the shards beside it (other {', '.join(different)}); "
-            "a dataset file is never rewritten: choose another name, or remove it"
+            "a dataset file is never rewritten: move it to another folder, then run the same command again"
         )
+    require_rows(existing, "remove it, and run the same command again while the shards are there")
 
 
 def _make(out: Path, whole: Header, parts: list[_Part], columns: _Columns) -> None:

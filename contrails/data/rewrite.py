@@ -17,6 +17,7 @@ import numpy as np
 from contrails.data.layout import Header, create, header_of, opened, places, write_columns, write_row
 from contrails.data.mapping import links, require_kind
 from contrails.data.store import DIGESTED, IGNORE, Dataset, open_dataset, opened_file, read_dataset
+from contrails.data.verify import require_rows
 from contrails.errors import DataError
 from contrails.files import atomic_path, remove_leftovers, storage
 from contrails.locks import sole_writer
@@ -209,3 +210,4 @@ def _require_same(path: Path, out: Path, header: Header, digests: Mapping[str, l
             f"{out} exists and holds something else than {path}; a dataset file is never rewritten: choose another "
             "name, or remove it"
         )
+    require_rows(existing, f"remove it, and run the same command again while {path} is there")

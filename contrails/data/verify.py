@@ -25,6 +25,7 @@ from contrails.progress import bar
 READ = ("bands", "votes")
 """Arrays that models read; marks are for people."""
 
+_SHOWN = 20
 _LOWEST = 19
 """Priority (nice) of a thread that takes only what others leave."""
 
@@ -52,6 +53,16 @@ def damaged_rows(dataset: Dataset, poll: Poll = lambda: None) -> Iterator[str]:
                 yield _line(dataset, row, name)
             advance(1)
             poll()
+
+
+def require_rows(dataset: Dataset, next_step: str) -> None:
+    """Compare all rows of a file with their digests, which say nothing of the rows themselves.
+
+    Raises:
+        DataError: some are not what was written.
+    """
+    if damaged := list(damaged_rows(dataset)):
+        raise DataError("\n".join([f"{dataset.path} is damaged; {next_step}:", *damaged[:_SHOWN]]))
 
 
 def require_intact(dataset: Dataset, rows: np.ndarray) -> None:

@@ -120,6 +120,16 @@ def test_a_file_that_is_there_is_left_alone(out: Path) -> None:
     assert names(out.parent) == ["d-1of3.h5", "d-2of3.h5", "d-3of3.h5", "d.h5"]
 
 
+@pytest.mark.parametrize("array", ["bands", "marks"])
+def test_a_file_that_is_there_is_read_before_it_counts_as_complete(out: Path, array: str) -> None:
+    join(out)
+    edit(out, array, 3)
+    with pytest.raises(DataError, match=rf"d.h5 is damaged; remove it, and run .*\nrecord 13: /{array} is not what"):
+        join(out)
+    out.unlink()
+    assert join(out).made
+
+
 def test_another_file_of_that_name_is_refused(made: Path, out: Path) -> None:
     pack(make_plan(made / "raw", "train", (11, 14, 15), (4,)), out, 1)
     before = out.read_bytes()
@@ -216,8 +226,13 @@ def test_it_is_said_in_what_a_shard_differs(made: Path, out: Path, tmp_path: Pat
 
 def test_a_whole_file_is_no_shard(made: Path, out: Path) -> None:
     shutil.copy(made / "whole.h5", shard_path(out, 2, 3))
-    with pytest.raises(DataError, match=r"d-2of3.h5 has a shard's name and is none: it lacks the attributes 'shard'"):
+    with pytest.raises(DataError, match=r"d-2of3.h5 has a shard's name and is a whole dataset file") as caught:
         join(out)
+    keep, make = str(caught.value).split("`")[1::2]
+    assert "remove" not in str(caught.value)
+    subprocess.run(keep, shell=True, check=True)
+    assert (out.parent / "d-2of3.whole.h5").read_bytes() == (made / "whole.h5").read_bytes()
+    assert make == f"contrails prepare RAW {out} --shard 2/3"
 
 
 def test_a_renamed_shard_is_refused(out: Path) -> None:

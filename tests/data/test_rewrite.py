@@ -130,6 +130,15 @@ def test_rows_that_were_changed_are_named_and_kept(path: Path, capsys: pytest.Ca
         assert file.attrs["pseudo"] == "{}"
 
 
+def test_a_file_that_is_there_is_read_before_it_counts_as_complete(path: Path) -> None:
+    new = path.with_name("new.h5")
+    rewrite(path, new)
+    with h5py.File(new, "r+") as file:
+        file["bands"][3, 0, 0, 5, 5] += 1
+    with pytest.raises(DataError, match=r"new.h5 is damaged; remove it, .*\nrecord 1003: /bands is not what"):
+        rewrite(path, new)
+
+
 @pytest.mark.parametrize("how", [_linked("bands"), _virtual, _elsewhere])
 def test_another_file_that_is_not_there_is_named(path: Path, how: Change) -> None:
     change(path, how)
