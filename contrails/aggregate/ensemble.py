@@ -13,7 +13,7 @@ from contrails.aggregate.inputs import Inputs, require_like
 from contrails.aggregate.options import Options, made_by
 from contrails.aggregate.postprocess import Step, apply
 from contrails.aggregate.predict import load_predictor
-from contrails.aggregate.predictions import Predict, Wanted, complete
+from contrails.aggregate.predictions import Predict, Wanted, complete, is_of
 from contrails.aggregate.scored import By
 from contrails.aggregate.stages import behind_gate
 from contrails.aggregate.stored import FORMAT, VERSION
@@ -186,9 +186,19 @@ def again(request: Mapping[str, Any], path: Path) -> str:
 
 
 def predict_into(
-    ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, file: Path, device: torch.device
+    ensemble: Ensemble,
+    dataset: Dataset,
+    rows: np.ndarray,
+    file: Path,
+    device: torch.device,
+    *,
+    replace_others: bool = True,
 ) -> np.ndarray:
-    """Predict records into a file that resumes, and return them mapped, uint16 (N, H, W)."""
+    """Predict records into a file that resumes, and return them mapped, uint16 (N, H, W).
+
+    Raises:
+        DataError: the file holds something else, which is not to be replaced.
+    """
     height, width = dataset.votes.shape[1:]
     wanted = Wanted(
         rows=rows,
@@ -197,6 +207,11 @@ def predict_into(
         member="ensemble",
         about=identity_of(ensemble, device) | {"dataset": dataset.fingerprint},
     )
+    if not replace_others and file.exists() and not is_of(file, wanted):
+        raise DataError(
+            f"{file} exists and holds something else; give another name for what is predicted now, or --force to "
+            "replace it"
+        )
     return complete(file, wanted, ensemble.predictor(dataset, device), f"predictions: {file.stem}")
 
 

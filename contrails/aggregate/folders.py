@@ -21,13 +21,11 @@ from contrails.data.pack import Plan, pack
 from contrails.data.rasters import Raster
 from contrails.data.spans import read_span
 from contrails.data.store import Dataset, open_dataset
-from contrails.data.tiles import Blend
+from contrails.data.tiles import OVERLAP, TILE, Blend, usual_overlap
 from contrails.data.walk import folders_in
 from contrails.errors import DataError
 from contrails.locks import sole_writer
-
-_TILE, _OVERLAP = 512, 128
-"""Of scenes where neither the user nor the training data say it."""
+from contrails.progress import tell
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +60,22 @@ def cut_of(ensemble: Ensemble, raster: Raster, given: Given, blend: Blend) -> Cu
     if trained is None and layout_of(ensemble) == "images-rle" and given.tile is None:
         assert ensemble.inputs is not None
         return Cut(_padded_size(ensemble.inputs, raster.height, raster.width), 0, blend)
-    tile = given.tile or (trained.tile if trained else _TILE)
-    usual = trained.overlap if trained else _OVERLAP
-    overlap = given.overlap if given.overlap is not None else usual if usual < tile else tile // 4
+    tile, overlap = _tiling(trained, given)
     return Cut((tile, tile), overlap, blend)
+
+
+def _tiling(trained: scenes.SceneOptions | None, given: Given) -> tuple[int, int]:
+    """Return side and overlap of tiles: as given, as in training, or the usual ones; and say which they are."""
+    tile = given.tile or (trained.tile if trained else TILE)
+    overlap = usual_overlap(tile, trained.overlap if trained else OVERLAP) if given.overlap is None else given.overlap
+    if trained is not None and (tile, overlap) == (trained.tile, trained.overlap):
+        why = ", as in training"
+    elif trained is not None:
+        why = f"; in training {trained.tile} and {trained.overlap}"
+    else:
+        why = "; the members were not trained on tiles"
+    tell(f"tiles of {tile} x {tile} pixels that overlap by {overlap}{why} (--tile, --overlap)")
+    return tile, overlap
 
 
 @contextmanager
@@ -113,10 +123,11 @@ def _plan(ensemble: Ensemble, folder: Path, given: Given) -> Plan[Any]:
         return _as_test(plan)
     trained = _scene_options(ensemble)
     assert trained is not None
+    tile, overlap = _tiling(trained, given)
     options = replace(
         trained,
-        tile=given.tile or trained.tile,
-        overlap=trained.overlap if given.overlap is None else given.overlap,
+        tile=tile,
+        overlap=overlap,
         scenes=given.scenes or _pattern(folder, trained.scenes),
         bands=bands_of(ensemble, given),
         masks="",

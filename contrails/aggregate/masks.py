@@ -28,17 +28,19 @@ def write_masks(
     kind: str,
     device: torch.device,
     blend: Blend = "hann",
+    *,
+    force: bool = False,
 ) -> int:
     """Write `<id>.<kind>`: npy, bool (H, W); png, 8 bits with 255 for contrail; tif, 0 and 1, where the scene lies.
 
-    Returns how many were missing.
+    Returns how many were missing. With `force` masks that are of something else are replaced.
 
     Raises:
         DataError: the members were trained on other data, or the folder holds masks of another ensemble or input.
     """
     predict = ensemble.predictor(dataset, device)  # refuses other data before there is a folder
     paths = {name: folder / f"{name}.{kind}" for name in dataset.whole_shapes}
-    _claim(folder, list(paths.values()), ensemble, dataset, device)
+    _claim(folder, list(paths.values()), ensemble, dataset, device, force=force)
     missing = {name for name, path in paths.items() if not path.exists()}
     rows = np.array([row for row in range(dataset.num_records) if dataset.whole(row) in missing], np.int64)
     with bar("masks", len(paths), done=len(paths) - len(missing)) as advance:
@@ -48,8 +50,10 @@ def write_masks(
     return len(missing)
 
 
-def _claim(folder: Path, paths: list[Path], ensemble: Ensemble, dataset: Dataset, device: torch.device) -> None:
-    """Note what the masks are of, or compare with what is noted."""
+def _claim(
+    folder: Path, paths: list[Path], ensemble: Ensemble, dataset: Dataset, device: torch.device, *, force: bool
+) -> None:
+    """Note what the masks are of, or compare with what is noted; with `force` others are removed."""
     about = identity_of(ensemble, device) | {"dataset": dataset.fingerprint, "threshold": ensemble.threshold}
     about |= {"steps": [asdict(step) for step in ensemble.steps]}
     noted, note = folder / "predicted.json", to_json(about)
@@ -59,9 +63,12 @@ def _claim(folder: Path, paths: list[Path], ensemble: Ensemble, dataset: Dataset
         what = f"{there[0]}, and nothing that says what it is of" if there else None
     else:
         what = "masks of another ensemble or input" if to_json(found) != note else None
+    if what is not None and not force:
+        raise DataError(f"{folder} holds {what}; give another folder, or --force to replace the masks of these names")
     if what is not None:
-        raise DataError(f"{folder} holds {what}; give another folder, or remove these masks")
-    if found is None:
+        for path in (noted, *paths):
+            path.unlink(missing_ok=True)
+    if what is not None or found is None:
         write_atomic(noted, note)
 
 

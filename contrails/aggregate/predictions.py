@@ -56,7 +56,7 @@ def complete(path: Path, wanted: Wanted, predict: Predict, description: str) -> 
     """
     busy = f"another process predicts into {path}; wait for it, or end it, then run the same command again"
     with sole_writer(path.with_name(f".{path.name}.lock"), busy):
-        if not _is_of(path, wanted):
+        if not is_of(path, wanted):
             _create(path, wanted)
         missing = _missing(path)
         if len(missing):
@@ -100,7 +100,7 @@ def _fill(path: Path, wanted: Wanted, missing: np.ndarray, predict: Predict, des
             advance(len(rows))
 
 
-def _is_of(path: Path, wanted: Wanted) -> bool:
+def is_of(path: Path, wanted: Wanted) -> bool:
     """Return whether a file holds, or was begun to hold, what is wanted."""
     if not path.is_file():
         return False

@@ -23,7 +23,7 @@ from contrails.data.layout import Header, Values
 from contrails.data.radiometry import packed_counts
 from contrails.data.rasters import Raster, describe, read
 from contrails.data.store import Dataset, Placement, Scene
-from contrails.data.tiles import Blend, Blender, Strip, below, grid, packed, starts
+from contrails.data.tiles import OVERLAP, TILE, Blend, Blender, Strip, below, grid, packed, starts
 from contrails.errors import DataError
 from contrails.files import remove_leftovers
 from contrails.locks import sole_writer
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 class Cut:
     """How a scene is cut and put together: height and width of its tiles, their overlap, and what blends them."""
 
-    size: tuple[int, int] = (512, 512)
-    overlap: int = 128
+    size: tuple[int, int] = (TILE, TILE)
+    overlap: int = OVERLAP
     blend: Blend = "hann"
 
 

@@ -43,6 +43,7 @@ _SCENE_FORMATS = ("tif", "png", "probabilities")
 )
 @click.option("--bands", default="", help="Scenes: names of their bands in their order; default: as in training.")
 @click.option("--scenes", default="", help="A folder of scenes: where they lie, as in contrails prepare.")
+@click.option("--force", is_flag=True, help="Replace OUT, or the masks in it, where they are of something else.")
 @device_option
 def predict(
     name: str,
@@ -56,6 +57,7 @@ def predict(
     blend: "Blend",
     bands: str,
     scenes: str,
+    force: bool,
     device: str,
 ) -> None:
     """Predict INPUT with ENSEMBLE (its folder, or a run's name) into OUT.
@@ -64,7 +66,7 @@ def predict(
     data/demo/raw/test, scenes or images; or one scene, a GeoTIFF, JPEG 2000, PNG or .npy file of any size, which is
     read, predicted and written strip by strip. Raw data are cut, named and scaled as for training, where nothing else
     is given. Tiles are put together to scenes. As many records go through at once as the GPU holds. Killed and started
-    again, it goes on where it was.
+    again, it goes on where it was. What is there already is never replaced without --force.
 
     Masks hold 0 and 1, and 255 where there are no data, as GeoTIFF; 0 and 255 as PNG. Probabilities are uint16, of
     which 65535 is 1, and 0 where there are no data.
@@ -86,6 +88,8 @@ def predict(
     _require_paths(source, out)
     if not is_scene:
         _require_out(source, out, kind)
+    if out.is_file() and not force and (is_scene or kind != "probabilities"):  # a file of these may be half done
+        raise DataError(f"{out} exists; give another name for what is predicted now, or --force to replace it")
     import numpy as np
 
     from contrails.aggregate.ensemble import masks_of, predict_into, read_ensemble
@@ -99,6 +103,8 @@ def predict(
     if not ensemble.complete:
         click.echo(f"partial: an ensemble of {ensemble.folds}", err=True)
     if kind == "pseudo":
+        if force:
+            raise click.UsageError("--force: a dataset file is never replaced; give another folder for --format pseudo")
         _write_pseudo(ensemble, source, out, frames, chosen)
         return
     if frames is not None:
@@ -116,10 +122,11 @@ def predict(
             sample_ids(sample, set(dataset.whole_shapes), dataset.convention)
         rows = np.arange(dataset.num_records)
         if kind == "probabilities":
-            predict_into(ensemble, dataset, rows, out, chosen)
+            predict_into(ensemble, dataset, rows, out, chosen, replace_others=force)
             return
         if kind is not None and kind != "submission":
-            made, total = write_masks(ensemble, dataset, out, kind, chosen, blend), len(dataset.whole_shapes)
+            made = write_masks(ensemble, dataset, out, kind, chosen, blend, force=force)
+            total = len(dataset.whole_shapes)
             kept = f", {total - made} of them were there" if made < total else ""
             click.echo(f"{out}: {total} masks{kept}")
             return

@@ -28,9 +28,6 @@ _LAYOUTS = {
 }
 """Options that each layout knows."""
 
-_OVERLAP = 64
-"""Of tiles in pixels, where nobody says it."""
-
 
 @click.command()
 @click.argument("raw", type=FilePath())
@@ -145,6 +142,8 @@ def prepare(
       contrails prepare 38-Cloud data/clouds.h5 --layout scenes --bands red,green,blue,nir
         --scenes 'train_{band}/{band}_{scene}.TIF' --masks 'train_gt/gt_{scene}.TIF' --tile 384 --overlap 0
     """
+    from contrails.data.tiles import usual_overlap
+
     given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if strange := [f"--{name.replace('_', '-')}" for name in given if name not in _LAYOUTS[layout]]:
         known = ", ".join(f"--{name.replace('_', '-')}" for name in _LAYOUTS[layout])
@@ -155,7 +154,7 @@ def prepare(
     if num_jobs is None and site_name is not None:
         raise click.UsageError("--site is for --jobs; without them the records are packed here")
     if options["overlap"] is None:
-        options["overlap"] = _OVERLAP if options["tile"] > _OVERLAP else options["tile"] // 4
+        options["overlap"] = usual_overlap(options["tile"])
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         plan = {"goes": _plan_goes, "images-rle": _plan_images, "scenes": _plan_scenes}[layout](raw, split, options)

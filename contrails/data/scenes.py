@@ -24,7 +24,7 @@ from contrails.data.rasters import ENDINGS, Raster, coordinate_system, describe,
 from contrails.data.scene_names import SUBSETS, find_files, read_filelists
 from contrails.data.spans import choose_values, read_span
 from contrails.data.store import IGNORE, NOWHERE, Placement, Scene
-from contrails.data.tiles import grid, packed, tile_name
+from contrails.data.tiles import OVERLAP, TILE, grid, packed, tile_name
 from contrails.data.walk import Found, some
 from contrails.errors import DataError
 from contrails.progress import bar
@@ -48,8 +48,8 @@ class SceneOptions:
     `target_name` is what the masks show, or "".
     """
 
-    tile: int = 512
-    overlap: int = 64
+    tile: int = TILE
+    overlap: int = OVERLAP
     scenes: str = "scenes/{scene}"
     masks: str = "masks/{scene}"
     bands: tuple[str, ...] = ()

@@ -19,11 +19,19 @@ from contrails.data.pack import Arrays
 from contrails.data.store import IGNORE, Placement
 from contrails.errors import DataError
 
+TILE, OVERLAP = 512, 64
+"""Side and overlap of tiles in pixels, where nobody says them."""
+
 Blend = Literal["hann", "gaussian"]
 _LARGEST_WEIGHT = 255
 _ROWS_AT_ONCE = 32
 _GAUSSIAN_SIGMA = 1 / 8
 """Of the side of a tile, as sliding-window inference usually takes it."""
+
+
+def usual_overlap(tile: int, usual: int = OVERLAP) -> int:
+    """Return the usual overlap of tiles, or a quarter of those that are not larger than it."""
+    return usual if usual < tile else tile // 4
 
 
 def grid(height: int, width: int, size: tuple[int, int], overlap: int, scene: int = 0) -> list[Placement]:

@@ -119,6 +119,59 @@ def test_what_is_given_counts(scenes: Path, make_ensemble: MakeEnsemble) -> None
         run("predict", ensemble, scenes / "train.h5", scenes / "other", "--tile=64")
 
 
+def test_tiles_are_told_and_those_of_prepare_where_nobody_says_any(
+    scenes: Path, make_ensemble: MakeEnsemble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, scene = open_dataset(scenes / "train.h5"), scenes / "raw/scenes/a.tif"
+    ensemble = make_ensemble(dataset)
+
+    def told(*options: str) -> str:
+        capsys.readouterr()
+        run("predict", ensemble, scene, scenes / "a.tif", "--force", *options)
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tiles of ")]
+        return line.removesuffix(" (--tile, --overlap)")
+
+    assert told() == "tiles of 32 x 32 pixels that overlap by 8, as in training"
+    assert told("--tile=64") == "tiles of 64 x 64 pixels that overlap by 8; in training 32 and 8"
+    whole = replace(dataset, options="", units="1")
+    shutil.rmtree(ensemble)
+    ensemble = make_ensemble(whole)
+    untiled = "that overlap by {}; the members were not trained on tiles"
+    assert told("--bands=red,green,blue,nir") == f"tiles of 512 x 512 pixels {untiled.format(64)}"  # as prepare has it
+    assert told("--bands=red,green,blue,nir", "--tile=32") == f"tiles of 32 x 32 pixels {untiled.format(8)}"
+
+
+def test_what_is_there_is_replaced_by_force_alone(scenes: Path, make_ensemble: MakeEnsemble) -> None:
+    ensemble, data = make_ensemble(open_dataset(scenes / "train.h5")), scenes / "train.h5"
+    scene = scenes / "raw/scenes/a.tif"
+    for source, out, *options in (
+        (scene, "mask.tif"),
+        (scene, "mask.png"),
+        (scene, "p.tif", "--format=probabilities"),
+        (data, "s.csv"),
+        (data, "p.h5", "--format=probabilities"),
+    ):
+        path = scenes / out
+        path.write_text("mine")
+        with pytest.raises(DataError, match=rf"{path} exists.*; give another name .*, or --force to replace it"):
+            run("predict", ensemble, source, path, *options)
+        assert path.read_text() == "mine"
+        run("predict", ensemble, source, path, *options, "--force")
+        assert path.read_bytes() != b"mine"
+    run("predict", ensemble, data, scenes / "p.h5", "--format=probabilities")  # goes on with what it has
+    folder = scenes / "masks"
+    folder.mkdir()
+    (folder / "a.png").write_text("mine")
+    with pytest.raises(DataError, match=r"holds a.png, and nothing that says what it is of; .*, or --force to replace"):
+        run("predict", ensemble, data, folder, "--format=png")
+    run("predict", ensemble, data, folder, "--format=png", "--force")
+    run("predict", ensemble, data, scenes / "others", "--format=png")
+    mine, others = masks_in(folder), masks_in(scenes / "others")
+    assert all(np.array_equal(mine[name], others[name]) for name in ("a", "b"))
+    with pytest.raises(click.UsageError, match="--force: a dataset file is never replaced"):
+        run("predict", ensemble, data, scenes / "pseudo", "--format=pseudo", "--force")
+
+
 def test_scenes_of_a_file_for_each_band(scenes: Path, make_ensemble: MakeEnsemble) -> None:
     ensemble = make_ensemble(open_dataset(scenes / "train.h5"))
     for name in ("a", "b"):
