@@ -4,8 +4,10 @@ A message says what was expected, what was found, where (file, key, record) and 
 The codes are documented in the README; 1 is a bug (a traceback), 2 is click's code for wrong usage.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+_MOST_SHOWN, _FIRST = 16, 3
 
 
 class ContrailsError(Exception):
@@ -95,3 +97,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if not close:
         return f"expected one of {len(names)} names, such as '{names[0]}'"
     return f"did you mean {' or '.join(repr(other) for other in close)}?"
+
+
+def names_in(names: Sequence[str]) -> str:
+    """Return names for a message: all of a few, the first of many."""
+    if len(names) <= _MOST_SHOWN:
+        return ", ".join(names)
+    return f"{', '.join(names[:_FIRST])} and {len(names) - _FIRST} more"

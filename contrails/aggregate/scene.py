@@ -21,10 +21,10 @@ from contrails.aggregate.strips import StripFile
 from contrails.aggregate.untile import has_data, joined
 from contrails.data.layout import Header, Values
 from contrails.data.radiometry import packed_counts
-from contrails.data.rasters import Raster, describe, read
+from contrails.data.rasters import Raster, bands_in_front, describe, read
 from contrails.data.store import Dataset, Placement, Scene
 from contrails.data.tiles import OVERLAP, TILE, Blend, Blender, Strip, below, grid, packed, starts
-from contrails.errors import DataError
+from contrails.errors import DataError, names_in
 from contrails.files import remove_leftovers
 from contrails.locks import sole_writer
 from contrails.progress import bar
@@ -51,7 +51,7 @@ def predict_scene(
         RunError: another process predicts into `out`.
     """
     raster = _named(describe(path), bands)
-    require_bands(ensemble, path, raster.band_names)
+    require_bands(ensemble, path, raster.band_names, bands_in_front(raster))
     values, *_ = [values_for(each.inputs, raster, each.bands(), each.again) for each in ensemble.stages()]
     scene = Scene(
         *(path.stem, raster.height, raster.width, raster.crs, raster.transform),
@@ -75,8 +75,8 @@ def predict_scene(
     return scene
 
 
-def require_bands(ensemble: Ensemble, path: Path, found: Sequence[str]) -> None:
-    """Check that a scene has the bands that the members see.
+def require_bands(ensemble: Ensemble, path: Path, found: Sequence[str], hint: str = "") -> None:
+    """Check that a scene has the bands that the members see; `hint` is what else may be wrong with it.
 
     Raises:
         DataError: it lacks one.
@@ -84,8 +84,8 @@ def require_bands(ensemble: Ensemble, path: Path, found: Sequence[str]) -> None:
     needed, _ = ensemble.needs()
     if missing := sorted(set(needed) - set(found)):
         raise DataError(
-            f"{path}: expected the bands {', '.join(needed)}, found {', '.join(found)} (no {', '.join(missing)}); name "
-            "them in their order with --bands"
+            f"{path}: expected the bands {names_in(needed)}, found {names_in(found)} (no {names_in(missing)}); name "
+            f"them in their order with --bands{hint}"
         )
 
 
@@ -148,7 +148,10 @@ def _stamp(path: Path) -> list[int]:
 
 def _named(raster: Raster, bands: Sequence[str]) -> Raster:
     if bands and len(bands) != len(raster.band_names):
-        raise DataError(f"{raster.path}: expected {len(bands)} bands, {', '.join(bands)}, found {raster.band_names}")
+        raise DataError(
+            f"{raster.path}: expected {len(bands)} bands, {names_in(bands)}, found {len(raster.band_names)}, "
+            f"{names_in(raster.band_names)}; name all of them in their order with --bands{bands_in_front(raster)}"
+        )
     return replace(raster, band_names=tuple(bands) or raster.band_names)
 
 

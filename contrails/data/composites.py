@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
-from contrails.errors import RecipeError, choices
+from contrails.errors import RecipeError, choices, names_in
 from contrails.sections.data import DataSection
 
 if TYPE_CHECKING:
@@ -232,22 +232,22 @@ def _channel(expression: str, band_names: Sequence[str], asked: str) -> Channel:
     except ValueError as error:
         shown = expression if len(expression) <= _MAX_LENGTH else f"{expression[:40]}..."
         raise RecipeError(
-            f"data.composite: '{shown}': {error}; expected an expression over {', '.join(band_names)}, "
+            f"data.composite: '{shown}': {error}; expected an expression over {names_in(band_names)}, "
             f"such as '(b14 - b15 + 2) / 6', or a name; {choices(shown, [*COMPOSITES, 'bands'])}"
         ) from error
     unknown = sorted(channel.bands - set(band_names))
     if unknown and expression == asked and expression.isidentifier() and not _BAND.fullmatch(expression):
         raise RecipeError(
-            f"data.composite = '{asked}': expected a composite or an expression over {', '.join(band_names)}; "
+            f"data.composite = '{asked}': expected a composite or an expression over {names_in(band_names)}; "
             f"{choices(expression, [*COMPOSITES, 'bands'])}"
         )
     if unknown:
         raise RecipeError(
-            f"data.composite = {asked!r} needs the bands {', '.join(unknown)}, there are {', '.join(band_names)}; "
+            f"data.composite = {asked!r} needs the bands {', '.join(unknown)}, there are {names_in(band_names)}; "
             "choose another composite, or prepare the dataset again with --bands"
         )
     if not channel.bands:
-        raise RecipeError(f"data.composite: '{expression}' names no band; expected some of {', '.join(band_names)}")
+        raise RecipeError(f"data.composite: '{expression}' names no band; expected some of {names_in(band_names)}")
     return channel
 
 

@@ -33,7 +33,7 @@ from contrails.data.layout import (
     write_row,
 )
 from contrails.data.store import open_dataset
-from contrails.errors import DataError, StorageError
+from contrails.errors import DataError, StorageError, names_in
 from contrails.files import append_json_line, atomic_path, fsync, read_json_lines, storage, to_json
 from contrails.locks import sole_writer
 from contrails.progress import bar
@@ -122,7 +122,7 @@ def _require_same(plan: Plan[Any], out: Path) -> None:
     if different:
         raise DataError(
             f"{out} exists and holds something else (other {', '.join(different)}; it has {existing.num_records} "
-            f"records of '{existing.split}', bands {', '.join(existing.band_names)}, frames {list(existing.frames)}); "
+            f"records of '{existing.split}', bands {names_in(existing.band_names)}, frames {list(existing.frames)}); "
             "a dataset file is never rewritten: choose another name, or remove it"
         )
 

@@ -31,6 +31,7 @@ _FULL = {(1 << bits) - 1 for bits in range(1, 17)}
 """Largest counts of so many bits."""
 
 _NUM_WINDOWS, _WINDOW_PX = 4, 128
+_MOST_SHOWN = 200
 
 Span = tuple[float, float]
 """Smallest and largest value that counts stand for."""
@@ -195,6 +196,10 @@ def _require_alike(rasters: Sequence[Raster], found: Sequence[str], next_step: s
     if len(kinds) > 1:
         common, odd = kinds.most_common(1)[0][0], kinds.most_common()[-1][0]
         raise DataError(
-            f"{rasters[found.index(odd)].path}: expected {common} as in most of the images, found {odd} "
+            f"{rasters[found.index(odd)].path}: expected {_cut(common)} as in most of the images, found {_cut(odd)} "
             f"({kinds[odd]} such files){next_step}"
         )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

@@ -20,13 +20,20 @@ from contrails.data.layout import Header, Values, read_options
 from contrails.data.masks import USUAL, Meanings, parse, read_classes, require_channels, said, table_of
 from contrails.data.pack import Arrays, Plan
 from contrails.data.radiometry import Span, packed_counts, without_alpha
-from contrails.data.rasters import ENDINGS, Raster, coordinate_system, describe, read
+from contrails.data.rasters import (
+    ENDINGS,
+    Raster,
+    bands_in_front,
+    coordinate_system,
+    describe,
+    read,
+)
 from contrails.data.scene_names import SUBSETS, find_files, read_filelists
 from contrails.data.spans import choose_values, read_span
 from contrails.data.store import IGNORE, NOWHERE, Placement, Scene
 from contrails.data.tiles import OVERLAP, TILE, grid, packed, tile_name
 from contrails.data.walk import Found, some
-from contrails.errors import DataError
+from contrails.errors import DataError, names_in
 from contrails.progress import bar
 
 _SPLITS = {"validation": "val", "test": "test"}
@@ -259,8 +266,9 @@ def _require_bands(raster: Raster, names: Sequence[str]) -> None:
     if len(names) != len(raster.band_names):
         alpha = f", and an alpha channel ({without_alpha(raster)})" if raster.has_alpha else ""
         raise DataError(
-            f"{raster.path}: expected {len(names)} bands ({', '.join(names)}), found {len(raster.band_names)} "
-            f"({', '.join(raster.band_names)}){alpha}; name all of them with --bands, or keep those that count"
+            f"{raster.path}: expected {len(names)} bands ({names_in(names)}), found {len(raster.band_names)} "
+            f"({names_in(raster.band_names)}){alpha}; name all of them with --bands, or keep those that count"
+            f"{bands_in_front(raster)}"
         )
 
 

@@ -172,6 +172,16 @@ def test_what_is_there_is_replaced_by_force_alone(scenes: Path, make_ensemble: M
         run("predict", ensemble, data, scenes / "pseudo", "--format=pseudo", "--force")
 
 
+def test_an_array_with_its_bands_in_front_is_told_in_few_words(scenes: Path, make_ensemble: MakeEnsemble) -> None:
+    ensemble = make_ensemble(replace(open_dataset(scenes / "train.h5"), options=""))
+    np.save(scenes / "x.npy", pixels(20, 100, 128))
+    hint = "20 rows and 128 bands: if they come first, save np.moveaxis"
+    with pytest.raises(DataError, match=rf"the bands blue, green, red, found b01, b02, b03 and 125 more \(.*{hint}"):
+        run("predict", ensemble, scenes / "x.npy", scenes / "x.tif")
+    with pytest.raises(DataError, match=rf"expected 3 bands, red, green, blue, found 128, b01, b02, .*{hint}"):
+        run("predict", ensemble, scenes / "x.npy", scenes / "x.tif", "--bands=red,green,blue")
+
+
 def test_scenes_of_a_file_for_each_band(scenes: Path, make_ensemble: MakeEnsemble) -> None:
     ensemble = make_ensemble(open_dataset(scenes / "train.h5"))
     for name in ("a", "b"):

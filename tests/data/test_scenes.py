@@ -78,6 +78,23 @@ def test_what_the_masks_show_can_be_named(tmp_path: Path) -> None:
     assert target_of(dataset) == SceneOptions.parse(dataset.options).target_name == "cell membrane"
 
 
+def test_arrays_with_their_bands_in_front_are_told_in_few_words(tmp_path: Path) -> None:
+    (tmp_path / "raw/scenes").mkdir(parents=True)
+    path = tmp_path / "raw/scenes/a.npy"
+    for shape in ((4, 128, 128), (20, 128, 128)):
+        np.save(path, pixels(*shape))
+        with pytest.raises(DataError, match=rf"{re.escape(str(shape))}, where the bands seem to come first; save np"):
+            prepare(tmp_path / "raw", tmp_path / "d.h5", "--split=test", "--bands=red,green,blue,nir")
+    np.save(path, pixels(20, 100, 128))
+    with pytest.raises(DataError) as caught:
+        prepare(tmp_path / "raw", tmp_path / "d.h5", "--split=test", "--bands=red,green,blue,nir")
+    assert str(caught.value).split("\n")[0] == (
+        f"{path}: expected 4 bands (red, green, blue, nir), found 128 (b01, b02, b03 and 125 more); name all of them "
+        "with --bands, or keep those that count; the bands of an array come last, and this one has 20 rows and 128 "
+        "bands: if they come first, save np.moveaxis(array, 0, -1)"
+    )
+
+
 def test_the_share_of_padding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scene(tmp_path / "raw", "a", (3, 64, 64))
     prepare(tmp_path / "raw", tmp_path / "d.h5")

@@ -11,11 +11,20 @@ import numpy as np
 
 from contrails.data.rasters import arrays, dicom, gdal
 from contrails.data.rasters.gdal import coordinate_system
-from contrails.data.rasters.raster import Raster, Window, usual_names
+from contrails.data.rasters.raster import Raster, Window, bands_in_front, usual_names
 from contrails.errors import DataError
 from contrails.files import storage
 
-__all__ = ["ENDINGS", "Raster", "Window", "coordinate_system", "describe", "read", "usual_names"]
+__all__ = [
+    "ENDINGS",
+    "Raster",
+    "Window",
+    "bands_in_front",
+    "coordinate_system",
+    "describe",
+    "read",
+    "usual_names",
+]
 
 _ARRAY = (".npy",)
 _DICOM = (".dcm", ".dicom")

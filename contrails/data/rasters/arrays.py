@@ -33,7 +33,8 @@ def _map(path: Path) -> np.ndarray:
         raise DataError(f"{path}: expected an array (height, width) or (height, width, bands), found {array.shape}")
     if array.dtype.kind not in "biuf":
         raise DataError(f"{path}: expected an array of numbers, found {array.dtype}; convert it")
-    if array.ndim == 3 and array.shape[0] < _MOST_BANDS_IN_FRONT < array.shape[2]:
+    first, second, last = array.shape if array.ndim == 3 else (0, 0, 0)
+    if array.ndim == 3 and (first < _MOST_BANDS_IN_FRONT < last or first < second == last):
         raise DataError(
             f"{path}: expected an array (height, width, bands), found {array.shape}, where the bands seem to come "
             "first; save np.moveaxis(array, 0, -1)"

@@ -54,6 +54,16 @@ class Raster:
     patient: str = ""
 
 
+def bands_in_front(raster: Raster) -> str:
+    """Return what to do about an array with more bands than rows, whose bands may come first; "" of other files."""
+    if raster.path.suffix.lower() != ".npy" or len(raster.band_names) <= raster.height:
+        return ""
+    return (
+        f"; the bands of an array come last, and this one has {raster.height} rows and {len(raster.band_names)} bands: "
+        "if they come first, save np.moveaxis(array, 0, -1)"
+    )
+
+
 def usual_names(count: int) -> tuple[str, ...]:
     """Return the names of bands that have none: grey, red green blue, or b01 and so on."""
     known = {1: ("grey",), 3: ("red", "green", "blue")}
