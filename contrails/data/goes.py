@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from contrails.data.layout import Header, Values
-from contrails.data.pack import Arrays, Plan
+from contrails.data.pack import Arrays, Plan, labelled_tests
 from contrails.data.records import (
     LABEL_FRAME,
     LABEL_OFFSET_PX,
@@ -51,7 +51,9 @@ def make_plan(root: Path, split: str, bands: Sequence[int] | None, frames: Seque
         label_frame=LABEL_FRAME,
         label_offset_px=LABEL_OFFSET_PX,
     )
+    num_labelled = sum(record.has_masks for record in records) if split == "test" else 0
     warnings = folders_in(root / split).warnings() + _unknown_places(header)
+    warnings += labelled_tests(split, num_labelled, len(records))
     return Plan(str(root.resolve()), header, tuple(records), read_record, warnings)
 
 

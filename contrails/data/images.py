@@ -15,7 +15,7 @@ import numpy as np
 
 from contrails.data.groups import USUAL, Grouping
 from contrails.data.layout import Header
-from contrails.data.pack import Arrays, Plan
+from contrails.data.pack import Arrays, Plan, labelled_tests
 from contrails.data.radiometry import Span, packed_counts
 from contrails.data.rasters import ENDINGS, Raster, describe, read
 from contrails.data.rle import Convention, decode
@@ -102,6 +102,7 @@ def make_plan(
         ImageRecord(raster, labels.masks.get(name), convention) for name, raster in zip(paths, rasters, strict=True)
     )
     warnings += labels.warnings + choice.warnings
+    warnings += labelled_tests(split, sum(record.masks is not None for record in records), len(records))
     notes = choice.notes if split == "test" else (*choice.notes, said)  # nobody deals test images out to folds
     return Plan(str(root.resolve()), header, records, read_image, warnings, notes)
 

@@ -80,6 +80,14 @@ class Plan(Generic[R]):
         return replace(self, header=self.header.slice(index, count), records=self.records[first:last])
 
 
+def labelled_tests(split: str, num_labelled: int, num_all: int) -> tuple[str, ...]:
+    """Return what to tell where records that are to be predicted have labels."""
+    if split != "test" or not num_labelled:
+        return ()
+    found = f"{num_labelled} of {num_all} records of the split test have masks, and are packed with these labels"
+    return (f"{found}: make sure that nothing is trained on them",)
+
+
 def pack(plan: Plan[Any], out: Path, num_workers: int) -> bool:
     """Write the dataset file of a plan; return False if it was there already.
 

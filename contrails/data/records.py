@@ -44,6 +44,10 @@ class RawRecord:
     def has_individual_masks(self) -> bool:
         return (self.path / _INDIVIDUAL).is_file()
 
+    @property
+    def has_masks(self) -> bool:
+        return self.has_individual_masks or (self.path / _PIXEL).is_file()
+
 
 @dataclass(frozen=True)
 class Label:

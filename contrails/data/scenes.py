@@ -18,7 +18,7 @@ from contrails.data.groups import USUAL as USUAL_GROUPS
 from contrails.data.groups import Grouping
 from contrails.data.layout import Header, Values, read_options
 from contrails.data.masks import USUAL, Meanings, parse, read_classes, require_channels, said, table_of
-from contrails.data.pack import Arrays, Plan
+from contrails.data.pack import Arrays, Plan, labelled_tests
 from contrails.data.radiometry import Span, packed_counts, without_alpha
 from contrails.data.rasters import (
     ENDINGS,
@@ -144,6 +144,10 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
     warnings = _left_out(files, masks, of_scenes, of_masks, options)
     if (left_out := len(files) - len(names)) and not wanted:
         warnings += (f"{left_out} of {len(files)} scenes are not on the file lists and left out",)
+    warnings += labelled_tests(split, len(masks.keys() & set(names)), len(names))
+    if options.masks and split in _SPLITS and not wanted and (subsets or masks):
+        lists = "the file lists name none" if subsets else "there are no file lists"
+        warnings += (f"--split {split}: {lists}, so all {len(names)} scenes are packed, as --split train packs them",)
     learned = {scene.name for scene in scenes if scene.subset == "train"} or set(names)
     of_training = [each for scene in scenes if scene.name in learned for each in scene.files]
     others = [each for scene in scenes if scene.name not in learned for each in scene.files]

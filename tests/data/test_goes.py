@@ -53,3 +53,15 @@ def test_single_pixels_may_be_hot_or_lost(tmp_path: Path) -> None:
     write_band(tmp_path, kelvin)
     packed = read(tmp_path)[:, 1] * 0.01 + 273.15
     assert np.abs(packed - kelvin[..., 3:5].transpose(2, 0, 1)).max() <= 0.0051
+
+
+def test_records_to_predict_that_have_labels_are_told(tmp_path: Path) -> None:
+    write_record(tmp_path, "test", "7", annotators=0, pixel_mask=False)
+    write_record(tmp_path, "train", "7")
+    told = "1 of 2 records of the split test have masks, and are packed with these labels"
+    for split, expected in (("train", False), ("test", False)):
+        plan = make_plan(tmp_path, split, (14,), (4,))
+        assert any("have masks" in warning for warning in plan.warnings) == expected
+    write_record(tmp_path, "test", "8", annotators=0)  # a pixel mask alone
+    (warning,) = make_plan(tmp_path, "test", (14,), (4,)).warnings
+    assert warning.startswith(told)

@@ -163,3 +163,13 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path, damage: Any, messag
     damage(tmp_path)
     with pytest.raises(DataError, match=message):
         make_plan(tmp_path, "train", Convention())
+
+
+def test_images_to_predict_that_have_labels_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_images(tmp_path / "raw", {"a": (20, 20), "b": (20, 20)}, split="test")
+    prepare(tmp_path / "raw", tmp_path / "d.h5", "--split=test")
+    assert "2 of 2 records of the split test have masks, and are packed with these labels" in caplog.text
+    caplog.clear()
+    (tmp_path / "raw/test.csv").unlink()
+    prepare(tmp_path / "raw", tmp_path / "e.h5", "--split=test")
+    assert caplog.text == ""

@@ -297,3 +297,26 @@ def test_a_turned_scene_keeps_its_map(tmp_path: Path) -> None:
     write_raster(tmp_path / "scenes/a.tif", pixels(40, 40), transform=turned, crs=UTM)
     write_raster(tmp_path / "masks/a.tif", ZEROS, transform=turned, crs=UTM)
     assert prepare(tmp_path, tmp_path / "d.h5").scenes[0].transform == tuple(turned)[:6]
+
+
+def test_scenes_of_a_split_that_have_labels_or_are_those_of_another_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw, labelled = tmp_path / "raw", "records of the split test have masks, and are packed with these labels"
+    for name in "ab":
+        write_scene(raw, name)
+    (raw / "masks/b.tif").unlink()
+    prepare(raw, tmp_path / "one.h5", "--split=test")
+    assert f"1 of 2 {labelled}" in caplog.text
+    assert "--split test: there are no file lists, so all 2 scenes are packed, as --split train packs" in caplog.text
+    caplog.clear()
+    (raw / "filelists").mkdir()
+    (raw / "filelists/train.csv").write_text("a\n")
+    prepare(raw, tmp_path / "two.h5", "--split=validation")
+    assert "--split validation: the file lists name none, so all 1 scenes are packed, as --split train" in caplog.text
+    assert labelled not in caplog.text
+    caplog.clear()
+    (raw / "filelists/test.csv").write_text("b\n")
+    prepare(raw, tmp_path / "three.h5", "--split=test")
+    prepare(raw, tmp_path / "four.h5")
+    assert "split" not in caplog.text
