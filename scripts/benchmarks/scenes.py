@@ -93,7 +93,7 @@ def run_monai(folder: str) -> None:
         inputs = torch.from_numpy(image)[None].float() / 255
         with torch.inference_mode():
             logits = sliding_window_inference(
-                inputs, CUT.tile, BATCH, lambda x: model(x).mask[:, None], CUT.overlap / CUT.tile, CUT.blend
+                inputs, CUT.size, BATCH, lambda x: model(x).mask[:, None], CUT.overlap / CUT.size[0], CUT.blend
             )
         mask = (torch.sigmoid(logits[0, 0]) >= 0.5).numpy().astype(np.uint8)
         with rasterio.open(Path(folder) / "monai.tif", "w", **profile | {"count": 1}) as out:
