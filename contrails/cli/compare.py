@@ -52,7 +52,8 @@ def compare(first: str, second: str, name: str, as_json: bool) -> None:
         table.add_row(key, *(_text(value) for value in values))
     table.add_section()
     for key, title in _CURVES.items():
-        table.add_row(title, *(_curve(values) for values in curves[key]))
+        units = [" by record" if key == "val/dice" and entry.scored_by == "record" else "" for entry in entries]
+        table.add_row(title, *(f"{_curve(values)}{unit}" for values, unit in zip(curves[key], units, strict=True)))
     table.add_section()
     for title, scores in _scores(entries).items():
         table.add_row(title, *scores)

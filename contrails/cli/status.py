@@ -15,6 +15,7 @@ from contrails.cli.watch import COLOURS, duration, watch_folds
 from contrails.cluster.overview import ask_schedulers, overview
 from contrails.cluster.states import FoldState
 from contrails.cluster.then import left_to_do
+from contrails.report.naming import title
 from contrails.runs import Run, all_runs, open_run
 
 _HEADINGS = ("fold", "state", "attempt", "step", "epoch", "best Dice", "time left", "node", "hours", "lost", "exact")
@@ -65,7 +66,7 @@ def print_states(run: Run, states: list[FoldState]) -> None:
     """Print one run as a table, and the reason of every fold that needs a hand."""
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     headings = [heading for heading in _HEADINGS if console.width >= _NARROW or heading not in ("epoch", "node")]
-    table = Table(title=run.name, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title=title(run), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for heading in headings:
         justify: Literal["left", "right"] = "left" if heading in ("state", "node") else "right"
         # of what does not fit, the name of the node is cut first

@@ -15,6 +15,7 @@ from rich.text import Text
 from contrails.cluster.states import ALIVE, FoldState
 from contrails.files import last_json_line
 from contrails.history import fold_metrics
+from contrails.report.naming import title
 from contrails.report.spark import sparkline
 from contrails.runs import Run
 
@@ -79,7 +80,7 @@ def _lives(found: Mapping[Run, Sequence[FoldState]]) -> bool:
 def _tables(found: Mapping[Run, Sequence[FoldState]]) -> RenderableType:
     parts: list[RenderableType] = []
     for run, states in found.items():
-        table = Table(title=Text(run.name), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+        table = Table(title=Text(title(run)), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
         for heading in _HEADINGS:
             table.add_column(heading, justify="left" if heading in ("state", "loss", "Dice") else "right")
         for state in states:

@@ -3,8 +3,6 @@
 from typing import Any
 
 from contrails.config import read_toml
-from contrails.data.layout import target_of
-from contrails.data.store import Dataset
 from contrails.errors import ContrailsError
 from contrails.runs import Run
 
@@ -14,9 +12,15 @@ def dice_name(run: Run) -> str:
     return "Dice by record" if _table(run, "model").get("task") == "classify" else "Dice"
 
 
-def target_name(run: Run, dataset: Dataset) -> str:
-    """Return what the masks show: as the recipe calls it, else as the dataset file does."""
-    return str(_table(run, "data").get("target_name") or target_of(dataset))
+def title(run: Run) -> str:
+    """Return the title of a table of the run's folds: its name, and what a Dice counts where that is not pixels."""
+    name = dice_name(run)
+    return run.name if name == "Dice" else f"{run.name} ({name})"
+
+
+def target_name(run: Run, usual: str) -> str:
+    """Return what the masks show as the recipe calls it, else the usual name."""
+    return str(_table(run, "data").get("target_name") or usual)
 
 
 def _table(run: Run, name: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from contrails.aggregate.scored import tally
 from contrails.aggregate.stored import read_figures, scored_by, stored_out_of_fold
 from contrails.cluster.states import FoldState
 from contrails.cluster.usage import UNUSED
+from contrails.data.layout import target_of
 from contrails.errors import DataError
 from contrails.files import read_hint
 from contrails.progress import bar
@@ -122,7 +123,9 @@ def _predictions(run: Run, folder: Path, figures: dict[str, Any] | None, num_rec
     with bar("pictures", num_records) as advance:
         judged = judge(scored, dict.fromkeys(map(str, scored.parts), threshold), steps)
         return [
-            scores_section(figures, tally(scored), judged, Words(scored.by, target_name(run, scored.dataset))),
+            scores_section(
+                figures, tally(scored), judged, Words(scored.by, target_name(run, target_of(scored.dataset)))
+            ),
             gallery_section(scored, judged, threshold, steps, num_records, advance),
         ]
 

@@ -108,6 +108,10 @@ def test_scores_of_a_classifier_say_that_they_count_records(
         run.aggregate("default") / "ensemble.json", to_json({"scores": {"dice": 0.875, "scored_by": "record"}})
     )
     assert "0.8750 by record" in runs(capsys, "says")
+    cli(["status"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "says (Dice by record)" in shown
+    assert shown.count("by record") == 1  # the others are none
 
 
 def test_tables_for_people_and_machines(three: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
