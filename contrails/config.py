@@ -5,27 +5,23 @@ Reads recipes (`jobs/*.toml`) and the frozen copy in a run folder. Every key is 
 """
 
 import hashlib
-import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, model_validator
 
 from contrails.errors import RecipeError, choices
-from contrails.files import storage, to_json
+from contrails.files import read_toml, to_json
 from contrails.sections.augment import MIXING, TEMPORAL, AugmentSection
 from contrails.sections.base import Section
 from contrails.sections.data import DataSection
 from contrails.sections.loss import LossSection
 from contrails.sections.model import ModelSection
+from contrails.sections.reading import keys, parse
 from contrails.sections.train import SnapshotSection, TrainSection
-
-_SHOWN = 120
-S = TypeVar("S", bound=Section)
 
 
 class InitSection(Section):
@@ -159,56 +155,9 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return parse(Recipe, values, "the recipe", _apply_all(values, overrides))
 
 
-def read_toml(path: Path, kind: str) -> dict[str, Any]:
-    """Read a TOML file; `kind` says in the error what was looked for."""
-    with storage(path, "read"):
-        try:
-            return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise RecipeError(f"expected {kind} at {path}, found no such file; give the path of a TOML file") from error
-        except (ValueError, RecursionError) as error:
-            raise RecipeError(f"{path} is not TOML: {error}") from error
-
-
-def parse(section: type[S], values: Mapping[str, Any], where: str, overrides: Mapping[str, str] | None = None) -> S:
-    """Validate `values` as a `section`; `where` names their source in errors, `overrides` that of single keys."""
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        problems = [(_source(detail, overrides or {}) or where, _explain(section, detail)) for detail in error.errors()]
-        raise RecipeError("\n".join(f"{source}: {problem}" for source, problem in problems)) from error
-
-
 def to_toml(section: Section, **more: Any) -> str:
     """Return a section as TOML, with further tables; unset values are left out, as TOML has no null."""
     return tomli_w.dumps(section.model_dump(mode="json", exclude_none=True) | more)
-
-
-def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the dotted name and the field of every key, in the order of the classes.
-
-    In a list of tables that differ by `name`, the keys of one of them are called such as `loss.terms[bce].weight`; in a
-    list of tables that are alike, such as `data.pseudo[].weight`.
-    """
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from keys(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
-            for kind in tables_of(field):
-                which = kind.model_fields["name"].default if "name" in kind.model_fields else ""
-                yield from keys(kind, f"{prefix}{name}[{which}].")
-
-
-def tables_of(field: FieldInfo) -> list[type[Section]]:
-    """Return the tables that a list of tables can hold; none for any other key."""
-    items = get_args(field.annotation)[:1] if get_origin(field.annotation) is tuple else ()
-    kinds = [kind for item in items for kind in _members_of(item)]
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
-
-
-def _members_of(item: Any) -> Sequence[Any]:
-    return get_args(get_args(item)[0]) if get_origin(item) is Annotated else (item,)
 
 
 def _apply_all(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
@@ -242,82 +191,3 @@ def _toml_value(text: str) -> Any:
 
 def _names(section: type[Section]) -> list[str]:
     return [name for name, _ in keys(section)]
-
-
-def _source(detail: Any, overrides: Mapping[str, str]) -> str | None:
-    """Return the override that a problem comes from, if one does."""
-    where = _key(detail)
-    for key, text in overrides.items():
-        # a problem of a table is an unknown table, or a validator's that names the keys it is about
-        of_table = detail["type"] == "extra_forbidden" or re.search(
-            rf"\b{re.escape(key.rpartition('.')[2])}\b", detail["msg"]
-        )
-        if f"{where}.".startswith(f"{key}.") or ((not where or key.startswith(f"{where}.")) and of_table):
-            return f"-o {_cut(text)}"
-    return None
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _key(detail: Any) -> str:
-    """Return the key that a problem is about; pydantic adds the types that a value could have had."""
-    return ".".join(str(part) for part in detail["loc"] if part not in _TYPES)
-
-
-_TYPES = {"str", "float", "tuple[str, ...]", "literal['balanced']"}
-"""What pydantic adds to the place of a value that can be of several types."""
-
-
-def _explain(section: type[Section], detail: Any) -> str:
-    key = _key(detail)
-    if detail["type"] == "extra_forbidden":
-        return f"unknown key {key}; {_meant(section, key)}"
-    if detail["type"] == "missing":
-        required = [
-            known
-            for known, field in keys(section)
-            if field.is_required() and f"{known}.".startswith(f"{key}.") and "[" not in known
-        ]
-        if not required:
-            return f"{key} is missing; add it to its table"
-        what = f"{' and '.join(required)} {'is' if len(required) == 1 else 'are'} missing"
-        return f"{what}; add to the file, or give -o {required[0]}=VALUE"
-    if detail["type"] == "model_type":
-        return f"{key} = {_cut(repr(detail['input']))}: expected a table, [{key}]"
-    if detail["type"] == "tuple_type":
-        return f"{key} = {_cut(repr(detail['input']))}: expected a list, such as [{_cut(str(detail['input']))}]"
-    if detail["type"] == "value_error":  # a validator's own words, about several keys
-        return f"{key}: {detail['ctx']['error']}".removeprefix(": ")
-    if detail["type"].startswith("union_tag"):  # a table of a list says by its name what it is
-        name, known = detail.get("ctx", {}).get("tag"), _known_tables(section, key)
-        return f"{key}: name = {name!r}; {choices(name, known)}" if name else f"{key} has no name; {choices('', known)}"
-    if detail["type"] == "model_attributes_type":
-        known = _known_tables(section, key)
-        return f"{key} = {_cut(repr(detail['input']))}: expected a name or a table; {choices('', known)}"
-    return f"{key} = {_cut(repr(detail['input']))}: {detail['msg']}"
-
-
-def _meant(section: type[Section], key: str) -> str:
-    """Return what an unknown key may stand for: a key of another table, one described so, or a near one beside it."""
-    table, _, name = key.rpartition(".")
-    prefix = f"{table}." if table else ""
-    fields = dict(keys(section))
-    prefix = re.sub(r"\.[0-9]+\.(\w+)\.$", r"[\1].", prefix)  # loss.terms.0.bce. -> loss.terms[bce].
-    prefix = re.sub(r"\.[0-9]+\.$", "[].", prefix)  # data.pseudo.0. -> data.pseudo[].
-    same = [known for known in fields if known.endswith(f".{name}")]
-    described = [known for known, field in fields.items() if "_" in name and name.replace("_", " ") in _meaning(field)]
-    if same or described:
-        return f"did you mean '{(same or described)[0]}'?"
-    return choices(name, {known.removeprefix(prefix).split(".")[0] for known in fields if known.startswith(prefix)})
-
-
-def _known_tables(section: type[Section], key: str) -> list[str]:
-    """Return the names of the tables that the list can hold whose item `key` is, such as `loss.terms.0`."""
-    field = dict(keys(section))[key.rpartition(".")[0]]
-    return [kind.model_fields["name"].default for kind in tables_of(field)]
-
-
-def _meaning(field: FieldInfo) -> str:
-    return field.description or ""

@@ -13,12 +13,13 @@ import re
 import secrets
 import shutil
 import stat
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from contrails.errors import StorageError
+from contrails.errors import RecipeError, StorageError
 
 LONGEST_NAME = 200
 """Bytes of a name that leave room for what is written beside it, of the 255 that file systems allow."""
@@ -234,6 +235,17 @@ def code_digest(package: Path) -> str:
 def to_json(value: Any) -> str:
     """Return compact JSON with sorted keys, so that equal values are equal bytes."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def read_toml(path: Path, kind: str) -> dict[str, Any]:
+    """Read a TOML file; `kind` says in the error what was looked for."""
+    with storage(path, "read"):
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise RecipeError(f"expected {kind} at {path}, found no such file; give the path of a TOML file") from error
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"{path} is not TOML: {error}") from error
 
 
 def read_json(path: Path) -> Any:

@@ -11,11 +11,13 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from contrails.config import RunConfig, parse, read_toml
 from contrails.errors import RunError, StorageError, choices
-from contrails.files import LONGEST_NAME, read_json, storage, typed
+from contrails.files import LONGEST_NAME, read_json, read_toml, storage, typed
+
+if TYPE_CHECKING:
+    from contrails.config import RunConfig
 
 ALL = "all"
 """Name of the fold that trains on every record that is not held out."""
@@ -114,8 +116,12 @@ class Run:
     def toml(self) -> Path:
         return self.path / "run.toml"
 
-    def read_config(self) -> RunConfig:
+    def read_config(self) -> "RunConfig":
         """Return what `run.toml` says."""
+        # what looks at a run's files alone starts without them
+        from contrails.config import RunConfig
+        from contrails.sections.reading import parse
+
         return parse(RunConfig, read_toml(self.toml, "a run"), str(self.toml))
 
     @property

@@ -7,20 +7,11 @@ from typing import Any
 
 import pytest
 
-from contrails.config import (
-    ComputeSection,
-    DataIdentity,
-    Recipe,
-    RunConfig,
-    keys,
-    load_recipe,
-    override,
-    parse,
-    read_toml,
-    to_toml,
-)
+from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, load_recipe, override, to_toml
 from contrails.data.composites import check_composite
 from contrails.errors import RecipeError, StorageError
+from contrails.files import read_toml
+from contrails.sections.reading import keys, parse
 from contrails.sections.train import TrainSection
 
 DATA = {"dataset": "train.h5", "filelist": "five.csv"}

@@ -17,7 +17,7 @@ import torch
 from contrails.aggregate.average import Tensors, average_weights, greedy_soup, is_finite, refresh_batch_norm
 from contrails.aggregate.options import AUTO, AVERAGE, SOUP
 from contrails.aggregate.scored import By
-from contrails.config import Recipe, RunConfig, parse
+from contrails.config import Recipe, RunConfig
 from contrails.data.batches import Source, source_of
 from contrails.data.composites import Composite
 from contrails.data.filelists import FileList, read_filelist
@@ -28,6 +28,7 @@ from contrails.models.build import build_model
 from contrails.models.segmenter import Segmenter
 from contrails.models.weights import load_weights, read_about, save_weights
 from contrails.runs import ALL, Fold, Run
+from contrails.sections.reading import parse
 from contrails.train.evaluate import evaluate
 from contrails.train.finite import NotFiniteError
 from contrails.train.fold_data import training_rows

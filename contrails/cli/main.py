@@ -1,7 +1,7 @@
 """The `contrails` command: finds its subcommands by name and turns the project's errors into exit codes.
 
-A subcommand's module is imported when it is needed, and imports torch, pandas and the like inside its functions,
-so that help, submission and status start at once on a login node.
+A subcommand's module is imported when it runs, and imports torch, pandas and the like inside its functions, so that
+help, submission and status start at once on a login node.
 """
 
 import keyword
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from contrails import __version__
 from contrails.cli.streams import ReaderGone, open_streams
@@ -20,34 +21,46 @@ from contrails.errors import ContrailsError, NodeError, StorageError, choices
 from contrails.files import reason_of, refused
 
 _COMMANDS = {
-    "demo": "contrails.cli.demo",
-    "prepare": "contrails.cli.prepare",
-    "split": "contrails.cli.split",
-    "data": "contrails.cli.data",
-    "recipe": "contrails.cli.recipe",
-    "submit": "contrails.cli.submit",
-    "train": "contrails.cli.train",
-    "status": "contrails.cli.status",
-    "logs": "contrails.cli.logs",
-    "cancel": "contrails.cli.cancel",
-    "resume": "contrails.cli.resume",
-    "continue": "contrails.cli.continue_",
-    "drill": "contrails.cli.drill",
-    "doctor": "contrails.cli.doctor",
-    "sites": "contrails.cli.sites",
-    "aggregate": "contrails.cli.aggregate",
-    "predict": "contrails.cli.predict",
-    "evaluate": "contrails.cli.evaluate",
-    "submission": "contrails.cli.submission",
-    "weights": "contrails.cli.weights",
-    "runs": "contrails.cli.runs",
-    "note": "contrails.cli.note",
-    "compare": "contrails.cli.compare",
-    "usage": "contrails.cli.usage",
-    "report": "contrails.cli.report",
-    "sync": "contrails.cli.sync",
+    "demo": ("contrails.cli.demo", "Write a synthetic dataset to OUT"),
+    "prepare": ("contrails.cli.prepare", "Pack raw data into the dataset file OUT"),
+    "split": ("contrails.cli.split", "Deal the records of DATA out to folds"),
+    "data": ("contrails.cli.data", "Look at dataset files, audit their labels, join their shards"),
+    "recipe": ("contrails.cli.recipe", "Look at recipes"),
+    "submit": ("contrails.cli.submit", "Train the folds of RECIPE (default: jobs/default.toml) in the background"),
+    "train": ("contrails.cli.train", "Train one fold of RECIPE (default: jobs/default.toml) here and now"),
+    "status": ("contrails.cli.status", "Show the folds of RUN, or of every run"),
+    "logs": ("contrails.cli.logs", "Print the log of a fold's newest attempt"),
+    "cancel": ("contrails.cli.cancel", "Cancel the unfinished folds of RUN"),
+    "resume": ("contrails.cli.resume", "Go on with every fold of RUN that is neither finished nor alive"),
+    "continue": ("contrails.cli.continue_", "Train on from RUN"),
+    "drill": ("contrails.cli.drill", "Train a small model twice, once undisturbed and once killed at random moments"),
+    "doctor": (
+        "contrails.cli.doctor",
+        "Check scheduler, limits, files, clock, environment and GPU of a site, and the W&B server",
+    ),
+    "sites": ("contrails.cli.sites", "List the sites"),
+    "aggregate": (
+        "contrails.cli.aggregate",
+        "Merge the finished folds of RUN into an ensemble and, with --data, write its submission",
+    ),
+    "predict": ("contrails.cli.predict", "Predict INPUT with ENSEMBLE (its folder, or a run's name) into OUT"),
+    "evaluate": (
+        "contrails.cli.evaluate",
+        "Score ENSEMBLE (its folder, or a run's name) on the labelled records of the dataset file DATA",
+    ),
+    "submission": ("contrails.cli.submission", "Look at submission files"),
+    "weights": ("contrails.cli.weights", "Pretrained weights of encoders"),
+    "runs": ("contrails.cli.runs", "List every run"),
+    "note": ("contrails.cli.note", "Add a remark or a leaderboard score to RUN"),
+    "compare": ("contrails.cli.compare", "Show two runs side by side"),
+    "usage": ("contrails.cli.usage", "Show the hours of RUN by fold, or of all runs by run and user"),
+    "report": ("contrails.cli.report", "Write RUN as one HTML file that needs no network"),
+    "sync": ("contrails.cli.sync", "Send RUN to Weights & Biases"),
 }
-"""Where each command lives, in the order of an experiment; the function has the command's name."""
+"""Where each command lives, and how its own help begins, in the order of an experiment.
+
+The function has the command's name. A list of commands is written from this table, so that it imports none of them.
+"""
 
 
 class _LazyGroup(click.Group):
@@ -56,10 +69,20 @@ class _LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
+            if ctx.resilient_parsing:  # a shell completes what follows
+                return None
             ctx.fail(f"no command '{cmd_name}'; {choices(cmd_name, _COMMANDS)}")
-        function = cmd_name + "_" * keyword.iskeyword(cmd_name)
-        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), function)
+        module, _ = _COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), cmd_name + "_" * keyword.iskeyword(cmd_name))
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        own = [CompletionItem(name, help=text) for name, (_, text) in _COMMANDS.items() if name.startswith(incomplete)]
+        return [*own, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from contrails.config import Recipe, load_recipe
 from contrails.errors import NodeError, RunError
 from contrails.runs import Run, open_run
 
 if TYPE_CHECKING:
     import torch
+
+    from contrails.config import Recipe
 
 _DEFAULT_RECIPE = Path("jobs/default.toml")
 
@@ -39,8 +40,10 @@ def default_recipe(path: Path | None) -> Path:
     return _DEFAULT_RECIPE
 
 
-def read_recipe(path: Path | None, overrides: tuple[str, ...]) -> tuple[Path, Recipe]:
+def read_recipe(path: Path | None, overrides: tuple[str, ...]) -> tuple[Path, "Recipe"]:
     """Return the path of the recipe and the recipe with its overrides."""
+    from contrails.config import load_recipe
+
     chosen = default_recipe(path)
     return chosen, load_recipe(chosen, overrides)
 

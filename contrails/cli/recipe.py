@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from contrails.cli.options import FilePath, json_option, overrides_option, read_recipe, recipe_argument, require_picture
-from contrails.config import Recipe, keys, tables_of
+from contrails.config import Recipe
 from contrails.sections.base import Section
+from contrails.sections.reading import keys, tables_of
 
 
 @click.group()

@@ -29,8 +29,7 @@ def resume(run_name: str, site_name: str | None, code: str, as_json: bool) -> No
       contrails resume default --site local
     """
     from contrails.cluster.dispatch import move, refreeze, submit_folds
-    from contrails.cluster.overview import site_of
-    from contrails.cluster.sites import find_site
+    from contrails.cluster.sites import find_site, site_of
     from contrails.cluster.then import forget_failure, start_if_due
 
     run = open_run(run_name)

@@ -15,12 +15,13 @@ from contrails.cli.options import json_option, name_option, overrides_option, re
 from contrails.cli.status import print_states
 from contrails.cli.watch import duration
 from contrails.cluster.journal import newest_submissions, submissions
-from contrails.cluster.overview import overview, site_of
-from contrails.cluster.sites import Site, find_site
+from contrails.cluster.overview import overview
+from contrails.cluster.sites import Site, find_site, site_of
 from contrails.cluster.states import ALIVE, DONE, FoldState
-from contrails.config import Recipe, RunConfig, parse, to_toml
+from contrails.config import Recipe, RunConfig, to_toml
 from contrails.errors import ContrailsError, RunError, TrainingError
 from contrails.runs import ALL, Run, new_run_path, open_run
+from contrails.sections.reading import parse
 
 _POLL_S = 1.0
 _PLAIN_INTERVAL_S = 15.0

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from contrails.cli.options import json_option
-from contrails.cluster.overview import overview, site_of
+from contrails.cluster.overview import overview
+from contrails.cluster.sites import site_of
 from contrails.cluster.suggest import Suggestion, suggest
 from contrails.cluster.usage import UNUSED, Usage
 from contrails.errors import RecipeError

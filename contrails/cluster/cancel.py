@@ -3,8 +3,8 @@
 import time
 
 from contrails.cluster.journal import submissions
-from contrails.cluster.overview import site_of
 from contrails.cluster.scheduler import scheduler_of
+from contrails.cluster.sites import site_of
 from contrails.cluster.submission import reference
 from contrails.files import create_exclusive, to_json
 from contrails.runs import Fold, Run

@@ -26,7 +26,7 @@ from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.sites import Site, holds_copy, resolve
 from contrails.cluster.states import ALIVE, DAMAGED, DONE, fold_state
 from contrails.cluster.submission import pass_on, reconcile, reference, submit_jobs, submitting
-from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, keys, parse, to_toml
+from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, to_toml
 from contrails.data.composites import channels_of
 from contrails.data.exclusions import excluded_rows
 from contrails.data.filelists import read_filelist, require_match
@@ -38,6 +38,7 @@ from contrails.files import sha256, storage, to_json, write_atomic
 from contrails.models.names import require_deterministic, require_known
 from contrails.models.pretrained import find_pretrained
 from contrails.runs import ALL, Fold, Run, new_run_path, open_run
+from contrails.sections.reading import keys, parse
 from contrails.train.attempt import process_of
 from contrails.user import user_name
 

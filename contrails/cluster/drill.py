@@ -21,9 +21,9 @@ import psutil
 
 from contrails.cluster.dispatch import create_run, submit_folds
 from contrails.cluster.journal import last_submission
-from contrails.cluster.overview import overview, site_of
+from contrails.cluster.overview import overview
 from contrails.cluster.scheduler import Reference, scheduler_of
-from contrails.cluster.sites import Site
+from contrails.cluster.sites import Site, site_of
 from contrails.cluster.states import ALIVE, FoldState
 from contrails.cluster.submission import reference
 from contrails.config import Recipe

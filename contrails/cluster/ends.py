@@ -11,16 +11,17 @@ import re
 import shlex
 import signal
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from contrails.cluster.memory import Peak
 from contrails.cluster.scheduler import Cause
-from contrails.cluster.sites import Retries
-from contrails.config import read_toml
 from contrails.errors import DataError, NodeError, RecipeError, Stopped, StorageError, TrainingError
-from contrails.files import read_hint, to_json, write_atomic
+from contrails.files import read_hint, read_toml, to_json, write_atomic
 from contrails.history import covered_step
 from contrails.runs import Attempt, Fold, Run
+
+if TYPE_CHECKING:
+    from contrails.cluster.sites import Retries
 
 NEXT_STEP: dict[Cause, str] = {
     "walltime": "a step may take longer than margin_s of the site profile; go on with `contrails resume {run}`",
@@ -139,12 +140,12 @@ def cause_of_exit(code: int, reason: str, peak: Peak | None = None) -> Cause:
     return "lost" if number in (0, Stopped.exit_code) or number > 128 else "error"
 
 
-def retries_left(fold: Fold, cause: Cause, retries: Retries) -> int:
+def retries_left(fold: Fold, cause: Cause, retries: "Retries") -> int:
     """Return how often an attempt that ended for this cause may still be followed by another of itself."""
     return budget(cause, retries) + 1 - num_ended(fold, cause)
 
 
-def budget(cause: Cause, retries: Retries) -> int:
+def budget(cause: Cause, retries: "Retries") -> int:
     """Return how often in a row an end for this cause is tried again; an error and a cancelled job never are."""
     return cast(int, getattr(retries, cause, 0))
 

@@ -5,12 +5,15 @@ Editing the clone, or installing another version, changes nothing in a run that 
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import contrails
-from contrails.config import RunConfig
 from contrails.errors import RunError
 from contrails.files import atomic_folder, code_digest
 from contrails.runs import Run
+
+if TYPE_CHECKING:
+    from contrails.config import RunConfig
 
 
 def freeze_code(run: Run, *, before: Path | None = None) -> str:
@@ -51,7 +54,7 @@ def job_environment(run: Run, num_threads: int) -> dict[str, str]:
     }
 
 
-def require_frozen(run: Run, config: RunConfig) -> None:
+def require_frozen(run: Run, config: "RunConfig") -> None:
     """Check that this process imports the run's own code, unchanged.
 
     Raises:

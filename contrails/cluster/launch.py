@@ -27,11 +27,12 @@ from contrails.cluster.scheduler import Cause, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.slots import Slot, slots_of, take_slots
 from contrails.cluster.then import start_if_due
-from contrails.config import RunConfig, parse
+from contrails.config import RunConfig
 from contrails.errors import ContrailsError, Stopped, StorageError
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.progress import tell
 from contrails.runs import Attempt, Fold, Run
+from contrails.sections.reading import parse
 from contrails.train.attempt import OVER, is_dead
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

@@ -4,21 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from contrails.cluster.journal import newest_submissions, submissions
-from contrails.cluster.scheduler import Job, scheduler_of
-from contrails.cluster.sites import Site
+from contrails.cluster.scheduler import SCHEDULERS, Job, Scheduler, scheduler_called
 from contrails.cluster.states import DAMAGED, DONE, FoldState, fold_state
 from contrails.cluster.submission import reference
 from contrails.cluster.then import unfinished_job
-from contrails.config import parse
 from contrails.errors import ClusterError, RecipeError, StorageError
+from contrails.files import read_toml
 from contrails.runs import Run
-
-
-def site_of(run: Run) -> Site:
-    """Return the site that a run was made for."""
-    config = run.read_config()
-    return parse(Site, config.site, str(run.toml))
-
 
 Words = dict[str, Job] | None
 """What a scheduler knows of jobs, by name; None where it does not answer."""
@@ -27,14 +19,14 @@ Words = dict[str, Job] | None
 def ask_schedulers(runs: Iterable[Run]) -> dict[Run, Words]:
     """Return what the scheduler knows of each run's jobs that have something left to do; without runs of this machine.
 
-    A run of another version, whose site cannot be read, is judged by its files.
+    A run of another version, whose scheduler cannot be read, is judged by its files.
     """
-    sites = {run: site for run in runs if (site := _readable_site(run)).scheduler != "local"}
+    names = {run: name for run in runs if (name := _scheduler_name(run)) is not None}
     words = {
-        name: _ask(site, [run for run, of in sites.items() if of.scheduler == name])
-        for name, site in {site.scheduler: site for site in sites.values()}.items()
+        name: _ask(scheduler_called(name), [run for run, of in names.items() if of == name])
+        for name in sorted(set(names.values()))
     }
-    return {run: words[site.scheduler] for run, site in sites.items()}
+    return {run: words[name] for run, name in names.items()}
 
 
 def overview(runs: Sequence[Run], said: Mapping[Run, Words] | None = None) -> dict[Run, list[FoldState]]:
@@ -57,15 +49,18 @@ def _states(run: Run, said: Mapping[Run, Words]) -> list[FoldState]:
     return [replace(row, stale=stale and row.state != DONE) for row in rows]
 
 
-def _readable_site(run: Run) -> Site:
+def _scheduler_name(run: Run) -> str | None:
+    """Return which scheduler has the jobs of a run; None for one of this machine. The rest of its site is not read."""
     try:
         submissions(run)
-        return site_of(run)
+        site = read_toml(run.toml, "a run").get("site")
     except (RecipeError, StorageError):
-        return Site(name="unknown")
+        return None
+    name = site.get("scheduler") if isinstance(site, dict) else None
+    return name if name in SCHEDULERS else None
 
 
-def _ask(site: Site, runs: list[Run]) -> Words:
+def _ask(scheduler: Scheduler, runs: list[Run]) -> Words:
     """Return what the scheduler knows of the jobs of the runs' unfinished folds and of what follows them, by name."""
     newest = {run: newest_submissions(submissions(run)) for run in runs}
     wanted = {
@@ -78,6 +73,6 @@ def _ask(site: Site, runs: list[Run]) -> Words:
     if not wanted:
         return {}
     try:
-        return scheduler_of(site).look(list(wanted.values()))
+        return scheduler.look(list(wanted.values()))
     except ClusterError:
         return None

@@ -8,9 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from contrails.cluster.sites import Site
+if TYPE_CHECKING:
+    from contrails.cluster.sites import Site
+
 
 Cause = Literal[
     "walltime",
@@ -106,7 +108,8 @@ class Check:
     advice: str = ""
 
 
-_MODULES = {"slurm": "slurm", "pbs": "openpbs"}
+SCHEDULERS = {"slurm": "contrails.cluster.slurm", "pbs": "contrails.cluster.openpbs"}
+"""The module of each."""
 
 Standing = Literal["running", "timeout", "lost", "requeued", "cancelled"]
 """How the scheduler takes the job that this process runs in; lost: its batch script was killed.
@@ -118,16 +121,16 @@ The first three may be requeued, the others not.
 class Scheduler(Protocol):
     """What a scheduler's module offers."""
 
-    def preview(self, folder: Path, site: Site, request: Request) -> str:
+    def preview(self, folder: Path, site: "Site", request: Request) -> str:
         """Return the command that submits a job, in a comment, and its batch script."""
 
-    def check(self, site: Site) -> Iterable[Check]:
+    def check(self, site: "Site") -> Iterable[Check]:
         """Look whether queues, limits and nodes can satisfy the site; nothing is submitted."""
 
     def submit(
         self,
         folder: Path,
-        site: Site,
+        site: "Site",
         request: Request,
         announce: Callable[[Path], None],
         accept: Callable[[str], None],
@@ -196,7 +199,7 @@ class Scheduler(Protocol):
         It is infinite where the scheduler says that they ended for memory.
         """
 
-    def largest_memory_gb(self, site: Site) -> float | None:
+    def largest_memory_gb(self, site: "Site") -> float | None:
         """Return the memory of the largest node that the site's jobs can get; None where the scheduler does not say."""
 
     def last_code(self, code: int) -> int:
@@ -209,7 +212,11 @@ class Scheduler(Protocol):
         """Say that the job has got further than its earlier starts, where the scheduler counts those that fail."""
 
 
-def scheduler_of(site: Site) -> Scheduler:
+def scheduler_of(site: "Site") -> Scheduler:
     """Return the module of the site's scheduler."""
-    assert site.scheduler != "local"
-    return cast(Scheduler, import_module(f"contrails.cluster.{_MODULES[site.scheduler]}"))
+    return scheduler_called(site.scheduler)
+
+
+def scheduler_called(name: str) -> Scheduler:
+    """Return the module of one of `SCHEDULERS`."""
+    return cast(Scheduler, import_module(SCHEDULERS[name]))

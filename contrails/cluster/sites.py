@@ -18,9 +18,11 @@ import psutil
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from contrails.cluster.devices import require_devices, visible_devices
-from contrails.config import parse, read_toml
 from contrails.errors import NodeError, RecipeError, StorageError, choices
+from contrails.files import read_toml
+from contrails.runs import Run
 from contrails.sections.base import Section
+from contrails.sections.reading import parse
 from contrails.user import home
 
 _MEMORY_GB_A_FOLD = 3.0
@@ -217,6 +219,11 @@ def find_site(name: str | None) -> Site:
         others = [other for other, profile in sites.items() if profile.site is not None]
         raise RecipeError(found.problem if asked else f"{found.problem}; mend it, or choose --site {'|'.join(others)}")
     return found.site
+
+
+def site_of(run: Run) -> Site:
+    """Return the site that a run was made for."""
+    return parse(Site, read_toml(run.toml, "a run").get("site", {}), str(run.toml))
 
 
 def default_site(sites: Mapping[str, Profile]) -> str:

@@ -10,13 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from contrails.cluster.sites import Site
-from contrails.config import ComputeSection
 from contrails.errors import NodeError
 from contrails.files import storage
 from contrails.locks import try_lock
 from contrails.runs import Run
+
+if TYPE_CHECKING:
+    from contrails.cluster.sites import Site
+    from contrails.config import ComputeSection
 
 DEVICES = "CONTRAILS_DEVICES"
 """Variable with the GPUs that a job of this machine may use: submitit hides those of the shell from its jobs."""
@@ -32,7 +35,7 @@ class Slot:
     device: str | None = None
 
 
-def slots_of(run: Run, site: Site, compute: ComputeSection) -> list[Slot]:
+def slots_of(run: Run, site: "Site", compute: "ComputeSection") -> list[Slot]:
     """Return the slots of this machine that a job of a run may take.
 
     Raises:

@@ -8,14 +8,17 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from contrails.cluster.journal import Submission, newest_submissions, record, submissions
 from contrails.cluster.scheduler import Job, Reference, Request, Scheduler, scheduler_of
-from contrails.cluster.sites import Site
 from contrails.errors import ClusterError, LimitReached
 from contrails.files import storage
 from contrails.locks import locked
 from contrails.runs import Run, run_of
+
+if TYPE_CHECKING:
+    from contrails.cluster.sites import Site
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ def submitting(run: Run) -> Iterator[None]:
         yield
 
 
-def submit_job(run: Run, site: Site, request: Request) -> str:
+def submit_job(run: Run, site: "Site", request: Request) -> str:
     """Submit a job and return its id; the lock is held.
 
     Raises:
@@ -52,7 +55,7 @@ def submit_job(run: Run, site: Site, request: Request) -> str:
         return settled
 
 
-def submit_jobs(run: Run, site: Site, requests: Sequence[Request], *, is_alone: bool) -> dict[str, str]:
+def submit_jobs(run: Run, site: "Site", requests: Sequence[Request], *, is_alone: bool) -> dict[str, str]:
     """Submit jobs that train folds, and return what happened to each fold; the lock is held.
 
     Those that a limit of the site does not let in are left to the other jobs of the run.
@@ -132,7 +135,7 @@ def reference(run: Run, job: Submission) -> Reference:
     return Reference(job.name, job.folder(run), job.time, job.job_id)
 
 
-def reconcile(run: Run, site: Site) -> dict[str, Job]:
+def reconcile(run: Run, site: "Site") -> dict[str, Job]:
     """Settle what earlier submissions left open, and return what the scheduler knows of the run's newest jobs, by name.
 
     Raises:

@@ -15,11 +15,11 @@ from typing import Any
 from contrails.cluster.ends import next_step
 from contrails.cluster.freeze import require_frozen
 from contrails.cluster.sites import Site
-from contrails.config import parse
 from contrails.errors import ContrailsError, Stopped
 from contrails.parent import end_with
 from contrails.progress import tell
 from contrails.runs import Fold, Run
+from contrails.sections.reading import parse
 
 
 def main() -> None:

@@ -22,11 +22,12 @@ from contrails.cluster.scheduler import Cause, Standing, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.submission import leave_to_others, pass_on, submit_job, submitting
 from contrails.cluster.then import start_if_due
-from contrails.config import RunConfig, parse
+from contrails.config import RunConfig
 from contrails.errors import ContrailsError, LimitReached, NodeError, Stopped
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.progress import tell
 from contrails.runs import Attempt, Fold, Run
+from contrails.sections.reading import parse
 from contrails.train.attempt import OVER
 
 _MORE = 1.5

@@ -15,19 +15,21 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contrails.cluster.command import command_request
 from contrails.cluster.journal import Submission, submissions
 from contrails.cluster.scheduler import Job
-from contrails.cluster.sites import Site
 from contrails.cluster.slots import DEVICES
 from contrails.cluster.submission import reconcile, submit_job, submitting
-from contrails.config import RunConfig
 from contrails.errors import ClusterError, StorageError
 from contrails.files import create_exclusive, read_hint, to_json, write_atomic
 from contrails.runs import Run
 from contrails.train.attempt import BEAT_S, is_gone, process_of
+
+if TYPE_CHECKING:
+    from contrails.cluster.sites import Site
+    from contrails.config import RunConfig
 
 
 def ask_for(run: Run, command: list[str], folds: list[str]) -> None:
@@ -45,7 +47,7 @@ def forget_failure(run: Run) -> None:
         write_atomic(run.then_claim, to_json(claim))
 
 
-def start_if_due(run: Run, config: RunConfig, site: Site) -> None:
+def start_if_due(run: Run, config: "RunConfig", site: "Site") -> None:
     """Start what was asked for if every fold is finished, nobody works on it and it has not ended.
 
     Raises:
@@ -114,7 +116,7 @@ def _is_due(run: Run) -> bool:
     return bool(folds) and {fold.key for fold in run.folds() if fold.done.exists()} >= set(map(str, folds))
 
 
-def _is_free(run: Run, site: Site) -> bool:
+def _is_free(run: Run, site: "Site") -> bool:
     """Return whether nobody works on the command and it has not ended; the lock is held."""
     claim = read_hint(run.then_claim)
     if "job_name" in claim and site.scheduler != "local":
@@ -140,7 +142,7 @@ def _claim(run: Run, owner: dict[str, Any]) -> bool:
     return create_exclusive(run.then_claim, to_json(owner))
 
 
-def _submit(run: Run, config: RunConfig, site: Site) -> None:
+def _submit(run: Run, config: "RunConfig", site: "Site") -> None:
     """Submit a job for the command; the claim comes first, and the journal knows what became of a job of this name."""
     request = command_request(run, "g0", read_hint(run.then)["command"], config.compute.num_threads)
     end = shlex.join([sys.executable, "-m", "contrails.cluster.then", str(run.path), request.name])

@@ -15,9 +15,9 @@ from typing import Any
 
 from contrails.cluster.journal import submissions
 from contrails.cluster.usage import UNUSED, Usage, usage_of
-from contrails.config import Recipe, read_toml
+from contrails.config import Recipe
 from contrails.errors import ContrailsError, StorageError
-from contrails.files import append_json_line, read_hint, read_json_lines, to_json, write_atomic
+from contrails.files import append_json_line, read_hint, read_json_lines, read_toml, to_json, write_atomic
 from contrails.runs import Run, runs_root
 from contrails.user import user_name
 

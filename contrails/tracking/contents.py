@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from contrails.config import read_toml
 from contrails.errors import DataError
-from contrails.files import read_hint, read_json_lines
+from contrails.files import read_hint, read_json_lines, read_toml
 from contrails.history import fold_metrics
 from contrails.progress import tell
 from contrails.runs import Fold, Run

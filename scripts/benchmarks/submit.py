@@ -1,4 +1,4 @@
-"""What `contrails submit` and `contrails status` cost beside bare sbatch and qsub, and what a hand-over costs.
+"""What starting `contrails` costs, submit and status beside bare sbatch and qsub, and what a hand-over costs.
 
 On a Slurm cluster of the tests' own, where this machine can have one (root, and the packages of
 tests/cluster/slurm_cluster.py), and on the tests' fake PBS, or a real one with CONTRAILS_TEST_PBS=1. The jobs that are
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from table import Result, show
+from table import Result, rates, show
 
 TESTS = Path(__file__).parents[2] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "cluster")]
@@ -69,7 +69,8 @@ def on_pbs() -> list[Result]:
         try:
             prepare(folder, environment, PbsRuns.PROFILE | {"scheduler_arguments": {"a": LATER}})
             bare = ["qsub", "-a", LATER, "-j", "oe", "-o", "/dev/null", "bare.sh"]
-            return [*submission(folder, environment, bare), hand_over(folder, fake)]
+            cost = submission(folder, environment, bare)
+            return [*start(folder), *cost, hand_over(folder, fake)]
         finally:
             for toml in folder.glob("runs/*/run.toml"):
                 run(folder, environment, "cancel", toml.parent.name)
@@ -115,6 +116,36 @@ def submission(folder: Path, environment: dict[str, str], command: list[str]) ->
         Result(f"memory of submit, {bare_name}", memory, "MB", "120 MB", memory < 120),
         Result("torch imported by submit", float(torch), "", "0", not torch),
     ]
+
+
+def start(folder: Path) -> list[Result]:
+    """`--help`, and `status` of a run of this machine, beside a Python that imports click and does nothing."""
+    run_path = folder / "alone/run"
+    for fold in range(5):
+        (run_path / f"folds/{fold}").mkdir(parents=True)
+    toml = (folder / "runs/run1/run.toml").read_text()
+    (run_path / "run.toml").write_text(toml.replace('scheduler = "pbs"', 'scheduler = "local"'))
+    environment = {"CONTRAILS_RUNS": str(run_path.parent)}
+
+    def once(*command: str) -> Callable[[], int]:
+        def call() -> int:
+            subprocess.run([*command], env=dict(os.environ) | environment, capture_output=True, check=True)
+            return 1
+
+        return call
+
+    contestants = {
+        "import click": once(sys.executable, "-c", "import click"),
+        "--help": once(*COMMAND, "--help"),
+        "status": once(*COMMAND, "status", "run"),
+    }
+    took = {name: 1 / rate for name, rate in rates(contestants, 3 * ROUNDS).items()}
+    peer = took["import click"]
+    results = [
+        Result(f"{name} over import click", took[name] / peer, "x", f"{goal}x", took[name] <= goal * peer, {"s": peer})
+        for name, goal in (("--help", 4), ("status", 5))
+    ]
+    return [Result("contrails --help", took["--help"], "s", "0.3 s", took["--help"] <= 0.3), *results]
 
 
 def preemption(folder: Path, cluster: SlurmCluster) -> Result:

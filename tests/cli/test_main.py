@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from contrails.cli.main import cli
+from contrails.cli.main import _COMMANDS, cli
 
 HEAVY = {"torch", "wandb", "kornia", "matplotlib", "pandas", "segmentation_models_pytorch"}
 
@@ -49,6 +49,59 @@ def test_login_node_commands_import_nothing_heavy(arguments: list[str], tmp_path
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_the_list_of_commands_says_what_their_help_says(name: str) -> None:
+    _, text = _COMMANDS[name]
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    said = " ".join((command.help or "").split())
+    assert said.startswith(text)
+    assert not said[len(text)].isalnum()  # it ends with a word
+
+
+def imported(arguments: list[str], runs: Path) -> set[str]:
+    """Return the modules that a command line imports."""
+    code = "import sys; from contrails.cli.main import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    environment = dict(os.environ) | {"CONTRAILS_RUNS": str(runs)}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
+def test_help_imports_no_command(tmp_path: Path) -> None:
+    found = imported(["--help"], tmp_path)
+    assert not {"pydantic", "rich"} & found
+    assert not {module for module, _ in _COMMANDS.values()} & found
+
+
+def test_status_of_a_run_here_reads_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "first/folds/0").mkdir(parents=True)
+    (tmp_path / "first/run.toml").write_text("[site]\nname = 'local'\nscheduler = 'local'\n")
+    assert not {"pydantic", "contrails.config", "contrails.cluster.sites"} & imported(["status", "first"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["contrails", "su"], {"submit", "submission"}),
+        (["contrails", "data", ""], {"audit", "info", "join", "verify"}),
+        (["contrails", "status", "--w"], {"--watch"}),
+        (["contrails", "nothing", "--w"], set()),
+    ],
+)
+def test_a_shell_completes_what_is_typed(words: list[str], expected: set[str]) -> None:
+    environment = dict(os.environ) | {
+        "_CONTRAILS_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    command = [sys.executable, "-m", "contrails"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert {line.partition(",")[2] for line in done.stdout.splitlines() if line} == expected
+    assert done.stderr == ""
+
+
 def test_an_unknown_command_names_the_nearest() -> None:
     done = contrails("submitt")
     assert done.returncode == 2
@@ -83,9 +136,7 @@ def test_ctrl_c_and_a_closed_pipe_are_no_tracebacks(tmp_path: Path) -> None:
         f"{sys.executable} -m contrails recipe schema --json | head -c 10", shell=True, capture_output=True, check=False
     )
     assert shown.stderr == b""
-    code = (
-        "import click, contrails.cli.main as m; m.cli.callback = None; m._COMMANDS['status'] = 'interrupting'; m.main()"
-    )
+    code = "import contrails.cli.main as m; m.cli.callback = None; m._COMMANDS['status'] = 'interrupting', ''; m.main()"
     (tmp_path / "interrupting.py").write_text(
         "import click\n@click.command()\ndef status():\n    raise KeyboardInterrupt\n"
     )

@@ -16,9 +16,10 @@ import pytest
 
 from contrails.cluster.launch import launch
 from contrails.cluster.slots import Slot
-from contrails.config import RunConfig, parse, read_toml
-from contrails.files import read_hint, read_json
+from contrails.config import RunConfig
+from contrails.files import read_hint, read_json, read_toml
 from contrails.runs import Fold, Run
+from contrails.sections.reading import parse
 
 from dataset_edits import flip_a_bit
 from local_site import Site, eventually

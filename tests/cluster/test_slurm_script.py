@@ -9,8 +9,8 @@ from contrails.cluster import slurm, slurm_script
 from contrails.cluster.names import fold_name, job_name, prefix
 from contrails.cluster.scheduler import Request
 from contrails.cluster.sites import Site
-from contrails.config import parse
 from contrails.errors import ClusterError, LimitReached, RecipeError
+from contrails.sections.reading import parse
 
 from slurm_site import fresh_path
 

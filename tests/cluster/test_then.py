@@ -14,7 +14,8 @@ from contrails.cli.main import cli
 from contrails.cluster import then
 from contrails.cluster.freeze import freeze_code
 from contrails.cluster.journal import record, submissions
-from contrails.cluster.overview import ask_schedulers, site_of
+from contrails.cluster.overview import ask_schedulers
+from contrails.cluster.sites import site_of
 from contrails.cluster.then import ask_for, forget_failure, left_to_do, start_if_due
 from contrails.config import to_toml
 from contrails.files import read_hint, read_json_lines, to_json, write_atomic
@@ -29,7 +30,7 @@ _START = """
 import sys
 from pathlib import Path
 from contrails.cluster import then
-from contrails.cluster.overview import site_of
+from contrails.cluster.sites import site_of
 from contrails.runs import Run
 run = Run(Path(sys.argv[1]))
 then.start_if_due(run, run.read_config(), site_of(run))
