@@ -6,6 +6,7 @@ help, submission and status start at once on a login node.
 
 import keyword
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -105,6 +106,8 @@ def main() -> None:
     """Run the command line; the exit code is 0, or that of the error (see `contrails.errors`)."""
     open_streams()
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `contrails.__main__`
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         code = cli(prog_name="contrails", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code)

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from contrails.files import storage
 from contrails.runs import new_run_path
 
 _DEBUG = ("data.limit=8", "train.epochs=2", "train.log_every=1")
+_LAUNCH = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT]); "
+    "from contrails.cluster.launch import main; main()"
+)
+"""The launcher, which Ctrl-C just ends while it is still imported; until then it is held back."""
 
 
 @click.command()
@@ -64,10 +71,11 @@ def train(
     run, config = create_run(recipe, site, base, keys)
     run.fold(keys[0]).path.mkdir(parents=True, exist_ok=True)
     click.echo(f"run folder: {run.path}", err=True)
-    arguments = ["-m", "contrails.cluster.launch", str(run.path), keys[0], *(["--summary"] if debug else [])]
+    arguments = ["-c", _LAUNCH, str(run.path), keys[0], *(["--summary"] if debug else [])]
     # this process becomes the launcher, from the frozen code: Ctrl-C reaches it and the training alone
     sys.stdout.flush()
     environment = dict(os.environ) | job_environment(run, config.compute.num_threads)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606
 
 

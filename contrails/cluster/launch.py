@@ -164,6 +164,8 @@ def _train(
     is_due: Callable[[], bool] = lambda: False,
 ) -> dict[str, int]:
     """Train each fold in a child, with a share of the machine each; return their exit codes."""
+    # Ctrl-C finds children that are just started as they are: see `contrails.cluster.task`
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     asked = _catch_signals()
     job = job | {"launcher_pid": os.getpid()}
     memory = []
@@ -176,6 +178,10 @@ def _train(
         _start(run.fold(key), job, gpu, [*held, *memory])
         for key, (gpu, held) in zip(folds, itertools.cycle(shares or [(None, [])]), strict=False)
     ]
+    if signal.SIGINT in signal.sigpending():  # it may have come before some child was there
+        for child in children:
+            child.process.send_signal(signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     for descriptor in (*(one for _, held in shares for one in held), *memory):
         os.close(descriptor)  # a slot is free, and the memory too, when the last child that has it ends
     stopping = _wait(children, asked, config, is_due, job.get("memory_gb"))
@@ -242,7 +248,7 @@ def _event(child: _Child, config: RunConfig, stopping: bool) -> Event | None:
 
 def _code(returncode: int, stopping: bool) -> int:
     """Return the exit code of a child, with 128 + N for signal N as in a shell."""
-    if stopping and -returncode in FORWARDED:
+    if (stopping and -returncode in FORWARDED) or returncode == -signal.SIGINT:
         return Stopped.exit_code  # it was still importing, and had nothing to save
     return returncode if returncode >= 0 else 128 - returncode
 
@@ -250,6 +256,9 @@ def _code(returncode: int, stopping: bool) -> int:
 def _look_at(child: _Child, config: RunConfig, stopping: bool, peak: Peak) -> None:
     """Write why a child ended; if a signal ended it, it had no time to say so itself."""
     code = _code(child.process.returncode, stopping)
+    if code == Stopped.exit_code and child.process.returncode < 0:
+        name = signal.Signals(-child.process.returncode).name
+        tell(f"fold {child.fold.key}: stopped ({name}) before it began; {next_step('lost', child.fold.run)}")
     if code in (0, Stopped.exit_code):
         return
     attempt = _attempt_of(child)

@@ -27,6 +27,7 @@ def main() -> None:
     run, fold_key, job = Run(Path(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
     # until training handles it, Ctrl-C just ends this process, without a traceback of what was being imported
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # the launcher has held it back
     # it saves its position then and stops: a scheduler that kills the launcher takes the job for ended, and nobody
     # would see, stop or account for a fold that trains on
     end_with(job["launcher_pid"], signal.SIGTERM)

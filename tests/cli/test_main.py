@@ -1,6 +1,8 @@
 """The command line as a whole: starts at once, imports little, explains itself, returns the documented codes."""
 
+import functools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +130,15 @@ def test_errors_have_their_code_and_no_traceback(arguments: list[str], code: int
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_a_command_is_imported_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    environment = dict(os.environ) | {"PYTHONPATH": str(tmp_path)}
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # as a shell in a terminal starts commands
+    command = [sys.executable, "-m", "contrails", "--help"]
+    done = subprocess.run(command, capture_output=True, env=environment, preexec_fn=heard, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 def test_ctrl_c_and_a_closed_pipe_are_no_tracebacks(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,24 @@ def test_ctrl_c_in_the_foreground_saves(site: Site) -> None:
     assert "(SIGINT); its position is saved; go on with `contrails resume tiny`" in errors
     assert "Traceback" not in errors
     assert site.fold("0").all_snapshots()[0].step == state(site.fold("0"))["step"]
+
+
+def test_ctrl_c_while_a_training_starts_is_no_traceback(site: Site) -> None:
+    for delay_s in (
+        0,
+        0.2,
+        0.5,
+        0.8,
+    ):  # before the launcher is imported, while it is, while it starts the training, ...
+        with site.start("train", "tiny.toml", *LONG) as training:
+            command = Path(f"/proc/{training.pid}/cmdline")
+            eventually(lambda command=command: b"contrails.cluster.launch" in command.read_bytes())  # type: ignore[misc]
+            time.sleep(delay_s)
+            os.killpg(training.pid, signal.SIGINT)
+            _, errors = training.communicate(timeout=60)
+        assert training.returncode in (-signal.SIGINT, 75), errors
+        assert "Traceback" not in errors
+        assert (training.returncode == -signal.SIGINT) or "go on with `contrails resume tiny`" in errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=lambda number: number.name)
