@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 from submitit.core.utils import JobPaths
 
-from contrails.cluster.pbs import client
+from contrails.cluster.pbs import client, watcher
 from contrails.cluster.pbs.chain import Chain, cause_of_start, is_saving, judge, memory_failures
 from contrails.cluster.pbs.client import Unanswered
 from contrails.cluster.pbs.script import BUDGETS
+from contrails.cluster.pbs.search import element_id, pbs_id
 from contrails.cluster.pbs.states import Verdict, read_verdict
-from contrails.cluster.pbs.watcher import PbsInfoWatcher, pbs_id
+from contrails.cluster.pbs.watcher import PbsInfoWatcher
 
 START = {"event": "start", "job_id": "1.h", "link": 1, "token": "a"}
 NEXT = {"event": "successor", "job_id": "2.h", "after": "1.h", "link": 2}
@@ -206,6 +207,27 @@ def test_a_link_that_made_way_is_not_the_end(watched: Watched) -> None:
     assert watched.watcher.get_info("1.h")["JobId"] == "3.h"
 
 
+def test_a_cancelled_job_is_over_at_once(watched: Watched) -> None:
+    watched.write(START)
+    watched.jobs = {"1.h": "job_state=R|run_count=1"}
+    assert watched.state == "RUNNING"
+    watched.chain.cancel()
+    assert watched.state == "CANCELLED"
+    assert watched.watcher.get_info("1.h")["Result"] == "none"  # nobody waits for a result
+
+
+def test_a_link_that_has_just_ended_is_asked_about_soon(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher, "_SOON_S", 0)
+    watched.watcher.delay_s = 1000
+    watched.write(START)
+    watched.jobs = {"1.h": "job_state=R|run_count=1"}
+    assert [watched.state for _ in range(2)] == ["RUNNING"] * 2
+    assert watched.asked == [["1.h"]]
+    watched.write(TERM, ended(255))
+    watched.jobs = {"1.h": "job_state=F|substate=91|run_count=1|Exit_status=271|comment=terminated by user1@h"}
+    assert watched.state == "CANCELLED"
+
+
 def test_another_jobs_attributes_are_none(watched: Watched, tmp_path: Path) -> None:
     watched.watcher.watch("1.h", JobPaths(tmp_path, "1.h"), "mine")
     watched.jobs = {"1.h": "Job_Name=somebodys|job_state=R|run_count=1"}
@@ -256,7 +278,8 @@ def test_a_moved_job_is_asked_about_at_its_new_server(watched: Watched) -> None:
 
 def test_ids_of_array_elements() -> None:
     assert pbs_id("22.my_host") == "22.my_host"
-    assert pbs_id("22[].my_host_3") == "22[3].my_host"
+    assert element_id("22[].my_host", 3) == "22.my_host_3"
+    assert pbs_id("22.my_host_3") == "22[3].my_host"
 
 
 def test_the_plugin_needs_nothing_heavy() -> None:

@@ -12,9 +12,8 @@ from submitit.core.utils import JobPaths
 from contrails.cluster.pbs import client
 from contrails.cluster.pbs.chain import Chain, current_id, over
 from contrails.cluster.pbs.script import name_in
-from contrails.cluster.pbs.search import next_link
+from contrails.cluster.pbs.search import next_link, pbs_id
 from contrails.cluster.pbs.states import COMPLETED, LOST, read_verdict
-from contrails.cluster.pbs.watcher import pbs_id
 
 
 class Unfulfilled(Exception):

@@ -14,7 +14,7 @@ beside submitit's files, always before the link that saw it ends. Rows, by `even
     replaced    this link made way for one with more memory, or that waits longer for other jobs
     judged      the next link looked at why its predecessor ended: cause, and whether it lacked memory
     progress    the task said that it got further; budgets start anew
-    over        the last word: state, reason
+    over        the last word: state, reason, has_result
 """
 
 import os
@@ -41,8 +41,11 @@ from contrails.cluster.pbs.states import (
 )
 from contrails.files import append_json_line, create_exclusive, read_json_lines
 
-JOB_ID = "SUBMITIT_PBS_JOB_ID"
-"""Environment of a task: the first link's id, or that of an array with the index of its element after `_`."""
+JOB_ID, ARRAY_ID = "SUBMITIT_PBS_JOB_ID", "SUBMITIT_PBS_ARRAY_ID"
+"""Environment of a task: the first link's id, or that of an array with the index of its element after `_`.
+
+The array's id is there for an element alone; submitit makes the element's id, and the names of its files, of it.
+"""
 
 RESTARTS = "SUBMITIT_PBS_RESTARTS"
 """Environment of a task: how often the job was started before, by the next links and by PBS's own reruns."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from submitit.core import job_environment, logger, utils
 
-from contrails.cluster.pbs.chain import JOB_ID
+from contrails.cluster.pbs.chain import ARRAY_ID, JOB_ID
 
 
 class PbsJobEnvironment(job_environment.JobEnvironment):
@@ -22,7 +22,7 @@ class PbsJobEnvironment(job_environment.JobEnvironment):
         "node": "SUBMITIT_PBS_NODEID",
         "global_rank": "SUBMITIT_PBS_RANK",
         "local_rank": "SUBMITIT_PBS_RANK",  # all tasks are on one node
-        "array_job_id": "PBS_ARRAY_ID",
+        "array_job_id": ARRAY_ID,
         "array_task_id": "PBS_ARRAY_INDEX",
     }
 

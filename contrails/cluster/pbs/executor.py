@@ -11,6 +11,7 @@ from submitit.core import core, utils
 
 from contrails.cluster.pbs import script, staging
 from contrails.cluster.pbs.job import PbsJob
+from contrails.cluster.pbs.search import element_id
 from contrails.errors import ClusterError, RecipeError
 
 
@@ -77,7 +78,7 @@ class PbsExecutor(core.Executor):
         staged = staging.stage(self.folder, group, parameters, chain, max_num_timeout=count, python=python)
         array = _array_options(len(group), parameters)
         job_id = staged.submit(array)
-        ids = [job_id] if len(group) == 1 else [f"{job_id}_{number}" for number in range(len(group))]
+        ids = [job_id] if len(group) == 1 else [element_id(job_id, number) for number in range(len(group))]
         staging.name_script(self.folder, staged.pickles[0], ids[0])
         for pickle, id_ in zip(staged.pickles, ids, strict=True):
             staging.name_pickle(self.folder, pickle, id_)

@@ -8,8 +8,8 @@ from submitit.core import core
 from contrails.cluster.pbs import client
 from contrails.cluster.pbs.chain import Chain
 from contrails.cluster.pbs.script import name_in
-from contrails.cluster.pbs.search import links_to_delete
-from contrails.cluster.pbs.watcher import PbsInfoWatcher, pbs_id
+from contrails.cluster.pbs.search import links_to_delete, pbs_id
+from contrails.cluster.pbs.watcher import PbsInfoWatcher
 from contrails.errors import ClusterError
 
 R = TypeVar("R", covariant=True)
@@ -19,6 +19,12 @@ class PbsJob(core.Job[R]):
     """A job on PBS; its id is that of the first link."""
 
     watcher = PbsInfoWatcher()
+
+    def wait(self) -> None:
+        """Wait until the job is over; where it left no result, none is waited for any longer."""
+        super().wait()
+        if self.watcher.get_info(self.job_id, mode="cache").get("Result") == "none":
+            self._results_timeout_s = 0
 
     def cancel(self, check: bool = True) -> None:
         """Delete the job with all its links; nothing of it comes back.

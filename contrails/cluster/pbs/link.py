@@ -20,6 +20,7 @@ from contrails.cluster.pbs.after import Unfulfilled, depends_on, links_to_wait_f
 from contrails.cluster.pbs.chain import Chain, Judgement, is_saving, judge, made_way, memory_failures, over
 from contrails.cluster.pbs.clock import Clock
 from contrails.cluster.pbs.limits import largest_mb, read_nodes
+from contrails.cluster.pbs.search import element_id
 from contrails.cluster.pbs.states import (
     CANCELLED,
     COMPLETED,
@@ -55,7 +56,7 @@ class Link:
         self.number = int(os.environ.get(script.LINK, "1"))
         self.spec = script.spec_of(os.environ)
         array, index = os.environ.get("PBS_ARRAY_ID"), os.environ.get("PBS_ARRAY_INDEX")
-        first_id = os.environ.get(script.FIRST_ID, self.job_id) if array is None else f"{array}_{index}"
+        first_id = os.environ.get(script.FIRST_ID, self.job_id) if array is None else element_id(array, index or "")
         self.tasks = [JobPaths(folder, first_id, rank) for rank in range(self.spec.num_tasks)]
         self.first_id = first_id
         self.chain = Chain(self.tasks[0].folder, first_id)
@@ -279,7 +280,7 @@ class Link:
         return code
 
     def _finish(self, state: str, reason: str | None) -> None:
-        self.chain.append("over", state=state, reason=reason, job_id=self.job_id)
+        self.chain.append("over", state=state, reason=reason, job_id=self.job_id, has_result=self._has_result())
         if reason is not None:
             self._say(f"{state}: {reason}")
 

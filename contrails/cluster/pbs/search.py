@@ -22,6 +22,24 @@ def first_id_of(job_id: str, attributes: Mapping[str, str]) -> str:
     return found[1] if found else job_id
 
 
+def element_id(array: str, index: str | int) -> str:
+    """Return the id by which an element of an array is known: it names files, so it has no brackets.
+
+    >>> element_id("22[].host", 3)
+    '22.host_3'
+    """
+    return f"{array.replace('[]', '')}_{index}"
+
+
+def pbs_id(job_id: str) -> str:
+    """Return PBS's id of a job or of an element of an array; a host's name has no underscore before a number.
+
+    >>> pbs_id("22.host_3")
+    '22[3].host'
+    """
+    return re.sub(r"^(\d+)\.(.+)_(\d+)$", r"\1[\3].\2", job_id)
+
+
 def agrees(name: str | None, attributes: Mapping[str, str]) -> bool:
     """Return whether these are attributes of a job called `name`, which old servers cut short; None is any name."""
     return name is None or name.startswith(attributes.get("Job_Name", ""))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from submitit.core.utils import JobPaths
 
-from contrails.cluster.pbs.chain import JOB_ID, RESTARTS
+from contrails.cluster.pbs.chain import ARRAY_ID, JOB_ID, RESTARTS
 
 Process = subprocess.Popen[bytes]
 
@@ -27,7 +27,8 @@ def start_tasks(tasks: Sequence[JobPaths], job_id: str, restarts: int, stderr_to
 
 def job_environment(tasks: Sequence[JobPaths], job_id: str, restarts: int) -> dict[str, str]:
     """Return what tasks and teardown are told about their job; see `start_tasks`."""
-    return {
+    array = {ARRAY_ID: job_id.rpartition("_")[0]} if "PBS_ARRAY_ID" in os.environ else {}
+    return array | {
         "SUBMITIT_FOLDER": str(tasks[0].folder),
         JOB_ID: job_id,
         RESTARTS: str(restarts),

@@ -1,11 +1,13 @@
 """What state each job is in: our own files first, then PBS, asked sparingly.
 
-A result or a last word in the chain needs no question. For the rest, jobs are asked about 20 in a call, one round in
-30 s at the most, however often and by whatever means a state is wanted. No answer changes nothing. An answer without a
-job means that it is gone: then its next link is looked for, which PBS lets go in the same moment. Where there is none,
-the job is lost, unless a file of its own that comes late (NFS) says how it has ended.
+A result, a tombstone or a last word in the chain needs no question. For the rest, jobs are asked about 20 in a call,
+one round in 30 s at the most, however often and by whatever means a state is wanted; sooner where a link has just
+written that it ended, for PBS alone knows what follows. No answer changes nothing. An answer without a job means that
+it is gone: then its next link is looked for, which PBS lets go in the same moment. Where there is none, the job is
+lost, unless a file of its own that comes late (NFS) says how it has ended.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -15,7 +17,7 @@ from submitit.core.utils import JobPaths
 from contrails.cluster.pbs import client
 from contrails.cluster.pbs.chain import Chain, current_id, end_without_next, links_of, made_way, over
 from contrails.cluster.pbs.script import name_in
-from contrails.cluster.pbs.search import agrees, next_link
+from contrails.cluster.pbs.search import agrees, next_link, pbs_id
 from contrails.cluster.pbs.states import (
     CANCELLED,
     COMPLETED,
@@ -29,6 +31,9 @@ from contrails.cluster.pbs.states import (
 )
 
 DELAY_S = 30.0
+_SOON_S = 2.0
+_JUST_S = 20.0
+"""Rounds come sooner for so long after a link has written that it ended: then PBS knows it too."""
 _ABSENT_BEFORE_LOST = 3
 """Answers without a job before it is LOST; with 30 s between them NFS has shown what another node wrote."""
 
@@ -47,6 +52,17 @@ class _Watched:
     server: str = ""
     verdict: Verdict | None = None
     absences: int = 0
+    num_ends: int = 0
+    ended_at: float = -math.inf
+    """When the last of the ends in the chain was noticed, on the monotonic clock."""
+
+    @property
+    def has_just_ended(self) -> bool:
+        """Whether a link has written a short while ago that it ended."""
+        num_ends = sum(row["event"] == "ended" for row in self.chain.rows())
+        if num_ends > self.num_ends:
+            self.num_ends, self.ended_at = num_ends, time.monotonic()
+        return time.monotonic() - self.ended_at < _JUST_S
 
     @property
     def name(self) -> str | None:
@@ -91,18 +107,20 @@ class PbsInfoWatcher(InfoWatcher):
     def get_info(self, job_id: str, mode: str = "standard") -> dict[str, str]:
         """Return State and JobId (of the current link), and what else there is of a job.
 
-        That is Reason, Comment, Advice, Name, Node, Select, and Stuck where it will never start by itself.
+        That is Reason, Comment, Advice, Name, Node, Select, Stuck where it will never start by itself, and Result
+        (none) where it has ended without one.
         """
         job = self._jobs[job_id]
         info = _by_files(job)
         if info is None:
-            self.update_if_long_enough(mode)
+            self.update_if_long_enough(mode, min(_SOON_S, self.delay_s) if job.has_just_ended else self.delay_s)
             info = _by_files(job) or _by_scheduler(job)
         return {"JobId": job.asked} | {key: value for key, value in info.items() if value}
 
-    def update_if_long_enough(self, mode: str) -> None:
+    def update_if_long_enough(self, mode: str, delay_s: float | None = None) -> None:
         """Ask PBS about all jobs that are not over, unless it was asked a short while ago; "force" changes nothing."""
-        if mode != "cache" and time.time() - self._last_status_check >= self.delay_s:
+        delay_s = self.delay_s if delay_s is None else delay_s
+        if mode != "cache" and time.time() - self._last_status_check >= delay_s:
             self.update()
 
     def update(self) -> None:
@@ -128,27 +146,18 @@ class PbsInfoWatcher(InfoWatcher):
             job.verdict, job.absences = None, 0
 
 
-def pbs_id(job_id: str) -> str:
-    """Return PBS's id of a job.
-
-    >>> pbs_id("22[].host_3")
-    '22[3].host'
-    """
-    array, separator, index = job_id.rpartition("_")
-    return array.replace("[]", f"[{index}]") if separator and "[]" in array else job_id
-
-
 def _by_files(job: _Watched) -> dict[str, str] | None:
     rows = job.chain.rows()
     last_word = over(rows)
     if last_word is not None:
-        return {"State": last_word["state"], "Reason": last_word["reason"] or ""}
-    if job.chain.cancelled and (job.absences or job.verdict is None or job.verdict.state != RUNNING):
-        return {"State": CANCELLED, "Reason": "cancelled"}
+        result = "none" if last_word.get("has_result") is False else ""
+        return {"State": last_word["state"], "Reason": last_word["reason"] or "", "Result": result}
+    if job.chain.cancelled:  # whatever still saves
+        return {"State": CANCELLED, "Reason": "cancelled", "Result": "none"}
     if job.verdict is not None and job.verdict.state == CANCELLED:
         return None
     end = end_without_next(rows, job.asked) if _has_ended(job) else None
-    return None if end is None else {"State": end[0], "Reason": end[1]}
+    return None if end is None else {"State": end[0], "Reason": end[1], "Result": "none"}
 
 
 def _by_scheduler(job: _Watched) -> dict[str, str]:
