@@ -126,10 +126,10 @@ def prepare(
                 tiles, and RAW/filelists/{train,val,test}.csv, if they are there, names of scenes
 
     The last two keep integers of 8 and 16 bits as they are, with the scale that their files have, and pack other values
-    as 16-bit integers over --range; they need `pip install 'contrails[scenes]'`. Masks are read once before anything is
-    packed, and what becomes of each of their values is printed. Killed and started again, it goes on where it was.
-    Several nodes share the work with --shard: each writes a file of its own beside OUT, such as train-2of5.h5 for
-    data/train.h5.
+    as 16-bit integers over --range; they need `pip install -e '.[scenes]'` in the clone. Masks are read once before
+    anything is packed, and what becomes of each of their values is printed. Killed and started again, it goes on where
+    it was. Several nodes share the work with --shard: each writes a file of its own beside OUT, such as train-2of5.h5
+    for data/train.h5.
 
     \b
     Example:

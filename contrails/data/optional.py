@@ -18,5 +18,6 @@ def require(module: str, what: str) -> ModuleType:
         if error.name != module.partition(".")[0]:
             raise
         raise DataError(
-            f"{what} needs {error.name}, which is not installed; run `pip install 'contrails[scenes]'`"
+            f"{what} needs {error.name}, which is not installed; run `pip install -e '.[scenes]'` in the clone of "
+            "contrails"
         ) from error

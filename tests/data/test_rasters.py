@@ -342,5 +342,5 @@ def test_a_missing_library_names_the_extra(
         tmp_path / name, pixels(8, 8)
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DataError, match=rf"reading {name} needs {module}.*pip install 'contrails\[scenes\]'"):
+    with pytest.raises(DataError, match=rf"reading {name} needs {module}.*pip install -e '\.\[scenes\]'` in the clone"):
         describe(path)

@@ -1,0 +1,68 @@
+"""`envs/build`: what it installs into an environment that exists, and what it removes from it."""
+
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+import contrails
+
+CLONE = Path(contrails.__file__).parents[1]
+
+
+def executable(path: Path, *lines: str) -> None:
+    path.write_text("\n".join(["#!/bin/bash", *lines]) + "\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone with an environment in which contrails is installed under its former name.
+
+    Its pip removes what it is told to, and only writes down what it would install; its python checks nothing.
+    """
+    (tmp_path / "contrails.egg-info").mkdir()
+    shutil.copytree(CLONE / "envs", tmp_path / "envs")
+    shutil.copy(CLONE / "setup.cfg", tmp_path)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
+    (site,) = (tmp_path / ".venv").glob("lib/python*/site-packages")
+    former = site / "contrails-0.1.0.dist-info"
+    former.mkdir()
+    files = {
+        "METADATA": "Metadata-Version: 2.1\nName: contrails\nVersion: 0.1.0\n",
+        "INSTALLER": "pip\n",
+        "entry_points.txt": "[submitit]\nexecutor = contrails.cluster.pbs.executor:PbsExecutor\n",
+    }
+    for name, text in files.items():
+        (former / name).write_text(text)
+    (former / "RECORD").write_text("".join(f"{former.name}/{name},,\n" for name in (*files, "RECORD")))
+    bin_folder = tmp_path / ".venv/bin"
+    (bin_folder / "python").rename(bin_folder / "real")
+    executable(bin_folder / "python", "exit 0")
+    real_pip = f'exec "{sys.executable}" -m pip --python "{bin_folder / "real"}" "$@"'
+    executable(bin_folder / "pip", f'[ "$1" = uninstall ] && {real_pip}', f'echo "$*" >>"{tmp_path / "pip.log"}"')
+    return tmp_path
+
+
+def test_the_distribution_of_the_former_name_is_removed(clone: Path) -> None:
+    subprocess.run([clone / "envs/build"], check=True)
+    assert list(clone.glob(".venv/lib/python*/site-packages/contrails*")) == []
+    assert not (clone / "contrails.egg-info").exists()
+    assert (clone / "pip.log").read_text().rstrip().endswith("-c envs/constraints.txt -e .")
+    subprocess.run([clone / "envs/build", "test"], check=True)  # there is nothing to remove any more
+
+
+def test_no_text_tells_to_install_a_strangers_package() -> None:
+    config = ConfigParser()
+    config.read(CLONE / "setup.cfg")
+    assert config["metadata"]["name"] == "contrails-hpc"
+    texts = [*CLONE.glob("*.md"), *(path for folder in ("contrails", "jobs", "envs") for path in folder_texts(folder))]
+    for path in texts:
+        assert "contrails[" not in path.read_text().replace("-hpc", ""), path
+
+
+def folder_texts(folder: str) -> list[Path]:
+    return [path for path in (CLONE / folder).rglob("*") if path.suffix in {".py", ".md", ".toml", ".yml", ".sh"}]
