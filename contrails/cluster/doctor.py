@@ -11,14 +11,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from contrails.cluster.command import command_request
-from contrails.cluster.devices import listed_gpus, visible_devices
+from contrails.cluster.devices import has_kernels, listed_gpus, visible_devices
 from contrails.cluster.freeze import freeze_code
 from contrails.cluster.quota import quota_left_gb
 from contrails.cluster.scheduler import Check, Reference, scheduler_of
@@ -157,10 +157,28 @@ def _gpus(*, needed: bool) -> Check:
 
 
 def _cuda() -> Check:
-    code = "import torch; print(torch.cuda.get_device_name(0))"
+    code = (
+        "import json; from torch import cuda; gpus = range(cuda.device_count() or 1); print(json.dumps("
+        "[[[cuda.get_device_name(n), cuda.get_device_capability(n)] for n in gpus], cuda.get_arch_list()]))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-    found = done.stdout.strip() if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it crashed"])[-1]
-    return Check("CUDA", done.returncode == 0, found, "the driver may be too old for this torch: see envs/")
+    if done.returncode != 0:
+        found = (done.stderr.strip().splitlines() or ["it crashed"])[-1]
+        return Check("CUDA", False, found, "the driver may be too old for this torch: see envs/")
+    return judge_gpus(*json.loads(done.stdout))
+
+
+def judge_gpus(gpus: Sequence[tuple[str, tuple[int, int]]], built_for: Sequence[str]) -> Check:
+    """Compare the GPUs, with their names and capabilities, with the architectures that torch was built for."""
+    without = [(name, major, minor) for name, (major, minor) in gpus if not has_kernels((major, minor), built_for)]
+    if not without:
+        return Check("CUDA", True, ", ".join(name for name, _ in gpus))
+    shown = ", ".join(f"{name} is sm_{major}{minor}" for name, major, minor in without)
+    advice = (
+        "ask for another GPU in the site's profile (gpu_cap of [resources] on PBS, gpu_type or constraint on Slurm), "
+        "or install a torch that was built for this one"
+    )
+    return Check("CUDA", False, f"{shown}, and this torch has kernels for {', '.join(built_for)}", advice)
 
 
 def check_by_job(site: Site, run: Run) -> list[Check]:

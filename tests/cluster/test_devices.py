@@ -2,13 +2,16 @@
 
 import json
 import os
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from contrails.cli.main import cli
-from contrails.cluster.devices import visible_devices
+from contrails.cluster.devices import has_kernels, visible_devices
+from contrails.cluster.doctor import judge_gpus
 from contrails.errors import NodeError
 
 from local_site import Site
@@ -26,6 +29,47 @@ GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-0000-cccc)
 GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-1111-cccc)
 """
 OF_FOUR = tuple(f"GPU-{n}{n}{n}{n}-aaaa" for n in range(4))
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "expected"),
+    [
+        ((7, 0), "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120", False),
+        ((7, 5), "sm_75 sm_80", True),
+        ((8, 9), "sm_75 sm_86", True),  # the same major, a lower minor
+        ((8, 0), "sm_75 sm_86", False),
+        ((9, 0), "sm_80 sm_86", False),
+        ((10, 3), "sm_90 sm_100", True),
+        ((12, 0), "sm_100", False),
+        ((12, 0), "sm_75 compute_90", True),  # PTX is translated
+        ((7, 0), "compute_75", False),
+        ((9, 0), "sm_90a", True),
+        ((10, 3), "sm_100a compute_100a", False),  # of that very architecture
+        ((8, 0), "", False),
+        ((8, 0), "gfx90a", False),
+    ],
+)
+def test_which_gpus_have_kernels(capability: tuple[int, int], built_for: str, expected: bool) -> None:
+    assert has_kernels(capability, built_for.split()) == expected
+
+
+def test_a_gpu_without_kernels_is_told() -> None:
+    old, new = ("Tesla V100", (7, 0)), ("NVIDIA A40", (8, 6))
+    assert judge_gpus([new], ["sm_80"]).holds
+    check = judge_gpus([new, old], ["sm_80", "sm_90"])
+    assert not check.holds
+    assert check.found == "Tesla V100 is sm_70, and this torch has kernels for sm_80, sm_90"
+    assert "gpu_cap" in check.advice
+
+
+def test_the_profile_of_a_site_asks_for_gpus_that_the_tested_torch_runs_on() -> None:
+    built_for = torch.cuda.get_arch_list()
+    if not built_for:
+        pytest.skip("this torch was built without CUDA")
+    profile = tomllib.loads((Path(__file__).parents[2] / "jobs/sites/metacentrum.toml").read_text())
+    for name in profile["resources"]["gpu_cap"].split(","):
+        number = name.removeprefix("sm_")
+        assert has_kernels((int(number[:-1]), int(number[-1])), built_for), name
 
 
 @pytest.fixture
