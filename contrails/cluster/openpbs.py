@@ -196,7 +196,7 @@ def standing(_job: ThisJob) -> Standing:
 def requeue(_job: ThisJob, _changes: Collection[Cause]) -> bool:
     """Return whether there is a next link, which starts if the launcher leaves with the right exit code.
 
-    It has more memory if that is what was lacking. PBS knows no way to avoid a node.
+    It has more memory if that is what was lacking, and keeps off a node that failed: see `pbs.avoid`.
     """
     return script.spec_of(os.environ).chain != script.NONE
 

@@ -77,7 +77,7 @@ class Site(Section):
     memory_gb: float | None = Field(None, gt=0, description="memory of a job; empty: the scheduler's default")
     prologue: tuple[Word, ...] = Field((), description="shell lines that a job runs first, such as module load cuda")
     environment: Path | None = Field(None, description="script that a job sources, such as envs/mycluster.sh")
-    resources: dict[str, Word | int] = Field({}, description="PBS: further resources of the select, such as gpu_mem")
+    resources: dict[str, Word | bool | int] = Field({}, description="PBS: further resources of the select: gpu_mem")
     next_job: Literal["held", "at_warning"] = Field("held", description="PBS: when the job that goes on is submitted")
     scheduler_arguments: dict[str, Word | int | bool] = Field({}, description="further arguments for the scheduler")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
@@ -129,7 +129,7 @@ class Site(Section):
 
     @field_validator("resources")
     @classmethod
-    def _capability(cls, resources: dict[str, str | int]) -> dict[str, str | int]:
+    def _capability(cls, resources: dict[str, str | bool | int]) -> dict[str, str | bool | int]:
         for name in resources:
             if not name.isidentifier():
                 raise ValueError(f"'{name}': expected the name of a resource, such as gpu_mem")

@@ -19,6 +19,8 @@ from contrails.cluster.pbs.watcher import PbsInfoWatcher
 from contrails.cluster.scheduler import Check, Reference, Request
 from contrails.cluster.sites import Retries, Site
 from contrails.errors import ClusterError
+from contrails.files import read_toml
+from contrails.sections.reading import parse
 
 from fake_pbs import FakePbs
 from pbs_site import REAL
@@ -51,6 +53,13 @@ def test_the_parameters_of_a_site_are_in_command_and_script(tmp_path: Path) -> N
     assert (spec.chain, spec.margin_s, spec.after) == ("held", 60, [f"{tmp_path}/7.h"])
     assert (spec.budgets["KILLED"], spec.budgets["NODE_FAIL"]) == (5, 3)
     assert spec.teardown == ["tear down", 'if [ -d "$SCRATCHDIR" ]; then find "$SCRATCHDIR" -mindepth 1 -delete; fi']
+
+
+def test_a_profile_can_avoid_a_cluster(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text('scheduler = "pbs"\n[resources]\ncl_old = false\n')
+    site = parse(Site, {"name": "s"} | read_toml(path, "a site profile"), str(path))
+    assert ":cl_old=False " in openpbs.preview(tmp_path, site, request(tmp_path))
 
 
 def test_only_folds_have_a_next_link(tmp_path: Path) -> None:

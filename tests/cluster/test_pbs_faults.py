@@ -1,5 +1,6 @@
 """The plugin on a PBS that preempts, fails, forgets and is down, with a history and without: on the fake one only."""
 
+import socket
 import time
 from pathlib import Path
 
@@ -60,6 +61,18 @@ def test_a_tombstone_alone_keeps_a_job_from_coming_back(site: Site, fake: FakePb
     assert fake.attributes(job.job_id)["Exit_status"] == 0
     assert job.state == "CANCELLED"
     assert site.events(job).count("start") == 1
+
+
+@history_does_not_matter
+def test_a_link_keeps_off_the_node_that_failed(site: Site, fake: FakePbs, tmp_path: Path) -> None:
+    here = {"Name": socket.gethostname(), "state": "free", "ncpus": "8", "mem": "64gb", "cl_old": "True"}
+    fake.configure(resources=["cl_old"], more_nodes=[here])
+    job = site.executor(pbs_chain="held").submit(pbs_tasks.leave_at_first, 9, str(tmp_path / "left"))
+    assert job.result() == "done"
+    assert site.events(job).count("replaced") == 1
+    assert len([line for line in fake.calls("qsub") if ":cl_old=False " in line]) == 1  # of the links, that one alone
+    assert site.events(job).count("successor") > 1
+    assert f"avoiding {socket.gethostname()}" in (job.stderr() or "")
 
 
 def test_a_job_that_the_scheduler_deletes_goes_on_in_the_next_link(site: Site, fake: FakePbs, tmp_path: Path) -> None:

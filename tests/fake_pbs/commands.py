@@ -244,8 +244,13 @@ def qmgr(state: State, arguments: list[str]) -> tuple[str, int]:
 
 
 def pbsnodes(state: State, _arguments: list[str]) -> tuple[str, int]:
-    fields = [f"resources_available.{name}={value}" for name, value in state.node.items()]
-    return f"{'|'.join([f'Name={SERVER}', f'state={state.node_state}', *fields])}\n", 0
+    nodes = [{"Name": SERVER, "state": state.node_state} | state.node, *state.more_nodes]
+    return "".join(f"{'|'.join(map(_field, node.items()))}\n" for node in nodes), 0
+
+
+def _field(item: tuple[str, str]) -> str:
+    name, value = item
+    return f"{name}={value}" if name in ("Name", "state") else f"resources_available.{name}={value}"
 
 
 def seconds(walltime: str) -> float:

@@ -60,6 +60,8 @@ class State:
     """What select may name beside cores and memory."""
     node: dict[str, str] = field(default_factory=lambda: {"ncpus": "8", "mem": "64gb"})
     node_state: str = "free"
+    more_nodes: list[dict[str, str]] = field(default_factory=list)
+    """What other nodes have, with their `Name`; no job starts there."""
     down_until: float = 0.0
     lose_replies: int = 0
     lose_requests: int = 0

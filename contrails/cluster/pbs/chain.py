@@ -12,7 +12,7 @@ beside submitit's files, always before the link that saw it ends. Rows, by `even
     preempted   PBS said that it was the scheduler, to make room
     ended       the task ended without a result: code
     replaced    this link made way for one with more memory, or that waits longer for other jobs
-    judged      the next link looked at why its predecessor ended: cause, and whether it lacked memory
+    judged      the next link looked at why its predecessor ended: cause, whether it lacked memory, and its node
     progress    the task said that it got further; budgets start anew
     over        the last word: state, reason, has_result
 """
@@ -20,7 +20,7 @@ beside submitit's files, always before the link that saw it ends. Rows, by `even
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,16 @@ def memory_failures(rows: Rows) -> int:
     return _in_a_row(rows, lambda row: bool(row.get("lacked_memory")))
 
 
+def failed_hosts(rows: Rows) -> list[str]:
+    """Return the hosts whose fault it was that links in a row ended, without progress between."""
+    return [str(row["node"]) for row in _since_progress(rows) if row.get("cause") == NODE_FAIL and row.get("node")]
+
+
+def host_of(rows: Rows, job_id: str) -> str | None:
+    """Return where a link started last; None if it has not."""
+    return next((row["host"] for row in reversed(rows) if row["event"] == "start" and row["job_id"] == job_id), None)
+
+
 @dataclass(frozen=True)
 class Judgement:
     """What a link decides about its start: why its predecessor ended, and, unless it goes on, how the job ends."""
@@ -219,9 +229,13 @@ def _last_run(rows: Rows, job_id: str) -> list[Mapping[str, Any]]:
 
 def _in_a_row(rows: Rows, counts: Callable[[Mapping[str, Any]], bool]) -> int:
     """Return how many judgements since the last progress count."""
-    count = 0
+    return sum(counts(row) for row in _since_progress(rows))
+
+
+def _since_progress(rows: Rows) -> Iterator[Mapping[str, Any]]:
+    """Yield the judgements since the last progress, the newest first."""
     for row in reversed(rows):
         if row["event"] == "progress" or (row["event"] == "ended" and row["code"] in HANDED_OVER):
-            break
-        count += row["event"] == "judged" and counts(row)
-    return count
+            return
+        if row["event"] == "judged":
+            yield row

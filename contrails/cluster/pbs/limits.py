@@ -72,10 +72,15 @@ def shortage(options: Sequence[str], nodes: Sequence[Node]) -> str | None:
     return f"{asked}: some nodes have one of it, none has all"
 
 
+def able_nodes(options: Sequence[str], nodes: Sequence[Node]) -> list[Node]:
+    """Return the nodes that have all that the options of qsub ask for, whatever runs there now."""
+    wanted = _wanted(options, nodes)
+    return [node for node in nodes if _has_all(node, wanted)]
+
+
 def all_away(options: Sequence[str], nodes: Sequence[Node]) -> str | None:
     """Return which nodes could run the job, with their states, if no job can start on any of them now."""
-    wanted = _wanted(options, nodes)
-    able = [node for node in nodes if _has_all(node, wanted)]
+    able = able_nodes(options, nodes)
     if not able or not all(node.is_away for node in able):
         return None
     return ", ".join(f"{node.name} is {node.state}" for node in able[:5])
@@ -98,7 +103,11 @@ def _has_all(node: Node, wanted: Mapping[str, str]) -> bool:
 
 
 def _has(node: Node, name: str, value: str) -> bool:
-    """Return whether a node has as much as this, or one of these."""
+    """Return whether a node has as much as this, or one of these; a boolean that it does not tell of is False."""
+    if value == "False":
+        return node.resources.get(name, "False") == "False"
+    if value.startswith("^"):  # some sites have added it: any but this one
+        return node.resources.get(name) != value.removeprefix("^")
     found, wanted = size_of(node.resources.get(name, "0")), size_of(value)
     if wanted is not None:
         return found is not None and found >= wanted

@@ -9,6 +9,7 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,18 @@ from submitit.core.utils import JobPaths
 
 from contrails.cluster.pbs import client, script
 from contrails.cluster.pbs.after import Unfulfilled, depends_on, links_to_wait_for
-from contrails.cluster.pbs.chain import Chain, Judgement, is_saving, judge, made_way, memory_failures, over
+from contrails.cluster.pbs.avoid import avoiding
+from contrails.cluster.pbs.chain import (
+    Chain,
+    Judgement,
+    failed_hosts,
+    host_of,
+    is_saving,
+    judge,
+    made_way,
+    memory_failures,
+    over,
+)
 from contrails.cluster.pbs.clock import Clock
 from contrails.cluster.pbs.limits import largest_mb, read_nodes
 from contrails.cluster.pbs.search import element_id
@@ -26,6 +38,7 @@ from contrails.cluster.pbs.states import (
     COMPLETED,
     FAILED,
     HANDED_OVER,
+    NODE_FAIL,
     REFUSED,
     TASK_EXITS,
     TIMEOUT,
@@ -129,13 +142,14 @@ class Link:
             )
         judgement = judge(rows, prior, _ask(prior), self.spec.budgets)
         lacked = judgement.lacked_memory
-        self.chain.append("judged", job_id=self.job_id, cause=judgement.cause, lacked_memory=lacked)
+        node = host_of(rows, str(prior))
+        self.chain.append("judged", job_id=self.job_id, cause=judgement.cause, lacked_memory=lacked, node=node)
         if judgement.cause is not None:
             self._say(f"job {prior} ended: {judgement.cause}")
         if judgement.final is not None:
             self._finish(judgement.final, judgement.reason)
             return False
-        return not self._makes_way(judgement)
+        return not self._makes_way(judgement) and not self._keeps_off(judgement)
 
     def _makes_way(self, judgement: Judgement) -> bool:
         """Submit a link with more memory in place of this one, if memory is what the predecessor lacked.
@@ -152,6 +166,21 @@ class Link:
             return False
         self._say(f"{judgement.cause} with {has} MB: asking for {wanted} MB")
         if self.next.submit([], wanted) is None:
+            return False
+        self.chain.append("replaced", job_id=self.job_id)
+        return True
+
+    def _keeps_off(self, judgement: Judgement) -> bool:
+        """Submit a link in place of this one that avoids the nodes that failed, if it has started on one of them."""
+        failed = failed_hosts(self.chain.rows())
+        if judgement.cause != NODE_FAIL or socket.gethostname() not in failed:
+            return False
+        more = avoiding(self.spec.qsub, read_nodes(), failed)
+        if more is None:
+            self._say(f"this node, {socket.gethostname()}, has failed before, and PBS has no other one for this job")
+            return False
+        self._say(f"avoiding {', '.join(dict.fromkeys(failed))}: asking for {more}")
+        if self.next.submit([], self._memory_mb(), more) is None:
             return False
         self.chain.append("replaced", job_id=self.job_id)
         return True

@@ -238,6 +238,16 @@ def with_memory(options: Sequence[str], mem_mb: int) -> list[str]:
     return [re.sub(_MEMORY, f":mem={mem_mb}mb", word) for word in options]
 
 
+def with_resources(options: Sequence[str], more: Mapping[str, str]) -> list[str]:
+    """Return the options of qsub with further resources in the select.
+
+    >>> with_resources(["-l", "select=1:ncpus=4"], {"cl_old": "False"})
+    ['-l', 'select=1:ncpus=4:cl_old=False']
+    """
+    added = "".join(f":{name}={_quoted(value)}" for name, value in more.items())
+    return [f"{word}{added}" if word.startswith("select=") else word for word in options]
+
+
 _MEMORY = r":mem=(\d+)mb"
 
 

@@ -7,7 +7,7 @@ there is, is for jobs that can run.
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from contrails.cluster.pbs import client, script
@@ -89,10 +89,16 @@ class Successor:
             time.sleep(_POLL_S)
         return self.exists
 
-    def submit(self, options: Sequence[str], mem_mb: int | None) -> str | None:
-        """Submit the next link and write it down; return None, and say why, if that is not possible."""
+    def submit(self, options: Sequence[str], mem_mb: int | None, more: Mapping[str, str] | None = None) -> str | None:
+        """Submit the next link and write it down; return None, and say why, if that is not possible.
+
+        Args:
+            options: further ones of qsub.
+            mem_mb: its memory, if it is to have another amount.
+            more: resources that this link alone is to have.
+        """
         marker = f"{script.FIRST_ID}={self._chain.job_id},{script.LINK}={self._number + 1}"
-        qsub = self._spec.qsub
+        qsub = script.with_resources(self._spec.qsub, more or {})
         values = marker
         if mem_mb is not None:
             qsub, values = script.with_memory(qsub, mem_mb), f"{marker},{script.MEM_MB}={mem_mb}"
