@@ -1,8 +1,10 @@
 """Advisory locks on files: a process that ends, in whatever way, gives its locks back."""
 
+import contextlib
 import errno
 import fcntl
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,16 +39,35 @@ def locked(path: Path, poll: Callable[[], None] = lambda: None) -> Iterator[None
 def sole_writer(path: Path, busy: str) -> Iterator[None]:
     """Hold the lock of `path`, made with its folder if need be; without one where the file system has no locks.
 
+    What is called `.lock` holds nothing and is removed at the end, since it lies beside what is to be kept; anything
+    else, such as a journal, stays.
+
     Raises:
         RunError: another process holds it; the message is `busy`.
     """
-    with storage(path, "create"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    with file:
-        if not try_lock(file.fileno(), path):
-            raise RunError(busy)
-        yield
+    with contextlib.ExitStack() as files:
+        while True:
+            with storage(path, "create"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = files.enter_context(path.open("a"))
+            if not try_lock(file.fileno(), path):
+                raise RunError(busy)
+            if _is_called(path, file.fileno()):
+                break  # else whoever had the lock has removed the file meanwhile
+        try:
+            yield
+        finally:
+            if path.suffix == ".lock":
+                with contextlib.suppress(OSError):  # a leftover is in nobody's way
+                    path.unlink()
+
+
+def _is_called(path: Path, descriptor: int) -> bool:
+    """Return whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def try_lock(descriptor: int, path: Path) -> bool:

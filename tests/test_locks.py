@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from contrails import locks
 from contrails.errors import RunError, StorageError
 from contrails.locks import locked, sole_writer
 
@@ -42,6 +43,33 @@ def test_a_lock_is_held_by_one_and_given_back_by_its_end(tmp_path: Path) -> None
         pass
     with sole_writer(path, "unused"):
         pass
+
+
+def test_nothing_is_left_beside_an_output_but_what_holds_something(tmp_path: Path) -> None:
+    with pytest.raises(Busy), sole_writer(tmp_path / ".out.h5.lock", "unused"):
+        raise Busy
+    with sole_writer(tmp_path / ".out.h5.lock", "unused"), sole_writer(tmp_path / ".out.h5.journal", "unused"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".out.h5.journal"]
+
+
+def test_a_lock_that_its_holder_has_removed_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, original = tmp_path / ".out.h5.lock", locks.try_lock
+    removals = iter([path])
+
+    def end_of_the_holder(descriptor: int, of: Path) -> bool:
+        for each in removals:  # between opening and locking
+            each.unlink()
+        return original(descriptor, of)
+
+    monkeypatch.setattr(locks, "try_lock", end_of_the_holder)
+    with sole_writer(path, "unused"):
+        assert path.exists()
+        monkeypatch.setattr(locks, "try_lock", original)
+        with pytest.raises(RunError, match="wait for it"), sole_writer(path, "wait for it"):
+            pass
+        assert path.exists()
+    assert not path.exists()
 
 
 def flock_that_says(number: int) -> Any:
