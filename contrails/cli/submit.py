@@ -120,10 +120,10 @@ def submit(
         start_if_due(run, run.read_config(), site_of(run))
     if wait:
         _follow(runs, folds)
-        for run in runs if then is not None else ():
-            click.echo(
-                f"{run.name}: what --then asks for follows now; look with `contrails status {run.typed}`", err=True
-            )
+        for run in runs:
+            aggregated = f"finished; next: `contrails aggregate {run.typed}`"
+            follows_now = f"what --then asks for follows now; look with `contrails status {run.typed}`"
+            click.echo(f"{run.name}: {aggregated if then is None else follows_now}", err=True)
 
 
 def _show_plan(recipes: dict[str, Recipe], site: Site, folds: list[str], folds_per_job: int, as_json: bool) -> None:
