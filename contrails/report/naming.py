@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from contrails.config import read_toml
 from contrails.errors import ContrailsError
+from contrails.files import read_toml
 from contrails.runs import Run
 
 
