@@ -51,7 +51,7 @@ _COMMANDS = {
     ),
     "submission": ("contrails.cli.submission", "Look at submission files"),
     "weights": ("contrails.cli.weights", "Pretrained weights of encoders"),
-    "runs": ("contrails.cli.runs", "List every run"),
+    "runs": ("contrails.cli.runs", "List every experiment"),
     "note": ("contrails.cli.note", "Add a remark or a leaderboard score to RUN"),
     "compare": ("contrails.cli.compare", "Show two runs side by side"),
     "usage": ("contrails.cli.usage", "Show the hours of RUN by fold, or of all runs by run and user"),
