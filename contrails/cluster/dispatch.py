@@ -21,6 +21,7 @@ from contrails.cluster.journal import newest_submissions, record, submissions
 from contrails.cluster.lineage import find_lineage, require_parents
 from contrails.cluster.local import start_jobs
 from contrails.cluster.names import fold_name, job_name
+from contrails.cluster.orphans import adopt_orphans
 from contrails.cluster.requests import fold_request
 from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.sites import Site, holds_copy, resolve
@@ -207,6 +208,7 @@ def submit_folds(
         requests = [fold_request(run, config.compute.num_threads, group, after=after) for group in groups]
         outcomes = submit_jobs(run, site, requests, is_alone=not ALIVE & set(states.values()))
         pass_on(run, scheduler_of(site))
+    adopt_orphans(run)
     return states | outcomes
 
 

@@ -149,7 +149,7 @@ def cancel(jobs: Collection[Reference]) -> None:
 
 
 def pass_on(_successors: Mapping[str, Collection[str]]) -> None:
-    """Do nothing: what waits for a job that has ended badly has started meanwhile, and found out."""
+    """Do nothing: what waits for a job that has ended badly has found out and left; see `Job.is_orphan`."""
 
 
 def interruptions() -> dict[str, Callable[[Reference], object]]:
@@ -249,7 +249,8 @@ def _job(job_id: str, info: Mapping[str, str], nodes: Callable[[], list[Node]]) 
     words = [info.get("Reason", ""), info.get("Comment", ""), advice]
     shown = [word for word in words if word] if what in ("waiting", "suspended") else words[:1]
     native = f"{info['State']} ({'; '.join(shown)})" if any(shown) else info["State"]
-    return Job(job_id, info.get("Name", ""), what, native, cause, info.get("Node", ""), stuck)
+    name, node, is_orphan = info.get("Name", ""), info.get("Node", ""), "Orphan" in info
+    return Job(job_id, name, what, native, cause, node, stuck, is_orphan=is_orphan)
 
 
 def _with_id(job: Reference) -> Reference | None:

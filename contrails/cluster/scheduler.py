@@ -68,7 +68,7 @@ class Job:
     never_ran: bool = False
     """Whether it has ended without ever having had a node: refused after all, or ended while it waited."""
     is_orphan: bool = False
-    """Whether it waits for a job that has failed."""
+    """Whether it waits for a job that has failed; where it has ended, it is submitted again once that one goes on."""
 
 
 @dataclass(frozen=True)

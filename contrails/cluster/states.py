@@ -112,9 +112,10 @@ def _judge(
     job = jobs.get(submission.name) if jobs is not None else None
     if fold.cancelled.exists() and status not in {"starting", "running"}:  # whatever its job still does for other folds
         return _over(row, fold, state.get("reason") or f"its job {row.job_id} is cancelled", "cancelled")
-    if job is not None and job.state in ("waiting", "suspended"):
+    if job is not None and (job.state in ("waiting", "suspended") or job.is_orphan):
         advice = f": {unstick(fold.run)}" if job.stuck else _adopt(fold.run, submission) if job.is_orphan else ""
-        return replace(row, state=job.state, reason=f"{job.native}{advice}", node=job.node or None)
+        shown = "waiting" if job.is_orphan else job.state
+        return replace(row, state=shown, reason=f"{job.native}{advice}", node=job.node or None)
     if status in {"starting", "running"} and (jobs is None or (job is not None and job.state == "running")):
         return replace(row, state=str(status))
     if job is not None and job.state == "running" and (end is None or end.handed_over):

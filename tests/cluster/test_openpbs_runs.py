@@ -284,6 +284,25 @@ def test_a_run_after_another_waits_for_its_success(site: PbsRuns) -> None:
 
 
 @history_does_not_matter
+def test_a_run_after_one_that_fails_starts_when_that_goes_on(site: PbsRuns) -> None:
+    site.fake.configure(slots=0)
+    site.submit("broken", *SHORT)
+    loop = site.fold("0", "broken").run.code / "contrails" / "train" / "loop.py"
+    right = loop.read_text()
+    loop.write_text("")  # the code is no longer what was frozen
+    site.submit("later", *SHORT, "--after", "broken")
+    site.fake.configure(slots=4)
+    eventually(lambda: "which was to succeed first" in (site.states("later")["0"]["reason"] or ""))
+    state = site.states("later")["0"]
+    assert state["state"] == "waiting"
+    assert "go on with `contrails resume broken`, and this follows; or end it with" in state["reason"]
+    loop.write_text(right)
+    assert site.run("resume", "broken").returncode == 0
+    site.wait_for_done("later")
+    assert site.fold("0", "broken").done.exists()
+
+
+@history_does_not_matter
 def test_doctor_looks_at_a_node(site: PbsRuns) -> None:
     done = site.run("doctor", "--site", "test", "--job", "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)}

@@ -14,7 +14,7 @@ beside submitit's files, always before the link that saw it ends. Rows, by `even
     replaced    this link made way for one with more memory, or that waits longer for other jobs
     judged      the next link looked at why its predecessor ended: cause, whether it lacked memory, and its node
     progress    the task said that it got further; budgets start anew
-    over        the last word: state, reason, has_result
+    over        the last word: state, reason, has_result, is_orphan (another job was to succeed first, and has not)
 """
 
 import os

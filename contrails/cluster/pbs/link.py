@@ -200,7 +200,7 @@ class Link:
                     return True
                 why = f"it could not wait for other jobs any longer: {self.next.refusal}"
             except Unfulfilled as error:
-                self._finish(CANCELLED, str(error))
+                self._finish(CANCELLED, str(error), is_orphan=True)
                 return True
             except ClusterError as error:
                 why = str(error)
@@ -308,8 +308,9 @@ class Link:
         self.next.delete()
         return code
 
-    def _finish(self, state: str, reason: str | None) -> None:
-        self.chain.append("over", state=state, reason=reason, job_id=self.job_id, has_result=self._has_result())
+    def _finish(self, state: str, reason: str | None, *, is_orphan: bool = False) -> None:
+        word = {"state": state, "reason": reason, "has_result": self._has_result(), "is_orphan": is_orphan}
+        self.chain.append("over", job_id=self.job_id, **word)
         if reason is not None:
             self._say(f"{state}: {reason}")
 

@@ -107,8 +107,8 @@ class PbsInfoWatcher(InfoWatcher):
     def get_info(self, job_id: str, mode: str = "standard") -> dict[str, str]:
         """Return State and JobId (of the current link), and what else there is of a job.
 
-        That is Reason, Comment, Advice, Name, Node, Select, Stuck where it will never start by itself, and Result
-        (none) where it has ended without one.
+        That is Reason, Comment, Advice, Name, Node, Select, Stuck where it will never start by itself, Result
+        (none) where it has ended without one, and Orphan where what was to succeed first has not.
         """
         job = self._jobs[job_id]
         info = _by_files(job)
@@ -151,7 +151,8 @@ def _by_files(job: _Watched) -> dict[str, str] | None:
     last_word = over(rows)
     if last_word is not None:
         result = "none" if last_word.get("has_result") is False else ""
-        return {"State": last_word["state"], "Reason": last_word["reason"] or "", "Result": result}
+        orphan = "yes" if last_word.get("is_orphan") else ""
+        return {"State": last_word["state"], "Reason": last_word["reason"] or "", "Result": result, "Orphan": orphan}
     if job.chain.cancelled:  # whatever still saves
         return {"State": CANCELLED, "Reason": "cancelled", "Result": "none"}
     if job.verdict is not None and job.verdict.state == CANCELLED:

@@ -1,0 +1,66 @@
+"""Jobs that were to start after another run and have left the queue, as that has failed: PBS keeps none of them.
+
+They are submitted again when that run goes on, and wait for its new jobs. On Slurm they stay in the queue, and
+`contrails.cluster.submission.pass_on` tells them what to wait for.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from contrails.cluster.journal import newest_submissions, submissions
+from contrails.cluster.requests import fold_request
+from contrails.cluster.scheduler import Job
+from contrails.cluster.sites import site_of
+from contrails.cluster.submission import reconcile, submit_job, submitting
+from contrails.errors import ContrailsError
+from contrails.runs import Run
+
+log = logging.getLogger(__name__)
+
+
+def adopt_orphans(run: Run) -> None:
+    """Submit again what has left because this run had failed; the same command again tries again what fails here."""
+    newest = newest_submissions(submissions(run))
+    parents = {str(job.job_id): job.folder(run) for key, job in newest.items() if not run.fold(key).done.exists()}
+    for path in sorted(run.path.parent.glob("*/run.toml")):
+        other = Run(path.parent)
+        try:
+            if any(run in job.after for job in newest_submissions(submissions(other)).values()):
+                with submitting(other):
+                    found = _adopt(other, run, parents)
+                if found:
+                    adopt_orphans(other)
+        except ContrailsError as error:
+            log.warning("%s, which was to start after %s, was not submitted again: %s", other.name, run.name, error)
+
+
+def _adopt(other: Run, parent: Run, parents: Mapping[str, Path]) -> bool:
+    """Submit again the folds of a run whose jobs have left; return whether there were any. The lock is held."""
+    site, config = site_of(other), other.read_config()
+    if site.scheduler == "local":
+        return False
+    known = reconcile(other, site)
+    newest = newest_submissions(submissions(other))
+    left = {job.name: job for job in newest.values() if parent in job.after and _has_left(known.get(job.name))}
+    for job in left.values():
+        folds = [key for key in job.folds if newest[key] == job and not _is_over(other, key)]
+        if folds:
+            request = fold_request(
+                other,
+                config.compute.num_threads,
+                folds,
+                after=parents,
+                memory_gb=job.memory_gb,
+                exclude=job.exclude,
+            )
+            submit_job(other, site, request)
+    return bool(left)
+
+
+def _has_left(job: Job | None) -> bool:
+    return job is not None and job.is_orphan and job.state == "ended"
+
+
+def _is_over(run: Run, key: str) -> bool:
+    return run.fold(key).done.exists() or run.fold(key).cancelled.exists()
