@@ -265,6 +265,38 @@ def test_an_impossible_value_is_named(values: dict[str, Any], message: str) -> N
     assert problem(values).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["train.schedule=one_cycle", "train.warmup_epochs=1"],
+            "warmup_epochs = 1.0: one_cycle begins with a rise of its own; leave warmup_epochs empty",
+        ),
+        (["train.schedule=one_cycle", "train.warmup_steps=9"], "warmup_steps = 9: one_cycle begins with a rise"),
+        (["train.warmup_epochs=3", "train.warmup_steps=9"], "warmup_epochs and warmup_steps exclude each other"),
+        (
+            ["train.warmup_epochs=2.5", "train.epochs=2"],
+            r"warmup_epochs = 2.5 is longer than the training \(epochs = 2\), which would never reach lr; lower",
+        ),
+        (["train.warmup_steps=9", "train.steps=8"], r"warmup_steps = 9 is longer than the training \(steps = 8\)"),
+    ],
+)
+def test_a_warm_up_that_cannot_be_meant_is_refused_unless_it_is_frozen(
+    overrides: list[str], message: str, path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, overrides)
+    train = dict(override.removeprefix("train.").split("=") for override in overrides)
+    frozen = parse(Recipe, {"data": DATA, "train": train}, "run.toml")
+    assert parse(Recipe, tomllib.loads(to_toml(frozen)), "run.toml") == frozen
+
+
+def test_a_run_that_was_frozen_with_a_warm_up_of_one_epoch_is_of_the_same_recipe(path: Path) -> None:
+    frozen = parse(Recipe, {"data": DATA, "train": {"warmup_epochs": 1.0}}, "run.toml")
+    assert frozen == load_recipe(path)
+    assert override(frozen, ["train.schedule=one_cycle"]).train.warmup_epochs is None
+
+
 def test_a_file_that_is_no_recipe(path: Path) -> None:
     with pytest.raises(RecipeError, match=r"expected a recipe at .*none.toml, found no such file"):
         load_recipe(path.with_name("none.toml"))

@@ -1,11 +1,20 @@
 """What every table of a TOML file has in common."""
 
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 
 _LARGEST = 2**53
 """Up to here a whole number is itself in TOML, JSON and arithmetic alike."""
+
+ASKED = {"asked": True}
+"""Context of a validation: somebody asks for these values now. What was frozen earlier is read as it was."""
+
+
+def is_asked(info: ValidationInfo) -> bool:
+    """Return whether rules that came later than the first runs hold for the values that are validated."""
+    context: dict[str, Any] | None = info.context
+    return context == ASKED
 
 
 class Section(BaseModel):

@@ -11,16 +11,19 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from contrails.errors import RecipeError, choices
-from contrails.sections.base import Section
+from contrails.sections.base import ASKED, Section
 
 _SHOWN = 120
 S = TypeVar("S", bound=Section)
 
 
 def parse(section: type[S], values: Mapping[str, Any], where: str, overrides: Mapping[str, str] | None = None) -> S:
-    """Validate `values` as a `section`; `where` names their source in errors, `overrides` that of single keys."""
+    """Validate `values` as a `section`; `where` names their source in errors, `overrides` that of single keys.
+
+    Without `overrides` they are something frozen, which rules that came later do not refuse.
+    """
     try:
-        return section.model_validate(values)
+        return section.model_validate(values, context=None if overrides is None else ASKED)
     except ValidationError as error:
         problems = [(_source(detail, overrides or {}) or where, _explain(section, detail)) for detail in error.errors()]
         raise RecipeError("\n".join(f"{source}: {problem}" for source, problem in problems)) from error

@@ -3,15 +3,16 @@
 import math
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from contrails.sections.base import Section
+from contrails.sections.base import Section, is_asked
 
 
 class TrainSection(Section):
     """The optimiser and its schedule."""
 
     epochs: int = Field(20, ge=1, description="passes over the training records")
+    steps: int | None = Field(None, ge=1, description="length in steps, whatever the size of the fold; empty: epochs")
     batch_size: int = Field(16, ge=1, description="records a step")
     accumulate: int = Field(1, ge=1, description="pieces that a batch passes through the model in, to save memory")
     drop_last: bool = Field(True, description="leave out the last incomplete batch of an epoch")
@@ -20,9 +21,14 @@ class TrainSection(Section):
     )
     balance_groups: bool = Field(False, description="draw every place equally often, however many records show it")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or stochastic gradient descent")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="momentum of sgd; one_cycle moves it (and AdamW's) between 0.95 and 0.85"
+    )
     nesterov: bool = Field(True, description="Nesterov's form of the momentum of sgd")
-    weight_decay: float = Field(1e-2, ge=0, description="weight decay, decoupled with adamw; none on norms and biases")
+    weight_decay: float = Field(1e-2, ge=0, description="weight decay, decoupled with adamw")
+    decay_on: Literal["weights", "all"] = Field(
+        "weights", description="what weight decay acts on: weights without norms and biases, or all parameters"
+    )
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     schedule: Literal["cosine", "one_cycle", "cyclical", "plateau", "constant"] = Field(
         "cosine", description="course of the learning rate after the warm-up, step by step"
@@ -31,7 +37,10 @@ class TrainSection(Section):
     cycle_epochs: float = Field(10.0, gt=0, description="length of a cycle of cyclical, from peak to peak")
     plateau_patience: int = Field(5, ge=0, description="epochs without a better Dice before plateau lowers the rate")
     plateau_factor: float = Field(0.1, gt=0, lt=1, description="what plateau multiplies the rate with")
-    warmup_epochs: float = Field(1.0, ge=0, description="linear warm-up before the schedule, in epochs")
+    warmup_epochs: float | None = Field(
+        None, ge=0, description="linear warm-up before the schedule, in epochs; empty: 0 for one_cycle, otherwise 1"
+    )
+    warmup_steps: int | None = Field(None, ge=0, description="the warm-up in steps; empty: warmup_epochs")
     grad_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: off")
     early_stopping: int = Field(0, ge=0, description="end after this many epochs without a better Dice; 0: off")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay a step of the weights' exponential average; 0: off")
@@ -44,6 +53,31 @@ class TrainSection(Section):
     compile: bool = Field(False, description="torch.compile the model; other bits than without")
     deterministic: bool = Field(True, description="only kernels that give the same bits every time")
     log_every: int = Field(10, ge=1, description="steps between two rows of metrics")
+
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _usual(cls, epochs: float | None, info: ValidationInfo) -> float | None:
+        """Take what empty means for empty: runs that were frozen when it was a number are of the same recipe."""
+        return None if epochs == 1 and info.data.get("schedule") != "one_cycle" else epochs
+
+    @model_validator(mode="after")
+    def _warm_up(self, info: ValidationInfo) -> Self:
+        if not is_asked(info):
+            return self
+        given = {"warmup_epochs": self.warmup_epochs, "warmup_steps": self.warmup_steps}
+        given = {key: value for key, value in given.items() if value is not None}
+        if given and self.schedule == "one_cycle":
+            key, value = next(iter(given.items()))
+            raise ValueError(f"{key} = {value}: one_cycle begins with a rise of its own; leave {key} empty")
+        if len(given) == 2:
+            raise ValueError("warmup_epochs and warmup_steps exclude each other; leave one of them empty")
+        for kind, length in (("epochs", None if self.steps else self.epochs), ("steps", self.steps)):
+            if length is not None and (warmup := given.get(f"warmup_{kind}", 0) or 0) > length:
+                raise ValueError(
+                    f"warmup_{kind} = {warmup:g} is longer than the training ({kind} = {length}), which would never "
+                    f"reach lr; lower warmup_{kind}, or raise {kind}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -27,7 +27,7 @@ from contrails.train.attempt import Heart
 from contrails.train.averages import Average
 from contrails.train.evaluate import Evaluation, evaluate
 from contrails.train.finite import OutputNotFiniteError, advice, require_finite
-from contrails.train.optim import epochs_without_gain, freeze, learning_rate
+from contrails.train.optim import course_of, epochs_without_gain, freeze, learning_rate, set_rates
 from contrails.train.pace import Pace
 from contrails.train.ranks import Ranks
 from contrails.train.snapshot import SnapshotWriter
@@ -84,6 +84,7 @@ class Loop:
             NotFiniteError: the loss, the weights or the output are not finite (see `contrails.train.replay`).
         """
         self._writer = SnapshotWriter(self.fold, self.attempt.number, self._before_save, self.weights.forget)
+        self._course = course_of(self.recipe.train, self.sampler.steps_per_epoch)
         self._pace, self._next_save = Pace(self.state.step), time.monotonic() + 60 * self.recipe.snapshot.every_min
         self._forward = self._compiled(self.state.model)
         self._report(status="running")
@@ -92,9 +93,9 @@ class Loop:
     def _epochs(self) -> None:
         state, section = self.state, self.recipe.train
         stream = self._stream()
-        while state.epoch < section.epochs and not self._gains_no_more():
+        while state.epoch < self._course.epochs and not self._gains_no_more():
             freeze(state.model, section.freeze, state.epoch)
-            while state.step < (state.epoch + 1) * self.sampler.steps_per_epoch:
+            while state.step < self._course.end_of(state.epoch):
                 with self._pace.step():
                     self._step(self._next_batches(stream))
                 if state.step % section.log_every == 0:
@@ -120,9 +121,8 @@ class Loop:
     def _step(self, batches: Iterator[Batch]) -> None:
         state, section = self.state, self.recipe.train
         self._seed("step", state.step)
-        rate = learning_rate(section, state.step, self.sampler.steps_per_epoch, state.scores)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+        rate = learning_rate(section, state.step, self._course, state.scores)
+        set_rates(state.optimizer, section, state.step, self._course, rate)
         state.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros_like(state.loss_sum)
         for batch in batches:
@@ -177,7 +177,7 @@ class Loop:
 
     def _validate(self) -> dict[str, Any]:
         """Score the model and count the epoch; return its row of metrics."""
-        state, section = self.state, self.recipe.train
+        state = self.state
         row: dict[str, Any] = {"step": state.step, "epoch": state.epoch + 1}
         if len(self.validation_rows):
             result = self._evaluate(state.model)
@@ -185,7 +185,7 @@ class Loop:
             row |= {"val/loss": result.loss, "val/dice": dice, "val/threshold": threshold}
             state.scores.append(dice)
         state.epoch += 1
-        if state.swa is not None and state.epoch > section.epochs - section.swa_epochs:
+        if state.swa is not None and state.epoch > self._course.epochs - self.recipe.train.swa_epochs:
             state.swa.update_mean()
         return row
 
@@ -319,7 +319,7 @@ class Loop:
             "train/loss": loss,
             **_by_name(state.loss.names, parts),
             "train/loss_smooth": self._smooth_loss(),
-            "train/lr": learning_rate(self.recipe.train, step - 1, per_epoch, state.scores),
+            "train/lr": learning_rate(self.recipe.train, step - 1, self._course, state.scores),
             "train/grad_norm": float(self._grad_norm),
         }
         append_json_line(self.attempt.metrics, row)
@@ -342,13 +342,11 @@ class Loop:
 
     def _say(self, row: dict[str, Any]) -> None:
         """Write a line about an epoch to the log."""
-        left = (self.recipe.train.epochs * self.sampler.steps_per_epoch - self.state.step) * (
-            self._pace.seconds_per_step(self.state.step) or 0
-        )
+        left = (self._course.steps - self.state.step) * (self._pace.seconds_per_step(self.state.step) or 0)
         score = f"validation loss {row['val/loss']:.4f}, Dice {row['val/dice']:.4f}, " if "val/dice" in row else ""
         log.info(
             "epoch %d of %d, step %d: training loss %.4f, %s%s left",
-            *(self.state.epoch, self.recipe.train.epochs, self.state.step, self._smooth_loss(), score),
+            *(self.state.epoch, self._course.epochs, self.state.step, self._smooth_loss(), score),
             timedelta(seconds=round(left)),
         )
 
@@ -381,9 +379,9 @@ class Loop:
         best = self.state.best
         self.heart.update(
             step=self.state.step,
-            num_steps=self.recipe.train.epochs * self.sampler.steps_per_epoch,
+            num_steps=self._course.steps,
             epoch=self.state.epoch,
-            num_epochs=self.recipe.train.epochs,
+            num_epochs=self._course.epochs,
             best_dice=best.dice if best else None,
             seconds_per_step=self._pace.seconds_per_step(self.state.step),
             **state,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -10,17 +11,59 @@ from contrails.errors import RecipeError, nearest
 from contrails.sections.train import TrainSection
 
 
+_BETA_2 = 0.999
+"""AdamW's decay of the squared gradient."""
+
+_RISE = 0.3
+"""Share of its steps in which one_cycle rises, by torch's default."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long a fold trains and warms up, in steps; the last of its epochs can be shorter than the others."""
+
+    steps: int
+    epochs: int
+    warmup: int
+    steps_per_epoch: int
+
+    def end_of(self, epoch: int) -> int:
+        """Return the number of steps before the end of epoch number `epoch` (from 0)."""
+        return min((epoch + 1) * self.steps_per_epoch, self.steps)
+
+
+def course_of(section: TrainSection, steps_per_epoch: int) -> Course:
+    """Return the durations of a recipe in steps."""
+    steps = section.steps or section.epochs * steps_per_epoch
+    warmup = section.warmup_steps
+    if warmup is None:
+        usual = 0.0 if section.schedule == "one_cycle" else 1.0
+        warmup = round((usual if section.warmup_epochs is None else section.warmup_epochs) * steps_per_epoch)
+    return Course(steps, -(-steps // steps_per_epoch), warmup, steps_per_epoch)
+
+
 def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Optimizer:
-    """Return AdamW or SGD; weight decay acts on weights of more than one axis, not on biases and norms."""
-    parameters = list(model.parameters())
+    """Return AdamW or SGD; weight decay acts on weights of more than one axis alone, unless the recipe says all."""
+    parameters, decay = list(model.parameters()), section.weight_decay
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": section.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": decay if section.decay_on == "all" else 0.0},
     ]
     # fused: one pass over memory a step, and no synchronisation with a scaler
     if section.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov, fused=True)
     return torch.optim.AdamW(groups, lr=section.lr, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, section: TrainSection, step: int, course: Course, rate: float) -> None:
+    """Give an optimiser what it has in step number `step` (from 0): the rate, and the momentum where that is moved."""
+    moved = momentum(section, step, course)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if moved is not None and section.optimizer == "sgd":
+            group["momentum"] = moved
+        elif moved is not None:
+            group["betas"] = (moved, _BETA_2)
 
 
 def freeze(model: nn.Module, schedule: Mapping[str, int], epoch: int) -> None:
@@ -41,33 +84,45 @@ def freeze(model: nn.Module, schedule: Mapping[str, int], epoch: int) -> None:
         part.train(not held)
 
 
-def learning_rate(section: TrainSection, step: int, steps_per_epoch: int, scores: Sequence[float] = ()) -> float:
+def learning_rate(section: TrainSection, step: int, course: Course, scores: Sequence[float] = ()) -> float:
     """Return the rate of step number `step` (from 0): linear warm-up, then the recipe's schedule.
 
     A function of the step, and for `plateau` of the epochs' validation Dice so far, so that there is no scheduler whose
-    state could be lost. `one_cycle` is Smith's (2018) with the numbers of torch's OneCycleLR, `cyclical` his triangle
-    (2017), which begins at its peak, `plateau` is ReduceLROnPlateau.
+    state could be lost. `one_cycle` is Smith's (2018) as torch's OneCycleLR has it, `cyclical` his triangle (2017),
+    which begins at its peak, `plateau` is ReduceLROnPlateau.
     """
-    warmup = round(section.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return section.lr * (step + 1) / (warmup + 1)
-    done, last = step - warmup, max(1, section.epochs * steps_per_epoch - warmup)
-    progress, peak, low = done / last, section.lr, section.min_lr
+    if step < course.warmup:
+        return section.lr * (step + 1) / (course.warmup + 1)
+    done, last = step - course.warmup, max(1, course.steps - course.warmup)
+    peak, low = section.lr, section.min_lr
     match section.schedule:
         case "constant":
             return peak
         case "cosine":
-            return _cosine(peak, low, progress)
+            return _cosine(peak, low, done / last)
         case "one_cycle":
-            rise = 0.3
-            if progress < rise:
-                return _cosine(peak / 25, peak, progress / rise)
-            return _cosine(peak, peak / 25e4, (progress - rise) / (1 - rise))
+            return _one_cycle((peak / 25, peak, peak / 25e4), done, last)
         case "cyclical":
-            phase = done / (section.cycle_epochs * steps_per_epoch) % 1
+            phase = done / (section.cycle_epochs * course.steps_per_epoch) % 1
             return low + (peak - low) * abs(1 - 2 * phase)
         case "plateau":
             return peak * section.plateau_factor ** _plateaus(scores, section.plateau_patience)
+
+
+def momentum(section: TrainSection, step: int, course: Course) -> float | None:
+    """Return the momentum of a step of one_cycle, which falls while the rate rises; None: it stays what it is."""
+    if section.schedule != "one_cycle" or step < course.warmup:
+        return None
+    return _one_cycle((0.95, 0.85, 0.95), step - course.warmup, max(1, course.steps - course.warmup))
+
+
+def _one_cycle(values: tuple[float, float, float], step: int, steps: int) -> float:
+    """Return a value that goes by cosines from the first to the second of three, and on to the third with the last step."""
+    first, middle, last = values
+    turn = _RISE * steps - 1
+    if step <= turn:
+        return _cosine(first, middle, step / turn)
+    return _cosine(middle, last, (step - turn) / (steps - 1 - turn))
 
 
 def epochs_without_gain(scores: Sequence[float]) -> int:

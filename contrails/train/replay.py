@@ -150,8 +150,8 @@ class _Replay(Loop):
 
     def _poll(self) -> None:
         _leave_if_asked(self)
-        state, per_epoch = self.state, self.sampler.steps_per_epoch
+        state, course = self.state, self._course
         # the validation of an epoch belongs to its last step
-        is_whole = state.step % per_epoch != 0 or state.epoch * per_epoch >= state.step
+        is_whole = state.step < course.end_of(state.epoch) or state.epoch == course.epochs
         if state.step >= self.end and is_whole and self.average is None:
             raise _Reached

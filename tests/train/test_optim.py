@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from contrails.sections.train import TrainSection
-from contrails.train.optim import build_optimizer, epochs_without_gain, learning_rate
+from contrails.train.optim import build_optimizer, course_of, epochs_without_gain, learning_rate, set_rates
 
 STEPS = 5
 """Steps an epoch."""
@@ -21,7 +21,8 @@ def section(**values: Any) -> TrainSection:
 
 
 def rates(of: TrainSection) -> list[float]:
-    return [learning_rate(of, step, STEPS) for step in range(of.epochs * STEPS)]
+    course = course_of(of, STEPS)
+    return [learning_rate(of, step, course) for step in range(course.steps)]
 
 
 def torch_rates(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler], count: int) -> list[float]:
@@ -41,12 +42,22 @@ def test_cosine_is_that_of_torch() -> None:
     assert rates(section(min_lr=0.01)) == pytest.approx(expected)
 
 
-def test_one_cycle_is_that_of_torch() -> None:
-    # torch reaches its last rate with the last step, ours with the one after
-    expected = torch_rates(lambda o: lr_scheduler.OneCycleLR(o, 0.1, 10 * STEPS + 1, cycle_momentum=False), 10 * STEPS)
-    assert rates(section(schedule="one_cycle", epochs=10)) == pytest.approx(expected, rel=0.12, abs=1e-4)
-    found = rates(section(schedule="one_cycle", epochs=10))
-    assert (found[0], max(found), found.index(max(found))) == pytest.approx((0.1 / 25, 0.1, 15))
+@pytest.mark.parametrize("length", [{"epochs": 10}, {"steps": 37}, {"epochs": 1}, {"steps": 1}, {"steps": 2}])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_one_cycle_is_that_of_torch(optimizer: str, length: dict[str, int]) -> None:
+    of = TrainSection.model_validate({"schedule": "one_cycle", "lr": 0.1, "optimizer": optimizer} | length)
+    course = course_of(of, STEPS)
+    ours, theirs = (build_optimizer(nn.Linear(2, 2), of) for _ in range(2))
+    scheduler = lr_scheduler.OneCycleLR(theirs, 0.1, total_steps=course.steps)
+    for step in range(course.steps):
+        set_rates(ours, of, step, course, learning_rate(of, step, course))
+        for mine, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+            assert mine["lr"] == pytest.approx(other["lr"], rel=0, abs=1e-9)
+            assert mine.get("momentum", 0) == pytest.approx(other.get("momentum", 0), rel=0, abs=1e-7)
+            assert mine.get("betas", ()) == pytest.approx(other.get("betas", ()), rel=0, abs=1e-7)
+        theirs.step()
+        if step + 1 < course.steps:
+            scheduler.step()
 
 
 def test_cyclical_is_the_triangle_of_torch_from_its_peak() -> None:
@@ -61,16 +72,37 @@ def test_plateau_is_that_of_torch() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=2, threshold=0)
     for epoch, score in enumerate(scores):
-        assert learning_rate(of, epoch * STEPS, STEPS, scores[:epoch]) == optimizer.param_groups[0]["lr"]
+        assert learning_rate(of, epoch * STEPS, course_of(of, STEPS), scores[:epoch]) == optimizer.param_groups[0]["lr"]
         scheduler.step(score)
     assert optimizer.param_groups[0]["lr"] < 0.1
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "cyclical", "plateau", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "cyclical", "plateau", "constant"])
 def test_every_schedule_warms_up_step_by_step(schedule: str) -> None:
     found = rates(section(schedule=schedule, warmup_epochs=0.8))
     assert found[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
     assert found[4:] == rates(section(schedule=schedule, epochs=8))[: len(found) - 4] or schedule != "constant"
+
+
+@pytest.mark.parametrize("warmup", [{}, {"warmup_epochs": 1.0}, {"warmup_steps": STEPS}])
+def test_one_epoch_of_warm_up_is_the_default_but_of_one_cycle(warmup: dict[str, float]) -> None:
+    assert course_of(TrainSection.model_validate(warmup), STEPS).warmup == STEPS
+    assert course_of(TrainSection(schedule="one_cycle"), STEPS).warmup == 0
+    assert TrainSection(warmup_epochs=1.0) == TrainSection()
+
+
+def test_durations_in_steps_hold_whatever_the_size_of_the_fold() -> None:
+    of = TrainSection(steps=17, warmup_steps=3, epochs=99)
+    for per_epoch, epochs, ends in ((5, 4, [5, 10, 15, 17]), (17, 1, [17]), (40, 1, [17])):
+        course = course_of(of, per_epoch)
+        assert (course.steps, course.warmup, course.epochs) == (17, 3, epochs)
+        assert [course.end_of(epoch) for epoch in range(epochs)] == ends
+        assert learning_rate(of, 3, course) == of.lr
+
+
+def test_weight_decay_can_act_on_all_parameters() -> None:
+    optimizer = build_optimizer(nn.BatchNorm2d(4), section(weight_decay=0.3, decay_on="all"))
+    assert {group["weight_decay"] for group in optimizer.param_groups if group["params"]} == {0.3}
 
 
 def test_norms_and_biases_have_no_weight_decay() -> None:

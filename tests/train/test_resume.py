@@ -64,6 +64,7 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
         "loss": {"terms": [{"name": "bce", "head": 0}, {"name": "dice", "head": 1}], "gate": True},
     },
     "classifier": {"model": {"task": "classify", "head_bias": "rate"}},
+    "steps": {"train": {"steps": 7, "warmup_steps": 2, "optimizer": "sgd", "decay_on": "all"}},
     "windows": {"data": {"crop": 32, "crop_positive": 0.5}, "train": {"positive_share": 0.5}},
 }
 
