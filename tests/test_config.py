@@ -291,6 +291,20 @@ def test_a_warm_up_that_cannot_be_meant_is_refused_unless_it_is_frozen(
     assert parse(Recipe, tomllib.loads(to_toml(frozen)), "run.toml") == frozen
 
 
+@pytest.mark.parametrize("word", ["off", "none", "false", "None", '""'])
+@pytest.mark.parametrize(
+    ("key", "meaning"),
+    [("model.pretrained", "random ones"), ("data.exclude", "none"), ("data.size", "the records' own"),
+     ("train.positive_share", "as they come"), ("init.run", "random weights"), ("model.stem_stride", "its own")],
+)  # fmt: skip
+def test_a_word_for_nothing_is_refused_with_what_empty_means(word: str, key: str, meaning: str, path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, [f"{key}={word}"])
+    text = str(caught.value)
+    assert text.startswith(f"-o {key}={word}: {key.partition('.')[0]}: {key.partition('.')[2]} = ")
+    assert f"{key.partition('.')[2]}=): empty means {meaning}" in text
+
+
 def test_a_run_that_was_frozen_with_a_warm_up_of_one_epoch_is_of_the_same_recipe(path: Path) -> None:
     frozen = parse(Recipe, {"data": DATA, "train": {"warmup_epochs": 1.0}}, "run.toml")
     assert frozen == load_recipe(path)

@@ -13,7 +13,11 @@ from contrails.cli.options import name_option, overrides_option, read_recipe, re
 from contrails.files import storage
 from contrails.runs import new_run_path
 
-_DEBUG = ("data.limit=8", "train.epochs=2", "train.log_every=1")
+_FEW_RECORDS = ("train.accumulate=1",)  # pieces of a single record have no batch norm
+_DEBUG = (
+    *("data.limit=8", "train.epochs=2", "train.log_every=1", *_FEW_RECORDS),
+    *("train.steps=", "train.warmup_epochs=", "train.warmup_steps="),
+)
 _LAUNCH = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT]); "
@@ -57,7 +61,7 @@ def train(
 
     if debug and overfit:
         raise click.UsageError("give --debug or --overfit, not both")
-    extra = _DEBUG if debug else (f"data.overfit={overfit}",) if overfit else ()
+    extra = _DEBUG if debug else (f"data.overfit={overfit}", *_FEW_RECORDS) if overfit else ()
     chosen, recipe = read_recipe(path, (*extra, *overrides))
     keys = choose_folds(recipe, None, fold)
     if len(keys) != 1:

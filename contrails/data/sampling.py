@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 _NUM_ELEMENTS = 8
 """Elements of the dihedral group of the square; number 0 is the identity."""
 
+_MUCH_LEFT_OUT = 0.1
+"""Share of the records that an epoch leaves out, above which it is said."""
+
 _WITHOUT_TRANSPOSING = 3
 """Bits of an element that keep height and width; a record that is no square cannot change them."""
 
@@ -105,6 +108,7 @@ class Sampler:
             )
         steps = len(rows) / self.batch_size
         self.steps_per_epoch = math.floor(steps) if recipe.train.drop_last else math.ceil(steps)
+        self._warn_of_left_out()
         self._positive: np.ndarray | None = None
         if recipe.train.positive_share is not None:
             self._positive = dataset.positive_pixels(rows) > 0
@@ -116,6 +120,16 @@ class Sampler:
                 )
         self._epoch = -1
         self._order = rows
+
+    def _warn_of_left_out(self) -> None:
+        left_out = len(self._rows) - self.steps_per_epoch * self.batch_size
+        if self._recipe.train.drop_last and left_out > _MUCH_LEFT_OUT * len(self._rows):
+            log.warning(
+                "fold %s: an epoch has %d steps of %d records and leaves out %d of %d; set train.drop_last = false, or "
+                "train.batch_size = %d",
+                *(self._fold, self.steps_per_epoch, self.batch_size, left_out, len(self._rows)),
+                len(self._rows) // (self.steps_per_epoch + 1),
+            )
 
     def parts(self, step: int, pieces: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Part]:
         """Yield what steps from `step` on see, each in `pieces` for each rank, of which one is asked for."""

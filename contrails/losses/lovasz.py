@@ -41,7 +41,7 @@ def _of_class(logits: torch.Tensor, positive: torch.Tensor, valid: torch.Tensor,
     total = (positive & valid).sum(1, keepdim=True)
     both = total - (ranked & counted).cumsum(1)
     either = total + (~ranked & counted).cumsum(1)
-    jaccard = 1 - both / either.clamp(min=1)
+    jaccard = 1 - both.to(margins.dtype) / either.clamp(min=1).to(margins.dtype)
     steps = torch.cat([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], dim=1)
     weights = torch.zeros_like(margins).scatter_(1, order, steps)
     return (rectified * weights).sum(1)

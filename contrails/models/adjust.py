@@ -39,6 +39,11 @@ def adjust_encoder(encoder: nn.Module, section: ModelSection) -> None:
         timm.layers.freeze_batch_norm_2d(encoder)
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Return whether a model has norms whose statistics are those of a batch."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
 def adjust_decoder(decoder: nn.Module, head: nn.Module, section: ModelSection) -> None:
     """Change a decoder and its head as the recipe says."""
     if section.skip_dropout:

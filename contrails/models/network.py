@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from contrails.models.outputs import Outputs
+from contrails.models.relu import BeforeRelu
 from contrails.models.temporal import FrameMerge
 from contrails.sections.model import ModelSection
 
@@ -34,7 +35,9 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.merge = parts.encoder, merge
-        self.gate, self.relu_features, self.head_dropout = gate, section.relu_features, section.head_dropout
+        self.gate, self.head_dropout = gate, section.head_dropout
+        self.adds_relu = section.relu_features == "add"
+        self.before_relu = BeforeRelu(self.encoder) if section.relu_features == "remove" else None
         width = self.encoder.out_channels[-1]
         self.classifier = _record_head(width, section.head_dropout) if section.has_classifier else None
         self.share = _record_head(width, section.head_dropout) if section.share else None
@@ -74,12 +77,13 @@ class Network(nn.Module):
 
     def _encoded(self, inputs: torch.Tensor) -> Sequence[Any]:
         """Return the labelled frame's features, fine to coarse, and what else DPT's decoder takes (its tokens)."""
-        if self.merge is not None:
-            encoded: Any = self.merge(self.encoder(inputs.flatten(0, 1)), inputs.shape[1])
-        else:
-            encoded = self.encoder(inputs)
+        encoded: Any = self.encoder(inputs if self.merge is None else inputs.flatten(0, 1))
         features, others = (encoded[0], encoded[1:]) if isinstance(encoded, tuple) else (encoded, ())
-        if self.relu_features:
+        if self.before_relu is not None:
+            features = self.before_relu.features(features)
+        if self.merge is not None:
+            features = self.merge(features, inputs.shape[1])
+        if self.adds_relu:
             features = [features[0], *(functional.relu(feature) for feature in features[1:])]
         return features, *others
 

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 _LARGEST = 2**53
 """Up to here a whole number is itself in TOML, JSON and arithmetic alike."""
 
+_WORDS_FOR_NOTHING = {"", "false", "no", "none", "null", "off", "random"}
+
 ASKED = {"asked": True}
 """Context of a validation: somebody asks for these values now. What was frozen earlier is read as it was."""
 
@@ -21,6 +23,21 @@ class Section(BaseModel):
     """A table of a TOML file: unknown keys are refused, values cannot change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_left_out(cls, values: Any, info: ValidationInfo) -> Any:
+        """Refuse words for nothing, which would be looked for as names or files."""
+        for name, value in values.items() if is_asked(info) and isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            is_word = value is False or (isinstance(value, str) and value.strip().lower() in _WORDS_FOR_NOTHING)
+            if is_word and field is not None and field.default is None:
+                _, said, meaning = (field.description or "").rpartition("empty: ")
+                raise ValueError(
+                    f"{name} = {value!r}: there is no word for nothing; leave {name} out of the file, or give it "
+                    f"without a value (-o ...{name}=)" + (f": empty means {meaning}" if said else "")
+                )
+        return values
 
     @model_validator(mode="after")
     def _numbers_are_sane(self) -> Self:

@@ -2,9 +2,9 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from contrails.sections.base import Section
+from contrails.sections.base import Section, is_asked
 
 
 class TemporalSection(Section):
@@ -65,7 +65,10 @@ class ModelSection(Section):
     encoder_norm: Literal["own", "group", "frozen"] = Field(
         "own", description="the encoder's own norms, group norms, or batch norms that keep what the weights came with"
     )
-    relu_features: bool = Field(False, description="ReLU on the encoder's features")
+    relu_features: Literal["own", "add", "remove"] = Field(
+        "own",
+        description="a ReLU on the features that a decoder gets: as the encoder has it, one more, or the last one removed",
+    )
     skip_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout2d after a skip connection is merged")
     head_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the last layer of each head")
     align_corners: bool | None = Field(None, description="of bilinear upsampling in decoder and head; empty: smp's")
@@ -77,6 +80,12 @@ class ModelSection(Section):
     share: bool = Field(False, description="a head that predicts the share of the record that is covered")
     head_bias: Literal["zero", "rate"] = Field("zero", description="where heads start: 0, or the rate of positives")
     temporal: TemporalSection = TemporalSection()
+
+    @field_validator("relu_features", mode="before")
+    @classmethod
+    def _once_a_bool(cls, value: object, info: ValidationInfo) -> object:
+        """Read what was frozen when the key could only add one."""
+        return ("add" if value else "own") if isinstance(value, bool) and not is_asked(info) else value
 
     @property
     def has_classifier(self) -> bool:

@@ -21,6 +21,7 @@ from contrails.draws import derived_seed
 from contrails.errors import RunError, Stopped, StorageError, TrainingError
 from contrails.files import append_json_line, fsync
 from contrails.metrics import Histogram
+from contrails.models.adjust import has_batch_norm
 from contrails.models.outputs import Outputs
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import Heart
@@ -43,6 +44,9 @@ Forward = Callable[[torch.Tensor], Outputs]
 
 _SMALLEST_SCALE = 2.0**-14
 """Scale of the loss below which fp16 has no normal numbers left for most gradients; it begins at 65536."""
+
+_EXPLODED = 3.0
+"""Validation loss in nats, and times the training loss, that no probabilities near those of training have."""
 
 _SPARE_S = 5.0
 """What of the walltime is left beside a step and a snapshot of the usual length."""
@@ -87,6 +91,12 @@ class Loop:
         self._course = course_of(self.recipe.train, self.sampler.steps_per_epoch)
         self._pace, self._next_save = Pace(self.state.step), time.monotonic() + 60 * self.recipe.snapshot.every_min
         self._forward = self._compiled(self.state.model)
+        if self._course.warmup >= self._course.steps and self.ranks.first:
+            log.warning(
+                "the warm-up takes all of the %d steps, so that train.lr is not reached; lower train.warmup_epochs or "
+                "train.warmup_steps, or train longer",
+                self._course.steps,
+            )
         self._report(status="running")
         self._epochs()
 
@@ -172,6 +182,7 @@ class Loop:
         if self.ranks.first:
             append_json_line(self.attempt.metrics, row)
             self._say(row)
+            self._warn_of_batch_norm(row.get("val/loss", 0.0))
             state.kept = self.weights.of_epoch(state, row.get("val/dice"), row.get("val/threshold"))
         self._save()
 
@@ -348,6 +359,19 @@ class Loop:
             "epoch %d of %d, step %d: training loss %.4f, %s%s left",
             *(self.state.epoch, self._course.epochs, self.state.step, self._smooth_loss(), score),
             timedelta(seconds=round(left)),
+        )
+
+    def _warn_of_batch_norm(self, loss: float) -> None:
+        """Say what helps where statistics of few records, or of a model that has changed since, do not fit."""
+        trained = self._smooth_loss()
+        if loss < max(_EXPLODED, _EXPLODED * trained) or not has_batch_norm(self.state.model):
+            return
+        section = self.recipe.train
+        log.warning(
+            "the validation loss is %.3g while the training loss is %.3g: the statistics of batch norm, from pieces of "
+            "%d records, do not fit; set model.norm = 'group' and model.encoder_norm = 'group' (or 'frozen' with "
+            "pretrained weights), or make the pieces larger by train.batch_size or train.accumulate",
+            *(loss, trained, self.sampler.batch_size // section.accumulate // self.ranks.count),
         )
 
     def _smooth_loss(self) -> float:

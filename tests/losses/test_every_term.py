@@ -64,6 +64,17 @@ def test_loss_and_gradient_are_finite(term: Options, case: str, size: float) -> 
 
 
 @every()
+def test_double_precision_is_kept(term: Options) -> None:
+    logits, target = random_masks()
+    exact = logits.double().requires_grad_()
+    loss = value(term, exact, target.double())
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.dtype == torch.float64
+    assert exact.grad is not None
+    assert torch.allclose(loss.float(), value(term, logits, target), rtol=1e-5, atol=1e-6)
+
+
+@every()
 def test_ignored_pixels_do_not_count(term: Options) -> None:
     logits, target = random_masks()
     valid = torch.ones_like(target).bool()

@@ -1,5 +1,6 @@
 """Each option of a model does what it says, and nothing where it is neutral."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def mask(model: Segmenter) -> torch.Tensor:
 @pytest.mark.parametrize(
     "neutral",
     [{"logits": 1, "heads": 1, "head_channels": 0}, {"skip_dropout": 0.0, "head_dropout": 0.0, "norm": "batch"},
-     {"decoder_options": {"decoder_interpolation": "nearest"}}, {"relu_features": True}, {"stem_stride": 2},
+     {"decoder_options": {"decoder_interpolation": "nearest"}}, {"relu_features": "add"}, {"stem_stride": 2},
      {"classifier": True, "share": True, "deep_supervision": 2}],
 )  # fmt: skip
 def test_what_is_neutral_changes_nothing(neutral: dict[str, Any]) -> None:
@@ -43,12 +44,28 @@ def test_what_is_neutral_changes_nothing(neutral: dict[str, Any]) -> None:
      {"stem_stride": 1}, {"activation": "gelu"}, {"norm": "group"}, {"encoder_norm": "group"},
      {"decoder_options": {"decoder_interpolation": "bilinear"}},
      {"decoder_options": {"decoder_interpolation": "bilinear"}, "align_corners": True},
-     {"encoder": "tu-test_convnext", "encoder_options": {"drop_path_rate": 0.5}, "relu_features": True}],
+     {"encoder": "tu-test_convnext", "encoder_options": {"drop_path_rate": 0.5}, "relu_features": "add"},
+     {"relu_features": "remove"}],
 )  # fmt: skip
 def test_options_train(option: dict[str, Any]) -> None:
     model = built(**option)
     assert not torch.equal(mask(model.eval()), mask(built().eval()))
     step(model, torch.rand(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "tu-test_resnet", "tu-regnetx_002", "tu-hrnet_w18_small"])
+def test_a_decoder_can_get_features_before_their_relu(encoder: str) -> None:
+    model = built(encoder=encoder, relu_features="remove").eval()
+    plain = built(encoder=encoder).eval()
+    plain.load_state_dict(model.state_dict())
+    inputs = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for network in (model.model, copy.deepcopy(model).model):
+            features, expected = network._encoded(inputs)[0], plain.model._encoded(inputs)[0]
+            assert torch.equal(features[0], expected[0])
+            for feature, other in zip(features[1:], expected[1:], strict=True):
+                assert (feature < 0).any()
+                assert torch.equal(feature.relu(), other)
 
 
 def test_upsampling_with_aligned_corners_differs_from_without() -> None:
