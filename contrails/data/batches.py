@@ -106,7 +106,12 @@ class Source:
         packed, votes, annotators = buffer.to_device(len(part.rows))
         if any(part.elements):
             packed, votes = apply_dihedral(packed, votes, part.elements, dataset.label_offset_px, IGNORE)
-        inputs = compose(packed, self.composite, dataset.band_names, dataset.scale_factor, dataset.add_offset)
+        factors = None
+        if part.draws and self.chain is not None:
+            frames, _, height, width = packed.shape[1:]
+            factors = self.chain.band_factors(part.draws, (frames, height, width), self.device)
+        physical = dataset.band_names, dataset.scale_factor, dataset.add_offset
+        inputs = compose(packed, self.composite, *physical, factors)
         # 0 and 1 by arithmetic on bytes: torch compares images to bool at a tenth of that speed
         valid = (IGNORE - votes.clamp(min=IGNORE - 1)) * annotators.clamp(max=1).view(-1, 1, 1)
         target = (votes * valid).float().div_(annotators.clamp(min=1).view(-1, 1, 1).float())

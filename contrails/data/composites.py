@@ -173,7 +173,12 @@ def parse_expression(text: str) -> Channel:
 
 
 def compose(
-    packed: "torch.Tensor", composite: Composite, band_names: Sequence[str], scale: float, offset: float
+    packed: "torch.Tensor",
+    composite: Composite,
+    band_names: Sequence[str],
+    scale: float,
+    offset: float,
+    factors: "torch.Tensor | None" = None,
 ) -> "torch.Tensor":
     """Return the channels of packed bands, frame by frame.
 
@@ -183,15 +188,18 @@ def compose(
         band_names: name of each band along axis C.
         scale: of a count, in the unit of the bands.
         offset: value of count zero.
+        factors: what the bands, in their unit, are multiplied with first; None: nothing.
 
     Shape:
-        packed (B, T, C, H, W) to float32 (B, T, len(channels), H, W).
+        packed (B, T, C, H, W), factors float32 (B, T, H, W), to float32 (B, T, len(channels), H, W).
     """
     import torch
 
     # A band is converted once for all channels, and all is in place: what fits no cache costs more than arithmetic.
     used = {band for channel in composite.channels for band in channel.bands}
     counts = {band: packed[:, :, band_names.index(band)].float() for band in used}
+    for band in counts if factors is not None else ():  # (scale * count + offset) * factor, as a count again
+        counts[band].mul_(factors).add_(factors - 1, alpha=offset / scale)
     batch, frames, _, height, width = packed.shape
     out = torch.empty((batch, frames, len(composite.channels), height, width), device=packed.device)
     for index, channel in enumerate(composite.channels):

@@ -47,7 +47,10 @@ class BrightnessContrastSection(Kind):
 
 
 class NoiseSection(Kind):
-    """Noise that multiplies all bands of a pixel with one factor, so that differences keep their sign."""
+    """Noise that multiplies all bands of a pixel with one factor, in their units, before channels are made of them.
+
+    Differences of bands keep their sign, and an index such as (nir - red) / (nir + red) does not change.
+    """
 
     strength: float = Field(0.02, gt=0, lt=1, description="largest standard deviation of the factor around 1")
 
@@ -100,13 +103,13 @@ class AugmentSection(Section):
     """Random changes of a training sample, drawn anew for each."""
 
     dihedral: float = Field(1.0, ge=0, le=1, description="probability of a random flip or rotation")
+    noise: NoiseSection = NoiseSection()
     time_reversal: TimeReversalSection = TimeReversalSection()
     affine: AffineSection = AffineSection()
     grid_distortion: GridDistortionSection = GridDistortionSection()
     resized_crop: ResizedCropSection = ResizedCropSection()
     brightness_contrast: BrightnessContrastSection = BrightnessContrastSection()
     blur: BlurSection = BlurSection()
-    noise: NoiseSection = NoiseSection()
     frame_dropout: FrameDropoutSection = FrameDropoutSection()
     copy_paste: CopyPasteSection = CopyPasteSection()
     mosaic: MosaicSection = MosaicSection()

@@ -67,7 +67,7 @@ class ModelSection(Section):
     )
     relu_features: Literal["own", "add", "remove"] = Field(
         "own",
-        description="a ReLU on the features that a decoder gets: as the encoder has it, one more, or the last one removed",
+        description="ReLU on the features that a decoder gets: as the encoder has it, one added, or the last removed",
     )
     skip_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout2d after a skip connection is merged")
     head_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the last layer of each head")

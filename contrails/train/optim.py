@@ -10,7 +10,6 @@ from torch import nn
 from contrails.errors import RecipeError, nearest
 from contrails.sections.train import TrainSection
 
-
 _BETA_2 = 0.999
 """AdamW's decay of the squared gradient."""
 
@@ -117,7 +116,7 @@ def momentum(section: TrainSection, step: int, course: Course) -> float | None:
 
 
 def _one_cycle(values: tuple[float, float, float], step: int, steps: int) -> float:
-    """Return a value that goes by cosines from the first to the second of three, and on to the third with the last step."""
+    """Return a value that goes by cosines from the first of three to the second, then to the third at the end."""
     first, middle, last = values
     turn = _RISE * steps - 1
     if step <= turn:

@@ -17,7 +17,8 @@ from contrails.errors import RecipeError
 from contrails.sections.augment import MIXING, NUM_DRAWS, AffineSection, AugmentSection, Kind
 
 HALF = (0.5, 0.5)
-KINDS = [name for name, kind in AugmentSection() if isinstance(kind, Kind)]
+KINDS = [name for name, kind in AugmentSection() if isinstance(kind, Kind) and name != "noise"]
+"""What changes samples; noise changes their bands before."""
 ROUND_ANGLES = {"rotate_deg": 180, "scale": 0.3, "shear_deg": 20, "shift": 0.2}
 
 
@@ -178,17 +179,21 @@ def test_blur_is_that_of_scipy() -> None:
     assert torch.equal(changed.target, samples.target)
 
 
-def test_noise_is_one_factor_for_all_channels() -> None:
-    chain = chain_of({"noise": {"strength": 0.5}})
-    samples = smooth_samples(2, frames=3)
-    images = samples.images.expand(-1, -1, 4, -1, -1) * torch.tensor([1.0, -2.0, 3.0, 0.0]).view(4, 1, 1)
-    draws = draws_for(chain, 2)
-    factor = chain.apply(replace(samples, images=images), draws).images / images
-    assert torch.allclose(factor[:, :, 0], factor[:, :, 1], atol=1e-4)
-    assert torch.allclose(factor[:, :, 0], factor[:, :, 2], atol=1e-4)
-    assert not torch.allclose(factor[:, 0, 0], factor[:, 1, 0], atol=1e-2)
-    deviations = factor[:, :, 0].flatten(1).std(1)
-    assert np.allclose(deviations, 0.5 * draws["noise"][:, 1], rtol=0.05)
+def test_noise_is_one_factor_for_all_bands() -> None:
+    chain = Chain(AugmentSection.model_validate({"noise": {"probability": 0.5, "strength": 0.5}}))
+    draws = draws_for(chain, 3)
+    draws["noise"][:, 0] = 0.1, 0.9, 0.2
+    factors = chain.band_factors(draws, (2, 40, 40), torch.device("cpu"))
+    assert factors is not None
+    assert factors.shape == (3, 2, 40, 40)
+    assert (factors[1] == 1).all()
+    assert not torch.allclose(factors[0, 0], factors[0, 1], atol=1e-2)
+    deviations = factors[[0, 2]].flatten(1).std(1)
+    assert np.allclose(deviations, 0.5 * draws["noise"][[0, 2], 1], rtol=0.05)
+    draws["noise"][:, 0] = 0.9
+    assert chain.band_factors(draws, (2, 40, 40), torch.device("cpu")) is None
+    samples = smooth_samples(3)
+    assert chain.apply(samples, draws) is samples
 
 
 def test_brightness_and_contrast_keep_the_mean_apart() -> None:

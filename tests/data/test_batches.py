@@ -13,7 +13,7 @@ from conftest import MakeRecipe
 from contrails.data import batches
 from contrails.data.augment.dihedral import move_image, move_label
 from contrails.data.batches import Batch, Source, in_order, source_of
-from contrails.data.composites import Channel, Composite
+from contrails.data.composites import Channel, Composite, channels_of
 from contrails.data.residency import open_resident
 from contrails.data.sampling import Part, Sampler
 from contrails.data.store import Dataset
@@ -131,6 +131,18 @@ def test_changes_are_drawn_for_samples_and_made_for_training_alone(framed: Datas
     assert not same(changed, other)
     unmoved = replace(part, draws={}, elements=())
     assert same(next(source.batches([unmoved])), other)
+
+
+def test_noise_acts_on_kelvin_before_channels_and_normalisation(framed: Dataset, recipe_with: MakeRecipe) -> None:
+    tables: dict[str, Any] = {"data": {"composite": ["b14 / b15", "b14 / 100"]}}
+    noisy = recipe_with(**tables, augment={"dihedral": 0.0, "noise": {"probability": 1.0}})
+    composite = Composite(channels_of(noisy.data, framed.band_names), per_image=False)
+    source = source_of(framed, noisy, composite, torch.device("cpu"))
+    part = Sampler(framed, noisy, np.arange(9), "0").part(0)
+    (changed,), (plain,) = list(source.batches([part])), list(source.batches([Part(part.rows)]))
+    assert torch.allclose(changed.inputs[:, 0], plain.inputs[:, 0], atol=1e-5)
+    factors = changed.inputs[:, 1] / plain.inputs[:, 1]
+    assert 1e-4 < (factors - 1).abs().mean() < 0.02
 
 
 def test_frames_that_cannot_be_reversed_are_named(framed: Dataset, recipe_with: MakeRecipe) -> None:

@@ -70,6 +70,17 @@ def test_imagenet_follows_the_clipped_composite(kelvin: np.ndarray) -> None:
     assert np.allclose(out, (ash - mean[:, None, None]) / std[:, None, None], atol=1e-3)
 
 
+def test_factors_act_on_the_bands_in_their_unit(kelvin: np.ndarray) -> None:
+    names, factors = ["b14 - b15", "(b14 - b15) / (b14 + b15)", "(b14 - 243) / 60"], torch.rand(2, 2, 8, 8) / 10 + 0.95
+    composite = Composite(channels_of(section(names), BANDS))
+    packed = torch.from_numpy(((kelvin - 273.15) / 0.01).round().astype(np.int16))
+    plain = compose(packed, composite, BANDS, 0.01, 273.15)
+    out = compose(packed, composite, BANDS, 0.01, 273.15, factors)
+    assert torch.allclose(out[:, :, 0], plain[:, :, 0] * factors, atol=1e-3)
+    assert torch.allclose(out[:, :, 1], plain[:, :, 1], atol=1e-6)  # an index is that of the pixel
+    assert torch.allclose(out[:, :, 2], ((60 * plain[:, :, 2] + 243) * factors - 243) / 60, atol=1e-4)
+
+
 def test_per_image_gives_every_channel_mean_0_and_deviation_1(kelvin: np.ndarray) -> None:
     out = composed(kelvin, Composite((Channel({"b14": 1.0}), Channel({"b14": 1.0, "b15": -1.0})), per_image=True))
     assert np.allclose(out.mean((-2, -1)), 0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""All random changes of a batch but the dihedral moves, in their order."""
+"""All random changes of a batch but the dihedral moves, in their order; noise is made on the bands before."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +37,6 @@ class Chain:
             "time_reversal": self._time_reversal,
             "brightness_contrast": self._brightness_contrast,
             "blur": self._blur,
-            "noise": self._noise,
             "frame_dropout": self._frame_dropout,
             "copy_paste": self._copy_paste,
             "mosaic": self._mosaic,
@@ -47,12 +46,31 @@ class Chain:
         }
         moved = False
         for name in self.section.kinds:
+            if name == "noise":  # acts on bands
+                continue
             if name in _GEOMETRIC:
                 samples, moved = samples if moved else self._moved(samples, draws), True
             elif len(chosen := self._chosen(name, draws)):
                 indices = torch.from_numpy(chosen).to(samples.target.device)
                 samples = samples.replaced(indices, makers[name](samples, chosen, draws[name][chosen]))
         return samples
+
+    def band_factors(
+        self, draws: Mapping[str, np.ndarray], shape: tuple[int, int, int], device: torch.device
+    ) -> torch.Tensor | None:
+        """Return what the bands of each pixel are multiplied with before channels are made; None: nothing.
+
+        Shape:
+            shape (T, H, W), draws as for `apply`, to float32 (B, T, H, W).
+        """
+        if "noise" not in self.section.kinds or not len(chosen := self._chosen("noise", draws)):
+            return None
+        mine = draws["noise"][chosen]
+        factors = torch.ones((len(draws["noise"]), *shape), device=device)
+        factors[torch.from_numpy(chosen).to(device)] = intensity.noise(
+            shape, _seeds(mine), mine, self.section.noise, device
+        )
+        return factors
 
     def _chosen(self, name: str, draws: Mapping[str, np.ndarray]) -> np.ndarray:
         kind = self.section.kinds[name]
@@ -103,10 +121,6 @@ class Chain:
     def _blur(self, samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:
         own = _own(samples, chosen)
         return replace(own, images=intensity.blur(own.images, draws, self.section.blur))
-
-    def _noise(self, samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:
-        own = _own(samples, chosen)
-        return replace(own, images=intensity.noise(own.images, _seeds(draws), draws, self.section.noise))
 
     def _cutout(self, samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:
         return intensity.cutout(_own(samples, chosen), _seeds(draws), self.section.cutout, self.offset_px)

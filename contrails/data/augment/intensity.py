@@ -27,24 +27,20 @@ def brightness_contrast(images: torch.Tensor, draws: np.ndarray, section: Bright
     return (images - mean) * factor + mean + added
 
 
-def noise(images: torch.Tensor, seeds: list[int], draws: np.ndarray, section: NoiseSection) -> torch.Tensor:
-    """Return images times 1 + s n, with normal n of each pixel and frame, the same for all channels.
+def noise(
+    shape: tuple[int, int, int], seeds: list[int], draws: np.ndarray, section: NoiseSection, device: torch.device
+) -> torch.Tensor:
+    """Return 1 + s n, with normal n of each pixel and frame: what all bands are multiplied with.
 
     Each sample's noise comes from a generator of its own; s is uniform from 0 to the section's strength.
 
     Shape:
-        images (B, T, C, H, W), draws (B, 2) of 0 to 1, the first unused.
+        shape (T, H, W), draws (B, 2) of 0 to 1, the first unused, to float32 (B, T, H, W).
     """
-    _, frames, _, height, width = images.shape
-    strengths = _column(section.strength * draws[:, 1], images)
-    device = images.device
-    normal = torch.stack(
-        [
-            torch.randn((frames, 1, height, width), generator=torch.Generator(device).manual_seed(seed), device=device)
-            for seed in seeds
-        ]
-    )
-    return images * (1 + strengths * normal)
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    normal = torch.stack([torch.randn(shape, generator=each, device=device) for each in generators])
+    strengths = torch.from_numpy(section.strength * draws[:, 1]).float().to(device)
+    return 1 + strengths.view(-1, 1, 1, 1) * normal
 
 
 def blur(images: torch.Tensor, draws: np.ndarray, section: BlurSection) -> torch.Tensor:
