@@ -7,6 +7,7 @@ weights are equal files. safetensors holds tensors only: nothing in such a file 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +43,41 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
             raise OSError(str(error)) from error
 
 
-def load_fitting(model: nn.Module, tensors: dict[str, torch.Tensor]) -> list[str]:
-    """Load the tensors that a model has under the same name and with the same shape.
+@dataclass(frozen=True)
+class Fitting:
+    """What became of the tensors of another model: names of those that were loaded, and of those that were not.
 
-    Returns:
-        A line for each one that the model lacks or has in another shape, and for each of the model's own that is not
-        given: it keeps its value.
+    `differing` have another shape here, both of which stand behind the name; `new` ones keep their value, as the other
+    model has none of that name; `unused` ones are the other model's alone.
     """
+
+    loaded: list[str]
+    differing: list[str]
+    new: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        parts = {
+            "tensors do not fit": self.differing,
+            "are of layers that are new": self.new,
+            "are of layers that this model does not have": self.unused,
+        }
+        said = [f"{len(names)} {what}: {', '.join(names)}" for what, names in parts.items() if names]
+        return "; ".join([f"{len(self.loaded)} tensors loaded", *said])
+
+
+def load_fitting(model: nn.Module, tensors: dict[str, torch.Tensor]) -> Fitting:
+    """Load the tensors that a model has under the same name and with the same shape; return what became of each."""
     own = model.state_dict()
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
     model.load_state_dict(fitting, strict=False)
-    there, here = ({name: tuple(t.shape) for name, t in some.items()} for some in (tensors, own))
-    left_out = sorted((there.keys() | here.keys()) - fitting.keys())
-    return [f"{name}: {there.get(name, 'nothing')} there, {here.get(name, 'nothing')} here" for name in left_out]
+    differing = sorted((tensors.keys() & own.keys()) - fitting.keys())
+    return Fitting(
+        sorted(fitting),
+        [f"{name} {tuple(tensors[name].shape)} there, {tuple(own[name].shape)} here" for name in differing],
+        sorted(own.keys() - tensors.keys()),
+        sorted(tensors.keys() - own.keys()),
+    )
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

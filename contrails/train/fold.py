@@ -204,10 +204,10 @@ def _verified(weights: WeightsFile) -> Path:
 
 def _start_from(path: Path, model: nn.Module) -> None:
     """Load what fits of another run's weights, and name what does not."""
-    left_out = load_fitting(model, load_weights(path)[0])
-    if len(left_out) >= len(model.state_dict()):
+    fitting = load_fitting(model, load_weights(path)[0])
+    if not fitting.loaded:
         raise TrainingError(f"{path} fits this model nowhere; continue with the model of its own run")
-    log.info("starting from %s; %d tensors do not fit: %s", path, len(left_out), "; ".join(left_out) or "none")
+    log.info("starting from %s: %s", path, fitting)
 
 
 def _gpu(config: RunConfig) -> str | None:

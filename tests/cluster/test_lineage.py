@@ -57,7 +57,8 @@ def test_another_channel_count_loads_what_fits_and_names_the_rest(site: Site) ->
     fold = site.fold("0", "tiny-continued")
     eventually(fold.done.exists)
     log = fold.attempt(1).stderr.read_text()
-    assert "tensors do not fit: model.encoder.model.conv1.0.weight: (" in log
+    assert "1 tensors do not fit: model.encoder.model.conv1.0.weight (" in log
+    assert "new" not in log
     assert "3, 3, 3) there" in log
 
 
@@ -68,9 +69,11 @@ def test_a_2d_run_continues_with_merged_frames(site: Site) -> None:
     assert begun.returncode == 0, begun.stderr
     fold = site.fold("0", "tiny-continued")
     eventually(fold.done.exists)
-    (line,) = (line for line in fold.attempt(1).stderr.read_text().splitlines() if "tensors do not fit" in line)
-    _, _, names = line.partition(" tensors do not fit: ")
-    assert all(name.startswith("model.merge.") for name in names.split("; ")), line
+    (line,) = (line for line in fold.attempt(1).stderr.read_text().splitlines() if "starting from" in line)
+    assert "do not fit" not in line
+    _, _, names = line.partition(" are of layers that are new: ")
+    assert names
+    assert all(name.startswith("model.merge.") for name in names.split(", ")), line
 
 
 def test_what_cannot_be_continued_is_refused(site: Site, tiny_data: Path) -> None:

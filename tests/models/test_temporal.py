@@ -50,8 +50,10 @@ def test_every_frame_counts(merge: str) -> None:
 def test_with_its_own_feature_beside_it_starts_as_the_model_of_one_frame(merge: str, label: int) -> None:
     flat = built().eval()
     deep = framed(label=label, temporal={"merge": merge}).eval()
-    missing = load_fitting(deep, flat.state_dict())
-    assert all(line.startswith("model.merge.") and "nothing there" in line for line in missing), missing
+    fitting = load_fitting(deep, flat.state_dict())
+    assert set(fitting.loaded) == set(flat.state_dict())
+    assert (fitting.differing, fitting.unused) == ([], [])
+    assert all(name.startswith("model.merge.") for name in fitting.new)
     assert torch.allclose(deep(frames()).mask, flat(frames()[:, label]).mask, atol=1e-5)
 
 
