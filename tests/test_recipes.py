@@ -13,11 +13,13 @@ from click.testing import CliRunner
 from conftest import new_run
 
 from contrails.cli.main import cli
+from contrails.cli.train import _DEBUG
 from contrails.config import Recipe, load_recipe
 from contrails.errors import Stopped
 from contrails.models.names import require_known
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
+from contrails.train.optim import course_of
 
 from raw_records import write_record
 
@@ -58,12 +60,26 @@ def small(path: Path, folder: Path) -> Recipe:
         "epochs": 1,
         "swa_epochs": min(1, values["train"]["swa_epochs"]),
     }
-    values["train"]["warmup_epochs"] = min(1.0, values["train"]["warmup_epochs"])
+    for duration in ("steps", "warmup_epochs", "warmup_steps"):
+        values["train"].pop(duration, None)
     values["snapshot"] |= {"keep_last": 1, "keep_best": 1}
     if "size" in values["data"]:
         values["data"]["size"] = 64
     values["model"].pop("pretrained", None)
     return Recipe.model_validate(values)
+
+
+def test_the_recipe_of_the_paper_has_its_steps_whatever_the_fold() -> None:
+    train = load_recipe(JOBS / "paper_sgd.toml").train
+    for per_epoch in (3, 64, 80):
+        course = course_of(train, per_epoch)
+        assert (course.steps, course.warmup) == (10_000, 500)
+    assert (train.grad_clip, train.decay_on) == (0, "all")
+
+
+def test_a_look_at_a_long_recipe_is_short() -> None:
+    train = load_recipe(JOBS / "paper_sgd.toml", _DEBUG).train
+    assert (course_of(train, 1).steps, course_of(train, 1).warmup, train.accumulate) == (2, 1, 1)
 
 
 def stop_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +111,8 @@ def test_the_header_says_what_to_expect(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for word in ("command", "needs", "score"):
         assert any(line.startswith(f"# {word}:") for line in header), f"{path} has no line '# {word}:'"
+    quotes = re.search("# score:.*(published|private test)", "\n".join(header))
+    assert quotes is None or any(line.startswith("# differs:") for line in header), f"{path} quotes a public score"
 
 
 @pytest.mark.parametrize("path", OF_GOES, ids=lambda path: path.stem)

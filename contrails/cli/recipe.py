@@ -17,6 +17,9 @@ from contrails.config import Recipe
 from contrails.sections.base import Section
 from contrails.sections.reading import keys, tables_of
 
+_USUAL_SIDE = 256
+"""Of the records of OpenContrails."""
+
 
 @click.group()
 def recipe() -> None:
@@ -56,12 +59,10 @@ def schema(as_json: bool) -> None:
 @click.option(
     "--side",
     type=click.IntRange(1, 65536),
-    default=256,
-    show_default=True,
-    help="Side of a record in pixels, for --model.",
+    help="Side of a record in pixels, for --model; default: that of the dataset's, else data.size, else 256.",
 )
 def show(
-    path: Path | None, overrides: tuple[str, ...], as_json: bool, sheet: Path | None, with_model: bool, side: int
+    path: Path | None, overrides: tuple[str, ...], as_json: bool, sheet: Path | None, with_model: bool, side: int | None
 ) -> None:
     """Check RECIPE (default: jobs/default.toml) and print it with the defaults filled in, empty keys as comments.
 
@@ -76,11 +77,12 @@ def show(
       contrails recipe show jobs/default.toml -o augment.affine.probability=0.5 --augment sheet.png
     """
     from contrails.data.composites import check_composite
-    from contrails.models.names import require_known
+    from contrails.models.names import require_known, require_useful
 
     _, loaded = read_recipe(path, overrides)
     check_composite(loaded.data)
     require_known(loaded)
+    require_useful(loaded)
     if sheet is not None:
         require_picture(sheet, "--augment")
     if with_model:
@@ -94,21 +96,24 @@ def show(
         click.echo(f"{sheet}: {plot_augmentation(open_dataset(loaded.data.dataset), loaded, sheet)} records", err=True)
 
 
-def _show_model(recipe: Recipe, side: int, *, as_json: bool) -> None:
-    """Print how large a recipe's network is for records of the infrared bands of GOES, or of its dataset's."""
+def _show_model(recipe: Recipe, side: int | None, *, as_json: bool) -> None:
+    """Print how large a recipe's network is for records of its dataset; without it for the infrared bands of GOES."""
     import torch
 
     from contrails.data.composites import channels_of
     from contrails.data.store import open_dataset
     from contrails.models.build import build_model
+    from contrails.models.sizes import require_size
     from contrails.models.summary import size_of, summary
 
-    exists = recipe.data.dataset.is_file()
-    bands = open_dataset(recipe.data.dataset).band_names if exists else [f"b{band:02d}" for band in range(8, 17)]
+    dataset = open_dataset(recipe.data.dataset) if recipe.data.dataset.is_file() else None
+    bands = dataset.band_names if dataset is not None else [f"b{band:02d}" for band in range(8, 17)]
     channels, frames = len(channels_of(recipe.data, bands)), max(len(recipe.data.frames), 1)
     apart = recipe.model.temporal.merge != "channels"
-    side = recipe.data.crop or side
-    shape = (frames, channels, side, side) if apart else (frames * channels, side, side)
+    known = (recipe.data.size or _USUAL_SIDE,) * 2 if dataset is None else dataset.votes.shape[1:]
+    height, width = (side, side) if side else (recipe.data.crop,) * 2 if recipe.data.crop else known
+    require_size(recipe, height, width)
+    shape = (frames, channels, height, width) if apart else (frames * channels, height, width)
     with torch.device("meta"):  # without memory and arithmetic
         model = build_model(recipe, shape[-3]).to("meta")  # smp makes some weights on the CPU all the same
     size = size_of(model, recipe, shape)

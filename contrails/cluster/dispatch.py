@@ -36,8 +36,9 @@ from contrails.data.sampling import require_crop_fits, require_ranks_fit
 from contrails.data.store import open_dataset
 from contrails.errors import RecipeError, RunError, StorageError
 from contrails.files import sha256, storage, to_json, write_atomic
-from contrails.models.names import require_deterministic, require_known
+from contrails.models.names import require_deterministic, require_known, require_useful
 from contrails.models.pretrained import find_pretrained
+from contrails.models.sizes import require_size
 from contrails.runs import ALL, Fold, Run, new_run_path, open_run
 from contrails.sections.reading import keys, parse
 from contrails.train.attempt import process_of
@@ -282,11 +283,13 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
 def _check_data(recipe: Recipe) -> DataIdentity:
     """Open what the recipe names and check that it fits, before anything is created."""
     require_known(recipe)
+    require_useful(recipe)
     dataset, filelist = open_dataset(recipe.data.dataset), read_filelist(recipe.data.filelist)
     require_match(filelist, dataset.record_ids, str(recipe.data.filelist))
     channels_of(recipe.data, dataset.band_names, dataset.units)
     dataset.frame_positions(recipe.data.frames)
     require_crop_fits(recipe, dataset)
+    require_size(recipe, *dataset.votes.shape[1:])
     excluded_rows(recipe.data.exclude, dataset)
     listed = sha256(recipe.data.filelist)
     return DataIdentity(

@@ -198,8 +198,9 @@ def compose(
     # A band is converted once for all channels, and all is in place: what fits no cache costs more than arithmetic.
     used = {band for channel in composite.channels for band in channel.bands}
     counts = {band: packed[:, :, band_names.index(band)].float() for band in used}
-    for band in counts if factors is not None else ():  # (scale * count + offset) * factor, as a count again
-        counts[band].mul_(factors).add_(factors - 1, alpha=offset / scale)
+    if factors is not None:
+        for count in counts.values():  # (scale * count + offset) * factor, as a count again
+            count.mul_(factors).add_(factors - 1, alpha=offset / scale)
     batch, frames, _, height, width = packed.shape
     out = torch.empty((batch, frames, len(composite.channels), height, width), device=packed.device)
     for index, channel in enumerate(composite.channels):

@@ -15,7 +15,8 @@ from contrails.models.library import smp
 from contrails.models.names import decoder_channels, find_encoder, require_known
 from contrails.models.network import Network
 from contrails.models.segmenter import Segmenter
-from contrails.models.temporal import Cnn3d, FrameMerge, panel_grid
+from contrails.models.sizes import padded, panel_grid
+from contrails.models.temporal import Cnn3d, FrameMerge
 from contrails.sections.model import ModelSection
 
 _FAILURES = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
@@ -74,7 +75,8 @@ def _smp_model(recipe: Recipe, num_channels: int, pretrained: Path | None) -> An
     options: dict[str, Any] = dict(section.encoder_options)
     if encoder.fixed and "img_size" in encoder.options and recipe.data.size is not None:
         rows, columns = panel_grid(len(recipe.data.frames)) if section.temporal.merge == "panels" else (1, 1)
-        options.setdefault("img_size", (rows * recipe.data.size, columns * recipe.data.size))
+        side = padded(section, recipe.data.size)
+        options.setdefault("img_size", (rows * side, columns * side))
     from_timm = pretrained is not None and encoder.is_timm
     if from_timm:  # timm itself maps the names, and adapts the first convolution to the channels
         options["pretrained_cfg_overlay"] = {"file": str(pretrained), "hf_hub_id": None}

@@ -21,9 +21,6 @@ NONDETERMINISTIC = Path(__file__).with_name("nondeterministic.json")
 _KIN = {"coat": ["mit_b2", "tu-pvt_v2_b2"], "xcit": ["tu-davit_tiny"], "volo": ["tu-davit_tiny"]}
 """What comes nearest to families without features, where their names say nothing."""
 
-_WITHOUT_DUMMY = {"UnetPlusPlus", "Linknet"}
-"""Architectures that smp lets mit encoders not go with."""
-
 _PARTS = ("encoder", "merge", "decoder", "segmentation_head", "more_heads", "aux_heads", "classifier", "share")
 """What a network consists of; see `contrails.models.network`."""
 
@@ -34,9 +31,12 @@ _SIZED = ("img_size", "dynamic_img_size", "strict_img_size")
 class Encoder:
     """What is known of an encoder.
 
-    `stride` is that of its finest feature, None where all have the same (a plain vision transformer, for DPT alone);
-    `fixed` encoders are built for one size of picture; `dilates` says whether its stride can be lowered; `pretrained`
-    are the names of its weights, the default first.
+    `stride` is that of its finest feature, None where all have the same (a plain vision transformer, for DPT alone,
+    with patches of `patch_px`); `fixed` encoders are built for one size of picture, `only_px` where no option says it;
+    others take what is not smaller than `smallest_px`. `dilates` says whether its stride can be lowered; `relu` is
+    "last" where a ReLU made each feature, "pooled" where some were pooled after it, None where they have signs.
+    `not_with` are the architectures that cannot take its features. `pretrained` are the names of its weights, the
+    default first.
     """
 
     name: str
@@ -45,6 +45,11 @@ class Encoder:
     dilates: bool
     stride: int | None = 2
     fixed: bool = False
+    smallest_px: int = 32
+    only_px: int | None = None
+    patch_px: int | None = None
+    relu: str | None = None
+    not_with: tuple[str, ...] = ()
 
     @property
     def is_timm(self) -> bool:
@@ -82,6 +87,25 @@ def require_known(recipe: Recipe) -> None:
             raise RecipeError(f"train.freeze.{part}: {choices(part, _PARTS)}, or a part of one of them")
 
 
+def require_useful(recipe: Recipe) -> None:
+    """Check what would train but not as it was meant: keys of a model without effect.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    section = recipe.model
+    asked, has = section.relu_features, find_encoder(section.encoder).relu
+    if asked == "add" and has is not None:
+        raise RecipeError(
+            f"model.relu_features = 'add': the features of {section.encoder} have passed a ReLU; leave the key out"
+        )
+    if asked == "remove" and has != "last":
+        raise RecipeError(
+            f"model.relu_features = 'remove': the features of {section.encoder} do not end with a ReLU; leave the key "
+            "out, or choose an encoder such as resnet34"
+        )
+
+
 def require_deterministic(recipe: Recipe, device: str) -> None:
     """Check that a model has deterministic kernels where it will train.
 
@@ -117,10 +141,11 @@ def find_encoder(name: str) -> Encoder:
     """
     tables = known()
     if name == "cnn3d":
-        return Encoder(name, {}, (), dilates=False)
+        return Encoder(name, {}, (), dilates=False, relu="pooled")
     if name in tables["encoders"]:
         entry = tables["encoders"][name]
-        return Encoder(name, {}, tuple(entry["pretrained"]), entry["dilates"], 4 if name.startswith("mit_") else 2)
+        stride = 4 if name.startswith("mit_") else 2
+        return Encoder(name, {}, tuple(entry["pretrained"]), entry["dilates"], stride, **_measured(entry))
     base, _, tag = name.removeprefix("tu-").partition(".")
     if name.startswith("tu-") and base in tables["timm"]:
         entry = tables["timm"][base]
@@ -130,7 +155,7 @@ def find_encoder(name: str) -> Encoder:
             )
         weights = (tag,) if tag else tuple(entry["pretrained"])
         options = tables["classes"][entry["class"]]
-        return Encoder(name, options, weights, entry["dilates"], entry["stride"], entry["fixed"])
+        return Encoder(name, options, weights, entry["dilates"], entry["stride"], entry["fixed"], **_measured(entry))
     timm = [f"tu-{other}" for other in tables["timm"]]
     if base in tables["without_features"]:
         kin = [other for family, others in _KIN.items() if base.startswith(family) for other in others]
@@ -140,6 +165,11 @@ def find_encoder(name: str) -> Encoder:
         f"model.encoder = '{name}': {nearest(name, [*tables['encoders'], *timm])} (an encoder of "
         "segmentation-models-pytorch, or tu-NAME for a timm model)"
     )
+
+
+def _measured(entry: dict[str, Any]) -> dict[str, Any]:
+    keys = ("smallest_px", "only_px", "patch_px", "relu")
+    return {key: entry[key] for key in keys if key in entry} | {"not_with": tuple(entry["not_with"])}
 
 
 def decoder_channels(section: ModelSection) -> tuple[int, ...] | int | None:
@@ -222,15 +252,17 @@ def _require_pair(section: ModelSection, name: str, encoder: Encoder) -> None:
     if name == "DPT":
         if not encoder.is_timm or depth != 4:
             wrong = "DPT takes timm encoders with encoder_depth = 4"
+        elif name in encoder.not_with:
+            wrong = "its features have several sizes; choose one like tu-vit_base_patch16_224"
     elif encoder.stride is None:
         wrong = "its features all have one size; it goes with DPT alone"
-    elif section.encoder.startswith("mit_") and name in _WITHOUT_DUMMY:
+    elif name in encoder.not_with:
         wrong = "smp has no such pair; choose Unet or FPN"
     elif name == "FPN" and encoder.stride == 4 and depth < 5:
         wrong = "an encoder whose features begin at stride 4 needs encoder_depth = 5"
     elif name == "FPN" and section.stem_stride == 1 and depth < 4:
         wrong = "stem_stride = 1 needs encoder_depth = 4 or 5"
-    elif not encoder.dilates and _output_stride(section, name) < 32:
+    elif not encoder.dilates and output_stride(section, name) < 32:
         wider = "set model.decoder_options.encoder_output_stride = 32" if name == "PAN" else "choose one like resnet34"
         wrong = f"its stride cannot be lowered; {wider}"
     if wrong is None and section.stem_stride is not None and encoder.stride != 2:
@@ -242,7 +274,8 @@ def _require_pair(section: ModelSection, name: str, encoder: Encoder) -> None:
         raise RecipeError(f"model.architecture = '{name}' with model.encoder = '{section.encoder}': {wrong}")
 
 
-def _output_stride(section: ModelSection, name: str) -> int:
+def output_stride(section: ModelSection, name: str) -> int:
+    """Return the stride of the coarsest feature that an architecture asks an encoder for."""
     default = {"DeepLabV3": 8, "DeepLabV3Plus": 16, "PAN": 16}.get(name, 32)
     stride = section.decoder_options.get("encoder_output_stride", default)
     assert isinstance(stride, int)
@@ -279,6 +312,6 @@ def _require_size(recipe: Recipe, encoder: Encoder) -> None:
     """Check that an encoder for one size of picture is told which."""
     if encoder.fixed and recipe.data.size is None and not set(_SIZED) & set(recipe.model.encoder_options):
         raise RecipeError(
-            f"model.encoder = '{encoder.name}' is built for pictures of one size; set data.size, to which "
-            "records are enlarged"
+            f"model.encoder = '{encoder.name}' is built for pictures of one size; set data.size"
+            f"{'' if encoder.only_px is None else f' = {encoder.only_px}'}, to which records are enlarged"
         )

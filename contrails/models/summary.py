@@ -1,4 +1,4 @@
-"""How large a network is: torchinfo's table, parameters, multiply-adds, and the memory that a training step needs."""
+"""How large a network is: a table of its layers, parameters, multiply-adds, and the memory of a training step."""
 
 import warnings
 from typing import Any
@@ -8,15 +8,29 @@ from torch import nn
 
 from contrails.config import Recipe
 
+_DEPTH = 3
+_NAME, _SHAPE, _NUMBER = 44, 20, 14
+"""Widths of the table's columns: 80 in all."""
+
 
 def summary(model: nn.Module, input_shape: tuple[int, ...]) -> str:
-    """Return torchinfo's table of a model, with input and output shapes, parameters and multiply-adds."""
-    from torchinfo.enums import Units
+    """Return a table of a model's layers with the shapes of their outputs and their parameters, 80 columns wide."""
+    found = _torchinfo(model, input_shape)
+    rows, shown = [("layer", "output", "parameters")], set[int]()
+    for layer in found.summary_list:  # has what runs several times as often
+        if layer.depth <= _DEPTH and layer.layer_id not in shown:
+            shown.add(layer.layer_id)
+            name = f"{layer.var_name}: {layer.class_name}" if layer.depth else layer.class_name
+            shape = ", ".join(map(str, layer.output_size or ()))
+            count = sum(parameter.numel() for parameter in layer.module.parameters())
+            rows.append(("  " * layer.depth + name, shape, f"{count:,}" if count else ""))
+    lines = [f"{_cut(name, _NAME)} {_cut(shape, _SHAPE)} {number:>{_NUMBER}}" for name, shape, number in rows]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(line.rstrip() for line in [*lines, lines[1], f"parameters: {found.total_params:,}"])
 
-    table = str(_torchinfo(model, input_shape))
-    for unit in Units:  # torchinfo 1.8 prints the name of the constant
-        table = table.replace(f"Units.{unit.name}", unit.value)
-    return table
+
+def _cut(text: str, width: int) -> str:
+    return f"{text if len(text) <= width else f'{text[: width - 3]}...':<{width}}"
 
 
 def size_of(model: nn.Module, recipe: Recipe, record_shape: tuple[int, ...]) -> dict[str, Any]:
@@ -71,8 +85,7 @@ def _torchinfo(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
         return torchinfo_summary(
             model,
             input_size=input_shape,
-            depth=3,
+            depth=_DEPTH,
             verbose=0,
-            col_names=("input_size", "output_size", "num_params"),
             device=next(model.parameters()).device,
         )

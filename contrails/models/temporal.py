@@ -5,12 +5,12 @@ and at the chosen levels its features are merged over time. With the labelled fr
 merged enters with weight zero: training starts as the 2D model whose weights it was given.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from contrails.models.sizes import panel_grid
 from contrails.sections.model import TemporalSection
 
 
@@ -142,12 +142,6 @@ def _conv3d(inside: int, outside: int, stride: tuple[int, int, int]) -> list[nn.
         nn.BatchNorm3d(outside),
         nn.ReLU(inplace=True),
     ]
-
-
-def panel_grid(num_frames: int) -> tuple[int, int]:
-    """Return the rows and columns that frames are laid out in, as nearly square as their number can be divided."""
-    rows = max(rows for rows in range(1, math.isqrt(num_frames) + 1) if num_frames % rows == 0)
-    return rows, num_frames // rows
 
 
 def as_panels(frames: torch.Tensor) -> torch.Tensor:

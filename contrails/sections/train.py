@@ -68,7 +68,10 @@ class TrainSection(Section):
         given = {key: value for key, value in given.items() if value is not None}
         if given and self.schedule == "one_cycle":
             key, value = next(iter(given.items()))
-            raise ValueError(f"{key} = {value}: one_cycle begins with a rise of its own; leave {key} empty")
+            raise ValueError(
+                f"{key} = {value}: one_cycle begins with a rise of its own; leave {key} out, or give it without a "
+                f"value (-o train.{key}=)"
+            )
         if len(given) == 2:
             raise ValueError("warmup_epochs and warmup_steps exclude each other; leave one of them empty")
         for kind, length in (("epochs", None if self.steps else self.epochs), ("steps", self.steps)):

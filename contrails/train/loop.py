@@ -370,7 +370,7 @@ class Loop:
         log.warning(
             "the validation loss is %.3g while the training loss is %.3g: the statistics of batch norm, from pieces of "
             "%d records, do not fit; set model.norm = 'group' and model.encoder_norm = 'group' (or 'frozen' with "
-            "pretrained weights), or make the pieces larger by train.batch_size or train.accumulate",
+            "pretrained weights), make the pieces larger by train.batch_size or train.accumulate, or lower train.lr",
             *(loss, trained, self.sampler.batch_size // section.accumulate // self.ranks.count),
         )
 

@@ -142,8 +142,25 @@ def test_show_says_how_large_the_model_is(path: Path, capsys: pytest.CaptureFixt
     assert plain["memory_bytes"] - weights == 2 * (pieces["memory_bytes"] - weights)
     run("show", path, *small, "--model", "--side", "64")
     text = capsys.readouterr().out
-    assert "Total params" in text
+    assert max(map(len, text.splitlines())) <= 80
     assert f"parameters: {plain['parameters'] / 1e6:.2f} M" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "side"), [([], 32), (["data.crop=32"], 32), (["data.dataset=none.h5"], 256),
+                            (["data.dataset=none.h5", "data.size=64"], 64)],
+)  # fmt: skip
+def test_show_takes_the_size_of_the_records_where_it_is_known(
+    overrides: list[str], side: int, tiny_data: Path, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [f"data.dataset={tiny_data / 'train.h5'}", "model.encoder=tu-test_resnet", "model.encoder_depth=3"]
+    run("show", path, *(word for override in [*small, *overrides] for word in ("-o", override)), "--model", "--json")
+    assert json.loads(capsys.readouterr().out)["input"] == [3, side, side]
+
+
+def test_show_refuses_a_key_without_effect(path: Path) -> None:
+    with pytest.raises(RecipeError, match="relu_features = 'add': the features of resnet18 have passed a ReLU"):
+        run("show", path, "-o", "model.relu_features=add")
 
 
 @pytest.mark.parametrize(

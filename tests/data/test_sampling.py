@@ -54,6 +54,21 @@ def test_the_incomplete_batch_is_left_out_unless_asked_for(framed: Dataset, reci
     assert (small.batch_size, small.steps_per_epoch) == (3, 1)
 
 
+def test_an_epoch_that_leaves_out_much_is_told(
+    framed: Dataset, recipe_with: MakeRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    Sampler(framed, recipe_with(train={"batch_size": 4}), np.arange(8), "0")
+    Sampler(framed, recipe_with(train={"batch_size": 4, "drop_last": False}), np.arange(9), "0")
+    assert caplog.messages == []
+    Sampler(framed, recipe_with(train={"batch_size": 4}), np.arange(9), "0")
+    assert caplog.messages == [
+        (
+            "fold 0: an epoch has 2 steps of 4 records and leaves out 1 of 9; set train.drop_last = false, or "
+            "train.batch_size = 3"
+        )
+    ]
+
+
 def test_a_batch_larger_than_the_fold_is_told(
     framed: Dataset, recipe_with: MakeRecipe, caplog: pytest.LogCaptureFixture
 ) -> None:

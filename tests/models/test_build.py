@@ -1,5 +1,6 @@
 """Networks: every architecture, encoders of each kind, and options that do what they say."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,14 @@ def test_an_encoder_of_a_fixed_size_is_built_for_the_size_of_the_input() -> None
 
 
 def test_summary_names_shapes() -> None:
-    assert "Total params" in summary(built(), (2, 3, 64, 64))
+    for model in (
+        built(),
+        built(encoder="tu-maxvit_tiny_tf_512", data={"size": 64}, encoder_depth=5, decoder_channels=()),
+    ):
+        table = summary(model, (2, 3, 64, 64))
+        assert max(map(len, table.splitlines())) <= 80
+        assert f"\nparameters: {sum(p.numel() for p in model.parameters()):,}" in table
+    assert re.search(r"\n    encoder: MaxxVit|\n    encoder: \w+Encoder +2, 3, 64, 64", table)
 
 
 def test_equal_weights_are_equal_files(tmp_path: Path) -> None:

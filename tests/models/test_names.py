@@ -27,6 +27,14 @@ def test_the_table_is_that_of_the_tested_versions() -> None:
     assert {name for name in vars(smp) if name in known()["architectures"]} == set(known()["architectures"]), again
 
 
+def test_every_encoder_was_run() -> None:
+    measured = {"smallest_px", "relu", "not_with"}
+    assert [name for name, entry in known()["encoders"].items() if not measured <= set(entry)] == []
+    of_timm = measured | {"only_px", "patch_px"}
+    assert [name for name, entry in known()["timm"].items() if not of_timm <= set(entry)] == []
+    assert all(entry["coarsest_px"] >= 1 <= entry["records"] for entry in known()["architectures"].values())
+
+
 def test_torch_is_not_needed() -> None:
     code = "import sys; import contrails.models.names; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -56,6 +64,8 @@ def test_torch_is_not_needed() -> None:
         ({"architecture": "DeepLabV3Plus", "decoder_channels": [8, 8]}, r"has 2 entries, expected a single one"),
         ({"architecture": "DeepLabV3", "encoder": "vgg11"}, r"its stride cannot be lowered; choose one like resnet34"),
         ({"architecture": "Linknet", "encoder": "mit_b0"}, r"smp has no such pair; choose Unet or FPN"),
+        ({"architecture": "PSPNet", "encoder": "tu-rexnet_100"}, r"smp has no such pair; choose Unet or FPN"),
+        ({"architecture": "DPT", "encoder": "tu-tresnet_m", "encoder_depth": 4}, r"features have several sizes; choose"),
         ({"architecture": "FPN", "encoder": "tu-convnext_tiny", "encoder_depth": 4}, r"needs encoder_depth = 5"),
         ({"architecture": "DPT"}, r"DPT takes timm encoders with encoder_depth = 4"),
         ({"architecture": "FPN", "skip_dropout": 0.1}, r"model.skip_dropout: expected .*Unet.*; found .* = 'FPN'"),

@@ -8,7 +8,8 @@ from test_build import built, recipe, step
 
 from contrails.models.build import build_model
 from contrails.models.segmenter import Segmenter
-from contrails.models.temporal import as_panels, panel_grid, panel_place
+from contrails.models.sizes import panel_grid
+from contrails.models.temporal import as_panels, panel_place
 from contrails.models.weights import load_fitting
 
 

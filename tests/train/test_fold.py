@@ -1,6 +1,7 @@
 """Training of a fold as a job does it: to the end, stopped and continued, killed and continued, on bad input."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -200,3 +201,18 @@ def test_runs_need_no_wandb(make_run: MakeRun) -> None:
         "train_fold(Run(Path(sys.argv[1])).fold('0'), {}); assert 'wandb' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(run.path)], check=True)
+
+
+def test_statistics_of_batch_norm_that_do_not_fit_are_told(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    rough = {"epochs": 1, "batch_size": 2, "lr": 0.1}
+    train_fold(make_run("batch", train=rough).fold("0"), {})
+    (told,) = [line for line in caplog.messages if "batch norm" in line]
+    assert re.match(
+        r"the validation loss is 19\.\d while the training loss is 0\.\d+: .* from pieces of 2 records", told
+    )
+    assert "set model.norm = 'group' and model.encoder_norm = 'group'" in told
+    assert "the warm-up takes all of the 4 steps, so that train.lr is not reached" in " ".join(caplog.messages)
+    caplog.clear()
+    group = {"norm": "group", "encoder_norm": "group"}
+    train_fold(make_run("group", train=rough | {"warmup_epochs": 0}, model=group).fold("0"), {})
+    assert not [line for line in caplog.messages if "batch norm" in line or "warm-up" in line]

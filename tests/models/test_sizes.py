@@ -1,0 +1,149 @@
+"""Sizes of records that networks take: what the table says is what they do, and the rest is refused before a job."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from contrails.cli.main import cli
+from contrails.config import Recipe
+from contrails.errors import RecipeError
+from contrails.models.build import build_model
+from contrails.models.names import require_useful
+from contrails.models.sizes import padded, require_size
+
+
+def recipe(model: dict[str, Any], **tables: Any) -> Recipe:
+    data = {"dataset": "d", "filelist": "f"} | tables.pop("data", {})
+    return Recipe.model_validate({"data": data, "model": model, **tables})
+
+
+def test_torch_is_not_needed() -> None:
+    code = "import sys; import contrails.models.sizes; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "tables", "side", "message"),
+    [
+        (
+            {"architecture": "PAN"},
+            {},
+            96,
+            (
+                "'PAN' takes pictures of at least 128 pixels a side with model.encoder = "
+                "'resnet18', and would see 96 x 96; set data.size = 128, or choose another architecture"
+            ),
+        ),
+        ({"architecture": "PAN", "decoder_options": {"encoder_output_stride": 32}}, {}, 200, "at least 256 pixels"),
+        ({"architecture": "PAN"}, {"data": {"crop": 64}}, 256, "at least 128 pixels a side .* would see 64 x 64"),
+        (
+            {"architecture": "DeepLabV3Plus"},
+            {"train": {"accumulate": 16}},
+            256,
+            (
+                "needs 2 records in a piece, found "
+                "train.batch_size = 16 with train.accumulate = 16; change one of these, or set model.norm = 'group'"
+            ),
+        ),
+        (
+            {"encoder": "tu-efficientformer_l1"},
+            {"data": {"size": 256}},
+            256,
+            (
+                "takes pictures of 224 x 224 pixels alone,"
+                " and would see 256 x 256; set data.size = 224, or choose another encoder"
+            ),
+        ),
+        (
+            {"encoder": "tu-maxvit_tiny_tf_512", "encoder_options": {"img_size": 256}},
+            {},
+            128,
+            ("256 x 256 pixels alone, and would see 128 x 128; leave model.encoder_options.img_size out"),
+        ),
+    ],
+)
+def test_what_a_network_does_not_take_is_refused(
+    model: dict[str, Any], tables: dict[str, Any], side: int, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        require_size(recipe(model, **tables), side, side)
+
+
+@pytest.mark.parametrize(
+    ("model", "side"),
+    [
+        ({"architecture": "PAN"}, 128),
+        ({"architecture": "PAN", "encoder_depth": 3}, 64),
+        ({"architecture": "UPerNet"}, 32),
+    ],
+)
+def test_the_smallest_size_trains_and_a_smaller_one_does_not(model: dict[str, Any], side: int) -> None:
+    asked = recipe(model)
+    network = build_model(asked, 3)
+    require_size(asked, side, side)
+    assert network(torch.zeros(2, 3, side, side)).mask.shape == (2, side, side)
+    smaller = side - 2**asked.model.encoder_depth
+    if smaller:
+        with pytest.raises(RecipeError, match="pixels a side"):
+            require_size(asked, smaller, smaller)
+        with pytest.raises(RuntimeError):
+            network(torch.zeros(2, 3, smaller, smaller))
+
+
+def test_what_is_padded_to_a_size_that_is_taken_is_not_refused() -> None:
+    require_size(recipe({"architecture": "PAN"}, data={"size": 100}), 64, 64)
+    panels = {"architecture": "PAN", "temporal": {"merge": "panels"}}
+    require_size(recipe(panels, data={"frames": [1, 2, 3, 4]}), 64, 64)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_piece_of_one_record_is_refused_where_it_does_not_train(norm: str) -> None:
+    asked = recipe({"architecture": "UPerNet", "norm": norm}, train={"batch_size": 2, "accumulate": 2})
+    network = build_model(asked, 3).train()
+    if norm == "group":
+        require_size(asked, 64, 64)
+        network(torch.zeros(1, 3, 64, 64))
+        return
+    with pytest.raises(RecipeError, match="needs 2 records in a piece"):
+        require_size(asked, 64, 64)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        network(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("encoder", ["tu-swin_tiny_patch4_window7_224", "tu-vit_tiny_patch16_224"])
+def test_an_encoder_of_one_size_is_built_for_what_it_sees(encoder: str) -> None:
+    model = {"encoder": encoder} | ({"architecture": "DPT", "encoder_depth": 4} if "vit" in encoder else {})
+    asked = recipe(model, data={"size": 50})
+    require_size(asked, 40, 40)
+    assert padded(asked.model, 50) == 64
+    assert build_model(asked, 3).eval()(torch.zeros(1, 3, 40, 40)).mask.shape == (1, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"relu_features": "add"}, "'add': the features of resnet18 have passed a ReLU; leave the key out"),
+        ({"relu_features": "add", "encoder": "vgg11"}, "'add': the features of vgg11 have passed a ReLU"),
+        ({"relu_features": "remove", "encoder": "tu-convnext_atto"}, "'remove': .* do not end with a ReLU; leave"),
+    ],
+)
+def test_a_key_without_effect_is_refused(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=f"model.relu_features = {message}"):
+        require_useful(recipe(model))
+
+
+def test_a_key_with_effect_is_not_refused() -> None:
+    require_useful(recipe({"relu_features": "remove"}))
+    require_useful(recipe({"relu_features": "add", "encoder": "tu-convnext_atto"}))
+
+
+def test_records_that_are_too_small_are_refused_at_submission(tiny_data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pan.toml"
+    path.write_text(f'[data]\ndataset = "{tiny_data}/train.h5"\nfilelist = "{tiny_data}/three.csv"\n'
+                    '[model]\narchitecture = "PAN"\n')  # fmt: skip
+    with pytest.raises(RecipeError, match=r"'PAN' takes pictures of at least 128 pixels a side .* see 32 x 32"):
+        cli(["submit", str(path), "--dry-run", "--site", "local"], standalone_mode=False)
