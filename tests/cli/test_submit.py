@@ -80,7 +80,7 @@ def test_it_says_which_folds_of_a_run_would_go_on(run: Run, capsys: pytest.Captu
         ("data.dataset=none.h5", "expected a dataset file at .*none.h5"),
         ("model.encoder=resnet19", "model.encoder = 'resnet19': did you mean 'resnet18'"),
         ("model.architecture=Unett", "model.architecture = 'Unett': did you mean 'Unet'"),
-        ("init.run=none", "expected a run called 'none'"),
+        ("init.run=missing", "expected a run called 'missing'"),
     ],
 )
 def test_it_refuses_what_a_submission_refuses(run: Run, override: str, message: str) -> None:
