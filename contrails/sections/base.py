@@ -3,9 +3,13 @@
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
 _LARGEST = 2**53
 """Up to here a whole number is itself in TOML, JSON and arithmetic alike."""
+
+WORD_FOR_NOTHING = "word_for_nothing"
+"""Type of the error about such a word; it has the name and the value of the key, and what empty means."""
 
 _WORDS_FOR_NOTHING = {"", "false", "no", "none", "null", "off", "random"}
 
@@ -33,9 +37,9 @@ class Section(BaseModel):
             is_word = value is False or (isinstance(value, str) and value.strip().lower() in _WORDS_FOR_NOTHING)
             if is_word and field is not None and field.default is None:
                 _, said, meaning = (field.description or "").rpartition("empty: ")
-                raise ValueError(
-                    f"{name} = {value!r}: there is no word for nothing; leave {name} out of the file, or give it "
-                    f"without a value (-o ...{name}=)" + (f": empty means {meaning}" if said else "")
+                means = f", which means {meaning}" if said else ""
+                raise PydanticCustomError(
+                    WORD_FOR_NOTHING, "there is no word for nothing", {"name": name, "value": value, "means": means}
                 )
         return values
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from contrails.errors import RecipeError, choices
-from contrails.sections.base import ASKED, Section
+from contrails.sections.base import ASKED, WORD_FOR_NOTHING, Section
 
 _SHOWN = 120
 S = TypeVar("S", bound=Section)
@@ -61,9 +61,8 @@ def _source(detail: Any, overrides: Mapping[str, str]) -> str | None:
     where = _key(detail)
     for key, text in overrides.items():
         # a problem of a table is an unknown table, or a validator's that names the keys it is about
-        of_table = detail["type"] == "extra_forbidden" or re.search(
-            rf"\b{re.escape(key.rpartition('.')[2])}\b", detail["msg"]
-        )
+        named = detail["ctx"]["name"] if detail["type"] == WORD_FOR_NOTHING else detail["msg"]
+        of_table = detail["type"] == "extra_forbidden" or re.search(rf"\b{re.escape(key.rpartition('.')[2])}\b", named)
         if f"{where}.".startswith(f"{key}.") or ((not where or key.startswith(f"{where}.")) and of_table):
             return f"-o {_cut(text)}"
     return None
@@ -100,6 +99,13 @@ def _explain(section: type[Section], detail: Any) -> str:
         return f"{key} = {_cut(repr(detail['input']))}: expected a table, [{key}]"
     if detail["type"] == "tuple_type":
         return f"{key} = {_cut(repr(detail['input']))}: expected a list, such as [{_cut(str(detail['input']))}]"
+    if detail["type"] == WORD_FOR_NOTHING:
+        word = detail["ctx"]
+        full = f"{key}.{word['name']}".removeprefix(".")
+        return (
+            f"{full} = {word['value']!r}: there is no word for nothing; leave the key empty{word['means']}: no line in "
+            f"the file, or -o {full}="
+        )
     if detail["type"] == "value_error":  # a validator's own words, about several keys
         return f"{key}: {detail['ctx']['error']}".removeprefix(": ")
     if detail["type"].startswith("union_tag"):  # a table of a list says by its name what it is
