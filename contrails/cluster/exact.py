@@ -8,7 +8,7 @@ from typing import Any
 from contrails.files import read_hint
 from contrails.runs import Fold
 
-_DECISIVE = ("code", "recipe", "device", "num_threads", "cpu", "gpu", "python")
+_DECISIVE = ("code", "recipe", "device", "num_threads", "cpu", "simd", "gpu", "python")
 
 
 def differences(fold: Fold) -> tuple[str, ...]:
@@ -19,11 +19,18 @@ def differences(fold: Fold) -> tuple[str, ...]:
         return ()
     first = known[0][1]
     return tuple(
-        f"attempt {number}: {name} {_short(values.get(name))}, was {_short(first.get(name))}"
+        f"attempt {number}: {_difference(name, str(values[name]), str(first[name]))}"
         for number, values in known[1:]
-        for name in sorted(first.keys() | values.keys())
-        if values.get(name) != first.get(name)
+        for name in sorted(first.keys() & values.keys())  # older versions did not write down all of them
+        if values[name] != first[name]
     )
+
+
+def _difference(name: str, value: str, first: str) -> str:
+    if name == "simd":
+        unshared = " ".join(sorted(set(value.split()) ^ set(first.split())))
+        return f"{name} {_short(unshared)} on one of the two machines alone"
+    return f"{name} {_short(value)}, was {_short(first)}"
 
 
 def _decisive(owner: dict[str, Any]) -> dict[str, Any]:
@@ -32,5 +39,5 @@ def _decisive(owner: dict[str, Any]) -> dict[str, Any]:
     return found | versions
 
 
-def _short(value: Any) -> str:
-    return str(value)[:40]
+def _short(value: str) -> str:
+    return value[:40]

@@ -29,6 +29,9 @@ SILENCE_S = 180.0
 _NEWS_S = 0.5
 """Shortest time between two writes of the state."""
 
+_SIMD = ("sse", "ssse", "avx", "amx", "fma", "f16c", "neon", "asimd", "fphp", "sve", "sme", "bf16", "i8mm")
+"""How the names of vector instructions begin."""
+
 OVER = {"stopped", "failed", "done"}
 """States after which an attempt writes nothing more."""
 
@@ -231,7 +234,8 @@ def _this_process() -> dict[str, Any]:
     libraries = ("torch", "segmentation-models-pytorch", "timm", "numpy", "h5py")
     return process_of(os.getpid()) | {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": _cpu_model(),
+        "cpu": _of_cpu("model name") or platform.processor(),
+        "simd": _simd(),
         "python": platform.python_version(),
         "versions": {library: version(library) for library in libraries},
     }
@@ -247,8 +251,17 @@ def boot_id() -> str:
     return named.stdout.strip()
 
 
-def _cpu_model() -> str:
+def _simd() -> str:
+    """Return the vector instructions of this machine, sorted: libraries choose their kernels by them.
+
+    Processors of one name, virtual ones above all, may have others.
+    """
+    flags = (_of_cpu("flags") or _of_cpu("Features")).split()  # of x86, of ARM
+    return " ".join(sorted(flag for flag in flags if flag.startswith(_SIMD)))
+
+
+def _of_cpu(key: str) -> str:
+    """Return what Linux says of the first processor under a key, or ""."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")

@@ -10,6 +10,7 @@ import pytest
 from contrails.cluster.exact import differences
 from contrails.files import read_json, to_json, write_atomic
 from contrails.runs import Fold, Run
+from contrails.train.attempt import claim_attempt
 from contrails.train.fold import train_fold
 
 from local_site import Site, eventually
@@ -160,3 +161,24 @@ def test_differences_name_what_differs_of_attempts_that_trained(tmp_path: Path) 
         write_atomic(fold.attempt(number).job, to_json(owner))
         write_atomic(fold.attempt(number).state, to_json({"step": step}))
     assert differences(fold) == ("attempt 3: torch 3.0, was 2.9",)
+
+
+def test_processors_of_one_name_differ_in_their_instructions(tmp_path: Path) -> None:
+    fold = Fold(tmp_path / "run" / "folds" / "0")
+    owners = [
+        {"cpu": "virtual", "simd": "avx avx2 avx512f"},
+        {"cpu": "virtual"},  # of a version that did not write them down
+        {"cpu": "virtual", "simd": "avx avx2 fma"},
+    ]
+    for number, owner in enumerate(owners, start=1):
+        write_atomic(fold.attempt(number).job, to_json(owner))
+        write_atomic(fold.attempt(number).state, to_json({"step": number}))
+    assert differences(fold) == ("attempt 3: simd avx512f fma on one of the two machines alone",)
+
+
+def test_an_attempt_says_what_vector_instructions_its_machine_has(tmp_path: Path) -> None:
+    path = Path("/proc/cpuinfo")
+    flags = set(path.read_text().split()) if path.exists() else set()
+    said = set(read_json(claim_attempt(Fold(tmp_path / "run" / "folds" / "0"), {}, lambda: True).job)["simd"].split())
+    assert said <= flags
+    assert {"avx2", "avx512f", "asimd"} & said == {"avx2", "avx512f", "asimd"} & flags
