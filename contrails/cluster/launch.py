@@ -256,9 +256,8 @@ def _code(returncode: int, stopping: bool) -> int:
 def _look_at(child: _Child, config: RunConfig, stopping: bool, peak: Peak) -> None:
     """Write why a child ended; if a signal ended it, it had no time to say so itself."""
     code = _code(child.process.returncode, stopping)
-    if code == Stopped.exit_code and child.process.returncode < 0:
-        name = signal.Signals(-child.process.returncode).name
-        tell(f"fold {child.fold.key}: stopped ({name}) before it began; {next_step('lost', child.fold.run)}")
+    if child.process.returncode == -signal.SIGINT:
+        tell(f"fold {child.fold.key}: stopped (SIGINT) before it began; {next_step('lost', child.fold.run)}")
     if code in (0, Stopped.exit_code):
         return
     attempt = _attempt_of(child)
