@@ -19,7 +19,7 @@ from pbs_runs import PbsRuns
 from pbs_site import REAL, history_does_not_matter
 from slurm_site import weights
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.pbs_runs]
 
 SHORT = ("-o", "train.epochs=1")
 EPOCHS = ("-o", "train.epochs=100")
@@ -107,6 +107,7 @@ def test_what_runs_is_never_lost(site: PbsRuns) -> None:
     assert site.run("cancel", "asked").returncode == 0
 
 
+@pytest.mark.fake_pbs
 def test_whatever_ends_a_job_but_its_user_the_fold_goes_on(
     site: PbsRuns, undisturbed: dict[str, str], history: bool
 ) -> None:
@@ -207,6 +208,7 @@ def test_a_limit_lets_some_jobs_of_a_run_in_and_these_the_others(site: PbsRuns) 
     assert [job.folds for job in submissions(site.fold("0", "some").run) if not job.void] == [("0",), ("1",), ("2",)]
 
 
+@pytest.mark.fake_pbs
 @history_does_not_matter
 def test_where_all_jobs_of_a_run_end_at_once_the_last_one_waits_for_the_others(site: PbsRuns) -> None:
     site.profile("warned", next_job="at_warning")
@@ -235,6 +237,7 @@ def test_a_walltime_that_is_too_short_to_begin_is_told(site: PbsRuns) -> None:
     assert "no step was made within 1" in state["reason"]  # 11 s and what the start took until the margin
 
 
+@pytest.mark.fake_pbs
 @history_does_not_matter
 def test_a_suspended_fold_is_told_from_one_that_trains(site: PbsRuns) -> None:
     site.submit("suspended", "-o", "train.epochs=3000")
@@ -247,6 +250,7 @@ def test_a_suspended_fold_is_told_from_one_that_trains(site: PbsRuns) -> None:
     assert site.run("cancel", "suspended").returncode == 0
 
 
+@pytest.mark.fake_pbs
 def test_a_failed_node_and_its_ghost(site: PbsRuns, undisturbed: dict[str, str]) -> None:
     fake, fold = site.fake, site.fold("0", "ghost")
     site.submit("ghost", *EPOCHS)
@@ -256,6 +260,7 @@ def test_a_failed_node_and_its_ghost(site: PbsRuns, undisturbed: dict[str, str])
     assert weights(fold) == undisturbed
 
 
+@pytest.mark.fake_pbs
 def test_lost_answers_a_server_that_is_down_and_a_purged_history(site: PbsRuns) -> None:
     site.fake.configure(lose_replies=1)
     site.submit("lost", *SHORT)
@@ -283,6 +288,7 @@ def test_a_run_after_another_waits_for_its_success(site: PbsRuns) -> None:
     assert site.ends("first") == ["walltime", ""]
 
 
+@pytest.mark.fake_pbs
 @history_does_not_matter
 def test_a_run_after_one_that_fails_starts_when_that_goes_on(site: PbsRuns) -> None:
     site.fake.configure(slots=0)
