@@ -171,7 +171,7 @@ def test_seeds_make_runs_and_all_trains_without_a_score(site: Site) -> None:
 def test_training_in_the_foreground_shows_the_model(site: Site) -> None:
     done = site.run("train", "tiny.toml", "--debug")
     assert done.returncode == 0, done.stderr
-    assert "Total params" in done.stderr
+    assert "\nparameters: 81,625\n" in done.stderr
     assert "input (2, 3, 32, 32) -> output (2, 32, 32)" in done.stderr
     assert site.states("tiny-debug")["0"]["state"] == "done"
     assert site.run("train", "tiny.toml", "--debug").returncode == 0  # made afresh each time
