@@ -52,7 +52,7 @@ def test_real_records_to_a_submission(real_data: Path, tmp_path: Path) -> None:
 def test_a_small_unet_overfits_the_real_positives(real_data: Path, tmp_path: Path) -> None:
     contrails(tmp_path, "prepare", str(real_data), "train.h5")
     contrails(tmp_path, "split", "train.h5", "--folds", "3", "-o", "folds.csv")
-    write_recipe(tmp_path, epochs=170, batch_size=3, lr=3e-3)
+    write_recipe(tmp_path, epochs=140, batch_size=3, lr=3e-3)
     keep = ("-o", "snapshot.keep_last=1", "-o", "snapshot.keep_best=1")
     contrails(tmp_path, "train", "recipe.toml", "--fold", "all", "--overfit", "3", "-o", "augment.dihedral=0", *keep)
     done = json.loads((tmp_path / "runs/recipe-overfit/folds/all/done.json").read_text())
@@ -82,7 +82,7 @@ def test_the_wheel_runs_outside_of_the_clone(tmp_path: Path) -> None:
         copy(CLONE / name, source / name)
     pip = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(source)], check=True)
-    (wheel,) = tmp_path.glob("contrails-*.whl")
+    (wheel,) = tmp_path.glob("contrails_hpc-*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True)
     environment = dict(os.environ) | {"PYTHONPATH": str(tmp_path / "site")}
     code = "import contrails, sys; print(contrails.__file__); from contrails.cli.main import main; main()"

@@ -1,4 +1,4 @@
-"""The drill: a real run, killed in every way at moments of a fixed seed and of a random one."""
+"""The drill: a real run, killed in every way at moments of a random seed."""
 
 import json
 import secrets
@@ -20,14 +20,14 @@ def site(tmp_path: Path, tiny_data: Path) -> Iterator[Site]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, secrets.randbelow(10**6)], ids=["fixed", "random"])
-def test_no_kill_changes_a_bit(site: Site, seed: int) -> None:
+def test_no_kill_changes_a_bit(site: Site) -> None:
+    seed = secrets.randbelow(10**6)
     print("seed", seed)  # noqa: T201 - to repeat a failure
-    done = site.run("drill", "--kills", "9" if seed == 1 else "4", "--seed", str(seed), "--json", seconds=900)
+    done = site.run("drill", "--kills", "9", "--seed", str(seed), "--json", seconds=900)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert outcome["equal"]
-    assert len(outcome["kills"]) == (9 if seed == 1 else 4)
+    assert len(outcome["kills"]) == 9
     for kill in outcome["kills"]:
         assert kill["way"].startswith("SIGKILL") or kill["steps_lost"] == 0, kill
     assert [path.name for path in (site.root / "runs").iterdir() if not path.name.startswith(".")] == []
