@@ -138,8 +138,11 @@ def join(file: Path, out: Path | None) -> None:
     from contrails.data.layout import shard_path
 
     joined = join_shards(file)
-    what = f"{file}: {joined.num_records} records of {joined.num_shards} shards, {file.stat().st_size / 1e6:.1f} MB"
+    of_shards = f" of {joined.num_shards} shards" if joined.num_shards else ""
+    what = f"{file}: {joined.num_records} records{of_shards}, {file.stat().st_size / 1e6:.1f} MB"
     click.echo(what if joined.made else f"{what}, complete already: nothing to do")
+    if not joined.num_shards:
+        return
     first, last = (shard_path(file, index, joined.num_shards) for index in (1, joined.num_shards))
     click.echo(f"the shards can be removed: {first} to {last.name}")
 

@@ -82,7 +82,7 @@ def runs(
         _print(entries)
         if hidden:
             click.echo(
-                f"{len(hidden)} runs of --debug, --overfit or drills: `contrails runs --all` lists them", err=True
+                f"not listed: {len(hidden)} of --debug, --overfit or drills; `contrails runs --all` lists all", err=True
             )
 
 

@@ -57,19 +57,20 @@ def join(out: Path) -> Joined:
         DataError: a shard is missing, damaged or not made with the others; `out` exists and holds something else.
         StorageError: the folder cannot be written or is full.
     """
+    if out.exists() and not _find(out):  # the shards were removed, as they can be
+        existing = open_dataset(out)
+        require_rows(existing, "make its shards again, remove it, and run the same command again")
+        return Joined(existing.num_records, 0, made=False)
     parts = _read_parts(out)
     whole = _whole(out, parts)
     columns = _columns(parts)
     lock = out.with_name(f".{out.name}.lock")
     with sole_writer(lock, f"another contrails data join is writing {out.name}; wait for it"):
         made = not out.exists()
-        try:
-            if made:
-                _make(out, whole, parts, columns)
-            else:
-                _require_same(out, whole, columns)
-        finally:
-            lock.unlink(missing_ok=True)
+        if made:
+            _make(out, whole, parts, columns)
+        else:
+            _require_same(out, whole, columns)
     return Joined(len(whole.record_ids), len(parts), made)
 
 

@@ -51,12 +51,9 @@ def rewrite(path: Path, out: Path) -> Rewritten:
     lock = out.with_name(f".{out.name}.lock")
     with sole_writer(lock, f"another contrails data join is writing {out.name}; wait for it"):
         made = not out.exists()
-        try:
-            digests = _write(path, out, header, dataset) if made else dict(_digests(path, header, dataset.annotators))
-            if not made:
-                _require_same(path, out, header, digests)
-        finally:
-            lock.unlink(missing_ok=True)
+        digests = _write(path, out, header, dataset) if made else dict(_digests(path, header, dataset.annotators))
+        if not made:
+            _require_same(path, out, header, digests)
     changed = tuple(
         record_id
         for row, record_id in enumerate(header.record_ids)

@@ -24,9 +24,11 @@ def summary(model: nn.Module, input_shape: tuple[int, ...]) -> str:
             shape = ", ".join(map(str, layer.output_size or ()))
             count = sum(parameter.numel() for parameter in layer.module.parameters())
             rows.append(("  " * layer.depth + name, shape, f"{count:,}" if count else ""))
+    # torchinfo counts layers that run several times as often
+    total = sum(parameter.numel() for parameter in model.parameters())
     lines = [f"{_cut(name, _NAME)} {_cut(shape, _SHAPE)} {number:>{_NUMBER}}" for name, shape, number in rows]
     lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(line.rstrip() for line in [*lines, lines[1], f"parameters: {found.total_params:,}"])
+    return "\n".join(line.rstrip() for line in [*lines, lines[1], f"parameters: {total:,}"])
 
 
 def _cut(text: str, width: int) -> str:

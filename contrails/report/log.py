@@ -139,7 +139,7 @@ def _read(run: Run) -> Entry:
         scores = {}
     return Entry(
         name=run.name,
-        created=str(made.get("created", ""))[:16],
+        created=str(made.get("created", ""))[:19],
         user=str(made.get("user", "")),
         folds_done=sum(map(bool, results)),
         folds=frozen.get("data", {}).get("num_folds", len(folds)),

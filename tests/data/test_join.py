@@ -300,3 +300,14 @@ def test_neighbours_are_no_shards(made: Path, out: Path) -> None:
         (out.parent / name).write_text("")
     join(out)
     assert open_dataset(out).fingerprint == open_dataset(made / "whole.h5").fingerprint
+
+
+def test_the_shards_can_be_removed_and_the_same_command_still_finds_the_file_whole(out: Path) -> None:
+    assert join(out).made
+    for index in (1, 2, 3):
+        shard_path(out, index, 3).unlink()
+    again = join(out)
+    assert (again.made, again.num_records, again.num_shards) == (False, 7, 0)
+    edit(out, "votes", 2)
+    with pytest.raises(DataError, match="make its shards again, remove it, and run the same command again"):
+        join(out)

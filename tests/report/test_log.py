@@ -29,7 +29,7 @@ def three(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     second = make_run("zweiter Lauf ü", train={"lr": 1e-2, "epochs": 5})
     third = make_run("third", train={"lr": 1e-2, "epochs": 9}, init={"run": str(second.path)})
     for index, run in enumerate((first, second, third)):
-        write_atomic(run.provenance, to_json({"created": f"2026-01-0{index + 1}T10:00:00", "user": "me"}))
+        write_atomic(run.provenance, to_json({"created": f"2026-01-01T10:00:0{index + 1}", "user": "me"}))
         for fold in range(index + 1):
             done = {"attempt": 1, "step": 1, "epoch": 1, "best_dice": 0.5 + index / 10}
             write_atomic(run.fold(str(fold)).done, to_json(done))
@@ -87,7 +87,7 @@ def test_what_is_no_experiment_is_neither_listed_nor_a_baseline(
         write_atomic(run.provenance, to_json({"created": "2025-12-31T10:00:00", "user": "me"}))  # the oldest
     assert set(names(capsys)) == {run.name for run in three}
     cli(["runs"], standalone_mode=False)
-    assert "3 runs of --debug, --overfit or drills: `contrails runs --all` lists them" in capsys.readouterr().err
+    assert "not listed: 3 of --debug, --overfit or drills; `contrails runs --all` lists all" in capsys.readouterr().err
     entries = {entry["name"]: entry for entry in json.loads(runs(capsys, "--all", "--json"))}
     assert {kind: entries[run.name]["kind"] for kind, run in others.items()} == {kind: kind for kind in others}
     assert entries["first"]["compared_to"] == ""
