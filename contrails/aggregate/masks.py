@@ -6,6 +6,7 @@
 import io
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,11 @@ from contrails.data.store import Dataset
 from contrails.data.tiles import Blend
 from contrails.errors import DataError
 from contrails.files import read_json, to_json, write_atomic
+from contrails.locks import sole_writer
 from contrails.progress import bar
+
+_KINDS = ("npy", "png", "tif")
+"""Endings of masks; one note is of all kinds."""
 
 
 def write_masks(
@@ -40,24 +45,26 @@ def write_masks(
     """
     predict = ensemble.predictor(dataset, device)  # refuses other data before there is a folder
     paths = {name: folder / f"{name}.{kind}" for name in dataset.whole_shapes}
-    _claim(folder, list(paths.values()), ensemble, dataset, device, force=force)
-    missing = {name for name, path in paths.items() if not path.exists()}
-    rows = np.array([row for row in range(dataset.num_records) if dataset.whole(row) in missing], np.int64)
-    with bar("masks", len(paths), done=len(paths) - len(missing)) as advance:
-        for whole, mask in masks_of(ensemble, dataset, predict(rows), blend):
-            _write(paths[whole.scene.name], whole, mask)
-            advance(1)
+    about = identity_of(ensemble, device) | {"dataset": dataset.fingerprint, "threshold": ensemble.threshold}
+    about |= {"steps": [asdict(step) for step in ensemble.steps], "blend": blend}
+    busy = f"another process predicts into {folder}; wait for it, or end it, then run the same command again"
+    with sole_writer(folder / "predicted.lock", busy):
+        _claim(folder, list(paths.values()), about, force=force)
+        missing = {name for name, path in paths.items() if not path.exists()}
+        rows = np.array([row for row in range(dataset.num_records) if dataset.whole(row) in missing], np.int64)
+        with bar("masks", len(paths), done=len(paths) - len(missing)) as advance:
+            for whole, mask in masks_of(ensemble, dataset, predict(rows), blend):
+                _write(paths[whole.scene.name], whole, mask)
+                advance(1)
     return len(missing)
 
 
-def _claim(
-    folder: Path, paths: list[Path], ensemble: Ensemble, dataset: Dataset, device: torch.device, *, force: bool
-) -> None:
+def _claim(folder: Path, paths: list[Path], about: dict[str, Any], *, force: bool) -> None:
     """Note what the masks are of, or compare with what is noted; with `force` others are removed."""
-    about = identity_of(ensemble, device) | {"dataset": dataset.fingerprint, "threshold": ensemble.threshold}
-    about |= {"steps": [asdict(step) for step in ensemble.steps]}
     noted, note = folder / "predicted.json", to_json(about)
     found = read_json(noted)
+    if found is not None:
+        found = {"blend": "hann"} | found  # folders from before the note said it
     if found is None:
         there = [path.name for path in paths if path.exists()]
         what = f"{there[0]}, and nothing that says what it is of" if there else None
@@ -66,6 +73,10 @@ def _claim(
     if what is not None and not force:
         raise DataError(f"{folder} holds {what}; give another folder, or --force to replace the masks of these names")
     if what is not None:
+        if found is not None:  # it was of masks of all kinds, and would soon say of them what they are not
+            paths = [
+                path.with_name(f"{path.name.removesuffix(path.suffix)}.{kind}") for path in paths for kind in _KINDS
+            ]
         for path in (noted, *paths):
             path.unlink(missing_ok=True)
     if what is not None or found is None:

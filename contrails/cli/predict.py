@@ -134,7 +134,7 @@ def predict(
         probabilities = predict_into(ensemble, dataset, rows, begun / f"{out.stem}.h5", chosen)
         masks = masks_of(ensemble, dataset, in_batches(probabilities), blend)
         write_submission(out, ((whole.scene.name, mask) for whole, mask in masks), sample, dataset.convention)
-        shutil.rmtree(begun)
+        shutil.rmtree(begun, ignore_errors=True)  # another process, which made the same of it, may be at it
         click.echo(f"{out}: {len(dataset.whole_shapes)} masks")
 
 

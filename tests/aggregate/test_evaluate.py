@@ -26,6 +26,7 @@ from contrails.aggregate.untile import Whole
 from contrails.cli.main import cli
 from contrails.data.store import Dataset, open_dataset
 from contrails.errors import DataError, RunError
+from contrails.locks import sole_writer
 from contrails.metrics import NUM_BINS, Histogram, average_precision
 from contrails.runs import Run
 from contrails.train.fold import train_fold
@@ -176,6 +177,26 @@ def test_masks_go_on_where_a_kill_left_them_and_are_never_mixed(
     (out / "predicted.json").unlink()
     with pytest.raises(DataError, match=r"masks holds 2000.png, and nothing that says what it is of"):
         cli([*arguments, str(out), "--format", "png"], standalone_mode=False)
+
+
+def test_no_mask_is_passed_off_as_what_the_folder_is_of_now(
+    ensemble: Ensemble, tiny_data: Path, tmp_path: Path
+) -> None:
+    out, arguments = tmp_path / "masks", ["predict", str(ensemble.path)]
+
+    def predict(source: str, kind: str, *options: str) -> None:
+        cli([*arguments, str(tiny_data / source), str(out), "--format", kind, *options], standalone_mode=False)
+
+    predict("test.h5", "png")
+    with pytest.raises(DataError, match="masks of another ensemble or input"):
+        predict("test.h5", "npy", "--blend", "gaussian")
+    predict("test.h5", "npy", "--blend", "gaussian", "--force")
+    assert {path.suffix for path in out.iterdir()} == {".npy", ".json"}
+    with (
+        sole_writer(out / "predicted.lock", "busy"),
+        pytest.raises(RunError, match=r"another process predicts into .*masks; wait for it"),
+    ):
+        predict("test.h5", "png", "--force")
 
 
 def test_a_submission_goes_on_where_a_kill_left_it(
