@@ -136,6 +136,10 @@ class Sampler:
         for number in itertools.count(step):
             yield from self.part(number).split(pieces * num_ranks)[rank::num_ranks]
 
+    def smallest_step(self) -> int:
+        """Return how many records the smallest step sees, the last one of an epoch."""
+        return self.num_records(self.steps_per_epoch - 1)
+
     def num_records(self, step: int) -> int:
         """Return how many records a step sees."""
         before = step % self.steps_per_epoch * self.batch_size

@@ -23,14 +23,32 @@ def require_size(recipe: Recipe, height: int, width: int) -> None:
         _require_side_of_encoder(recipe, encoder, seen)
         if section.task == "segment":
             _require_side_of_decoder(section, seen)
-    if section.task == "segment" and section.norm == "batch":
-        name, entry = find_architecture(section.architecture)
-        if piece < entry["records"]:
-            raise RecipeError(
-                f"model.architecture = '{name}' has batch norm on one value a record, and needs {entry['records']} "
-                f"records in a piece, found train.batch_size = {recipe.train.batch_size} with train.accumulate = "
-                f"{recipe.train.accumulate}; change one of these, or set model.norm = 'group'"
-            )
+    require_piece(recipe, piece)
+
+
+def require_piece(recipe: Recipe, piece: int, step: int | None = None) -> None:
+    """Check that a model trains on pieces of so few records.
+
+    Args:
+        recipe: of the model.
+        piece: records of the smallest piece.
+        step: records of the step that it is of, where that is not all of `train.batch_size`.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    section = recipe.model
+    if section.task != "segment" or section.norm != "batch":
+        return
+    name, entry = find_architecture(section.architecture)
+    if piece < entry["records"]:
+        found = f"train.batch_size = {recipe.train.batch_size} with train.accumulate = {recipe.train.accumulate}"
+        if step is not None:
+            found += f" and train.drop_last = {str(recipe.train.drop_last).lower()}, which make a step of {step}"
+        raise RecipeError(
+            f"model.architecture = '{name}' has batch norm on one value a record, and needs {entry['records']} "
+            f"records in a piece, found {found}; change one of these, or set model.norm = 'group'"
+        )
 
 
 def padded(section: ModelSection, side: int) -> int:

@@ -18,6 +18,7 @@ from contrails.draws import derived_seed
 from contrails.errors import DataError, NodeError, Stopped, TrainingError
 from contrails.files import create_exclusive, sha256, to_json
 from contrails.models.build import build_model
+from contrails.models.sizes import require_piece
 from contrails.models.summary import summary
 from contrails.models.weights import load_fitting, load_weights
 from contrails.progress import tell
@@ -120,6 +121,8 @@ def _build(
     data = open_data(fold, config, job, device, lambda: _poll(fold, stop))
     dataset, training, source = data.dataset, data.training, data.source
     sampler = Sampler(source.dataset, recipe, data.drawn, fold.key)
+    step = sampler.smallest_step()
+    require_piece(recipe, max(1, step // recipe.train.accumulate), step)
 
     def rebuild() -> TrainState:
         torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))

@@ -15,7 +15,7 @@ import torch
 
 from contrails.data.filelists import read_filelist
 from contrails.data.store import open_dataset
-from contrails.errors import DataError, NodeError, Stopped
+from contrails.errors import DataError, NodeError, RecipeError, Stopped
 from contrails.files import read_json, read_json_lines, sha256
 from contrails.models.weights import load_weights
 from contrails.runs import Fold, Run
@@ -216,3 +216,16 @@ def test_statistics_of_batch_norm_that_do_not_fit_are_told(make_run: MakeRun, ca
     group = {"norm": "group", "encoder_norm": "group"}
     train_fold(make_run("group", train=rough | {"warmup_epochs": 0}, model=group).fold("0"), {})
     assert not [line for line in caplog.messages if "batch norm" in line or "warm-up" in line]
+
+
+@pytest.mark.parametrize(
+    ("train", "step"),
+    [({"batch_size": 7, "drop_last": False}, 1), ({"batch_size": 32, "accumulate": 8}, 8)],
+)
+def test_a_piece_too_small_for_batch_norm_is_told_before_the_first_step(
+    make_run: MakeRun, train: dict[str, Any], step: int
+) -> None:
+    fold = make_run(train=train, model={"architecture": "DeepLabV3Plus", "decoder_channels": (16,)}).fold("0")
+    with pytest.raises(RecipeError, match=f"needs 2 records in a piece, found .* which make a step of {step}; "):
+        train_fold(fold, {})
+    assert not fold.attempt(1).metrics.exists()
