@@ -82,7 +82,8 @@ def evaluate(name: str, data: Path, csv_path: Path | None, by: str | None, devic
 
 
 def _farthest(table: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the records of a classifier, the worst answer first."""
+    """Return the records of a classifier, the worst answer first; none whose pixels are all ignored."""
+    table = table[table[["tp", "fp", "fn", "tn"]].sum(axis=1) > 0]
     truth = table["tp"] + table["fn"]
     found = table[["record_id", "time"]].assign(truth=truth, probability=table["mean_probability"])
     order = (found["truth"] - found["probability"]).abs().sort_values(ascending=False, kind="stable").index

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import MakeRun
@@ -16,6 +17,7 @@ from contrails.aggregate.options import Options
 from contrails.aggregate.outoffold import Predicted
 from contrails.aggregate.postprocess import compare, top_logit
 from contrails.aggregate.stages import NO_GATE, fit_gate
+from contrails.cli.evaluate import _farthest
 from contrails.cli.figures import show_ensemble
 from contrails.cli.main import cli
 from contrails.data.filelists import read_filelist, write_filelist
@@ -334,3 +336,9 @@ def test_an_ensemble_that_was_scored_by_pixel_is_read_and_made_anew(classifier: 
     cli(["report", str(classifier.path)], standalone_mode=False)
     assert "share of pixels that are contrail" in classifier.report.read_text()
     assert make_ensemble([classifier], path, options, CPU) == made
+
+
+def test_a_record_without_a_label_is_not_far_from_the_truth() -> None:
+    rows = [("a", 0, 1, 0, 0, 0.6), ("ignored", 0, 0, 0, 0, 0.9), ("b", 1, 0, 0, 0, 0.3)]
+    table = pd.DataFrame(rows, columns=["record_id", "tp", "fp", "fn", "tn", "mean_probability"]).assign(time="")
+    assert list(_farthest(table)["record_id"]) == ["b", "a"]
