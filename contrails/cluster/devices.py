@@ -66,8 +66,9 @@ def visible_devices() -> tuple[str, ...]:
 def has_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
     """Return whether a library has code that a GPU can run.
 
-    A kernel runs on GPUs of its own major capability with the same or a higher minor one, that of an architecture with
-    a letter on no other; PTX, which the driver translates, on the same and all later ones.
+    A kernel runs on GPUs of its own major capability with the same or a higher minor one; PTX, which the driver
+    translates, on the same and all later ones. With the letter f both run on that family alone, which shares the major
+    capability, and with the letter a on no other architecture.
 
     Args:
         capability: of the GPU, major and minor.
@@ -83,7 +84,8 @@ def has_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
         kind, own, letter = match[1], (int(match[2]), int(match[3])), match[4]
         if own == capability:
             return True
-        if not letter and own < capability and (kind == "compute" or own[0] == capability[0]):
+        is_family = own[0] == capability[0] and letter in ("", "f")
+        if own < capability and (is_family or (kind == "compute" and not letter)):
             return True
     return False
 

@@ -45,6 +45,9 @@ OF_FOUR = tuple(f"GPU-{n}{n}{n}{n}-aaaa" for n in range(4))
         ((7, 0), "compute_75", False),
         ((9, 0), "sm_90a", True),
         ((10, 3), "sm_100a compute_100a", False),  # of that very architecture
+        ((10, 3), "sm_100f", True),  # of the family
+        ((12, 1), "sm_100f compute_120f", True),
+        ((12, 0), "sm_100f compute_100f", False),
         ((8, 0), "", False),
         ((8, 0), "gfx90a", False),
     ],
