@@ -102,7 +102,7 @@ def train(folder: Path) -> None:
         {
             "data": {"dataset": folder / "train.h5", "filelist": folder / "folds.csv"},
             "model": MODEL,
-            "train": {"epochs": 1, "batch_size": 4},
+            "train": {"epochs": 1, "batch_size": 4, "warmup_epochs": 0},
         }
     )
     identity = DataIdentity(
