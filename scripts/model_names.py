@@ -2,7 +2,6 @@
 
     python scripts/model_names.py       # half an hour
 
-
 Every encoder is built and run on torch's meta device (shapes without numbers); timm's that do not answer with the
 features of a pyramid are listed as such. Each architecture's decoder is then run, as in training, on features like
 those of each encoder. Run it again after an upgrade of either library.

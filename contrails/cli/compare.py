@@ -13,6 +13,7 @@ from contrails.cli.options import json_option
 from contrails.errors import DataError
 from contrails.history import fold_metrics
 from contrails.report.log import Entry, differences, read_log
+from contrails.report.naming import dice_by
 from contrails.report.spark import sparkline
 from contrails.runs import Run, open_run
 
@@ -88,7 +89,7 @@ def _verdict(paired: dict[str, Any], runs: list[Run]) -> str:
     low, high = paired["interval"]
     better, worse = (runs[1], runs[0]) if paired["difference"] > 0 else (runs[0], runs[1])
     answer = f"{better.name} is better than {worse.name}" if paired["is_real"] else "the difference may be chance"
-    name = "Dice by record" if paired["scored_by"] == "record" else "Dice"
+    name = dice_by(paired["scored_by"])
     ahead = f"{runs[1].name} is ahead in {100 * paired['second_better']:.1f}% of the draws"
     return (
         f"{answer}: {name} {paired['first']:.4f} and {paired['second']:.4f}, difference {paired['difference']:+.4f} "

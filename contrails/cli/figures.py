@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from contrails.aggregate.ensemble import Ensemble
+from contrails.report.naming import dice_by
 
 _NO_INTERVAL = "no interval, which needs two groups"
 
@@ -100,7 +101,7 @@ def _figures(ensemble: Ensemble) -> Iterator[str]:
 
 def _dice(ensemble: Ensemble) -> str:
     """Return what a Dice is called: that of a classifier counts records."""
-    return "Dice by record" if ensemble.scores.get("scored_by") == "record" else "Dice"
+    return dice_by(ensemble.scores.get("scored_by"))
 
 
 def _of_records(scores: dict[str, Any]) -> Iterator[str]:

@@ -7,9 +7,14 @@ from contrails.files import read_toml
 from contrails.runs import Run
 
 
+def dice_by(counted: str | None) -> str:
+    """Return what a Dice that counts pixels, as usual, or records is called."""
+    return "Dice by record" if counted == "record" else "Dice"
+
+
 def dice_name(run: Run) -> str:
     """Return what a Dice of the run is called: that of a classifier counts records, not pixels."""
-    return "Dice by record" if _table(run, "model").get("task") == "classify" else "Dice"
+    return dice_by("record" if _table(run, "model").get("task") == "classify" else "pixel")
 
 
 def title(run: Run) -> str:

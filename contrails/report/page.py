@@ -23,7 +23,7 @@ from contrails.files import read_hint
 from contrails.progress import bar
 from contrails.report.gallery import gallery_section
 from contrails.report.html import section
-from contrails.report.naming import dice_name, target_name
+from contrails.report.naming import dice_by, dice_name, target_name
 from contrails.report.scores import Words, scores_section
 from contrails.report.training import attempts_section, curves_section, folds_section
 from contrails.runs import Run
@@ -97,7 +97,7 @@ def _score_tiles(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
     scores, tiles = figures["scores"], []
     partial = "" if figures["complete"] else f"; partial: {figures['folds']}"
     interval = " (95%: {:.3f} to {:.3f})".format(*found) if (found := scores.get("interval")) else ""
-    name = "Dice by record" if scored_by(figures) == "record" else "Dice"
+    name = dice_by(scored_by(figures))
     if "dice" in scores:
         tiles.append((f"{scores['dice']:.4f}", f"{name} out of fold, cross-fitted{interval}{partial}"))
     elif "dice_fitted_threshold" in scores:

@@ -12,6 +12,7 @@ from contrails.aggregate.judged import Judged
 from contrails.aggregate.scored import By, Tally
 from contrails.metrics import NUM_BINS, Histogram, average_precision, roc_auc
 from contrails.report.html import Cell, count, figure, legend, number, section, table
+from contrails.report.naming import dice_by
 from contrails.report.svg import Axis, Line, Point, chart
 
 _POINTS = 200
@@ -26,7 +27,7 @@ class Words:
 
     @property
     def dice(self) -> str:
-        return "Dice" if self.by == "pixel" else "Dice by record"
+        return dice_by(self.by)
 
     @property
     def share(self) -> str:
