@@ -155,7 +155,7 @@ def test_a_refusal_says_what_pbs_said_and_what_to_do(bin_folder: Path, code: int
     assert refused.value.code == code
 
 
-@pytest.mark.parametrize("code", [0, 35, 153])
+@pytest.mark.parametrize("code", [0, 35, 153, 168])
 def test_what_is_over_is_deleted_enough(bin_folder: Path, code: int) -> None:
     answers(bin_folder, "qdel", code)
     delete("7.host")

@@ -22,6 +22,7 @@ MOST_ASKED = 100
 _TIMEOUT_S = 60.0
 _NO_ANSWER = {162, 255}  # 255 is qstat's
 _UNKNOWN, _FINISHED = 153, 35
+_EXITING = 168  # what qdel says of a job that PBS is just ending
 LIMITS = {38, 39, 198}
 """Codes of a limit on the jobs of a user or a queue: the same is taken once others have ended."""
 _NEXT_STEP = {
@@ -189,12 +190,12 @@ def has_resource(name: str) -> bool:
 
 
 def delete(job_id: str) -> None:
-    """Delete a job; one that is over, or unknown, is deleted enough.
+    """Delete a job; one that is over or just ending, or unknown, is deleted enough.
 
     Raises:
         Refused, Unanswered: it may live on.
     """
-    _run("qdel", job_id, also={_UNKNOWN, _FINISHED})
+    _run("qdel", job_id, also={_UNKNOWN, _FINISHED, _EXITING})
 
 
 def parse_dsv(text: str) -> dict[str, dict[str, str]]:
