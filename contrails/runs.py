@@ -125,6 +125,11 @@ class Run:
         return parse(RunConfig, read_toml(self.toml, "a run"), str(self.toml))
 
     @property
+    def recipe(self) -> Path:
+        """The recipe in `run.toml` alone, for commands of the run's own code."""
+        return self.path / "recipe.toml"
+
+    @property
     def provenance(self) -> Path:
         return self.path / "provenance.json"
 

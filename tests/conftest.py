@@ -12,6 +12,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from contrails.cluster.freeze import freeze_code
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, to_toml
 from contrails.data.filelists import read_filelist
 from contrails.data.store import Dataset, open_dataset
@@ -120,6 +121,11 @@ def new_run(path: Path, recipe: Recipe) -> Run:
     run.create_folder()
     write_atomic(run.toml, to_toml(config))
     return run
+
+
+def freeze(run: Run) -> None:
+    """Freeze the code of today in a run, as a submission does."""
+    write_atomic(run.toml, to_toml(run.read_config().model_copy(update={"code": freeze_code(run)})))
 
 
 @pytest.fixture

@@ -68,6 +68,14 @@ class Site:
         """Wait until folds train and have something to go on from."""
         eventually(lambda: all(fold.all_snapshots() for fold in folds))
 
+    def move_launcher(self) -> None:
+        """Give the module that jobs start in another name, as an update of the clone may."""
+        for path in self.package.rglob("*.py"):
+            text = path.read_text()
+            if "cluster.launch" in text:
+                path.write_text(text.replace("cluster.launch", "cluster.begin"))
+        (self.package / "cluster" / "launch.py").rename(self.package / "cluster" / "begin.py")
+
     def end_everything(self) -> None:
         """Kill what a test that failed left behind."""
         for path in (self.root / "runs").glob("*/folds/*/attempts/*/job.json"):

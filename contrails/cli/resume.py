@@ -28,12 +28,16 @@ def resume(run_name: str, site_name: str | None, code: str, as_json: bool) -> No
       contrails resume default
       contrails resume default --site local
     """
+    from contrails.cluster import own_code
     from contrails.cluster.dispatch import move, refreeze, submit_folds
     from contrails.cluster.sites import find_site, site_of
     from contrails.cluster.then import forget_failure, start_if_due
 
     run = open_run(run_name)
     config = run.read_config()
+    if code == "frozen" and not own_code.is_imported(config):
+        options = ["--site", site_name] if site_name is not None else []
+        own_code.become(run, config, ["resume", str(run.path), *options, *(["--json"] if as_json else [])])
     site = None if site_name is None else find_site(site_name)
     if code == "current":
         config = refreeze(run, config)

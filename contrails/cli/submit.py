@@ -77,6 +77,7 @@ def submit(
       contrails submit jobs/default.toml --name bright --folds 5 -o train.lr=3e-3 --wait
       contrails submit --folds 5 --site mycluster --then 'aggregate --data data/test.h5'
     """
+    from contrails.cluster import own_code
     from contrails.cluster.dispatch import choose_folds, create_run, plan_run, submit_folds
     from contrails.cluster.then import ask_for, forget_failure, start_if_due
 
@@ -104,10 +105,15 @@ def submit(
     runs, outcomes = [], {}
     for run_name, seeded in recipes.items():
         run, config = create_run(seeded, site, run_name, folds)
+        runs.append(run)
+        if not own_code.is_imported(config):
+            outcomes[run.name] = own_code.submit(
+                run, config, folds, folds_per_job, site=site_name, after=after, then=then
+            )
+            continue
         if run_name in follows:
             ask_for(run, follows[run_name], folds)
         outcomes[run.name] = submit_folds(run, config, folds, folds_per_job, after=waits_for)
-        runs.append(run)
     if as_json:
         click.echo(json.dumps({run.name: {"path": str(run.path), "folds": outcomes[run.name]} for run in runs}))
     else:
@@ -116,8 +122,10 @@ def submit(
                 click.echo(f"{run.name} fold {key}: {outcome}")
         click.echo(f"next: `contrails status {runs[0].typed}`")
     for run in runs:
-        forget_failure(run)
-        start_if_due(run, run.read_config(), site_of(run))
+        config = run.read_config()
+        if own_code.is_imported(config):
+            forget_failure(run)
+            start_if_due(run, config, site_of(run))
     if wait:
         _follow(runs, folds)
         for run in runs:

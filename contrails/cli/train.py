@@ -55,6 +55,7 @@ def train(
       contrails train --fold 0 --debug
       contrails train jobs/default.toml --overfit 3 -o train.epochs=100
     """
+    from contrails.cluster import own_code
     from contrails.cluster.dispatch import choose_folds, create_run
     from contrails.cluster.freeze import job_environment
     from contrails.cluster.sites import find_site
@@ -73,6 +74,8 @@ def train(
         base = f"{base}-{'debug' if debug else 'overfit'}"
         _remove(new_run_path(base))
     run, config = create_run(recipe, site, base, keys)
+    if not own_code.is_imported(config):
+        own_code.become(run, config, ["train", own_code.own_recipe(run), "--name", run.name, "--fold", keys[0]])
     run.fold(keys[0]).path.mkdir(parents=True, exist_ok=True)
     click.echo(f"run folder: {run.path}", err=True)
     arguments = ["-c", _LAUNCH, str(run.path), keys[0], *(["--summary"] if debug else [])]

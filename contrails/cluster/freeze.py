@@ -62,7 +62,16 @@ def require_frozen(run: Run, config: "RunConfig") -> None:
     """
     if package_folder() != (run.code / "contrails").resolve():
         raise RunError(f"expected to run the code frozen in {run.code}, found {package_folder()} on the import path")
-    found = code_digest(package_folder())
+    require_unchanged(run, config)
+
+
+def require_unchanged(run: Run, config: "RunConfig") -> None:
+    """Check that the code in a run's folder is what was frozen there.
+
+    Raises:
+        RunError: it is not.
+    """
+    found = code_digest(run.code / "contrails")
     if found != config.code:
         raise RunError(
             f"the code frozen in {run.code} was changed (expected {config.code[:16]}, found {found[:16]}); "

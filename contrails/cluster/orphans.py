@@ -8,7 +8,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from contrails.cluster.journal import newest_submissions, submissions
+from contrails.cluster import own_code
+from contrails.cluster.journal import Submission, newest_submissions, submissions
 from contrails.cluster.requests import fold_request
 from contrails.cluster.scheduler import Job
 from contrails.cluster.sites import site_of
@@ -26,36 +27,39 @@ def adopt_orphans(run: Run) -> None:
     for path in sorted(run.path.parent.glob("*/run.toml")):
         other = Run(path.parent)
         try:
-            if any(run in job.after for job in newest_submissions(submissions(other)).values()):
-                with submitting(other):
-                    found = _adopt(other, run, parents)
-                if found:
-                    adopt_orphans(other)
+            waits = any(run in job.after for job in newest_submissions(submissions(other)).values())
+            if waits and _adopt(other, run, parents):
+                adopt_orphans(other)
         except ContrailsError as error:
             log.warning("%s, which was to start after %s, was not submitted again: %s", other.name, run.name, error)
 
 
 def _adopt(other: Run, parent: Run, parents: Mapping[str, Path]) -> bool:
-    """Submit again the folds of a run whose jobs have left; return whether there were any. The lock is held."""
+    """Submit again the folds of a run whose jobs have left; return whether there were any for this process to see."""
     site, config = site_of(other), other.read_config()
     if site.scheduler == "local":
         return False
-    known = reconcile(other, site)
+    with submitting(other):
+        left = _left(other, parent, reconcile(other, site))
+        if own_code.is_imported(config):
+            for job, folds in left:
+                threads, memory_gb = config.compute.num_threads, job.memory_gb
+                request = fold_request(other, threads, folds, after=parents, memory_gb=memory_gb, exclude=job.exclude)
+                submit_job(other, site, request)
+            return bool(left)
+    for _, folds in left:
+        own_code.submit(other, config, folds, len(folds), after=str(parent.path))
+    return False  # its own code has looked for those that wait for it
+
+
+def _left(other: Run, parent: Run, known: Mapping[str, Job]) -> list[tuple[Submission, list[str]]]:
+    """Return the jobs of a run that have left because its parent failed, each with the folds to submit again."""
     newest = newest_submissions(submissions(other))
     left = {job.name: job for job in newest.values() if parent in job.after and _has_left(known.get(job.name))}
-    for job in left.values():
-        folds = [key for key in job.folds if newest[key] == job and not _is_over(other, key)]
-        if folds:
-            request = fold_request(
-                other,
-                config.compute.num_threads,
-                folds,
-                after=parents,
-                memory_gb=job.memory_gb,
-                exclude=job.exclude,
-            )
-            submit_job(other, site, request)
-    return bool(left)
+    wanted = [
+        (job, [key for key in job.folds if newest[key] == job and not _is_over(other, key)]) for job in left.values()
+    ]
+    return [(job, folds) for job, folds in wanted if folds]
 
 
 def _has_left(job: Job | None) -> bool:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrails.cluster.command import command_request
-from contrails.cluster.freeze import freeze_code
+from contrails.cluster.freeze import freeze_code, package_folder
 from contrails.cluster.scheduler import Job
 from contrails.cluster.sites import Site
 from contrails.cluster.submission import reconcile, submit_job, submitting
 from contrails.data.layout import shard_path
 from contrails.errors import ClusterError
+from contrails.files import code_digest
 from contrails.runs import Run
 
 
@@ -59,7 +60,7 @@ def submit_shares(made: Path, shares: Mapping[str, Share], site: Site) -> dict[s
     """Submit a job for each share that is neither complete nor alive; the last one waits for all others.
 
     Raises:
-        ClusterError: the site has no scheduler, or it refuses.
+        ClusterError: the site has no scheduler, or it refuses, or jobs of another version of the code are alive.
     """
     if site.scheduler == "local":
         raise ClusterError(f"--jobs needs a site with a scheduler, {site.name} is this machine; leave --jobs out")
@@ -72,7 +73,12 @@ def submit_shares(made: Path, shares: Mapping[str, Share], site: Site) -> dict[s
         alive = _alive(run, site)
         if not alive and run.code.exists():  # of an earlier try, maybe with a fault that was mended since
             shutil.rmtree(run.code)
-        freeze_code(run)
+        if freeze_code(run) != code_digest(package_folder()):
+            names = ", ".join(job.job_id for job in alive.values())
+            raise ClusterError(
+                f"the jobs {names} that make {made} run the code of an earlier version, found another one here; wait "
+                "for their end, then give the same command again"
+            )
         for name, share in shares.items():
             if share.complete:
                 outcome[name] = "complete"

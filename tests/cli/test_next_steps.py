@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
-from conftest import MakeRun
+from conftest import MakeRun, freeze
 
 import contrails
 from contrails.cli.main import cli
@@ -91,7 +91,7 @@ def test_what_status_asks_for_is_typed(
 ) -> None:
     run = make_run(name)
     monkeypatch.setenv("CONTRAILS_RUNS", str(run.path.parent))
-    freeze_code(run)
+    freeze(run)
     attempt = run.fold("0").attempt(1)
     write_atomic(attempt.state, to_json({"status": "failed", "reason": "it failed"}))
     write_end(run.fold("0"), attempt, cause)

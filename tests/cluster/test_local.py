@@ -85,6 +85,19 @@ def test_editing_the_clone_changes_nothing_in_a_run(site: Site) -> None:
     assert site.states("tiny")["1"]["state"] == "done"
 
 
+def test_a_move_of_modules_changes_nothing_in_a_run(site: Site) -> None:
+    assert site.run("submit", "tiny.toml", "--fold", "0", "--wait").returncode == 0
+    site.move_launcher()
+    done = site.run("submit", "tiny.toml", "--fold", "1", "--wait")
+    assert done.returncode == 0, done.stderr
+    trained = site.run("train", "tiny.toml", "--fold", "2")
+    assert trained.returncode == 0, trained.stderr
+    assert {state["state"] for state in site.states("tiny").values()} == {"done"}
+    codes = {read_json(site.fold(key).attempt(1).job)["code"] for key in "012"}
+    assert codes == {site.fold("0").run.read_config().code}
+    assert "fold 1: done" in site.run("resume", "tiny").stdout
+
+
 def test_frozen_code_that_was_changed_is_refused(site: Site) -> None:
     assert site.run("submit", "tiny.toml", "--fold", "0", "--wait").returncode == 0
     with (site.root / "runs/tiny/code/contrails/metrics.py").open("a") as file:

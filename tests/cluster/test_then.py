@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeRun
+from conftest import MakeRun, freeze
 
 from contrails.cli.main import cli
 from contrails.cluster import then
-from contrails.cluster.freeze import freeze_code
 from contrails.cluster.journal import record, submissions
 from contrails.cluster.overview import ask_schedulers
 from contrails.cluster.sites import site_of
@@ -42,6 +41,7 @@ def run(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A finished run that is to be followed by a remark about it."""
     run = make_run("first")
     monkeypatch.setenv("CONTRAILS_RUNS", str(run.path.parent))
+    freeze(run)
     finish(run)
     return run
 
@@ -51,7 +51,6 @@ def queued(run: Run, fake: FakePbs, registered: None) -> Run:
     """The same on PBS."""
     site = {"name": "test", "scheduler": "pbs", "memory_gb": 1, "device": "cpu", "num_threads": 1}
     write_atomic(run.toml, to_toml(run.read_config().model_copy(update={"site": site})))
-    freeze_code(run)
     return run
 
 
