@@ -236,8 +236,14 @@ def test_one_fold_of_a_job_is_cancelled_beside_another(site: SlurmSite) -> None:
 
 def test_preparation_by_jobs_makes_the_same_bytes(site: SlurmSite, tiny_data: Path) -> None:
     arguments = ("prepare", str(tiny_data / "raw"), "joined.h5", "--site", "test", "--jobs", "2")
+    site.cluster.command("scontrol", "update", "partitionname=low", "state=down")  # jobs wait
     done = site.run(*arguments)
     assert done.returncode == 0, done.stderr
+    (site.package / "new.py").touch()
+    refused = site.run(*arguments)
+    assert (refused.returncode, "run the code of an earlier version" in refused.stderr) == (6, True)
+    (site.package / "new.py").unlink()
+    site.cluster.command("scontrol", "update", "partitionname=low", "state=up")
     eventually((site.root / "joined.h5").exists)
     assert (site.root / "joined.h5").read_bytes() == (tiny_data / "train.h5").read_bytes()
     assert site.run(*arguments).stdout.splitlines() == [
