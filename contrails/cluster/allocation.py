@@ -4,6 +4,7 @@ The launcher asks here; what ends an attempt is written beside it (`contrails.cl
 batch script, the next start of the job and `contrails status` read it.
 """
 
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,25 +95,33 @@ def own_attempt(fold: Fold, job: ThisJob) -> Attempt | None:
     return attempts[-1] if mine else None
 
 
-def is_wanted(fold: Fold, job: ThisJob, site: Site) -> bool:
-    """Return whether a fold is to be trained by this start of the job.
-
-    What an earlier start left without a word, the scheduler has ended and started again.
-    """
-    if fold.done.exists() or fold.cancelled.exists():
-        return False
-    attempts = fold.attempts()
-    if not attempts or not is_made_by(read_hint(attempts[-1].job), job.job_id, job.name):
-        return True
-    end = read_end(attempts[-1])
-    if end is not None:
-        return end.handed_over or retries_left(fold, end.cause, site.retries) > 0
+def record_silent_end(fold: Fold, job: ThisJob, site: Site) -> None:
+    """Write why the last start of this job ended where it left no word, and whether the job goes on with the fold."""
+    if not _is_open(fold) or (attempt := _last_attempt(fold, job)) is None or read_end(attempt) is not None:
+        return
     cause = scheduler_of(site).why_restarted(job)
-    write_end(fold, attempts[-1], cause)
-    wanted = retries_left(fold, cause, site.retries) > 0
-    if wanted:
-        write_end(fold, attempts[-1], cause, handed_over=True)
-    return wanted
+    write_end(fold, attempt, cause)
+    if retries_left(fold, cause, site.retries) > 0:
+        write_end(fold, attempt, cause, handed_over=True)
+
+
+def is_wanted(fold: Fold, job: ThisJob, site: Site) -> bool:
+    """Return whether a fold is to be trained by this start of the job, which has recorded silent ends before."""
+    if not _is_open(fold):
+        return False
+    attempt = _last_attempt(fold, job)
+    end = read_end(attempt) if attempt is not None else None
+    return attempt is None or (end is not None and (end.handed_over or retries_left(fold, end.cause, site.retries) > 0))
+
+
+def _is_open(fold: Fold) -> bool:
+    return not fold.done.exists() and not fold.cancelled.exists()
+
+
+def _last_attempt(fold: Fold, job: ThisJob) -> Attempt | None:
+    """Return the last attempt at a fold, if a start of this job made it."""
+    attempts = fold.attempts()
+    return attempts[-1] if attempts and is_made_by(read_hint(attempts[-1].job), job.job_id, job.name) else None
 
 
 def ended_jobs(folds: list[Fold], scheduler: Scheduler, job: ThisJob) -> list[str]:
@@ -169,8 +178,15 @@ def note_end(fold: Fold, cause: Cause, job: ThisJob, lasted_s: float | None = No
         record(fold.run, "ended", name=last.name, cause=cause, start=job.restart_count, lasted_s=lasted_s)
 
 
+def ignore_signals() -> None:
+    """Let no signal of the scheduler end this process any more: a requeue sends TERM to all processes of the job."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
 def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
     """Send the job back into the queue for folds that stopped and have budget left; return whether it goes."""
+    ignore_signals()
     standing, lasted_s = clock.scheduler.standing(clock.job), clock.lasted_s(site)
     cause = CAUSES.get(standing) or clock.cause()
     going_on = []

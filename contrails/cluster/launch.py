@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from contrails.cluster.allocation import Clock, Progress, ended_jobs, hand_over, is_wanted
+from contrails.cluster.allocation import Clock, Progress, ended_jobs, hand_over, is_wanted, record_silent_end
 from contrails.cluster.ends import cause_of_exit, next_step, write_end
 from contrails.cluster.hooks import Event, Hook, finish_hooks, start_hook
 from contrails.cluster.memory import Peak, peak_of, used_by_children_gb
@@ -103,6 +103,8 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     scheduler = scheduler_of(site)
     here = scheduler.this_job()
     clock = Clock(scheduler, here, site.margin_s, run.clock(here.job_id))
+    for key in folds:
+        record_silent_end(run.fold(key), here, site)
     wanted = [key for key in folds if is_wanted(run.fold(key), here, site)]
     job: dict[str, Any] = {"scheduler": site.scheduler, "redirect": True, "node": here.node}
     job |= {"job_id": here.job_id, "job_name": here.name, "restart_count": here.restart_count}

@@ -7,7 +7,6 @@ Whether there is a next link is decided by the exit code with which the launcher
 import functools
 import os
 import shlex
-import signal
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -188,8 +187,6 @@ def standing(_job: ThisJob) -> Standing:
 
     What TERM means only the next link learns, when PBS says how this one ended; if that was qdel, it leaves at once.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # PBS sends it to all processes of the job
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     return "cancelled" if _this_chain().cancelled else "running"
 
 

@@ -44,7 +44,11 @@ def submit_refused(run: Run, config: RunConfig, site: Site, *, is_leaving: bool 
                 _submit_refused(run, config, site)
                 break
             except LimitReached:
-                if not is_leaving or not _all_leave(run, site) or time.monotonic() > give_up:
+                if not is_leaving:
+                    raise
+                name = scheduler_of(site).this_job().name
+                _record_leaving(run, name)
+                if not _all_others_leave(run, site, name) or time.monotonic() > give_up:
                     raise
         time.sleep(_RETRY_S)
 
@@ -55,6 +59,8 @@ def _submit_refused(run: Run, config: RunConfig, site: Site) -> None:
 
     jobs = reconcile(run, site)
     refused = [fold for fold in run.folds() if fold_state(fold, jobs).cause == "refused"]
+    for fold in refused:
+        _record_silent_end(fold)
     keys = {fold.key for fold in refused if _has_budget(fold, site)}
     asked = newest_asked(submissions(run))
     for job in {asked[key].name: asked[key] for key in keys}.values():
@@ -68,15 +74,16 @@ def _submit_refused(run: Run, config: RunConfig, site: Site) -> None:
             raise
 
 
-def _all_leave(run: Run, site: Site) -> bool:
-    """Note that this job leaves; return whether there are others with folds of the run, and all of them leave too.
-
-    The lock is held, so one of them is the last to note it.
-    """
-    name = scheduler_of(site).this_job().name
+def _record_leaving(run: Run, name: str) -> None:
+    """Write that this job is about to end; the lock is held, so one of those that leave is the last to do so."""
     known = {job.name: job for job in submissions(run) if job.folds}
     if name in known and not known[name].is_leaving:  # somebody may have renamed the job
         record(run, "leaving", name=name)
+
+
+def _all_others_leave(run: Run, site: Site, name: str) -> bool:
+    """Return whether there are other jobs with folds of the run than this one, and all of them leave."""
+    known = {job.name: job for job in submissions(run) if job.folds}
     alive = {job.name for job in reconcile(run, site).values() if job.state != "ended"}
     others = [known[other] for other in alive - {name} if other in known]
     return bool(others) and all(job.is_leaving for job in others)
@@ -94,13 +101,15 @@ def _may_be_refused(fold: Fold) -> bool:
     return bool(last.refusal) or is_silent or read_end(attempts[-1]) is not None
 
 
-def _has_budget(fold: Fold, site: Site) -> bool:
-    """Return whether the last attempt, if there is one, may be followed by another; one without a word is lost."""
+def _record_silent_end(fold: Fold) -> None:
+    """Write that the last attempt is lost, if there is one and it left no word."""
     attempts = fold.attempts()
-    if not attempts:
-        return True
-    end = read_end(attempts[-1])
-    cause = end.cause if end is not None else "lost"
-    if end is None:
-        write_end(fold, attempts[-1], cause)
-    return retries_left(fold, cause, site.retries) > 0
+    if attempts and read_end(attempts[-1]) is None:
+        write_end(fold, attempts[-1], "lost")
+
+
+def _has_budget(fold: Fold, site: Site) -> bool:
+    """Return whether the last attempt, if there is one, may be followed by another."""
+    attempts = fold.attempts()
+    end = read_end(attempts[-1]) if attempts else None
+    return end is None or retries_left(fold, end.cause, site.retries) > 0

@@ -183,7 +183,7 @@ class Scheduler(Protocol):
         """Return when the job's time is over, in seconds since the epoch; None if the scheduler does not say."""
 
     def standing(self, job: ThisJob) -> Standing:
-        """Return how the scheduler takes this job now; signals that could end this process are ignored from here on."""
+        """Return how the scheduler takes this job now."""
 
     def requeue(self, job: ThisJob, changes: Collection[Cause]) -> bool:
         """Have the job that this process runs in start again later; return whether it will.

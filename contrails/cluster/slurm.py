@@ -5,7 +5,6 @@ submitit names the files of a job and runs the pickled function under srun, whic
 
 import os
 import shlex
-import signal
 import subprocess
 import tempfile
 import time
@@ -189,8 +188,6 @@ def standing(job: ThisJob) -> Standing:
     these cases. Its state is COMPLETING in all of them; what tells them apart is that a preempted job still runs in its
     grace time or counts a restart already, and that the time was over or not.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue sends it to all processes of the job, scontrol too
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
         return parse_standing(_show(job), job.restart_count)
     except ClusterError:

@@ -10,7 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from contrails.cluster.allocation import CAUSES, may_retry, note_end, num_failures, own_attempt
+from contrails.cluster.allocation import CAUSES, ignore_signals, may_retry, note_end, num_failures, own_attempt
 from contrails.cluster.ends import End, cause_of_exit, next_step, read_end, write_end
 from contrails.cluster.hooks import finish_hooks, start_hook
 from contrails.cluster.journal import last_submission, submissions
@@ -60,15 +60,18 @@ def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: in
         return scheduler.last_code(code)
     if code == Stopped.exit_code or any(_is_handed_over(fold, job) for fold in open_folds):
         return Stopped.exit_code
+    ignore_signals()
     standing = scheduler.standing(job)
-    causes = _causes(open_folds, job, site, code, standing)
+    causes = _record_causes(open_folds, job, site, code, standing)
     code = code or _UNFINISHED
     if standing in ("requeued", "cancelled"):
         return scheduler.last_code(code)
+    again = [fold for fold in open_folds if may_retry(fold, causes[fold], job, site) and _is_newest(fold, job)]
+    given_up = [fold for fold in open_folds if fold not in again]
+    # they may take a minute, in which others submit; a requeue would end them
+    finish_hooks([hook for fold in given_up for hook in start_hook(config.site, "on_failed", fold)])
     with submitting(run):
-        again = [fold for fold in open_folds if may_retry(fold, causes[fold], job, site) and _is_newest(fold, job)]
-        given_up = [fold for fold in open_folds if fold not in again]
-        finish_hooks([hook for fold in given_up for hook in start_hook(config.site, "on_failed", fold)])
+        again = [fold for fold in again if _is_newest(fold, job)]
         changes = {causes[fold] for fold in again} & {"memory", "node"}
         if again and scheduler.requeue(job, changes):
             return 137 if "memory" in changes else NodeError.exit_code if changes else Stopped.exit_code
@@ -89,8 +92,8 @@ def _own_end(fold: Fold, job: ThisJob) -> End | None:
     return read_end(attempt) if attempt is not None else None
 
 
-def _causes(folds: list[Fold], job: ThisJob, site: Site, code: int, standing: Standing) -> dict[Fold, Cause]:
-    """Return why each fold's attempt ended; what nobody has said yet is what the scheduler or the exit code says."""
+def _record_causes(folds: list[Fold], job: ThisJob, site: Site, code: int, standing: Standing) -> dict[Fold, Cause]:
+    """Write down and return why each fold's attempt ended: where nobody has said so yet, by scheduler and exit code."""
     causes = {fold: end.cause for fold in folds if (end := _own_end(fold, job)) is not None}
     unsaid = [fold for fold in folds if fold not in causes]
     peak = _peak(job, site) if unsaid and code == 128 + signal.SIGKILL and standing == "running" else None

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from contrails.cluster.allocation import ended_jobs, may_retry, num_failures
-from contrails.cluster.ends import write_end
+from contrails.cluster.allocation import ended_jobs, is_wanted, may_retry, num_failures, record_silent_end
+from contrails.cluster.ends import read_end, write_end
 from contrails.cluster.journal import record
 from contrails.cluster.scheduler import Cause, Job, Reference, Scheduler, ThisJob
 from contrails.cluster.sites import Site
@@ -78,6 +78,44 @@ def test_starts_before_the_last_attempt_do_not_count(fold: Fold) -> None:
     write_end(fold, fold.attempt(1), "walltime", handed_over=True)
     assert num_failures(fold, "memory", this(1, restart=2)) == 1
     assert num_failures(fold, "walltime", this(1, restart=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("link", "end", "wanted"),
+    [
+        (1, None, True),  # another job's: its fence waits for it
+        (2, None, False),
+        (2, ("preemption", True), True),
+        (2, ("error", False), False),
+        (2, ("memory", False), True),
+    ],
+)
+def test_who_is_wanted_is_asked_without_a_trace(
+    fold: Fold, link: int, end: tuple[Cause, bool] | None, wanted: bool
+) -> None:
+    assert is_wanted(fold, this(2, restart=1), Site(name="s"))
+    submit(fold, 1)
+    submit(fold, 2)
+    train(fold, 1, link, 0)
+    if end is not None:
+        write_end(fold, fold.attempt(1), end[0], handed_over=end[1])
+    before = sorted(path.name for path in fold.run.path.rglob("*"))
+    assert is_wanted(fold, this(2, restart=1), Site(name="s")) == wanted
+    assert sorted(path.name for path in fold.run.path.rglob("*")) == before
+    write_atomic(fold.cancelled, "{}")
+    assert not is_wanted(fold, this(2, restart=1), Site(name="s"))
+
+
+def test_a_start_that_left_no_word_is_recorded_and_goes_on_while_it_has_budget(fold: Fold) -> None:
+    site = Site.model_validate({"name": "s", "scheduler": "slurm", "retries": {"preemption": 1}})
+    submit(fold, 1)
+    for start, goes_on in enumerate((True, False)):
+        train(fold, start + 1, 1, start)
+        record_silent_end(fold, this(1, restart=start + 1), site)
+        end = read_end(fold.attempt(start + 1))
+        assert end is not None
+        assert (end.cause, end.handed_over) == ("preemption", goes_on)
+        assert is_wanted(fold, this(1, restart=start + 1), site) == goes_on
 
 
 @pytest.mark.parametrize(
