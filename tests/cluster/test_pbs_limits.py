@@ -3,7 +3,7 @@
 import pytest
 
 from contrails.cluster.pbs.avoid import avoiding
-from contrails.cluster.pbs.limits import parse_nodes, shortage
+from contrails.cluster.pbs.limits import decide_memory_mb, parse_nodes, shortage
 
 NODES = parse_nodes(
     "Name=n1|Mom=n1|state=free|resources_available.mem=64gb|resources_available.ncpus=8|resources_available.ngpus=0|"
@@ -32,6 +32,24 @@ NODES = parse_nodes(
 )
 def test_what_no_node_has(select: str, lacking: str | None) -> None:
     assert shortage(["-N", "x", "-l", f"select={select}", "-l", "walltime=01:00:00"], NODES) == lacking
+
+
+@pytest.mark.parametrize(
+    ("select", "num_failures", "expected"),
+    [
+        ("1:ncpus=8:mem=1000mb", 0, 1000),
+        ("1:ncpus=8:mem=1000mb", 1, 1500),
+        ("1:ncpus=8:mem=1000mb", 2, 2250),
+        ("1:ncpus=8:mem=60000mb", 1, 65536),  # the one node with 8 cores
+        ("1:ncpus=4:mem=60000mb", 1, 90000),  # the other one has more
+        ("1:ncpus=64:mem=60000mb", 1, 90000),  # no node tells
+        ("1:ncpus=8", 1, None),
+    ],
+)
+def test_memory_grows_with_the_failures_up_to_that_of_a_node(
+    select: str, num_failures: int, expected: int | None
+) -> None:
+    assert decide_memory_mb(["-l", f"select={select}"], num_failures, NODES) == expected
 
 
 def cluster(**marks: str) -> str:

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from contrails.cluster.pbs import client
-from contrails.cluster.pbs.script import select_of
+from contrails.cluster.pbs.script import memory_mb, select_of
 from contrails.cluster.pbs.states import size_of
 from contrails.errors import ClusterError
 
 _OF_NODES = {"ncpus", "mem", "ngpus"}
 """Resources that only nodes have: what none tells of, none has."""
+_MEMORY_FACTOR = 1.5
 _AWAY = {"offline", "down", "state-unknown", "stale", "unresolvable", "maintenance", "sleep"}
 
 
@@ -91,6 +92,26 @@ def largest_mb(options: Sequence[str], nodes: Sequence[Node]) -> int | None:
     wanted = {name: value for name, value in _wanted(options, nodes).items() if name != "mem"}
     sizes = [size_of(node.resources.get("mem", "")) for node in nodes if _has_all(node, wanted)]
     return max((int(size / 2**20) for size in sizes if size is not None), default=None)
+
+
+def decide_memory_mb(options: Sequence[str], num_failures: int, nodes: Sequence[Node]) -> int | None:
+    """Return the memory to ask for after failures in a row for lack of it: half as much again for each.
+
+    It is not more than a node has, for which PBS would let the job wait for ever.
+
+    Args:
+        options: of qsub, for the first link of the job.
+        num_failures: in a row, without progress between.
+        nodes: of the cluster.
+
+    Returns:
+        MB; None where the job did not ask for memory.
+    """
+    first = memory_mb(options)
+    if first is None:
+        return None
+    wanted = int(first * _MEMORY_FACTOR**num_failures)
+    return min(wanted, largest_mb(options, nodes) or wanted)
 
 
 def _wanted(options: Sequence[str], nodes: Sequence[Node]) -> dict[str, str]:

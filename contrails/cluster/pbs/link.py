@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 
 from submitit.core.utils import JobPaths
 
@@ -31,7 +32,7 @@ from contrails.cluster.pbs.chain import (
     over,
 )
 from contrails.cluster.pbs.clock import Clock
-from contrails.cluster.pbs.limits import largest_mb, read_nodes
+from contrails.cluster.pbs.limits import decide_memory_mb, read_nodes
 from contrails.cluster.pbs.search import element_id
 from contrails.cluster.pbs.states import (
     CANCELLED,
@@ -57,7 +58,6 @@ _SAVING_S = 30.0
 """How long the processes of a link that got TERM may live on after PBS calls it ended."""
 _ASK_S = 2.0
 _LAST_WORD_S = 2.0
-_MEMORY_FACTOR = 1.5
 _TERMINATED = 128 + signal.SIGTERM
 
 
@@ -85,14 +85,21 @@ class Link:
         signal.signal(signal.SIGTERM, self._on_term)
         self._log_to(self.tasks[0])
         self._await_saving()
-        if self._nothing_to_do():
+        if self._is_settled():
+            self._say("the job is cancelled or over: nothing to do")
             return 0
+        self._remove_leftovers()
         before = {row["event"] for row in self.chain.rows() if row.get("job_id") == self.job_id}
         self.chain.append("start", link=self.number, job_id=self.job_id, token=self._token)
         is_rerun = "start" in before  # PBS runs this job again
-        if self.number > 1 and "judged" not in before and not self._goes_on():
-            return 0
-        if self.spec.after and self._is_put_off():
+        if self.number > 1 and "judged" not in before:
+            judgement = self._record_judgement()
+            if judgement.final is not None:
+                self._finish(judgement.final, judgement.reason)
+                return 0
+            if self._submit_with_more_memory(judgement) or self._submit_off_failed_nodes(judgement):
+                return 0
+        if self.spec.after and self._submit_if_others_go_on():
             return 0
         if not self.next.hold(self._memory_mb(), is_rerun=is_rerun):
             return 0
@@ -118,22 +125,23 @@ class Link:
         while is_saving(self.chain.rows()) and time.monotonic() < give_up and not self._term_came:
             time.sleep(_POLL_S)
 
-    def _nothing_to_do(self) -> bool:
+    def _is_settled(self) -> bool:
         rows = self.chain.rows()
-        if self.chain.cancelled or over(rows) is not None or made_way(rows, self.job_id) or self._has_result():
-            self._say("the job is cancelled or over: nothing to do")
-            return True
-        for task in self.tasks:  # a leftover of a killed write makes submitit refuse all later ones
+        return self.chain.cancelled or over(rows) is not None or made_way(rows, self.job_id) or self._has_result()
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed write has left: submitit refuses all later ones for it."""
+        for task in self.tasks:
             for path in (task.result_pickle, task.submitted_pickle):
                 path.with_suffix(f"{path.suffix}.save_tmp").unlink(missing_ok=True)
-        return False
 
     def _has_result(self) -> bool:
         return all(task.result_pickle.exists() for task in self.tasks)
 
     # the predecessor
 
-    def _goes_on(self) -> bool:
+    def _record_judgement(self) -> Judgement:
+        """Decide why the predecessor ended and what is done about it, and write that into the chain."""
         rows = self.chain.rows()
         prior = next((row["after"] for row in rows if row.get("job_id") == self.job_id and "after" in row), None)
         if prior is None:  # its submitter was killed before it could write this link down
@@ -146,31 +154,20 @@ class Link:
         self.chain.append("judged", job_id=self.job_id, cause=judgement.cause, lacked_memory=lacked, node=node)
         if judgement.cause is not None:
             self._say(f"job {prior} ended: {judgement.cause}")
-        if judgement.final is not None:
-            self._finish(judgement.final, judgement.reason)
-            return False
-        return not self._makes_way(judgement) and not self._keeps_off(judgement)
+        return judgement
 
-    def _makes_way(self, judgement: Judgement) -> bool:
-        """Submit a link with more memory in place of this one, if memory is what the predecessor lacked.
-
-        That is half as much again as was asked for first, for each failure in a row: it starts anew with progress. It
-        is not more than a node has, for which PBS would let it wait for ever.
-        """
-        first, has = script.memory_mb(self.spec.qsub), self._memory_mb()
-        if not judgement.lacked_memory or first is None or has is None:
+    def _submit_with_more_memory(self, judgement: Judgement) -> bool:
+        """Submit a link with more memory in place of this one, if memory is what the predecessor lacked."""
+        has = self._memory_mb()
+        if not judgement.lacked_memory or has is None:
             return False
-        wanted = int(first * _MEMORY_FACTOR ** memory_failures(self.chain.rows()))
-        wanted = min(wanted, largest_mb(self.spec.qsub, read_nodes()) or wanted)
-        if wanted <= has:
+        wanted = decide_memory_mb(self.spec.qsub, memory_failures(self.chain.rows()), read_nodes())
+        if wanted is None or wanted <= has:
             return False
         self._say(f"{judgement.cause} with {has} MB: asking for {wanted} MB")
-        if self.next.submit([], wanted) is None:
-            return False
-        self.chain.append("replaced", job_id=self.job_id)
-        return True
+        return self._submit_in_place([], wanted)
 
-    def _keeps_off(self, judgement: Judgement) -> bool:
+    def _submit_off_failed_nodes(self, judgement: Judgement) -> bool:
         """Submit a link in place of this one that avoids the nodes that failed, if it has started on one of them."""
         failed = failed_hosts(self.chain.rows())
         if judgement.cause != NODE_FAIL or socket.gethostname() not in failed:
@@ -180,23 +177,28 @@ class Link:
             self._say(f"this node, {socket.gethostname()}, has failed before, and PBS has no other one for this job")
             return False
         self._say(f"avoiding {', '.join(dict.fromkeys(failed))}: asking for {more}")
-        if self.next.submit([], self._memory_mb(), more) is None:
+        return self._submit_in_place([], self._memory_mb(), more)
+
+    def _submit_in_place(
+        self, options: Sequence[str], memory_mb: int | None, more: Mapping[str, str] | None = None
+    ) -> bool:
+        """Submit another link in place of this one; return whether PBS took it."""
+        if self.next.submit(options, memory_mb, more) is None:
             return False
         self.chain.append("replaced", job_id=self.job_id)
         return True
 
-    def _is_put_off(self) -> bool:
+    def _submit_if_others_go_on(self) -> bool:
         """Submit a link in place of this one that waits longer, if a job that must have succeeded before goes on.
 
-        Where PBS does not answer, or does not take that link, this one waits.
+        Where PBS does not answer, or does not take that link, this one waits. Return whether this link leaves.
         """
         while True:
             try:
                 links = links_to_wait_for(self.spec.after)
                 if not links:
                     return False
-                if self.next.submit(depends_on(links), self._memory_mb()) is not None:
-                    self.chain.append("replaced", job_id=self.job_id)
+                if self._submit_in_place(depends_on(links), self._memory_mb()):
                     return True
                 why = f"it could not wait for other jobs any longer: {self.next.refusal}"
             except Unfulfilled as error:

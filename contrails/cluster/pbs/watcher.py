@@ -56,12 +56,15 @@ class _Watched:
     ended_at: float = -math.inf
     """When the last of the ends in the chain was noticed, on the monotonic clock."""
 
-    @property
-    def has_just_ended(self) -> bool:
-        """Whether a link has written a short while ago that it ended."""
+    def note_ends(self) -> None:
+        """Look whether a link has written meanwhile that it ended."""
         num_ends = sum(row["event"] == "ended" for row in self.chain.rows())
         if num_ends > self.num_ends:
             self.num_ends, self.ended_at = num_ends, time.monotonic()
+
+    @property
+    def has_just_ended(self) -> bool:
+        """Whether a link wrote a short while ago that it ended, as far as that was noted."""
         return time.monotonic() - self.ended_at < _JUST_S
 
     @property
@@ -113,6 +116,7 @@ class PbsInfoWatcher(InfoWatcher):
         job = self._jobs[job_id]
         info = _by_files(job)
         if info is None:
+            job.note_ends()
             self.update_if_long_enough(mode, min(_SOON_S, self.delay_s) if job.has_just_ended else self.delay_s)
             info = _by_files(job) or _by_scheduler(job)
         return {"JobId": job.asked} | {key: value for key, value in info.items() if value}
