@@ -25,7 +25,7 @@ def doctor(site_name: str | None, recipe: Path | None, job: bool, node: bool, as
       contrails doctor --site mycluster --job
     """
     from contrails.cluster.doctor import check_by_job, check_node, check_site
-    from contrails.cluster.scheduler import Check
+    from contrails.cluster.scheduler import Check, scheduler_of
     from contrails.cluster.sites import find_site
     from contrails.config import load_recipe
     from contrails.runs import Run, runs_root
@@ -36,7 +36,7 @@ def doctor(site_name: str | None, recipe: Path | None, job: bool, node: bool, as
     if not node:
         checks += check_site(site, runs_root(), load_recipe(recipe) if recipe else None)
         checks.append(check_wandb())
-    if node or site.scheduler == "local":
+    if node or scheduler_of(site).CAPABILITIES.runs_here:
         checks += check_node(site, runs_root())
     if job:
         checks += check_by_job(site, Run(runs_root() / ".doctor"))

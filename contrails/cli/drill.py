@@ -42,9 +42,9 @@ def drill(site_name: str | None, kills: int, seed: int | None, keep: bool, as_js
     """
     from contrails.cluster.drill import drill as run_drill
     from contrails.cluster.drill import make_data
-    from contrails.cluster.sites import find_site
+    from contrails.cluster.sites import THIS_MACHINE, find_site
 
-    site, seed = find_site(site_name or "local"), secrets.randbelow(10**6) if seed is None else seed
+    site, seed = find_site(site_name or THIS_MACHINE), secrets.randbelow(10**6) if seed is None else seed
     name = f"drill-{secrets.token_hex(3)}"
     data = runs_root() / f".{name}"
     make_data(data)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from contrails.cli.options import json_option
+from contrails.cluster.scheduler import scheduler_of
 from contrails.cluster.sites import Profile, Site, all_sites, default_site, resolve
 from contrails.errors import NodeError
 
@@ -58,7 +59,7 @@ def _resolved(profile: Profile) -> Profile:
 
 
 def _job(site: Site) -> str:
-    if site.scheduler == "local":
+    if scheduler_of(site).CAPABILITIES.runs_here:
         at_a_time = _count(site.folds_at_a_time, "fold") if site.folds_at_a_time else "a fold per GPU"
         return f"this machine: {at_a_time} at a time"
     parts = [f"{site.num_cpus} CPU", f"{site.walltime_min} min"]

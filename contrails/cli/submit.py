@@ -16,6 +16,7 @@ from contrails.cli.status import print_states
 from contrails.cli.watch import duration
 from contrails.cluster.journal import newest_submissions, submissions
 from contrails.cluster.overview import overview
+from contrails.cluster.scheduler import scheduler_of
 from contrails.cluster.sites import Site, find_site, site_of
 from contrails.cluster.states import ALIVE, DONE, FoldState
 from contrails.config import Recipe, RunConfig, to_toml
@@ -90,7 +91,7 @@ def submit(
     recipes = {base: recipe}
     if seeds > 1:
         recipes = {f"{base}-s{n}": recipe.model_copy(update={"seed": recipe.seed + n}) for n in range(seeds)}
-    site = site if site.scheduler == "local" else _shared_by(site, folds_per_job)
+    site = site if scheduler_of(site).CAPABILITIES.runs_here else _shared_by(site, folds_per_job)
     waits_for = _jobs_of(after, site) if after else {}
     follows = {each: _command(then, new_run_path(each)) for each in recipes if then is not None}
     if dry_run:
@@ -165,21 +166,18 @@ def _show_jobs(run: Run, config: RunConfig, folds: list[str], folds_per_job: int
     """Print the scheduler's own script and command of each job."""
     from contrails.cluster.dispatch import grouped
     from contrails.cluster.requests import fold_request
-    from contrails.cluster.scheduler import scheduler_of
 
     site = parse(Site, config.site, str(run.toml))
-    if site.scheduler == "local":
-        return
-    scheduler = scheduler_of(site)
     for group in grouped(folds, folds_per_job):
         request = fold_request(run, config.compute.num_threads, group)
-        click.echo(f"\n{scheduler.preview(run.job_folder(request.name), site, request)}")
+        if script := scheduler_of(site).preview(run.job_folder(request.name), site, request):
+            click.echo(f"\n{script}")
 
 
 def _jobs_of(name: str, site: Site) -> dict[str, Path]:
     """Return the newest jobs of a run's unfinished folds, with submitit's folder of each."""
     run = open_run(name)
-    if "local" in (site.scheduler, site_of(run).scheduler):
+    if not all(scheduler_of(each).CAPABILITIES.has_queue for each in (site, site_of(run))):
         raise click.UsageError(f"--after {name}: expected both runs on a scheduler's site; this machine keeps no queue")
     dead = [state.fold for state in overview([run])[run] if state.state not in ALIVE | {DONE}]
     if dead:
@@ -227,7 +225,8 @@ def _follow(runs: list[Run], folds: list[str]) -> None:
 
 def _interval_s(runs: list[Run]) -> float:
     """Return how often to look: a scheduler serves others too."""
-    return _POLL_S if all(site_of(run).scheduler == "local" for run in runs) else _PLAIN_INTERVAL_S
+    has_queue = any(scheduler_of(site_of(run)).CAPABILITIES.has_queue for run in runs)
+    return _PLAIN_INTERVAL_S if has_queue else _POLL_S
 
 
 def _states(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:

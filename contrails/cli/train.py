@@ -58,7 +58,7 @@ def train(
     from contrails.cluster import own_code
     from contrails.cluster.dispatch import choose_folds, create_run
     from contrails.cluster.freeze import job_environment
-    from contrails.cluster.sites import find_site
+    from contrails.cluster.sites import THIS_MACHINE, find_site
 
     if debug and overfit:
         raise click.UsageError("give --debug or --overfit, not both")
@@ -69,7 +69,7 @@ def train(
         raise click.UsageError(
             f"--fold {fold}: train one fold here; `contrails submit --fold {shlex.quote(fold)}` trains several"
         )
-    base, site = name or chosen.stem, find_site(site_name or "local")
+    base, site = name or chosen.stem, find_site(site_name or THIS_MACHINE)
     if extra:
         base = f"{base}-{'debug' if debug else 'overfit'}"
         _remove(new_run_path(base))

@@ -22,10 +22,9 @@ def cancel_folds(run: Run, folds: list[Fold]) -> dict[str, str]:
         if not fold.done.exists():
             create_exclusive(fold.cancelled, to_json({"time": time.time()}))
     site, keys = site_of(run), {fold.key for fold in folds}
-    if site.scheduler != "local":
-        # also those that newer ones have followed, or whose answer was lost: what the scheduler has forgotten may live
-        jobs = [job for job in submissions(run) if not job.void and keys & set(job.folds)]
-        scheduler_of(site).cancel([reference(run, job) for job in jobs if all(map(_is_over, map(run.fold, job.folds)))])
+    # also those that newer ones have followed, or whose answer was lost: what the scheduler has forgotten may live
+    jobs = [job for job in submissions(run) if not job.void and keys & set(job.folds)]
+    scheduler_of(site).cancel([reference(run, job) for job in jobs if all(map(_is_over, map(run.fold, job.folds)))])
     return {fold.key: "done already" if fold.done.exists() else "cancelled" for fold in folds}
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -17,14 +18,13 @@ from typing import Any
 
 from contrails.cluster.devices import require_devices
 from contrails.cluster.freeze import freeze_code, package_folder
-from contrails.cluster.journal import newest_submissions, record, submissions
+from contrails.cluster.journal import newest_submissions, submissions
 from contrails.cluster.lineage import find_lineage, require_parents
-from contrails.cluster.local import start_jobs
-from contrails.cluster.names import fold_name, job_name
 from contrails.cluster.orphans import adopt_orphans
 from contrails.cluster.requests import fold_request
-from contrails.cluster.scheduler import Job, scheduler_of
-from contrails.cluster.sites import Site, holds_copy, resolve
+from contrails.cluster.scheduler import Job, Request, scheduler_of
+from contrails.cluster.sites import THIS_MACHINE, Site, holds_copy, resolve
+from contrails.cluster.slots import DEVICES
 from contrails.cluster.states import ALIVE, DAMAGED, DONE, fold_state
 from contrails.cluster.submission import pass_on, reconcile, reference, submit_jobs, submitting
 from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, to_toml
@@ -41,7 +41,6 @@ from contrails.models.pretrained import find_pretrained
 from contrails.models.sizes import require_size
 from contrails.runs import ALL, Fold, Run, new_run_path, open_run
 from contrails.sections.reading import keys, parse
-from contrails.train.attempt import process_of
 from contrails.user import user_name
 
 
@@ -128,7 +127,8 @@ def move(run: Run, config: RunConfig, site: Site) -> RunConfig:
     """
     resolved = resolve(site.with_files(), config.data.num_folds)
     resolved = resolved.model_copy(update={"num_threads": config.compute.num_threads})
-    if (resolved.scheduler, resolved.device) != (config.site.get("scheduler", "local"), config.compute.device):
+    before = config.site.get("scheduler", THIS_MACHINE), config.compute.device
+    if (resolved.scheduler, resolved.device) != before:
         _require_nothing_alive(run, "moves to another site")
     require_deterministic(config.recipe, resolved.device)
     moved = config.model_copy(
@@ -193,31 +193,38 @@ def submit_folds(
         StorageError: the result of a fold is damaged.
     """
     site = parse(Site, config.site, str(run.toml))
+    scheduler = scheduler_of(site)
+    can = scheduler.CAPABILITIES
     with submitting(run):
-        states = _checked_states(run, config, folds, None if site.scheduler == "local" else reconcile(run, site))
+        states = _checked_states(run, config, folds, reconcile(run, site) if can.has_queue else None)
         wanted = _wanted(states)
-        on_gpus_here = bool(wanted) and site.scheduler == "local" and config.compute.device == "cuda"
+        on_gpus_here = bool(wanted) and can.runs_here and config.compute.device == "cuda"
         devices = require_devices(config.compute.num_ranks) if on_gpus_here else ()
         for key in wanted:
             _prepare(run.fold(key))
         _end_what_is_left(run, site, wanted)
         groups = grouped(wanted, folds_per_job)
-        if site.scheduler == "local":
-            job_ids = _start_here(run, config, groups, devices)
-            ids = {key: job_id for group, job_id in zip(groups, job_ids, strict=True) for key in group}
-            return states | {key: f"submitted, job {job_id}" for key, job_id in ids.items()}
         requests = [fold_request(run, config.compute.num_threads, group, after=after) for group in groups]
+        requests = [_with_devices(request, devices) for request in requests]
         outcomes = submit_jobs(run, site, requests, is_alone=not ALIVE & set(states.values()))
-        pass_on(run, scheduler_of(site))
-    adopt_orphans(run)
+        pass_on(run, scheduler)
+    if can.has_queue:
+        adopt_orphans(run)
     return states | outcomes
+
+
+def _with_devices(request: Request, devices: Sequence[str]) -> Request:
+    """Return the request of a job that may use these GPUs of this machine."""
+    if not devices:
+        return request
+    return replace(request, environment=(request.environment or {}) | {DEVICES: ",".join(devices)})
 
 
 def _end_what_is_left(run: Run, site: Site, folds: Sequence[str]) -> None:
     """End what a scheduler may keep of the last jobs of folds that nobody trains: a held one that will never start."""
     newest = {fold: job for fold, job in newest_submissions(submissions(run)).items() if fold in folds}
     jobs = {job.name: job for job in newest.values() if set(job.folds) <= set(folds)}
-    if site.scheduler != "local" and jobs:
+    if jobs:
         scheduler_of(site).cancel([reference(run, job) for job in jobs.values()])
 
 
@@ -246,20 +253,6 @@ def _checked_states(run: Run, config: RunConfig, folds: list[str], jobs: Mapping
 
 def _wanted(states: dict[str, str]) -> list[str]:
     return [key for key, state in states.items() if state not in ALIVE | {DONE}]
-
-
-def _start_here(run: Run, config: RunConfig, groups: list[list[str]], devices: Sequence[str]) -> list[str]:
-    if not groups:
-        return []
-    jobs: dict[str, list[str]] = {}
-    for group in groups:
-        name = job_name(run.path, fold_name(group), [job.name for job in submissions(run)])
-        jobs[name] = group
-        record(run, "intent", name=name, folds=group, exclude=[])
-    job_ids = start_jobs(run, config, jobs, devices)
-    for name, job_id in zip(jobs, job_ids, strict=True):
-        record(run, "submitted", name=name, job_id=job_id, process=process_of(int(job_id)))
-    return job_ids
 
 
 def _prepare(fold: Fold) -> None:

@@ -38,7 +38,7 @@ _WAIT_S = 600.0
 
 def check_site(site: Site, root: Path, recipe: Recipe | None) -> Iterator[Check]:
     """Yield what can be seen from a login node; `root` is the folder of the runs."""
-    if site.scheduler != "local":
+    if scheduler_of(site).CAPABILITIES.has_queue:
         here = found_schedulers()[site.scheduler]
         yield Check("scheduler", here, site.scheduler if here else f"no {site.scheduler} here", "log in to the cluster")
         if here:
@@ -52,11 +52,12 @@ def check_site(site: Site, root: Path, recipe: Recipe | None) -> Iterator[Check]
 
 def check_node(site: Site, root: Path) -> Iterator[Check]:
     """Yield what only the machine that trains can say; `root` is the folder of the runs."""
-    if site.scheduler != "local":
+    runs_here = scheduler_of(site).CAPABILITIES.runs_here
+    if not runs_here:
         yield from _shared_files(root)
     yield from map(_imports, _PACKAGES)
     needs_gpu = site.device == "cuda" or (site.device == "auto" and bool(site.num_gpus))
-    if needs_gpu or site.scheduler == "local":
+    if needs_gpu or runs_here:
         yield _gpus(needed=needs_gpu)
     if needs_gpu:
         yield _cuda()
@@ -127,7 +128,7 @@ def _memory(site: Site, recipe: Recipe) -> Check:
     if not path.is_file():
         return Check("dataset", False, f"no file {path}", made_from_raw(path))
     here = psutil.virtual_memory().available / 1e9
-    memory = site.memory_gb or (here if site.scheduler == "local" else None)
+    memory = site.memory_gb or (here if scheduler_of(site).CAPABILITIES.runs_here else None)
     size = path.stat().st_size / 1e9
     enough = recipe.data.residency != "ram" or (memory is not None and holds_copy(memory, path))
     shown = "the scheduler's default" if memory is None else f"{memory:.1f} GB"
@@ -187,7 +188,7 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
     Raises:
         ClusterError: the site has no scheduler, or the job does not end or says nothing.
     """
-    if site.scheduler == "local":
+    if not scheduler_of(site).CAPABILITIES.has_queue:
         raise ClusterError(f"--job needs a site with a scheduler, {site.name} is this machine; leave --job out")
     shutil.rmtree(run.path, ignore_errors=True)
     run.create_folder()

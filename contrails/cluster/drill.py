@@ -170,7 +170,7 @@ def _steps(attempt: Attempt) -> list[int]:
 def _wait(run: Run, condition: Callable[[], object], what: str) -> None:
     """Wait for a condition, as long as there are new steps or the job is in a queue."""
     fold = run.fold(_FOLD)
-    seen, end, poll_s = -1, 0.0, 0.02 if site_of(run).scheduler == "local" else 1.0
+    seen, end, poll_s = -1, 0.0, 1.0 if scheduler_of(site_of(run)).CAPABILITIES.has_queue else 0.02
     while not condition():
         state = _state(fold)
         if state.step != seen or state.state == "waiting":
@@ -228,9 +228,10 @@ def _kill_launcher(attempt: Attempt) -> None:
 
 def _ways(site: Site) -> dict[str, Callable[[Attempt], None]]:
     """Return what can interrupt a training at a site."""
-    if site.scheduler == "local":
+    scheduler = scheduler_of(site)
+    if scheduler.CAPABILITIES.runs_here:
         return _WAYS
-    interruptions = scheduler_of(site).interruptions()
+    interruptions = scheduler.interruptions()
     return {name: partial(_to_job, interrupt) for name, interrupt in interruptions.items()} | {"walltime": _walltime}
 
 

@@ -67,7 +67,8 @@ def run_folds(run_path: str, folds: list[str]) -> None:
     config = run.read_config()
     site = parse(Site, config.site, str(run.toml))
     tell_failure(submit_refused, run, config, site)
-    code = _run_here(run, config, site, folds) if site.scheduler == "local" else _run_job(run, config, site, folds)
+    has_queue = scheduler_of(site).CAPABILITIES.has_queue
+    code = _run_job(run, config, site, folds) if has_queue else _run_here(run, config, site, folds)
     tell_failure(start_if_due, run, config, site)
     if code:
         sys.exit(code)  # the teardown goes on from here
@@ -244,7 +245,9 @@ def _event(child: _Child, config: RunConfig, stopping: bool) -> Event | None:
     code = _code(child.process.returncode, stopping)
     if code == 0:
         return "on_done"
-    is_last = config.site.get("scheduler", "local") == "local" and code != Stopped.exit_code
+    site = parse(Site, config.site, str(child.fold.run.toml))
+    starts_again = scheduler_of(site).CAPABILITIES.starts_again
+    is_last = not starts_again and code != Stopped.exit_code
     return "on_failed" if is_last else None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from contrails.cluster import own_code
 from contrails.cluster.journal import Submission, newest_submissions, submissions
 from contrails.cluster.requests import fold_request
-from contrails.cluster.scheduler import Job
+from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.sites import site_of
 from contrails.cluster.submission import reconcile, submit_job, submitting
 from contrails.errors import ContrailsError
@@ -37,7 +37,7 @@ def adopt_orphans(run: Run) -> None:
 def _adopt(other: Run, parent: Run, parents: Mapping[str, Path]) -> bool:
     """Submit again the folds of a run whose jobs have left; return whether there were any for this process to see."""
     site, config = site_of(other), other.read_config()
-    if site.scheduler == "local":
+    if not scheduler_of(site).CAPABILITIES.has_queue:
         return False
     with submitting(other):
         left = _left(other, parent, reconcile(other, site))

@@ -50,14 +50,14 @@ def _states(run: Run, said: Mapping[Run, Words]) -> list[FoldState]:
 
 
 def _scheduler_name(run: Run) -> str | None:
-    """Return which scheduler has the jobs of a run; None for one of this machine. The rest of its site is not read."""
+    """Return which scheduler has the jobs of a run; None where there is no queue. The rest of its site is not read."""
     try:
         submissions(run)
         site = read_toml(run.toml, "a run").get("site")
     except (RecipeError, StorageError):
         return None
     name = site.get("scheduler") if isinstance(site, dict) else None
-    return name if name in SCHEDULERS else None
+    return name if name in SCHEDULERS and scheduler_called(name).CAPABILITIES.has_queue else None
 
 
 def _ask(scheduler: Scheduler, runs: list[Run]) -> Words:

@@ -38,7 +38,8 @@ def submit_refused(run: Run, config: RunConfig, site: Site, *, is_leaving: bool 
         ClusterError: the scheduler refuses again, or does not answer; the next call tries again.
     """
     give_up = time.monotonic() + _PATIENCE_S
-    while site.scheduler != "local" and any(map(_may_be_refused, run.folds())):
+    has_queue = scheduler_of(site).CAPABILITIES.has_queue
+    while has_queue and any(map(_may_be_refused, run.folds())):
         with submitting(run):
             try:
                 _submit_refused(run, config, site)

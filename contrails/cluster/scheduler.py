@@ -1,7 +1,7 @@
 """What contrails asks of a scheduler, whichever it is: submit, look, cancel, and hand a job over from inside.
 
 A scheduler is a module that satisfies `Scheduler`: its text is rendered and parsed there, its states and causes go
-through one table, and nothing above knows its commands. `local` is no scheduler: see `contrails.cluster.local`.
+through one table, and nothing above knows its commands or compares its name: what differs, `Capabilities` says.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -108,8 +108,26 @@ class Check:
     advice: str = ""
 
 
-SCHEDULERS = {"slurm": "contrails.cluster.slurm", "pbs": "contrails.cluster.openpbs"}
+SCHEDULERS = {
+    "local": "contrails.cluster.local",
+    "slurm": "contrails.cluster.slurm",
+    "pbs": "contrails.cluster.openpbs",
+}
 """The module of each."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """In what schedulers differ for those who use them."""
+
+    has_queue: bool
+    """Whether jobs wait in a queue, which others use too: it can be asked, may refuse a job, and lets jobs wait for
+    each other."""
+    runs_here: bool
+    """Whether jobs run on the machine on which they are submitted, and share its slots and GPUs."""
+    starts_again: bool
+    """Whether a job whose folds have failed may start again, or be followed by another, by itself."""
+
 
 Standing = Literal["running", "timeout", "lost", "requeued", "cancelled"]
 """How the scheduler takes the job that this process runs in; lost: its batch script was killed.
@@ -121,8 +139,12 @@ The first three may be requeued, the others not.
 class Scheduler(Protocol):
     """What a scheduler's module offers."""
 
+    @property
+    def CAPABILITIES(self) -> Capabilities:  # noqa: N802 - a constant of the module
+        """What it can do."""
+
     def preview(self, folder: Path, site: "Site", request: Request) -> str:
-        """Return the command that submits a job, in a comment, and its batch script."""
+        """Return the command that submits a job, in a comment, and its batch script; empty where there is none."""
 
     def check(self, site: "Site") -> Iterable[Check]:
         """Look whether queues, limits and nodes can satisfy the site; nothing is submitted."""
@@ -133,7 +155,7 @@ class Scheduler(Protocol):
         site: "Site",
         request: Request,
         announce: Callable[[Path], None],
-        accept: Callable[[str], None],
+        accept: Callable[[str, Mapping[str, Any]], None],
     ) -> str:
         """Submit a job and return its id.
 
@@ -142,7 +164,8 @@ class Scheduler(Protocol):
             site: what the job may use.
             request: the job.
             announce: called with the path of the pickle before the scheduler is asked.
-            accept: called with the id as soon as the scheduler has answered.
+            accept: called with the id as soon as the scheduler has answered, and with the process that is the job
+                where it runs on this machine (see `contrails.train.attempt.process_of`), empty elsewhere.
 
         Raises:
             LimitReached: the scheduler refused, and will not once other jobs have ended.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from contrails.cluster.command import command_request
 from contrails.cluster.freeze import freeze_code, package_folder
-from contrails.cluster.scheduler import Job
+from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.submission import reconcile, submit_job, submitting
 from contrails.data.layout import shard_path
@@ -62,7 +62,7 @@ def submit_shares(made: Path, shares: Mapping[str, Share], site: Site) -> dict[s
     Raises:
         ClusterError: the site has no scheduler, or it refuses, or jobs of another version of the code are alive.
     """
-    if site.scheduler == "local":
+    if not scheduler_of(site).CAPABILITIES.has_queue:
         raise ClusterError(f"--jobs needs a site with a scheduler, {site.name} is this machine; leave --jobs out")
     run = Run(made.absolute().with_name(f".{made.name}.jobs"))
     run.create_folder()

@@ -18,6 +18,7 @@ import psutil
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from contrails.cluster.devices import require_devices, visible_devices
+from contrails.cluster.scheduler import scheduler_of
 from contrails.errors import NodeError, RecipeError, StorageError, choices
 from contrails.files import read_toml
 from contrails.runs import Run
@@ -28,6 +29,9 @@ from contrails.user import home
 _MEMORY_GB_A_FOLD = 3.0
 _SHARE_OF_A_COPY = 0.8
 _BUILT_IN = "built in"
+
+THIS_MACHINE = "local"
+"""Name of this machine's built-in site, and of its scheduler."""
 
 SchedulerName = Literal["local", "slurm", "pbs"]
 
@@ -113,7 +117,7 @@ class Site(Section):
             RecipeError: that script is not there, or this machine trains and has no command of `on_done`, `on_failed`.
         """
         for event, command in (("on_done", self.on_done), ("on_failed", self.on_failed)):
-            if self.scheduler == "local" and command and shutil.which(command[0]) is None:
+            if scheduler_of(self).CAPABILITIES.runs_here and command and shutil.which(command[0]) is None:
                 raise RecipeError(
                     f"{event} of the site {self.name}: expected the path or name of a command, found {command[0]}, "
                     "which this machine does not have or may not run; correct the profile"
@@ -186,7 +190,7 @@ class Profile:
 
 def all_sites() -> dict[str, Profile]:
     """Return every site by name; a nearer definition of a name wins, and a wrong one is in nobody's way."""
-    built_in = (Site(name="local"), Site(name="slurm", scheduler="slurm"), Site(name="pbs", scheduler="pbs"))
+    built_in = (Site(name=THIS_MACHINE), Site(name="slurm", scheduler="slurm"), Site(name="pbs", scheduler="pbs"))
     found = {site.name: Profile(_BUILT_IN, site.scheduler, site=site) for site in built_in}
     for folder in (home() / ".config/contrails/sites", Path("jobs/sites")):
         found |= {path.stem: _profile(path) for path in sorted(folder.glob("*.toml"))}
@@ -269,7 +273,8 @@ def resolve(site: Site, num_folds: int) -> Site:
     Raises:
         NodeError: CUDA_VISIBLE_DEVICES is wrong, or a GPU is asked for and there is none.
     """
-    if site.scheduler == "local":
+    runs_here = scheduler_of(site).CAPABILITIES.runs_here
+    if runs_here:
         gpus = 0 if site.device == "cpu" else len(visible_devices())
         cores = num_cores()
     else:
@@ -278,9 +283,9 @@ def resolve(site: Site, num_folds: int) -> Site:
     at_a_time = site.folds_at_a_time
     if not at_a_time:
         carried = _carries(device, gpus, cores, num_folds * site.num_ranks) // site.num_ranks
-        at_a_time = max(1, carried) if site.scheduler == "local" else 1
+        at_a_time = max(1, carried) if runs_here else 1
     threads = site.num_threads or max(1, cores // at_a_time)
-    if site.scheduler == "local" and device == "cuda":
+    if runs_here and device == "cuda":
         require_devices(site.num_ranks)
         at_a_time = site.folds_at_a_time
     return site.model_copy(update={"device": device, "folds_at_a_time": at_a_time, "num_threads": threads})

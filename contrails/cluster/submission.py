@@ -5,10 +5,10 @@ is killed in between leaves an intent without an answer, which `reconcile` settl
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from contrails.cluster.journal import Submission, newest_submissions, record, submissions
 from contrails.cluster.scheduler import Job, Reference, Request, Scheduler, scheduler_of
@@ -45,7 +45,7 @@ def submit_job(run: Run, site: "Site", request: Request) -> str:
             site,
             request,
             announce=lambda pickle: _intend(run, request, pickle),
-            accept=lambda job_id: record(run, "submitted", name=request.name, job_id=job_id),
+            accept=lambda job_id, process: _accept(run, request, job_id, process),
         )
     except ClusterError as error:
         settled = _find_again(run, scheduler, request)
@@ -166,6 +166,11 @@ def _intend(run: Run, request: Request, pickle: Path | None) -> None:
         exclude=list(request.exclude),
         after=sorted({str(other.path) for folder in request.after.values() if (other := run_of(folder))}),
     )
+
+
+def _accept(run: Run, request: Request, job_id: str, process: Mapping[str, Any]) -> None:
+    known = {"process": process} if process else {}
+    record(run, "submitted", name=request.name, job_id=job_id, **known)
 
 
 def _settle(run: Run, scheduler: Scheduler, submission: Submission, jobs: dict[str, Job]) -> str | None:

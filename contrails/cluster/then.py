@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from contrails.cluster.command import command_request
 from contrails.cluster.journal import Submission, submissions
-from contrails.cluster.scheduler import Job
+from contrails.cluster.scheduler import Job, scheduler_of
 from contrails.cluster.slots import DEVICES
 from contrails.cluster.submission import reconcile, submit_job, submitting
 from contrails.errors import ClusterError, StorageError
@@ -56,9 +56,11 @@ def start_if_due(run: Run, config: "RunConfig", site: "Site") -> None:
     if not _is_due(run):
         return
     with submitting(run):
-        if not _is_free(run, site):
+        has_queue = scheduler_of(site).CAPABILITIES.has_queue
+        has_job = has_queue and "job_name" in read_hint(run.then_claim)
+        if not _is_free(run, reconcile(run, site) if has_job else {}):
             return
-        if site.scheduler != "local":
+        if has_queue:
             _submit(run, config, site)
             return
         if not _claim(run, process_of(os.getpid())):
@@ -116,13 +118,14 @@ def _is_due(run: Run) -> bool:
     return bool(folds) and {fold.key for fold in run.folds() if fold.done.exists()} >= set(map(str, folds))
 
 
-def _is_free(run: Run, site: "Site") -> bool:
-    """Return whether nobody works on the command and it has not ended; the lock is held."""
+def _is_free(run: Run, jobs: Mapping[str, Job]) -> bool:
+    """Return whether nobody works on the command and it has not ended; the lock is held.
+
+    The claim is read after the scheduler was asked for the jobs: the command may have ended between.
+    """
     claim = read_hint(run.then_claim)
-    if "job_name" in claim and site.scheduler != "local":
-        if _is_alive(reconcile(run, site).get(claim["job_name"])):
-            return False
-        claim = read_hint(run.then_claim)  # it may have ended between
+    if _is_alive(jobs.get(str(claim.get("job_name")))):
+        return False
     return "code" not in claim and ("pid" not in claim or _is_abandoned(run, claim))
 
 
