@@ -39,9 +39,9 @@ from contrails.files import sha256, storage, to_json, write_atomic
 from contrails.models.names import require_deterministic, require_known, require_useful
 from contrails.models.pretrained import find_pretrained
 from contrails.models.sizes import require_size
+from contrails.processes import process_of
 from contrails.runs import ALL, Fold, Run, new_run_path, open_run
 from contrails.sections.reading import keys, parse
-from contrails.train.attempt import process_of
 from contrails.user import user_name
 
 
@@ -258,7 +258,7 @@ def _start_here(run: Run, config: RunConfig, groups: list[list[str]], devices: S
         record(run, "intent", name=name, folds=group, exclude=[])
     job_ids = start_jobs(run, config, jobs, devices)
     for name, job_id in zip(jobs, job_ids, strict=True):
-        record(run, "submitted", name=name, job_id=job_id, process=process_of(int(job_id)))
+        record(run, "submitted", name=name, job_id=job_id, process=process_of(int(job_id)).to_json())
     return job_ids
 
 

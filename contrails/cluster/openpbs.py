@@ -18,12 +18,13 @@ from typing import Literal
 
 from contrails.cluster.openpbs_check import check as check
 from contrails.cluster.openpbs_script import chain_of, parameters_for, spec_for
+from contrails.cluster.outcomes import Cause
 from contrails.cluster.pbs import chain, client, script
 from contrails.cluster.pbs.clock import Clock
 from contrails.cluster.pbs.limits import Node, all_away, largest_mb, read_nodes, shortage
 from contrails.cluster.pbs.search import first_id_of
 from contrails.cluster.pbs.states import HANDED_OVER, KILLED, TASK_EXITS
-from contrails.cluster.scheduler import Cause, Job, Reference, Request, Standing, ThisJob
+from contrails.cluster.scheduler import Job, Reference, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
 from contrails.errors import ClusterError, LimitReached, TrainingError
 

@@ -10,29 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+from contrails.cluster.outcomes import Cause
+
 if TYPE_CHECKING:
     from contrails.cluster.sites import Site
-
-
-Cause = Literal[
-    "walltime",
-    "preemption",
-    "node",
-    "memory",
-    "killed",
-    "gpu_memory",
-    "dataset",
-    "data",
-    "error",
-    "cancelled",
-    "lost",
-    "refused",
-]
-"""Why an attempt or a job ended without being done.
-
-killed: by a signal, and not for the memory of its job; dataset: what was mapped vanished; data: what is read is wrong;
-refused: the scheduler did not take the job that was to go on.
-"""
 
 
 @dataclass(frozen=True)

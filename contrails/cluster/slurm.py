@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from contrails.cluster.scheduler import Cause, Check, Job, Reference, Request, Standing, ThisJob
+from contrails.cluster.outcomes import Cause
+from contrails.cluster.scheduler import Check, Job, Reference, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
 from contrails.cluster.slurm_script import command, executor_of, script
 from contrails.cluster.slurm_text import (

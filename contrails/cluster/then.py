@@ -24,8 +24,9 @@ from contrails.cluster.slots import DEVICES
 from contrails.cluster.submission import reconcile, submit_job, submitting
 from contrails.errors import ClusterError, StorageError
 from contrails.files import create_exclusive, read_hint, to_json, write_atomic
+from contrails.processes import process_in, process_of
 from contrails.runs import Run
-from contrails.train.attempt import BEAT_S, is_gone, process_of
+from contrails.train.attempt import BEAT_S, is_gone
 
 if TYPE_CHECKING:
     from contrails.cluster.sites import Site
@@ -61,7 +62,7 @@ def start_if_due(run: Run, config: "RunConfig", site: "Site") -> None:
         if site.scheduler != "local":
             _submit(run, config, site)
             return
-        if not _claim(run, process_of(os.getpid())):
+        if not _claim(run, process_of(os.getpid()).to_json()):
             return
     _run_here(run)
 
@@ -132,7 +133,7 @@ def _is_alive(job: Job | None) -> bool:
 
 def _is_abandoned(run: Run, claim: dict[str, Any]) -> bool:
     """Return whether the process of a claim is over."""
-    return is_gone(claim, (claim.get("time", 0.0), run.then_claim.stat().st_mtime))
+    return is_gone(process_in(claim), (claim.get("time", 0.0), run.then_claim.stat().st_mtime))
 
 
 def _claim(run: Run, owner: dict[str, Any]) -> bool:
@@ -163,7 +164,7 @@ def _run_here(run: Run) -> None:
     environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": devices} if devices else {})
     # what `contrails submit --json` prints stays JSON
     with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
-        owner, code = process_of(process.pid), None
+        owner, code = process_of(process.pid).to_json(), None
         while code is None:
             write_atomic(run.then_claim, to_json(owner | {"time": time.time()}))
             try:

@@ -23,9 +23,9 @@ class StopFlag:
     monotonic clock, which all its processes share and nobody sets. An extended walltime helps, since it is read again.
     """
 
-    def __init__(self, clock: Path | None = None) -> None:
+    def __init__(self, clock: str | None = None) -> None:
         self.reason: str | None = None
-        self._clock = clock
+        self._clock = Path(clock) if clock is not None else None
         self._end, self._read = math.inf, -math.inf
 
     def install(self) -> None:

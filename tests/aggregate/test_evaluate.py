@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("restore_process")
 def ensemble(make_run: Callable[..., Run]) -> Ensemble:
     run = make_run(train={"epochs": 3})
     for fold in ("0", "1", "2"):
-        train_fold(run.fold(fold), {})
+        train_fold(run.fold(fold))
     return make_ensemble([run], run.aggregate("default"), Options(weights="best"), CPU)
 
 

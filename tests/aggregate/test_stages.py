@@ -96,7 +96,7 @@ def gate(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Ensembl
     run = make_run("gate", train={"epochs": 2})
     if not once.exists():
         for fold in "012":
-            train_fold(run.fold(fold), {})
+            train_fold(run.fold(fold))
         shutil.copytree(run.path / "folds", once)
     shutil.copytree(once, run.path / "folds", dirs_exist_ok=True)
     return make_ensemble([run], run.aggregate("default"), Options(weights="best"), CPU)
@@ -212,7 +212,7 @@ def test_an_audit_compares_labels_with_what_members_predicted(
 def test_a_classifier_is_a_gate(gate: Ensemble, make_run: MakeRun, tiny_data: Path) -> None:
     classifier = make_run("classifier", model={"task": "classify"}, train={"epochs": 1}, loss={"terms": ["bce"]})
     for fold in "012":
-        train_fold(classifier.fold(fold), {})
+        train_fold(classifier.fold(fold))
     made = make_ensemble([classifier], classifier.aggregate("default"), Options(weights="best"), CPU)
     image = next(iter(Predicted(made, open_dataset(tiny_data / "train.h5")).values()))
     assert len(np.unique(image)) == 1  # its answer for all of the record
@@ -229,7 +229,7 @@ def classifier(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> R
     run = make_run("classifier", model={"task": "classify"}, train={"epochs": 2}, loss={"terms": ["bce"]})
     if not once.exists():
         for fold in "012":
-            train_fold(run.fold(fold), {})
+            train_fold(run.fold(fold))
         shutil.copytree(run.path / "folds", once)
     shutil.copytree(once, run.path / "folds", dirs_exist_ok=True)
     return run

@@ -16,6 +16,7 @@ from contrails.cluster.states import FoldState
 from contrails.files import append_json_line, to_json, write_atomic
 from contrails.runs import Run
 from contrails.train.attempt import Heart, claim_attempt
+from contrails.train.context import JobContext
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def training(make_run: MakeRun) -> Run:
     """A run whose fold 0 is being trained by this process, as far as its files say."""
     run = make_run("watched")
     fold = run.fold("0")
-    attempt = claim_attempt(fold, {"scheduler": None, "job_id": None, "device": "cpu"}, lambda: True)
+    attempt = claim_attempt(fold, JobContext(), {"device": "cpu"}, lambda: True)
     heart = Heart(fold, attempt)
     heart.start()
     heart.stop(status="running", step=4, num_steps=12, epoch=1, num_epochs=3, seconds_per_step=60.0, best_dice=0.25)

@@ -11,8 +11,8 @@ import tomli_w
 
 from contrails.cluster.journal import newest_submissions, submissions
 from contrails.files import read_hint, read_json, read_json_lines, to_json, write_atomic
+from contrails.processes import process_of
 from contrails.runs import Run
-from contrails.train.attempt import process_of
 
 from local_site import Site, eventually
 
@@ -65,7 +65,7 @@ def test_a_restart_of_the_machine_is_seen_and_resumed(site: Site) -> None:
     fold.done.unlink()  # as it was just before its end
     attempt = fold.attempt(1)
     # another process has the number of the one that trained
-    owner = read_json(attempt.job) | process_of(os.getpid()) | {"boot_id": "that of yesterday"}
+    owner = read_json(attempt.job) | process_of(os.getpid()).to_json() | {"boot_id": "that of yesterday"}
     write_atomic(attempt.job, to_json(owner))
     write_atomic(attempt.state, to_json(read_json(attempt.state) | {"status": "running"}))
     assert site.states()["0"]["state"] == "lost"

@@ -18,8 +18,8 @@ from contrails.cluster.sites import site_of
 from contrails.cluster.then import ask_for, forget_failure, left_to_do, start_if_due
 from contrails.config import to_toml
 from contrails.files import read_hint, read_json_lines, to_json, write_atomic
+from contrails.processes import process_of
 from contrails.runs import Run
-from contrails.train.attempt import process_of
 
 from fake_pbs import FakePbs
 from local_site import eventually
@@ -79,7 +79,7 @@ def dying_in(function: str) -> str:
 
 def ended() -> dict[str, Any]:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        return process_of(process.pid)
+        return process_of(process.pid).to_json()
 
 
 def test_it_follows_the_last_fold_and_once(run: Run) -> None:
@@ -98,7 +98,7 @@ def test_it_follows_the_last_fold_and_once(run: Run) -> None:
 def test_a_job_of_the_run_that_is_still_there_starts_it(run: Run) -> None:
     launcher = subprocess.Popen(["sleep", "600"])
     record(run, "intent", name="ct01", folds=["0"], exclude=[])
-    record(run, "submitted", name="ct01", job_id="local-1", process=process_of(launcher.pid))
+    record(run, "submitted", name="ct01", job_id="local-1", process=process_of(launcher.pid).to_json())
     assert left_to_do(run, None) is None
     launcher.kill()
     launcher.wait()
@@ -135,14 +135,14 @@ def test_a_claimant_that_was_killed_with_its_command_leaves_it(run: Run) -> None
     ids=["alive", "before the last boot", "elsewhere"],
 )
 def test_a_claim_is_judged_by_its_process(run: Run, owner: dict[str, Any], is_free: bool) -> None:
-    write_atomic(run.then_claim, to_json(process_of(os.getpid()) | {"time": time.time()} | owner))
+    write_atomic(run.then_claim, to_json(process_of(os.getpid()).to_json() | {"time": time.time()} | owner))
     start(run)
     assert times(run) == is_free
 
 
 def test_a_claim_of_another_machine_is_free_when_it_is_silent(run: Run) -> None:
     long_ago = time.time() - 200
-    write_atomic(run.then_claim, to_json(process_of(os.getpid()) | {"host": "elsewhere", "time": long_ago}))
+    write_atomic(run.then_claim, to_json(process_of(os.getpid()).to_json() | {"host": "elsewhere", "time": long_ago}))
     os.utime(run.then_claim, (long_ago, long_ago))
     start(run)
     assert times(run) == 1

@@ -19,6 +19,7 @@ from contrails.errors import DataError, NodeError, RecipeError, Stopped
 from contrails.files import read_json, read_json_lines, sha256
 from contrails.models.weights import load_weights
 from contrails.runs import Fold, Run
+from contrails.train.context import JobContext
 from contrails.train.fold import train_fold
 from contrails.train.fold_data import training_rows
 from contrails.train.loop import Loop
@@ -26,7 +27,7 @@ from contrails.train.loop import Loop
 MakeRun = Callable[..., Run]
 pytestmark = pytest.mark.usefixtures("restore_process")
 
-JOB: dict[str, Any] = {"scheduler": "local", "job_id": "1", "restart_count": 0}
+JOB = JobContext(scheduler="local", job_id="1")
 
 
 def result(fold: Fold) -> dict[str, str]:
@@ -131,7 +132,7 @@ def step(loop, batch):
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 Loop._step = step
-train_fold(Run(Path(sys.argv[1])).fold("0"), {"scheduler": "local", "job_id": None, "restart_count": 0})
+train_fold(Run(Path(sys.argv[1])).fold("0"))
 """
 
 
@@ -198,14 +199,14 @@ def test_runs_need_no_wandb(make_run: MakeRun) -> None:
     code = (
         "import sys; from pathlib import Path; from contrails.runs import Run; "
         "from contrails.train.fold import train_fold; "
-        "train_fold(Run(Path(sys.argv[1])).fold('0'), {}); assert 'wandb' not in sys.modules"
+        "train_fold(Run(Path(sys.argv[1])).fold('0')); assert 'wandb' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(run.path)], check=True)
 
 
 def test_statistics_of_batch_norm_that_do_not_fit_are_told(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
     rough = {"epochs": 1, "batch_size": 2, "lr": 0.1}
-    train_fold(make_run("batch", train=rough).fold("0"), {})
+    train_fold(make_run("batch", train=rough).fold("0"))
     (told,) = [line for line in caplog.messages if "batch norm" in line]
     assert re.match(
         r"the validation loss is 19\.\d while the training loss is 0\.\d+: .* from pieces of 2 records", told
@@ -214,7 +215,7 @@ def test_statistics_of_batch_norm_that_do_not_fit_are_told(make_run: MakeRun, ca
     assert "the warm-up takes all of the 4 steps, so that train.lr is not reached" in " ".join(caplog.messages)
     caplog.clear()
     group = {"norm": "group", "encoder_norm": "group"}
-    train_fold(make_run("group", train=rough | {"warmup_epochs": 0}, model=group).fold("0"), {})
+    train_fold(make_run("group", train=rough | {"warmup_epochs": 0}, model=group).fold("0"))
     assert not [line for line in caplog.messages if "batch norm" in line or "warm-up" in line]
 
 
@@ -227,5 +228,5 @@ def test_a_piece_too_small_for_batch_norm_is_told_before_the_first_step(
 ) -> None:
     fold = make_run(train=train, model={"architecture": "DeepLabV3Plus", "decoder_channels": (16,)}).fold("0")
     with pytest.raises(RecipeError, match=f"needs 2 records in a piece, found .* which make a step of {step}; "):
-        train_fold(fold, {})
+        train_fold(fold)
     assert not fold.attempt(1).metrics.exists()

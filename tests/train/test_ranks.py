@@ -39,7 +39,7 @@ def step(loop, batches):
         os.kill(os.getpid(), getattr(signal, how))
 Loop._step = step
 try:
-    train_fold(Run(Path(sys.argv[1])).fold("0"), {"job_id": None})
+    train_fold(Run(Path(sys.argv[1])).fold("0"))
 except Stopped:
     sys.exit(75)
 """
