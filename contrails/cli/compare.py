@@ -113,6 +113,7 @@ def _scores(entries: list[Entry]) -> dict[str, list[str]]:
     rows = {
         "folds done": [f"{entry.folds_done} of {entry.folds}" for entry in entries],
         "Dice out of fold": [_dice(entry, entry.dice) for entry in entries],
+        "Dice of one fold's own validation": [_dice(entry, entry.one_fold) for entry in entries],
         "Dice held out": [_dice(entry, entry.held_out) for entry in entries],
         "mean best Dice": [_dice(entry, entry.best_dice) for entry in entries],
         "leaderboard": [_text(entry.leaderboard) for entry in entries],

@@ -25,6 +25,7 @@ _COLUMNS: dict[str, Callable[[Entry], Any]] = {
     "kind": lambda entry: entry.kind,
     "folds": lambda entry: entry.folds_done,
     "dice": lambda entry: entry.dice,
+    "one_fold": lambda entry: entry.one_fold,
     "best": lambda entry: entry.best_dice,
     "held_out": lambda entry: entry.held_out,
     "leaderboard": lambda entry: entry.leaderboard,
@@ -35,7 +36,7 @@ _COLUMNS: dict[str, Callable[[Entry], Any]] = {
     "notes": lambda entry: entry.problem or "; ".join(entry.notes),
 }
 """What each column says; a score is sorted with the best first, anything else from small to large."""
-_SCORES = {"dice", "best", "held_out", "leaderboard"}
+_SCORES = {"dice", "one_fold", "best", "held_out", "leaderboard"}
 _WIDTH = 160
 """Columns of the table where the output is no terminal."""
 _CONDITION = re.compile(r"([\w.]+)(>=|<=|=|>|<)(.*)")
@@ -56,7 +57,8 @@ def runs(
 
     FILTER is a word that stands in a run's name, differences or remarks, or a condition on a column or a key of the
     recipe, such as dice>0.6 or model.encoder=resnet34; all must hold. Dice is that of the aggregation, out of fold and
-    cross-fitted; best is the mean of the folds' best epochs. That of a classifier counts records.
+    cross-fitted; one_fold that of an aggregation of one fold, at the threshold that is best on its own validation
+    records; best is the mean of the folds' best epochs. That of a classifier counts records.
 
     \b
     Example:
@@ -144,7 +146,7 @@ def _texts(entry: Entry) -> list[str]:
 
 def _counted(entry: Entry, name: str) -> str:
     """Return what a Dice counts, where it is not pixels."""
-    return " by record" if entry.scored_by == "record" and name in ("dice", "best", "held_out") else ""
+    return " by record" if entry.scored_by == "record" and name in ("dice", "one_fold", "best", "held_out") else ""
 
 
 def _csv(entries: Sequence[Entry]) -> str:

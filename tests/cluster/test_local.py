@@ -187,7 +187,10 @@ def test_training_in_the_foreground_shows_the_model(site: Site) -> None:
     assert "\nparameters: 81,625\n" in done.stderr
     assert "input (2, 3, 32, 32) -> output (2, 32, 32)" in done.stderr
     assert site.states("tiny-debug")["0"]["state"] == "done"
-    assert site.run("train", "tiny.toml", "--debug").returncode == 0  # made afresh each time
+    tiny = (site.root / "tiny.toml").read_text()
+    (site.root / "long.toml").write_text(tiny.replace("[train]\n", "[train]\nsteps = 100000\n"))
+    assert site.run("train", "long.toml", "--debug", "--name", "tiny").returncode == 0  # made afresh each time
+    assert site.states("tiny-debug")["0"]["num_steps"] < 20
 
 
 def test_a_site_can_ask_for_staging_and_for_a_projection_beside_the_job(site: Site) -> None:
