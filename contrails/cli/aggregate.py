@@ -75,11 +75,11 @@ def aggregate(
     device: str,
     as_json: bool,
 ) -> None:
-    """Merge the finished folds of RUN into an ensemble and, with --data, write its submission.
+    """Merge the finished folds of RUN into an ensemble.
 
-    Threshold and post-processing are fitted on out-of-fold predictions; the figures say what they are of. Several runs
-    may differ in recipe, size and code, but not in data and file list. The same command again goes on where it was
-    stopped, and after more folds are finished makes the ensemble anew. A
+    With --data, its submission is written. Threshold and post-processing are fitted on out-of-fold predictions; the
+    figures say what they are of. Several runs may differ in recipe, size and code, but not in data and file list. The
+    same command again goes on where it was stopped, and after more folds are finished makes the ensemble anew. A
     submission of another dataset is never overwritten: give --name.
 
     \b

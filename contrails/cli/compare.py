@@ -26,10 +26,11 @@ _CURVES = {"val/dice": "validation Dice", "val/loss": "validation loss"}
 @click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate of both.")
 @json_option
 def compare(first: str, second: str, name: str, as_json: bool) -> None:
-    """Show two runs side by side: recipes, curves, scores, and whether their difference is real.
+    """Show two runs side by side.
 
-    Both need an aggregation: a paired bootstrap over groups of their out-of-fold predictions gives the 95% interval of
-    the difference in Dice, each fold cut at the threshold that the others chose.
+    Recipes, curves, scores, and whether the difference is real. Both need an aggregation: a paired bootstrap over
+    groups of their out-of-fold predictions gives the 95% interval of the difference in Dice, each fold cut at the
+    threshold that the others chose.
 
     \b
     Example:

@@ -25,10 +25,10 @@ def continue_(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Train on from RUN: a new run with RUN's recipe, changed by -o, whose fold k starts from fold k of RUN.
+    """Make a new run that starts from the weights of RUN.
 
-    The file list must be the same one. Where shapes differ, what fits is loaded and the rest is named in the attempt's
-    log.
+    It has RUN's recipe, changed by -o, and its fold k starts from fold k of RUN. The file list must be the same one.
+    Where shapes differ, what fits is loaded and the rest is named in the attempt's log.
 
     \b
     Example:

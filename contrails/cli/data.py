@@ -92,7 +92,9 @@ def _readable(found: dict[str, Any]) -> dict[str, str]:
 @data.command()
 @_path_argument
 def verify(path: Path) -> None:
-    """Compare every row of DATA with its digest; damaged records are named (exit code 4).
+    """Compare every row of DATA with its digest.
+
+    Damaged records are named (exit code 4).
 
     \b
     Example:
@@ -114,7 +116,7 @@ def verify(path: Path) -> None:
 @click.argument("file", type=FilePath(dir_okay=False))
 @click.option("-o", "--out", type=FilePath(dir_okay=False), help="Read FILE itself, and write this.")
 def join(file: Path, out: Path | None) -> None:
-    """Write the dataset file FILE from all its shards, which lie beside it.
+    """Write the dataset file FILE from the shards beside it.
 
     They are made with `contrails prepare RAW FILE --shard I/N`, on any nodes. FILE holds the same bytes as if one call
     had made it; a shard that is missing, damaged or of other records is named (exit code 4).
@@ -184,12 +186,13 @@ def audit(
     dice: float,
     as_json: bool,
 ) -> None:
-    """List suspicious labels of DATA, and write a list of records to train without.
+    """List suspicious labels of DATA for training without them.
 
-    Looks for labels that out-of-fold predictions contradict, tiny and rectangular ones, duplicates and near-duplicates
-    of records, and records of one place, soon after each other, of which one is marked and the other is not.
-    Look at the pictures and remove from exclude.csv what is right, then name it in a recipe as data.exclude: these
-    records are not trained on; they are still validated on, so that scores stay comparable.
+    Pictures of them and the list exclude.csv are written. Looks for labels that out-of-fold predictions contradict,
+    tiny and rectangular ones, duplicates and near-duplicates of records, and records of one place, soon after each
+    other, of which one is marked and the other is not. Look at the pictures and remove from exclude.csv what is right,
+    then name it in a recipe as data.exclude: these records are not trained on; they are still validated on, so that
+    scores stay comparable.
 
     \b
     Example:

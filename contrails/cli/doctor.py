@@ -18,7 +18,9 @@ from contrails.errors import NodeError
 @click.option("--node", is_flag=True, help="Check this machine as one that trains, and nothing else.")
 @json_option
 def doctor(site_name: str | None, recipe: Path | None, job: bool, node: bool, as_json: bool) -> None:
-    """Check scheduler, limits, files, clock, environment and GPU of a site, and the W&B server.
+    """Check the scheduler, the environment and the GPU of a site.
+
+    Its limits, files and clock are checked too, and the W&B server.
 
     \b
     Example:

@@ -29,11 +29,11 @@ _LAST_WORDS_S = 20.0
 @click.option("--keep", is_flag=True, help="Keep the data and the runs.")
 @json_option
 def drill(site_name: str | None, kills: int, seed: int | None, keep: bool, as_json: bool) -> None:
-    """Train a small model twice, once undisturbed and once killed at random moments, and compare every bit.
+    """Kill a small training at random moments and compare the bits.
 
-    On this machine it kills processes, and takes about 6 seconds a kill. With --site it submits jobs, and does to them
-    what the scheduler offers: signals, kills, requeues; a kill then takes as long as the queue.
-    Exit code 8 says that the bits differ; the runs are kept then.
+    A small model is trained twice, once undisturbed and once killed. On this machine it kills processes, and takes
+    about 6 seconds a kill. With --site it submits jobs, and does to them what the scheduler offers: signals, kills,
+    requeues; a kill then takes as long as the queue. Exit code 8 says that the bits differ; the runs are kept then.
 
     \b
     Example:

@@ -25,10 +25,11 @@ _SHOWN = 5
 @device_option
 @json_option
 def evaluate(name: str, data: Path, csv_path: Path | None, by: str | None, device: str, as_json: bool) -> None:
-    """Score ENSEMBLE (its folder, or a run's name) on the labelled records of the dataset file DATA.
+    """Score ENSEMBLE on the labelled records of DATA.
 
-    Records that a member was trained on or selected by are left out, and their number is said. Scores count pixels;
-    those of a classifier (model.task = "classify") count records.
+    ENSEMBLE is its folder, or a run's name; DATA is a dataset file. Records that a member was trained on or selected by
+    are left out, and their number is said. Scores count pixels; those of a classifier (model.task = "classify") count
+    records.
 
     \b
     Example:

@@ -22,7 +22,9 @@ _LOOK_S = 15.0
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written, also by later attempts.")
 @click.option("-n", "--lines", type=click.IntRange(1), default=40, show_default=True, help="Lines to begin with.")
 def logs(run_name: str, fold: str, follow: bool, lines: int) -> None:
-    """Print the log of a fold's newest attempt; where there is none yet, that of its job.
+    """Print the log of a fold's newest attempt.
+
+    Where there is none yet, that of its job.
 
     \b
     Example:

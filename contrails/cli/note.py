@@ -13,7 +13,9 @@ from contrails.runs import open_run
 @click.argument("text", required=False, default="")
 @click.option("--lb", type=float, help="Score on the leaderboard.")
 def note(run_name: str, text: str, lb: float | None) -> None:
-    """Add a remark or a leaderboard score to RUN; `contrails runs` shows them.
+    """Add a remark or a leaderboard score to RUN.
+
+    `contrails runs` shows them.
 
     \b
     Example:

@@ -60,13 +60,14 @@ def predict(
     force: bool,
     device: str,
 ) -> None:
-    """Predict INPUT with ENSEMBLE (its folder, or a run's name) into OUT.
+    """Predict INPUT with ENSEMBLE into OUT.
 
-    INPUT is a dataset file; a folder of raw data as the run was trained on: a folder a GOES record, such as
-    data/demo/raw/test, scenes or images; or one scene, a GeoTIFF, JPEG 2000, PNG or .npy file of any size, which is
-    read, predicted and written strip by strip. Raw data are cut, named and scaled as for training, where nothing else
-    is given. Tiles are put together to scenes. As many records go through at once as the GPU holds. Killed and started
-    again, it goes on where it was. What is there already is never replaced without --force.
+    ENSEMBLE is its folder, or a run's name. INPUT is a dataset file; a folder of raw data as the run was trained on: a
+    folder a GOES record, such as data/demo/raw/test, scenes or images; or one scene, a GeoTIFF, JPEG 2000, PNG or .npy
+    file of any size, which is read, predicted and written strip by strip. Raw data are cut, named and scaled as for
+    training, where nothing else is given. Tiles are put together to scenes. As many records go through at once as the
+    GPU holds. Killed and started again, it goes on where it was. What is there already is never replaced without
+    --force.
 
     Masks hold 0 and 1, and 255 where there are no data, as GeoTIFF; 0 and 255 as PNG. Probabilities are uint16, of
     which 65535 is 1, and 0 where there are no data.

@@ -16,9 +16,10 @@ from contrails.runs import open_run
 @click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate to show.")
 @click.option("--records", type=click.IntRange(0, 500), default=60, show_default=True, help="Records in the gallery.")
 def report(run_name: str, out: Path | None, name: str, records: int) -> None:
-    """Write RUN as one HTML file that needs no network: curves, scores, attempts, pictures.
+    """Write RUN as one HTML file that needs no network.
 
-    Works while folds still train; run it again for a newer one. Scores and pictures come with an aggregation.
+    It holds curves, scores, attempts and pictures. Works while folds still train; run it again for a newer one. Scores
+    and pictures come with an aggregation.
 
     \b
     Example:

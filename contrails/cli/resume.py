@@ -18,10 +18,11 @@ from contrails.runs import open_run
 )
 @json_option
 def resume(run_name: str, site_name: str | None, code: str, as_json: bool) -> None:
-    """Go on with every fold of RUN that is neither finished nor alive, from its last snapshot, and with what follows.
+    """Go on with the folds of RUN that nobody trains.
 
-    Recipe, data and code are the run's own, wherever it goes on. Another kind of machine, other libraries or
-    `--code current` give other bits: `contrails status` then says `exact: no`, and why.
+    Each that is neither finished nor alive goes on from its last snapshot; so does what was to follow them. Recipe,
+    data and code are the run's own, wherever it goes on. Another kind of machine, other libraries or `--code current`
+    give other bits: `contrails status` then says `exact: no`, and why.
 
     \b
     Example:

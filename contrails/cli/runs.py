@@ -53,12 +53,13 @@ _CONDITION = re.compile(r"([\w.]+)(>=|<=|=|>|<)(.*)")
 def runs(
     conditions: tuple[str, ...], sort: str, baseline: str | None, style: str | None, every: bool, as_json: bool
 ) -> None:
-    """List every experiment: what differs in its recipe, folds done, scores, hours, remarks.
+    """List every experiment.
 
-    FILTER is a word that stands in a run's name, differences or remarks, or a condition on a column or a key of the
-    recipe, such as dice>0.6 or model.encoder=resnet34; all must hold. Dice is that of the aggregation, out of fold and
-    cross-fitted; one_fold that of an aggregation of one fold, at the threshold that is best on its own validation
-    records; best is the mean of the folds' best epochs. That of a classifier counts records.
+    With what differs in its recipe, folds done, scores, hours and remarks. FILTER is a word that stands in a run's
+    name, differences or remarks, or a condition on a column or a key of the recipe, such as dice>0.6 or
+    model.encoder=resnet34; all must hold. Dice is that of the aggregation, out of fold and cross-fitted; one_fold that
+    of an aggregation of one fold, at the threshold that is best on its own validation records; best is the mean of the
+    folds' best epochs. That of a classifier counts records.
 
     \b
     Example:

@@ -15,7 +15,9 @@ from contrails.errors import NodeError
 @click.command()
 @json_option
 def sites(as_json: bool) -> None:
-    """List the sites, what each gives five folds, and which one this machine takes where none is named.
+    """List the sites.
+
+    With what each gives five folds, and which one this machine takes where none is named.
 
     \b
     Example:

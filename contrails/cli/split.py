@@ -40,11 +40,12 @@ def split(
     check: Path | None,
     as_json: bool,
 ) -> None:
-    """Deal the records of DATA out to folds, positives balanced, records of one place and time together.
+    """Deal the records of DATA out to folds.
 
-    Such a place-time group is what one place shows within --window-hours; a place can have several.
-    Records without a label are held out, and so are scenes that came on a list of test scenes. A file list that leaks
-    between folds, or that does not name the records of DATA, ends the check with exit code 4.
+    Positives are balanced, and the records of one place and time stay together. Such a place-time group is what one
+    place shows within --window-hours; a place can have several. Records without a label are held out, and so are scenes
+    that came on a list of test scenes. A file list that leaks between folds, or that does not name the records of DATA,
+    ends the check with exit code 4.
 
     \b
     Example:

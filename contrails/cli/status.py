@@ -30,9 +30,10 @@ _NARROW = 90
 @click.option("--watch", is_flag=True, help="A live table with loss, Dice and rates, until they end.")
 @json_option
 def status(run_name: str | None, watch: bool, as_json: bool) -> None:
-    """Show the folds of RUN, or of every run: state, progress, what it cost and what was lost.
+    """Show the folds of RUN, or of every run.
 
-    The scheduler is asked once for all of them. Where it does not answer, the last known state is shown as stale.
+    Of each: its state, its progress, what it cost and what was lost; then what was to follow the last fold. The
+    scheduler is asked once for all of them. Where it does not answer, the last known state is shown as stale.
 
     \b
     Example:

@@ -22,7 +22,9 @@ def submission() -> None:
 @click.option("--data", type=FilePath(), help="Dataset file that was predicted: has ids, shapes and convention.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def check(path: Path, sample: Path | None, shape: str, data: Path | None, as_json: bool) -> None:
-    """Decode every row of FILE and summarise it; a wrong row is named by its record (exit code 4).
+    """Decode every row of FILE and summarise it.
+
+    A wrong row is named by its record (exit code 4).
 
     \b
     Example:

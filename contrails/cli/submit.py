@@ -66,10 +66,10 @@ def submit(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Train the folds of RECIPE (default: jobs/default.toml) in the background.
+    """Train the folds of RECIPE in the background.
 
-    The code, the recipe and the identity of the data are frozen in the run folder. The same command again goes on with
-    whatever is neither finished nor alive.
+    RECIPE is jobs/default.toml where none is given. The code, the recipe and the identity of the data are frozen in the
+    run folder. The same command again goes on with whatever is neither finished nor alive.
 
     \b
     Example:

@@ -48,7 +48,9 @@ def train(
     debug: bool,
     overfit: int | None,
 ) -> None:
-    """Train one fold of RECIPE (default: jobs/default.toml) here and now; Ctrl-C saves its position.
+    """Train one fold of RECIPE here and now.
+
+    RECIPE is jobs/default.toml where none is given. Ctrl-C saves the position.
 
     \b
     Example:

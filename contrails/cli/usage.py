@@ -25,10 +25,10 @@ _HEADINGS = ("GPU-hours", "hours", "lost", "waiting for data", "queued", "effici
 @click.argument("run_name", metavar="[RUN]", required=False)
 @json_option
 def usage(run_name: str | None, as_json: bool) -> None:
-    """Show the hours of RUN by fold, or of all runs by run and user: used, lost to interruptions, waiting, queued.
+    """Show the hours of RUN by fold, or of all runs by run and user.
 
-    Efficiency is the share of the hours that went into steps that count. For RUN, ends with a walltime and a memory for
-    the next submission, from what was measured.
+    Hours used, lost to interruptions, waiting for data and queued. Efficiency is the share of the hours that went into
+    steps that count. For RUN, ends with a walltime and a memory for the next submission, from what was measured.
 
     \b
     Example:

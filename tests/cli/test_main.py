@@ -30,6 +30,10 @@ def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> list[tuple[str
     return found
 
 
+def groups(group: click.Group) -> list[tuple[str, ...]]:
+    return sorted({path[:length] for path in commands(group) for length in range(len(path))})
+
+
 @pytest.mark.parametrize("path", commands(cli), ids=" ".join)
 def test_the_example_calls_the_command(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     cli([*path, "--help"], standalone_mode=False)
@@ -56,9 +60,21 @@ def test_the_list_of_commands_says_what_their_help_says(name: str) -> None:
     _, text = _COMMANDS[name]
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    said = " ".join((command.help or "").split())
-    assert said.startswith(text)
-    assert not said[len(text)].isalnum()  # it ends with a word
+    assert command.get_short_help_str(1000) == text
+
+
+@pytest.mark.parametrize("path", groups(cli), ids=" ".join)
+def test_a_list_of_commands_has_whole_sentences(path: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "contrails", *path, "--help"]
+    environment = dict(os.environ) | {"COLUMNS": "80"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    rows = done.stdout.partition("\nCommands:\n")[2].splitlines()
+    assert rows
+    for row in rows:
+        assert row.startswith("  ")
+        assert not row.startswith("   ")  # the rest of a sentence
+        assert row.endswith(".")
+        assert "..." not in row
 
 
 def imported(arguments: list[str], runs: Path) -> set[str]:
