@@ -5,11 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 from contrails.cli.options import json_option
+from contrails.cli.tables import Column, new_console, print_table
 from contrails.errors import DataError
 from contrails.history import fold_metrics
 from contrails.report.log import Entry, differences, read_log
@@ -47,20 +45,14 @@ def compare(first: str, second: str, name: str, as_json: bool) -> None:
         content = {"runs": [asdict(entry) for entry in entries], "recipe": changed, "curves": curves}
         click.echo(json.dumps(content | {"paired": paired, "paired_missing": why_not}))
         return
-    table = Table(box=SIMPLE, padding=(0, 2, 0, 0))
-    for heading in ("", *(run.name for run in runs)):
-        table.add_column(heading, overflow="fold")
-    for key, values in changed.items():
-        table.add_row(key, *(_text(value) for value in values))
-    table.add_section()
+    rows: list[list[str] | None] = [[key, *map(_text, values)] for key, values in changed.items()]
+    rows.append(None)
     for key, title in _CURVES.items():
         units = [" by record" if key == "val/dice" and entry.scored_by == "record" else "" for entry in entries]
-        table.add_row(title, *(f"{_curve(values)}{unit}" for values, unit in zip(curves[key], units, strict=True)))
-    table.add_section()
-    for title, scores in _scores(entries).items():
-        table.add_row(title, *scores)
-    console = Console(markup=False)
-    console.print(table)
+        rows.append([title, *(f"{_curve(values)}{unit}" for values, unit in zip(curves[key], units, strict=True))])
+    rows += [None, *([title, *scores] for title, scores in _scores(entries).items())]
+    print_table([Column(heading) for heading in ("", *(run.name for run in runs))], rows)
+    console = new_console()
     console.print(_verdict(paired, runs) if paired else f"no paired comparison: {why_not}", soft_wrap=True)
 
 

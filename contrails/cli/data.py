@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from contrails.cli.options import FilePath, find_ensemble, json_option, require_picture
+from contrails.cli.tables import Column, print_table
 from contrails.errors import DataError
 
 if TYPE_CHECKING:
@@ -59,18 +58,11 @@ def info(path: Path, as_json: bool, plot: Path | None) -> None:
         click.echo(json.dumps(found))
         return
     bands = found.pop("bands")
-    table = Table(show_header=False)
-    for key, value in _readable(found).items():
-        table.add_row(key.replace("_", " "), value)
-    statistics = Table()
+    print_table([Column(""), Column("")], [[key.replace("_", " "), text] for key, text in _readable(found).items()])
     unit = "" if found["units"] == "1" else f" {found['units']}"
-    for heading in ("band", *(f"{name}{unit}" for name in ("min", "mean", "std", "max"))):
-        statistics.add_column(heading, justify="right")
-    for band, values in bands.items():
-        statistics.add_row(band, *(f"{value:.{2 if unit else 4}f}" for value in values.values()))
-    console = Console()
-    console.print(table)
-    console.print(statistics)
+    headings = ("band", *(f"{name}{unit}" for name in ("min", "mean", "std", "max")))
+    rows = [[band, *(f"{value:.{2 if unit else 4}f}" for value in values.values())] for band, values in bands.items()]
+    print_table([Column(heading, right=True) for heading in headings], rows)
 
 
 def _readable(found: dict[str, Any]) -> dict[str, str]:

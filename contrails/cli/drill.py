@@ -9,15 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from contrails.cli.options import json_option
+from contrails.cli.tables import Column, print_table
 from contrails.errors import TrainingError
 from contrails.files import storage
 from contrails.runs import new_run_path, runs_root
 
 _LAST_WORDS_S = 20.0
+
+
+_HEADINGS = ("times", "steps lost, most", "seconds to a new step, median")
 
 
 @click.command()
@@ -56,16 +58,13 @@ def drill(site_name: str | None, kills: int, seed: int | None, keep: bool, as_js
     if as_json:
         click.echo(json.dumps(asdict(outcome) | {"seed": seed}))
     else:
-        table = Table(
-            title=f"{outcome.steps} steps, undisturbed in {outcome.undisturbed_s:.0f} s", title_justify="left"
-        )
-        for heading in ("interrupted by", "times", "steps lost, most", "seconds to a new step, median"):
-            table.add_column(heading, justify="left" if heading == "interrupted by" else "right")
+        rows = []
         for way in sorted({kill.way for kill in outcome.kills}):
             of = [kill for kill in outcome.kills if kill.way == way]
             seconds = statistics.median(kill.seconds_lost for kill in of)
-            table.add_row(way, str(len(of)), str(max(kill.steps_lost for kill in of)), f"{seconds:.1f}")
-        Console().print(table)
+            rows.append([way, str(len(of)), str(max(kill.steps_lost for kill in of)), f"{seconds:.1f}"])
+        columns = [Column("interrupted by"), *(Column(heading, right=True) for heading in _HEADINGS)]
+        print_table(columns, rows, f"{outcome.steps} steps, undisturbed in {outcome.undisturbed_s:.0f} s")
         click.echo(f"survived {len(outcome.kills)} kills; bits equal: {'yes' if outcome.equal else 'NO'}")
     if not outcome.equal:
         raise TrainingError(f"the interrupted training ended in other bits; compare {runs_root() / name}-*")

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, json_option
+from contrails.cli.tables import Column, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,12 +91,8 @@ def _farthest(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _print(title: str, frame: "pd.DataFrame") -> None:
-    table = Table(title=title)
-    for column in frame.columns:
-        table.add_column(str(column), overflow="fold")
-    for row in frame.itertuples(index=False):
-        table.add_row(*map(_text, row))
-    Console().print(table)
+    columns = [Column(str(name), whole=True) for name in frame.columns]
+    print_table(columns, [list(map(_text, row)) for row in frame.itertuples(index=False)], title)
 
 
 def _text(value: object) -> str:

@@ -9,11 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 from contrails.cli.options import json_option
+from contrails.cli.tables import Column, print_table
 from contrails.errors import choices
 from contrails.report.log import Entry, read_log, shown
 from contrails.runs import all_runs, open_run
@@ -37,8 +35,11 @@ _COLUMNS: dict[str, Callable[[Entry], Any]] = {
 }
 """What each column says; a score is sorted with the best first, anything else from small to large."""
 _SCORES = {"dice", "one_fold", "best", "held_out", "leaderboard"}
-_WIDTH = 160
-"""Columns of the table where the output is no terminal."""
+_LEFT_OUT = (
+    *("differs", "one_fold", "best", "leaderboard", "held_out", "kind", "notes"),
+    *("gpu_hours", "lost", "hours", "created", "user"),
+)
+"""What a narrow table does without: the last of these first; run, folds and dice stay."""
 _CONDITION = re.compile(r"([\w.]+)(>=|<=|=|>|<)(.*)")
 
 
@@ -171,15 +172,12 @@ def _print(entries: Sequence[Entry]) -> None:
         click.echo("no runs to list; start one with `contrails submit --folds 5`, or give other filters")
         return
     rows = [_texts(entry) for entry in entries]
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     used = [index for index, name in enumerate(_COLUMNS) if name == "run" or any(row[index] for row in rows)]
-    for index in used:
-        name = list(_COLUMNS)[index]
-        words = name in ("run", "created", "user", "differs", "notes")
-        table.add_column(
-            name.replace("_", " "), justify="left" if words else "right", overflow="fold", no_wrap=name == "created"
-        )
-    for row in rows:
-        table.add_row(*(row[index] for index in used))
-    console = Console(markup=False)
-    (console if console.is_terminal else Console(markup=False, width=_WIDTH)).print(table)
+    columns = [_column(name) for name in _COLUMNS]
+    print_table([columns[index] for index in used], [[row[index] for index in used] for row in rows])
+
+
+def _column(name: str) -> Column:
+    words = name in ("run", "created", "user", "kind", "differs", "notes")
+    rank = _LEFT_OUT.index(name) + 1 if name in _LEFT_OUT else 0
+    return Column(name.replace("_", " "), rank, right=not words, whole=name in ("run", "created", "user"))

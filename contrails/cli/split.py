@@ -134,16 +134,12 @@ def _warn(table: list[dict[str, int]], num_unlabelled: int, num_unknown: int) ->
 
 
 def _print(table: list[dict[str, int]], leaks: list[str], as_json: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from contrails.cli.tables import Column, print_table
 
     if as_json:
         click.echo(json.dumps({"folds": table, "leaks": leaks}))
         return
     names = {-1: "held out", -2: "always trained"}
-    shown = Table()
-    for heading in ("fold", "records", "positive", "place-time groups"):
-        shown.add_column(heading, justify="right")
-    for row in table:
-        shown.add_row(names.get(row["fold"], str(row["fold"])), *(str(row[key]) for key in list(row)[1:]))
-    Console().print(shown)
+    columns = [Column(heading, right=True) for heading in ("fold", "records", "positive", "place-time groups")]
+    rows = [[names.get(row["fold"], str(row["fold"])), *(str(row[key]) for key in list(row)[1:])] for row in table]
+    print_table(columns, rows)

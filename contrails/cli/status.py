@@ -1,16 +1,13 @@
 """`contrails status`: where the folds of a run stand."""
 
 import json
-import sys
 from dataclasses import asdict
-from typing import Literal
 
 import click
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from contrails.cli.options import json_option
+from contrails.cli.tables import Cell, Column, new_console, print_table
 from contrails.cli.watch import COLOURS, duration, watch_folds
 from contrails.cluster.overview import ask_schedulers, overview
 from contrails.cluster.states import FoldState
@@ -18,11 +15,19 @@ from contrails.cluster.then import left_to_do
 from contrails.report.naming import title
 from contrails.runs import Run, all_runs, open_run
 
-_HEADINGS = ("fold", "state", "attempt", "step", "epoch", "best Dice", "time left", "node", "hours", "lost", "exact")
-_WIDTH = 110
-"""Columns of the table where the output is no terminal."""
-_NARROW = 90
-"""Where a terminal has fewer columns, the epoch and the node are left out."""
+_COLUMNS = (
+    Column("fold", right=True),
+    Column("state"),
+    Column("attempt", 4, right=True),
+    Column("step", 1, right=True),
+    Column("epoch", 6, right=True),
+    Column("best Dice", right=True),
+    Column("time left", 2, right=True),
+    Column("node", 7),
+    Column("hours", 3, right=True),
+    Column("lost", 5, right=True),
+    Column("exact", 1, right=True),
+)
 
 
 @click.command()
@@ -65,29 +70,19 @@ def _print(runs: list[Run]) -> None:
 
 def print_states(run: Run, states: list[FoldState]) -> None:
     """Print one run as a table, and the reason of every fold that needs a hand."""
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-    headings = [heading for heading in _HEADINGS if console.width >= _NARROW or heading not in ("epoch", "node")]
-    table = Table(title=title(run), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for heading in headings:
-        justify: Literal["left", "right"] = "left" if heading in ("state", "node") else "right"
-        # of what does not fit, the name of the node is cut first
-        table.add_column(heading.replace(" ", "\n"), justify=justify, no_wrap=heading != "node", overflow="ellipsis")
-    for state in states:
-        cells = _cells(state)
-        table.add_row(*(cells[heading] for heading in headings))
-    console.print(table)
+    print_table(_COLUMNS, [_cells(state) for state in states], title(run))
+    console = new_console()
     for state in states:
         if state.reason:
-            console.print(f"fold {state.fold}: {state.reason}", markup=False, soft_wrap=True)
+            console.print(f"fold {state.fold}: {state.reason}", soft_wrap=True)
         for difference in state.differences:
-            console.print(f"fold {state.fold}: not exact, {difference}", markup=False, soft_wrap=True)
+            console.print(f"fold {state.fold}: not exact, {difference}", soft_wrap=True)
 
 
-def _cells(state: FoldState) -> dict[str, str]:
-    """Return a row by its headings."""
-    cells = (
+def _cells(state: FoldState) -> list[Cell]:
+    return [
         state.fold,
-        f"[{COLOURS.get(state.state, 'white')}]{state.state}[/]{' (stale)' if state.stale else ''}",
+        Text(f"{state.state}{' (stale)' if state.stale else ''}", COLOURS.get(state.state, "white")),
         str(state.attempt or ""),
         _of(state.step, state.num_steps),
         _of(state.epoch, state.num_epochs),
@@ -97,8 +92,7 @@ def _cells(state: FoldState) -> dict[str, str]:
         f"{state.usage.hours:.2f}",
         f"{state.usage.hours_lost:.2f}",
         "" if not state.attempt else "no" if state.differences else "yes",
-    )
-    return dict(zip(_HEADINGS, cells, strict=True))
+    ]
 
 
 def _of(part: int, whole: int | None) -> str:

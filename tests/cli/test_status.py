@@ -98,7 +98,7 @@ def test_hours_survive_a_copy(training: Run, capsys: pytest.CaptureFixture[str])
 def test_a_narrow_table_cuts_no_figure(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(status, "_WIDTH", 80)
+    monkeypatch.setenv("COLUMNS", "80")
     row = FoldState("0", "cancelled", 12, 11_800, 12_000, 58, 60, 0.6123, 3723.0, node="gpu-node-17.cluster")
     status.print_states(make_run(), [row])
     lines = capsys.readouterr().out.splitlines()
