@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import click
 from rich.text import Text
@@ -11,7 +12,7 @@ from contrails.cli.tables import Cell, Column, new_console, print_table
 from contrails.cli.watch import COLOURS, duration, watch_folds
 from contrails.cluster.overview import ask_schedulers, overview
 from contrails.cluster.states import FoldState
-from contrails.cluster.then import left_to_do
+from contrails.cluster.then import Following, following, left_to_do
 from contrails.report.naming import title
 from contrails.runs import Run, all_runs, open_run
 
@@ -28,6 +29,8 @@ _COLUMNS = (
     Column("lost", 5, right=True),
     Column("exact", 1, right=True),
 )
+_FOLLOWING = "--then"
+"""Key of what follows the folds, in JSON."""
 
 
 @click.command()
@@ -51,11 +54,21 @@ def status(run_name: str | None, watch: bool, as_json: bool) -> None:
         raise click.UsageError("--watch and --json: give one of them; a script asks again when it wants to know")
     if watch:
         watch_folds(lambda: overview([open_run(run_name)] if run_name else all_runs()))
+        said = ask_schedulers(runs)
+        for run in runs:
+            _print_following(run, following(run, said.get(run)))
     elif as_json:
-        found = overview(runs)
-        click.echo(json.dumps({run.name: [asdict(state) for state in states] for run, states in found.items()}))
+        click.echo(json.dumps(_as_json(runs)))
     else:
         _print(runs)
+
+
+def _as_json(runs: list[Run]) -> dict[str, Any]:
+    """Return the rows of each run by its name and, by a key that no run can have, what follows their folds."""
+    said = ask_schedulers(runs)
+    rows = {run.name: [asdict(state) for state in states] for run, states in overview(runs, said).items()}
+    after = {run.name: asdict(row) for run in runs if (row := following(run, said.get(run))) is not None}
+    return rows | ({_FOLLOWING: after} if after else {})
 
 
 def _print(runs: list[Run]) -> None:
@@ -64,8 +77,22 @@ def _print(runs: list[Run]) -> None:
     said = ask_schedulers(runs)
     for run, states in overview(runs, said).items():
         print_states(run, states)
+        _print_following(run, following(run, said.get(run)))
         if (left := left_to_do(run, said.get(run))) is not None:
             click.echo(f"every fold is finished; {left}")
+
+
+def _print_following(run: Run, row: Following | None) -> None:
+    """Print what was asked for with `--then`, in one line."""
+    if row is None:
+        return
+    done = {fold.key for fold in run.folds() if fold.done.exists()}
+    missing = [key for key in row.folds if key not in done]
+    about = [f"job {row.job_id}"] if row.job_id else []
+    about += [f"for {len(missing)} of {len(row.folds)} folds"] if missing else []
+    about += [row.reason] if row.reason and row.state in ("waiting", "queued", "running") else []
+    state = f"{row.state} (stale)" if row.stale else row.state
+    click.echo(f"then `{row.command}`: {', '.join([state, *about])}")
 
 
 def print_states(run: Run, states: list[FoldState]) -> None:

@@ -67,9 +67,7 @@ def test_no_word_is_broken(
     assert {piece for piece in PIECE.findall(text) if "…" not in piece} - left_out <= known
 
 
-@pytest.mark.parametrize(
-    ("width", "there", "left_out"), [(80, "0.999,", "user"), (60, "0.6125", "created")]
-)
+@pytest.mark.parametrize(("width", "there", "left_out"), [(80, "0.999,", "user"), (60, "0.6125", "created")])
 def test_names_and_scores_stay_the_longest(
     width: int,
     there: str,

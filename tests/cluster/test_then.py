@@ -1,5 +1,6 @@
 """What follows the last fold: started once, whoever dies between its claim and its end."""
 
+import json
 import os
 import subprocess
 import sys
@@ -95,6 +96,39 @@ def test_it_follows_the_last_fold_and_once(run: Run) -> None:
     assert (times(run), code(run), left_to_do(run, None)) == (1, 0, None)
 
 
+def test_status_says_where_it_stands_and_writes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    ask_for(run, ["note", "first", "it came"], ["0", "1"])
+    assert "then `contrails note first 'it came'`: waiting, for 1 of 2 folds\n" in told(run, capsys)
+    write_atomic(run.fold("1").done, run.fold("0").done.read_bytes())
+    assert "'it came'`: not started\nevery fold is finished; what was to follow has not been" in told(run, capsys)
+    write_atomic(run.then_claim, to_json(process_of(os.getpid()) | {"time": time.time()}))
+    assert "'it came'`: running\n" in told(run, capsys)
+    write_atomic(run.then_claim, to_json(ended()))
+    assert "'it came'`: lost\nevery fold is finished; what was to follow was interrupted" in told(run, capsys)
+    write_atomic(run.then_claim, to_json({"code": 5}))
+    assert "'it came'`: failed\nevery fold is finished; what was to follow failed with exit code 5" in told(run, capsys)
+    write_atomic(run.then_claim, to_json({"code": 0}))
+    assert told(run, capsys).endswith("'it came'`: done\n")
+    ask_for(run, [], [])
+    assert "then `" not in told(run, capsys)
+
+
+def told(run: Run, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what `contrails status` says as text, and check that JSON agrees and that nothing was written."""
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    capsys.readouterr()
+    cli(["status", "first", "--json"], standalone_mode=False)
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["fold"] for row in rows["first"]] == [fold.key for fold in run.folds()]
+    cli(["status", "first"], standalone_mode=False)
+    text = capsys.readouterr().out
+    if "--then" in rows:
+        row = rows["--then"]["first"]
+        assert f"then `{row['command']}`: {row['state']}" in text
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+    return text
+
+
 def test_a_job_of_the_run_that_is_still_there_starts_it(run: Run) -> None:
     launcher = subprocess.Popen(["sleep", "600"])
     record(run, "intent", name="ct01", folds=["0"], exclude=[])
@@ -182,11 +216,14 @@ def test_a_claimant_on_a_cluster_may_die_anywhere(
     assert [job.name[-4:] for job in submissions(queued) if job.job_id is not None] in (["g0a1"], ["g0a2"])
 
 
-def test_a_job_that_vanished_is_said_and_submitted_again(queued: Run, fake: FakePbs) -> None:
+def test_a_job_that_vanished_is_said_and_submitted_again(
+    queued: Run, fake: FakePbs, capsys: pytest.CaptureFixture[str]
+) -> None:
     fake.configure(slots=0)
     start(queued)
     (job,) = submissions(queued)
     assert left_to_do(queued, ask_schedulers([queued])[queued]) is None
+    assert f": queued, job {job.job_id}, " in told(queued, capsys)
     subprocess.run(["qdel", "-W", "force", str(job.job_id)], check=False)
     eventually(lambda: "was lost with its job" in str(left_to_do(queued, ask_schedulers([queued])[queued])))
     fake.configure(slots=4)
@@ -194,6 +231,7 @@ def test_a_job_that_vanished_is_said_and_submitted_again(queued: Run, fake: Fake
     eventually(lambda: code(queued) == 0)
     assert times(queued) == 1
     assert left_to_do(queued, ask_schedulers([queued])[queued]) is None
+    assert told(queued, capsys).endswith(": done\n")
 
 
 def test_the_end_of_an_older_job_says_nothing_of_the_newer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
