@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from contrails.aggregate.options import AUTO, Options
+from contrails.cli.complete import complete_runs, complete_sites
 from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, json_option, read_share
 from contrails.errors import DataError, RecipeError
 from contrails.runs import Run, open_run
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run_names", metavar="RUN...", nargs=-1, required=True)
+@click.argument("run_names", metavar="RUN...", shell_complete=complete_runs, nargs=-1, required=True)
 @click.option("--data", type=FilePath(), help="Dataset file to predict: writes submission.csv.")
 @click.option("--sample", type=FilePath(), help="The competition's sample submission: fixes the ids.")
 @click.option(
@@ -45,12 +46,14 @@ if TYPE_CHECKING:
     "--average-folds", is_flag=True, help="One model, the mean of the folds' weights; needs held-out records."
 )
 @click.option(
-    "--gate", help="Ensemble of a classifier, or of a segmenter on all records: a record that it finds empty is empty."
+    "--gate",
+    shell_complete=complete_runs,
+    help="Ensemble of a classifier, or of a segmenter on all records: a record that it finds empty is empty.",
 )
 @click.option("--allow", is_flag=True, help="Merge members though data, recipe or code have changed.")
 @click.option("--shard", metavar="I/N", help="Only predict out of fold, for every N-th fold from the I-th on.")
 @click.option("--jobs", "num_jobs", type=click.IntRange(1), help="Predict out of fold by this many jobs of a site.")
-@click.option("--site", "site_name", help="Where the jobs run; see `contrails sites`.")
+@click.option("--site", "site_name", shell_complete=complete_sites, help="Where the jobs run; see `contrails sites`.")
 @click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate.")
 @click.option("-o", "--out", type=FilePath(), help="Folder of the ensemble, instead of --name.")
 @device_option

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import json_option
 from contrails.cli.tables import Column, new_console, print_table
 from contrails.errors import DataError
@@ -19,8 +20,8 @@ _CURVES = {"val/dice": "validation Dice", "val/loss": "validation loss"}
 
 
 @click.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("first", metavar="A", shell_complete=complete_runs)
+@click.argument("second", metavar="B", shell_complete=complete_runs)
 @click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate of both.")
 @json_option
 def compare(first: str, second: str, name: str, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 import click
 
+from contrails.cli.complete import complete_runs, complete_sites
 from contrails.cli.options import json_option, overrides_option, print_outcomes
 from contrails.runs import open_run
 
@@ -9,9 +10,9 @@ _FROM = {"best": "best", "last": "final", "swa": "swa", "ema": "ema"}
 
 
 @click.command("continue")
-@click.argument("run_name", metavar="RUN")
+@click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
 @click.option("--name", help="Name of the new run; default: RUN-continued.")
-@click.option("--site", "site_name", help="Where to run; see `contrails sites`.")
+@click.option("--site", "site_name", shell_complete=complete_sites, help="Where to run; see `contrails sites`.")
 @click.option("--from", "weights", type=click.Choice(list(_FROM)), default="best", show_default=True)
 @click.option("--fold", help="Continue some, such as 0 or 0,3; default: all that RUN has finished.")
 @overrides_option

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import FilePath, find_ensemble, json_option, require_picture
 from contrails.cli.tables import Column, print_table
 from contrails.errors import DataError
@@ -162,7 +163,11 @@ def _rewrite(file: Path, out: Path) -> None:
 @click.option("-o", "--out", type=FilePath(), help="Folder: writes exclude.csv, and audit.html with pictures.")
 @click.option("--filelist", type=FilePath(), help="Looks for near-duplicates across its folds alone.")
 @click.option(
-    "--aggregate", "ensemble_name", metavar="ENSEMBLE", help="Compares labels with its out-of-fold predictions."
+    "--aggregate",
+    "ensemble_name",
+    metavar="ENSEMBLE",
+    shell_complete=complete_runs,
+    help="Compares labels with its out-of-fold predictions.",
 )
 @click.option("--tiny", default=10, show_default=True, help="Labels with fewer pixels are suspicious.")
 @click.option("--near", default=0.95, show_default=True, help="Correlation of images from which they are the same.")

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import click
 
+from contrails.cli.complete import complete_sites
 from contrails.cli.options import FilePath, json_option
 from contrails.errors import NodeError
 
 
 @click.command()
-@click.option("--site", "site_name", help="Which site; default: the one that this machine takes.")
+@click.option(
+    "--site", "site_name", shell_complete=complete_sites, help="Which site; default: the one that this machine takes."
+)
 @click.option("--recipe", type=FilePath(), help="Check the memory for its dataset, too.")
 @click.option("--job", is_flag=True, help="Check a compute node as well, by a tiny job.")
 @click.option("--node", is_flag=True, help="Check this machine as one that trains, and nothing else.")

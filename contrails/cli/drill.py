@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from contrails.cli.complete import complete_sites
 from contrails.cli.options import json_option
 from contrails.cli.tables import Column, print_table
 from contrails.errors import TrainingError
@@ -23,7 +24,9 @@ _HEADINGS = ("times", "steps lost, most", "seconds to a new step, median")
 
 
 @click.command()
-@click.option("--site", "site_name", help="Where; default: this machine. See `contrails sites`.")
+@click.option(
+    "--site", "site_name", shell_complete=complete_sites, help="Where; default: this machine. See `contrails sites`."
+)
 @click.option(
     "--kills", type=click.IntRange(1), default=9, show_default=True, help="Interruptions, of all kinds in turn."
 )

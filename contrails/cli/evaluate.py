@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, json_option
 from contrails.cli.tables import Column, print_table
 
@@ -17,7 +18,7 @@ _SHOWN = 5
 
 
 @click.command()
-@click.argument("name", metavar="ENSEMBLE")
+@click.argument("name", metavar="ENSEMBLE", shell_complete=complete_runs)
 @click.argument("data", type=FilePath())
 @click.option("--csv", "csv_path", type=FilePath(dir_okay=False), help="Write a row a record there.")
 @click.option("--by", type=click.Choice(["group", "time", "size"]), help="Show the scores of parts of the records too.")

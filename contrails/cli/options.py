@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from contrails.cli.complete import complete_keys
 from contrails.errors import NodeError, RunError
 from contrails.runs import Run, open_run
 
@@ -124,6 +125,7 @@ overrides_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=complete_keys,
     help="Change a key of the recipe; KEY= goes back to its default.",
 )
 device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, read_numbers
 from contrails.errors import DataError
 
@@ -23,7 +24,7 @@ _SCENE_FORMATS = ("tif", "png", "probabilities")
 
 
 @click.command()
-@click.argument("name", metavar="ENSEMBLE")
+@click.argument("name", metavar="ENSEMBLE", shell_complete=complete_runs)
 @click.argument("source", metavar="INPUT", type=FilePath())
 @click.argument("out", type=FilePath())
 @click.option(

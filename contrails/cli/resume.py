@@ -2,13 +2,19 @@
 
 import click
 
+from contrails.cli.complete import complete_runs, complete_sites
 from contrails.cli.options import json_option, print_outcomes
 from contrails.runs import open_run
 
 
 @click.command()
-@click.argument("run_name", metavar="RUN")
-@click.option("--site", "site_name", help="Go on there; default: where the run was. See `contrails sites`.")
+@click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
+@click.option(
+    "--site",
+    "site_name",
+    shell_complete=complete_sites,
+    help="Go on there; default: where the run was. See `contrails sites`.",
+)
 @click.option(
     "--code",
     type=click.Choice(["frozen", "current"]),

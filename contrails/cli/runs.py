@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import json_option
 from contrails.cli.tables import Column, print_table
 from contrails.errors import choices
@@ -44,9 +45,14 @@ _CONDITION = re.compile(r"([\w.]+)(>=|<=|=|>|<)(.*)")
 
 
 @click.command()
-@click.argument("conditions", metavar="[FILTER]...", nargs=-1)
+@click.argument("conditions", metavar="[FILTER]...", shell_complete=complete_runs, nargs=-1)
 @click.option("--sort", default="created", show_default=True, help=f"One of {', '.join(_COLUMNS)}.")
-@click.option("--baseline", metavar="RUN", help="What runs are compared to that start from no other; else the oldest.")
+@click.option(
+    "--baseline",
+    metavar="RUN",
+    shell_complete=complete_runs,
+    help="What runs are compared to that start from no other; else the oldest.",
+)
 @click.option("--csv", "style", flag_value="csv", help="Print CSV.")
 @click.option("--markdown", "style", flag_value="markdown", help="Print a table for a page or a pull request.")
 @click.option("--all", "every", is_flag=True, help="List runs of --debug, --overfit and drills, too.")

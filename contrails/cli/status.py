@@ -7,6 +7,7 @@ from typing import Any
 import click
 from rich.text import Text
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import json_option
 from contrails.cli.tables import Cell, Column, new_console, print_table
 from contrails.cli.watch import COLOURS, duration, watch_folds
@@ -34,7 +35,7 @@ _FOLLOWING = "--then"
 
 
 @click.command()
-@click.argument("run_name", metavar="[RUN]", required=False)
+@click.argument("run_name", metavar="[RUN]", shell_complete=complete_runs, required=False)
 @click.option("--watch", is_flag=True, help="A live table with loss, Dice and rates, until they end.")
 @json_option
 def status(run_name: str | None, watch: bool, as_json: bool) -> None:

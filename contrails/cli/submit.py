@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from contrails.cli.aggregate import aggregate, check, options_of
+from contrails.cli.complete import complete_runs, complete_sites
 from contrails.cli.options import json_option, name_option, overrides_option, read_recipe, recipe_argument
 from contrails.cli.status import print_states
 from contrails.cli.watch import duration
@@ -42,9 +43,14 @@ _PLAIN_INTERVAL_S = 15.0
     show_default=True,
     help="Folds that train side by side in one job; more than one for small models that share a GPU or a node.",
 )
-@click.option("--site", "site_name", help="Where to run; see `contrails sites`.")
+@click.option("--site", "site_name", shell_complete=complete_sites, help="Where to run; see `contrails sites`.")
 @overrides_option
-@click.option("--after", metavar="RUN", help="Begin when every job of RUN that is not finished has succeeded.")
+@click.option(
+    "--after",
+    metavar="RUN",
+    shell_complete=complete_runs,
+    help="Begin when every job of RUN that is not finished has succeeded.",
+)
 @click.option("--then", metavar="COMMAND", help="What follows the last fold, such as 'aggregate --data data/test.h5'.")
 @click.option(
     "--wait", is_flag=True, help="Follow the folds until they end, not what --then starts; Ctrl-C leaves them running."

@@ -4,13 +4,14 @@ import signal
 
 import click
 
+from contrails.cli.complete import complete_runs
 from contrails.cluster.states import ALIVE, fold_state
 from contrails.errors import RunError, TrackingError
 from contrails.runs import Fold, Run, open_run
 
 
 @click.command()
-@click.argument("run_name", metavar="RUN")
+@click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
 @click.option("--fold", help="One fold only, and no aggregation.")
 @click.option("--follow", is_flag=True, help="Keep up to date until the folds end.")
 @click.option(

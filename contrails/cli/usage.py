@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import click
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import json_option
 from contrails.cli.tables import Column, print_table
 from contrails.cluster.overview import overview
@@ -28,7 +29,7 @@ _COLUMNS = (
 
 
 @click.command()
-@click.argument("run_name", metavar="[RUN]", required=False)
+@click.argument("run_name", metavar="[RUN]", shell_complete=complete_runs, required=False)
 @json_option
 def usage(run_name: str | None, as_json: bool) -> None:
     """Show the hours of RUN by fold, or of all runs by run and user.

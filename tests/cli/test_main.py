@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -28,6 +29,14 @@ def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> list[tuple[str
         assert command is not None
         found += commands(command, (*prefix, name)) if isinstance(command, click.Group) else [(*prefix, name)]
     return found
+
+
+_OF_RUNS = (
+    *("status", "logs", "cancel", "resume", "continue", "aggregate", "predict", "evaluate", "runs", "note", "compare"),
+    *("usage", "report", "sync"),
+)
+_OF_SITES = ("aggregate", "continue", "doctor", "drill", "prepare", "resume", "submit", "train")
+_OF_KEYS = (["submit"], ["train"], ["continue"], ["recipe", "show"])
 
 
 def groups(group: click.Group) -> list[tuple[str, ...]]:
@@ -109,18 +118,60 @@ def test_status_of_a_run_here_reads_no_recipe(tmp_path: Path) -> None:
         (["contrails", "data", ""], {"audit", "info", "join", "verify"}),
         (["contrails", "status", "--w"], {"--watch"}),
         (["contrails", "nothing", "--w"], set()),
+        (["contrails", "status", ""], {"first", "second"}),
+        *((["contrails", name, "f"], {"first"}) for name in _OF_RUNS),
+        (["contrails", "compare", "first", "s"], {"second"}),
+        (["contrails", "submit", "--after", "s"], {"second"}),
+        (["contrails", "runs", "--baseline", "s"], {"second"}),
+        *((["contrails", name, "--site", "m"], {"mine"}) for name in _OF_SITES),
+        (["contrails", "submit", "--site", ""], {"local", "mine", "pbs", "slurm"}),
+        *((["contrails", *name, "-o", "train.lr"], {"train.lr="}) for name in _OF_KEYS),
+        (["contrails", "train", "-o", "train.warmup"], {"train.warmup_epochs=", "train.warmup_steps="}),
+        (["contrails", "predict", "first", "da"], {"da"}),  # the shell completes a file
+        (["contrails", "submit", "jo"], {"jo"}),
+        (["contrails", "status", "./"], {"./"}),  # or a folder
     ],
 )
-def test_a_shell_completes_what_is_typed(words: list[str], expected: set[str]) -> None:
-    environment = dict(os.environ) | {
-        "_CONTRAILS_COMPLETE": "bash_complete",
-        "COMP_WORDS": " ".join(words),
-        "COMP_CWORD": str(len(words) - 1),
-    }
-    command = [sys.executable, "-m", "contrails"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def test_a_shell_completes_what_is_typed(words: list[str], expected: set[str], tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.toml").touch()
+    (tmp_path / "jobs/sites").mkdir(parents=True)
+    (tmp_path / "jobs/sites/mine.toml").write_text("not TOML")
+    done = completed(words, tmp_path)
     assert {line.partition(",")[2] for line in done.stdout.splitlines() if line} == expected
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["file", "gone"])
+def test_where_there_is_nothing_to_complete_nothing_is_said(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = completed(["contrails", "status", "f"], tmp_path, CONTRAILS_RUNS=str(tmp_path / name))
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("words", [["contrails", "status", "f"], ["contrails", "submit", "--site", "m"]])
+def test_completion_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    code = f"import sys\nfrom contrails.cli.main import main\ntry: main()\nfinally: print({HEAVY!r} & set(sys.modules))"
+    done = completed(words, tmp_path, [sys.executable, "-c", code])
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def completed(
+    words: list[str], cwd: Path, command: Sequence[str] = (sys.executable, "-m", "contrails"), **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Complete the last of the words as bash does."""
+    environment = (
+        dict(os.environ)
+        | {
+            "CONTRAILS_RUNS": str(cwd / "runs"),
+            "_CONTRAILS_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(words),
+            "COMP_CWORD": str(len(words) - 1),
+        }
+        | more
+    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
 def test_an_unknown_command_names_the_nearest() -> None:
