@@ -5,7 +5,7 @@ from typing import Any
 
 from contrails.aggregate.ensemble import Ensemble
 from contrails.cli.tables import Column, new_console, print_table
-from contrails.report.naming import dice_by
+from contrails.report.naming import confusion_cut, dice_by
 
 _NO_INTERVAL = "no interval, which needs two groups"
 
@@ -83,7 +83,7 @@ def _figures(ensemble: Ensemble) -> Iterator[str]:
         how = "one fold: with the threshold that is best on these records"
         yield f"{name} {scores['dice_fitted_threshold']:.4f} ({'; '.join([how, *_of_dice(scores)])})"
     if "confusion" in scores:
-        yield f"            {', '.join(_of_records(scores))}"
+        yield f"            {', '.join(_of_records(scores))} ({confusion_cut(scores)})"
     yield f"of:         {scores['records']}"
     if held_out := scores.get("held_out"):
         more, records = "; ".join([*_of_dice(held_out), *_of_records(held_out)]), held_out["num_records"]

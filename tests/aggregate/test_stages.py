@@ -1,6 +1,7 @@
 """Two stages: where the gate cuts, and what that does to predictions, scores and files."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -271,6 +272,7 @@ def test_a_classifier_is_scored_by_record(classifier: Run, tiny_data: Path, caps
     assert f"Dice by record: {dice:.4f} cross-fitted" in shown
     assert f"AUC {scores['auc']:.4f}" in shown
     assert f"records: {counts['tp']} found, {counts['fp']} false, {counts['fn']} missed" in shown
+    assert "rightly empty (cross-fitted, each fold cut at the threshold that the others chose)" in shown
 
 
 def test_a_classifier_is_evaluated_and_reported_by_record(
@@ -300,6 +302,15 @@ def test_a_classifier_is_evaluated_and_reported_by_record(
         assert text in page
     assert "best Dice by record" in page
     assert "share of pixels" not in page
+    confusion = page.partition('<table class="confusion">')[2].partition("</table>")[0]
+    counts = [int(text) for text in re.findall(r"<td>([0-9]+)<small>", confusion)]
+    assert counts == [made.scores["confusion"][key] for key in ("tp", "fn", "fp", "tn")]
+    assert "By record, cross-fitted, each fold cut at the threshold that the others chose: precision" in page
+    gallery = page.partition('id="gallery"')[2].partition("</section>")[0]
+    for text in ("farthest from the truth first", 'data-kind="farthest"', "probability 0.", "· truth 1", "· truth 0"):
+        assert text in gallery
+    for text in ("Dice", "pixels", "worst", " px"):
+        assert text not in gallery
 
 
 def test_scores_by_record_and_by_pixel_do_not_mix(
