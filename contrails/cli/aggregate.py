@@ -88,9 +88,9 @@ def aggregate(
     \b
     Example:
       contrails aggregate default --data data/demo/test.h5 --sample data/demo/raw/sample_submission.csv
-      contrails aggregate first second --tta d4 --fit-weights -o ensembles/both
-      contrails aggregate positives --gate classifier --name two_stages
-      contrails aggregate first --weights best5 --tta d4 --site mycluster --jobs 5
+      contrails aggregate default bright --tta d4 --fit-weights -o ensembles/both
+      contrails aggregate positives_only --gate classifier --name two_stages
+      contrails aggregate default --weights best5 --tta d4 --site mycluster --jobs 5
     """
     from contrails.data.store import open_dataset
 

@@ -33,7 +33,7 @@ def compare(first: str, second: str, name: str, as_json: bool) -> None:
 
     \b
     Example:
-      contrails compare default brighter
+      contrails compare default bright
     """
     runs = [open_run(first), open_run(second)]
     if runs[0] == runs[1]:

@@ -86,6 +86,7 @@ def cli() -> None:
     Example:
       contrails demo data/demo/raw
       contrails prepare data/demo/raw data/demo/train.h5
+      contrails prepare data/demo/raw data/demo/test.h5 --split test
       contrails split data/demo/train.h5 --folds 5 -o filelists/demo.csv
       contrails submit --folds 5 --wait
       contrails aggregate default --data data/demo/test.h5

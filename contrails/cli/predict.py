@@ -82,7 +82,7 @@ def predict(
       contrails predict ensembles/both data/demo/test.h5 submission.csv
       contrails predict clouds LC08_scene.tif clouds.tif --bands red,green,blue,nir
       contrails predict clouds landsat/2024 masks
-      contrails predict default data/all.h5 data/pseudo --format pseudo --frames 3,5
+      contrails predict default data/demo/all.h5 data/demo/pseudo --format pseudo --frames 3,5
     """
     from contrails.data.rasters import ENDINGS
 

@@ -135,6 +135,8 @@ def prepare(
     \b
     Example:
       contrails prepare data/demo/raw data/demo/train.h5
+      contrails prepare data/demo/raw data/demo/test.h5 --split test
+      contrails prepare data/demo/raw data/demo/validation.h5 --split validation
       contrails prepare data/demo/raw data/demo/all.h5 --bands all --frames 0-7
       contrails prepare data/demo/raw data/demo/train.h5 --shard 2/5
       contrails prepare data/demo/raw data/demo/train.h5 --site mycluster --jobs 10

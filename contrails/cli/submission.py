@@ -28,8 +28,8 @@ def check(path: Path, sample: Path | None, shape: str, data: Path | None, as_jso
 
     \b
     Example:
-      contrails submission check submission.csv --sample sample_submission.csv
-      contrails submission check submission.csv --data data/clouds-test.h5
+      contrails submission check submission.csv --sample data/demo/raw/sample_submission.csv
+      contrails submission check submission.csv --data data/demo/test.h5
     """
     from contrails.aggregate.submission import check_submission
     from contrails.data.rle import DEFAULT

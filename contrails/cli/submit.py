@@ -51,7 +51,7 @@ _PLAIN_INTERVAL_S = 15.0
     shell_complete=complete_runs,
     help="Begin when every job of RUN that is not finished has succeeded.",
 )
-@click.option("--then", metavar="COMMAND", help="What follows the last fold, such as 'aggregate --data data/test.h5'.")
+@click.option("--then", metavar="COMMAND", help="What follows the last fold, such as 'aggregate --tta d4'.")
 @click.option(
     "--wait", is_flag=True, help="Follow the folds until they end, not what --then starts; Ctrl-C leaves them running."
 )
@@ -81,7 +81,7 @@ def submit(
     Example:
       contrails submit --folds 5
       contrails submit jobs/default.toml --name bright --folds 5 -o train.lr=3e-3 --wait
-      contrails submit --folds 5 --site mycluster --then 'aggregate --data data/test.h5'
+      contrails submit --folds 5 --site mycluster --then 'aggregate --data data/demo/test.h5'
     """
     from contrails.cluster import own_code
     from contrails.cluster.dispatch import choose_folds, create_run, plan_run, submit_folds

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -225,3 +226,31 @@ def test_ctrl_c_and_a_closed_pipe_are_no_tracebacks(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, "status"], capture_output=True, env=environment, check=False)
     assert done.returncode == 130
     assert b"Traceback" not in done.stderr
+
+
+_FILE = re.compile(r"(?:data|filelists)/[\w/-]+\.(?:h5|csv)\b")
+STAND_INS = {
+    "filelists/from-a-colleague.csv",
+    "data/demo/raw/sample_submission.csv",
+    "data/clouds/sample_submission.csv",
+}
+"""Somebody else's, or made by `contrails demo`."""
+
+
+def test_every_file_of_an_example_is_made_by_an_example() -> None:
+    helps = [(cli.get_command(click.Context(cli), path[0]), path) for path in commands(cli)]
+    texts = [(cli.help or "").split("Example:")[1]]
+    for command, path in helps:
+        for name in path[1:]:
+            assert isinstance(command, click.Group)
+            command = command.get_command(click.Context(command), name)
+        assert command is not None
+        texts.append((command.help or "").split("Example:")[1])
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    shell = "\n".join(re.findall("```sh\n(.*?)```", readme, re.DOTALL)).replace("\\\n", " ")
+    for text in ("\n".join(texts), shell):
+        lines = [line.split("#")[0].split() for line in text.splitlines() if line.strip().startswith("contrails ")]
+        made = {word for words in lines for word, before in zip(words[1:], words, strict=False) if before == "-o"}
+        made |= {words[3] for words in lines if words[1] == "prepare"}
+        used = {path for words in lines for path in _FILE.findall(" ".join(words))}
+        assert used - made == STAND_INS & used
