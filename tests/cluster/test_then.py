@@ -101,7 +101,7 @@ def test_status_says_where_it_stands_and_writes_nothing(run: Run, capsys: pytest
     assert "then `contrails note first 'it came'`: waiting, for 1 of 2 folds\n" in told(run, capsys)
     write_atomic(run.fold("1").done, run.fold("0").done.read_bytes())
     assert "'it came'`: not started\nevery fold is finished; what was to follow has not been" in told(run, capsys)
-    write_atomic(run.then_claim, to_json(process_of(os.getpid()) | {"time": time.time()}))
+    write_atomic(run.then_claim, to_json(process_of(os.getpid()).to_json() | {"time": time.time()}))
     assert "'it came'`: running\n" in told(run, capsys)
     write_atomic(run.then_claim, to_json(ended()))
     assert "'it came'`: lost\nevery fold is finished; what was to follow was interrupted" in told(run, capsys)
