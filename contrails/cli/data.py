@@ -143,6 +143,7 @@ def join(file: Path, out: Path | None) -> None:
 
 
 def _rewrite(file: Path, out: Path) -> None:
+    from contrails.data.layout import shard_path
     from contrails.data.rewrite import rewrite
 
     rewritten = rewrite(file, out)
@@ -156,6 +157,17 @@ def _rewrite(file: Path, out: Path) -> None:
         )
     what = f"{out}: {rewritten.num_records} records, {out.stat().st_size / 1e6:.1f} MB"
     click.echo(what if rewritten.made else f"{what}, complete already: nothing to do")
+    if rewritten.shard is not None:
+        number = f"-{rewritten.shard.index}of{rewritten.shard.count}"
+        named = out if out.stem.endswith(number) else file
+        whole = named.with_name(f"{named.stem.removesuffix(number)}{named.suffix}")
+        shard = shard_path(whole, rewritten.shard.index, rewritten.shard.count)
+        click.echo(
+            f"warning: {out} is shard {rewritten.shard.index} of {rewritten.shard.count} alone: with it as {shard} "
+            f"and the other shards beside it, `contrails data join {shlex.quote(str(whole))}` makes the file of "
+            "all records",
+            err=True,
+        )
 
 
 @data.command()
