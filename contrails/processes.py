@@ -1,4 +1,5 @@
-"""Who lives: a process by its number, its start and the boot of its host, and one that must not outlive its parent."""
+"""Who lives: a process by its number, its start and the boot of its host; and what a process hands on to those that it
+starts: its end, and signals that they cannot handle yet."""
 
 import ctypes
 import os
@@ -6,7 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,19 @@ def end_with(parent_pid: int, number: signal.Signals) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number))
     if os.getppid() != parent_pid:  # it ended before the kernel was asked
         os.kill(os.getpid(), number)
+
+
+@contextmanager
+def held_back(numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """Hold signals back, here for a moment, and in a process that is started meanwhile until it lets them through.
+
+    Ctrl-C in a terminal reaches every process: one that still imports would end with a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _uptime_at_start(process: psutil.Process) -> float:

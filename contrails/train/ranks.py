@@ -20,8 +20,10 @@ import torch
 from torch import distributed, nn
 
 from contrails.errors import NodeError
+from contrails.processes import held_back
 from contrails.runs import Attempt, Fold
 from contrails.train.context import JobContext, RankContext
+from contrails.train.stop import SIGNALS
 
 T = TypeVar("T")
 
@@ -115,7 +117,8 @@ def joined(
 def _start(fold: Fold, rank: RankContext) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "contrails.train.rank", str(fold.run.path), fold.key, rank.to_json()]
     descriptors = [] if rank.job.ram_fd is None else [rank.job.ram_fd]
-    return subprocess.Popen(command, pass_fds=descriptors)
+    with held_back(SIGNALS):  # until it can stop with the others
+        return subprocess.Popen(command, pass_fds=descriptors)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -29,9 +29,10 @@ class StopFlag:
         self._end, self._read = math.inf, -math.inf
 
     def install(self) -> None:
-        """Handle the signals of schedulers and of Ctrl-C; a second Ctrl-C leaves at once."""
+        """Handle the signals of schedulers and of Ctrl-C, also what was held back; a second Ctrl-C leaves at once."""
         for number in SIGNALS:
             signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def asked(self, needed_s: float = 0.0) -> bool:
         """Return whether to stop: a signal came, or less than `needed_s` of the walltime is left."""
