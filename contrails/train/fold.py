@@ -16,6 +16,7 @@ from contrails.data.sampling import Sampler
 from contrails.draws import derived_seed
 from contrails.errors import DataError, GpuMemoryError, NodeError, Stopped, TrainingError
 from contrails.files import create_exclusive, sha256, to_json
+from contrails.gpu import NO_KERNELS, driver_version, require_kernels, without_kernels
 from contrails.models.build import build_model
 from contrails.models.sizes import require_piece
 from contrails.models.summary import summary
@@ -58,7 +59,7 @@ def train_fold(fold: Fold, job: JobContext = _NO_JOB) -> None:
     stop = StopFlag(job.clock)
     stop.install()
     config = fold.run.read_config()
-    exactness = {"code": config.code, "recipe": config.digest, "gpu": _gpu(config)} | config.compute.model_dump()
+    exactness = {"code": config.code, "recipe": config.digest} | _gpu(config) | config.compute.model_dump()
     attempt = claim_attempt(fold, job, exactness, lambda: not stop.asked())
     if job.redirect:
         _redirect(attempt)
@@ -98,9 +99,10 @@ def _train(
         remove_leftovers(fold)
         distrust(fold)
     device = _prepare_torch(config, rank.rank if rank is not None else 0)
-    with joined(fold, attempt, job, rank, config.compute.num_ranks, config.compute.device) as ranks:
+    of_ranks = joined(fold, attempt, job, rank, config.compute.num_ranks, config.compute.device)
+    with _explaining(fold, device), of_ranks as ranks:
         loop = _build(fold, attempt, config, heart, stop, job, ranks, device)
-        with _explaining(fold), explained(loop):
+        with explained(loop):
             loop.run()
             if ranks.first:
                 averages = loop.averaged_weights()
@@ -178,7 +180,7 @@ def _verify(fold: Fold, attempt: Attempt, config: RunConfig, data: FoldData, job
 
 
 @contextmanager
-def _explaining(fold: Fold) -> Iterator[None]:
+def _explaining(fold: Fold, device: torch.device) -> Iterator[None]:
     """Say what to do about torch's own errors."""
     try:
         yield
@@ -188,6 +190,8 @@ def _explaining(fold: Fold) -> Iterator[None]:
             "train.precision to 'bf16', or lower train.batch_size or data.size"
         ) from error
     except RuntimeError as error:
+        if NO_KERNELS in str(error):
+            raise without_kernels(device) from error
         if "deterministic" not in str(error):
             raise
         raise TrainingError(
@@ -215,11 +219,13 @@ def _start_from(path: Path, model: nn.Module) -> None:
     log.info("starting from %s: %s", path, fitting)
 
 
-def _gpu(config: RunConfig) -> str | None:
-    """Return the name of the GPU, with that of its driver."""
+def _gpu(config: RunConfig) -> dict[str, str | None]:
+    """Return the GPU with torch's CUDA, and the driver's version where it is known: older versions wrote none."""
     if config.compute.device != "cuda" or not torch.cuda.is_available():
-        return None
-    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+        return {"gpu": None}
+    driver = driver_version()
+    found: dict[str, str | None] = {"gpu": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"}
+    return found if driver is None else found | {"driver": driver}
 
 
 def _poll(fold: Fold, stop: StopFlag) -> None:
@@ -237,7 +243,11 @@ def _prepare_torch(config: RunConfig, rank: int) -> torch.device:
         raise NodeError(
             "this run trains on a GPU and torch finds none on this node; the job can succeed on another one"
         )
-    return torch.device("cuda", rank) if config.compute.device == "cuda" else torch.device("cpu")
+    if config.compute.device != "cuda":
+        return torch.device("cpu")
+    device = torch.device("cuda", rank)
+    require_kernels(device)
+    return device
 
 
 def _write_done(fold: Fold, attempt: Attempt, state: TrainState, averages: dict[str, KeptWeights]) -> None:

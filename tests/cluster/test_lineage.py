@@ -164,6 +164,19 @@ def test_differences_name_what_differs_of_attempts_that_trained(tmp_path: Path) 
     assert differences(fold) == ("attempt 3: torch 3.0, was 2.9",)
 
 
+def test_another_driver_is_a_difference_and_one_that_was_not_written_down_is_none(tmp_path: Path) -> None:
+    for name, drivers, expected in (
+        ("old", (None, "570.86.15"), ()),
+        ("new", ("535.183.01", "570.86.15"), ("attempt 2: driver 570.86.15, was 535.183.01",)),
+    ):
+        fold = Fold(tmp_path / name / "folds" / "0")
+        for number, driver in enumerate(drivers, start=1):
+            owner = {"gpu": "A, CUDA 13.0"} | ({} if driver is None else {"driver": driver})
+            write_atomic(fold.attempt(number).job, to_json(owner))
+            write_atomic(fold.attempt(number).state, to_json({"step": 4}))
+        assert differences(fold) == expected
+
+
 def test_processors_of_one_name_differ_in_their_instructions(tmp_path: Path) -> None:
     fold = Fold(tmp_path / "run" / "folds" / "0")
     owners = [

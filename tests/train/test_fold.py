@@ -19,6 +19,7 @@ from contrails.errors import DataError, NodeError, RecipeError, Stopped
 from contrails.files import read_json, read_json_lines, sha256
 from contrails.models.weights import load_weights
 from contrails.runs import Fold, Run
+from contrails.train import fold as fold_module
 from contrails.train.context import JobContext
 from contrails.train.fold import train_fold
 from contrails.train.fold_data import training_rows
@@ -230,3 +231,32 @@ def test_a_piece_too_small_for_batch_norm_is_told_before_the_first_step(
     with pytest.raises(RecipeError, match=f"needs 2 records in a piece, found .* which make a step of {step}; "):
         train_fold(fold)
     assert not fold.attempt(1).metrics.exists()
+
+
+def test_a_gpu_that_runs_no_kernel_is_a_fault_of_the_node(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "Tesla V100")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr("torch.cuda.get_arch_list", lambda: ["sm_75", "sm_90"])
+    for where in ("contrails.train.loop.Loop.run", "contrails.train.fold.build_model"):
+        fold = make_run(where.rpartition(".")[2]).fold("0")
+        with monkeypatch.context() as patch:
+            patch.setattr(where, fails)
+            with pytest.raises(NodeError, match="Tesla V100 has the capability sm_70, for which there are no kernels"):
+                train_fold(fold)
+        state = read_json(fold.attempt(1).state)
+        assert (state["status"], "sm_75, sm_90" in state["reason"]) == ("failed", True)
+
+
+def test_the_driver_is_in_the_record_of_an_attempt(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(train={"epochs": 1})
+    config = run.read_config()
+    on_gpu = config.model_copy(update={"compute": config.compute.model_copy(update={"device": "cuda"})})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "A100")
+    for driver, expected in (("570.86.15", {"driver": "570.86.15"}), (None, {})):
+        monkeypatch.setattr("contrails.train.fold.driver_version", lambda driver=driver: driver)
+        assert fold_module._gpu(on_gpu) == {"gpu": f"A100, CUDA {torch.version.cuda}"} | expected
+    assert fold_module._gpu(config) == {"gpu": None}
