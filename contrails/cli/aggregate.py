@@ -106,7 +106,7 @@ def aggregate(
     import torch
 
     from contrails.aggregate.assemble import make_ensemble, predict_share
-    from contrails.cli.figures import show_ensemble
+    from contrails.cli.figures import show_ensemble, warn_of_classifiers
 
     gate_path = str(find_ensemble(gate).absolute()) if gate is not None else ""
     options = Options(weights, merge, tta, pad, fit_weights, average_folds, allow, gate_path)
@@ -117,6 +117,8 @@ def aggregate(
             click.echo(f"{member}: predicted out of fold")
         return
     ensemble = make_ensemble(runs, path, options, chosen)
+    if dataset is not None:
+        warn_of_classifiers(ensemble)
     submission = _submit(ensemble, dataset, sample, chosen) if dataset is not None else None
     if as_json:
         result = {"ensemble": str(path), "threshold": ensemble.threshold, "complete": ensemble.complete}

@@ -1,10 +1,12 @@
 """An ensemble's figures on a terminal."""
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
 from contrails.aggregate.ensemble import Ensemble
 from contrails.cli.tables import Column, new_console, print_table
+from contrails.progress import tell
 from contrails.report.naming import confusion_cut, dice_by
 
 _NO_INTERVAL = "no interval, which needs two groups"
@@ -25,6 +27,16 @@ def show_ensemble(ensemble: Ensemble) -> None:
     for line in _figures(ensemble):
         console.print(line, soft_wrap=True)
     console.print(f"folder:     {ensemble.path}", soft_wrap=True)
+
+
+def warn_of_classifiers(ensemble: Ensemble) -> None:
+    """Say what the masks of classifiers are, before they are made: hardly what a submission is to hold."""
+    if ensemble.scored_by == "record":
+        tell(
+            f"warning: {ensemble.path} is of classifiers (model.task = 'classify'), which say whether a record holds "
+            "anything, not where: each mask, or row of a submission, holds all pixels of its record or none; to empty "
+            f"the masks of segmenters by it: `contrails aggregate RUN --gate {shlex.quote(str(ensemble.path))}`"
+        )
 
 
 def _show_members(ensemble: Ensemble) -> None:

@@ -98,6 +98,7 @@ def predict(
     from contrails.aggregate.ensemble import read_ensemble
     from contrails.aggregate.folders import Given, layout_of, opened
     from contrails.aggregate.submission import sample_ids
+    from contrails.cli.figures import warn_of_classifiers
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
     ensemble, chosen = read_ensemble(find_ensemble(name)), choose_device(device)
@@ -110,6 +111,7 @@ def predict(
         return
     if frames is not None:
         raise click.UsageError("--frames is for --format pseudo")
+    warn_of_classifiers(ensemble)
     given = Given(tile, overlap, tuple(bands.split(",")) if bands else (), scenes)
     if is_scene:
         _predict_scene(ensemble, source, out, kind, given, blend, chosen, force=force)

@@ -43,9 +43,14 @@ def check(path: Path, sample: Path | None, shape: str, data: Path | None, as_jso
     summary = check_submission(path, shapes, sample, DEFAULT if dataset is None else dataset.convention)
     if summary.positive_pixels == 0:
         click.echo("warning: every mask is empty", err=True)
-    sizes = [shapes] * summary.records if isinstance(shapes, tuple) else shapes.values()
-    if summary.positive_pixels == sum(height * width for height, width in sizes):
+    elif summary.whole == summary.records:
         click.echo("warning: every pixel of every mask is positive", err=True)
+    elif summary.whole + summary.empty == summary.records:
+        click.echo(
+            f"warning: {summary.whole} masks hold all pixels of their records, the others none, as a classifier's do: "
+            "masks of parts of a record come from segmenters, with the classifier as their --gate",
+            err=True,
+        )
     if as_json:
         click.echo(json.dumps(asdict(summary)))
         return

@@ -353,3 +353,41 @@ def test_a_record_without_a_label_is_not_far_from_the_truth() -> None:
     rows = [("a", 0, 1, 0, 0, 0.6), ("ignored", 0, 0, 0, 0, 0.9), ("b", 1, 0, 0, 0, 0.3)]
     table = pd.DataFrame(rows, columns=["record_id", "tp", "fp", "fn", "tn", "mean_probability"]).assign(time="")
     assert list(_farthest(table)["record_id"]) == ["b", "a"]
+
+
+def test_masks_of_classifiers_are_told_for_what_they_are(
+    classifier: Run, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = str(tiny_data / "test.h5")
+    cli(["aggregate", str(classifier.path), "--weights", "best", "--data", test], standalone_mode=False)
+    folder = classifier.aggregate("default")
+    warning = (
+        f"warning: {folder} is of classifiers (model.task = 'classify'), which say whether a record holds anything, "
+        "not where: each mask, or row of a submission, holds all pixels of its record or none; to empty the masks of "
+        f"segmenters by it: `contrails aggregate RUN --gate {folder}`"
+    )
+    assert warning in capsys.readouterr().err
+    for out, kind in (("a.csv", "submission"), ("masks", "npy"), ("p.h5", "probabilities")):
+        cli(["predict", str(folder), test, str(tmp_path / out), "--format", kind], standalone_mode=False)
+        assert warning in capsys.readouterr().err
+    assert all(len(np.unique(np.load(path))) == 1 for path in (tmp_path / "masks").glob("*.npy"))
+    with pytest.raises(RunError, match="expected members that predict masks, found classifiers,"):
+        cli(["predict", str(folder), test, str(tmp_path / "pseudo"), "--format", "pseudo"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "warning"),
+    [
+        ("a,1 16\nb,-\n", "warning: 1 masks hold all pixels of their records, the others none, as a classifier's do"),
+        ("a,1 16\nb,1 16\n", "warning: every pixel of every mask is positive"),
+        ("a,-\nb,-\n", "warning: every mask is empty"),
+        ("a,1 16\nb,1 3\n", ""),
+    ],
+)
+def test_a_submission_of_whole_records_is_told(
+    rows: str, warning: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text(f"record_id,encoded_pixels\n{rows}")
+    cli(["submission", "check", str(tmp_path / "a.csv"), "--shape", "4,4"], standalone_mode=False)
+    told = capsys.readouterr().err
+    assert told.startswith(warning) if warning else not told
