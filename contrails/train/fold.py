@@ -125,8 +125,8 @@ def _build(
     data = open_data(fold, config, job, device, lambda: _poll(fold, stop))
     dataset, training, source = data.dataset, data.training, data.source
     sampler = Sampler(source.dataset, recipe, data.drawn, fold.key)
-    step = sampler.smallest_step()
-    require_piece(recipe, max(1, step // recipe.train.accumulate), step)
+    height, width = dataset.votes.shape[1:]
+    require_piece(recipe, height, width, ranks.count, sampler.smallest_step())
 
     def rebuild() -> TrainState:
         torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
