@@ -7,7 +7,7 @@ import torch
 
 from contrails import gpu
 from contrails.cli.options import choose_device
-from contrails.cluster.ends import cause_of_exit
+from contrails.cluster.outcomes import cause_of_exit
 from contrails.errors import NodeError
 
 MESSAGE = (
@@ -30,7 +30,7 @@ def old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_without_kernels_is_a_fault_of_the_node() -> None:
     with pytest.raises(NodeError, match=MESSAGE) as caught:
         gpu.require_kernels(torch.device("cuda"))
-    assert cause_of_exit(caught.value.exit_code, str(caught.value)) == "node"
+    assert cause_of_exit(caught.value.exit_code) == "node"
     for name in ("auto", "cuda"):
         with pytest.raises(NodeError, match=MESSAGE):
             choose_device(name)

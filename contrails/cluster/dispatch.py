@@ -39,6 +39,7 @@ from contrails.files import sha256, storage, to_json, write_atomic
 from contrails.models.names import require_deterministic, require_known, require_useful
 from contrails.models.pretrained import find_pretrained
 from contrails.models.sizes import require_piece, require_size
+from contrails.processes import process_of
 from contrails.runs import ALL, Fold, Run, new_run_path, open_run
 from contrails.sections.reading import keys, parse
 from contrails.user import user_name

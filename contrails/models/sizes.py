@@ -62,7 +62,8 @@ def _batch_norms(recipe: Recipe) -> Iterator[tuple[str, int | None, str]]:
     key that replaces the norms.
     """
     section, encoder = recipe.model, find_encoder(recipe.model.encoder)
-    is_frozen = recipe.train.freeze.get("encoder", 0) >= recipe.train.epochs
+    epochs = recipe.train.epochs
+    is_frozen = epochs is not None and recipe.train.freeze.get("encoder", 0) >= epochs
     if section.encoder_norm == "own" and not section.temporal.merges_features and not is_frozen:
         yield f"model.encoder = '{encoder.name}'", encoder.alone_px, "model.encoder_norm"
     if section.norm != "batch":
