@@ -56,6 +56,12 @@ class TrainingError(ContrailsError):
     exit_code = 8
 
 
+class GpuMemoryError(TrainingError):
+    """A model, or a step of it, that does not fit in the GPU's memory."""
+
+    exit_code = 11
+
+
 class NodeError(ContrailsError):
     """A node without what the job asked for; the same job can succeed elsewhere."""
 

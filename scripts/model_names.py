@@ -19,9 +19,11 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from contrails.models.adjust import adjust_encoder
 from contrails.models.library import smp, timm
 from contrails.models.names import KNOWN
 from contrails.models.relu import BeforeRelu
+from contrails.sections.model import ModelSection
 
 Shapes = tuple[tuple[int, int], ...]
 """Channels and stride of each feature of an encoder, from fine to coarse."""
@@ -39,15 +41,15 @@ CHOICES: dict[str, list[Any]] = {
     "decoder_attention_type": ["scse"],
     "decoder_interpolation": ["nearest", "bilinear", "bicubic", "area", "nearest-exact"],
     "decoder_merge_policy": ["add", "cat"],
-    "decoder_use_norm": ["batchnorm", "identity", "instancenorm"],
+    "decoder_use_norm": ["batchnorm", "identity"],  # its instance norm has no weights, which its decoders initialise
 }
 
 
 def architecture(name: str) -> dict[str, Any]:
     """Return an architecture's keywords, how its `decoder_channels` look, and the least that it can train on.
 
-    `coarsest_px` is the smallest side of the encoder's last feature, `records` the smallest number of records in a
-    piece of a batch where the norms are batch norms.
+    `coarsest_px` is the smallest side of the encoder's last feature, `alone_px` that with which one record trains by
+    `decoder_use_norm`, None where one record never does.
     """
     parameters = inspect.signature(getattr(smp, name).__init__).parameters
     options = {
@@ -58,12 +60,15 @@ def architecture(name: str) -> dict[str, Any]:
     default = parameters["decoder_channels"].default if "decoder_channels" in parameters else None
     usual = ((3, 1), (64, 2), (64, 4), (128, 8), (256, 16), (512, 32))
     sides = [side for side in range(1, 17) if name == "DPT" or works(partial(train_decoder, name, usual, side))]
-    alone = name == "DPT" or works(partial(train_decoder, name, usual, max(sides), records=1))
+    alone = {
+        norm: next((side for side in sides if works(partial(train_decoder, name, usual, side, 1, norm=norm))), None)
+        for norm in options.get("decoder_use_norm") or ["batchnorm"]
+    }
     return {
         "options": options,
         "channels": "stages" if isinstance(default, tuple) else "one" if default else None,
         "coarsest_px": min(sides),
-        "records": 1 if alone else 2,
+        "alone_px": {"batchnorm": 1} if name == "DPT" else alone,
     }
 
 
@@ -87,13 +92,16 @@ class Features(torch.nn.Module):
         return [torch.zeros(len(images), channels, side, side) for channels, side in shapes]
 
 
-def train_decoder(name: str, shapes: Shapes, coarsest_px: int, records: int = 2, like: str = "") -> None:
+def train_decoder(
+    name: str, shapes: Shapes, coarsest_px: int, records: int = 2, *, like: str = "", norm: str = "batchnorm"
+) -> None:
     """Run an architecture in training mode on features of shapes; smp asks for the name of mit encoders alone."""
     called = "mit_b_features" if like.startswith("mit_b") else "features"
     entry = {"encoder": Features, "params": {"shapes": shapes}, "pretrained_settings": {}}
     smp.encoders.encoders[called] = entry
     try:
-        model = smp.create_model(name, called, encoder_depth=5, encoder_weights=None)
+        options = {} if norm == "batchnorm" else {"decoder_use_norm": norm}
+        model = smp.create_model(name, called, encoder_depth=5, encoder_weights=None, **options)
     finally:
         del smp.encoders.encoders[called]
     side = coarsest_px * model.encoder.output_stride
@@ -131,12 +139,14 @@ def encoder(name: str) -> dict[str, Any]:
     twin = name.startswith("timm-")  # an old name: smp builds many of them by timm
     model = smp.encoders.get_encoder(name, weights=None).to("meta").eval()  # mit asks its weights for numbers
     shapes, relu = probe(model, 256, None)
+    smallest_px = smallest(model, None)
     return {
         "pretrained": [] if twin else sorted(sets, key=lambda key: key != "imagenet"),
         "dilates": works(lambda: smp.encoders.get_encoder(name, output_stride=16)),
-        "smallest_px": smallest(model, None),
+        "smallest_px": smallest_px,
         "relu": relu,
         "not_with": not_with(name, shapes),
+        **of_training(model, name, 256, 2, smallest_px),
     }
 
 
@@ -178,13 +188,41 @@ def of_pyramid(
 ) -> dict[str, Any]:
     """Return what decoders but that of DPT ask of an encoder; one whose features have one size goes with DPT alone."""
     if stride is None:
-        return {"smallest_px": 32, "relu": None, "not_with": []}
+        return {"smallest_px": 32, "relu": None, "not_with": [], "alone_px": alone_px(model, None, [side])}
     shapes, relu = probe(model, side, stride)
+    smallest_px = 32 if fixed else smallest(model, stride)
     return {
-        "smallest_px": 32 if fixed else smallest(model, stride),
+        "smallest_px": smallest_px,
         "relu": relu,
         "not_with": [*not_with(name, shapes), *([] if DPT_TAKES[model_class] else ["DPT"])],
+        **of_training(model, "tu-" + name, side, stride, side if fixed else smallest_px),
     }
+
+
+def of_training(model: Any, name: str, side: int, stride: int | None, smallest_px: int) -> dict[str, Any]:
+    """Return what an encoder trains on, and whether `model.stem_stride` goes with it; its stem is changed."""
+    return {
+        "alone_px": alone_px(model, stride, sorted({side, *range(smallest_px, side, 32)})),
+        "stem": stride == 2 and works(partial(run_without_stride, model, name, side)),
+    }
+
+
+def alone_px(model: Any, stride: int | None, sides: list[int]) -> int | None:
+    """Return the smallest side of an encoder's last feature with which one record trains, where sides differ.
+
+    Batch norm needs more than one value a channel; None: it has one that sees one value a record, whatever its size.
+    """
+    model.train()
+    alone = next((side for side in sides if works(partial(run, model, side, stride))), None)
+    model.eval()
+    return None if alone is None else 1 if alone == sides[0] else alone // 32
+
+
+def run_without_stride(model: Any, name: str, side: int) -> None:
+    """Run an encoder whose first convolution has no stride, which must double all of its features."""
+    adjust_encoder(model, ModelSection(encoder=name, stem_stride=1))
+    features = model(torch.zeros(1, 3, side, side, device="meta"))
+    assert all(feature.shape[-1] == side * 2 // 2**level for level, feature in enumerate(features) if level)
 
 
 def built(name: str) -> tuple[Any, int | None]:
@@ -205,7 +243,7 @@ def run(model: Any, side: int, stride: int | None) -> Any:
     return features
 
 
-def smallest(model: Any, stride: int | None) -> int | None:
+def smallest(model: Any, stride: int | None) -> int:
     """Return the smallest side that an encoder takes, a multiple of 32 pixels."""
     return next(side for side in range(32, 257, 32) if works(partial(run, model, side, stride)))
 

@@ -154,7 +154,7 @@ def aggregated(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory, rest
     run, once = make_run("Läufe & <b>"), tmp_path_factory.getbasetemp() / "aggregated"
     if not once.exists():
         for key in ("0", "1", "2"):
-            train_fold(run.fold(key), {})
+            train_fold(run.fold(key))
         cli(["aggregate", str(run.path), "--weights", "best"], standalone_mode=False)
         shutil.copytree(run.path, once)
     else:

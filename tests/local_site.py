@@ -17,8 +17,8 @@ from conftest import TINY_MODEL
 
 import contrails
 from contrails.files import read_json
+from contrails.processes import process_in
 from contrails.runs import Fold, Run
-from contrails.train.attempt import is_dead
 
 
 class Site:
@@ -79,7 +79,7 @@ class Site:
     def end_everything(self) -> None:
         """Kill what a test that failed left behind."""
         for path in (self.root / "runs").glob("*/folds/*/attempts/*/job.json"):
-            if not is_dead(read_json(path)):
+            if (process := process_in(read_json(path))) is not None and not process.is_dead():
                 with suppress(ProcessLookupError):  # it has ended meanwhile
                     os.kill(read_json(path)["pid"], signal.SIGKILL)
 

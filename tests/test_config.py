@@ -361,3 +361,15 @@ def test_every_key_has_a_meaning() -> None:
         assert [name for name, field in described.items() if not field.description] == []
     assert [name for name, _ in keys(Recipe)][:3] == ["seed", "data.dataset", "data.filelist"]
     assert "recipe.train.lr" in dict(keys(RunConfig))
+
+
+def test_of_two_lengths_only_the_one_that_holds_is_shown() -> None:
+    def read(**train: int) -> Recipe:
+        return parse(Recipe, {"data": DATA, "train": train}, "the recipe")
+
+    assert (read(steps=37).train.epochs, read(steps=37, epochs=3).train.epochs) == (None, None)
+    assert read(steps=37, epochs=3) == read(steps=37)  # also of what was frozen with both
+    assert "epochs" not in to_toml(read(steps=37, epochs=3).train).replace("_epochs", "")
+    assert override(read(steps=37), ["train.steps="]).train.epochs == 20
+    with pytest.raises(RecipeError, match=r"train.epochs = 0: Input should be greater than or equal to 1"):
+        read(steps=37, epochs=0)

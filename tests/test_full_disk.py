@@ -142,15 +142,15 @@ def test_predictions_scores_reports_and_notes(
 
 def test_weights_of_an_epoch(make_run: MakeRun, small_disk: SmallDisk) -> None:
     undisturbed = make_run("undisturbed").fold("0")
-    train_fold(undisturbed, {})
+    train_fold(undisturbed)
     fold = make_run("disk/full").fold("0")
     for kib in (100, 300, 700):
         small_disk.leave(kib)
         with pytest.raises(StorageError, match=r"^cannot write \S+: No space left on device; check the free space"):
-            train_fold(fold, {})
+            train_fold(fold)
         assert not [name for name in small_disk.files() if name.endswith(".tmp")]
     small_disk.clear()
-    train_fold(fold, {})
+    train_fold(fold)
     done, expected = fold.read_done(), undisturbed.read_done()
     assert done is not None
     assert expected is not None

@@ -23,7 +23,7 @@ def test_prepare_and_train_without_what_linux_alone_has(tiny_data: Path, make_ru
     environment = dict(os.environ) | {"PYTHONPATH": str(tmp_path)}
     train = (
         "import sys\nfrom pathlib import Path\nfrom contrails.runs import Run\n"
-        "from contrails.train.fold import train_fold\ntrain_fold(Run(Path(sys.argv[1])).fold('0'), {})\n"
+        "from contrails.train.fold import train_fold\ntrain_fold(Run(Path(sys.argv[1])).fold('0'))\n"
     )
     run = make_run()
     for arguments in (

@@ -98,8 +98,8 @@ def test_two_steps_and_a_resume(path: Path, folder: Path, tmp_path: Path, monkey
     fold = run.fold("0")
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="stopped at step 1 "):
         stop_once(patch)
-        train_fold(fold, {})
-    train_fold(fold, {})
+        train_fold(fold)
+    train_fold(fold)
     done = fold.read_done()
     assert done is not None
     assert (done["step"], done["attempt"]) == (2, 2)

@@ -199,20 +199,25 @@ def predict_into(
     Raises:
         DataError: the file holds something else, which is not to be replaced.
     """
-    height, width = dataset.votes.shape[1:]
-    wanted = Wanted(
-        rows=rows,
-        record_ids=tuple(dataset.record_ids[row] for row in rows),
-        shape=(height, width),
-        member="ensemble",
-        about=identity_of(ensemble, device) | {"dataset": dataset.fingerprint},
-    )
+    wanted = wanted_of(ensemble, dataset, rows, device)
     if not replace_others and file.exists() and not is_of(file, wanted):
         raise DataError(
             f"{file} exists and holds something else; give another name for what is predicted now, or --force to "
             "replace it"
         )
     return complete(file, wanted, ensemble.predictor(dataset, device), f"predictions: {file.stem}")
+
+
+def wanted_of(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, device: torch.device) -> Wanted:
+    """Return what a file of an ensemble's predictions holds."""
+    height, width = dataset.votes.shape[1:]
+    return Wanted(
+        rows=rows,
+        record_ids=tuple(dataset.record_ids[row] for row in rows),
+        shape=(height, width),
+        member="ensemble",
+        about=identity_of(ensemble, device) | {"dataset": dataset.fingerprint},
+    )
 
 
 def identity_of(ensemble: Ensemble, device: torch.device) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from contrails.aggregate.postprocess import Step, apply
 from contrails.aggregate.scored import Scored
 from contrails.draws import generator
+from contrails.metrics import NUM_BINS
 
 KINDS = {
     "worst": "the lowest Dice where something is there",
@@ -18,15 +19,33 @@ KINDS = {
 }
 """Why a record is worth a look."""
 
+KINDS_OF_ANSWERS = {
+    "farthest": "the probability is farthest from the truth",
+    "nearest": "the probability is nearest to the truth",
+    "false positive": "nothing is there, and the record was found",
+    "missed": "something is there, and the record was not found",
+    "random": "drawn by chance",
+}
+"""The same of a classifier, which answers for a whole record."""
+
 
 @dataclass(frozen=True)
 class Judged:
-    """Pixels of every record, int64 (N,) each: found, found where nothing is, and not found; all that count."""
+    """Pixels of every record, int64 (N,) each: found, found where nothing is, and not found; all that count.
+
+    Of a classifier a record is one pixel, and `answers` are its probabilities, float64 (N,).
+    """
 
     hits: np.ndarray
     false: np.ndarray
     missed: np.ndarray
     pixels: np.ndarray
+    answers: np.ndarray | None = None
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Why a record is worth a look, with what that means."""
+        return KINDS if self.answers is None else KINDS_OF_ANSWERS
 
     @property
     def counts(self) -> np.ndarray:
@@ -44,28 +63,34 @@ class Judged:
 def judge(scored: Scored, thresholds: Mapping[str, float], steps: Sequence[Step] = ()) -> Judged:
     """Cut every record at the threshold of its part, post-process, and count."""
     counts = np.zeros((4, len(scored)), np.int64)
+    answers = np.zeros(len(scored)) if scored.by == "record" else None
     for index in range(len(scored)):
-        mask = apply(scored.probabilities(index), thresholds[str(scored.parts[index])], steps)
+        probabilities = scored.probabilities(index)
+        mask = apply(probabilities, thresholds[str(scored.parts[index])], steps)
         hard, valid = scored.truth(index)
         mask = mask if valid is None else mask & valid
         hits = np.count_nonzero(mask & hard)
         pixels = mask.size if valid is None else np.count_nonzero(valid)
         counts[:, index] = hits, np.count_nonzero(mask) - hits, np.count_nonzero(hard) - hits, pixels
-    return Judged(*counts)
+        if answers is not None:
+            answers[index] = probabilities.item() / (NUM_BINS - 1)
+    return Judged(counts[0], counts[1], counts[2], counts[3], answers)
 
 
 def choose(judged: Judged, count: int) -> list[tuple[int, str]]:
     """Return up to `count` records with the kind that each was chosen for, every record once."""
     actual, dice = judged.hits + judged.missed, judged.dice
     random = generator(0, "gallery").permutation(len(actual))
-    ranked: dict[str, np.ndarray] = {
-        "worst": _ranked(dice, actual > 0),
-        "best": _ranked(-dice, actual > 0),
-        "false positive": _ranked(-judged.false, (actual == 0) & (judged.false > 0)),
-        "missed": _ranked(-judged.missed, judged.missed > 0),
-        "random": random,
-    }
-    share, chosen = max(1, count // len(KINDS)), dict[int, str]()
+    false, missed = (actual == 0) & (judged.false > 0), judged.missed > 0
+    orders: list[np.ndarray]
+    if judged.answers is None:
+        orders = [_ranked(dice, actual > 0), _ranked(-dice, actual > 0)]
+        orders += [_ranked(-judged.false, false), _ranked(-judged.missed, missed)]
+    else:
+        error, counted = np.abs((actual > 0) - judged.answers), judged.pixels > 0
+        orders = [_ranked(-error, counted), _ranked(error, counted), _ranked(-error, false), _ranked(-error, missed)]
+    ranked = dict(zip(judged.kinds, [*orders, random], strict=True))
+    share, chosen = max(1, count // len(ranked)), dict[int, str]()
     for kind, candidates in ranked.items():
         free = [int(index) for index in candidates if int(index) not in chosen]
         wanted = count - len(chosen) if kind == "random" else share

@@ -86,6 +86,11 @@ def read_predictions(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     return record_ids, _map(path, "probabilities")
 
 
+def is_complete(path: Path, wanted: Wanted) -> bool:
+    """Return whether a file holds all that is wanted."""
+    return is_of(path, wanted) and not len(_missing(path))
+
+
 def _fill(path: Path, wanted: Wanted, missing: np.ndarray, predict: Predict, description: str) -> None:
     places = _places(path)
     index_of = {int(row): index for index, row in enumerate(wanted.rows)}

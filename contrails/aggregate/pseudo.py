@@ -67,6 +67,11 @@ def write_pseudo_labels(
 
 
 def _require_single_folds(ensemble: Ensemble) -> None:
+    if ensemble.scored_by == "record":
+        raise RunError(
+            f"{ensemble.path}: expected members that predict masks, found classifiers, whose labels would be whole "
+            "records; give an ensemble of segmenters"
+        )
     runs = {member.run for member in ensemble.members}
     several = [member.fold for member in ensemble.members if not (member.fold.isdecimal() or member.fold == ALL)]
     if len(runs) > 1 or several:

@@ -15,6 +15,7 @@ import torch
 
 from contrails.aggregate.ensemble import LARGEST_WITH_STEPS, Ensemble, identity_of
 from contrails.aggregate.inputs import values_for
+from contrails.aggregate.noted import is_made, note
 from contrails.aggregate.postprocess import apply
 from contrails.aggregate.scene_files import Kind, WriteStrip, mask_values, scene_file
 from contrails.aggregate.strips import StripFile
@@ -42,12 +43,23 @@ class Cut:
 
 
 def predict_scene(
-    ensemble: Ensemble, path: Path, out: Path, kind: Kind, cut: Cut, bands: Sequence[str], device: torch.device
-) -> Scene:
+    ensemble: Ensemble,
+    path: Path,
+    out: Path,
+    kind: Kind,
+    cut: Cut,
+    bands: Sequence[str],
+    device: torch.device,
+    *,
+    force: bool = False,
+) -> tuple[Scene, bool]:
     """Predict an image file into a GeoTIFF or a PNG file; `bands` names its bands where the file does not.
 
+    Returns the scene, and whether the file was not there already. With `force` another file is replaced.
+
     Raises:
-        DataError: the file is damaged, lacks a band that the members see, or has other units or values than they know.
+        DataError: the file is damaged, lacks a band that the members see, or has other units or values than they know;
+            `out` is there and holds something else.
         RunError: another process predicts into `out`.
     """
     raster = _named(describe(path), bands)
@@ -61,6 +73,10 @@ def predict_scene(
     about["values"] = asdict(values)
     sides = zip((raster.height, raster.width), cut.size, strict=True)
     about["grid"] = [starts(side, tile, cut.overlap) for side, tile in sides]
+    made_of = about | {"kind": kind, "threshold": ensemble.threshold}
+    made_of |= {"steps": [asdict(step) for step in ensemble.steps]}
+    if is_made(out, made_of, force=force):
+        return scene, False
     kept = StripFile(out.with_name(f".{out.name}.strips"), raster.width, about)
     busy = f"another process predicts into {out}; wait for it, or end it, then run the same command again"
     with sole_writer(kept.path, busy):
@@ -71,8 +87,9 @@ def predict_scene(
         except DataError:  # it would not end otherwise the next time
             kept.path.unlink()
             raise
+        note(out, made_of)
         kept.path.unlink()
-    return scene
+    return scene, True
 
 
 def require_bands(ensemble: Ensemble, path: Path, found: Sequence[str], hint: str = "") -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from contrails.data.optional import require
 from contrails.data.store import NOWHERE, Scene
-from contrails.errors import StorageError
+from contrails.errors import DataError, StorageError
 from contrails.files import atomic_path
 from contrails.metrics import NUM_BINS
 
@@ -96,6 +96,23 @@ def _require_written(temporary: Path, written: list[tuple[int, int, int]], path:
                     raise _not_written(path, f"its rows from {row} on are not what was written")
     except rasterio.errors.RasterioError as error:
         raise _not_written(path, "it cannot be read as it was written") from error
+
+
+def read_scene(path: Path) -> np.ndarray:
+    """Return the first band of a scene's file, (H, W).
+
+    Raises:
+        DataError: it cannot be read whole.
+    """
+    rasterio = require("rasterio", f"reading {path.name}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(path) as file:
+                values: np.ndarray = file.read(1)
+    except rasterio.errors.RasterioError as error:
+        raise DataError(f"{path} cannot be read: {error}; remove it, then run the same command again") from error
+    return values
 
 
 def _not_written(path: Path, reason: str) -> StorageError:

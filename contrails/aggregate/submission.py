@@ -18,10 +18,11 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Summary:
-    """What a submission holds."""
+    """What a submission holds: `empty` masks have no pixel, `whole` ones all of their record."""
 
     records: int
     empty: int
+    whole: int
     positive_pixels: int
     largest_record: str
     largest_pixels: int
@@ -88,11 +89,12 @@ def check_submission(
     if isinstance(shape, Mapping):
         _require_ids(set(entries), set(shape), str(path))
     pixels: dict[str, int] = {}
-    problems = []
+    whole, problems = 0, []
     for record_id, (_, text) in entries.items():
         try:
             of_record = shape[record_id] if isinstance(shape, Mapping) else shape
             pixels[record_id] = int(decode(text, of_record, convention).sum())
+            whole += pixels[record_id] == of_record[0] * of_record[1]
         except DataError as error:
             problems.append(f"{path}, record {record_id}: {error}")
     if problems:
@@ -102,6 +104,7 @@ def check_submission(
     return Summary(
         records=len(entries),
         empty=sum(count == 0 for count in pixels.values()),
+        whole=whole,
         positive_pixels=sum(pixels.values()),
         largest_record=largest,
         largest_pixels=pixels[largest],

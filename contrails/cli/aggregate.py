@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from contrails.aggregate.options import AUTO, Options
+from contrails.cli.complete import complete_runs, complete_sites
 from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, json_option, read_share
 from contrails.errors import DataError, RecipeError
 from contrails.runs import Run, open_run
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run_names", metavar="RUN...", nargs=-1, required=True)
+@click.argument("run_names", metavar="RUN...", shell_complete=complete_runs, nargs=-1, required=True)
 @click.option("--data", type=FilePath(), help="Dataset file to predict: writes submission.csv.")
 @click.option("--sample", type=FilePath(), help="The competition's sample submission: fixes the ids.")
 @click.option(
@@ -45,12 +46,14 @@ if TYPE_CHECKING:
     "--average-folds", is_flag=True, help="One model, the mean of the folds' weights; needs held-out records."
 )
 @click.option(
-    "--gate", help="Ensemble of a classifier, or of a segmenter on all records: a record that it finds empty is empty."
+    "--gate",
+    shell_complete=complete_runs,
+    help="Ensemble of a classifier, or of a segmenter on all records: a record that it finds empty is empty.",
 )
 @click.option("--allow", is_flag=True, help="Merge members though data, recipe or code have changed.")
 @click.option("--shard", metavar="I/N", help="Only predict out of fold, for every N-th fold from the I-th on.")
 @click.option("--jobs", "num_jobs", type=click.IntRange(1), help="Predict out of fold by this many jobs of a site.")
-@click.option("--site", "site_name", help="Where the jobs run; see `contrails sites`.")
+@click.option("--site", "site_name", shell_complete=complete_sites, help="Where the jobs run; see `contrails sites`.")
 @click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate.")
 @click.option("-o", "--out", type=FilePath(), help="Folder of the ensemble, instead of --name.")
 @device_option
@@ -75,19 +78,19 @@ def aggregate(
     device: str,
     as_json: bool,
 ) -> None:
-    """Merge the finished folds of RUN into an ensemble and, with --data, write its submission.
+    """Merge the finished folds of RUN into an ensemble.
 
-    Threshold and post-processing are fitted on out-of-fold predictions; the figures say what they are of. Several runs
-    may differ in recipe, size and code, but not in data and file list. The same command again goes on where it was
-    stopped, and after more folds are finished makes the ensemble anew. A
+    With --data, its submission is written. Threshold and post-processing are fitted on out-of-fold predictions; the
+    figures say what they are of. Several runs may differ in recipe, size and code, but not in data and file list. The
+    same command again goes on where it was stopped, and after more folds are finished makes the ensemble anew. A
     submission of another dataset is never overwritten: give --name.
 
     \b
     Example:
       contrails aggregate default --data data/demo/test.h5 --sample data/demo/raw/sample_submission.csv
-      contrails aggregate first second --tta d4 --fit-weights -o ensembles/both
-      contrails aggregate positives --gate classifier --name two_stages
-      contrails aggregate first --weights best5 --tta d4 --site mycluster --jobs 5
+      contrails aggregate default bright --tta d4 --fit-weights -o ensembles/both
+      contrails aggregate positives_only --gate classifier --name two_stages
+      contrails aggregate default --weights best5 --tta d4 --site mycluster --jobs 5
     """
     from contrails.data.store import open_dataset
 
@@ -103,7 +106,7 @@ def aggregate(
     import torch
 
     from contrails.aggregate.assemble import make_ensemble, predict_share
-    from contrails.cli.figures import show_ensemble
+    from contrails.cli.figures import show_ensemble, warn_of_classifiers
 
     gate_path = str(find_ensemble(gate).absolute()) if gate is not None else ""
     options = Options(weights, merge, tta, pad, fit_weights, average_folds, allow, gate_path)
@@ -114,6 +117,8 @@ def aggregate(
             click.echo(f"{member}: predicted out of fold")
         return
     ensemble = make_ensemble(runs, path, options, chosen)
+    if dataset is not None:
+        warn_of_classifiers(ensemble)
     submission = _submit(ensemble, dataset, sample, chosen) if dataset is not None else None
     if as_json:
         result = {"ensemble": str(path), "threshold": ensemble.threshold, "complete": ensemble.complete}

@@ -4,20 +4,21 @@ import json
 
 import click
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import json_option
 from contrails.errors import RunError
 from contrails.runs import open_run
 
 
 @click.command()
-@click.argument("run_name", metavar="RUN")
+@click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
 @click.option("--fold", help="Some folds only, such as 0 or 0,3.")
 @json_option
 def cancel(run_name: str, fold: str | None, as_json: bool) -> None:
-    """Cancel the unfinished folds of RUN; each saves its position and ends.
+    """Cancel the unfinished folds of RUN.
 
-    A note in the fold's folder keeps requeued jobs from training it again. `contrails submit` and
-    `contrails resume` remove it and go on.
+    Each saves its position and ends. A note in the fold's folder keeps requeued jobs from training it again. `contrails
+    submit` and `contrails resume` remove it and go on.
 
     \b
     Example:

@@ -5,11 +5,10 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import json_option
+from contrails.cli.tables import Column, new_console, print_table
 from contrails.errors import DataError
 from contrails.history import fold_metrics
 from contrails.report.log import Entry, differences, read_log
@@ -21,19 +20,20 @@ _CURVES = {"val/dice": "validation Dice", "val/loss": "validation loss"}
 
 
 @click.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("first", metavar="A", shell_complete=complete_runs)
+@click.argument("second", metavar="B", shell_complete=complete_runs)
 @click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate of both.")
 @json_option
 def compare(first: str, second: str, name: str, as_json: bool) -> None:
-    """Show two runs side by side: recipes, curves, scores, and whether their difference is real.
+    """Show two runs side by side.
 
-    Both need an aggregation: a paired bootstrap over groups of their out-of-fold predictions gives the 95% interval of
-    the difference in Dice, each fold cut at the threshold that the others chose.
+    Recipes, curves, scores, and whether the difference is real. Both need an aggregation: a paired bootstrap over
+    groups of their out-of-fold predictions gives the 95% interval of the difference in Dice, each fold cut at the
+    threshold that the others chose.
 
     \b
     Example:
-      contrails compare default brighter
+      contrails compare default bright
     """
     runs = [open_run(first), open_run(second)]
     if runs[0] == runs[1]:
@@ -46,20 +46,14 @@ def compare(first: str, second: str, name: str, as_json: bool) -> None:
         content = {"runs": [asdict(entry) for entry in entries], "recipe": changed, "curves": curves}
         click.echo(json.dumps(content | {"paired": paired, "paired_missing": why_not}))
         return
-    table = Table(box=SIMPLE, padding=(0, 2, 0, 0))
-    for heading in ("", *(run.name for run in runs)):
-        table.add_column(heading, overflow="fold")
-    for key, values in changed.items():
-        table.add_row(key, *(_text(value) for value in values))
-    table.add_section()
+    rows: list[list[str] | None] = [[key, *map(_text, values)] for key, values in changed.items()]
+    rows.append(None)
     for key, title in _CURVES.items():
         units = [" by record" if key == "val/dice" and entry.scored_by == "record" else "" for entry in entries]
-        table.add_row(title, *(f"{_curve(values)}{unit}" for values, unit in zip(curves[key], units, strict=True)))
-    table.add_section()
-    for title, scores in _scores(entries).items():
-        table.add_row(title, *scores)
-    console = Console(markup=False)
-    console.print(table)
+        rows.append([title, *(f"{_curve(values)}{unit}" for values, unit in zip(curves[key], units, strict=True))])
+    rows += [None, *([title, *scores] for title, scores in _scores(entries).items())]
+    print_table([Column(heading) for heading in ("", *(run.name for run in runs))], rows)
+    console = new_console()
     console.print(_verdict(paired, runs) if paired else f"no paired comparison: {why_not}", soft_wrap=True)
 
 
@@ -113,6 +107,7 @@ def _scores(entries: list[Entry]) -> dict[str, list[str]]:
     rows = {
         "folds done": [f"{entry.folds_done} of {entry.folds}" for entry in entries],
         "Dice out of fold": [_dice(entry, entry.dice) for entry in entries],
+        "Dice of one fold's own validation": [_dice(entry, entry.one_fold) for entry in entries],
         "Dice held out": [_dice(entry, entry.held_out) for entry in entries],
         "mean best Dice": [_dice(entry, entry.best_dice) for entry in entries],
         "leaderboard": [_text(entry.leaderboard) for entry in entries],

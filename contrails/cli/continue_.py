@@ -2,6 +2,7 @@
 
 import click
 
+from contrails.cli.complete import complete_runs, complete_sites
 from contrails.cli.options import json_option, overrides_option, print_outcomes
 from contrails.runs import open_run
 
@@ -9,9 +10,9 @@ _FROM = {"best": "best", "last": "final", "swa": "swa", "ema": "ema"}
 
 
 @click.command("continue")
-@click.argument("run_name", metavar="RUN")
+@click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
 @click.option("--name", help="Name of the new run; default: RUN-continued.")
-@click.option("--site", "site_name", help="Where to run; see `contrails sites`.")
+@click.option("--site", "site_name", shell_complete=complete_sites, help="Where to run; see `contrails sites`.")
 @click.option("--from", "weights", type=click.Choice(list(_FROM)), default="best", show_default=True)
 @click.option("--fold", help="Continue some, such as 0 or 0,3; default: all that RUN has finished.")
 @overrides_option
@@ -25,10 +26,10 @@ def continue_(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Train on from RUN: a new run with RUN's recipe, changed by -o, whose fold k starts from fold k of RUN.
+    """Make a new run that starts from the weights of RUN.
 
-    The file list must be the same one. Where shapes differ, what fits is loaded and the rest is named in the attempt's
-    log.
+    It has RUN's recipe, changed by -o, and its fold k starts from fold k of RUN. The file list must be the same one.
+    Where shapes differ, what fits is loaded and the rest is named in the attempt's log.
 
     \b
     Example:

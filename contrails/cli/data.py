@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import FilePath, find_ensemble, json_option, require_picture
+from contrails.cli.tables import Column, print_table
 from contrails.errors import DataError
 
 if TYPE_CHECKING:
@@ -59,18 +59,11 @@ def info(path: Path, as_json: bool, plot: Path | None) -> None:
         click.echo(json.dumps(found))
         return
     bands = found.pop("bands")
-    table = Table(show_header=False)
-    for key, value in _readable(found).items():
-        table.add_row(key.replace("_", " "), value)
-    statistics = Table()
+    print_table([Column(""), Column("")], [[key.replace("_", " "), text] for key, text in _readable(found).items()])
     unit = "" if found["units"] == "1" else f" {found['units']}"
-    for heading in ("band", *(f"{name}{unit}" for name in ("min", "mean", "std", "max"))):
-        statistics.add_column(heading, justify="right")
-    for band, values in bands.items():
-        statistics.add_row(band, *(f"{value:.{2 if unit else 4}f}" for value in values.values()))
-    console = Console()
-    console.print(table)
-    console.print(statistics)
+    headings = ("band", *(f"{name}{unit}" for name in ("min", "mean", "std", "max")))
+    rows = [[band, *(f"{value:.{2 if unit else 4}f}" for value in values.values())] for band, values in bands.items()]
+    print_table([Column(heading, right=True) for heading in headings], rows)
 
 
 def _readable(found: dict[str, Any]) -> dict[str, str]:
@@ -92,7 +85,9 @@ def _readable(found: dict[str, Any]) -> dict[str, str]:
 @data.command()
 @_path_argument
 def verify(path: Path) -> None:
-    """Compare every row of DATA with its digest; damaged records are named (exit code 4).
+    """Compare every row of DATA with its digest.
+
+    Damaged records are named (exit code 4).
 
     \b
     Example:
@@ -114,7 +109,7 @@ def verify(path: Path) -> None:
 @click.argument("file", type=FilePath(dir_okay=False))
 @click.option("-o", "--out", type=FilePath(dir_okay=False), help="Read FILE itself, and write this.")
 def join(file: Path, out: Path | None) -> None:
-    """Write the dataset file FILE from all its shards, which lie beside it.
+    """Write the dataset file FILE from the shards beside it.
 
     They are made with `contrails prepare RAW FILE --shard I/N`, on any nodes. FILE holds the same bytes as if one call
     had made it; a shard that is missing, damaged or of other records is named (exit code 4).
@@ -148,6 +143,7 @@ def join(file: Path, out: Path | None) -> None:
 
 
 def _rewrite(file: Path, out: Path) -> None:
+    from contrails.data.layout import shard_path
     from contrails.data.rewrite import rewrite
 
     rewritten = rewrite(file, out)
@@ -161,6 +157,17 @@ def _rewrite(file: Path, out: Path) -> None:
         )
     what = f"{out}: {rewritten.num_records} records, {out.stat().st_size / 1e6:.1f} MB"
     click.echo(what if rewritten.made else f"{what}, complete already: nothing to do")
+    if rewritten.shard is not None:
+        number = f"-{rewritten.shard.index}of{rewritten.shard.count}"
+        named = out if out.stem.endswith(number) else file
+        whole = named.with_name(f"{named.stem.removesuffix(number)}{named.suffix}")
+        shard = shard_path(whole, rewritten.shard.index, rewritten.shard.count)
+        click.echo(
+            f"warning: {out} is shard {rewritten.shard.index} of {rewritten.shard.count} alone: with it as {shard} "
+            f"and the other shards beside it, `contrails data join {shlex.quote(str(whole))}` makes the file of "
+            "all records",
+            err=True,
+        )
 
 
 @data.command()
@@ -168,7 +175,11 @@ def _rewrite(file: Path, out: Path) -> None:
 @click.option("-o", "--out", type=FilePath(), help="Folder: writes exclude.csv, and audit.html with pictures.")
 @click.option("--filelist", type=FilePath(), help="Looks for near-duplicates across its folds alone.")
 @click.option(
-    "--aggregate", "ensemble_name", metavar="ENSEMBLE", help="Compares labels with its out-of-fold predictions."
+    "--aggregate",
+    "ensemble_name",
+    metavar="ENSEMBLE",
+    shell_complete=complete_runs,
+    help="Compares labels with its out-of-fold predictions.",
 )
 @click.option("--tiny", default=10, show_default=True, help="Labels with fewer pixels are suspicious.")
 @click.option("--near", default=0.95, show_default=True, help="Correlation of images from which they are the same.")
@@ -184,12 +195,13 @@ def audit(
     dice: float,
     as_json: bool,
 ) -> None:
-    """List suspicious labels of DATA, and write a list of records to train without.
+    """List suspicious labels of DATA for training without them.
 
-    Looks for labels that out-of-fold predictions contradict, tiny and rectangular ones, duplicates and near-duplicates
-    of records, and records of one place, soon after each other, of which one is marked and the other is not.
-    Look at the pictures and remove from exclude.csv what is right, then name it in a recipe as data.exclude: these
-    records are not trained on; they are still validated on, so that scores stay comparable.
+    Pictures of them and the list exclude.csv are written. Looks for labels that out-of-fold predictions contradict,
+    tiny and rectangular ones, duplicates and near-duplicates of records, and records of one place, soon after each
+    other, of which one is marked and the other is not. Look at the pictures and remove from exclude.csv what is right,
+    then name it in a recipe as data.exclude: these records are not trained on; they are still validated on, so that
+    scores stay comparable.
 
     \b
     Example:

@@ -7,18 +7,23 @@ from pathlib import Path
 
 import click
 
+from contrails.cli.complete import complete_sites
 from contrails.cli.options import FilePath, json_option
 from contrails.errors import NodeError
 
 
 @click.command()
-@click.option("--site", "site_name", help="Which site; default: the one that this machine takes.")
+@click.option(
+    "--site", "site_name", shell_complete=complete_sites, help="Which site; default: the one that this machine takes."
+)
 @click.option("--recipe", type=FilePath(), help="Check the memory for its dataset, too.")
 @click.option("--job", is_flag=True, help="Check a compute node as well, by a tiny job.")
 @click.option("--node", is_flag=True, help="Check this machine as one that trains, and nothing else.")
 @json_option
 def doctor(site_name: str | None, recipe: Path | None, job: bool, node: bool, as_json: bool) -> None:
-    """Check scheduler, limits, files, clock, environment and GPU of a site, and the W&B server.
+    """Check the scheduler, the environment and the GPU of a site.
+
+    Its limits, files and clock are checked too, and the W&B server.
 
     \b
     Example:

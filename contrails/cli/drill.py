@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from contrails.cli.complete import complete_sites
 from contrails.cli.options import json_option
+from contrails.cli.tables import Column, print_table
 from contrails.errors import TrainingError
 from contrails.files import storage
 from contrails.runs import new_run_path, runs_root
@@ -20,8 +20,13 @@ from contrails.runs import new_run_path, runs_root
 _LAST_WORDS_S = 20.0
 
 
+_HEADINGS = ("times", "steps lost, most", "seconds to a new step, median")
+
+
 @click.command()
-@click.option("--site", "site_name", help="Where; default: this machine. See `contrails sites`.")
+@click.option(
+    "--site", "site_name", shell_complete=complete_sites, help="Where; default: this machine. See `contrails sites`."
+)
 @click.option(
     "--kills", type=click.IntRange(1), default=9, show_default=True, help="Interruptions, of all kinds in turn."
 )
@@ -29,11 +34,11 @@ _LAST_WORDS_S = 20.0
 @click.option("--keep", is_flag=True, help="Keep the data and the runs.")
 @json_option
 def drill(site_name: str | None, kills: int, seed: int | None, keep: bool, as_json: bool) -> None:
-    """Train a small model twice, once undisturbed and once killed at random moments, and compare every bit.
+    """Kill a small training at random moments and compare the bits.
 
-    On this machine it kills processes, and takes about 6 seconds a kill. With --site it submits jobs, and does to them
-    what the scheduler offers: signals, kills, requeues; a kill then takes as long as the queue.
-    Exit code 8 says that the bits differ; the runs are kept then.
+    A small model is trained twice, once undisturbed and once killed. On this machine it kills processes, and takes
+    about 6 seconds a kill. With --site it submits jobs, and does to them what the scheduler offers: signals, kills,
+    requeues; a kill then takes as long as the queue. Exit code 8 says that the bits differ; the runs are kept then.
 
     \b
     Example:
@@ -56,16 +61,13 @@ def drill(site_name: str | None, kills: int, seed: int | None, keep: bool, as_js
     if as_json:
         click.echo(json.dumps(asdict(outcome) | {"seed": seed}))
     else:
-        table = Table(
-            title=f"{outcome.steps} steps, undisturbed in {outcome.undisturbed_s:.0f} s", title_justify="left"
-        )
-        for heading in ("interrupted by", "times", "steps lost, most", "seconds to a new step, median"):
-            table.add_column(heading, justify="left" if heading == "interrupted by" else "right")
+        rows = []
         for way in sorted({kill.way for kill in outcome.kills}):
             of = [kill for kill in outcome.kills if kill.way == way]
             seconds = statistics.median(kill.seconds_lost for kill in of)
-            table.add_row(way, str(len(of)), str(max(kill.steps_lost for kill in of)), f"{seconds:.1f}")
-        Console().print(table)
+            rows.append([way, str(len(of)), str(max(kill.steps_lost for kill in of)), f"{seconds:.1f}"])
+        columns = [Column("interrupted by"), *(Column(heading, right=True) for heading in _HEADINGS)]
+        print_table(columns, rows, f"{outcome.steps} steps, undisturbed in {outcome.undisturbed_s:.0f} s")
         click.echo(f"survived {len(outcome.kills)} kills; bits equal: {'yes' if outcome.equal else 'NO'}")
     if not outcome.equal:
         raise TrainingError(f"the interrupted training ended in other bits; compare {runs_root() / name}-*")

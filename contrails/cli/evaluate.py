@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, json_option
+from contrails.cli.tables import Column, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,17 +18,18 @@ _SHOWN = 5
 
 
 @click.command()
-@click.argument("name", metavar="ENSEMBLE")
+@click.argument("name", metavar="ENSEMBLE", shell_complete=complete_runs)
 @click.argument("data", type=FilePath())
 @click.option("--csv", "csv_path", type=FilePath(dir_okay=False), help="Write a row a record there.")
 @click.option("--by", type=click.Choice(["group", "time", "size"]), help="Show the scores of parts of the records too.")
 @device_option
 @json_option
 def evaluate(name: str, data: Path, csv_path: Path | None, by: str | None, device: str, as_json: bool) -> None:
-    """Score ENSEMBLE (its folder, or a run's name) on the labelled records of the dataset file DATA.
+    """Score ENSEMBLE on the labelled records of DATA.
 
-    Records that a member was trained on or selected by are left out, and their number is said. Scores count pixels;
-    those of a classifier (model.task = "classify") count records.
+    ENSEMBLE is its folder, or a run's name; DATA is a dataset file. Records that a member was trained on or selected by
+    are left out, and their number is said. Scores count pixels; those of a classifier (model.task = "classify") count
+    records.
 
     \b
     Example:
@@ -91,12 +92,8 @@ def _farthest(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _print(title: str, frame: "pd.DataFrame") -> None:
-    table = Table(title=title)
-    for column in frame.columns:
-        table.add_column(str(column), overflow="fold")
-    for row in frame.itertuples(index=False):
-        table.add_row(*map(_text, row))
-    Console().print(table)
+    columns = [Column(str(name), whole=True) for name in frame.columns]
+    print_table(columns, [list(map(_text, row)) for row in frame.itertuples(index=False)], title)
 
 
 def _text(value: object) -> str:

@@ -1,25 +1,25 @@
 """An ensemble's figures on a terminal."""
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from contrails.aggregate.ensemble import Ensemble
-from contrails.report.naming import dice_by
+from contrails.cli.tables import Column, new_console, print_table
+from contrails.progress import tell
+from contrails.report.naming import confusion_cut, dice_by
 
 _NO_INTERVAL = "no interval, which needs two groups"
 
 
 def show_ensemble(ensemble: Ensemble) -> None:
     """Print members, decisions and figures, each with what it is of."""
-    console = Console()
-    console.print(_members(ensemble))
+    _show_members(ensemble)
     if ensemble.scores.get("decisions"):
-        console.print(_decisions(ensemble))
+        _show_decisions(ensemble.scores["decisions"])
     if "gate" in ensemble.scores:
-        console.print(_stages(ensemble.scores["gate"]))
+        _show_stages(ensemble.scores["gate"])
+    console = new_console()
     for run, scores in ensemble.scores["weights"].items():
         if len(scores) > 1:
             compared, name = ", ".join(f"{kind} {dice:.4f}" for kind, dice in scores.items()), _dice(ensemble)
@@ -29,48 +29,60 @@ def show_ensemble(ensemble: Ensemble) -> None:
     console.print(f"folder:     {ensemble.path}", soft_wrap=True)
 
 
-def _members(ensemble: Ensemble) -> Table:
-    partial = "" if ensemble.complete else f" (partial: {ensemble.folds})"
-    table = Table(title=f"Members{partial}")
-    for heading in ("run", "fold", "weights", "epochs", f"validation {_dice(ensemble)}", "threshold", "share"):
-        table.add_column(heading, justify="right")
-    total = sum(member.weight for member in ensemble.members)
+def warn_of_classifiers(ensemble: Ensemble) -> None:
+    """Say what the masks of classifiers are, before they are made: hardly what a submission is to hold."""
+    if ensemble.scored_by == "record":
+        tell(
+            f"warning: {ensemble.path} is of classifiers (model.task = 'classify'), which say whether a record holds "
+            "anything, not where: each mask, or row of a submission, holds all pixels of its record or none; to empty "
+            f"the masks of segmenters by it: `contrails aggregate RUN --gate {shlex.quote(str(ensemble.path))}`"
+        )
+
+
+def _show_members(ensemble: Ensemble) -> None:
+    total, rows = sum(member.weight for member in ensemble.members), []
     for member in ensemble.members:
         score = "unscored" if member.dice is None else f"{member.dice:.4f}"
         epochs = ", ".join(map(str, member.epochs))
         row = (member.run, member.fold, member.kind, epochs, score, f"{member.threshold:.4f}")
-        table.add_row(*row, f"{member.weight / total:.3f}")
-    return table
+        rows.append([*row, f"{member.weight / total:.3f}"])
+    partial = "" if ensemble.complete else f" (partial: {ensemble.folds})"
+    columns = [
+        Column("run", whole=True),
+        Column("fold", right=True),
+        Column("weights", 3, right=True),
+        Column("epochs", 4, right=True),
+        Column(f"validation {_dice(ensemble)}", right=True),
+        Column("threshold", 2, right=True),
+        Column("share", 1, right=True),
+    ]
+    print_table(columns, rows, f"Members{partial}")
 
 
-def _decisions(ensemble: Ensemble) -> Table:
-    table = Table(title="Post-processing, out of fold, cross-fitted: kept if the gain is above its noise")
-    for heading in ("step", "value", "Dice", "gain", "noise", "kept"):
-        table.add_column(heading, justify="right")
-    kept = {True: "yes", False: "no", None: ""}
-    for row in ensemble.scores["decisions"]:
+def _show_decisions(decisions: list[dict[str, Any]]) -> None:
+    kept, rows = {True: "yes", False: "no", None: ""}, []
+    for row in decisions:
         value = "" if row["value"] is None else f"{row['value']:.4g}"
         numbers = (f"{row['dice']:.4f}", f"{row['gain']:+.4f}", f"{row['noise']:.4f}")
-        table.add_row(row["step"].replace("_", " "), value, *numbers, kept[row["kept"]])
-    return table
+        rows.append([row["step"].replace("_", " "), value, *numbers, kept[row["kept"]]])
+    columns = [Column(heading, right=True) for heading in ("step", "value", "Dice", "gain", "noise", "kept")]
+    print_table(columns, rows, "Post-processing, out of fold, cross-fitted: kept if the gain is above its noise")
 
 
-def _stages(row: dict[str, Any]) -> Table:
+def _show_stages(row: dict[str, Any]) -> None:
     kept = "kept" if row["kept"] else "not kept"
     gain = f"gain {row['gain']:+.4f}, noise {row['noise']:.4f}: {kept}"
-    table = Table(title=f"Two stages, out of fold, cross-fitted, by threshold alone ({gain})")
-    table.add_column("stages")
-    table.add_column("Dice", justify="right")
     of_gate = "the gate's own masks"
     if row.get("gate_scored_by") == "record":
         of_gate = f"the gate itself, by record ({', '.join(_of_records(row))})"
-    for name, dice in (
+    stages = (
         ("these members alone", row["dice_without"]),
         (of_gate, row["dice_of_gate"]),
         (f"these members where the gate's logit is {row['value']:.4g} or more", row["dice"]),
-    ):
-        table.add_row(name, "" if dice is None else f"{dice:.4f}")
-    return table
+    )
+    rows = [[name, "" if dice is None else f"{dice:.4f}"] for name, dice in stages]
+    title = f"Two stages, out of fold, cross-fitted, by threshold alone ({gain})"
+    print_table([Column("stages"), Column("Dice", right=True)], rows, title)
 
 
 def _figures(ensemble: Ensemble) -> Iterator[str]:
@@ -83,7 +95,7 @@ def _figures(ensemble: Ensemble) -> Iterator[str]:
         how = "one fold: with the threshold that is best on these records"
         yield f"{name} {scores['dice_fitted_threshold']:.4f} ({'; '.join([how, *_of_dice(scores)])})"
     if "confusion" in scores:
-        yield f"            {', '.join(_of_records(scores))}"
+        yield f"            {', '.join(_of_records(scores))} ({confusion_cut(scores)})"
     yield f"of:         {scores['records']}"
     if held_out := scores.get("held_out"):
         more, records = "; ".join([*_of_dice(held_out), *_of_records(held_out)]), held_out["num_records"]

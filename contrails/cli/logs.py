@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from contrails.cli.complete import complete_runs
 from contrails.cluster.journal import last_submission
 from contrails.cluster.overview import overview
 from contrails.cluster.states import ALIVE, DAMAGED
@@ -17,12 +18,14 @@ _LOOK_S = 15.0
 
 
 @click.command()
-@click.argument("run_name", metavar="RUN")
+@click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
 @click.option("--fold", default="0", show_default=True, help="Number of the fold, or 'all'.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written, also by later attempts.")
 @click.option("-n", "--lines", type=click.IntRange(1), default=40, show_default=True, help="Lines to begin with.")
 def logs(run_name: str, fold: str, follow: bool, lines: int) -> None:
-    """Print the log of a fold's newest attempt; where there is none yet, that of its job.
+    """Print the log of a fold's newest attempt.
+
+    Where there is none yet, that of its job.
 
     \b
     Example:

@@ -22,43 +22,34 @@ from contrails.errors import ContrailsError, NodeError, StorageError, choices
 from contrails.files import reason_of, refused
 
 _COMMANDS = {
-    "demo": ("contrails.cli.demo", "Write a synthetic dataset to OUT"),
-    "prepare": ("contrails.cli.prepare", "Pack raw data into the dataset file OUT"),
-    "split": ("contrails.cli.split", "Deal the records of DATA out to folds"),
-    "data": ("contrails.cli.data", "Look at dataset files, audit their labels, join their shards"),
-    "recipe": ("contrails.cli.recipe", "Look at recipes"),
-    "submit": ("contrails.cli.submit", "Train the folds of RECIPE (default: jobs/default.toml) in the background"),
-    "train": ("contrails.cli.train", "Train one fold of RECIPE (default: jobs/default.toml) here and now"),
-    "status": ("contrails.cli.status", "Show the folds of RUN, or of every run"),
-    "logs": ("contrails.cli.logs", "Print the log of a fold's newest attempt"),
-    "cancel": ("contrails.cli.cancel", "Cancel the unfinished folds of RUN"),
-    "resume": ("contrails.cli.resume", "Go on with every fold of RUN that is neither finished nor alive"),
-    "continue": ("contrails.cli.continue_", "Train on from RUN"),
-    "drill": ("contrails.cli.drill", "Train a small model twice, once undisturbed and once killed at random moments"),
-    "doctor": (
-        "contrails.cli.doctor",
-        "Check scheduler, limits, files, clock, environment and GPU of a site, and the W&B server",
-    ),
-    "sites": ("contrails.cli.sites", "List the sites"),
-    "aggregate": (
-        "contrails.cli.aggregate",
-        "Merge the finished folds of RUN into an ensemble and, with --data, write its submission",
-    ),
-    "predict": ("contrails.cli.predict", "Predict INPUT with ENSEMBLE (its folder, or a run's name) into OUT"),
-    "evaluate": (
-        "contrails.cli.evaluate",
-        "Score ENSEMBLE (its folder, or a run's name) on the labelled records of the dataset file DATA",
-    ),
-    "submission": ("contrails.cli.submission", "Look at submission files"),
-    "weights": ("contrails.cli.weights", "Pretrained weights of encoders"),
-    "runs": ("contrails.cli.runs", "List every experiment"),
-    "note": ("contrails.cli.note", "Add a remark or a leaderboard score to RUN"),
-    "compare": ("contrails.cli.compare", "Show two runs side by side"),
-    "usage": ("contrails.cli.usage", "Show the hours of RUN by fold, or of all runs by run and user"),
-    "report": ("contrails.cli.report", "Write RUN as one HTML file that needs no network"),
-    "sync": ("contrails.cli.sync", "Send RUN to Weights & Biases"),
+    "demo": ("contrails.cli.demo", "Write a synthetic dataset to OUT."),
+    "prepare": ("contrails.cli.prepare", "Pack raw data into the dataset file OUT."),
+    "split": ("contrails.cli.split", "Deal the records of DATA out to folds."),
+    "data": ("contrails.cli.data", "Look at dataset files, audit their labels, join their shards."),
+    "recipe": ("contrails.cli.recipe", "Look at recipes."),
+    "submit": ("contrails.cli.submit", "Train the folds of RECIPE in the background."),
+    "train": ("contrails.cli.train", "Train one fold of RECIPE here and now."),
+    "status": ("contrails.cli.status", "Show the folds of RUN, or of every run."),
+    "logs": ("contrails.cli.logs", "Print the log of a fold's newest attempt."),
+    "cancel": ("contrails.cli.cancel", "Cancel the unfinished folds of RUN."),
+    "resume": ("contrails.cli.resume", "Go on with the folds of RUN that nobody trains."),
+    "continue": ("contrails.cli.continue_", "Make a new run that starts from the weights of RUN."),
+    "drill": ("contrails.cli.drill", "Kill a small training at random moments and compare the bits."),
+    "doctor": ("contrails.cli.doctor", "Check the scheduler, the environment and the GPU of a site."),
+    "sites": ("contrails.cli.sites", "List the sites."),
+    "aggregate": ("contrails.cli.aggregate", "Merge the finished folds of RUN into an ensemble."),
+    "predict": ("contrails.cli.predict", "Predict INPUT with ENSEMBLE into OUT."),
+    "evaluate": ("contrails.cli.evaluate", "Score ENSEMBLE on the labelled records of DATA."),
+    "submission": ("contrails.cli.submission", "Look at submission files."),
+    "weights": ("contrails.cli.weights", "Fetch and list pretrained weights of encoders."),
+    "runs": ("contrails.cli.runs", "List every experiment."),
+    "note": ("contrails.cli.note", "Add a remark or a leaderboard score to RUN."),
+    "compare": ("contrails.cli.compare", "Show two runs side by side."),
+    "usage": ("contrails.cli.usage", "Show the hours of RUN by fold, or of all runs by run and user."),
+    "report": ("contrails.cli.report", "Write RUN as one HTML file that needs no network."),
+    "sync": ("contrails.cli.sync", "Send RUN to Weights & Biases."),
 }
-"""Where each command lives, and how its own help begins, in the order of an experiment.
+"""Where each command lives, and the first sentence of its own help, in the order of an experiment.
 
 The function has the command's name. A list of commands is written from this table, so that it imports none of them.
 """
@@ -95,6 +86,7 @@ def cli() -> None:
     Example:
       contrails demo data/demo/raw
       contrails prepare data/demo/raw data/demo/train.h5
+      contrails prepare data/demo/raw data/demo/test.h5 --split test
       contrails split data/demo/train.h5 --folds 5 -o filelists/demo.csv
       contrails submit --folds 5 --wait
       contrails aggregate default --data data/demo/test.h5

@@ -4,16 +4,19 @@ import math
 
 import click
 
+from contrails.cli.complete import complete_runs
 from contrails.report.log import add_note
 from contrails.runs import open_run
 
 
 @click.command()
-@click.argument("run_name", metavar="RUN")
+@click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
 @click.argument("text", required=False, default="")
 @click.option("--lb", type=float, help="Score on the leaderboard.")
 def note(run_name: str, text: str, lb: float | None) -> None:
-    """Add a remark or a leaderboard score to RUN; `contrails runs` shows them.
+    """Add a remark or a leaderboard score to RUN.
+
+    `contrails runs` shows them.
 
     \b
     Example:

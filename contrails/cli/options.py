@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from contrails.cli.complete import complete_keys
 from contrails.errors import NodeError, RunError
+from contrails.gpu import require_kernels
 from contrails.runs import Run, open_run
 
 if TYPE_CHECKING:
@@ -52,13 +54,17 @@ def choose_device(name: str) -> "torch.device":
     """Return the device called `name`; auto is a GPU where torch finds one.
 
     Raises:
-        NodeError: a GPU was asked for and torch finds none.
+        NodeError: a GPU was asked for and torch finds none, or has no kernels for it.
     """
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
         raise NodeError("--device cuda: torch finds no GPU on this machine; give --device cpu, or go to another")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda")
+    require_kernels(device)
+    return device
 
 
 def find_ensemble(name: str) -> Path:
@@ -124,6 +130,7 @@ overrides_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=complete_keys,
     help="Change a key of the recipe; KEY= goes back to its default.",
 )
 device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from contrails.aggregate.noted import is_made, note, require_noted
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, read_numbers
 from contrails.errors import DataError
+from contrails.files import sha256
 
 if TYPE_CHECKING:
     import torch
 
     from contrails.aggregate.ensemble import Ensemble
     from contrails.aggregate.folders import Given
+    from contrails.data.store import Dataset
     from contrails.data.tiles import Blend
 
 _FORMATS = ("submission", "npy", "png", "tif", "probabilities", "pseudo")
@@ -23,7 +27,7 @@ _SCENE_FORMATS = ("tif", "png", "probabilities")
 
 
 @click.command()
-@click.argument("name", metavar="ENSEMBLE")
+@click.argument("name", metavar="ENSEMBLE", shell_complete=complete_runs)
 @click.argument("source", metavar="INPUT", type=FilePath())
 @click.argument("out", type=FilePath())
 @click.option(
@@ -60,13 +64,14 @@ def predict(
     force: bool,
     device: str,
 ) -> None:
-    """Predict INPUT with ENSEMBLE (its folder, or a run's name) into OUT.
+    """Predict INPUT with ENSEMBLE into OUT.
 
-    INPUT is a dataset file; a folder of raw data as the run was trained on: a folder a GOES record, such as
-    data/demo/raw/test, scenes or images; or one scene, a GeoTIFF, JPEG 2000, PNG or .npy file of any size, which is
-    read, predicted and written strip by strip. Raw data are cut, named and scaled as for training, where nothing else
-    is given. Tiles are put together to scenes. As many records go through at once as the GPU holds. Killed and started
-    again, it goes on where it was. What is there already is never replaced without --force.
+    ENSEMBLE is its folder, or a run's name. INPUT is a dataset file; a folder of raw data as the run was trained on: a
+    folder a GOES record, such as data/demo/raw/test, scenes or images; or one scene, a GeoTIFF, JPEG 2000, PNG or .npy
+    file of any size, which is read, predicted and written strip by strip. Raw data are cut, named and scaled as for
+    training, where nothing else is given. Tiles are put together to scenes. As many records go through at once as the
+    GPU holds. Killed and started again, it goes on where it was, and does nothing where all of it is there. What is of
+    another ensemble or input is never replaced without --force.
 
     Masks hold 0 and 1, and 255 where there are no data, as GeoTIFF; 0 and 255 as PNG. Probabilities are uint16, of
     which 65535 is 1, and 0 where there are no data.
@@ -80,7 +85,7 @@ def predict(
       contrails predict ensembles/both data/demo/test.h5 submission.csv
       contrails predict clouds LC08_scene.tif clouds.tif --bands red,green,blue,nir
       contrails predict clouds landsat/2024 masks
-      contrails predict default data/all.h5 data/pseudo --format pseudo --frames 3,5
+      contrails predict default data/demo/all.h5 data/demo/pseudo --format pseudo --frames 3,5
     """
     from contrails.data.rasters import ENDINGS
 
@@ -89,14 +94,11 @@ def predict(
     if not is_scene:
         _require_out(source, out, kind)
     if out.is_file() and not force and (is_scene or kind != "probabilities"):  # a file of these may be half done
-        raise DataError(f"{out} exists; give another name for what is predicted now, or --force to replace it")
-    import numpy as np
-
-    from contrails.aggregate.ensemble import masks_of, predict_into, read_ensemble
+        require_noted(out)
+    from contrails.aggregate.ensemble import read_ensemble
     from contrails.aggregate.folders import Given, layout_of, opened
-    from contrails.aggregate.masks import write_masks
-    from contrails.aggregate.submission import sample_ids, write_submission
-    from contrails.aggregate.untile import in_batches
+    from contrails.aggregate.submission import sample_ids
+    from contrails.cli.figures import warn_of_classifiers
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
     ensemble, chosen = read_ensemble(find_ensemble(name)), choose_device(device)
@@ -109,9 +111,10 @@ def predict(
         return
     if frames is not None:
         raise click.UsageError("--frames is for --format pseudo")
+    warn_of_classifiers(ensemble)
     given = Given(tile, overlap, tuple(bands.split(",")) if bands else (), scenes)
     if is_scene:
-        _predict_scene(ensemble, source, out, kind, given, blend, chosen)
+        _predict_scene(ensemble, source, out, kind, given, blend, chosen, force=force)
         return
     if given != Given() and not (source.is_dir() and layout_of(ensemble) == "scenes"):
         raise click.UsageError(f"--tile, --overlap, --bands and --scenes are for scenes, and {source} holds none")
@@ -120,22 +123,79 @@ def predict(
     with opened(ensemble, source, out, given) as dataset:
         if sample is not None:
             sample_ids(sample, set(dataset.whole_shapes), dataset.convention)
-        rows = np.arange(dataset.num_records)
         if kind == "probabilities":
-            predict_into(ensemble, dataset, rows, out, chosen, replace_others=force)
-            return
-        if kind is not None and kind != "submission":
-            made = write_masks(ensemble, dataset, out, kind, chosen, blend, force=force)
-            total = len(dataset.whole_shapes)
-            kept = f", {total - made} of them were there" if made < total else ""
-            click.echo(f"{out}: {total} masks{kept}")
-            return
+            _write_probabilities(ensemble, dataset, out, chosen, force=force)
+        elif kind is not None and kind != "submission":
+            _write_masks(ensemble, dataset, out, kind, blend, chosen, force=force)
+        else:
+            _write_submission(ensemble, dataset, out, sample, blend, chosen, force=force)
+
+
+def _write_probabilities(
+    ensemble: "Ensemble", dataset: "Dataset", out: Path, device: "torch.device", *, force: bool
+) -> None:
+    import numpy as np
+
+    from contrails.aggregate.ensemble import predict_into, wanted_of
+    from contrails.aggregate.predictions import is_complete
+
+    rows = np.arange(dataset.num_records)
+    made = not is_complete(out, wanted_of(ensemble, dataset, rows, device))
+    if made:
+        predict_into(ensemble, dataset, rows, out, device, replace_others=force)
+    click.echo(_said(out, f"probabilities of {dataset.num_records} records", made=made))
+
+
+def _write_masks(
+    ensemble: "Ensemble",
+    dataset: "Dataset",
+    out: Path,
+    kind: str,
+    blend: "Blend",
+    device: "torch.device",
+    *,
+    force: bool,
+) -> None:
+    from contrails.aggregate.masks import write_masks
+
+    made, total = write_masks(ensemble, dataset, out, kind, device, blend, force=force), len(dataset.whole_shapes)
+    kept = f", {total - made} of them were there" if 0 < made < total else ""
+    click.echo(_said(out, f"{total} masks{kept}", made=made > 0))
+
+
+def _write_submission(
+    ensemble: "Ensemble",
+    dataset: "Dataset",
+    out: Path,
+    sample: Path | None,
+    blend: "Blend",
+    device: "torch.device",
+    *,
+    force: bool,
+) -> None:
+    import numpy as np
+
+    from contrails.aggregate.ensemble import masks_of, predict_into
+    from contrails.aggregate.masks import made_of
+    from contrails.aggregate.submission import write_submission
+    from contrails.aggregate.untile import in_batches
+
+    about = made_of(ensemble, dataset, device, blend) | {"sample": sha256(sample) if sample is not None else None}
+    made = not is_made(out, about, force=force)
+    if made:
         begun = out.with_name(f".{out.name}")
-        probabilities = predict_into(ensemble, dataset, rows, begun / f"{out.stem}.h5", chosen)
+        rows = np.arange(dataset.num_records)
+        probabilities = predict_into(ensemble, dataset, rows, begun / f"{out.stem}.h5", device)
         masks = masks_of(ensemble, dataset, in_batches(probabilities), blend)
         write_submission(out, ((whole.scene.name, mask) for whole, mask in masks), sample, dataset.convention)
+        note(out, about)
         shutil.rmtree(begun, ignore_errors=True)  # another process, which made the same of it, may be at it
-        click.echo(f"{out}: {len(dataset.whole_shapes)} masks")
+    click.echo(_said(out, f"{len(dataset.whole_shapes)} masks", made=made))
+
+
+def _said(out: Path, what: str, *, made: bool) -> str:
+    """Return what a command says at its end of what it wrote, or had written before."""
+    return f"{out}: {what}" if made else f"{out}: {what}, complete already: nothing to do"
 
 
 def _require_paths(source: Path, out: Path) -> None:
@@ -171,6 +231,8 @@ def _predict_scene(
     given: "Given",
     blend: "Blend",
     device: "torch.device",
+    *,
+    force: bool,
 ) -> None:
     if given.scenes:
         raise click.UsageError(f"--scenes is for a folder of scenes, and {source} is one scene")
@@ -190,8 +252,8 @@ def _predict_scene(
     if out.suffix.lower() not in endings:
         raise click.BadParameter(f"{out}: expected an ending {' or '.join(endings)} for {chosen}", param_hint="OUT")
     cut, bands = cut_of(ensemble, describe(source), given, blend), bands_of(ensemble, given)
-    scene = predict_scene(ensemble, source, out, chosen, cut, bands, device)  # type: ignore[arg-type]
-    click.echo(f"{out}: {scene.height} x {scene.width} pixels")
+    scene, made = predict_scene(ensemble, source, out, chosen, cut, bands, device, force=force)  # type: ignore[arg-type]
+    click.echo(_said(out, f"{scene.height} x {scene.width} pixels", made=made))
 
 
 def _write_pseudo(ensemble: "Ensemble", source: Path, out: Path, frames: str | None, device: "torch.device") -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from contrails.cli.complete import complete_sites
 from contrails.cli.options import FilePath, read_numbers, read_share
 from contrails.cluster.sites import num_cores
 from contrails.errors import DataError
@@ -101,7 +102,7 @@ _LAYOUTS = {
 @click.option("--workers", type=click.IntRange(1), default=num_cores, help="Processes; default: cores.")
 @click.option("--shard", metavar="I/N", help="Pack the I-th of N slices alone, for contrails data join.")
 @click.option("--jobs", "num_jobs", type=click.IntRange(1), help="Pack by this many jobs of a site, and join.")
-@click.option("--site", "site_name", help="Where the jobs run; see `contrails sites`.")
+@click.option("--site", "site_name", shell_complete=complete_sites, help="Where the jobs run; see `contrails sites`.")
 @click.pass_context
 def prepare(
     context: click.Context,
@@ -134,6 +135,8 @@ def prepare(
     \b
     Example:
       contrails prepare data/demo/raw data/demo/train.h5
+      contrails prepare data/demo/raw data/demo/test.h5 --split test
+      contrails prepare data/demo/raw data/demo/validation.h5 --split validation
       contrails prepare data/demo/raw data/demo/all.h5 --bands all --frames 0-7
       contrails prepare data/demo/raw data/demo/train.h5 --shard 2/5
       contrails prepare data/demo/raw data/demo/train.h5 --site mycluster --jobs 10

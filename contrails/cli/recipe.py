@@ -29,7 +29,7 @@ def recipe() -> None:
 @recipe.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON Schema.")
 def schema(as_json: bool) -> None:
-    """Print every key of a recipe with its type and range, default and meaning.
+    """Print every key of a recipe: type, range, default, meaning.
 
     \b
     Example:
@@ -64,9 +64,10 @@ def schema(as_json: bool) -> None:
 def show(
     path: Path | None, overrides: tuple[str, ...], as_json: bool, sheet: Path | None, with_model: bool, side: int | None
 ) -> None:
-    """Check RECIPE (default: jobs/default.toml) and print it with the defaults filled in, empty keys as comments.
+    """Check RECIPE and print it with the defaults filled in.
 
-    With --model or --augment it is the network or the picture that is shown instead.
+    RECIPE is jobs/default.toml where none is given. Empty keys are printed as comments. With --model or --augment it is
+    the network or the picture that is shown instead.
 
     What needs the data, such as bands, frames and the size of a crop, is checked by `contrails submit --dry-run`.
 

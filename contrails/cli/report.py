@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import FilePath
 from contrails.cluster.overview import overview
 from contrails.errors import RunError, StorageError
@@ -11,14 +12,15 @@ from contrails.runs import open_run
 
 
 @click.command()
-@click.argument("run_name", metavar="RUN")
+@click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
 @click.option("-o", "--out", type=FilePath(), help="The HTML file; default: report.html in the run.")
 @click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate to show.")
 @click.option("--records", type=click.IntRange(0, 500), default=60, show_default=True, help="Records in the gallery.")
 def report(run_name: str, out: Path | None, name: str, records: int) -> None:
-    """Write RUN as one HTML file that needs no network: curves, scores, attempts, pictures.
+    """Write RUN as one HTML file that needs no network.
 
-    Works while folds still train; run it again for a newer one. Scores and pictures come with an aggregation.
+    It holds curves, scores, attempts and pictures. Works while folds still train; run it again for a newer one. Scores
+    and pictures come with an aggregation.
 
     \b
     Example:

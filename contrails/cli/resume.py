@@ -2,13 +2,19 @@
 
 import click
 
+from contrails.cli.complete import complete_runs, complete_sites
 from contrails.cli.options import json_option, print_outcomes
 from contrails.runs import open_run
 
 
 @click.command()
-@click.argument("run_name", metavar="RUN")
-@click.option("--site", "site_name", help="Go on there; default: where the run was. See `contrails sites`.")
+@click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
+@click.option(
+    "--site",
+    "site_name",
+    shell_complete=complete_sites,
+    help="Go on there; default: where the run was. See `contrails sites`.",
+)
 @click.option(
     "--code",
     type=click.Choice(["frozen", "current"]),
@@ -18,10 +24,11 @@ from contrails.runs import open_run
 )
 @json_option
 def resume(run_name: str, site_name: str | None, code: str, as_json: bool) -> None:
-    """Go on with every fold of RUN that is neither finished nor alive, from its last snapshot, and with what follows.
+    """Go on with the folds of RUN that nobody trains.
 
-    Recipe, data and code are the run's own, wherever it goes on. Another kind of machine, other libraries or
-    `--code current` give other bits: `contrails status` then says `exact: no`, and why.
+    Each that is neither finished nor alive goes on from its last snapshot; so does what was to follow them. Recipe,
+    data and code are the run's own, wherever it goes on. Another kind of machine, other libraries or `--code current`
+    give other bits: `contrails status` then says `exact: no`, and why.
 
     \b
     Example:

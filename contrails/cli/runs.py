@@ -9,11 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import json_option
+from contrails.cli.tables import Column, print_table
 from contrails.errors import choices
 from contrails.report.log import Entry, read_log, shown
 from contrails.runs import all_runs, open_run
@@ -25,6 +24,7 @@ _COLUMNS: dict[str, Callable[[Entry], Any]] = {
     "kind": lambda entry: entry.kind,
     "folds": lambda entry: entry.folds_done,
     "dice": lambda entry: entry.dice,
+    "one_fold": lambda entry: entry.one_fold,
     "best": lambda entry: entry.best_dice,
     "held_out": lambda entry: entry.held_out,
     "leaderboard": lambda entry: entry.leaderboard,
@@ -35,16 +35,24 @@ _COLUMNS: dict[str, Callable[[Entry], Any]] = {
     "notes": lambda entry: entry.problem or "; ".join(entry.notes),
 }
 """What each column says; a score is sorted with the best first, anything else from small to large."""
-_SCORES = {"dice", "best", "held_out", "leaderboard"}
-_WIDTH = 160
-"""Columns of the table where the output is no terminal."""
+_SCORES = {"dice", "one_fold", "best", "held_out", "leaderboard"}
+_LEFT_OUT = (
+    *("differs", "one_fold", "best", "leaderboard", "held_out", "kind", "notes"),
+    *("gpu_hours", "lost", "hours", "created", "user"),
+)
+"""What a narrow table does without: the last of these first; run, folds and dice stay."""
 _CONDITION = re.compile(r"([\w.]+)(>=|<=|=|>|<)(.*)")
 
 
 @click.command()
-@click.argument("conditions", metavar="[FILTER]...", nargs=-1)
+@click.argument("conditions", metavar="[FILTER]...", shell_complete=complete_runs, nargs=-1)
 @click.option("--sort", default="created", show_default=True, help=f"One of {', '.join(_COLUMNS)}.")
-@click.option("--baseline", metavar="RUN", help="What runs are compared to that start from no other; else the oldest.")
+@click.option(
+    "--baseline",
+    metavar="RUN",
+    shell_complete=complete_runs,
+    help="What runs are compared to that start from no other; else the oldest.",
+)
 @click.option("--csv", "style", flag_value="csv", help="Print CSV.")
 @click.option("--markdown", "style", flag_value="markdown", help="Print a table for a page or a pull request.")
 @click.option("--all", "every", is_flag=True, help="List runs of --debug, --overfit and drills, too.")
@@ -52,11 +60,13 @@ _CONDITION = re.compile(r"([\w.]+)(>=|<=|=|>|<)(.*)")
 def runs(
     conditions: tuple[str, ...], sort: str, baseline: str | None, style: str | None, every: bool, as_json: bool
 ) -> None:
-    """List every experiment: what differs in its recipe, folds done, scores, hours, remarks.
+    """List every experiment.
 
-    FILTER is a word that stands in a run's name, differences or remarks, or a condition on a column or a key of the
-    recipe, such as dice>0.6 or model.encoder=resnet34; all must hold. Dice is that of the aggregation, out of fold and
-    cross-fitted; best is the mean of the folds' best epochs. That of a classifier counts records.
+    With what differs in its recipe, folds done, scores, hours and remarks. FILTER is a word that stands in a run's
+    name, differences or remarks, or a condition on a column or a key of the recipe, such as dice>0.6 or
+    model.encoder=resnet34; all must hold. Dice is that of the aggregation, out of fold and cross-fitted; one_fold that
+    of an aggregation of one fold, at the threshold that is best on its own validation records; best is the mean of the
+    folds' best epochs. That of a classifier counts records.
 
     \b
     Example:
@@ -144,7 +154,7 @@ def _texts(entry: Entry) -> list[str]:
 
 def _counted(entry: Entry, name: str) -> str:
     """Return what a Dice counts, where it is not pixels."""
-    return " by record" if entry.scored_by == "record" and name in ("dice", "best", "held_out") else ""
+    return " by record" if entry.scored_by == "record" and name in ("dice", "one_fold", "best", "held_out") else ""
 
 
 def _csv(entries: Sequence[Entry]) -> str:
@@ -168,15 +178,12 @@ def _print(entries: Sequence[Entry]) -> None:
         click.echo("no runs to list; start one with `contrails submit --folds 5`, or give other filters")
         return
     rows = [_texts(entry) for entry in entries]
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     used = [index for index, name in enumerate(_COLUMNS) if name == "run" or any(row[index] for row in rows)]
-    for index in used:
-        name = list(_COLUMNS)[index]
-        words = name in ("run", "created", "user", "differs", "notes")
-        table.add_column(
-            name.replace("_", " "), justify="left" if words else "right", overflow="fold", no_wrap=name == "created"
-        )
-    for row in rows:
-        table.add_row(*(row[index] for index in used))
-    console = Console(markup=False)
-    (console if console.is_terminal else Console(markup=False, width=_WIDTH)).print(table)
+    columns = [_column(name) for name in _COLUMNS]
+    print_table([columns[index] for index in used], [[row[index] for index in used] for row in rows])
+
+
+def _column(name: str) -> Column:
+    words = name in ("run", "created", "user", "kind", "differs", "notes")
+    rank = _LEFT_OUT.index(name) + 1 if name in _LEFT_OUT else 0
+    return Column(name.replace("_", " "), rank, right=not words, whole=name in ("run", "created", "user"))

@@ -4,19 +4,25 @@ import json
 from dataclasses import replace
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from contrails.cli.options import json_option
+from contrails.cli.tables import Column, print_table
 from contrails.cluster.scheduler import scheduler_of
 from contrails.cluster.sites import Profile, Site, all_sites, default_site, resolve
 from contrails.errors import NodeError
+
+_COLUMNS = (
+    *(Column("site", whole=True), Column("scheduler"), Column("a job has"), Column("a fold has", 1)),
+    Column("defined", 2),
+)
 
 
 @click.command()
 @json_option
 def sites(as_json: bool) -> None:
-    """List the sites, what each gives five folds, and which one this machine takes where none is named.
+    """List the sites.
+
+    With what each gives five folds, and which one this machine takes where none is named.
 
     \b
     Example:
@@ -32,20 +38,17 @@ def sites(as_json: bool) -> None:
         ]
         click.echo(json.dumps({"default": default, "sites": rows}))
         return
-    table = Table()
-    for heading in ("site", "scheduler", "a job has", "a fold has", "defined"):
-        table.add_column(heading, overflow="fold")
-    for name, profile in found.items():
-        site, shown = profile.site, f"{name} (default)" if name == default else name
-        if site is None:
-            table.add_row(shown, profile.scheduler or "", "not usable, see below", "", profile.where)
-        else:
-            fold = f"{site.device}, {_count(site.num_threads, 'thread')}"
-            table.add_row(shown, site.scheduler, _job(site), fold, profile.where)
-    Console(markup=False).print(table)
+    print_table(_COLUMNS, [_row(name, profile, is_default=name == default) for name, profile in found.items()])
     for name, profile in found.items():
         if profile.site is None:
             click.echo(f"{name}: {profile.problem}")
+
+
+def _row(name: str, profile: Profile, *, is_default: bool) -> list[str]:
+    site, shown = profile.site, f"{name} (default)" if is_default else name
+    if site is None:
+        return [shown, profile.scheduler or "", "not usable, see below", "", profile.where]
+    return [shown, site.scheduler, _job(site), f"{site.device}, {_count(site.num_threads, 'thread')}", profile.where]
 
 
 def _resolved(profile: Profile) -> Profile:

@@ -40,11 +40,12 @@ def split(
     check: Path | None,
     as_json: bool,
 ) -> None:
-    """Deal the records of DATA out to folds, positives balanced, records of one place and time together.
+    """Deal the records of DATA out to folds.
 
-    Such a place-time group is what one place shows within --window-hours; a place can have several.
-    Records without a label are held out, and so are scenes that came on a list of test scenes. A file list that leaks
-    between folds, or that does not name the records of DATA, ends the check with exit code 4.
+    Positives are balanced, and the records of one place and time stay together. Such a place-time group is what one
+    place shows within --window-hours; a place can have several. Records without a label are held out, and so are scenes
+    that came on a list of test scenes. A file list that leaks between folds, or that does not name the records of DATA,
+    ends the check with exit code 4.
 
     \b
     Example:
@@ -133,16 +134,12 @@ def _warn(table: list[dict[str, int]], num_unlabelled: int, num_unknown: int) ->
 
 
 def _print(table: list[dict[str, int]], leaks: list[str], as_json: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from contrails.cli.tables import Column, print_table
 
     if as_json:
         click.echo(json.dumps({"folds": table, "leaks": leaks}))
         return
     names = {-1: "held out", -2: "always trained"}
-    shown = Table()
-    for heading in ("fold", "records", "positive", "place-time groups"):
-        shown.add_column(heading, justify="right")
-    for row in table:
-        shown.add_row(names.get(row["fold"], str(row["fold"])), *(str(row[key]) for key in list(row)[1:]))
-    Console().print(shown)
+    columns = [Column(heading, right=True) for heading in ("fold", "records", "positive", "place-time groups")]
+    rows = [[names.get(row["fold"], str(row["fold"])), *(str(row[key]) for key in list(row)[1:])] for row in table]
+    print_table(columns, rows)

@@ -1,38 +1,48 @@
 """`contrails status`: where the folds of a run stand."""
 
 import json
-import sys
 from dataclasses import asdict
-from typing import Literal
+from typing import Any
 
 import click
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import json_option
+from contrails.cli.tables import Cell, Column, new_console, print_table
 from contrails.cli.watch import COLOURS, duration, watch_folds
 from contrails.cluster.overview import ask_schedulers, overview
 from contrails.cluster.states import FoldState
-from contrails.cluster.then import left_to_do
+from contrails.cluster.then import Following, following, left_to_do
 from contrails.report.naming import title
 from contrails.runs import Run, all_runs, open_run
 
-_HEADINGS = ("fold", "state", "attempt", "step", "epoch", "best Dice", "time left", "node", "hours", "lost", "exact")
-_WIDTH = 110
-"""Columns of the table where the output is no terminal."""
-_NARROW = 90
-"""Where a terminal has fewer columns, the epoch and the node are left out."""
+_COLUMNS = (
+    Column("fold", right=True),
+    Column("state"),
+    Column("attempt", 4, right=True),
+    Column("step", 1, right=True),
+    Column("epoch", 6, right=True),
+    Column("best Dice", right=True),
+    Column("time left", 2, right=True),
+    Column("node", 7),
+    Column("hours", 3, right=True),
+    Column("lost", 5, right=True),
+    Column("exact", 1, right=True),
+)
+_FOLLOWING = "--then"
+"""Key of what follows the folds, in JSON."""
 
 
 @click.command()
-@click.argument("run_name", metavar="[RUN]", required=False)
+@click.argument("run_name", metavar="[RUN]", shell_complete=complete_runs, required=False)
 @click.option("--watch", is_flag=True, help="A live table with loss, Dice and rates, until they end.")
 @json_option
 def status(run_name: str | None, watch: bool, as_json: bool) -> None:
-    """Show the folds of RUN, or of every run: state, progress, what it cost and what was lost.
+    """Show the folds of RUN, or of every run.
 
-    The scheduler is asked once for all of them. Where it does not answer, the last known state is shown as stale.
+    Of each: its state, its progress, what it cost and what was lost; then what was to follow the last fold. The
+    scheduler is asked once for all of them. Where it does not answer, the last known state is shown as stale.
 
     \b
     Example:
@@ -45,11 +55,21 @@ def status(run_name: str | None, watch: bool, as_json: bool) -> None:
         raise click.UsageError("--watch and --json: give one of them; a script asks again when it wants to know")
     if watch:
         watch_folds(lambda: overview([open_run(run_name)] if run_name else all_runs()))
+        said = ask_schedulers(runs)
+        for run in runs:
+            _print_following(run, following(run, said.get(run)))
     elif as_json:
-        found = overview(runs)
-        click.echo(json.dumps({run.name: [asdict(state) for state in states] for run, states in found.items()}))
+        click.echo(json.dumps(_as_json(runs)))
     else:
         _print(runs)
+
+
+def _as_json(runs: list[Run]) -> dict[str, Any]:
+    """Return the rows of each run by its name and, by a key that no run can have, what follows their folds."""
+    said = ask_schedulers(runs)
+    rows = {run.name: [asdict(state) for state in states] for run, states in overview(runs, said).items()}
+    after = {run.name: asdict(row) for run in runs if (row := following(run, said.get(run))) is not None}
+    return rows | ({_FOLLOWING: after} if after else {})
 
 
 def _print(runs: list[Run]) -> None:
@@ -58,35 +78,39 @@ def _print(runs: list[Run]) -> None:
     said = ask_schedulers(runs)
     for run, states in overview(runs, said).items():
         print_states(run, states)
+        _print_following(run, following(run, said.get(run)))
         if (left := left_to_do(run, said.get(run))) is not None:
             click.echo(f"every fold is finished; {left}")
 
 
+def _print_following(run: Run, row: Following | None) -> None:
+    """Print what was asked for with `--then`, in one line."""
+    if row is None:
+        return
+    done = {fold.key for fold in run.folds() if fold.done.exists()}
+    missing = [key for key in row.folds if key not in done]
+    about = [f"job {row.job_id}"] if row.job_id else []
+    about += [f"for {len(missing)} of {len(row.folds)} folds"] if missing else []
+    about += [row.reason] if row.reason and row.state in ("waiting", "queued", "running") else []
+    state = f"{row.state} (stale)" if row.stale else row.state
+    click.echo(f"then `{row.command}`: {', '.join([state, *about])}")
+
+
 def print_states(run: Run, states: list[FoldState]) -> None:
     """Print one run as a table, and the reason of every fold that needs a hand."""
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-    headings = [heading for heading in _HEADINGS if console.width >= _NARROW or heading not in ("epoch", "node")]
-    table = Table(title=title(run), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for heading in headings:
-        justify: Literal["left", "right"] = "left" if heading in ("state", "node") else "right"
-        # of what does not fit, the name of the node is cut first
-        table.add_column(heading.replace(" ", "\n"), justify=justify, no_wrap=heading != "node", overflow="ellipsis")
-    for state in states:
-        cells = _cells(state)
-        table.add_row(*(cells[heading] for heading in headings))
-    console.print(table)
+    print_table(_COLUMNS, [_cells(state) for state in states], title(run))
+    console = new_console()
     for state in states:
         if state.reason:
-            console.print(f"fold {state.fold}: {state.reason}", markup=False, soft_wrap=True)
+            console.print(f"fold {state.fold}: {state.reason}", soft_wrap=True)
         for difference in state.differences:
-            console.print(f"fold {state.fold}: not exact, {difference}", markup=False, soft_wrap=True)
+            console.print(f"fold {state.fold}: not exact, {difference}", soft_wrap=True)
 
 
-def _cells(state: FoldState) -> dict[str, str]:
-    """Return a row by its headings."""
-    cells = (
+def _cells(state: FoldState) -> list[Cell]:
+    return [
         state.fold,
-        f"[{COLOURS.get(state.state, 'white')}]{state.state}[/]{' (stale)' if state.stale else ''}",
+        Text(f"{state.state}{' (stale)' if state.stale else ''}", COLOURS.get(state.state, "white")),
         str(state.attempt or ""),
         _of(state.step, state.num_steps),
         _of(state.epoch, state.num_epochs),
@@ -96,8 +120,7 @@ def _cells(state: FoldState) -> dict[str, str]:
         f"{state.usage.hours:.2f}",
         f"{state.usage.hours_lost:.2f}",
         "" if not state.attempt else "no" if state.differences else "yes",
-    )
-    return dict(zip(_HEADINGS, cells, strict=True))
+    ]
 
 
 def _of(part: int, whole: int | None) -> str:

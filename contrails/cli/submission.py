@@ -22,12 +22,14 @@ def submission() -> None:
 @click.option("--data", type=FilePath(), help="Dataset file that was predicted: has ids, shapes and convention.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def check(path: Path, sample: Path | None, shape: str, data: Path | None, as_json: bool) -> None:
-    """Decode every row of FILE and summarise it; a wrong row is named by its record (exit code 4).
+    """Decode every row of FILE and summarise it.
+
+    A wrong row is named by its record (exit code 4).
 
     \b
     Example:
-      contrails submission check submission.csv --sample sample_submission.csv
-      contrails submission check submission.csv --data data/clouds-test.h5
+      contrails submission check submission.csv --sample data/demo/raw/sample_submission.csv
+      contrails submission check submission.csv --data data/demo/test.h5
     """
     from contrails.aggregate.submission import check_submission
     from contrails.data.rle import DEFAULT
@@ -41,9 +43,14 @@ def check(path: Path, sample: Path | None, shape: str, data: Path | None, as_jso
     summary = check_submission(path, shapes, sample, DEFAULT if dataset is None else dataset.convention)
     if summary.positive_pixels == 0:
         click.echo("warning: every mask is empty", err=True)
-    sizes = [shapes] * summary.records if isinstance(shapes, tuple) else shapes.values()
-    if summary.positive_pixels == sum(height * width for height, width in sizes):
+    elif summary.whole == summary.records:
         click.echo("warning: every pixel of every mask is positive", err=True)
+    elif summary.whole + summary.empty == summary.records:
+        click.echo(
+            f"warning: {summary.whole} masks hold all pixels of their records, the others none, as a classifier's do: "
+            "masks of parts of a record come from segmenters, with the classifier as their --gate",
+            err=True,
+        )
     if as_json:
         click.echo(json.dumps(asdict(summary)))
         return

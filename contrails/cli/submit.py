@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from contrails.cli.aggregate import aggregate, check, options_of
+from contrails.cli.complete import complete_runs, complete_sites
 from contrails.cli.options import json_option, name_option, overrides_option, read_recipe, recipe_argument
 from contrails.cli.status import print_states
 from contrails.cli.watch import duration
@@ -43,10 +44,15 @@ _PLAIN_INTERVAL_S = 15.0
     show_default=True,
     help="Folds that train side by side in one job; more than one for small models that share a GPU or a node.",
 )
-@click.option("--site", "site_name", help="Where to run; see `contrails sites`.")
+@click.option("--site", "site_name", shell_complete=complete_sites, help="Where to run; see `contrails sites`.")
 @overrides_option
-@click.option("--after", metavar="RUN", help="Begin when every job of RUN that is not finished has succeeded.")
-@click.option("--then", metavar="COMMAND", help="What follows the last fold, such as 'aggregate --data data/test.h5'.")
+@click.option(
+    "--after",
+    metavar="RUN",
+    shell_complete=complete_runs,
+    help="Begin when every job of RUN that is not finished has succeeded.",
+)
+@click.option("--then", metavar="COMMAND", help="What follows the last fold, such as 'aggregate --tta d4'.")
 @click.option(
     "--wait", is_flag=True, help="Follow the folds until they end, not what --then starts; Ctrl-C leaves them running."
 )
@@ -67,16 +73,16 @@ def submit(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Train the folds of RECIPE (default: jobs/default.toml) in the background.
+    """Train the folds of RECIPE in the background.
 
-    The code, the recipe and the identity of the data are frozen in the run folder. The same command again goes on with
-    whatever is neither finished nor alive.
+    RECIPE is jobs/default.toml where none is given. The code, the recipe and the identity of the data are frozen in the
+    run folder. The same command again goes on with whatever is neither finished nor alive.
 
     \b
     Example:
       contrails submit --folds 5
       contrails submit jobs/default.toml --name bright --folds 5 -o train.lr=3e-3 --wait
-      contrails submit --folds 5 --site mycluster --then 'aggregate --data data/test.h5'
+      contrails submit --folds 5 --site mycluster --then 'aggregate --data data/demo/test.h5'
     """
     from contrails.cluster import own_code
     from contrails.cluster.dispatch import choose_folds, create_run, plan_run, submit_folds

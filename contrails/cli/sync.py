@@ -4,23 +4,25 @@ import signal
 
 import click
 
+from contrails.cli.complete import complete_runs
 from contrails.cluster.states import ALIVE, fold_state
 from contrails.errors import RunError, TrackingError
 from contrails.runs import Fold, Run, open_run
 
 
 @click.command()
-@click.argument("run_name", metavar="RUN")
+@click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
 @click.option("--fold", help="One fold only, and no aggregation.")
 @click.option("--follow", is_flag=True, help="Keep up to date until the folds end.")
 @click.option(
     "--rebuild", is_flag=True, help="Make new W&B runs, where the old ones are beyond repair or were deleted."
 )
 def sync(run_name: str, fold: str | None, follow: bool, rebuild: bool) -> None:
-    """Send RUN to Weights & Biases: one W&B run a fold and one an aggregation, grouped by run.
+    """Send RUN to Weights & Biases.
 
-    Only rows that a snapshot covers are sent, each once. Without a key, or with WANDB_MODE=offline, they go into
-    offline files in the fold's folder, which `wandb sync` sends from a machine that has one.
+    One W&B run a fold and one an aggregation, grouped by run. Only rows that a snapshot covers are sent, each once.
+    Without a key, or with WANDB_MODE=offline, they go into offline files in the fold's folder, which `wandb sync` sends
+    from a machine that has one.
 
     `--follow` belongs on the login node: `nohup contrails sync RUN --follow &`. With `sync = true` in the site profile
     each fold starts one in its job, which is killed with the job (under Slurm at the end of a step); what it has not

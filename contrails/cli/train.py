@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from contrails.cli.complete import complete_sites
 from contrails.cli.options import name_option, overrides_option, read_recipe, recipe_argument
 from contrails.files import storage
 from contrails.runs import new_run_path
@@ -30,7 +31,9 @@ _LAUNCH = (
 @recipe_argument
 @click.option("--fold", default="0", show_default=True, help="Number of the fold, or 'all'.")
 @name_option
-@click.option("--site", "site_name", help="Profile of this machine; see `contrails sites`.")
+@click.option(
+    "--site", "site_name", shell_complete=complete_sites, help="Profile of this machine; see `contrails sites`."
+)
 @overrides_option
 @click.option("--debug", is_flag=True, help="A handful of records and steps in a new run NAME-debug; prints the model.")
 @click.option(
@@ -48,7 +51,9 @@ def train(
     debug: bool,
     overfit: int | None,
 ) -> None:
-    """Train one fold of RECIPE (default: jobs/default.toml) here and now; Ctrl-C saves its position.
+    """Train one fold of RECIPE here and now.
+
+    RECIPE is jobs/default.toml where none is given. Ctrl-C saves the position.
 
     \b
     Example:

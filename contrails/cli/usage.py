@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 import click
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
+from contrails.cli.complete import complete_runs
 from contrails.cli.options import json_option
+from contrails.cli.tables import Column, print_table
 from contrails.cluster.overview import overview
 from contrails.cluster.sites import site_of
 from contrails.cluster.suggest import Suggestion, suggest
@@ -18,17 +17,25 @@ from contrails.errors import RecipeError
 from contrails.report.log import read_log
 from contrails.runs import Run, all_runs, open_run
 
-_HEADINGS = ("GPU-hours", "hours", "lost", "waiting for data", "queued", "efficiency", "memory, GB")
+_COLUMNS = (
+    Column("GPU-hours", 5, right=True),
+    Column("hours", right=True),
+    Column("lost", 1, right=True),
+    Column("waiting for data", 4, right=True),
+    Column("queued", 3, right=True),
+    Column("efficiency", 2, right=True),
+    Column("memory, GB", 2, right=True),
+)
 
 
 @click.command()
-@click.argument("run_name", metavar="[RUN]", required=False)
+@click.argument("run_name", metavar="[RUN]", shell_complete=complete_runs, required=False)
 @json_option
 def usage(run_name: str | None, as_json: bool) -> None:
-    """Show the hours of RUN by fold, or of all runs by run and user: used, lost to interruptions, waiting, queued.
+    """Show the hours of RUN by fold, or of all runs by run and user.
 
-    Efficiency is the share of the hours that went into steps that count. For RUN, ends with a walltime and a memory for
-    the next submission, from what was measured.
+    Hours used, lost to interruptions, waiting for data and queued. Efficiency is the share of the hours that went into
+    steps that count. For RUN, ends with a walltime and a memory for the next submission, from what was measured.
 
     \b
     Example:
@@ -77,17 +84,11 @@ def _plain(of: Usage) -> dict[str, float | int | None]:
 
 
 def _print(what: str, rows: Mapping[str, Usage]) -> None:
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column(what, overflow="fold")
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="right")
-    for name, of in rows.items():
-        table.add_row(name, *_cells(of, of.hours * of.num_gpus))
+    cells: list[list[str] | None] = [[name, *_cells(of, of.hours * of.num_gpus)] for name, of in rows.items()]
     if len(rows) > 1:
-        table.add_section()
         total = sum(rows.values(), UNUSED)
-        table.add_row("all", *_cells(total, sum(of.hours * of.num_gpus for of in rows.values())))
-    Console(markup=False).print(table)
+        cells += [None, ["all", *_cells(total, sum(of.hours * of.num_gpus for of in rows.values()))]]
+    print_table([Column(what, whole=True), *_COLUMNS], cells)
 
 
 def _cells(of: Usage, gpu_hours: float) -> list[str]:

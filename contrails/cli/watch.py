@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
-from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from contrails.cli.tables import Cell, Column, new_console, new_table
 from contrails.cluster.states import ALIVE, FoldState
 from contrails.files import last_json_line
 from contrails.history import fold_metrics
@@ -22,9 +21,20 @@ from contrails.runs import Run
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "damaged": "red", "stopped": "yellow"}
 _INTERVAL_S = 5.0
 _PLAIN_INTERVAL_S = 60.0
-_HEADINGS = (
-    "fold", "state", "epoch", "loss", "Dice", "best", "images/s", "left", "data", "GPU", "memory", "lost",
-)  # fmt: skip
+_COLUMNS = (
+    Column("fold", right=True),
+    Column("state"),
+    Column("epoch", 3, right=True),
+    Column("loss", 1, whole=True),
+    Column("Dice", 2, whole=True),
+    Column("best", right=True),
+    Column("images/s", 6, right=True),
+    Column("left", 1, right=True),
+    Column("data", 7, right=True),
+    Column("GPU", 8, right=True),
+    Column("memory", 9, right=True),
+    Column("lost", 5, right=True),
+)
 _ASK = Callable[[], Mapping[Run, Sequence[FoldState]]]
 
 
@@ -60,8 +70,8 @@ def _print_lines(ask: _ASK) -> None:
 
 def _line(run: Run, state: FoldState) -> str:
     """Return what there is to say of a fold, in one line."""
-    row = dict(zip(_HEADINGS, _row(run, state), strict=True))
-    words = [f"{heading} {row[heading]}" for heading in _HEADINGS[2:] if row[heading]]
+    known = list(zip(_COLUMNS, _row(run, state), strict=True))[2:]
+    words = [f"{column.heading} {text}" for column, text in known if text]
     reason = [state.reason] if state.reason else []
     return f"{time.strftime('%H:%M:%S')} {run.name} fold {state.fold}: {', '.join([state.state, *words, *reason])}"
 
@@ -80,14 +90,14 @@ def _lives(found: Mapping[Run, Sequence[FoldState]]) -> bool:
 def _tables(found: Mapping[Run, Sequence[FoldState]]) -> RenderableType:
     parts: list[RenderableType] = []
     for run, states in found.items():
-        table = Table(title=Text(title(run)), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-        for heading in _HEADINGS:
-            table.add_column(heading, justify="left" if heading in ("state", "loss", "Dice") else "right")
-        for state in states:
-            cells = [Text(cell) for cell in _row(run, state)]
-            cells[1].stylize(COLOURS.get(state.state, "white"))
-            table.add_row(*cells)
-        parts += [table, *(Text(f"fold {state.fold}: {state.reason}") for state in states if state.reason)]
+        rows = [_row(run, state) for state in states]
+        coloured: list[list[Cell]] = [
+            [row[0], Text(row[1], COLOURS.get(state.state, "white")), *row[2:]]
+            for row, state in zip(rows, states, strict=True)
+        ]
+        table = new_table(_COLUMNS, coloured, new_console().width)
+        parts += [Text(title(run), "italic", no_wrap=True), table]
+        parts += [Text(f"fold {state.fold}: {state.reason}") for state in states if state.reason]
     now = time.strftime("%H:%M:%S")
     return Group(
         *parts, Text(f"{now}, every {_INTERVAL_S:.0f} s; Ctrl-C ends this view, not the training", style="dim")

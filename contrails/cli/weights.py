@@ -11,14 +11,16 @@ from contrails.cli.options import json_option
 
 @click.group()
 def weights() -> None:
-    """Pretrained weights of encoders."""
+    """Fetch and list pretrained weights of encoders."""
 
 
 @weights.command()
 @click.argument("name")
 @click.option("--set", "which", default="default", help="Which weights, such as imagenet; default: the first.")
 def fetch(name: str, which: str) -> None:
-    """Download the weights of an encoder NAME, or those that the recipe NAME (a TOML file) asks for.
+    """Download the pretrained weights of NAME.
+
+    NAME is an encoder, or a recipe (a TOML file): then they are those that it asks for.
 
     \b
     Example:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from contrails.cluster.ends import budget, num_ended, read_end, retries_left, write_end
 from contrails.cluster.journal import last_submission, record, submissions
-from contrails.cluster.scheduler import Cause, Scheduler, Standing, ThisJob, scheduler_of
+from contrails.cluster.outcomes import Cause
+from contrails.cluster.scheduler import Scheduler, Standing, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.submission import reference
 from contrails.errors import ClusterError
@@ -195,7 +196,7 @@ def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
         if attempt is None:
             note_end(fold, cause, clock.job, lasted_s)
         else:
-            if "(walltime)" in (read_hint(attempt.state).get("reason") or ""):
+            if read_hint(attempt.state).get("asked_by") == "walltime":
                 cause = "walltime"  # it needed more than the margin
             write_end(fold, attempt, cause, lasted_s=lasted_s)
         if standing != "cancelled" and may_retry(fold, cause, clock.job, site):

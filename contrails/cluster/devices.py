@@ -6,14 +6,12 @@ Without torch. A device is called by its UUID, which means the same in every she
 import os
 import re
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from contrails.errors import NodeError
 
 _GPU = re.compile(r"GPU (\d+): (.*) \(UUID: (GPU-[^)]+)\)")
 _INSTANCE = re.compile(r"\s+MIG .*\(UUID: (MIG-[^)]+)\)")
-_ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([a-z]?)")
 _NOTHING = {"", "-1", "NoDevFiles"}
 """Values that hide every GPU; the last one is Slurm's."""
 
@@ -61,33 +59,6 @@ def visible_devices() -> tuple[str, ...]:
     if len(set(found)) < len(found):
         raise _wrong("a GPU is there twice", gpus)
     return tuple(found)
-
-
-def has_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
-    """Return whether a library has code that a GPU can run.
-
-    A kernel runs on GPUs of its own major capability with the same or a higher minor one; PTX, which the driver
-    translates, on the same and all later ones. With the letter f both run on that family alone, which shares the major
-    capability, and with the letter a on no other architecture.
-
-    Args:
-        capability: of the GPU, major and minor.
-        built_for: architectures, as `torch.cuda.get_arch_list()` gives them.
-
-    >>> has_kernels((8, 9), ["sm_75", "sm_86"])
-    True
-    """
-    for architecture in built_for:
-        match = _ARCHITECTURE.fullmatch(architecture)
-        if match is None:
-            continue
-        kind, own, letter = match[1], (int(match[2]), int(match[3])), match[4]
-        if own == capability:
-            return True
-        is_family = own[0] == capability[0] and letter in ("", "f")
-        if own < capability and (is_family or (kind == "compute" and not letter)):
-            return True
-    return False
 
 
 def require_devices(count: int) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ from contrails.errors import RecipeError, RunError, StorageError
 from contrails.files import sha256, storage, to_json, write_atomic
 from contrails.models.names import require_deterministic, require_known, require_useful
 from contrails.models.pretrained import find_pretrained
-from contrails.models.sizes import require_size
+from contrails.models.sizes import require_piece, require_size
 from contrails.runs import ALL, Fold, Run, new_run_path, open_run
 from contrails.sections.reading import keys, parse
 from contrails.user import user_name
@@ -102,6 +102,8 @@ def plan_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
     lineage = find_lineage(recipe, identity)
     resolved = resolve(site.with_files(), identity.num_folds)
     require_ranks_fit(recipe, resolved.num_ranks)
+    height, width = open_dataset(recipe.data.dataset).votes.shape[1:]
+    require_piece(recipe, height, width, resolved.num_ranks)
     _require_memory(site, recipe)
     assert resolved.device != "auto"
     require_deterministic(recipe, resolved.device)

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from contrails.cluster.command import command_request
-from contrails.cluster.devices import has_kernels, listed_gpus, visible_devices
+from contrails.cluster.devices import listed_gpus, visible_devices
 from contrails.cluster.freeze import freeze_code
 from contrails.cluster.quota import quota_left_gb
 from contrails.cluster.scheduler import Check, Reference, scheduler_of
@@ -28,6 +28,7 @@ from contrails.config import Recipe
 from contrails.data.store import made_from_raw
 from contrails.errors import ClusterError, NodeError, StorageError
 from contrails.files import storage
+from contrails.gpu import has_kernels
 from contrails.runs import Run
 
 _PACKAGES = ("h5py", "numpy", "pydantic", "safetensors", "scipy", "segmentation_models_pytorch", "submitit", "torch")

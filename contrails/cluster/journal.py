@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from contrails.cluster.scheduler import Cause
+from contrails.cluster.outcomes import Cause
 from contrails.files import append_json_line, read_json_lines, typed
+from contrails.processes import Process, process_in
 from contrails.runs import Run
 from contrails.train.attempt import is_made_by
 
@@ -44,7 +45,7 @@ class Submission:
     exclude: tuple[str, ...] = ()
     after: tuple[Run, ...] = ()
     """Runs that it waits for."""
-    process: dict[str, Any] = field(default_factory=dict)
+    process: Process | None = None
     fruitless: Mapping[int, Fruitless] = field(default_factory=dict)
     """Its starts, by number, that ended without an attempt and could say so."""
     is_leaving: bool = False
@@ -90,7 +91,7 @@ def submissions(run: Run) -> list[Submission]:
                 after=tuple(Run(Path(path)) for path in map(str, row.get("after", []))),
             )
         elif event == "submitted" and name in found:
-            found[name] = replace(found[name], job_id=row["job_id"], process=row.get("process", {}))
+            found[name] = replace(found[name], job_id=row["job_id"], process=process_in(row.get("process", {})))
         elif event == "ended" and name in found:
             start = {row["start"]: Fruitless(row["cause"], row.get("lasted_s"))}
             found[name] = replace(found[name], fruitless=start | dict(found[name].fruitless))  # the first word counts

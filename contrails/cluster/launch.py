@@ -13,27 +13,30 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from contrails.cluster.allocation import Clock, Progress, ended_jobs, hand_over, is_wanted, record_silent_end
-from contrails.cluster.ends import cause_of_exit, next_step, write_end
+from contrails.cluster.ends import write_end
 from contrails.cluster.hooks import Event, Hook, finish_hooks, start_hook
 from contrails.cluster.memory import Peak, peak_of, used_by_children_gb
+from contrails.cluster.outcomes import Cause, cause_of_exit, next_step
 from contrails.cluster.refused import submit_refused
-from contrails.cluster.scheduler import Cause, scheduler_of
+from contrails.cluster.scheduler import scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.slots import Slot, slots_of, take_slots
 from contrails.cluster.then import start_if_due
 from contrails.config import RunConfig
 from contrails.errors import ContrailsError, Stopped, StorageError
 from contrails.files import read_hint, to_json, write_atomic
+from contrails.processes import process_in
 from contrails.progress import tell
 from contrails.runs import Attempt, Fold, Run
 from contrails.sections.reading import parse
-from contrails.train.attempt import OVER, is_dead
+from contrails.train.attempt import OVER
+from contrails.train.context import JobContext
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals of schedulers; that of Ctrl-C reaches the children without help, a terminal sends it to all of them."""
@@ -95,7 +98,7 @@ def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     taken = take_slots(slots, wanted, lambda: not left())
     if not taken:
         return 0
-    job = {"scheduler": site.scheduler, "job_id": os.environ.get("SUBMITIT_LOCAL_JOB_ID"), "redirect": True}
+    job = JobContext(scheduler=site.scheduler, job_id=os.environ.get("SUBMITIT_LOCAL_JOB_ID"), redirect=True)
     return _exit_code(list(_train(run, config, left(), job, _dealt_slots(config, taken)).values()))
 
 
@@ -107,10 +110,16 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     for key in folds:
         record_silent_end(run.fold(key), here, site)
     wanted = [key for key in folds if is_wanted(run.fold(key), here, site)]
-    job: dict[str, Any] = {"scheduler": site.scheduler, "redirect": True, "node": here.node}
-    job |= {"job_id": here.job_id, "job_name": here.name, "restart_count": here.restart_count}
-    job["memory_gb"] = here.memory_gb or site.memory_gb
-    job["ended_jobs"] = ended_jobs([run.fold(key) for key in wanted], scheduler, here)
+    job = JobContext(
+        scheduler=site.scheduler,
+        job_id=here.job_id,
+        job_name=here.name,
+        restart_count=here.restart_count,
+        node=here.node,
+        ended_jobs=tuple(ended_jobs([run.fold(key) for key in wanted], scheduler, here)),
+        memory_gb=here.memory_gb or site.memory_gb,
+        redirect=True,
+    )
     gpus = here.devices if config.compute.device == "cuda" else ()
     shares: list[_Share] = [(",".join(mine), []) for mine in _dealt(gpus, config.compute.num_ranks)]
     progress = Progress(scheduler, here, [run.fold(key) for key in wanted])
@@ -129,7 +138,7 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     return Stopped.exit_code if goes_on else scheduler.last_code(_exit_code(list(codes.values())))
 
 
-def launch(run: Run, config: RunConfig, folds: list[str], job: dict[str, Any], slots: Mapping[Slot, int]) -> int:
+def launch(run: Run, config: RunConfig, folds: list[str], job: JobContext, slots: Mapping[Slot, int]) -> int:
     """Train each fold in a child process and wait for all of them.
 
     Args:
@@ -137,7 +146,7 @@ def launch(run: Run, config: RunConfig, folds: list[str], job: dict[str, Any], s
         config: its frozen configuration.
         folds: keys of the folds; child i gets the i-th slot and its GPU (one for each rank), beginning again after the
             last one.
-        job: what the children are told about the job, see `train_fold`.
+        job: what the children are told about the job.
         slots: descriptor that holds each slot; closed here when the children have theirs. May be empty.
 
     Returns:
@@ -162,7 +171,7 @@ def _train(
     run: Run,
     config: RunConfig,
     folds: list[str],
-    job: dict[str, Any],
+    job: JobContext,
     shares: list[_Share],
     is_due: Callable[[], bool] = lambda: False,
 ) -> dict[str, int]:
@@ -170,13 +179,12 @@ def _train(
     # Ctrl-C finds children that are just started as they are: see `contrails.cluster.task`
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     asked = _catch_signals()
-    job = job | {"launcher_pid": os.getpid()}
+    clock = None if job.job_id is None else str(run.clock(job.job_id))
+    job = replace(job, launcher_pid=os.getpid(), clock=clock)
     memory = []
     if hasattr(os, "memfd_create"):
         memory = [os.memfd_create("dataset"), os.memfd_create("verified")]
-        job |= dict(zip(("ram_fd", "verified_fd"), memory, strict=True))
-    if job.get("job_id") is not None:
-        job["clock"] = str(run.clock(job["job_id"]))
+        job = replace(job, ram_fd=memory[0], verified_fd=memory[1])
     children = [
         _start(run.fold(key), job, gpu, [*held, *memory])
         for key, (gpu, held) in zip(folds, itertools.cycle(shares or [(None, [])]), strict=False)
@@ -187,7 +195,7 @@ def _train(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     for descriptor in (*(one for _, held in shares for one in held), *memory):
         os.close(descriptor)  # a slot is free, and the memory too, when the last child that has it ends
-    stopping = _wait(children, asked, config, is_due, job.get("memory_gb"))
+    stopping = _wait(children, asked, config, is_due, job.memory_gb)
     return {child.fold.key: _code(child.process.returncode, stopping) for child in children}
 
 
@@ -201,9 +209,9 @@ def _catch_signals() -> deque[int]:
     return asked
 
 
-def _start(fold: Fold, job: dict[str, Any], gpu: str | None, descriptors: Sequence[int]) -> _Child:
+def _start(fold: Fold, job: JobContext, gpu: str | None, descriptors: Sequence[int]) -> _Child:
     environment = dict(os.environ) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
-    command = [sys.executable, "-m", "contrails.cluster.task", str(fold.run.path), fold.key, to_json(job)]
+    command = [sys.executable, "-m", "contrails.cluster.task", str(fold.run.path), fold.key, job.to_json()]
     return _Child(fold, subprocess.Popen(command, env=environment, pass_fds=descriptors))
 
 
@@ -266,7 +274,7 @@ def _look_at(child: _Child, config: RunConfig, stopping: bool, peak: Peak) -> No
     if code in (0, Stopped.exit_code):
         return
     attempt = _attempt_of(child)
-    cause = cause_of_exit(code, (read_hint(attempt.state).get("reason") or "") if attempt else "", peak)
+    cause = cause_of_exit(code, peak)
     try:
         if child.process.returncode < 0:
             _say(child, attempt, _reason(-child.process.returncode, config, peak), cause)
@@ -302,8 +310,8 @@ def _reason(number: int, config: RunConfig, peak: Peak) -> str:
 def _attempt_of(child: _Child) -> Attempt | None:
     """Return the attempt that a child which has ended had claimed."""
     for attempt in reversed(child.fold.attempts()):
-        owner = read_hint(attempt.job)
-        if owner.get("pid") == child.process.pid and is_dead(owner):
+        owner = process_in(read_hint(attempt.job))
+        if owner is not None and owner.pid == child.process.pid and owner.is_dead():
             return attempt
     return None
 
@@ -316,7 +324,7 @@ def _exit_code(codes: list[int]) -> int:
 def main() -> None:
     """Train a fold in the foreground; the exit code is that of the error."""
     run, fold_key = Run(Path(sys.argv[1])), sys.argv[2]
-    job = {"scheduler": None, "job_id": None, "summary": "--summary" in sys.argv}
+    job = JobContext(summary="--summary" in sys.argv)
     try:
         sys.exit(launch(run, run.read_config(), [fold_key], job, {}))
     except ContrailsError as error:

@@ -13,14 +13,14 @@ import sys
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
 
-from contrails.cluster.scheduler import Capabilities, Cause, Check, Job, Reference, Request, Standing, ThisJob
+from contrails.cluster.outcomes import Cause
+from contrails.cluster.scheduler import Capabilities, Check, Job, Reference, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
 from contrails.cluster.slots import DEVICES
 from contrails.errors import ClusterError
 from contrails.files import fsync, storage
-from contrails.train.attempt import process_of
+from contrails.processes import Process, process_of
 
 CAPABILITIES = Capabilities(has_queue=False, runs_here=True, starts_again=False)
 
@@ -46,7 +46,7 @@ def submit(
     _site: Site,
     request: Request,
     announce: Callable[[Path], None],
-    accept: Callable[[str, Mapping[str, Any]], None],
+    accept: Callable[[str, Process | None], None],
 ) -> str:
     """Start a job and return its id, the number of its controller's process; see `Scheduler`."""
     from submitit.core.utils import DelayedSubmission

@@ -13,18 +13,20 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from contrails.cluster.openpbs_check import check as check
 from contrails.cluster.openpbs_script import chain_of, parameters_for, spec_for
+from contrails.cluster.outcomes import Cause
 from contrails.cluster.pbs import chain, client, script
 from contrails.cluster.pbs.clock import Clock
 from contrails.cluster.pbs.limits import Node, all_away, largest_mb, read_nodes, shortage
 from contrails.cluster.pbs.search import first_id_of
 from contrails.cluster.pbs.states import HANDED_OVER, KILLED, TASK_EXITS
-from contrails.cluster.scheduler import Capabilities, Cause, Job, Reference, Request, Standing, ThisJob
+from contrails.cluster.scheduler import Capabilities, Job, Reference, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
 from contrails.errors import ClusterError, LimitReached, TrainingError
+from contrails.processes import Process
 
 CAPABILITIES = Capabilities(has_queue=True, runs_here=False, starts_again=True)
 
@@ -67,7 +69,7 @@ def submit(
     site: Site,
     request: Request,
     announce: Callable[[Path], None],
-    accept: Callable[[str, Mapping[str, Any]], None],
+    accept: Callable[[str, Process | None], None],
 ) -> str:
     """Submit a job and return its id; see `contrails.cluster.scheduler.Scheduler`."""
     from submitit.core.utils import DelayedSubmission
@@ -87,7 +89,7 @@ def submit(
         if error.code not in client.LIMITS:
             raise
         raise LimitReached(str(error)) from error
-    accept(job_id, {})
+    accept(job_id, None)
     complete(folder, pickle, job_id)
     return job_id
 

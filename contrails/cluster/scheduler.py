@@ -10,29 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+from contrails.cluster.outcomes import Cause
+from contrails.processes import Process
+
 if TYPE_CHECKING:
     from contrails.cluster.sites import Site
-
-
-Cause = Literal[
-    "walltime",
-    "preemption",
-    "node",
-    "memory",
-    "killed",
-    "gpu_memory",
-    "dataset",
-    "data",
-    "error",
-    "cancelled",
-    "lost",
-    "refused",
-]
-"""Why an attempt or a job ended without being done.
-
-killed: by a signal, and not for the memory of its job; dataset: what was mapped vanished; data: what is read is wrong;
-refused: the scheduler did not take the job that was to go on.
-"""
 
 
 @dataclass(frozen=True)
@@ -155,7 +137,7 @@ class Scheduler(Protocol):
         site: "Site",
         request: Request,
         announce: Callable[[Path], None],
-        accept: Callable[[str, Mapping[str, Any]], None],
+        accept: Callable[[str, Process | None], None],
     ) -> str:
         """Submit a job and return its id.
 
@@ -165,7 +147,7 @@ class Scheduler(Protocol):
             request: the job.
             announce: called with the path of the pickle before the scheduler is asked.
             accept: called with the id as soon as the scheduler has answered, and with the process that is the job
-                where it runs on this machine (see `contrails.train.attempt.process_of`), empty elsewhere.
+                where it runs on this machine, None elsewhere.
 
         Raises:
             LimitReached: the scheduler refused, and will not once other jobs have ended.

@@ -18,13 +18,13 @@ import psutil
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from contrails.cluster.devices import require_devices, visible_devices
+from contrails.cluster.profiles import BUILT_IN, profile_files
 from contrails.cluster.scheduler import scheduler_of
 from contrails.errors import NodeError, RecipeError, StorageError, choices
 from contrails.files import read_toml
 from contrails.runs import Run
 from contrails.sections.base import Section
 from contrails.sections.reading import parse
-from contrails.user import home
 
 _MEMORY_GB_A_FOLD = 3.0
 _SHARE_OF_A_COPY = 0.8
@@ -190,11 +190,9 @@ class Profile:
 
 def all_sites() -> dict[str, Profile]:
     """Return every site by name; a nearer definition of a name wins, and a wrong one is in nobody's way."""
-    built_in = (Site(name=THIS_MACHINE), Site(name="slurm", scheduler="slurm"), Site(name="pbs", scheduler="pbs"))
+    built_in = [Site(name=name, scheduler=name) for name in BUILT_IN]
     found = {site.name: Profile(_BUILT_IN, site.scheduler, site=site) for site in built_in}
-    for folder in (home() / ".config/contrails/sites", Path("jobs/sites")):
-        found |= {path.stem: _profile(path) for path in sorted(folder.glob("*.toml"))}
-    return found
+    return found | {path.stem: _profile(path) for path in profile_files()}
 
 
 def _profile(path: Path) -> Profile:

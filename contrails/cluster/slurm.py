@@ -12,9 +12,9 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from contrails.cluster.scheduler import Capabilities, Cause, Check, Job, Reference, Request, Standing, ThisJob
+from contrails.cluster.outcomes import Cause
+from contrails.cluster.scheduler import Capabilities, Check, Job, Reference, Request, Standing, ThisJob
 from contrails.cluster.sites import Site
 from contrails.cluster.slurm_script import command, executor_of, script
 from contrails.cluster.slurm_text import (
@@ -32,6 +32,7 @@ from contrails.cluster.slurm_text import (
 )
 from contrails.errors import ClusterError, LimitReached
 from contrails.files import fsync
+from contrails.processes import Process
 from contrails.user import user_name
 
 CAPABILITIES = Capabilities(has_queue=True, runs_here=False, starts_again=True)
@@ -81,7 +82,7 @@ def submit(
     site: Site,
     request: Request,
     announce: Callable[[Path], None],
-    accept: Callable[[str, Mapping[str, Any]], None],
+    accept: Callable[[str, Process | None], None],
 ) -> str:
     """Submit a job and return its id; see `contrails.cluster.scheduler.Scheduler`."""
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
@@ -100,7 +101,7 @@ def submit(
         kind = LimitReached if "MaxSubmit" in said else ClusterError  # as in AssocMaxSubmitJobLimit
         raise kind(f"sbatch did not take the job {request.name}: {said}") from error
     job_id: str = job.job_id
-    accept(job_id, {})
+    accept(job_id, None)
     complete(folder, pickle, job_id)
     return job_id
 

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Literal
 
-from contrails.cluster.scheduler import Cause, Job, Reference, Standing
+from contrails.cluster.outcomes import Cause
+from contrails.cluster.scheduler import Job, Reference, Standing
 
 SQUEUE = ("squeue", "--me", "--noheader", "--states=all", "--format=%i|%j|%T|%r|%N")
 SACCT = ("sacct", "--noheader", "--parsable2", "--format=JobID,JobName,State,ExitCode,NodeList")

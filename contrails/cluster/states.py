@@ -4,21 +4,22 @@
 hint: a job that it no longer knows is lost, never done or failed. Nothing here imports torch.
 """
 
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from contrails.cluster.ends import FINAL, next_step, read_end, unstick
+from contrails.cluster.ends import read_end
 from contrails.cluster.exact import differences
 from contrails.cluster.journal import Submission, newest_asked, newest_submissions, submissions
-from contrails.cluster.scheduler import Cause, Job
+from contrails.cluster.outcomes import OUTCOMES, Cause, next_step, unstick
+from contrails.cluster.scheduler import Job
 from contrails.cluster.usage import UNUSED, Usage, usage_of
 from contrails.errors import StorageError
 from contrails.files import read_hint
+from contrails.processes import Process, process_in
 from contrails.runs import Attempt, Fold, Run
-from contrails.train.attempt import OVER, SILENCE_S, is_dead, is_lost
+from contrails.train.attempt import OVER, SILENCE_S, is_lost
 
 DONE, DAMAGED = "done", "damaged"
 ALIVE = {"waiting", "starting", "running", "suspended"}
@@ -121,7 +122,7 @@ def _judge(
     if job is not None and job.state == "running" and (end is None or end.handed_over):
         reason = job.native if job.native != "RUNNING" else None
         return replace(row, state="starting", reason=reason, node=job.node or None)
-    if job is not None and job.state == "running" and end is not None and end.cause not in FINAL:
+    if job is not None and job.state == "running" and end is not None and not OUTCOMES[end.cause].is_final:
         reason = f"{state.get('reason')} ({end.cause}): its job looks at its budget when no other fold trains in it"
         return replace(row, state="waiting", reason=reason, cause=end.cause)
     if jobs is None and (end is None or end.handed_over):
@@ -191,11 +192,11 @@ def _judge_here(
 ) -> FoldState:
     """Judge a fold of this machine by its processes."""
     status, attempts = state.get("status"), fold.attempts()
-    launcher = submission.process if submission else {}
+    launcher = submission.process if submission else None
     lives = bool(attempts) and status not in OVER and not is_lost(attempts[-1], launcher)
     if fold.cancelled.exists() and not lives:  # also while its job still waits for a place
         return replace(row, state="cancelled", cause="cancelled", reason=next_step("cancelled", fold.run))
-    if submission is not None and not submission.is_that_of(owner) and not is_dead(launcher):
+    if submission is not None and not submission.is_that_of(owner) and not (launcher and launcher.is_dead()):
         return replace(row, state="waiting", reason=_elsewhere(fold, launcher))  # its job lives and waits for a place
     if lives:
         return replace(row, state=str(status or "starting"))
@@ -207,19 +208,20 @@ def _judge_here(
     if attempts:
         silent = f"it has written nothing for {SILENCE_S:.0f} s on {owner.get('host', 'its machine')}"
         dead = "its process ended without a word (killed, out of memory, or its machine restarted)"
-        return _lost(row, fold, dead if is_dead(owner or launcher) else silent)
+        process = process_in(owner) or launcher
+        return _lost(row, fold, dead if process is not None and process.is_dead() else silent)
     if submission is None:
         return replace(row, state="not submitted")
     return _lost(row, fold, f"its job ended before it began an attempt{_traces(None, submission.log(fold.run))}")
 
 
-def _elsewhere(fold: Fold, launcher: dict[str, Any]) -> str | None:
+def _elsewhere(fold: Fold, launcher: Process | None) -> str | None:
     """Return what to know of a job that waits on another host, which alone can tell whether it still does."""
-    host, run = launcher.get("host"), fold.run.typed
-    if host == socket.gethostname():
+    run = fold.run.typed
+    if launcher is None or launcher.is_of_this_host():
         return None
     return (
-        f"its job waits for its turn on {host}; if that machine was restarted since, end it with "
+        f"its job waits for its turn on {launcher.host}; if that machine was restarted since, end it with "
         f"`contrails cancel {run} --fold {fold.key}`, then go on with `contrails resume {run}`"
     )
 

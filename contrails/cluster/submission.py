@@ -5,16 +5,17 @@ is killed in between leaves an intent without an answer, which `reconcile` settl
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from contrails.cluster.journal import Submission, newest_submissions, record, submissions
 from contrails.cluster.scheduler import Job, Reference, Request, Scheduler, scheduler_of
 from contrails.errors import ClusterError, LimitReached
 from contrails.files import storage
 from contrails.locks import locked
+from contrails.processes import Process
 from contrails.runs import Run, run_of
 
 if TYPE_CHECKING:
@@ -168,8 +169,8 @@ def _intend(run: Run, request: Request, pickle: Path | None) -> None:
     )
 
 
-def _accept(run: Run, request: Request, job_id: str, process: Mapping[str, Any]) -> None:
-    known = {"process": process} if process else {}
+def _accept(run: Run, request: Request, job_id: str, process: Process | None) -> None:
+    known = {"process": process.to_json()} if process is not None else {}
     record(run, "submitted", name=request.name, job_id=job_id, **known)
 
 

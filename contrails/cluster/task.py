@@ -1,36 +1,36 @@
 """What trains one fold: a process of its own, a child of the launcher, from the run's frozen code.
 
-`python -m contrails.cluster.task RUN FOLD JOB`, where JOB is JSON: what `train_fold` is told about the job, and
-`launcher_pid`, the process that started this one.
+`python -m contrails.cluster.task RUN FOLD JOB`, where JOB is a `JobContext` as JSON.
 """
 
-import json
 import logging
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from contrails.cluster.ends import next_step
 from contrails.cluster.freeze import require_frozen
+from contrails.cluster.outcomes import next_step
 from contrails.cluster.sites import Site
 from contrails.errors import ContrailsError, Stopped
-from contrails.parent import end_with
+from contrails.processes import end_with
 from contrails.progress import tell
 from contrails.runs import Fold, Run
 from contrails.sections.reading import parse
+from contrails.train.context import JobContext
 
 
 def main() -> None:
     """Train a fold; the exit code is that of the error."""
-    run, fold_key, job = Run(Path(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
+    run, fold_key, job = Run(Path(sys.argv[1])), sys.argv[2], JobContext.from_json(sys.argv[3])
     # until training handles it, Ctrl-C just ends this process, without a traceback of what was being imported
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # the launcher has held it back
     # it saves its position then and stops: a scheduler that kills the launcher takes the job for ended, and nobody
     # would see, stop or account for a fold that trains on
-    end_with(job["launcher_pid"], signal.SIGTERM)
+    if job.launcher_pid is not None:
+        end_with(job.launcher_pid, signal.SIGTERM)
     try:
         train(run.fold(fold_key), job)
     except ContrailsError as error:
@@ -39,7 +39,7 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def train(fold: Fold, job: dict[str, Any]) -> None:
+def train(fold: Fold, job: JobContext) -> None:
     """Train a fold in this process, which must import the run's frozen code."""
     toml = fold.run.toml
     config = fold.run.read_config()
@@ -51,7 +51,8 @@ def train(fold: Fold, job: dict[str, Any]) -> None:
 
     if site.sync and not fold.done.exists():
         _start_sync(fold)
-    train_fold(fold, {"restart_count": 0, "stage_dir": site.own_stage_dir()} | job)
+    stage_dir = site.own_stage_dir()
+    train_fold(fold, replace(job, stage_dir=None if stage_dir is None else str(stage_dir)))
 
 
 def _start_sync(fold: Fold) -> None:

@@ -11,14 +11,15 @@ from functools import partial
 from pathlib import Path
 
 from contrails.cluster.allocation import CAUSES, ignore_signals, may_retry, note_end, num_failures, own_attempt
-from contrails.cluster.ends import End, cause_of_exit, next_step, read_end, write_end
+from contrails.cluster.ends import End, read_end, write_end
 from contrails.cluster.hooks import finish_hooks, start_hook
 from contrails.cluster.journal import last_submission, submissions
 from contrails.cluster.launch import tell_failure
 from contrails.cluster.memory import Peak, peak_of
+from contrails.cluster.outcomes import Cause, cause_of_exit, next_step
 from contrails.cluster.refused import submit_refused
 from contrails.cluster.requests import fold_request
-from contrails.cluster.scheduler import Cause, Standing, ThisJob, scheduler_of
+from contrails.cluster.scheduler import Standing, ThisJob, scheduler_of
 from contrails.cluster.sites import Site
 from contrails.cluster.submission import leave_to_others, pass_on, submit_job, submitting
 from contrails.cluster.then import start_if_due
@@ -103,8 +104,7 @@ def _record_causes(folds: list[Fold], job: ThisJob, site: Site, code: int, stand
         if attempt is None and (noted := _noted(fold, job)) is not None:
             causes[fold] = noted
             continue
-        said = read_hint(attempt.state).get("reason") if attempt else None
-        causes[fold] = CAUSES.get(standing) or cause_of_exit(code, said or "", peak)
+        causes[fold] = CAUSES.get(standing) or cause_of_exit(code, peak)
         if attempt is None:
             note_end(fold, causes[fold], job, lasted_s)
             continue

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,9 @@ from contrails.cluster.slots import DEVICES
 from contrails.cluster.submission import reconcile, submit_job, submitting
 from contrails.errors import ClusterError, StorageError
 from contrails.files import create_exclusive, read_hint, to_json, write_atomic
+from contrails.processes import process_in, process_of
 from contrails.runs import Run
-from contrails.train.attempt import BEAT_S, is_gone, process_of
+from contrails.train.attempt import BEAT_S, is_gone
 
 if TYPE_CHECKING:
     from contrails.cluster.sites import Site
@@ -63,7 +64,7 @@ def start_if_due(run: Run, config: "RunConfig", site: "Site") -> None:
         if has_queue:
             _submit(run, config, site)
             return
-        if not _claim(run, process_of(os.getpid())):
+        if not _claim(run, process_of(os.getpid()).to_json()):
             return
     _run_here(run)
 
@@ -76,34 +77,75 @@ def unfinished_job(run: Run) -> Submission | None:
     return next((job for job in submissions(run) if job.name == claim["job_name"] and job.job_id is not None), None)
 
 
-def left_to_do(run: Run, jobs: Mapping[str, Job] | None) -> str | None:
-    """Return what became of the command if it was asked for, is due and did not succeed, and what to type now.
+@dataclass(frozen=True)
+class Following:
+    """Where the command stands that comes after the last of some folds.
+
+    `state` is one of: waiting (for folds), not started, queued, running, done, failed, lost. It is `stale` where the
+    scheduler was asked about its job and did not answer.
+    """
+
+    command: str
+    folds: tuple[str, ...]
+    state: str
+    reason: str | None = None
+    job_id: str | None = None
+    stale: bool = False
+
+
+def following(run: Run, jobs: Mapping[str, Job] | None) -> Following | None:
+    """Return where the command stands; None where none was asked for, or the journal cannot be read.
+
+    Nothing is written.
 
     Args:
         run: the run.
         jobs: what the scheduler knows of its jobs, by name; None where it was not asked or did not answer.
     """
+    asked = read_hint(run.then)
+    if not asked.get("folds"):
+        return None
+    row = Following(shlex.join(["contrails", *asked.get("command", [])]), tuple(map(str, asked["folds"])), "waiting")
     try:
-        why = _failure(run, jobs) if _is_due(run) else None
-    except StorageError:  # of a journal that cannot be read, as the states of the folds say
+        return _judge(row, run, jobs) if _is_due(run) else row
+    except StorageError:  # as the states of the folds say
         return None
-    return None if why is None else f"what was to follow {why}; try it again with `contrails resume {run.typed}`"
 
 
-def _failure(run: Run, jobs: Mapping[str, Job] | None) -> str | None:
+def left_to_do(run: Run, jobs: Mapping[str, Job] | None) -> str | None:
+    """Return what became of the command if it is due and did not succeed, and what to type now; else None.
+
+    For the arguments see `following`.
+    """
+    row = following(run, jobs)
+    if row is None or row.state not in ("not started", "failed", "lost"):
+        return None
+    return f"what was to follow {row.reason}; try it again with `contrails resume {run.typed}`"
+
+
+def _judge(row: Following, run: Run, jobs: Mapping[str, Job] | None) -> Following:
+    """Return the row of a command that is due, with its state."""
     claim, job = read_hint(run.then_claim), unfinished_job(run)
-    if job is not None and (jobs is None or _is_alive(jobs.get(job.name))):
-        return None
+    if job is not None:
+        row, known = replace(row, job_id=job.job_id), None if jobs is None else jobs.get(job.name)
+        if jobs is None:
+            return replace(row, state="queued", stale=True)
+        if known is not None and _is_alive(known):
+            return replace(row, state="running" if known.state == "running" else "queued", reason=known.native)
     if "code" in claim:
         log = run.submitit if job is None else job.log(run)
-        return f"failed with exit code {claim['code']} (see {log})" if claim["code"] else None
+        why = f"failed with exit code {claim['code']} (see {log})"
+        return replace(row, state="failed", reason=why) if claim["code"] else replace(row, state="done")
     if job is not None:
-        return f"was lost with its job {job.job_id}"
+        return replace(row, state="lost", reason=f"was lost with its job {job.job_id}")
     if "error" in claim:
-        return f"could not be started ({claim['error']})"
+        return replace(row, state="failed", reason=f"could not be started ({claim['error']})")
     if "pid" in claim:
-        return "was interrupted" if _is_abandoned(run, claim) else None
-    return None if any(_lives(job, jobs) for job in submissions(run) if job.folds) else "has not been started"
+        gone = _is_abandoned(run, claim)
+        return replace(row, state="lost", reason="was interrupted") if gone else replace(row, state="running")
+    if any(_lives(job, jobs) for job in submissions(run) if job.folds):
+        return replace(row, reason="the last job of the folds starts it")
+    return replace(row, state="not started", reason="has not been started")
 
 
 def _lives(job: Submission, jobs: Mapping[str, Job] | None) -> bool:
@@ -135,7 +177,7 @@ def _is_alive(job: Job | None) -> bool:
 
 def _is_abandoned(run: Run, claim: dict[str, Any]) -> bool:
     """Return whether the process of a claim is over."""
-    return is_gone(claim, (claim.get("time", 0.0), run.then_claim.stat().st_mtime))
+    return is_gone(process_in(claim), (claim.get("time", 0.0), run.then_claim.stat().st_mtime))
 
 
 def _claim(run: Run, owner: dict[str, Any]) -> bool:
@@ -166,7 +208,7 @@ def _run_here(run: Run) -> None:
     environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": devices} if devices else {})
     # what `contrails submit --json` prints stays JSON
     with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
-        owner, code = process_of(process.pid), None
+        owner, code = process_of(process.pid).to_json(), None
         while code is None:
             write_atomic(run.then_claim, to_json(owner | {"time": time.time()}))
             try:

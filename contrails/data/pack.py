@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import connection, get_context, parent_process
@@ -36,6 +36,7 @@ from contrails.data.store import open_dataset
 from contrails.errors import DataError, StorageError, names_in
 from contrails.files import append_json_line, atomic_path, fsync, read_json_lines, storage, to_json
 from contrails.locks import sole_writer
+from contrails.processes import held_back
 from contrails.progress import bar
 
 _ROWS_A_TASK = 32
@@ -80,11 +81,11 @@ class Plan(Generic[R]):
         return replace(self, header=self.header.slice(index, count), records=self.records[first:last])
 
 
-def labelled_tests(split: str, num_labelled: int, num_all: int) -> tuple[str, ...]:
-    """Return what to tell where records that are to be predicted have labels."""
+def labelled_tests(split: str, num_labelled: int, num_all: int, what: str = "records") -> tuple[str, ...]:
+    """Return what to tell where records, or scenes, that are to be predicted have labels."""
     if split != "test" or not num_labelled:
         return ()
-    found = f"{num_labelled} of {num_all} records of the split test have masks, and are packed with these labels"
+    found = f"{num_labelled} of {num_all} {what} of the split test have masks, and are packed with these labels"
     return (f"{found}: make sure that nothing is trained on them",)
 
 
@@ -159,7 +160,7 @@ def _write_rows(plan: Plan[Any], part: Path, journal: Path, written: dict[int, _
     ):
         try:
             # only a few tasks are under way, so that an error or Ctrl-C ends the work soon
-            running = {pool.submit(_pack_rows, rows) for rows in itertools.islice(tasks, 2 * num_workers)}
+            running = {_submit(pool, rows) for rows in itertools.islice(tasks, 2 * num_workers)}
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for rows in (future.result() for future in done):
@@ -167,7 +168,7 @@ def _write_rows(plan: Plan[Any], part: Path, journal: Path, written: dict[int, _
                         append_json_line(journal, asdict(row), durable=row is rows[-1])
                         written[row.row] = row
                     advance(len(rows))
-                    running |= {pool.submit(_pack_rows, more) for more in itertools.islice(tasks, 1)}
+                    running |= {_submit(pool, more) for more in itertools.islice(tasks, 1)}
         except KeyboardInterrupt:
             log.warning(
                 "stopped: %d of %d records are packed; the same command goes on from there",
@@ -180,6 +181,12 @@ def _write_rows(plan: Plan[Any], part: Path, journal: Path, written: dict[int, _
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, rows: list[int]) -> "Future[list[_Row]]":
+    """Give rows to a worker, which may be started for it, and has not imported yet what ignores Ctrl-C."""
+    with held_back([signal.SIGINT]):
+        return pool.submit(_pack_rows, rows)
 
 
 _worker: tuple[Plan[Any], Path, Places]

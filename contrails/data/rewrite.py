@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from contrails.data.layout import Header, create, header_of, opened, places, write_columns, write_row
+from contrails.data.layout import Header, Shard, create, header_of, opened, places, write_columns, write_row
 from contrails.data.mapping import links, require_kind
 from contrails.data.store import DIGESTED, IGNORE, Dataset, open_dataset, opened_file, read_dataset
 from contrails.data.verify import require_rows
@@ -29,11 +29,12 @@ _AGAIN = "get the whole file again, or prepare the raw data again"
 @dataclass(frozen=True)
 class Rewritten:
     """What was written: `changed` records have rows that are not what their digests say; `made` is False where the file
-    was there already."""
+    was there already; `shard` says which part of a dataset it is, where it is not a whole one."""
 
     num_records: int
     changed: tuple[str, ...]
     made: bool
+    shard: Shard | None
 
 
 def rewrite(path: Path, out: Path) -> Rewritten:
@@ -59,7 +60,7 @@ def rewrite(path: Path, out: Path) -> Rewritten:
         for row, record_id in enumerate(header.record_ids)
         if any(rows[row].tobytes() != digests[name][row] for name, rows in dataset.digests.items())
     )
-    return Rewritten(dataset.num_records, changed, made)
+    return Rewritten(dataset.num_records, changed, made, header.shard)
 
 
 def _read(path: Path) -> Dataset:

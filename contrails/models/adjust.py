@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from contrails.errors import RecipeError
 from contrails.models.library import timm
 from contrails.sections.model import ModelSection
 
@@ -26,13 +25,10 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def adjust_encoder(encoder: nn.Module, section: ModelSection) -> None:
-    """Change an encoder as the recipe says; weights that it has stay.
-
-    Raises:
-        RecipeError: it has no convolution whose stride could be set.
-    """
-    if section.stem_stride is not None:
-        _set_stem_stride(encoder, section)
+    """Change an encoder as the recipe says; weights that it has stay."""
+    if section.stem_stride is not None:  # `names` lets no encoder through whose stride is made elsewhere
+        stem = next(module for module in encoder.modules() if isinstance(module, nn.Conv2d))
+        stem.stride = (section.stem_stride,) * 2
     if section.encoder_norm == "group":
         _replace(encoder, _BatchNorm, _group_norm)
     elif section.encoder_norm == "frozen":
@@ -64,17 +60,6 @@ def adjust_new_layers(module: nn.Module, section: ModelSection) -> None:
         _replace(module, _BatchNorm, _group_norm)
     if section.activation != "relu":
         _replace(module, nn.ReLU, lambda _: _ACTIVATIONS[section.activation]())
-
-
-def _set_stem_stride(encoder: nn.Module, section: ModelSection) -> None:
-    stem = next((module for module in encoder.modules() if isinstance(module, nn.Conv2d)), None)
-    if stem is None or stem.stride == (1, 1):
-        raise RecipeError(
-            f"model.stem_stride = {section.stem_stride}: the first convolution of model.encoder = '{section.encoder}' "
-            "has no stride; leave the key out, or choose an encoder such as resnet18"
-        )
-    assert section.stem_stride is not None
-    stem.stride = (section.stem_stride,) * 2
 
 
 def _blocks(decoder: nn.Module) -> list[Any]:

@@ -33,8 +33,10 @@ class Encoder:
 
     `stride` is that of its finest feature, None where all have the same (a plain vision transformer, for DPT alone,
     with patches of `patch_px`); `fixed` encoders are built for one size of picture, `only_px` where no option says it;
-    others take what is not smaller than `smallest_px`. `dilates` says whether its stride can be lowered; `relu` is
-    "last" where a ReLU made each feature, "pooled" where some were pooled after it, None where they have signs.
+    others take what is not smaller than `smallest_px`. One record trains where the last feature's side is at least
+    `alone_px`, nowhere with None. `dilates` says whether its stride can be lowered, `stem` whether its first
+    convolution can do without one; `relu` is "last" where a ReLU made each feature, "pooled" where some were pooled
+    after it, None where they have signs.
     `not_with` are the architectures that cannot take its features. `pretrained` are the names of its weights, the
     default first.
     """
@@ -48,6 +50,8 @@ class Encoder:
     smallest_px: int = 32
     only_px: int | None = None
     patch_px: int | None = None
+    alone_px: int | None = 1
+    stem: bool = False
     relu: str | None = None
     not_with: tuple[str, ...] = ()
 
@@ -81,6 +85,7 @@ def require_known(recipe: Recipe) -> None:
         _require_decoder(section, name)
     elif encoder.stride is None:
         raise RecipeError(f"model.encoder = '{section.encoder}' goes with DPT alone; choose another for a classifier")
+    _require_stem(section, encoder)
     _require_size(recipe, encoder)
     for part in recipe.train.freeze:
         if part.partition(".")[0] not in _PARTS:
@@ -168,7 +173,7 @@ def find_encoder(name: str) -> Encoder:
 
 
 def _measured(entry: dict[str, Any]) -> dict[str, Any]:
-    keys = ("smallest_px", "only_px", "patch_px", "relu")
+    keys = ("smallest_px", "only_px", "patch_px", "alone_px", "stem", "relu")
     return {key: entry[key] for key in keys if key in entry} | {"not_with": tuple(entry["not_with"])}
 
 
@@ -265,13 +270,20 @@ def _require_pair(section: ModelSection, name: str, encoder: Encoder) -> None:
     elif not encoder.dilates and output_stride(section, name) < 32:
         wider = "set model.decoder_options.encoder_output_stride = 32" if name == "PAN" else "choose one like resnet34"
         wrong = f"its stride cannot be lowered; {wider}"
-    if wrong is None and section.stem_stride is not None and encoder.stride != 2:
-        raise RecipeError(
-            f"model.stem_stride = {section.stem_stride}: needs an encoder whose features begin at stride 2, such as "
-            f"resnet18; those of {section.encoder} begin at {encoder.stride}"
-        )
     if wrong is not None:
         raise RecipeError(f"model.architecture = '{name}' with model.encoder = '{section.encoder}': {wrong}")
+
+
+def _require_stem(section: ModelSection, encoder: Encoder) -> None:
+    """Check that an encoder's first convolution can do without its stride."""
+    if section.stem_stride is None or encoder.stem:
+        return
+    what = f"the features of {encoder.name} are not twice as large without the stride of its first convolution"
+    if encoder.stride != 2:
+        what = f"needs an encoder whose features begin at stride 2; those of {encoder.name} begin at {encoder.stride}"
+    raise RecipeError(
+        f"model.stem_stride = {section.stem_stride}: {what}; leave the key out, or choose an encoder such as resnet18"
+    )
 
 
 def output_stride(section: ModelSection, name: str) -> int:

@@ -1,6 +1,7 @@
 """Which sizes of records a recipe's network takes, by the tables of `contrails.models.names`; torch is not needed."""
 
 import math
+from collections.abc import Iterator
 
 from contrails.config import Recipe
 from contrails.errors import RecipeError
@@ -15,40 +16,66 @@ def require_size(recipe: Recipe, height: int, width: int) -> None:
         RecipeError: it does not; the message says which size it takes.
     """
     section, encoder = recipe.model, find_encoder(recipe.model.encoder)
-    piece, sides = recipe.train.batch_size // recipe.train.accumulate, {(height, width)}
-    if recipe.data.crop is not None:
-        sides.add((recipe.data.crop,) * 2)
-    sides = sides if recipe.data.size is None else {(recipe.data.size,) * 2}
-    for seen in (_seen(recipe, *side) for side in sides):
+    for seen in {_seen(recipe, height, width), _seen_in_training(recipe, height, width)}:
         _require_side_of_encoder(recipe, encoder, seen)
         if section.task == "segment":
             _require_side_of_decoder(section, seen)
-    require_piece(recipe, piece)
+    require_piece(recipe, height, width)
 
 
-def require_piece(recipe: Recipe, piece: int, step: int | None = None) -> None:
-    """Check that a model trains on pieces of so few records.
+def require_piece(recipe: Recipe, height: int, width: int, num_ranks: int = 1, step: int | None = None) -> None:
+    """Check that batch norm sees more than one value a channel in the smallest piece of a step.
 
     Args:
         recipe: of the model.
-        piece: records of the smallest piece.
-        step: records of the step that it is of, where that is not all of `train.batch_size`.
+        height: of the records, in pixels.
+        width: of the records, in pixels.
+        num_ranks: that share a step.
+        step: records of the smallest step, where that is not `train.batch_size`.
 
     Raises:
-        RecipeError: it does not.
+        RecipeError: it sees a single one; the message says what helps.
     """
-    section = recipe.model
-    if section.task != "segment" or section.norm != "batch":
+    train = recipe.train
+    if (train.batch_size if step is None else step) // (train.accumulate * num_ranks) > 1:
         return
-    name, entry = find_architecture(section.architecture)
-    if piece < entry["records"]:
-        found = f"train.batch_size = {recipe.train.batch_size} with train.accumulate = {recipe.train.accumulate}"
+    seen = _seen_in_training(recipe, height, width)
+    coarsest = max(seen) // _coarsest_stride(recipe.model)
+    for what, alone_px, key in _batch_norms(recipe):
+        if alone_px is not None and coarsest >= alone_px:
+            continue
+        found = f"train.batch_size = {train.batch_size} with train.accumulate = {train.accumulate}"
+        found += f" on {num_ranks} ranks" if num_ranks > 1 else ""
         if step is not None:
-            found += f" and train.drop_last = {str(recipe.train.drop_last).lower()}, which make a step of {step}"
+            found += f" and train.drop_last = {str(train.drop_last).lower()}, which make a step of {step}"
+        of_size = "" if alone_px is None else f" of {seen[0]} x {seen[1]} pixels"
         raise RecipeError(
-            f"model.architecture = '{name}' has batch norm on one value a record, and needs {entry['records']} "
-            f"records in a piece, found {found}; change one of these, or set model.norm = 'group'"
+            f"{what} has batch norm on one value a record{of_size}, and needs 2 records in a piece, found {found}; "
+            f"change one of these, or set {key} = 'group'"
         )
+
+
+def _batch_norms(recipe: Recipe) -> Iterator[tuple[str, int | None, str]]:
+    """Yield the parts of a network with batch norm, and what each asks for.
+
+    That is the smallest side of the coarsest feature with which one record trains (None: no side is enough), and the
+    key that replaces the norms.
+    """
+    section, encoder = recipe.model, find_encoder(recipe.model.encoder)
+    epochs = recipe.train.epochs
+    is_frozen = epochs is not None and recipe.train.freeze.get("encoder", 0) >= epochs
+    if section.encoder_norm == "own" and not section.temporal.merges_features and not is_frozen:
+        yield f"model.encoder = '{encoder.name}'", encoder.alone_px, "model.encoder_norm"
+    if section.norm != "batch":
+        return
+    if section.temporal.merge == "conv3d" and section.encoder_depth in (
+        section.temporal.levels or (section.encoder_depth,)
+    ):
+        yield "model.temporal.merge = 'conv3d'", 2, "model.norm"
+    if section.task == "segment":
+        name, entry = find_architecture(section.architecture)
+        norm = section.decoder_options.get("decoder_use_norm", "batchnorm")
+        yield f"model.architecture = '{name}'", entry["alone_px"][norm], "model.norm"
 
 
 def padded(section: ModelSection, side: int) -> int:
@@ -65,10 +92,23 @@ def panel_grid(num_frames: int) -> tuple[int, int]:
 
 
 def _seen(recipe: Recipe, height: int, width: int) -> tuple[int, int]:
-    """Return the size of the picture that an encoder sees."""
+    """Return the size of the picture that an encoder sees of a record or a window of it."""
     section = recipe.model
+    height, width = (height, width) if recipe.data.size is None else (recipe.data.size,) * 2
     rows, columns = panel_grid(len(recipe.data.frames)) if section.temporal.merge == "panels" else (1, 1)
     return rows * padded(section, height), columns * padded(section, width)
+
+
+def _seen_in_training(recipe: Recipe, height: int, width: int) -> tuple[int, int]:
+    return _seen(recipe, *((height, width) if recipe.data.crop is None else (recipe.data.crop,) * 2))
+
+
+def _coarsest_stride(section: ModelSection) -> int:
+    """Return the stride of the coarsest feature that a network works with."""
+    stride: int = 2**section.encoder_depth
+    if section.task == "segment":
+        stride = min(stride, output_stride(section, find_architecture(section.architecture)[0]))
+    return stride // 2 if section.stem_stride == 1 else stride
 
 
 def _require_side_of_encoder(recipe: Recipe, encoder: Encoder, seen: tuple[int, int]) -> None:
@@ -91,9 +131,7 @@ def _require_side_of_encoder(recipe: Recipe, encoder: Encoder, seen: tuple[int, 
 
 def _require_side_of_decoder(section: ModelSection, seen: tuple[int, int]) -> None:
     name, entry = find_architecture(section.architecture)
-    stride = min(output_stride(section, name), 2**section.encoder_depth)
-    stride = stride // 2 if section.stem_stride == 1 else stride
-    smallest = entry["coarsest_px"] * stride
+    smallest = entry["coarsest_px"] * _coarsest_stride(section)
     if min(seen) < smallest:
         raise RecipeError(
             f"model.architecture = '{name}' takes pictures of at least {smallest} pixels a side with "

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from contrails.aggregate.judged import KINDS, Judged, choose
+from contrails.aggregate.judged import Judged, choose
 from contrails.aggregate.postprocess import Step, apply
 from contrails.aggregate.scored import Scored
 from contrails.data.colours import colours_of, labelled_frame
@@ -31,38 +31,54 @@ def gallery_section(
     advance: Callable[[int], None],
 ) -> str:
     """Draw up to `count` records and return the part of the page that shows them; `advance` is told of each."""
-    items, dice = [], judged.dice
+    items = []
     for index, kind in choose(judged, count):
         record_id = scored.dataset.record_ids[int(scored.rows[index])]
-        score = "" if np.isnan(dice[index]) else f"{dice[index]:.4f}"
-        unit = "px" if scored.by == "pixel" else "of 1 record"
-        pixels = int(judged.hits[index]), int(judged.false[index]), int(judged.missed[index])
+        data, label, words = _about(judged, index)
         pictures = "".join(
             f'<img src="{uri}" alt="{name} of {escape(record_id)}">'
             for name, uri in _pictures(scored, index, threshold, steps).items()
         )
         items.append(
-            f'<li class="record" data-kind="{kind}" data-id="{escape(record_id)}" data-dice="{score}" '
-            f'data-hits="{pixels[0]}" data-false="{pixels[1]}" data-missed="{pixels[2]}">'
-            f'<button type="button" aria-label="enlarge {escape(record_id)}, {kind}, Dice {score or "undefined"}">'
+            f'<li class="record" data-kind="{kind}" data-id="{escape(record_id)}" {data}>'
+            f'<button type="button" aria-label="enlarge {escape(record_id)}, {kind}, {label}">'
             f'{pictures}</button><div><span class="kind">{kind}</span> <b>{escape(record_id)}</b><br>'
-            f"Dice {score or '–'} · found {pixels[0]} · false {pixels[1]} · missed {pixels[2]} {unit}</div></li>"
+            f"{words}</div></li>"
         )
         advance(1)
     kinds = "".join(
         f'<button type="button" value="{kind}" aria-pressed="false" title="{what}">{kind}</button>'
-        for kind, what in KINDS.items()
+        for kind, what in judged.kinds.items()
     )
-    options = "".join(f'<option value="{key}">{text}</option>' for key, text in _ORDERS.items())
+    of_pixels = judged.answers is None
+    orders, explained = (_ORDERS, _EXPLAINED) if of_pixels else (_ORDERS_OF_ANSWERS, _EXPLAINED_ANSWERS)
+    options = "".join(f'<option value="{key}">{text}</option>' for key, text in orders.items())
     return section(
         "gallery",
         "Gallery",
-        f"<p>{_EXPLAINED}</p>{_LEGEND}",
+        f"<p>{explained}</p>{_LEGEND}",
         '<div class="filters" role="group" aria-label="records shown">'
         f'<button type="button" value="" aria-pressed="true">all {len(items)}</button>{kinds}'
         f'<label>sorted by <select id="order">{options}</select></label></div>',
         f'<ul class="records">{"".join(items)}</ul>{_LIGHTBOX}',
     )
+
+
+def _about(judged: Judged, index: int) -> tuple[str, str, str]:
+    """Return what a record is sorted by, as attributes, what it is called, and what is said below its pictures."""
+    hits, false, missed = (int(each[index]) for each in (judged.hits, judged.false, judged.missed))
+    if judged.answers is None:
+        dice = judged.dice[index]
+        score = "" if np.isnan(dice) else f"{dice:.4f}"
+        data = f'data-dice="{score}" data-hits="{hits}" data-false="{false}" data-missed="{missed}"'
+        words = f"Dice {score or '–'} · found {hits} · false {false} · missed {missed} px"
+        return data, f"Dice {score or 'undefined'}", words
+    answer, truth = float(judged.answers[index]), hits + missed
+    known = judged.pixels[index] > 0
+    error = f"{abs(truth - answer):.4f}" if known else ""
+    words = f"probability {answer:.4f} · truth {truth if known else 'unknown'}"
+    words += " · false" if false else " · missed" if missed else " · found" if hits else ""
+    return f'data-probability="{answer:.4f}" data-error="{error}"', f"probability {answer:.4f}", words
 
 
 _ORDERS = {
@@ -74,6 +90,20 @@ _ORDERS = {
     "hits down": "found pixels",
     "id up": "record",
 }
+_ORDERS_OF_ANSWERS = {
+    "kind up": "kind",
+    "error down": "farthest from the truth first",
+    "error up": "nearest to the truth first",
+    "probability down": "probability, highest first",
+    "probability up": "probability, lowest first",
+    "id up": "record",
+}
+_EXPLAINED_ANSWERS = (
+    "Out of fold: each record is shown with the answer of the member that was not trained on it: its probability, and "
+    "the truth, 1 where the record has a positive pixel and 0 where it has none. Found, false and missed are said at "
+    "the threshold of the ensemble. From left to right and top to bottom: false colour image, share of annotators that "
+    "marked a pixel, probability, error, the same for all of a record. Select a record to enlarge it."
+)
 _EXPLAINED = (
     "Out of fold: each record is shown as the member saw it that was not trained on it, cut at the threshold of the "
     "ensemble. From left to right and top to bottom: false colour image, share of annotators that marked a pixel, "

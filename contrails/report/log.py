@@ -27,8 +27,9 @@ class Entry:
     """A run in the log.
 
     `recipe` has every key of it, defaults filled in; `differs` those that are not as in `compared_to`: the run that it
-    started from, or the baseline. `dice` is the cross-fitted out-of-fold score of its aggregation. `kind` says what a
-    run is that is no experiment: debug, overfit or drill; `scored_by` what its scores count, pixel or record.
+    started from, or the baseline. `dice` is the cross-fitted out-of-fold score of its aggregation; of one fold there is
+    none, but `one_fold`, with the threshold that is best on the fold's own validation records. `kind` says what a run
+    is that is no experiment: debug, overfit or drill; `scored_by` what its scores count, pixel or record.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Entry:
     folds: int = 0
     best_dice: float | None = None
     dice: float | None = None
+    one_fold: float | None = None
     held_out: float | None = None
     leaderboard: float | None = None
     usage: Usage = UNUSED
@@ -84,6 +86,8 @@ def shown(values: dict[str, Any]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_text, value))}]"
+    if value is None:
+        return ""
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -137,6 +141,7 @@ def _read(run: Run) -> Entry:
     by = "record" if recipe.get("model.task") == "classify" else "pixel"
     if scores.get("scored_by", "pixel") != by:  # of the first builds, which counted a classifier's pixels
         scores = {}
+    dice = scores.get("dice", scores.get("dice_cross_fitted"))
     return Entry(
         name=run.name,
         created=str(made.get("created", ""))[:19],
@@ -144,7 +149,8 @@ def _read(run: Run) -> Entry:
         folds_done=sum(map(bool, results)),
         folds=frozen.get("data", {}).get("num_folds", len(folds)),
         best_dice=sum(best) / len(best) if best else None,
-        dice=scores.get("dice", scores.get("dice_cross_fitted")),
+        dice=dice,
+        one_fold=None if dice is not None else scores.get("dice_fitted_threshold"),
         held_out=(scores.get("held_out") or {}).get("dice"),
         leaderboard=max((row["leaderboard"] for row in notes if row.get("leaderboard") is not None), default=None),
         usage=sum((usage_of(fold, jobs) for fold in folds), UNUSED),
@@ -172,7 +178,10 @@ def _compared(entry: Entry, recipes: dict[str, dict[str, Any]], base: str) -> En
 
 
 def _filled(frozen: dict[str, Any]) -> dict[str, Any]:
-    return _DEFAULTS | _flat(frozen.get("recipe", {}))
+    values = _DEFAULTS | _flat(frozen.get("recipe", {}))
+    if values.get("train.steps"):  # then they are not used, whatever an older version has written down
+        values.pop("train.epochs", None)
+    return values
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

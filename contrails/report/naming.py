@@ -12,6 +12,13 @@ def dice_by(counted: str | None) -> str:
     return "Dice by record" if counted == "record" else "Dice"
 
 
+def confusion_cut(scores: dict[str, Any]) -> str:
+    """Return where a classifier's records were cut for their confusion out of fold."""
+    if "dice_cross_fitted" in scores:
+        return "cross-fitted, each fold cut at the threshold that the others chose"
+    return "one fold, cut at the threshold that is best on its records"
+
+
 def dice_name(run: Run) -> str:
     """Return what a Dice of the run is called: that of a classifier counts records, not pixels."""
     return dice_by("record" if _table(run, "model").get("task") == "classify" else "pixel")

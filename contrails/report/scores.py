@@ -12,7 +12,7 @@ from contrails.aggregate.judged import Judged
 from contrails.aggregate.scored import By, Tally
 from contrails.metrics import NUM_BINS, Histogram, average_precision, roc_auc
 from contrails.report.html import Cell, count, figure, legend, number, section, table
-from contrails.report.naming import dice_by
+from contrails.report.naming import confusion_cut, dice_by
 from contrails.report.svg import Axis, Line, Point, chart
 
 _POINTS = 200
@@ -43,7 +43,7 @@ def scores_section(figures: dict[str, Any], counted: Tally, judged: Judged, word
         figure(f"{words.dice} by threshold", *_thresholds(counted, threshold, words)),
         figure("Precision and recall", *_precision_recall(counted, words)),
         figure("Reliability", *_reliability(pooled, words)),
-        figure("Confusion", *_confusion(judged, threshold, words)),
+        figure("Confusion", *_confusion(judged, figures, words)),
     ]
     return section(
         "scores",
@@ -103,10 +103,15 @@ def _reliability(pooled: Histogram, words: Words) -> tuple[str, str]:
     return chart("Predicted probability against what was there", lines, *axes), said
 
 
-def _confusion(judged: Judged, threshold: float, words: Words) -> tuple[str, str]:
+def _confusion(judged: Judged, figures: dict[str, Any], words: Words) -> tuple[str, str]:
+    """Return the confusion: of pixels at the ensemble's threshold; of records that of the aggregation."""
     hits, false, missed = (int(part.sum()) for part in (judged.hits, judged.false, judged.missed))
     pixels = int(judged.pixels.sum())
     rest = pixels - hits - false - missed
+    how = f"At {figures['threshold']:.4f}, the ensemble's threshold, post-processed"
+    if words.by == "record":
+        hits, false, missed, rest = (figures["scores"]["confusion"][key] for key in ("tp", "fp", "fn", "tn"))
+        pixels, how = hits + false + missed + rest, f"By record, {confusion_cut(figures['scores'])}"
 
     def cell(value: int) -> str:
         return f"<td>{count(value)}<small>{100 * value / max(pixels, 1):.3f}%</small></td>"
@@ -119,8 +124,7 @@ def _confusion(judged: Judged, threshold: float, words: Words) -> tuple[str, str
     )
     precision, recall = hits / max(hits + false, 1), hits / max(hits + missed, 1)
     overlap = hits / max(hits + false + missed, 1)
-    how = "post-processed" if words.by == "pixel" else "by record"
-    said = f"At {threshold:.4f}, {how}: precision {precision:.4f}, recall {recall:.4f}, IoU {overlap:.4f}."
+    said = f"{how}: precision {precision:.4f}, recall {recall:.4f}, IoU {overlap:.4f}."
     return content, said
 
 

@@ -11,8 +11,10 @@ from contrails.sections.base import Section, is_asked
 class TrainSection(Section):
     """The optimiser and its schedule."""
 
-    epochs: int = Field(20, ge=1, description="passes over the training records")
     steps: int | None = Field(None, ge=1, description="length in steps, whatever the size of the fold; empty: epochs")
+    epochs: int | None = Field(
+        20, ge=1, validate_default=True, description="passes over the training records; not used where steps is set"
+    )
     batch_size: int = Field(16, ge=1, description="records a step")
     accumulate: int = Field(1, ge=1, description="pieces that a batch passes through the model in, to save memory")
     drop_last: bool = Field(True, description="leave out the last incomplete batch of an epoch")
@@ -54,6 +56,16 @@ class TrainSection(Section):
     deterministic: bool = Field(True, description="only kernels that give the same bits every time")
     log_every: int = Field(10, ge=1, description="steps between two rows of metrics")
 
+    @field_validator("epochs")
+    @classmethod
+    def _one_length(cls, epochs: int | None, info: ValidationInfo) -> int | None:
+        """Forget the length that does not hold, so that nothing shows it."""
+        if info.data.get("steps") is not None:
+            return None
+        if epochs is None:
+            raise ValueError("expected a number of epochs or steps, found neither")
+        return epochs
+
     @field_validator("warmup_epochs")
     @classmethod
     def _usual(cls, epochs: float | None, info: ValidationInfo) -> float | None:
@@ -74,7 +86,7 @@ class TrainSection(Section):
             )
         if len(given) == 2:
             raise ValueError("warmup_epochs and warmup_steps exclude each other; leave one of them empty")
-        for kind, length in (("epochs", None if self.steps else self.epochs), ("steps", self.steps)):
+        for kind, length in (("epochs", self.epochs), ("steps", self.steps)):
             if length is not None and (warmup := given.get(f"warmup_{kind}", 0) or 0) > length:
                 raise ValueError(
                     f"warmup_{kind} = {warmup:g} is longer than the training ({kind} = {length}), which would never "

@@ -138,7 +138,8 @@ def _samples(of: Run, folder: Path, figures: dict[str, Any]) -> Table | None:
             name: each[dataset.unpadded(row)].astype("uint8") for name, each in (("predicted", mask), ("label", label))
         }
         pixels = (255 * colours_of(dataset, row, labelled_frame(dataset))).round().astype("uint8")
-        dice = float(judged.dice[index])
-        known = [dataset.record_ids[row], str(scored.parts[index]), kind, dice if dice == dice else None]
+        score = float(judged.dice[index] if judged.answers is None else judged.answers[index])
+        known = [dataset.record_ids[row], str(scored.parts[index]), kind, score if score == score else None]
         cells.append([*known, Picture(pixels, masks)])
-    return Table(["record", "fold", "kind", "dice", "prediction"], cells)
+    name = "dice" if judged.answers is None else "probability"
+    return Table(["record", "fold", "kind", name, "prediction"], cells)

@@ -8,8 +8,6 @@ a living attempt rewrites `state.json` every 20 s, and silence is its content un
 import logging
 import os
 import platform
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,11 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from contrails.errors import RunError, StorageError
 from contrails.files import read_hint, storage, to_json, write_atomic
+from contrails.processes import Process, process_in, process_of
 from contrails.runs import Attempt, Fold
+from contrails.train.context import JobContext
 
 BEAT_S = 20.0
 SILENCE_S = 180.0
@@ -38,13 +36,15 @@ OVER = {"stopped", "failed", "done"}
 log = logging.getLogger(__name__)
 
 
-def claim_attempt(fold: Fold, job: dict[str, Any], keep_waiting: Callable[[], bool]) -> Attempt:
+def claim_attempt(
+    fold: Fold, job: JobContext, exactness: Mapping[str, Any], keep_waiting: Callable[[], bool]
+) -> Attempt:
     """Claim the next attempt of a fold for this process and write its `job.json`.
 
     Args:
         fold: what is to be trained.
-        job: the scheduler's name; job_id, job_name and restart_count of this job; ended_jobs, the names of jobs that
-            the scheduler calls over.
+        job: the job that this process runs in.
+        exactness: what else the bits of the result depend on, for the record (see `contrails.cluster.exact`).
         keep_waiting: asked while an earlier attempt may be alive; False gives up.
 
     Raises:
@@ -61,7 +61,7 @@ def claim_attempt(fold: Fold, job: dict[str, Any], keep_waiting: Callable[[], bo
                 attempt.path.mkdir()
             except FileExistsError:
                 continue  # another process was faster: judge that one
-        write_atomic(attempt.job, to_json(job | _this_process()))
+        write_atomic(attempt.job, to_json(job.record | dict(exactness) | _this_process()))
         return attempt
 
 
@@ -73,68 +73,30 @@ def is_made_by(owner: Mapping[str, Any], job_id: str | None, name: str | None) -
     return job_id is not None and owner.get("job_id") == job_id and owner.get("job_name") in (None, name)
 
 
-def is_dead(job: dict[str, Any]) -> bool:
-    """Return whether a `job.json` names a process of this host that no longer runs, or ran before its last boot.
-
-    When it started tells a process from a later one with the same number.
-    """
-    if job.get("host") != socket.gethostname():
-        return False
-    if job.get("boot_id") != boot_id():
-        return True
-    try:
-        process = psutil.Process(job["pid"])
-        if "pid_uptime" in job:
-            is_later = abs(_uptime_at_start(process) - job["pid_uptime"]) > 5
-        else:  # written by a version that relied on the time of day
-            is_later = abs(process.create_time() - job["pid_started"]) > 5
-        return is_later or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def is_lost(attempt: Attempt, launcher: dict[str, Any]) -> bool:
+def is_lost(attempt: Attempt, launcher: Process | None) -> bool:
     """Return whether nobody works on an attempt that has not said its end, as far as one look can tell.
 
     Nothing new for 3 minutes counts where its process is not of this host. The fence does not rely on one look.
 
     Args:
         attempt: the newest of its fold.
-        launcher: the process that was to start it, see `process_of`; judged where the attempt does not say whose it is.
+        launcher: the process that was to start it; judged where the attempt does not say whose it is.
     """
-    owner = read_hint(attempt.job)
+    owner = process_in(read_hint(attempt.job))
     signs = (read_hint(attempt.state).get("time", 0.0), attempt.path.stat().st_mtime)
-    return is_gone(owner, signs) or (not owner and is_dead(launcher))
+    return is_gone(owner, signs) or (owner is None and launcher is not None and launcher.is_dead())
 
 
-def is_gone(owner: dict[str, Any], signs: Iterable[float]) -> bool:
+def is_gone(owner: Process | None, signs: Iterable[float]) -> bool:
     """Return whether a process is over: one of this host is there or not, of any other the signs of life count.
 
     Args:
-        owner: see `process_of`; empty where nobody knows it.
+        owner: the process; None where nobody knows it.
         signs: when it last wrote something, in seconds since the epoch, by its own clock and that of the file system.
     """
-    if owner.get("host") == socket.gethostname():
-        return is_dead(owner)
+    if owner is not None and owner.is_of_this_host():
+        return owner.is_dead()
     return all(abs(time.time() - moment) >= SILENCE_S for moment in signs)
-
-
-def process_of(pid: int) -> dict[str, Any]:
-    """Return what names a process of this host for `is_dead`."""
-    try:
-        uptime = _uptime_at_start(psutil.Process(pid))
-    except psutil.NoSuchProcess:  # it is over already
-        uptime = 0.0
-    return {"pid": pid, "pid_uptime": uptime, "host": socket.gethostname(), "boot_id": boot_id()}
-
-
-def _uptime_at_start(process: psutil.Process) -> float:
-    """Return how many seconds the host was up when a process started, whatever its clock was set to since.
-
-    Only Linux counts from its boot; elsewhere it is the time of day, which a process keeps.
-    """
-    booted = psutil.boot_time() if psutil.LINUX else 0.0
-    return process.create_time() - booted
 
 
 class Heart:
@@ -188,7 +150,7 @@ class Heart:
         write_atomic(self._attempt.state, content)
 
 
-def _await_end(fold: Fold, attempt: Attempt, job: dict[str, Any], keep_waiting: Callable[[], bool]) -> None:
+def _await_end(fold: Fold, attempt: Attempt, job: JobContext, keep_waiting: Callable[[], bool]) -> None:
     run, key = fold.run.typed, fold.key
     seen, since = _state_bytes(attempt), time.monotonic()
     while not _is_over(attempt, job):
@@ -211,16 +173,16 @@ def _await_end(fold: Fold, attempt: Attempt, job: dict[str, Any], keep_waiting: 
         time.sleep(0.5)
 
 
-def _is_over(attempt: Attempt, job: dict[str, Any]) -> bool:
+def _is_over(attempt: Attempt, job: JobContext) -> bool:
     state, owner = read_hint(attempt.state), read_hint(attempt.job)
     if state.get("status") in OVER:
         return True
-    same_job = is_made_by(owner, job.get("job_id"), job.get("job_name"))
-    if same_job and job.get("restart_count", 0) > owner.get("restart_count", 0):
+    if is_made_by(owner, job.job_id, job.job_name) and job.restart_count > owner.get("restart_count", 0):
         return True  # the scheduler started the same job again
-    if owner.get("job_name") is not None and owner["job_name"] in (job.get("ended_jobs") or ()):
+    if owner.get("job_name") is not None and owner["job_name"] in job.ended_jobs:
         return True
-    return bool(owner) and is_dead(owner)
+    process = process_in(owner)
+    return process is not None and process.is_dead()
 
 
 def _state_bytes(attempt: Attempt) -> bytes:
@@ -232,23 +194,13 @@ def _state_bytes(attempt: Attempt) -> bytes:
 
 def _this_process() -> dict[str, Any]:
     libraries = ("torch", "segmentation-models-pytorch", "timm", "numpy", "h5py")
-    return process_of(os.getpid()) | {
+    return process_of(os.getpid()).to_json() | {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _of_cpu("model name") or platform.processor(),
         "simd": _simd(),
         "python": platform.python_version(),
         "versions": {library: version(library) for library in libraries},
     }
-
-
-def boot_id() -> str:
-    """Return what names this boot of this machine."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    if path.exists():
-        return path.read_text().strip()
-    # macOS moves the time of its boot when its clock is set
-    named = subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False)
-    return named.stdout.strip()
 
 
 def _simd() -> str:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,8 +14,9 @@ from torch import nn
 from contrails.config import RunConfig, WeightsFile
 from contrails.data.sampling import Sampler
 from contrails.draws import derived_seed
-from contrails.errors import DataError, NodeError, Stopped, TrainingError
+from contrails.errors import DataError, GpuMemoryError, NodeError, Stopped, TrainingError
 from contrails.files import create_exclusive, sha256, to_json
+from contrails.gpu import NO_KERNELS, driver_version, require_kernels, without_kernels
 from contrails.models.build import build_model
 from contrails.models.sizes import require_piece
 from contrails.models.summary import summary
@@ -24,6 +24,7 @@ from contrails.models.weights import load_fitting, load_weights
 from contrails.progress import tell
 from contrails.runs import Attempt, Fold
 from contrails.train.attempt import Heart, claim_attempt
+from contrails.train.context import JobContext, RankContext
 from contrails.train.fold_data import FoldData, open_data
 from contrails.train.loop import Loop
 from contrails.train.objective import Objective
@@ -37,18 +38,15 @@ from contrails.train.weights import WeightsFiles
 
 log = logging.getLogger(__name__)
 
+_NO_JOB = JobContext()
 
-def train_fold(fold: Fold, job: dict[str, Any]) -> None:
+
+def train_fold(fold: Fold, job: JobContext = _NO_JOB) -> None:
     """Train a fold to its end, or until a signal stops it; nothing is done for a fold that is finished.
 
     Args:
         fold: what to train; its run folder says how.
-        job: scheduler, job_id, job_name, restart_count and node for the record; `redirect` sends the output to the
-            attempt's logs, `summary` prints the model's table first, `stage_dir` is a folder that gets a copy of
-            the dataset, `ram_fd` an open anonymous file that the job's folds share for one, `verified_fd` another one
-            for what they have verified of it, `clock` the file with the walltime's end (see `contrails.train.stop`),
-            `ended_jobs` the names of jobs that the scheduler calls over, `memory_gb` the memory that the scheduler
-            gave the job.
+        job: the job that this process runs in.
 
     Raises:
         Stopped: a signal asked for it; the position is saved and the same call goes on from there.
@@ -58,20 +56,19 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
     if fold.done.exists():
         log.info("fold %s is finished: nothing to do", fold.key)
         return
-    stop = StopFlag(Path(job["clock"]) if job.get("clock") else None)
+    stop = StopFlag(job.clock)
     stop.install()
     config = fold.run.read_config()
-    record = {key: job.get(key) for key in ("scheduler", "job_id", "job_name", "restart_count", "node", "ended_jobs")}
-    exactness = {"code": config.code, "recipe": config.digest, "gpu": _gpu(config)} | config.compute.model_dump()
-    attempt = claim_attempt(fold, record | exactness, lambda: not stop.asked())
-    if job.get("redirect"):
+    exactness = {"code": config.code, "recipe": config.digest} | _gpu(config) | config.compute.model_dump()
+    attempt = claim_attempt(fold, job, exactness, lambda: not stop.asked())
+    if job.redirect:
         _redirect(attempt)
     heart = Heart(fold, attempt)
     heart.start()
     try:
         _train(fold, attempt, config, heart, stop, job)
     except Stopped as error:
-        heart.stop(status="stopped", reason=str(error))
+        heart.stop(status="stopped", reason=str(error), asked_by=stop.reason)
         raise
     except BaseException as error:
         heart.stop(status="failed", reason=f"{type(error).__name__}: {error}")
@@ -80,25 +77,32 @@ def train_fold(fold: Fold, job: dict[str, Any]) -> None:
     _say_done(fold)
 
 
-def train_rank(fold: Fold, job: dict[str, Any]) -> None:
-    """Train beside rank 0, which claimed the attempt `job["attempt"]` and writes all there is to write."""
-    stop = StopFlag(Path(job["clock"]) if job.get("clock") else None)
+def train_rank(fold: Fold, rank: RankContext) -> None:
+    """Train beside rank 0, which has claimed the attempt and writes all there is to write."""
+    stop = StopFlag(rank.job.clock)
     stop.install()
     with contextlib.suppress(Stopped):  # rank 0 says so
-        _train(fold, fold.attempt(job["attempt"]), fold.run.read_config(), None, stop, job)
+        _train(fold, fold.attempt(rank.attempt), fold.run.read_config(), None, stop, rank.job, rank)
 
 
 def _train(
-    fold: Fold, attempt: Attempt, config: RunConfig, heart: Heart | None, stop: StopFlag, job: dict[str, Any]
+    fold: Fold,
+    attempt: Attempt,
+    config: RunConfig,
+    heart: Heart | None,
+    stop: StopFlag,
+    job: JobContext,
+    rank: RankContext | None = None,
 ) -> None:
     """Train as rank 0, which has a heart, or as another one; rank 0 writes `done.json`."""
     if heart is not None:
         remove_leftovers(fold)
         distrust(fold)
-    device = _prepare_torch(config, job.get("rank", 0))
-    with joined(fold, attempt, job, config.compute.num_ranks, config.compute.device) as ranks:
+    device = _prepare_torch(config, rank.rank if rank is not None else 0)
+    of_ranks = joined(fold, attempt, job, rank, config.compute.num_ranks, config.compute.device)
+    with _explaining(fold, device), of_ranks as ranks:
         loop = _build(fold, attempt, config, heart, stop, job, ranks, device)
-        with _explaining(fold), explained(loop):
+        with explained(loop):
             loop.run()
             if ranks.first:
                 averages = loop.averaged_weights()
@@ -112,7 +116,7 @@ def _build(
     config: RunConfig,
     heart: Heart | None,
     stop: StopFlag,
-    job: dict[str, Any],
+    job: JobContext,
     ranks: Ranks,
     device: torch.device,
 ) -> Loop:
@@ -121,8 +125,8 @@ def _build(
     data = open_data(fold, config, job, device, lambda: _poll(fold, stop))
     dataset, training, source = data.dataset, data.training, data.source
     sampler = Sampler(source.dataset, recipe, data.drawn, fold.key)
-    step = sampler.smallest_step()
-    require_piece(recipe, max(1, step // recipe.train.accumulate), step)
+    height, width = dataset.votes.shape[1:]
+    require_piece(recipe, height, width, ranks.count, sampler.smallest_step())
 
     def rebuild() -> TrainState:
         torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
@@ -146,7 +150,7 @@ def _build(
         return state
 
     state = rebuild()
-    if job.get("summary"):
+    if job.summary:
         size = (recipe.data.crop,) * 2 if recipe.data.crop else dataset.bands.shape[-2:]
         frames = (len(source.frames),) if source.time_axis else ()
         shape = (sampler.batch_size, *frames, source.num_channels, *size)
@@ -170,22 +174,24 @@ def _build(
     )
 
 
-def _verify(fold: Fold, attempt: Attempt, config: RunConfig, data: FoldData, job: dict[str, Any]) -> Verification:
+def _verify(fold: Fold, attempt: Attempt, config: RunConfig, data: FoldData, job: JobContext) -> Verification:
     """Begin to verify the data in the background."""
-    return Verification(fold, attempt, data.start_check(fold, config.data.num_folds, job.get("verified_fd")))
+    return Verification(fold, attempt, data.start_check(fold, config.data.num_folds, job.verified_fd))
 
 
 @contextmanager
-def _explaining(fold: Fold) -> Iterator[None]:
+def _explaining(fold: Fold, device: torch.device) -> Iterator[None]:
     """Say what to do about torch's own errors."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise TrainingError(
+        raise GpuMemoryError(
             f"fold {fold.key} does not fit in the GPU's memory: {error}; raise train.accumulate, set "
             "train.precision to 'bf16', or lower train.batch_size or data.size"
         ) from error
     except RuntimeError as error:
+        if NO_KERNELS in str(error):
+            raise without_kernels(device) from error
         if "deterministic" not in str(error):
             raise
         raise TrainingError(
@@ -213,11 +219,13 @@ def _start_from(path: Path, model: nn.Module) -> None:
     log.info("starting from %s: %s", path, fitting)
 
 
-def _gpu(config: RunConfig) -> str | None:
-    """Return the name of the GPU, with that of its driver."""
+def _gpu(config: RunConfig) -> dict[str, str | None]:
+    """Return the GPU with torch's CUDA, and the driver's version where it is known: older versions wrote none."""
     if config.compute.device != "cuda" or not torch.cuda.is_available():
-        return None
-    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+        return {"gpu": None}
+    driver = driver_version()
+    found: dict[str, str | None] = {"gpu": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"}
+    return found if driver is None else found | {"driver": driver}
 
 
 def _poll(fold: Fold, stop: StopFlag) -> None:
@@ -235,7 +243,11 @@ def _prepare_torch(config: RunConfig, rank: int) -> torch.device:
         raise NodeError(
             "this run trains on a GPU and torch finds none on this node; the job can succeed on another one"
         )
-    return torch.device("cuda", rank) if config.compute.device == "cuda" else torch.device("cpu")
+    if config.compute.device != "cuda":
+        return torch.device("cpu")
+    device = torch.device("cuda", rank)
+    require_kernels(device)
+    return device
 
 
 def _write_done(fold: Fold, attempt: Attempt, state: TrainState, averages: dict[str, KeptWeights]) -> None:

@@ -24,6 +24,7 @@ from contrails.errors import DataError
 from contrails.files import create_exclusive, read_json, sha256, to_json
 from contrails.runs import ALL, Fold
 from contrails.sections.data import DataSection
+from contrails.train.context import JobContext
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class FoldData:
 
 
 def open_data(
-    fold: Fold, config: RunConfig, job: dict[str, Any], device: torch.device, poll: Callable[[], None]
+    fold: Fold, config: RunConfig, job: JobContext, device: torch.device, poll: Callable[[], None]
 ) -> FoldData:
     """Open what a fold trains on.
 
@@ -68,10 +69,10 @@ def open_data(
     dataset = open_resident(
         recipe.data.dataset,
         recipe.data.residency,
-        stage_dir=job.get("stage_dir"),
-        ram_fd=job.get("ram_fd"),
+        stage_dir=None if job.stage_dir is None else Path(job.stage_dir),
+        ram_fd=job.ram_fd,
         poll=poll,
-        job_memory_gb=job.get("memory_gb"),
+        job_memory_gb=job.memory_gb,
     )
     filelist = read_filelist(recipe.data.filelist)
     _require_same_data(config, dataset)

@@ -33,7 +33,8 @@ class Course:
 
 def course_of(section: TrainSection, steps_per_epoch: int) -> Course:
     """Return the durations of a recipe in steps."""
-    steps = section.steps or section.epochs * steps_per_epoch
+    steps = section.steps if section.epochs is None else section.epochs * steps_per_epoch
+    assert steps is not None  # the recipe has one of them
     warmup = section.warmup_steps
     if warmup is None:
         usual = 0.0 if section.schedule == "one_cycle" else 1.0

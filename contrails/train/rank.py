@@ -1,25 +1,25 @@
 """A rank that is not the first: `python -m contrails.train.rank RUN FOLD JOB`, started by rank 0 (see `ranks`)."""
 
-import json
 import signal
 import sys
 from pathlib import Path
 
 from contrails.errors import ContrailsError
-from contrails.parent import end_with
+from contrails.processes import end_with
 from contrails.progress import tell
 from contrails.runs import Run
+from contrails.train.context import RankContext
 from contrails.train.fold import train_rank
 
 
 def main() -> None:
     """Train beside rank 0 until it ends."""
-    run, fold_key, job = Run(Path(sys.argv[1])), sys.argv[2], json.loads(sys.argv[3])
-    end_with(job["rank_0_pid"], signal.SIGKILL)  # it holds nothing that rank 0 has not
+    run, fold_key, rank = Run(Path(sys.argv[1])), sys.argv[2], RankContext.from_json(sys.argv[3])
+    end_with(rank.rank_0_pid, signal.SIGKILL)  # it holds nothing that rank 0 has not
     try:
-        train_rank(run.fold(fold_key), job)
+        train_rank(run.fold(fold_key), rank)
     except ContrailsError as error:
-        tell(f"error: rank {job['rank']}: {error}")
+        tell(f"error: rank {rank.rank}: {error}")
         sys.exit(error.exit_code)
 
 

@@ -20,8 +20,10 @@ import torch
 from torch import distributed, nn
 
 from contrails.errors import NodeError
-from contrails.files import to_json
+from contrails.processes import held_back
 from contrails.runs import Attempt, Fold
+from contrails.train.context import JobContext, RankContext
+from contrails.train.stop import SIGNALS
 
 T = TypeVar("T")
 
@@ -82,8 +84,10 @@ class Ranks:
 
 
 @contextmanager
-def joined(fold: Fold, attempt: Attempt, job: dict[str, Any], count: int, device: str) -> Iterator[Ranks]:
-    """Start the other ranks, or join as the one that `job["rank"]` says; all have the same job.
+def joined(
+    fold: Fold, attempt: Attempt, job: JobContext, rank: RankContext | None, count: int, device: str
+) -> Iterator[Ranks]:
+    """Start the other ranks, or join as `rank`; all have the same job.
 
     Raises:
         NodeError: the node has fewer GPUs than ranks.
@@ -93,26 +97,28 @@ def joined(fold: Fold, attempt: Attempt, job: dict[str, Any], count: int, device
         return
     if device == "cuda" and torch.cuda.device_count() < count:
         raise NodeError(f"expected {count} GPUs for fold {fold.key}, found {torch.cuda.device_count()} on this node")
-    number, meeting = job.get("rank", 0), job.get("meeting")
     with contextlib.ExitStack() as stack:
-        if meeting is None:
+        if rank is None:
             folder = Path(tempfile.mkdtemp(prefix="contrails-"))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             meeting = str(folder / "meeting")
             for other in range(1, count):
-                stack.callback(_end, _start(fold, attempt, job | {"rank": other, "meeting": meeting}))
+                context = RankContext(other, attempt.number, os.getpid(), meeting, job)
+                stack.callback(_end, _start(fold, context))
+        else:
+            meeting = rank.meeting
+        number = 0 if rank is None else rank.rank
         backend = "nccl" if device == "cuda" else "gloo"
         distributed.init_process_group(backend, init_method=f"file://{meeting}", rank=number, world_size=count)
         stack.callback(distributed.destroy_process_group)
         yield Ranks(number, count)
 
 
-def _start(fold: Fold, attempt: Attempt, job: dict[str, Any]) -> subprocess.Popen[bytes]:
-    stage_dir = job.get("stage_dir")
-    own = {"attempt": attempt.number, "rank_0_pid": os.getpid(), "stage_dir": stage_dir and str(stage_dir)}
-    command = [sys.executable, "-m", "contrails.train.rank", str(fold.run.path), fold.key, to_json(job | own)]
-    descriptors = [] if job.get("ram_fd") is None else [job["ram_fd"]]
-    return subprocess.Popen(command, pass_fds=descriptors)
+def _start(fold: Fold, rank: RankContext) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "contrails.train.rank", str(fold.run.path), fold.key, rank.to_json()]
+    descriptors = [] if rank.job.ram_fd is None else [rank.job.ram_fd]
+    with held_back(SIGNALS):  # until it can stop with the others
+        return subprocess.Popen(command, pass_fds=descriptors)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

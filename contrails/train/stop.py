@@ -23,15 +23,16 @@ class StopFlag:
     monotonic clock, which all its processes share and nobody sets. An extended walltime helps, since it is read again.
     """
 
-    def __init__(self, clock: Path | None = None) -> None:
+    def __init__(self, clock: str | None = None) -> None:
         self.reason: str | None = None
-        self._clock = clock
+        self._clock = Path(clock) if clock is not None else None
         self._end, self._read = math.inf, -math.inf
 
     def install(self) -> None:
-        """Handle the signals of schedulers and of Ctrl-C; a second Ctrl-C leaves at once."""
+        """Handle the signals of schedulers and of Ctrl-C, also what was held back; a second Ctrl-C leaves at once."""
         for number in SIGNALS:
             signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def asked(self, needed_s: float = 0.0) -> bool:
         """Return whether to stop: a signal came, or less than `needed_s` of the walltime is left."""

@@ -52,7 +52,7 @@ def trained(make_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFacto
 
 def train(run: Run, *folds: str) -> Run:
     for fold in folds or ("0", "1", "2"):
-        train_fold(run.fold(fold), {})
+        train_fold(run.fold(fold))
     return run
 
 

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("restore_process")
 def ensemble(make_run: Callable[..., Run]) -> Ensemble:
     run = make_run(train={"epochs": 3})
     for fold in ("0", "1", "2"):
-        train_fold(run.fold(fold), {})
+        train_fold(run.fold(fold))
     return make_ensemble([run], run.aggregate("default"), Options(weights="best"), CPU)
 
 
@@ -179,6 +179,67 @@ def test_masks_go_on_where_a_kill_left_them_and_are_never_mixed(
         cli([*arguments, str(out), "--format", "png"], standalone_mode=False)
 
 
+@pytest.mark.parametrize("kind", ["png", "npy"])
+def test_a_damaged_mask_is_told_and_made_again(
+    ensemble: Ensemble, tiny_data: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "masks"
+    command = ["predict", str(ensemble.path), str(tiny_data / "test.h5"), str(out), "--format", kind]
+    cli(command, standalone_mode=False)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(out.glob(f"*.{kind}"))}
+    truncated, emptied, intact = before
+    truncated.write_bytes(before[truncated][0][:-20])
+    emptied.write_bytes(b"")
+    caplog.clear()
+    cli(command, standalone_mode=False)
+    assert {path: path.read_bytes() for path in before} == {path: content for path, (content, _) in before.items()}
+    assert intact.stat().st_mtime_ns == before[intact][1]
+    assert (
+        f"2 masks that were there are damaged or half written, and are made again: 2000.{kind}, 2001.{kind}"
+        in caplog.messages
+    )
+
+
+@pytest.mark.parametrize(("name", "kind"), [("masks", "png"), ("a.csv", "submission"), ("p.h5", "probabilities")])
+def test_the_same_again_is_done_already_and_something_else_is_refused(
+    ensemble: Ensemble, tiny_data: Path, tmp_path: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / name
+
+    def predict(source: str, *options: str) -> str:
+        capsys.readouterr()
+        cli(["predict", str(ensemble.path), str(tiny_data / source), str(out), "--format", kind, *options],
+            standalone_mode=False)  # fmt: skip
+        return capsys.readouterr().out
+
+    what = f"{out}: {'probabilities of ' if kind == 'probabilities' else ''}3 {'records' if '.h5' in name else 'masks'}"
+    assert predict("test.h5") == f"{what}\n"
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert predict("test.h5") == predict("test.h5", "--force") == f"{what}, complete already: nothing to do\n"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path != tmp_path / name} == {
+        path: time for path, time in files.items() if path != tmp_path / name
+    }
+    with pytest.raises(DataError, match=r"or --force to replace"):
+        predict("train.h5")
+    assert "nothing to do" not in predict("train.h5", "--force")
+
+
+def test_a_submission_that_was_changed_is_not_taken_as_done(
+    ensemble: Ensemble, tiny_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a.csv"
+    command = ["predict", str(ensemble.path), str(tiny_data / "test.h5"), str(out)]
+    cli(command, standalone_mode=False)
+    content = out.read_bytes()
+    out.write_bytes(content[:-5])
+    with pytest.raises(
+        DataError, match=r"a.csv exists, and was changed after it was written; .* or --force to replace"
+    ):
+        cli(command, standalone_mode=False)
+    cli([*command, "--force"], standalone_mode=False)
+    assert out.read_bytes() == content
+
+
 def test_no_mask_is_passed_off_as_what_the_folder_is_of_now(
     ensemble: Ensemble, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -215,7 +276,7 @@ def test_a_submission_goes_on_where_a_kill_left_it(
     monkeypatch.setattr("contrails.aggregate.predict.Predictor.__call__", lambda *_: pytest.fail("predicted again"))
     monkeypatch.setattr("contrails.aggregate.predictions._fill", killed)
     cli([*arguments, str(tmp_path / "a.csv")], standalone_mode=False)
-    assert [path.name for path in tmp_path.iterdir() if "a.csv" in path.name] == ["a.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir() if "a.csv" in path.name) == ["a.csv", "a.csv.json"]
 
 
 def test_an_ensemble_can_be_moved_and_a_damaged_one_is_named(

@@ -141,6 +141,35 @@ def test_tiles_are_told_and_those_of_prepare_where_nobody_says_any(
     assert told("--bands=red,green,blue,nir", "--tile=32") == f"tiles of 32 x 32 pixels {untiled.format(8)}"
 
 
+@pytest.mark.parametrize(("out", "options"), [("a.tif", ()), ("a.png", ()), ("p.tif", ("--format=probabilities",))])
+def test_the_same_scene_again_is_done_already(
+    scenes: Path, make_ensemble: MakeEnsemble, out: str, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ensemble, scene = make_ensemble(open_dataset(scenes / "train.h5")), scenes / "raw/scenes/a.tif"
+    run("predict", ensemble, scene, scenes / out, *options)
+    written = (scenes / out).stat().st_mtime_ns
+    assert capsys.readouterr().out == f"{scenes / out}: 70 x 50 pixels\n"
+    run("predict", ensemble, scene, scenes / out, *options)
+    assert capsys.readouterr().out == f"{scenes / out}: 70 x 50 pixels, complete already: nothing to do\n"
+    assert (scenes / out).stat().st_mtime_ns == written
+    with pytest.raises(
+        DataError, match=r"exists, and is of another ensemble, input or option; .* or --force to replace"
+    ):
+        run("predict", ensemble, scene, scenes / out, *options, "--overlap=4")
+    run("predict", ensemble, scene, scenes / out, *options, "--overlap=4", "--force")
+    assert (scenes / out).stat().st_mtime_ns != written
+
+
+def test_a_damaged_geotiff_is_made_again(scenes: Path, make_ensemble: MakeEnsemble) -> None:
+    ensemble, path = make_ensemble(open_dataset(scenes / "train.h5")), scenes / "masks/a.tif"
+    run("predict", ensemble, scenes / "train.h5", scenes / "masks")
+    content = path.read_bytes()
+    for damaged in (content[:-20], content[:30], b""):
+        path.write_bytes(damaged)
+        run("predict", ensemble, scenes / "train.h5", scenes / "masks")
+        assert path.read_bytes() == content
+
+
 def test_what_is_there_is_replaced_by_force_alone(scenes: Path, make_ensemble: MakeEnsemble) -> None:
     ensemble, data = make_ensemble(open_dataset(scenes / "train.h5")), scenes / "train.h5"
     scene = scenes / "raw/scenes/a.tif"

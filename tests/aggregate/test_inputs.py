@@ -62,7 +62,7 @@ def kelvin(tmp_path: Path) -> Ensemble:
 
 def predict(ensemble: Ensemble, path: Path) -> np.ndarray:
     out = path.with_name("out.tif")
-    predict_scene(ensemble, path, out, "probabilities", Cut((32, 32), 8), BANDS, CPU)
+    predict_scene(ensemble, path, out, "probabilities", Cut((32, 32), 8), BANDS, CPU, force=True)
     with rasterio.open(out) as file:
         found: np.ndarray = file.read(1)
     return found

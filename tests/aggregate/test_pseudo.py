@@ -73,7 +73,7 @@ def trained(make_run: MakeRun, data: Path, tmp_path_factory: pytest.TempPathFact
     run = make_run("maker", data=paths(data), train={"epochs": 1})
     if not once.exists():
         for fold in "01":
-            train_fold(run.fold(fold), {})
+            train_fold(run.fold(fold))
         shutil.copytree(run.path / "folds", once)
     shutil.copytree(once, run.path / "folds", dirs_exist_ok=True)
     return make_ensemble([run], run.aggregate("default"), Options(weights="best"), CPU)
@@ -174,7 +174,7 @@ def test_a_run_trains_with_its_own_and_ends_in_the_same_bits_after_a_stop(
         user(make_run, data, folder, weight, name) for name, weight in (("a", 0.5), ("b", 0.5), ("c", 1.0))
     )
     for run in (undisturbed, full):
-        train_fold(run.fold("0"), {})
+        train_fold(run.fold("0"))
     done = undisturbed.fold("0").read_done()
     assert done is not None
     # 3, 4, 5 and 7 of the dataset, and three pseudo-labelled ones in two frames each, two at a time
@@ -189,8 +189,8 @@ def test_a_run_trains_with_its_own_and_ends_in_the_same_bits_after_a_stop(
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "_step", step_and_signal)
         with pytest.raises(Stopped, match="stopped at step 5"):
-            train_fold(stopped.fold("0"), {})
-    train_fold(stopped.fold("0"), {})
+            train_fold(stopped.fold("0"))
+    train_fold(stopped.fold("0"))
     assert digests(stopped.fold("0")) == digests(undisturbed.fold("0"))
     assert digests(full.fold("0")) != digests(undisturbed.fold("0"))
     about = read_about(undisturbed.fold("0").weights / done["weights"]["final"]["file"])
@@ -220,7 +220,7 @@ def test_files_that_changed_since_submission_are_refused(trained: Ensemble, data
     pseudo_path(trained.path / "pseudo", "1").unlink()
     write(trained, data, "--frames", "3")
     with pytest.raises(DataError, match=r"the pseudo-labels \S+fold0.h5 is not the one this run was made for"):
-        train_fold(run.fold("0"), {})
+        train_fold(run.fold("0"))
 
 
 def test_labels_of_another_member_or_run_are_refused_at_submission(

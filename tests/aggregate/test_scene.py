@@ -134,7 +134,7 @@ def test_a_scene_that_was_interrupted_goes_on_below_its_last_strip(
     rows = starts(150, 32, overlap)
     assert min(first_rows) == min(row for row in rows if row + 32 > rows[count])
     assert sorted(path.name for path in image.parent.iterdir()) == [
-        "member.safetensors", "scene.npy", "scene.tif", "undisturbed.tif",
+        "member.safetensors", "scene.npy", "scene.tif", "scene.tif.json", "undisturbed.tif", "undisturbed.tif.json",
     ]  # fmt: skip
 
 

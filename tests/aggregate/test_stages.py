@@ -1,6 +1,7 @@
 """Two stages: where the gate cuts, and what that does to predictions, scores and files."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def gate(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Ensembl
     run = make_run("gate", train={"epochs": 2})
     if not once.exists():
         for fold in "012":
-            train_fold(run.fold(fold), {})
+            train_fold(run.fold(fold))
         shutil.copytree(run.path / "folds", once)
     shutil.copytree(once, run.path / "folds", dirs_exist_ok=True)
     return make_ensemble([run], run.aggregate("default"), Options(weights="best"), CPU)
@@ -212,7 +213,7 @@ def test_an_audit_compares_labels_with_what_members_predicted(
 def test_a_classifier_is_a_gate(gate: Ensemble, make_run: MakeRun, tiny_data: Path) -> None:
     classifier = make_run("classifier", model={"task": "classify"}, train={"epochs": 1}, loss={"terms": ["bce"]})
     for fold in "012":
-        train_fold(classifier.fold(fold), {})
+        train_fold(classifier.fold(fold))
     made = make_ensemble([classifier], classifier.aggregate("default"), Options(weights="best"), CPU)
     image = next(iter(Predicted(made, open_dataset(tiny_data / "train.h5")).values()))
     assert len(np.unique(image)) == 1  # its answer for all of the record
@@ -229,7 +230,7 @@ def classifier(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> R
     run = make_run("classifier", model={"task": "classify"}, train={"epochs": 2}, loss={"terms": ["bce"]})
     if not once.exists():
         for fold in "012":
-            train_fold(run.fold(fold), {})
+            train_fold(run.fold(fold))
         shutil.copytree(run.path / "folds", once)
     shutil.copytree(once, run.path / "folds", dirs_exist_ok=True)
     return run
@@ -271,6 +272,7 @@ def test_a_classifier_is_scored_by_record(classifier: Run, tiny_data: Path, caps
     assert f"Dice by record: {dice:.4f} cross-fitted" in shown
     assert f"AUC {scores['auc']:.4f}" in shown
     assert f"records: {counts['tp']} found, {counts['fp']} false, {counts['fn']} missed" in shown
+    assert "rightly empty (cross-fitted, each fold cut at the threshold that the others chose)" in shown
 
 
 def test_a_classifier_is_evaluated_and_reported_by_record(
@@ -300,6 +302,15 @@ def test_a_classifier_is_evaluated_and_reported_by_record(
         assert text in page
     assert "best Dice by record" in page
     assert "share of pixels" not in page
+    confusion = page.partition('<table class="confusion">')[2].partition("</table>")[0]
+    counts = [int(text) for text in re.findall(r"<td>([0-9]+)<small>", confusion)]
+    assert counts == [made.scores["confusion"][key] for key in ("tp", "fn", "fp", "tn")]
+    assert "By record, cross-fitted, each fold cut at the threshold that the others chose: precision" in page
+    gallery = page.partition('id="gallery"')[2].partition("</section>")[0]
+    for text in ("farthest from the truth first", 'data-kind="farthest"', "probability 0.", "· truth 1", "· truth 0"):
+        assert text in gallery
+    for text in ("Dice", "pixels", "worst", " px"):
+        assert text not in gallery
 
 
 def test_scores_by_record_and_by_pixel_do_not_mix(
@@ -342,3 +353,41 @@ def test_a_record_without_a_label_is_not_far_from_the_truth() -> None:
     rows = [("a", 0, 1, 0, 0, 0.6), ("ignored", 0, 0, 0, 0, 0.9), ("b", 1, 0, 0, 0, 0.3)]
     table = pd.DataFrame(rows, columns=["record_id", "tp", "fp", "fn", "tn", "mean_probability"]).assign(time="")
     assert list(_farthest(table)["record_id"]) == ["b", "a"]
+
+
+def test_masks_of_classifiers_are_told_for_what_they_are(
+    classifier: Run, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = str(tiny_data / "test.h5")
+    cli(["aggregate", str(classifier.path), "--weights", "best", "--data", test], standalone_mode=False)
+    folder = classifier.aggregate("default")
+    warning = (
+        f"warning: {folder} is of classifiers (model.task = 'classify'), which say whether a record holds anything, "
+        "not where: each mask, or row of a submission, holds all pixels of its record or none; to empty the masks of "
+        f"segmenters by it: `contrails aggregate RUN --gate {folder}`"
+    )
+    assert warning in capsys.readouterr().err
+    for out, kind in (("a.csv", "submission"), ("masks", "npy"), ("p.h5", "probabilities")):
+        cli(["predict", str(folder), test, str(tmp_path / out), "--format", kind], standalone_mode=False)
+        assert warning in capsys.readouterr().err
+    assert all(len(np.unique(np.load(path))) == 1 for path in (tmp_path / "masks").glob("*.npy"))
+    with pytest.raises(RunError, match="expected members that predict masks, found classifiers,"):
+        cli(["predict", str(folder), test, str(tmp_path / "pseudo"), "--format", "pseudo"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "warning"),
+    [
+        ("a,1 16\nb,-\n", "warning: 1 masks hold all pixels of their records, the others none, as a classifier's do"),
+        ("a,1 16\nb,1 16\n", "warning: every pixel of every mask is positive"),
+        ("a,-\nb,-\n", "warning: every mask is empty"),
+        ("a,1 16\nb,1 3\n", ""),
+    ],
+)
+def test_a_submission_of_whole_records_is_told(
+    rows: str, warning: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text(f"record_id,encoded_pixels\n{rows}")
+    cli(["submission", "check", str(tmp_path / "a.csv"), "--shape", "4,4"], standalone_mode=False)
+    told = capsys.readouterr().err
+    assert told.startswith(warning) if warning else not told

@@ -64,7 +64,7 @@ def test_a_prediction_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_summary_counts(tmp_path: Path) -> None:
     write_submission(tmp_path / "x.csv", masks("a", "b", "c", "d"))
-    expected = Summary(records=4, empty=1, positive_pixels=6, largest_record="d", largest_pixels=3)
+    expected = Summary(records=4, empty=1, whole=0, positive_pixels=6, largest_record="d", largest_pixels=3)
     assert check_submission(tmp_path / "x.csv", (4, 4)) == expected
     foreign = '\ufeff"record_id","encoded_pixels"\r\n"a","-"\r\n\r\n"d","1 3"\r\n'
     assert check_submission(write(tmp_path / "y.csv", foreign), (4, 4)).positive_pixels == 3
@@ -134,6 +134,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out) == {
         "records": 2,
         "empty": 1,
+        "whole": 0,
         "positive_pixels": 1,
         "largest_record": "b",
         "largest_pixels": 1,

@@ -10,8 +10,8 @@ from contrails.cli.main import cli
 from contrails.cluster.journal import record
 from contrails.errors import RunError, StorageError
 from contrails.files import append_json_line, to_json, write_atomic
+from contrails.processes import process_of
 from contrails.runs import Run
-from contrails.train.attempt import process_of
 
 _ATTEMPT = "folds/0/attempts/001"
 _FILES = (
@@ -41,14 +41,14 @@ def runs(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Run]:
     for run in found:
         fold = run.fold("0")
         attempt = fold.attempt(1)
-        owner = process_of(os.getpid()) | {"started": "2026-01-01T00:00:00+00:00"}
+        owner = process_of(os.getpid()).to_json() | {"started": "2026-01-01T00:00:00+00:00"}
         write_atomic(attempt.job, to_json(owner))
         write_atomic(attempt.state, to_json({"status": "failed", "reason": "no", "step": 3}))
         write_atomic(attempt.ended, to_json({"cause": "error", "step": 0}))
         append_json_line(attempt.metrics, {"step": 1, "train/loss": 1.0})
         append_json_line(attempt.telemetry, {"step": 1})
         record(run, "intent", name="a1", folds=["0"], exclude=[])
-        record(run, "submitted", name="a1", job_id="5", process=process_of(os.getpid()))
+        record(run, "submitted", name="a1", job_id="5", process=process_of(os.getpid()).to_json())
         append_json_line(run.notes, {"text": "a remark"})
         write_atomic(run.provenance, to_json({"user": "me"}))
         write_atomic(run.fold("1").done, to_json({"attempt": 1, "step": 12, "epoch": 3, "best_dice": 0.5}))

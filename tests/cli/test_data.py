@@ -1,6 +1,7 @@
 """`contrails data` as it is typed."""
 
 import json
+import re
 from pathlib import Path
 
 import click
@@ -46,7 +47,7 @@ def test_info_draws_and_prints(tiny_data: Path, tmp_path: Path, capsys: pytest.C
 
 
 def rows(text: str) -> dict[str, str]:
-    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    cells = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in text.splitlines()]
     return {row[0]: row[1] for row in cells if len(row) == 2}
 
 

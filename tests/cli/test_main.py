@@ -2,9 +2,11 @@
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -28,6 +30,18 @@ def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> list[tuple[str
         assert command is not None
         found += commands(command, (*prefix, name)) if isinstance(command, click.Group) else [(*prefix, name)]
     return found
+
+
+_OF_RUNS = (
+    *("status", "logs", "cancel", "resume", "continue", "aggregate", "predict", "evaluate", "runs", "note", "compare"),
+    *("usage", "report", "sync"),
+)
+_OF_SITES = ("aggregate", "continue", "doctor", "drill", "prepare", "resume", "submit", "train")
+_OF_KEYS = (["submit"], ["train"], ["continue"], ["recipe", "show"])
+
+
+def groups(group: click.Group) -> list[tuple[str, ...]]:
+    return sorted({path[:length] for path in commands(group) for length in range(len(path))})
 
 
 @pytest.mark.parametrize("path", commands(cli), ids=" ".join)
@@ -56,9 +70,21 @@ def test_the_list_of_commands_says_what_their_help_says(name: str) -> None:
     _, text = _COMMANDS[name]
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    said = " ".join((command.help or "").split())
-    assert said.startswith(text)
-    assert not said[len(text)].isalnum()  # it ends with a word
+    assert command.get_short_help_str(1000) == text
+
+
+@pytest.mark.parametrize("path", groups(cli), ids=" ".join)
+def test_a_list_of_commands_has_whole_sentences(path: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "contrails", *path, "--help"]
+    environment = dict(os.environ) | {"COLUMNS": "80"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    rows = done.stdout.partition("\nCommands:\n")[2].splitlines()
+    assert rows
+    for row in rows:
+        assert row.startswith("  ")
+        assert not row.startswith("   ")  # the rest of a sentence
+        assert row.endswith(".")
+        assert "..." not in row
 
 
 def imported(arguments: list[str], runs: Path) -> set[str]:
@@ -80,7 +106,10 @@ def test_help_imports_no_command(tmp_path: Path) -> None:
 def test_status_of_a_run_here_reads_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "first/folds/0").mkdir(parents=True)
     (tmp_path / "first/run.toml").write_text("[site]\nname = 'local'\nscheduler = 'local'\n")
-    assert not {"pydantic", "contrails.config", "contrails.cluster.sites"} & imported(["status", "first"], tmp_path)
+    (tmp_path / "first/then.json").write_text('{"command": ["aggregate", "first"], "folds": ["0"]}')
+    assert not {"pydantic", "contrails.config", "contrails.cluster.sites", "torch"} & imported(
+        ["status", "first"], tmp_path
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,18 +119,60 @@ def test_status_of_a_run_here_reads_no_recipe(tmp_path: Path) -> None:
         (["contrails", "data", ""], {"audit", "info", "join", "verify"}),
         (["contrails", "status", "--w"], {"--watch"}),
         (["contrails", "nothing", "--w"], set()),
+        (["contrails", "status", ""], {"first", "second"}),
+        *((["contrails", name, "f"], {"first"}) for name in _OF_RUNS),
+        (["contrails", "compare", "first", "s"], {"second"}),
+        (["contrails", "submit", "--after", "s"], {"second"}),
+        (["contrails", "runs", "--baseline", "s"], {"second"}),
+        *((["contrails", name, "--site", "m"], {"mine"}) for name in _OF_SITES),
+        (["contrails", "submit", "--site", ""], {"local", "mine", "pbs", "slurm"}),
+        *((["contrails", *name, "-o", "train.lr"], {"train.lr="}) for name in _OF_KEYS),
+        (["contrails", "train", "-o", "train.warmup"], {"train.warmup_epochs=", "train.warmup_steps="}),
+        (["contrails", "predict", "first", "da"], {"da"}),  # the shell completes a file
+        (["contrails", "submit", "jo"], {"jo"}),
+        (["contrails", "status", "./"], {"./"}),  # or a folder
     ],
 )
-def test_a_shell_completes_what_is_typed(words: list[str], expected: set[str]) -> None:
-    environment = dict(os.environ) | {
-        "_CONTRAILS_COMPLETE": "bash_complete",
-        "COMP_WORDS": " ".join(words),
-        "COMP_CWORD": str(len(words) - 1),
-    }
-    command = [sys.executable, "-m", "contrails"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def test_a_shell_completes_what_is_typed(words: list[str], expected: set[str], tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.toml").touch()
+    (tmp_path / "jobs/sites").mkdir(parents=True)
+    (tmp_path / "jobs/sites/mine.toml").write_text("not TOML")
+    done = completed(words, tmp_path)
     assert {line.partition(",")[2] for line in done.stdout.splitlines() if line} == expected
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["file", "gone"])
+def test_where_there_is_nothing_to_complete_nothing_is_said(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = completed(["contrails", "status", "f"], tmp_path, CONTRAILS_RUNS=str(tmp_path / name))
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("words", [["contrails", "status", "f"], ["contrails", "submit", "--site", "m"]])
+def test_completion_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    code = f"import sys\nfrom contrails.cli.main import main\ntry: main()\nfinally: print({HEAVY!r} & set(sys.modules))"
+    done = completed(words, tmp_path, [sys.executable, "-c", code])
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def completed(
+    words: list[str], cwd: Path, command: Sequence[str] = (sys.executable, "-m", "contrails"), **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Complete the last of the words as bash does."""
+    environment = (
+        dict(os.environ)
+        | {
+            "CONTRAILS_RUNS": str(cwd / "runs"),
+            "_CONTRAILS_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(words),
+            "COMP_CWORD": str(len(words) - 1),
+        }
+        | more
+    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
 def test_an_unknown_command_names_the_nearest() -> None:
@@ -155,3 +226,31 @@ def test_ctrl_c_and_a_closed_pipe_are_no_tracebacks(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, "status"], capture_output=True, env=environment, check=False)
     assert done.returncode == 130
     assert b"Traceback" not in done.stderr
+
+
+_FILE = re.compile(r"(?:data|filelists)/[\w/-]+\.(?:h5|csv)\b")
+STAND_INS = {
+    "filelists/from-a-colleague.csv",
+    "data/demo/raw/sample_submission.csv",
+    "data/clouds/sample_submission.csv",
+}
+"""Somebody else's, or made by `contrails demo`."""
+
+
+def test_every_file_of_an_example_is_made_by_an_example() -> None:
+    helps = [(cli.get_command(click.Context(cli), path[0]), path) for path in commands(cli)]
+    texts = [(cli.help or "").split("Example:")[1]]
+    for command, path in helps:
+        for name in path[1:]:
+            assert isinstance(command, click.Group)
+            command = command.get_command(click.Context(command), name)
+        assert command is not None
+        texts.append((command.help or "").split("Example:")[1])
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    shell = "\n".join(re.findall("```sh\n(.*?)```", readme, re.DOTALL)).replace("\\\n", " ")
+    for text in ("\n".join(texts), shell):
+        lines = [line.split("#")[0].split() for line in text.splitlines() if line.strip().startswith("contrails ")]
+        made = {word for words in lines for word, before in zip(words[1:], words, strict=False) if before == "-o"}
+        made |= {words[3] for words in lines if words[1] == "prepare"}
+        used = {path for words in lines for path in _FILE.findall(" ".join(words))}
+        assert used - made == STAND_INS & used

@@ -13,9 +13,9 @@ from conftest import MakeRun, freeze
 import contrails
 from contrails.cli.main import cli
 from contrails.cluster.dispatch import choose_folds
-from contrails.cluster.ends import NEXT_STEP, write_end
+from contrails.cluster.ends import write_end
 from contrails.cluster.freeze import freeze_code
-from contrails.cluster.scheduler import Cause
+from contrails.cluster.outcomes import OUTCOMES, Cause
 from contrails.data.store import open_dataset
 from contrails.errors import DataError, RecipeError
 from contrails.files import to_json, write_atomic
@@ -84,7 +84,7 @@ def test_a_mistyped_site_changes_nothing_of_a_run(make_run: MakeRun) -> None:
     assert [path.name for path in run.path.iterdir() if path.name.startswith("code")] == ["code"]
 
 
-@pytest.mark.parametrize("cause", NEXT_STEP)
+@pytest.mark.parametrize("cause", OUTCOMES)
 @pytest.mark.parametrize("name", ["first", "a run of mine"])
 def test_what_status_asks_for_is_typed(
     cause: Cause, name: str, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -92,6 +92,34 @@ def test_ctrl_c_says_how_much_is_packed(tmp_path: Path) -> None:
     assert "no entry" not in again.stderr
 
 
+INTERRUPTED = """
+import os, signal, sys
+if "forkserver" in " ".join(sys.orig_argv):
+    os.kill(os.getpid(), signal.SIGINT)
+    class Importing:
+        def find_spec(self, name, path=None, target=None):
+            if name == "contrails.data.pack":
+                os.kill(os.getpid(), signal.SIGINT)
+    sys.meta_path.insert(0, Importing())
+"""
+"""Ctrl-C as the processes start from which workers are forked, and as the workers import what they do."""
+
+
+def test_ctrl_c_while_workers_are_imported_is_no_traceback(tiny_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+    done = subprocess.run(
+        [sys.executable, "-m", "contrails", "prepare", str(tiny_data / "raw"), "d.h5", "--workers", "2"],
+        cwd=tmp_path,
+        env=dict(os.environ) | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    assert "Traceback" not in done.stderr
+    assert (done.returncode, "d.h5: 12 records" in done.stdout) == (0, True), done.stderr
+
+
 @pytest.mark.parametrize("text", ["0/5", "6/5", "0/0", "x", "", "2", "2/", "/5", "2/5/6", "-1/5", "1.5/5", " 2/5"])
 def test_a_share_that_is_none_is_refused(tiny_data: Path, tmp_path: Path, text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"'.*': expected I/N with I from 1 to N, such as 2/5") as caught:

@@ -16,6 +16,7 @@ from contrails.cluster.states import FoldState
 from contrails.files import append_json_line, to_json, write_atomic
 from contrails.runs import Run
 from contrails.train.attempt import Heart, claim_attempt
+from contrails.train.context import JobContext
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def training(make_run: MakeRun) -> Run:
     """A run whose fold 0 is being trained by this process, as far as its files say."""
     run = make_run("watched")
     fold = run.fold("0")
-    attempt = claim_attempt(fold, {"scheduler": None, "job_id": None, "device": "cpu"}, lambda: True)
+    attempt = claim_attempt(fold, JobContext(), {"device": "cpu"}, lambda: True)
     heart = Heart(fold, attempt)
     heart.start()
     heart.stop(status="running", step=4, num_steps=12, epoch=1, num_epochs=3, seconds_per_step=60.0, best_dice=0.25)
@@ -97,7 +98,7 @@ def test_hours_survive_a_copy(training: Run, capsys: pytest.CaptureFixture[str])
 def test_a_narrow_table_cuts_no_figure(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(status, "_WIDTH", 80)
+    monkeypatch.setenv("COLUMNS", "80")
     row = FoldState("0", "cancelled", 12, 11_800, 12_000, 58, 60, 0.6123, 3723.0, node="gpu-node-17.cluster")
     status.print_states(make_run(), [row])
     lines = capsys.readouterr().out.splitlines()

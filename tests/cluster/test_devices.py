@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from contrails.cli.main import cli
-from contrails.cluster.devices import has_kernels, visible_devices
+from contrails.cluster.devices import visible_devices
 from contrails.cluster.doctor import judge_gpus
 from contrails.errors import NodeError
+from contrails.gpu import has_kernels
 
 from local_site import Site
 from slurm_site import fresh_path

@@ -5,17 +5,8 @@ from typing import get_args
 
 import pytest
 
-from contrails.cluster.ends import (
-    FINAL,
-    NEXT_STEP,
-    cause_of_exit,
-    next_step,
-    read_end,
-    retries_left,
-    unstick,
-    write_end,
-)  # fmt: skip
-from contrails.cluster.scheduler import Cause
+from contrails.cluster.ends import read_end, retries_left, write_end
+from contrails.cluster.outcomes import OUTCOMES, Cause, cause_of_exit, next_step, unstick
 from contrails.cluster.sites import Retries
 from contrails.files import write_atomic
 from contrails.runs import Fold, Run
@@ -27,26 +18,31 @@ def fold(tmp_path: Path) -> Fold:
 
 
 @pytest.mark.parametrize(
-    ("code", "reason", "cause"),
+    ("code", "cause"),
     [
-        (137, "", "memory"),
-        (-9, "", "memory"),
-        (-7, "", "dataset"),
-        (9, "NodeError: no GPU", "node"),
-        (4, "DataError: ... is damaged", "data"),
-        (8, "TrainingError: fold 0 does not fit in the GPU's memory: ...", "gpu_memory"),
-        (8, "TrainingError: no longer finite", "error"),
-        (1, "TypeError", "error"),
-        (75, "", "lost"),
-        (-11, "", "lost"),
+        (137, "memory"),
+        (-9, "memory"),
+        (-7, "dataset"),
+        (9, "node"),
+        (4, "data"),
+        (11, "gpu_memory"),
+        (8, "error"),
+        (1, "error"),
+        (75, "lost"),
+        (-11, "lost"),
     ],
 )
-def test_exit_codes(code: int, reason: str, cause: Cause) -> None:
-    assert cause_of_exit(code, reason) == cause
+def test_exit_codes(code: int, cause: Cause) -> None:
+    assert cause_of_exit(code) == cause
 
 
-def test_every_cause_has_a_next_step() -> None:
-    assert set(NEXT_STEP) == set(get_args(Cause))
+def test_the_table_has_every_cause_and_the_readme_says_it() -> None:
+    assert set(OUTCOMES) == set(get_args(Cause))
+    assert {cause for cause, outcome in OUTCOMES.items() if not outcome.is_final} >= set(Retries.model_fields)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for cause, outcome in OUTCOMES.items():
+        row = f"| {cause} | {outcome.seen} | {outcome.exit_code or ''} | {outcome.action} |"
+        assert row in readme.splitlines()
 
 
 def test_a_start_that_took_all_of_the_time_and_a_refusal(fold: Fold) -> None:
@@ -74,7 +70,7 @@ def test_a_budget_is_used_up_by_the_same_cause_at_the_same_snapshot(fold: Fold) 
 
 def test_a_traceback_and_a_cancelled_job_are_not_tried_again(fold: Fold) -> None:
     fold.attempt(1).path.mkdir(parents=True)
-    for cause in FINAL:
+    for cause in (cause for cause, outcome in OUTCOMES.items() if outcome.is_final):
         write_end(fold, fold.attempt(1), cause)
         assert retries_left(fold, cause, Retries()) <= 0
 

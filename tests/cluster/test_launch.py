@@ -21,6 +21,7 @@ from contrails.config import RunConfig
 from contrails.files import read_hint, read_json, read_toml
 from contrails.runs import Fold, Run
 from contrails.sections.reading import parse
+from contrails.train.context import JobContext
 
 from dataset_edits import flip_a_bit
 from local_site import Site, eventually
@@ -237,7 +238,7 @@ def test_children_share_memory_and_the_slots_of_the_job(site: Site, config: RunC
         Slot(lock, f"GPU-{lock.stem}"): os.open(lock, os.O_CREAT | os.O_RDWR)
         for lock in (site.root / "2.lock", site.root / "5.lock")
     }
-    assert launch(run, config, ["0", "1", "2"], {}, slots) == 0
+    assert launch(run, config, ["0", "1", "2"], JobContext(), slots) == 0
     told = [json.loads((run.path / f"told-{key}").read_text()) for key in "012"]
     assert [gpu for gpu, *_ in told] == ["GPU-2", "GPU-5", "GPU-2"]
     assert len({memory for _, memory, *_ in told}) == 1
@@ -260,7 +261,7 @@ def test_the_exit_code_is_that_of_a_failure_before_that_of_a_stop(
         f"import os, sys\nexit = os._exit\ndef kill(number): os.kill(os.getpid(), number)\n"
         f"eval({ends!r}[int(sys.argv[2])])\n"
     )
-    assert launch(Run(site.root / "runs" / "tiny"), config, ["0", "1"], {}, {}) == code
+    assert launch(Run(site.root / "runs" / "tiny"), config, ["0", "1"], JobContext(), {}) == code
 
 
 @pytest.mark.usefixtures("restore_process")
@@ -275,7 +276,7 @@ def test_a_child_that_had_no_attempt_or_ended_its_own_is_only_told(
         "    path.write_text(json.dumps(json.loads(path.read_text()) | {'pid': os.getpid()}))\n"
         "os.kill(os.getpid(), 11)\n"
     )
-    assert launch(fold.run, config, ["0", "all"], {}, {}) == 139
+    assert launch(fold.run, config, ["0", "all"], JobContext(), {}) == 139
     told = capfd.readouterr().err
     assert f"error: fold 0, attempt 1: ended by SIGSEGV; go on with `contrails resume {fold.run.typed}`" in told
     assert "error: fold all, before it began an attempt: ended by SIGSEGV" in told

@@ -11,6 +11,7 @@ from contrails.cluster.exact import differences
 from contrails.files import read_json, to_json, write_atomic
 from contrails.runs import Fold, Run
 from contrails.train.attempt import claim_attempt
+from contrails.train.context import JobContext
 from contrails.train.fold import train_fold
 
 from local_site import Site, eventually
@@ -141,11 +142,11 @@ def test_the_code_of_today_makes_a_run_inexact_and_says_so(site: Site) -> None:
 def test_a_recipe_that_was_edited_under_way_makes_a_run_inexact(make_run: Callable[..., Run]) -> None:
     fold = make_run(train={"epochs": 1}).fold("0")
     for _ in range(2):
-        train_fold(fold, {})
+        train_fold(fold)
         assert differences(fold) == ()
         fold.done.unlink()  # there is more to do
     fold.run.toml.write_text(fold.run.toml.read_text().replace("epochs = 1", "epochs = 2"))
-    train_fold(fold, {})
+    train_fold(fold)
     (difference,) = differences(fold)
     assert difference.startswith("attempt 3: recipe ")
 
@@ -161,6 +162,19 @@ def test_differences_name_what_differs_of_attempts_that_trained(tmp_path: Path) 
         write_atomic(fold.attempt(number).job, to_json(owner))
         write_atomic(fold.attempt(number).state, to_json({"step": step}))
     assert differences(fold) == ("attempt 3: torch 3.0, was 2.9",)
+
+
+def test_another_driver_is_a_difference_and_one_that_was_not_written_down_is_none(tmp_path: Path) -> None:
+    for name, drivers, expected in (
+        ("old", (None, "570.86.15"), ()),
+        ("new", ("535.183.01", "570.86.15"), ("attempt 2: driver 570.86.15, was 535.183.01",)),
+    ):
+        fold = Fold(tmp_path / name / "folds" / "0")
+        for number, driver in enumerate(drivers, start=1):
+            owner = {"gpu": "A, CUDA 13.0"} | ({} if driver is None else {"driver": driver})
+            write_atomic(fold.attempt(number).job, to_json(owner))
+            write_atomic(fold.attempt(number).state, to_json({"step": 4}))
+        assert differences(fold) == expected
 
 
 def test_processors_of_one_name_differ_in_their_instructions(tmp_path: Path) -> None:
@@ -179,6 +193,7 @@ def test_processors_of_one_name_differ_in_their_instructions(tmp_path: Path) -> 
 def test_an_attempt_says_what_vector_instructions_its_machine_has(tmp_path: Path) -> None:
     path = Path("/proc/cpuinfo")
     flags = set(path.read_text().split()) if path.exists() else set()
-    said = set(read_json(claim_attempt(Fold(tmp_path / "run" / "folds" / "0"), {}, lambda: True).job)["simd"].split())
+    attempt = claim_attempt(Fold(tmp_path / "run" / "folds" / "0"), JobContext(), {}, lambda: True)
+    said = set(read_json(attempt.job)["simd"].split())
     assert said <= flags
     assert {"avx2", "avx512f", "asimd"} & said == {"avx2", "avx512f", "asimd"} & flags

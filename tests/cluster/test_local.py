@@ -11,8 +11,8 @@ import tomli_w
 
 from contrails.cluster.journal import newest_submissions, submissions
 from contrails.files import read_hint, read_json, read_json_lines, to_json, write_atomic
+from contrails.processes import process_of
 from contrails.runs import Run
-from contrails.train.attempt import process_of
 
 from local_site import Site, eventually
 
@@ -65,7 +65,7 @@ def test_a_restart_of_the_machine_is_seen_and_resumed(site: Site) -> None:
     fold.done.unlink()  # as it was just before its end
     attempt = fold.attempt(1)
     # another process has the number of the one that trained
-    owner = read_json(attempt.job) | process_of(os.getpid()) | {"boot_id": "that of yesterday"}
+    owner = read_json(attempt.job) | process_of(os.getpid()).to_json() | {"boot_id": "that of yesterday"}
     write_atomic(attempt.job, to_json(owner))
     write_atomic(attempt.state, to_json(read_json(attempt.state) | {"status": "running"}))
     assert site.states()["0"]["state"] == "lost"
@@ -187,7 +187,10 @@ def test_training_in_the_foreground_shows_the_model(site: Site) -> None:
     assert "\nparameters: 81,625\n" in done.stderr
     assert "input (2, 3, 32, 32) -> output (2, 32, 32)" in done.stderr
     assert site.states("tiny-debug")["0"]["state"] == "done"
-    assert site.run("train", "tiny.toml", "--debug").returncode == 0  # made afresh each time
+    tiny = (site.root / "tiny.toml").read_text()
+    (site.root / "long.toml").write_text(tiny.replace("[train]\n", "[train]\nsteps = 100000\n"))
+    assert site.run("train", "long.toml", "--debug", "--name", "tiny").returncode == 0  # made afresh each time
+    assert site.states("tiny-debug")["0"]["num_steps"] < 20
 
 
 def test_a_site_can_ask_for_staging_and_for_a_projection_beside_the_job(site: Site) -> None:

@@ -6,9 +6,8 @@ import sys
 import psutil
 import pytest
 
-from contrails.cluster.ends import cause_of_exit
 from contrails.cluster.memory import Peak, peak_of, used_by_children_gb
-from contrails.cluster.scheduler import Cause
+from contrails.cluster.outcomes import Cause, cause_of_exit
 
 
 @pytest.mark.parametrize(
@@ -17,9 +16,9 @@ from contrails.cluster.scheduler import Cause
      (Peak(float("inf"), 2.0), "memory")],
 )  # fmt: skip
 def test_a_kill_far_from_the_limit_is_not_for_memory(peak: Peak | None, cause: Cause) -> None:
-    assert cause_of_exit(-9, "", peak) == cause
-    assert cause_of_exit(137, "", peak) == cause
-    assert cause_of_exit(-7, "", peak) == "dataset"
+    assert cause_of_exit(-9, peak) == cause
+    assert cause_of_exit(137, peak) == cause
+    assert cause_of_exit(-7, peak) == "dataset"
 
 
 def test_without_a_limit_of_the_job_that_of_the_machine_counts() -> None:

@@ -3,11 +3,9 @@
 import os
 import shlex
 import subprocess
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,6 +20,7 @@ from contrails.cluster.scheduler import Check, Reference, Request
 from contrails.cluster.sites import Retries, Site
 from contrails.errors import ClusterError
 from contrails.files import read_toml
+from contrails.processes import Process
 from contrails.sections.reading import parse
 
 from fake_pbs import FakePbs
@@ -135,11 +134,11 @@ def test_what_no_node_can_run_is_not_submitted(fake: FakePbs, tmp_path: Path) ->
 
 def test_a_lost_job_is_found_by_its_name(fake: FakePbs, tmp_path: Path) -> None:
     site = Site(name="s", scheduler="pbs")
-    accepted: list[tuple[str, Mapping[str, Any]]] = []
+    accepted: list[tuple[str, Process | None]] = []
     announced: list[Path] = []
     request = Request("ctnameg0a1", print, ())
     job_id = openpbs.submit(tmp_path, site, request, announced.append, lambda *said: accepted.append(said))
-    assert accepted == [(job_id, {})]
+    assert accepted == [(job_id, None)]
     now = datetime.now().timestamp()
     (job,) = openpbs.look([Reference(name, tmp_path, now) for name in ("ctnameg0a1", "ctnameg0a2")]).values()
     assert (job.job_id, job.name, job.state) == (job_id, "ctnameg0a1", "waiting")

@@ -4,7 +4,6 @@ import ast
 import inspect
 import os
 import signal
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ from contrails.cluster import local, openpbs, slurm
 from contrails.cluster.scheduler import SCHEDULERS, Request, Scheduler, scheduler_called
 from contrails.cluster.sites import Site
 from contrails.errors import ClusterError
-from contrails.train.attempt import is_dead
+from contrails.processes import Process
 
 from local_site import eventually
 
 _PACKAGE = Path(contrails.__file__).parent
 _MODULES: list[Scheduler] = [local, slurm, openpbs]
 """As mypy sees them: each has all that is asked of a scheduler."""
-_KNOW_NAMES = {"cluster/scheduler.py", "cluster/sites.py", "cluster/local.py"}
+_KNOW_NAMES = {"cluster/profiles.py", "cluster/scheduler.py", "cluster/sites.py", "cluster/local.py"}
 """The table of all schedulers, the choice of the default one, and submitit's own word for the local one."""
 
 
@@ -65,10 +64,11 @@ def test_nobody_compares_with_the_name_of_this_machines_scheduler() -> None:
 def test_a_job_of_this_machine_is_known_before_it_works_and_has_a_session_of_its_own(tmp_path: Path) -> None:
     said: list[Any] = []
 
-    def accept(job_id: str, process: Mapping[str, Any]) -> None:
+    def accept(job_id: str, process: Process | None) -> None:
         assert not (folder / f"{job_id}_submitted.pkl").exists()  # without it the job waits
-        assert not is_dead(dict(process))
-        said.append((int(job_id), process["pid"], os.getsid(int(job_id))))
+        assert process is not None
+        assert not process.is_dead()
+        said.append((int(job_id), process.pid, os.getsid(int(job_id))))
 
     folder, made = tmp_path / "submitit" / "ctf0a1", tmp_path / "made"
     folder.mkdir(parents=True)

@@ -17,8 +17,8 @@ from contrails.cluster.slurm_text import parse_squeue
 from contrails.cluster.states import ALIVE, FoldState, fold_state
 from contrails.cluster.submission import _intend
 from contrails.files import to_json, write_atomic
+from contrails.processes import process_of
 from contrails.runs import Fold, Run
-from contrails.train.attempt import process_of
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_failure_keeps_its_reason_and_a_stop_its_step(fold: Fold) -> None:
 def test_a_process_that_ended_with_its_launcher_and_without_a_word_is_lost(fold: Fold) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
-    owner = process_of(ended.pid)
+    owner = process_of(ended.pid).to_json()
     write_atomic(fold.attempt(1).state, to_json({"status": "running", "step": 3}))
     write_atomic(fold.attempt(1).job, to_json(owner | {"pid": os.getpid(), "host": "elsewhere"}))
     assert fold_state(fold).state == "running"
@@ -70,7 +70,7 @@ def test_a_process_that_ended_with_its_launcher_and_without_a_word_is_lost(fold:
 
 
 def test_what_trained_before_a_restart_of_the_machine_is_lost_until_it_is_cancelled(fold: Fold) -> None:
-    write_atomic(fold.attempt(1).job, to_json(process_of(os.getpid()) | {"boot_id": "that of yesterday"}))
+    write_atomic(fold.attempt(1).job, to_json(process_of(os.getpid()).to_json() | {"boot_id": "that of yesterday"}))
     write_atomic(fold.attempt(1).state, to_json({"status": "running", "step": 3, "time": time.time()}))
     state = fold_state(fold)
     assert state.state == "lost"
@@ -81,7 +81,7 @@ def test_what_trained_before_a_restart_of_the_machine_is_lost_until_it_is_cancel
 
 def test_an_attempt_on_another_machine_is_lost_when_it_is_silent(fold: Fold) -> None:
     attempt = fold.attempt(1)
-    write_atomic(attempt.job, to_json(process_of(os.getpid()) | {"host": "elsewhere"}))
+    write_atomic(attempt.job, to_json(process_of(os.getpid()).to_json() | {"host": "elsewhere"}))
     long_ago, now = time.time() - 200, time.time()
     for said, written, state in ((now, now, "running"), (long_ago, now, "running"), (long_ago, long_ago, "lost")):
         write_atomic(attempt.state, to_json({"status": "running", "time": said}))
@@ -98,7 +98,7 @@ def test_an_attempt_that_does_not_say_whose_it_is_is_judged_by_its_launcher_and_
     os.utime(fold.attempt(1).path)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as launcher:
         record(fold.run, "intent", name="a1", folds=["0"], exclude=[])
-        record(fold.run, "submitted", name="a1", job_id=str(launcher.pid), process=process_of(launcher.pid))
+        record(fold.run, "submitted", name="a1", job_id=str(launcher.pid), process=process_of(launcher.pid).to_json())
         assert fold_state(fold).state == "waiting"
         launcher.kill()
     assert fold_state(fold).state == "lost"
@@ -108,7 +108,7 @@ def test_what_to_do_is_said_once_where_the_launcher_has_said_it(fold: Fold) -> N
     fold.run.path.mkdir()
     launcher = subprocess.Popen(["sleep", "60"])
     record(fold.run, "intent", name="a1", folds=["0"], exclude=[])
-    record(fold.run, "submitted", name="a1", job_id="7", process=process_of(launcher.pid))
+    record(fold.run, "submitted", name="a1", job_id="7", process=process_of(launcher.pid).to_json())
     launcher.kill()
     launcher.wait()
     log = fold.run.job_folder("a1") / "7_0_log.err"
@@ -123,7 +123,7 @@ def test_what_to_do_is_said_once_where_the_launcher_has_said_it(fold: Fold) -> N
 
 
 def test_a_job_that_waits_on_another_machine_says_where(fold: Fold) -> None:
-    launcher = process_of(os.getpid()) | {"host": "elsewhere"}
+    launcher = process_of(os.getpid()).to_json() | {"host": "elsewhere"}
     fold.run.path.mkdir()
     record(fold.run, "intent", name="a1", folds=["0"], exclude=[])
     record(fold.run, "submitted", name="a1", job_id=str(os.getpid()), process=launcher)
@@ -133,7 +133,7 @@ def test_a_job_that_waits_on_another_machine_says_where(fold: Fold) -> None:
 
 
 def test_a_result_that_was_removed_is_lost_not_done(fold: Fold) -> None:
-    write_atomic(fold.attempt(1).job, to_json(process_of(os.getpid())))
+    write_atomic(fold.attempt(1).job, to_json(process_of(os.getpid()).to_json()))
     write_atomic(fold.attempt(1).state, to_json({"status": "done"}))
     assert fold_state(fold).state == "lost"
 

@@ -1,5 +1,6 @@
 """What follows the last fold: started once, whoever dies between its claim and its end."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from contrails.cluster.sites import site_of
 from contrails.cluster.then import ask_for, forget_failure, left_to_do, start_if_due
 from contrails.config import to_toml
 from contrails.files import read_hint, read_json_lines, to_json, write_atomic
+from contrails.processes import process_of
 from contrails.runs import Run
-from contrails.train.attempt import process_of
 
 from fake_pbs import FakePbs
 from local_site import eventually
@@ -79,7 +80,7 @@ def dying_in(function: str) -> str:
 
 def ended() -> dict[str, Any]:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        return process_of(process.pid)
+        return process_of(process.pid).to_json()
 
 
 def test_it_follows_the_last_fold_and_once(run: Run) -> None:
@@ -95,10 +96,43 @@ def test_it_follows_the_last_fold_and_once(run: Run) -> None:
     assert (times(run), code(run), left_to_do(run, None)) == (1, 0, None)
 
 
+def test_status_says_where_it_stands_and_writes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    ask_for(run, ["note", "first", "it came"], ["0", "1"])
+    assert "then `contrails note first 'it came'`: waiting, for 1 of 2 folds\n" in told(run, capsys)
+    write_atomic(run.fold("1").done, run.fold("0").done.read_bytes())
+    assert "'it came'`: not started\nevery fold is finished; what was to follow has not been" in told(run, capsys)
+    write_atomic(run.then_claim, to_json(process_of(os.getpid()).to_json() | {"time": time.time()}))
+    assert "'it came'`: running\n" in told(run, capsys)
+    write_atomic(run.then_claim, to_json(ended()))
+    assert "'it came'`: lost\nevery fold is finished; what was to follow was interrupted" in told(run, capsys)
+    write_atomic(run.then_claim, to_json({"code": 5}))
+    assert "'it came'`: failed\nevery fold is finished; what was to follow failed with exit code 5" in told(run, capsys)
+    write_atomic(run.then_claim, to_json({"code": 0}))
+    assert told(run, capsys).endswith("'it came'`: done\n")
+    ask_for(run, [], [])
+    assert "then `" not in told(run, capsys)
+
+
+def told(run: Run, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what `contrails status` says as text, and check that JSON agrees and that nothing was written."""
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    capsys.readouterr()
+    cli(["status", "first", "--json"], standalone_mode=False)
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["fold"] for row in rows["first"]] == [fold.key for fold in run.folds()]
+    cli(["status", "first"], standalone_mode=False)
+    text = capsys.readouterr().out
+    if "--then" in rows:
+        row = rows["--then"]["first"]
+        assert f"then `{row['command']}`: {row['state']}" in text
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+    return text
+
+
 def test_a_job_of_the_run_that_is_still_there_starts_it(run: Run) -> None:
     launcher = subprocess.Popen(["sleep", "600"])
     record(run, "intent", name="ct01", folds=["0"], exclude=[])
-    record(run, "submitted", name="ct01", job_id="local-1", process=process_of(launcher.pid))
+    record(run, "submitted", name="ct01", job_id="local-1", process=process_of(launcher.pid).to_json())
     assert left_to_do(run, None) is None
     launcher.kill()
     launcher.wait()
@@ -135,14 +169,14 @@ def test_a_claimant_that_was_killed_with_its_command_leaves_it(run: Run) -> None
     ids=["alive", "before the last boot", "elsewhere"],
 )
 def test_a_claim_is_judged_by_its_process(run: Run, owner: dict[str, Any], is_free: bool) -> None:
-    write_atomic(run.then_claim, to_json(process_of(os.getpid()) | {"time": time.time()} | owner))
+    write_atomic(run.then_claim, to_json(process_of(os.getpid()).to_json() | {"time": time.time()} | owner))
     start(run)
     assert times(run) == is_free
 
 
 def test_a_claim_of_another_machine_is_free_when_it_is_silent(run: Run) -> None:
     long_ago = time.time() - 200
-    write_atomic(run.then_claim, to_json(process_of(os.getpid()) | {"host": "elsewhere", "time": long_ago}))
+    write_atomic(run.then_claim, to_json(process_of(os.getpid()).to_json() | {"host": "elsewhere", "time": long_ago}))
     os.utime(run.then_claim, (long_ago, long_ago))
     start(run)
     assert times(run) == 1
@@ -182,11 +216,14 @@ def test_a_claimant_on_a_cluster_may_die_anywhere(
     assert [job.name[-4:] for job in submissions(queued) if job.job_id is not None] in (["g0a1"], ["g0a2"])
 
 
-def test_a_job_that_vanished_is_said_and_submitted_again(queued: Run, fake: FakePbs) -> None:
+def test_a_job_that_vanished_is_said_and_submitted_again(
+    queued: Run, fake: FakePbs, capsys: pytest.CaptureFixture[str]
+) -> None:
     fake.configure(slots=0)
     start(queued)
     (job,) = submissions(queued)
     assert left_to_do(queued, ask_schedulers([queued])[queued]) is None
+    assert f": queued, job {job.job_id}, " in told(queued, capsys)
     subprocess.run(["qdel", "-W", "force", str(job.job_id)], check=False)
     eventually(lambda: "was lost with its job" in str(left_to_do(queued, ask_schedulers([queued])[queued])))
     fake.configure(slots=4)
@@ -194,6 +231,7 @@ def test_a_job_that_vanished_is_said_and_submitted_again(queued: Run, fake: Fake
     eventually(lambda: code(queued) == 0)
     assert times(queued) == 1
     assert left_to_do(queued, ask_schedulers([queued])[queued]) is None
+    assert told(queued, capsys).endswith(": done\n")
 
 
 def test_the_end_of_an_older_job_says_nothing_of_the_newer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,13 +211,20 @@ def test_rows_that_were_never_written_are_not_made_up(path: Path, how: Callable[
     assert not path.with_name("new.h5").exists()
 
 
-def test_a_shard_stays_one(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_shard_stays_one(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for index in (1, 2):
         cli(["prepare", str(tiny_data / "raw"), str(tmp_path / "d.h5"), f"--shard={index}/2"], standalone_mode=False)
     compressed = tmp_path / "compressed.h5"
     (tmp_path / "d-1of2.h5").rename(compressed)
     change(compressed, _stored("bands", compression="gzip"))
-    rewrite(compressed, tmp_path / "d-1of2.h5")
+    for out, shard in (("other.h5", "compressed-1of2.h5"), ("d-1of2.h5", "d-1of2.h5")):
+        capsys.readouterr()
+        cli(["data", "join", str(compressed), "-o", str(tmp_path / out)], standalone_mode=False)
+        whole = tmp_path / shard.replace("-1of2", "")
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f"warning: {tmp_path / out} is shard 1 of 2 alone: with it as {tmp_path / shard} and the other shards "
+            f"beside it, `contrails data join {whole}` makes the file of all records"
+        )
     cli(["data", "join", str(tmp_path / "d.h5")], standalone_mode=False)
     assert (tmp_path / "d.h5").read_bytes() == (tiny_data / "train.h5").read_bytes()
 

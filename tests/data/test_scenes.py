@@ -302,7 +302,7 @@ def test_a_turned_scene_keeps_its_map(tmp_path: Path) -> None:
 def test_scenes_of_a_split_that_have_labels_or_are_those_of_another_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    raw, labelled = tmp_path / "raw", "records of the split test have masks, and are packed with these labels"
+    raw, labelled = tmp_path / "raw", "scenes of the split test have masks, and are packed with these labels"
     for name in "ab":
         write_scene(raw, name)
     (raw / "masks/b.tif").unlink()

@@ -11,6 +11,7 @@ from torch import nn
 from contrails.config import Recipe
 from contrails.errors import RecipeError
 from contrails.models.build import build_model
+from contrails.models.names import find_encoder
 from contrails.models.network import _both
 from contrails.models.segmenter import Segmenter
 from contrails.train.optim import freeze
@@ -104,6 +105,19 @@ def test_a_stem_without_stride_sees_finer() -> None:
     inputs = torch.rand(1, 3, 64, 64)
     fine, coarse = (built(stem_stride=stride).eval().model.encoder(inputs)[-1].shape[-1] for stride in (1, 2))
     assert (fine, coarse) == (16, 8)
+
+
+@pytest.mark.parametrize(
+    "encoder", ["resnet34", "tu-tf_efficientnetv2_b0", "tu-resnest14d", "mobileone_s0", "tu-dla34"]
+)
+def test_a_stem_without_stride_doubles_the_features_of_what_is_let_through(encoder: str) -> None:
+    model: dict[str, Any] = {"encoder": encoder, "stem_stride": 1}
+    if not find_encoder(encoder).stem:
+        with pytest.raises(RecipeError, match=f"model.stem_stride = 1: the features of {encoder}"):
+            built(**model)
+        return
+    features = built(**model).eval().model.encoder(torch.rand(1, 3, 64, 64))
+    assert [feature.shape[-1] for feature in features] == [64, 64, 32, 16]
 
 
 @pytest.mark.parametrize("architecture", ["UnetPlusPlus", "MAnet", "Linknet", "FPN"])

@@ -13,7 +13,7 @@ from contrails.config import Recipe
 from contrails.errors import RecipeError
 from contrails.models.build import build_model
 from contrails.models.names import require_useful
-from contrails.models.sizes import padded, require_size
+from contrails.models.sizes import padded, require_piece, require_size
 
 
 def recipe(model: dict[str, Any], **tables: Any) -> Recipe:
@@ -112,6 +112,77 @@ def test_a_piece_of_one_record_is_refused_where_it_does_not_train(norm: str) -> 
         require_size(asked, 64, 64)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         network(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        (
+            {"architecture": "PSPNet", "encoder": "tu-efficientnet_lite0"},
+            {},
+            (
+                "model.encoder = 'tu-efficientnet_lite0' has batch norm on one value a record of 32 x 32 pixels, and "
+                "needs 2 records in a piece, found train.batch_size = 2 with train.accumulate = 2; change one of "
+                "these, or set model.encoder_norm = 'group'"
+            ),
+        ),
+        ({"architecture": "MAnet", "encoder": "tu-convnext_atto"}, {}, "architecture = 'MAnet' .* set model.norm ="),
+        ({"task": "classify"}, {}, "model.encoder = 'resnet18' has batch norm on one value a record of 32 x 32"),
+        ({"encoder": "tu-resnest14d"}, {"size": 256}, "'tu-resnest14d' has batch norm on one value a record, and"),
+        (
+            {"encoder": "tu-convnext_atto", "temporal": {"merge": "conv3d"}},
+            {"frames": [3, 4]},
+            "model.temporal.merge = 'conv3d' has batch norm on one value a record of 32 x 32",
+        ),
+    ],
+)
+def test_batch_norm_on_one_value_is_refused(model: dict[str, Any], data: dict[str, Any], message: str) -> None:
+    asked = recipe(model, data=data, train={"batch_size": 2, "accumulate": 2})
+    with pytest.raises(RecipeError, match=message):
+        require_size(asked, 32, 32)
+    shape = (len(asked.data.frames), 3) if "temporal" in model else (3,)
+    network = build_model(asked, 3).train()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        network(torch.zeros(1, *shape, 32, 32))
+    network(torch.zeros(2, *shape, 32, 32))
+    require_size(recipe(model, data=data, train={"batch_size": 2}), 32, 32)
+    of_groups = recipe(model | {"norm": "group", "encoder_norm": "group"}, data=data, train=asked.train.model_dump())
+    require_size(of_groups, 32, 32)
+    build_model(of_groups, 3).train()(torch.zeros(1, *shape, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        ({"encoder": "tu-convnext_atto"}, {}),
+        ({}, {"size": 64}),
+        ({"encoder_depth": 4}, {}),
+        ({"stem_stride": 1}, {}),
+        ({"architecture": "MAnet", "encoder": "vgg11", "decoder_options": {"decoder_use_norm": "identity"}}, {}),
+        ({"temporal": {"merge": "gru"}}, {"frames": [3, 4]}),
+        ({"temporal": {"merge": "panels"}}, {"frames": [3, 4]}),
+    ],
+)
+def test_one_record_that_trains_is_not_refused(model: dict[str, Any], data: dict[str, Any]) -> None:
+    asked = recipe(model, data=data, train={"batch_size": 1})
+    require_size(asked, 32, 32)
+    shape = (len(asked.data.frames), 3) if "temporal" in model else (3,)
+    assert build_model(asked, 3).train()(torch.zeros(1, *shape, 32, 32)).mask.shape == (1, 32, 32)
+
+
+def test_windows_and_the_pieces_of_ranks_and_of_a_last_step_count() -> None:
+    alone = {"train": {"batch_size": 1}}
+    require_piece(recipe({}, **alone), 256, 256)
+    with pytest.raises(
+        RecipeError, match=r"model.encoder = 'resnet18' has batch norm on one value a record of 32 x 32"
+    ):
+        require_piece(recipe({}, data={"crop": 32}, **alone), 256, 256)
+    asked = recipe({}, train={"batch_size": 4, "accumulate": 2})
+    require_piece(asked, 32, 32)
+    with pytest.raises(RecipeError, match=r"found train.batch_size = 4 with train.accumulate = 2 on 2 ranks; change"):
+        require_piece(asked, 32, 32, num_ranks=2)
+    with pytest.raises(RecipeError, match=r"and train.drop_last = true, which make a step of 3; change"):
+        require_piece(asked, 32, 32, step=3)
 
 
 @pytest.mark.parametrize("encoder", ["tu-swin_tiny_patch4_window7_224", "tu-vit_tiny_patch16_224"])

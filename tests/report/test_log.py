@@ -56,6 +56,39 @@ def test_what_differs_is_said_against_the_parent_or_the_oldest(three: list[Run])
     assert third.best_dice == pytest.approx(0.7)
 
 
+def test_of_a_training_by_steps_its_epochs_are_not_shown(
+    three: list[Run], make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("by steps", train={"steps": 7})
+    write_atomic(run.provenance, to_json({"created": "2026-01-01T10:00:09", "user": "me"}))
+    frozen = run.toml.read_text()
+    write_atomic(run.toml, frozen.replace("steps = 7\n", "steps = 7\nepochs = 20\n"))  # as older versions wrote it
+    for kept in (frozen, run.toml.read_text()):
+        write_atomic(run.toml, kept)
+        entry = next(entry for entry in read_log(all_runs()) if entry.name == run.name)
+        assert entry.recipe["train.steps"] == 7
+        assert "train.epochs" not in entry.recipe
+        assert "train.epochs=, train.steps=7" in runs(capsys, "--csv", run.name)
+
+
+def test_the_dice_of_one_fold_is_shown_as_what_it_is(three: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+    for run, scores in (
+        (three[0], {"dice_fitted_threshold": 0.3125}),
+        (three[1], {"dice": 0.25, "dice_fitted_threshold": 1.0}),
+    ):
+        write_atomic(run.aggregate("default") / "ensemble.json", to_json({"scores": scores}))
+    entries = {entry.name: entry for entry in read_log(three)}
+    assert [(entries[run.name].dice, entries[run.name].one_fold) for run in three] == [
+        (None, 0.3125),
+        (0.25, None),
+        (None, None),
+    ]
+    assert names(capsys, "one_fold>0.3") == ["first"]
+    text = runs(capsys)
+    assert "0.3125" in text
+    assert "one fold" in " ".join(text.split())
+
+
 def test_another_baseline(three: list[Run]) -> None:
     entry = next(entry for entry in read_log(three, three[2]) if entry.name == "first")
     assert entry.compared_to == "third"

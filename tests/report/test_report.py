@@ -116,7 +116,7 @@ def test_nothing_is_blank_and_nothing_sticks_out(aggregated: Run, browser: Brows
 def test_while_training_runs(make_run: MakeRun, browser: Browser) -> None:
     run = make_run()
     assert "no attempt has begun yet" in report(run)
-    train_fold(run.fold("1"), {})
+    train_fold(run.fold("1"))
     run.fold("1").done.unlink()
     state = run.fold("1").attempt(1).state
     state.write_text(json.dumps(json.loads(state.read_text()) | {"status": "running"}))
@@ -133,7 +133,7 @@ def test_while_training_runs(make_run: MakeRun, browser: Browser) -> None:
 
 def test_metrics_that_are_cut_or_not_finite(make_run: MakeRun) -> None:
     run = make_run()
-    train_fold(run.fold("0"), {})
+    train_fold(run.fold("0"))
     metrics = run.fold("0").attempt(1).metrics
     append_json_line(metrics, {"step": 12, "epoch": 3, "val/dice": math.nan, "val/loss": None, "train/loss/own": -1.5})
     with metrics.open("a") as file:
@@ -146,7 +146,7 @@ def test_metrics_that_are_cut_or_not_finite(make_run: MakeRun) -> None:
 
 def test_ten_thousand_epochs_make_a_small_page(make_run: MakeRun) -> None:
     run = make_run()
-    train_fold(run.fold("0"), {})
+    train_fold(run.fold("0"))
     done = json.loads(run.fold("0").done.read_text())
     run.fold("0").done.write_text(json.dumps(done | {"step": 10_000}))
     rows = [{"step": step, "epoch": step, "val/dice": 0.5 + 0.4 * math.sin(step)} for step in range(1, 10_001)]

@@ -24,6 +24,7 @@ from contrails.report.log import add_note
 from contrails.runs import Fold, Run
 from contrails.tracking.plan import items_of
 from contrails.tracking.projection import Projection, follow, sync_fold
+from contrails.train.context import JobContext
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
 
@@ -43,7 +44,7 @@ def run_of(server: WandbServer, folder: Path) -> StoredRun:
     return server.held.runs[read_json(folder / "wandb.json")["id"]]
 
 
-def left_at(fold: Fold, job: dict[str, Any], step: int, number: int) -> None:
+def left_at(fold: Fold, job: JobContext, step: int, number: int) -> None:
     """Train a fold in a process that gets a signal after a step."""
     child = os.fork()
     if child:
@@ -73,9 +74,9 @@ def test_five_folds_killed_and_moved_to_another_site(
     run = make_run("five", data={"filelist": str(filelist)})
     folds = [run.fold(str(key)) for key in range(5)]
     for fold in folds:
-        left_at(fold, {"scheduler": "slurm", "node": "a1"}, 5, signal.SIGKILL)
-        left_at(fold, {"scheduler": "slurm", "node": "a1"}, 6, signal.SIGTERM)
-        left_at(fold, {"scheduler": "slurm", "node": "a2"}, 7, signal.SIGKILL)
+        left_at(fold, JobContext(scheduler="slurm", node="a1"), 5, signal.SIGKILL)
+        left_at(fold, JobContext(scheduler="slurm", node="a1"), 6, signal.SIGTERM)
+        left_at(fold, JobContext(scheduler="slurm", node="a2"), 7, signal.SIGKILL)
     assert send(run) == {"fold 0", "fold 1", "fold 2", "fold 3", "fold 4"}
     assert {run_of(server, fold.path).state for fold in folds} == {"failed"}  # nobody trains them: they are lost
     first = {name: len(each.rows) for name, each in server.held.runs.items()}
@@ -84,11 +85,11 @@ def test_five_folds_killed_and_moved_to_another_site(
     shutil.rmtree(run.path)
     moved = Run(there)
     for fold in map(moved.fold, "01234"):
-        left_at(fold, {"scheduler": "pbs", "node": "b1"}, 10, signal.SIGTERM)
+        left_at(fold, JobContext(scheduler="pbs", node="b1"), 10, signal.SIGTERM)
     send(moved)
     assert {each.state for each in server.held.runs.values()} == {"preempted"}
     for fold in map(moved.fold, "01234"):
-        train_fold(fold, {"scheduler": "pbs", "node": "b2"})
+        train_fold(fold, JobContext(scheduler="pbs", node="b2"))
     send(moved)
     assert set(server.held.runs) == set(first)
     for fold in map(moved.fold, "01234"):
@@ -221,7 +222,7 @@ def step(loop, batch):
     while loop.state.step >= 8 and not (Path(sys.argv[1]) / "go on").exists():
         time.sleep(0.05)
 Loop._step = step
-train_fold(Run(Path(sys.argv[1])).fold("0"), {})
+train_fold(Run(Path(sys.argv[1])).fold("0"))
 """
 
 

@@ -27,7 +27,7 @@ def trained(make_run: Callable[..., Run], tmp_path: Path, nobody: None, restore_
 
     fold, once = make_run("Läufe ü").fold("0"), tmp_path.parent / "projected"
     if not once.exists():
-        train_fold(fold, {})
+        train_fold(fold)
         shutil.copytree(fold.path, once)
     else:
         shutil.copytree(once, fold.path)

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 
 from contrails.errors import RunError
 from contrails.files import read_json, to_json, write_atomic
+from contrails.processes import process_in, process_of
 from contrails.runs import Fold
 from contrails.train import attempt as module
-from contrails.train.attempt import Heart, claim_attempt, is_dead, is_lost, process_of
+from contrails.train.attempt import Heart, claim_attempt, is_lost
+from contrails.train.context import JobContext
 
-JOB: dict[str, Any] = {"scheduler": "local", "job_id": "7", "restart_count": 0}
+JOB = JobContext(scheduler="local", job_id="7")
 
 
 @pytest.fixture
@@ -23,12 +26,12 @@ def fold(tmp_path: Path) -> Fold:
 
 
 def claim(fold: Fold, **job: Any) -> int:
-    return claim_attempt(fold, JOB | job, lambda: True).number
+    return claim_attempt(fold, replace(JOB, **job), {}, lambda: True).number
 
 
 def live(fold: Fold, **owner: Any) -> Heart:
     """Claim an attempt for this process, which is alive; `owner` changes its job.json."""
-    attempt = claim_attempt(fold, JOB, lambda: True)
+    attempt = claim_attempt(fold, JOB, {}, lambda: True)
     write_atomic(attempt.job, to_json(read_json(attempt.job) | owner))
     heart = Heart(fold, attempt)
     heart.start()
@@ -57,12 +60,13 @@ def test_a_live_attempt_is_left_alone(fold: Fold, monkeypatch: pytest.MonkeyPatc
 
 def test_a_dead_process_is_taken_over_at_once(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    live(fold, **process_of(process.pid))
-    owner = read_json(fold.attempt(1).job)
-    assert not is_dead(owner)
+    live(fold, **process_of(process.pid).to_json())
+    owner = process_in(read_json(fold.attempt(1).job))
+    assert owner is not None
+    assert not owner.is_dead()
     process.kill()
     process.wait()
-    assert is_dead(owner)
+    assert owner.is_dead()
     monkeypatch.setattr("contrails.train.attempt.time.sleep", lambda _: pytest.fail("waited for silence"))
     assert claim(fold) == 2
 
@@ -74,7 +78,7 @@ def test_a_number_given_to_another_process_is_dead(fold: Fold) -> None:
 
 def test_a_process_before_the_last_boot_is_dead(fold: Fold) -> None:
     live(fold, boot_id="that of yesterday")
-    assert is_lost(fold.attempt(1), {})
+    assert is_lost(fold.attempt(1), None)
     assert claim(fold) == 2
 
 
@@ -84,15 +88,7 @@ def test_a_clock_that_is_set_ends_no_process(monkeypatch: pytest.MonkeyPatch) ->
     started = process.create_time()
     monkeypatch.setattr("psutil.boot_time", lambda: booted + 3600)
     monkeypatch.setattr("psutil.Process.create_time", lambda _: started + 3600)
-    assert not is_dead(owner)
-
-
-def test_a_process_that_an_older_version_wrote_down() -> None:
-    process = psutil.Process()
-    owner = process_of(process.pid)
-    del owner["pid_uptime"]
-    assert not is_dead(owner | {"pid_started": process.create_time()})
-    assert is_dead(owner | {"pid_started": 1.0})
+    assert not owner.is_dead()
 
 
 def test_an_unknown_host_needs_silence(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +107,7 @@ def test_a_restart_of_the_same_job_takes_over(fold: Fold) -> None:
 def test_another_job_with_the_same_id_does_not(fold: Fold) -> None:
     live(fold, host="elsewhere", job_name="first")
     with pytest.raises(RunError, match="stopped while it waited for attempt 1"):
-        claim_attempt(fold, JOB | {"job_name": "second", "restart_count": 1}, lambda: False)
+        claim_attempt(fold, replace(JOB, job_name="second", restart_count=1), {}, lambda: False)
     assert claim(fold, job_name="first", restart_count=1) == 2
 
 
@@ -123,7 +119,7 @@ def test_what_the_scheduler_calls_over_is_taken_over_at_once(fold: Fold) -> None
 def test_waiting_can_be_stopped(fold: Fold) -> None:
     live(fold, host="elsewhere")
     with pytest.raises(RunError, match="stopped while it waited for attempt 1"):
-        claim_attempt(fold, JOB, lambda: False)
+        claim_attempt(fold, JOB, {}, lambda: False)
 
 
 def test_a_ghost_learns_that_it_is_one(fold: Fold) -> None:

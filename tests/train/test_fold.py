@@ -19,6 +19,8 @@ from contrails.errors import DataError, NodeError, RecipeError, Stopped
 from contrails.files import read_json, read_json_lines, sha256
 from contrails.models.weights import load_weights
 from contrails.runs import Fold, Run
+from contrails.train import fold as fold_module
+from contrails.train.context import JobContext
 from contrails.train.fold import train_fold
 from contrails.train.fold_data import training_rows
 from contrails.train.loop import Loop
@@ -26,7 +28,7 @@ from contrails.train.loop import Loop
 MakeRun = Callable[..., Run]
 pytestmark = pytest.mark.usefixtures("restore_process")
 
-JOB: dict[str, Any] = {"scheduler": "local", "job_id": "1", "restart_count": 0}
+JOB = JobContext(scheduler="local", job_id="1")
 
 
 def result(fold: Fold) -> dict[str, str]:
@@ -131,7 +133,7 @@ def step(loop, batch):
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 Loop._step = step
-train_fold(Run(Path(sys.argv[1])).fold("0"), {"scheduler": "local", "job_id": None, "restart_count": 0})
+train_fold(Run(Path(sys.argv[1])).fold("0"))
 """
 
 
@@ -198,14 +200,14 @@ def test_runs_need_no_wandb(make_run: MakeRun) -> None:
     code = (
         "import sys; from pathlib import Path; from contrails.runs import Run; "
         "from contrails.train.fold import train_fold; "
-        "train_fold(Run(Path(sys.argv[1])).fold('0'), {}); assert 'wandb' not in sys.modules"
+        "train_fold(Run(Path(sys.argv[1])).fold('0')); assert 'wandb' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(run.path)], check=True)
 
 
 def test_statistics_of_batch_norm_that_do_not_fit_are_told(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
     rough = {"epochs": 1, "batch_size": 2, "lr": 0.1}
-    train_fold(make_run("batch", train=rough).fold("0"), {})
+    train_fold(make_run("batch", train=rough).fold("0"))
     (told,) = [line for line in caplog.messages if "batch norm" in line]
     assert re.match(
         r"the validation loss is 19\.\d while the training loss is 0\.\d+: .* from pieces of 2 records", told
@@ -214,7 +216,7 @@ def test_statistics_of_batch_norm_that_do_not_fit_are_told(make_run: MakeRun, ca
     assert "the warm-up takes all of the 4 steps, so that train.lr is not reached" in " ".join(caplog.messages)
     caplog.clear()
     group = {"norm": "group", "encoder_norm": "group"}
-    train_fold(make_run("group", train=rough | {"warmup_epochs": 0}, model=group).fold("0"), {})
+    train_fold(make_run("group", train=rough | {"warmup_epochs": 0}, model=group).fold("0"))
     assert not [line for line in caplog.messages if "batch norm" in line or "warm-up" in line]
 
 
@@ -227,5 +229,34 @@ def test_a_piece_too_small_for_batch_norm_is_told_before_the_first_step(
 ) -> None:
     fold = make_run(train=train, model={"architecture": "DeepLabV3Plus", "decoder_channels": (16,)}).fold("0")
     with pytest.raises(RecipeError, match=f"needs 2 records in a piece, found .* which make a step of {step}; "):
-        train_fold(fold, {})
+        train_fold(fold)
     assert not fold.attempt(1).metrics.exists()
+
+
+def test_a_gpu_that_runs_no_kernel_is_a_fault_of_the_node(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "Tesla V100")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr("torch.cuda.get_arch_list", lambda: ["sm_75", "sm_90"])
+    for where in ("contrails.train.loop.Loop.run", "contrails.train.fold.build_model"):
+        fold = make_run(where.rpartition(".")[2]).fold("0")
+        with monkeypatch.context() as patch:
+            patch.setattr(where, fails)
+            with pytest.raises(NodeError, match="Tesla V100 has the capability sm_70, for which there are no kernels"):
+                train_fold(fold)
+        state = read_json(fold.attempt(1).state)
+        assert (state["status"], "sm_75, sm_90" in state["reason"]) == ("failed", True)
+
+
+def test_the_driver_is_in_the_record_of_an_attempt(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(train={"epochs": 1})
+    config = run.read_config()
+    on_gpu = config.model_copy(update={"compute": config.compute.model_copy(update={"device": "cuda"})})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "A100")
+    for driver, expected in (("570.86.15", {"driver": "570.86.15"}), (None, {})):
+        monkeypatch.setattr("contrails.train.fold.driver_version", lambda driver=driver: driver)
+        assert fold_module._gpu(on_gpu) == {"gpu": f"A100, CUDA {torch.version.cuda}"} | expected
+    assert fold_module._gpu(config) == {"gpu": None}

@@ -51,14 +51,14 @@ def test_logits_that_overflow_in_validation_alone(
     tables: dict[str, Any] = {"data": WARM | {"dataset": str(path)}, "snapshot": {"every_min": every_min}}
     fold = make_run("fp16", train={"precision": "fp16"}, **tables).fold("0")
     with pytest.raises(TrainingError) as found:
-        train_fold(fold, {})
+        train_fold(fold)
     said = str(found.value)
     assert f"not finite for 2 of 4 records ({', '.join(records)}), in the validation of epoch 1 after step 4" in said
     assert "in fp32 it is finite, and fp16 ends at 6.55e+04: set train.precision to 'bf16'" in said
     assert "node" not in said
     assert read_json(fold.attempt(1).state)["reason"] == f"TrainingError: {said}"
     assert not fold.attempt(1).bad_batch.exists()
-    train_fold(make_run("bf16", train={"precision": "bf16"}, **tables).fold("0"), {})  # the advice helps
+    train_fold(make_run("bf16", train={"precision": "bf16"}, **tables).fold("0"))  # the advice helps
 
 
 def test_a_loss_that_is_not_finite_ends_the_fold_with_a_reason(
@@ -75,7 +75,7 @@ def test_a_loss_that_is_not_finite_ends_the_fold_with_a_reason(
 
     monkeypatch.setattr(Loop, "_step", poisoned)
     with pytest.raises(TrainingError, match=r"it began in step 5, which saw the records 10.*lower train.lr"):
-        train_fold(fold, {})
+        train_fold(fold)
     state = read_json(fold.attempt(1).state)
     assert state["status"] == "failed"
     assert "it began in step 5" in state["reason"]
@@ -103,7 +103,7 @@ def test_weights_that_are_too_large_for_any_precision(make_run: MakeRun, monkeyp
 
     monkeypatch.setattr(Loop, "_step", step)
     with pytest.raises(TrainingError, match=r"in the validation of epoch 2 after step 8, .*too large: lower train.lr"):
-        train_fold(make_run().fold("0"), {})
+        train_fold(make_run().fold("0"))
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -122,8 +122,8 @@ def test_what_is_not_finite_once_is_the_machine(
     run = make_run(train={"deterministic": deterministic})
     expected, what = (NodeError, "this node is at fault") if deterministic else (TrainingError, "do not repeat their")
     with pytest.raises(expected, match=f"near step 8, and all was finite when it was trained .* from step 4: .*{what}"):
-        train_fold(run.fold("0"), {})
-    train_fold(run.fold("0"), {})  # as the next attempt does
+        train_fold(run.fold("0"))
+    train_fold(run.fold("0"))  # as the next attempt does
 
 
 def test_the_same_steps_are_repeated_whatever_lies_between_them(
@@ -143,7 +143,7 @@ def test_the_same_steps_are_repeated_whatever_lies_between_them(
     monkeypatch.setattr("contrails.train.snapshot.save_snapshot", lambda *_: None)  # a disk that takes none
     train = {"schedule": "plateau", "plateau_patience": 0, "freeze": {"encoder": 1}, "swa_epochs": 2}
     with pytest.raises(TrainingError, match="it began in step 10"):
-        train_fold(make_run(train=train).fold("0"), {})
+        train_fold(make_run(train=train).fold("0"))
     first, again = states
     assert all(torch.equal(first[name], again[name]) for name in first)
 
@@ -161,7 +161,7 @@ def test_an_average_is_named(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(Loop, "_averaged", averaged)
     fold = make_run(train={key: value}).fold("0")
     with pytest.raises(TrainingError) as found:
-        train_fold(fold, {})
+        train_fold(fold)
     said = str(found.value)
     assert f"in the validation of the {kind.upper()} weights after step 12, while the loss and the weights" in said
     assert f"or leave out train.{key}, under a new --name" in said
@@ -182,7 +182,7 @@ def test_a_gradient_that_overflows_at_every_step_is_told(make_run: MakeRun, monk
     monkeypatch.setattr(Loop, "_loss", loss)
     fold = make_run(train={"precision": "fp16", "epochs": 4, "batch_size": 1, "log_every": 1}).fold("0")
     with pytest.raises(TrainingError, match=r"overflows in fp16 at every step near step 31, .* to 'bf16', or lower"):
-        train_fold(fold, {})
+        train_fold(fold)
 
 
 def test_a_stop_ends_the_search_at_once(
@@ -201,7 +201,7 @@ def test_a_stop_ends_the_search_at_once(
     monkeypatch.setattr(Loop, "_step", step)
     fold = make_run("stopped").fold("0")
     with caplog.at_level(logging.WARNING), pytest.raises(Stopped, match=r"resume \S+stopped`"):
-        train_fold(fold, {})
+        train_fold(fold)
     assert "training again from step 4 to find why" in caplog.text
     assert made == [1, 2, 3, 4, 5, 6, 7, 8, 5, 6]
     assert fold.all_snapshots()[0].step == 4

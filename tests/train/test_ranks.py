@@ -1,5 +1,6 @@
 """Several processes that train one fold: real ones, over gloo on the CPU."""
 
+import functools
 import os
 import shutil
 import signal
@@ -39,7 +40,7 @@ def step(loop, batches):
         os.kill(os.getpid(), getattr(signal, how))
 Loop._step = step
 try:
-    train_fold(Run(Path(sys.argv[1])).fold("0"), {"job_id": None})
+    train_fold(Run(Path(sys.argv[1])).fold("0"))
 except Stopped:
     sys.exit(75)
 """
@@ -66,6 +67,28 @@ def result(fold: Fold) -> Any:
         for row in read_json_lines(attempt.metrics):
             rows.setdefault(row["step"], {}).update(row)
     return {name: entry["sha256"] for name, entry in done["weights"].items()}, rows
+
+
+def test_ctrl_c_while_a_rank_is_imported_stops_all(make_run: MakeRun, tmp_path: Path) -> None:
+    run = run_of(make_run, "run", 2)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(
+        "import os, signal, sys\nif 'contrails.train.rank' in sys.orig_argv: os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-c", RANK_0, str(run.path), "-1", "SIGTERM"]
+    done = subprocess.run(
+        command,
+        env=environment,
+        timeout=200,
+        check=False,
+        capture_output=True,
+        text=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    assert done.returncode == 75, done.stderr
+    assert "Traceback" not in done.stderr
+    assert read_json(run.fold("0").attempt(1).state)["status"] == "stopped"
 
 
 @pytest.mark.slow

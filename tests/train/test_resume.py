@@ -17,6 +17,7 @@ from contrails.errors import Stopped
 from contrails.files import read_json, read_json_lines, to_json, write_atomic
 from contrails.runs import Fold, Run
 from contrails.sections.augment import TEMPORAL, AugmentSection, Kind
+from contrails.train.context import JobContext
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
 from contrails.train.snapshot import load_snapshot
@@ -112,15 +113,15 @@ def test_interrupted_three_times_ends_in_the_same_bits(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     undisturbed = make_run("undisturbed", **FEATURES[name]).fold("0")
-    train_fold(undisturbed, {})
+    train_fold(undisturbed)
     fold = make_run("interrupted", **FEATURES[name]).fold("0")
     for num_steps in (1, 2, 3):
         with monkeypatch.context() as patch:
             stop_after(patch, num_steps)
             with pytest.raises(Stopped):
-                train_fold(fold, {})
+                train_fold(fold)
         torch.manual_seed(num_steps)
-    train_fold(fold, {})
+    train_fold(fold)
     assert result(fold) == result(undisturbed)
     expected = {"final", "best"} | (
         {"ema", "swa"} if name == "averages" else {"ema"} if name == "merged frames" else set()
@@ -135,13 +136,13 @@ def test_a_compiled_model_resumes_in_the_same_bits(
     """The first backend traces and differentiates as the default does, without its minute of a C++ compiler."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     folds = [make_run(name, train={"compile": True, "epochs": 2}).fold("0") for name in ("undisturbed", "interrupted")]
-    train_fold(folds[0], {})
+    train_fold(folds[0])
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(Stopped):
-            train_fold(folds[1], {})
+            train_fold(folds[1])
     torch.compiler.reset()  # as in another process
-    train_fold(folds[1], {})
+    train_fold(folds[1])
     assert result(folds[0]) == result(folds[1])
 
 
@@ -149,7 +150,7 @@ def test_the_state_is_complete(make_run: MakeRun) -> None:
     terms = ["bce", {"name": "dice", "over": "global"}]
     train = {"ema_decay": 0.9, "swa_epochs": 1, "precision": "fp16"}
     fold = make_run(train=train, loss={"terms": terms}).fold("0")
-    train_fold(fold, {})
+    train_fold(fold)
     found = load_snapshot(fold)
     assert found is not None
     assert set(found[1]) == {field.name for field in dataclasses.fields(TrainState)}
@@ -165,7 +166,7 @@ def test_accumulation_is_one_large_batch(make_run: MakeRun) -> None:
     for pieces in (1, 4):
         frozen = {"accumulate": pieces, "batch_size": 4, "freeze": {"encoder": 9}, "epochs": 1, "optimizer": "sgd"}
         fold = make_run(f"pieces{pieces}", train=frozen | {"momentum": 0, "nesterov": False}).fold("0")
-        train_fold(fold, {})
+        train_fold(fold)
         rows = read_json_lines(fold.attempt(1).metrics)
         finals.append([row["train/loss"] for row in rows if "train/loss" in row])
     assert finals[0] == pytest.approx(finals[1], rel=0.05)
@@ -173,7 +174,7 @@ def test_accumulation_is_one_large_batch(make_run: MakeRun) -> None:
 
 def test_a_frozen_encoder_does_not_change(make_run: MakeRun) -> None:
     fold = make_run(train={"freeze": {"encoder": 2}, "epochs": 3}, snapshot={"keep_last": 3}).fold("0")
-    train_fold(fold, {})
+    train_fold(fold)
     from contrails.models.weights import load_weights
 
     first, second, third = (load_weights(path)[0] for _, _, path in fold.all_weights())
@@ -190,7 +191,7 @@ def test_early_stopping_ends_before_the_last_epoch(make_run: MakeRun, monkeypatc
     scores = iter([0.3, 0.5, 0.4, 0.45, 0.6])
     monkeypatch.setattr(Histogram, "best", lambda self: (next(scores), 0.5))
     fold = make_run(train={"early_stopping": 2, "epochs": 9}).fold("0")
-    train_fold(fold, {})
+    train_fold(fold)
     done = fold.read_done()
     assert done is not None
     assert (done["epoch"], done["best_dice"]) == (4, 0.5)
@@ -201,7 +202,7 @@ def test_the_walltime_is_a_stop(make_run: MakeRun, tmp_path: Path, monkeypatch: 
     set_after_a_step(monkeypatch, clock, 6)
     fold = make_run(train={"epochs": 10_000}).fold("0")
     with pytest.raises(Stopped, match=r"stopped at step \d+ \(walltime\)"):
-        train_fold(fold, {"clock": str(clock)})
+        train_fold(fold, JobContext(clock=str(clock)))
     assert fold.all_snapshots()[0].step == read_json(fold.attempt(1).state)["step"] > 0
 
 
@@ -211,7 +212,7 @@ def test_an_extended_walltime_helps(make_run: MakeRun, tmp_path: Path, monkeypat
     set_after_a_step(monkeypatch, clock, 1000)
     monkeypatch.setattr("contrails.train.loop._SPARE_S", 500.0)  # what the first walltime does not have
     fold = make_run().fold("0")
-    train_fold(fold, {"clock": str(clock)})
+    train_fold(fold, JobContext(clock=str(clock)))
     assert fold.done.exists()
 
 
@@ -221,13 +222,13 @@ def test_a_clock_that_jumps_stops_nothing(make_run: MakeRun, tmp_path: Path, mon
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 1e8)
     fold = make_run().fold("0")
-    train_fold(fold, {"clock": str(clock)})
+    train_fold(fold, JobContext(clock=str(clock)))
     assert fold.done.exists()
 
 
 def test_a_stop_in_validation_is_a_stop(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed = make_run("undisturbed").fold("0")
-    train_fold(undisturbed, {})
+    train_fold(undisturbed)
     fold = make_run("stopped").fold("0")
     original = Loop._evaluate
 
@@ -238,15 +239,15 @@ def test_a_stop_in_validation_is_a_stop(make_run: MakeRun, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "_evaluate", evaluate_and_signal)
         with pytest.raises(Stopped, match=r"stopped at step 4 \(SIGUSR2\)"):
-            train_fold(fold, {})
+            train_fold(fold)
     assert not any("val/dice" in row for row in read_json_lines(fold.attempt(1).metrics))
-    train_fold(fold, {})
+    train_fold(fold)
     assert result(fold) == result(undisturbed)
 
 
 def test_a_stop_in_the_batch_norm_update_is_a_stop(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed = make_run("undisturbed", train={"swa_epochs": 2}).fold("0")
-    train_fold(undisturbed, {})
+    train_fold(undisturbed)
     fold = make_run("stopped", train={"swa_epochs": 2}).fold("0")
     original = Loop._training_inputs
 
@@ -257,6 +258,6 @@ def test_a_stop_in_the_batch_norm_update_is_a_stop(make_run: MakeRun, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "_training_inputs", inputs_and_signal)
         with pytest.raises(Stopped, match="stopped at step 12"):
-            train_fold(fold, {})
-    train_fold(fold, {})
+            train_fold(fold)
+    train_fold(fold)
     assert result(fold) == result(undisturbed)

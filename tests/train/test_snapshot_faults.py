@@ -85,7 +85,7 @@ def test_training_goes_on_where_a_snapshot_cannot_be_written(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     undisturbed = make_run("undisturbed").fold("0")
-    train_fold(undisturbed, {})
+    train_fold(undisturbed)
     fold = make_run("full").fold("0")
     failures = [2]
     original = files.fsync
@@ -97,7 +97,7 @@ def test_training_goes_on_where_a_snapshot_cannot_be_written(
         original(path)
 
     monkeypatch.setattr(files, "fsync", fsync)
-    train_fold(fold, {})
+    train_fold(fold)
     assert caplog.text.count("no snapshot, the one before stays") == 2
     assert os.strerror(number) in caplog.text
     assert weights(fold) == weights(undisturbed)
@@ -108,7 +108,7 @@ def test_a_stop_on_a_full_disk_says_so_and_keeps_the_snapshot_before(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = make_run("undisturbed").fold("0")
-    train_fold(undisturbed, {})
+    train_fold(undisturbed)
     fold = make_run("full").fold("0")
     original = Loop._step
 
@@ -125,10 +125,10 @@ def test_a_stop_on_a_full_disk_says_so_and_keeps_the_snapshot_before(
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "_step", step)
         with pytest.raises(StorageError, match="no space left"):
-            train_fold(fold, {})
+            train_fold(fold)
     monkeypatch.undo()
     assert fold.all_snapshots()[0].step == 4
-    train_fold(fold, {})
+    train_fold(fold)
     assert weights(fold) == weights(undisturbed)
 
 
@@ -165,7 +165,7 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["flip", "cut"])
 def test_a_damaged_newest_snapshot_costs_steps_not_the_run(make_run: MakeRun, damage: str) -> None:
     undisturbed = make_run("undisturbed").fold("0")
-    train_fold(undisturbed, {})
+    train_fold(undisturbed)
     fold = make_run("damaged").fold("0")
     with pytest.MonkeyPatch.context() as patch:
         original = Loop._step
@@ -177,7 +177,7 @@ def test_a_damaged_newest_snapshot_costs_steps_not_the_run(make_run: MakeRun, da
 
         patch.setattr(Loop, "_step", step)
         with pytest.raises(Stopped):
-            train_fold(fold, {})
+            train_fold(fold)
     newest, before = fold.all_snapshots()
     payload = bytearray(newest.path.read_bytes())
     payload[len(payload) // 2] ^= 1
@@ -185,5 +185,5 @@ def test_a_damaged_newest_snapshot_costs_steps_not_the_run(make_run: MakeRun, da
     found = load_snapshot(fold)
     assert found is not None
     assert found[0] == before
-    train_fold(fold, {})
+    train_fold(fold)
     assert weights(fold) == weights(undisturbed)

@@ -15,6 +15,7 @@ from contrails.errors import DataError, NodeError, Stopped
 from contrails.files import read_json, sha256
 from contrails.history import covered_step
 from contrails.runs import Fold, Run
+from contrails.train.context import JobContext
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
 
@@ -54,7 +55,7 @@ def stop_at(step: int, fold: Fold) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "_step", step_and_stop)
         with pytest.raises(Stopped):
-            train_fold(fold, {})
+            train_fold(fold)
 
 
 def result(fold: Fold) -> dict[str, str]:
@@ -71,7 +72,7 @@ def test_a_flipped_bit_ends_the_fold(make_run: MakeRun, data: Path, array: str, 
     fold = make_run(data={"dataset": str(data), "residency": residency}).fold("0")
     flip_a_bit(data, array, 5)
     with pytest.raises(DataError) as found:
-        train_fold(fold, {})
+        train_fold(fold)
     said = str(found.value)
     assert f"{data} is damaged: record 1005: /{array} is not what was written. What fold 0 has trained since" in said
     assert f"put the file back as it was (`contrails data verify {data}` names every damaged record)" in said
@@ -86,7 +87,7 @@ def test_edited_votes_under_the_old_fingerprint_are_found(make_run: MakeRun, dat
     set_row(data, "votes", 7, 3, digest=False)
     assert open_dataset(data).fingerprint == before
     with pytest.raises(DataError, match="record 1007: /votes is not what was written"):
-        train_fold(fold, {})
+        train_fold(fold)
 
 
 @pytest.mark.usefixtures("at_the_end")
@@ -94,7 +95,7 @@ def test_no_fold_is_finished_before_its_data_are_verified(make_run: MakeRun, dat
     fold = make_run(data={"dataset": str(data)}).fold("0")
     flip_a_bit(data, "bands", 11)
     with pytest.raises(DataError, match="record 1011: /bands"):
-        train_fold(fold, {})
+        train_fold(fold)
     assert '"step":12' in fold.attempt(1).metrics.read_text()
     assert not fold.done.exists()
 
@@ -104,7 +105,7 @@ def test_what_no_step_reads_is_not_verified(make_run: MakeRun, data: Path) -> No
     used = {"1000", "1001", "1002", "1005"}  # the first two records of either side
     row = next(row for row, record_id in enumerate(open_dataset(data).record_ids) if record_id not in used)
     flip_a_bit(data, "bands", row)
-    train_fold(fold, {})
+    train_fold(fold)
     verified = read_json(fold.attempt(1).verified)
     assert verified["damage"] is None
     assert 0 < verified["step"] <= 3
@@ -113,23 +114,23 @@ def test_what_no_step_reads_is_not_verified(make_run: MakeRun, data: Path) -> No
 @pytest.mark.usefixtures("at_once")
 def test_snapshots_since_the_data_were_known_to_be_intact_are_set_aside(make_run: MakeRun, data: Path) -> None:
     undisturbed, fold = (make_run(name, data={"dataset": str(data)}).fold("0") for name in ("undisturbed", "damaged"))
-    train_fold(undisturbed, {})
+    train_fold(undisturbed)
     stop_at(6, fold)
     assert read_json(fold.attempt(1).verified) == {"damage": None, "step": 1}
     flip_a_bit(data, "bands", 5)
     with pytest.raises(DataError, match=r"not trusted \(2 snapshots are now called \*.distrusted\), it begins again"):
-        train_fold(fold, {})
+        train_fold(fold)
     assert [path.name[:17] for path in fold.distrusted_snapshots()] == ["step00000004-a001", "step00000006-a001"]
     assert covered_step(fold) == 0
     flip_a_bit(data, "bands", 5)  # put back
-    train_fold(fold, {})
+    train_fold(fold)
     assert result(fold) == result(undisturbed)
     assert not fold.distrusted_snapshots()
 
 
 def test_older_snapshots_are_gone_on_from(make_run: MakeRun, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed, fold = (make_run(name, data={"dataset": str(data)}).fold("0") for name in ("undisturbed", "damaged"))
-    train_fold(undisturbed, {})
+    train_fold(undisturbed)
     for last_step, verifies in ((6, False), (7, True), (8, False)):
         begin = (lambda check: check.finish(lambda: None)) if verifies else (lambda _: None)
         monkeypatch.setattr(RowCheck, "start", begin)
@@ -139,19 +140,19 @@ def test_older_snapshots_are_gone_on_from(make_run: MakeRun, data: Path, monkeyp
     monkeypatch.setattr(RowCheck, "start", lambda check: check.finish(lambda: None))
     flip_a_bit(data, "votes", 2)
     with pytest.raises(DataError, match=r"\(1 snapshots are now called \*.distrusted\), it goes on from step 7; put"):
-        train_fold(fold, {})
+        train_fold(fold)
     flip_a_bit(data, "votes", 2)
-    train_fold(fold, {})
+    train_fold(fold)
     assert result(fold) == result(undisturbed)
 
 
 def test_an_attempt_that_was_killed_when_it_found_damage_is_heard(make_run: MakeRun, data: Path) -> None:
     """Its word is written before its snapshots are set aside; the next attempt does that."""
     undisturbed, fold = (make_run(name, data={"dataset": str(data)}).fold("0") for name in ("undisturbed", "damaged"))
-    train_fold(undisturbed, {})
+    train_fold(undisturbed)
     stop_at(6, fold)
     fold.attempt(1).verified.write_text('{"damage":"record 1005: /bands is not what was written","step":6}')
-    train_fold(fold, {})
+    train_fold(fold)
     assert '"step":2' in fold.attempt(2).metrics.read_text()
     assert result(fold) == result(undisturbed)
 
@@ -159,14 +160,14 @@ def test_an_attempt_that_was_killed_when_it_found_damage_is_heard(make_run: Make
 def test_normalisation_that_was_fitted_on_damaged_data_is_fitted_again(make_run: MakeRun, data: Path) -> None:
     tables = {"data": {"dataset": str(data), "normalise": "mean_std"}}
     undisturbed, fold = (make_run(name, **tables).fold("0") for name in ("undisturbed", "damaged"))
-    train_fold(undisturbed, {})
+    train_fold(undisturbed)
     for row in range(12):
         flip_a_bit(data, "bands", row)
     with pytest.raises(DataError, match="is damaged"):
-        train_fold(fold, {})
+        train_fold(fold)
     for row in range(12):
         flip_a_bit(data, "bands", row)
-    train_fold(fold, {})
+    train_fold(fold)
     assert result(fold) == result(undisturbed)
 
 
@@ -187,10 +188,10 @@ def test_a_stop_is_not_delayed(make_run: MakeRun, data: Path, monkeypatch: pytes
         patch.setattr(Loop, "require_intact", require_intact)
         patch.setattr(RowCheck, "_compare", noted)
         with pytest.raises(Stopped, match=r"stopped at step 12 \(SIGUSR2\)"):
-            train_fold(fold, {})
+            train_fold(fold)
     assert len(compared) == 1
     assert not fold.done.exists()
-    train_fold(fold, {})
+    train_fold(fold)
     assert fold.done.exists()
 
 
@@ -208,12 +209,12 @@ def test_what_is_not_finite_on_damaged_data_is_their_fault(
     fold = make_run(data={"dataset": str(data)}).fold("0")
     flip_a_bit(data, "bands", 3)
     with pytest.raises(DataError, match="record 1003: /bands"):
-        train_fold(fold, {})
+        train_fold(fold)
 
 
 def test_a_damaged_copy_on_the_node_is_the_nodes_fault(make_run: MakeRun, data: Path, tmp_path: Path) -> None:
-    fold, job = make_run(data={"dataset": str(data)}).fold("0"), {"stage_dir": tmp_path / "scratch"}
-    copy = stage(data, job["stage_dir"])  # by another run
+    fold, job = make_run(data={"dataset": str(data)}).fold("0"), JobContext(stage_dir=str(tmp_path / "scratch"))
+    copy = stage(data, tmp_path / "scratch")  # by another run
     flip_a_bit(copy, "bands", 5)
     with pytest.raises(NodeError, match=rf"the copy of {data} on this node \({copy}\) is damaged, the file is"):
         train_fold(fold, job)
@@ -229,7 +230,7 @@ def test_a_damaged_copy_in_ram_is_the_nodes_fault(make_run: MakeRun, data: Path)
         offset = open_dataset(data).votes.offset  # type: ignore[attr-defined]
         os.pwrite(descriptor, bytes([os.pread(descriptor, 1, offset)[0] ^ 1]), offset)
         with pytest.raises(NodeError, match="record 1000: /votes is not what was written"):
-            train_fold(fold, {"ram_fd": descriptor})
+            train_fold(fold, JobContext(ram_fd=descriptor))
     finally:
         os.close(descriptor)
 
@@ -240,7 +241,7 @@ def test_an_edited_composite_is_refused(make_run: MakeRun, data: Path) -> None:
     written = fold.composite.read_text()
     fold.composite.write_text(written.replace('"per_image":false', '"per_image":true'))
     with pytest.raises(DataError, match=r"composite.json is not what was written: .*; remove it, then go on with"):
-        train_fold(fold, {})
+        train_fold(fold)
     fold.composite.unlink()
-    train_fold(fold, {})
+    train_fold(fold)
     assert fold.composite.read_text() == written

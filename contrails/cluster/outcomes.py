@@ -1,0 +1,183 @@
+"""How an attempt can end: one table of causes, exit codes, whether it is tried again, and what the user does next.
+
+The launcher, the teardown of a batch script, `contrails status` and the table in the README all say what stands here.
+"""
+
+import contextlib
+import shlex
+import signal
+from dataclasses import dataclass
+from typing import Literal
+
+from contrails.cluster.memory import Peak
+from contrails.errors import DataError, GpuMemoryError, NodeError, RecipeError, Stopped, StorageError
+from contrails.files import read_toml
+from contrails.runs import Run
+
+Cause = Literal[
+    "walltime",
+    "preemption",
+    "node",
+    "memory",
+    "killed",
+    "gpu_memory",
+    "dataset",
+    "data",
+    "error",
+    "cancelled",
+    "lost",
+    "refused",
+]
+"""Why an attempt or a job ended without being done."""
+
+_KILLED = 128 + signal.SIGKILL
+_SITE = "then go on with `contrails resume {run} --site {site}`"
+_RESUME = "go on with `contrails resume {run}`"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row of the table."""
+
+    seen: str
+    """By what it is known, for the README."""
+    action: str
+    """What is done without anybody logged in, for the README."""
+    next_step: str
+    """What the user does where nothing more is done by itself; `next_step` fills in run, site and dataset."""
+    exit_code: int | None = None
+    """Of the fold's process, where that says it, as a shell has it."""
+    is_final: bool = False
+    """Whether another attempt would meet the same again, so that there is none by itself; else `[retries]` says how
+    often there is."""
+
+
+OUTCOMES: dict[Cause, Outcome] = {
+    "walltime": Outcome(
+        seen="the job's own clock, or the scheduler's signal near the end of its time",
+        action="snapshot, then back into the queue",
+        next_step=f"a step may take longer than margin_s of the site profile; {_RESUME}",
+    ),
+    "preemption": Outcome(
+        seen="the scheduler's signal, or a job that it has started again",
+        action="snapshot where there is time, then back into the queue",
+        next_step=f"{_RESUME}; --site takes it to a partition that is not preempted",
+    ),
+    "node": Outcome(
+        seen="the node failed, or lacks the GPU that was asked for",
+        action="a job on another node",
+        next_step=f"{_RESUME}; if it comes back, tell the cluster's support which node it was",
+        exit_code=NodeError.exit_code,
+    ),
+    "memory": Outcome(
+        seen="a process or its whole job was killed near its memory",
+        action="a job with half as much memory again, at most what a node has",
+        next_step=f"raise memory_gb of the site profile (on this machine lower folds_at_a_time), {_SITE}; "
+        "a smaller train.batch_size needs a new --name",
+        exit_code=_KILLED,
+    ),
+    "killed": Outcome(
+        seen="the same, with less than half of its memory in use",
+        action="the same job again",
+        next_step=f"somebody killed it, or its node had no memory left; {_RESUME}",
+    ),
+    "gpu_memory": Outcome(
+        seen="CUDA has no memory left",
+        action="the same job again",
+        next_step=f"ask for a larger GPU in the site profile, {_SITE}; "
+        "a smaller train.batch_size or data.size needs a new --name",
+        exit_code=GpuMemoryError.exit_code,
+    ),
+    "dataset": Outcome(
+        seen="the dataset vanished while it was mapped, or its disk failed (SIGBUS)",
+        action="the same job again",
+        next_step=f"check the file with `contrails data verify {{dataset}}`, then {_RESUME}",
+        exit_code=128 + signal.SIGBUS,
+    ),
+    "data": Outcome(
+        seen="a file that is damaged, missing or not the run's own",
+        action="nothing: `contrails status` names file and record",
+        next_step=f"mend the data, then {_RESUME}",
+        exit_code=DataError.exit_code,
+        is_final=True,
+    ),
+    "error": Outcome(
+        seen="a traceback, or a mistake in the recipe",
+        action="nothing: `contrails status` says the error and the next step",
+        next_step=f"mend it, then {_RESUME}, or after a change of the code with "
+        "`contrails resume {run} --code current`; another recipe needs a new --name",
+        is_final=True,
+    ),
+    "cancelled": Outcome(
+        seen="`contrails cancel`, or the scheduler's own command",
+        action="nothing",
+        next_step=_RESUME,
+        is_final=True,
+    ),
+    "lost": Outcome(
+        seen="no word at all",
+        action="the same job again, where anybody is left to ask for it",
+        next_step=_RESUME,
+    ),
+    "refused": Outcome(
+        seen="a limit of the site does not let the next job in",
+        action="asked again while there is time; then the other jobs of the run submit it",
+        next_step="the other jobs of the run submit it when they start or end; where there is none, wait until others "
+        f"of your jobs have ended, then {_RESUME}",
+    ),
+}
+
+_TOO_SHORT = f"the start took all of the job's time: raise walltime_min of the site profile, {_SITE}"
+_REFUSED = f"change the site profile, {_SITE}"
+_STUCK = f"`contrails cancel {{run}}`, change the site profile, {_SITE}"
+
+
+def cause_of_exit(code: int, peak: Peak | None = None) -> Cause:
+    """Return the cause that an exit code stands for.
+
+    Args:
+        code: of a process as Python gives it, negative for a signal, or as a shell does, 128 and the signal.
+        peak: the memory that was used, where it was measured.
+    """
+    number = 128 - code if code < 0 else code
+    if number == _KILLED and peak is not None and peak.is_far:
+        return "killed"
+    for cause, outcome in OUTCOMES.items():
+        if outcome.exit_code == number:
+            return cause
+    return "lost" if number in (0, Stopped.exit_code) or number > 128 else "error"
+
+
+def next_step(
+    cause: Cause, run: Run, *, never_ran: bool = False, stepless: bool = False, lasted_s: float | None = None
+) -> str:
+    """Return what to do about a run of which a fold ended for this cause: its commands work when typed.
+
+    Args:
+        cause: why it ended.
+        run: whose fold it is.
+        never_ran: whether the job was refused before it had a node.
+        stepless: whether the job's last start made no step of the training.
+        lasted_s: how long that start had lasted, None where nobody knows.
+    """
+    if never_ran and cause == "error":
+        return _filled_in(_REFUSED, run)
+    if stepless and cause == "walltime":
+        within = "" if lasted_s is None else f" within {lasted_s:.0f} s"
+        return f"no step was made{within}, {_filled_in(_TOO_SHORT, run)}"
+    return _filled_in(OUTCOMES[cause].next_step, run)
+
+
+def unstick(run: Run) -> str:
+    """Return what to do about a job that waits and asks for what it can never get."""
+    return _filled_in(_STUCK, run)
+
+
+def _filled_in(text: str, run: Run) -> str:
+    words = {"run": run.typed, "site": "SITE", "dataset": "DATASET"}
+    if "{site}" in text or "{dataset}" in text:
+        with contextlib.suppress(RecipeError, StorageError, KeyError):  # the command itself says what is wrong
+            frozen = read_toml(run.toml, "a run")
+            found = {"site": frozen["site"]["name"], "dataset": frozen["recipe"]["data"]["dataset"]}
+            words |= {name: shlex.quote(value) for name, value in found.items()}
+    return text.format_map(words)
