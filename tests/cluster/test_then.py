@@ -230,6 +230,9 @@ def test_a_job_that_vanished_is_said_and_submitted_again(
     cli(["resume", "first"], standalone_mode=False)
     eventually(lambda: code(queued) == 0)
     assert times(queued) == 1
+    newest = submissions(queued)[-1]
+    chain = newest.folder(queued) / f"{newest.job_id}_chain.jsonl"
+    eventually(lambda: '"over"' in chain.read_text())  # the job's last word comes after that of the command
     assert left_to_do(queued, ask_schedulers([queued])[queued]) is None
     assert told(queued, capsys).endswith(": done\n")
 
