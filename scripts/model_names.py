@@ -23,7 +23,7 @@ from contrails.models.adjust import adjust_encoder
 from contrails.models.library import smp, timm
 from contrails.models.names import KNOWN
 from contrails.models.relu import BeforeRelu
-from contrails.sections.model import ModelSection
+from contrails.recipe.model import ModelSection
 
 Shapes = tuple[tuple[int, int], ...]
 """Channels and stride of each feature of an encoder, from fine to coarse."""

@@ -12,12 +12,13 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from contrails.cluster.freeze import freeze_code
-from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, to_toml
-from contrails.data.filelists import read_filelist
-from contrails.data.store import Dataset, open_dataset
+from contrails.cluster.queue.freeze import freeze_code
+from contrails.dataset.store import Dataset, open_dataset
 from contrails.files import sha256, write_atomic
-from contrails.runs import Run
+from contrails.folds.filelists import read_filelist
+from contrails.recipe.recipe import Recipe, to_toml
+from contrails.runs.config import ComputeSection, DataIdentity, RunConfig
+from contrails.runs.folder import Run
 
 from raw_records import write_metadata, write_record
 

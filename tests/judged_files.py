@@ -7,12 +7,12 @@ import numpy as np
 from hypothesis import strategies as st
 from odd_files import MAKERS, Draw, Truth, one_of
 
-from contrails.data.masks import USUAL, read_classes, table_of
-from contrails.data.radiometry import packed_counts
-from contrails.data.rasters import describe, read
-from contrails.data.spans import choose_values
-from contrails.data.store import IGNORE
+from contrails.dataset.store import IGNORE
 from contrails.errors import DataError
+from contrails.sources.masks import USUAL, read_classes, table_of
+from contrails.sources.radiometry import packed_counts
+from contrails.sources.rasters import describe, read
+from contrails.sources.spans import choose_values
 
 LABELS: tuple[tuple[int, ...], ...] = ((0, 1), (0, 255), (0, 1, 255), (0, 2), (1,), (0,))
 

@@ -18,7 +18,7 @@ from conftest import TINY_MODEL
 import contrails
 from contrails.files import read_json
 from contrails.processes import process_in
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
 
 
 class Site:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from contrails.cluster.journal import submissions
-from contrails.cluster.pbs.client import parse_dsv
+from contrails.cluster.queue.journal import submissions
 from contrails.files import read_json_lines
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
+from contrails.submitit_pbs.client import parse_dsv
 
 from fake_pbs import FakePbs
 from local_site import ClusterSite, eventually

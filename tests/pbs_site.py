@@ -16,10 +16,10 @@ from submitit.core import plugins
 from submitit.core.core import Job
 
 import contrails
-from contrails.cluster.pbs import client
-from contrails.cluster.pbs.chain import Chain
-from contrails.cluster.pbs.job import PbsJob
-from contrails.cluster.pbs.watcher import PbsInfoWatcher
+from contrails.submitit_pbs import client
+from contrails.submitit_pbs.chain import Chain
+from contrails.submitit_pbs.job import PbsJob
+from contrails.submitit_pbs.watcher import PbsInfoWatcher
 
 from fake_pbs import FakePbs
 

@@ -11,8 +11,8 @@ from typing import Any
 import submitit
 from submitit.core.utils import DelayedSubmission
 
-from contrails.cluster.pbs.chain import note_progress
-from contrails.cluster.pbs.clock import Clock
+from contrails.submitit_pbs.chain import note_progress
+from contrails.submitit_pbs.in_job.clock import Clock
 
 
 def add(a: int, b: int) -> int:

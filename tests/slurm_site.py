@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from contrails.runs import Fold
+from contrails.runs.folder import Fold
 
 from local_site import ClusterSite
 from slurm_cluster import SlurmCluster

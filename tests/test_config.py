@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, load_recipe, override, to_toml
-from contrails.data.composites import check_composite
 from contrails.errors import RecipeError, StorageError
 from contrails.files import read_toml
-from contrails.sections.reading import keys, parse
-from contrails.sections.train import TrainSection
+from contrails.inputs.composites import check_composite
+from contrails.recipe.reading import keys, parse
+from contrails.recipe.recipe import Recipe, load_recipe, override, to_toml
+from contrails.recipe.train import TrainSection
+from contrails.runs.config import ComputeSection, DataIdentity, RunConfig
 
 DATA = {"dataset": "train.h5", "filelist": "five.csv"}
 SMALLEST = '[data]\ndataset = "train.h5"\nfilelist = "five.csv"\n'

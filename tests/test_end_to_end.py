@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tomli_w
 
-from contrails.data.rle import decode
-from contrails.data.store import open_dataset
+from contrails.dataset.rle import decode
+from contrails.dataset.store import open_dataset
 
 CLONE = Path(__file__).parents[1]
 SMALL = {"encoder": "resnet18", "encoder_depth": 4, "decoder_channels": [64, 32, 32, 16]}

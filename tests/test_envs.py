@@ -34,7 +34,7 @@ def clone(tmp_path: Path) -> Path:
     files = {
         "METADATA": "Metadata-Version: 2.1\nName: contrails\nVersion: 0.1.0\n",
         "INSTALLER": "pip\n",
-        "entry_points.txt": "[submitit]\nexecutor = contrails.cluster.pbs.executor:PbsExecutor\n",
+        "entry_points.txt": "[submitit]\nexecutor = contrails.submitit_pbs.executor:PbsExecutor\n",
     }
     for name, text in files.items():
         (former / name).write_text(text)

@@ -11,10 +11,10 @@ from conftest import MakeRun
 from small_disk import SmallDisk
 
 from contrails.cli.main import cli
-from contrails.cluster.dispatch import create_run, refreeze
-from contrails.cluster.sites import find_site
+from contrails.cluster.schedulers.sites import find_site
+from contrails.cluster.submit.folds import create_run, refreeze
 from contrails.errors import StorageError
-from contrails.runs import Run
+from contrails.runs.folder import Run
 from contrails.train.fold import train_fold
 
 pytestmark = pytest.mark.usefixtures("restore_process")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import contrails
-from contrails.runs import Run
+from contrails.runs.folder import Run
 
 ARCHIVE = Path(__file__).parent / "runs_before" / "2026-11.tar.xz"
 MADE_IN = b"/home/user/work"

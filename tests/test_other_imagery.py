@@ -11,9 +11,9 @@ import rasterio
 import tomli_w
 
 from contrails.cli.main import cli
-from contrails.data.filelists import read_filelist
-from contrails.data.rasters import describe, read
-from contrails.data.store import open_dataset
+from contrails.dataset.store import open_dataset
+from contrails.folds.filelists import read_filelist
+from contrails.sources.rasters import describe, read
 
 MODEL = {"encoder": "tu-test_resnet", "encoder_depth": 3, "decoder_channels": [16, 8, 8]}
 SMALL = ("--train=12", "--validation=2", "--test=2", "--size=48")

@@ -22,7 +22,7 @@ def test_prepare_and_train_without_what_linux_alone_has(tiny_data: Path, make_ru
     (tmp_path / "sitecustomize.py").write_text("".join(lines))
     environment = dict(os.environ) | {"PYTHONPATH": str(tmp_path)}
     train = (
-        "import sys\nfrom pathlib import Path\nfrom contrails.runs import Run\n"
+        "import sys\nfrom pathlib import Path\nfrom contrails.runs.folder import Run\n"
         "from contrails.train.fold import train_fold\ntrain_fold(Run(Path(sys.argv[1])).fold('0'))\n"
     )
     run = make_run()

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from conftest import new_run
 
 from contrails.cli.main import cli
-from contrails.cli.train import _DEBUG
-from contrails.config import Recipe, load_recipe
+from contrails.cli.train.train import _DEBUG
 from contrails.errors import Stopped
 from contrails.models.names import require_known
+from contrails.recipe.recipe import Recipe, load_recipe
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
 from contrails.train.optim import course_of

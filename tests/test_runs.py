@@ -7,7 +7,7 @@ import pytest
 
 from contrails.errors import RunError
 from contrails.files import write_atomic
-from contrails.runs import Attempt, Fold, Run, SnapshotName, all_runs, new_run_path, open_run, runs_root
+from contrails.runs.folder import Attempt, Fold, Run, SnapshotName, all_runs, new_run_path, open_run, runs_root
 
 
 @pytest.fixture

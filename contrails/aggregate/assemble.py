@@ -28,10 +28,8 @@ from contrails.aggregate.ensemble import (
     read_ensemble,
     write_ensemble,
 )
-from contrails.aggregate.fit import Fit, fit_out_of_fold, held_out_scores
-from contrails.aggregate.gate import copy_gate, figures_of, gate_scores, open_gate
-from contrails.aggregate.inputs import inputs_of
-from contrails.aggregate.members import (
+from contrails.aggregate.members.inputs import inputs_of
+from contrails.aggregate.members.members import (
     Finished,
     Weights,
     choose_weights,
@@ -40,16 +38,18 @@ from contrails.aggregate.members import (
     mean_of_folds,
     num_made,
 )
+from contrails.aggregate.members.scored import Scored
+from contrails.aggregate.members.views import parse_views
 from contrails.aggregate.options import AUTO, Options
-from contrails.aggregate.outoffold import join_series, predict_out_of_fold
-from contrails.aggregate.scored import Scored
-from contrails.aggregate.views import parse_views
-from contrails.data.filelists import read_filelist
-from contrails.data.store import Dataset
+from contrails.aggregate.scores.fit import Fit, fit_out_of_fold, held_out_scores
+from contrails.aggregate.scores.gate import copy_gate, figures_of, gate_scores, open_gate
+from contrails.aggregate.scores.outoffold import join_series, predict_out_of_fold
+from contrails.dataset.store import Dataset
 from contrails.errors import DataError, RecipeError, RunError
 from contrails.files import atomic_path, code_digest, sha256, write_atomic
+from contrails.folds.filelists import read_filelist
 from contrails.progress import bar
-from contrails.runs import Run
+from contrails.runs.folder import Run
 
 _NO_SCORE = "none: no member has validation records, the threshold is a guess"
 _LIBRARIES = ("torch", "numpy", "scipy", "h5py", "safetensors", "timm", "segmentation_models_pytorch")

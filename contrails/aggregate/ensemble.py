@@ -9,24 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from contrails.aggregate.inputs import Inputs, require_like
+from contrails.aggregate.decide.postprocess import Step, apply
+from contrails.aggregate.decide.two_stages import behind_gate
+from contrails.aggregate.members.inputs import Inputs, require_like
+from contrails.aggregate.members.predict import load_predictor
+from contrails.aggregate.members.prediction_files import Predict, Wanted, complete, is_of
+from contrails.aggregate.members.scored import By
+from contrails.aggregate.members.untile import Batches, Whole, untile
+from contrails.aggregate.members.views import parse_views
 from contrails.aggregate.options import Options, made_by
-from contrails.aggregate.postprocess import Step, apply
-from contrails.aggregate.predict import load_predictor
-from contrails.aggregate.predictions import Predict, Wanted, complete, is_of
-from contrails.aggregate.scored import By
-from contrails.aggregate.stages import behind_gate
 from contrails.aggregate.stored import FORMAT, VERSION
-from contrails.aggregate.untile import Batches, Whole, untile
-from contrails.aggregate.views import parse_views
-from contrails.data.composites import Composite
-from contrails.data.filelists import FileList, read_filelist
-from contrails.data.records import LABEL_FRAME
-from contrails.data.store import Dataset
-from contrails.data.tiles import Blend
+from contrails.dataset.store import Dataset
 from contrails.errors import DataError
 from contrails.files import read_json, sha256, to_json, write_atomic
+from contrails.folds.filelists import FileList, read_filelist
+from contrails.inputs.composites import Composite
 from contrails.models.weights import read_about
+from contrails.sources.records import LABEL_FRAME
+from contrails.sources.tiles import Blend
 
 LARGEST_WITH_STEPS = 64_000_000
 """Pixels of a scene up to which post-processing, which needs all of it, fits into a modest memory."""
@@ -62,7 +62,7 @@ class Ensemble:
     """What is merged and how, and the figures.
 
     `threshold` cuts the merged probabilities, `steps` then change the mask; where the gate scores a record below
-    `gate_below`, its probabilities are 0 (see `contrails.aggregate.stages`); `complete` says whether every fold of the
+    `gate_below`, its probabilities are 0 (see `contrails.aggregate.decide.two_stages`); `complete` says whether every fold of the
     file list is there; `request` and `made_with` are all that is needed to make it again; `inputs` are unknown in those
     that the first builds made.
     """

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrails.errors import RecipeError, choices
-from contrails.runs import run_of
+from contrails.runs.folder import run_of
 
 MERGE_RULES = ("mean", "logits", "median", "median-mean", "vote")
-"""Rules by which the probabilities of members become one; see `contrails.aggregate.merge`."""
+"""Rules by which the probabilities of members become one; see `contrails.aggregate.members.merge`."""
 
 ELEMENTS = {"none": (0,), "flips": (0, 1, 2, 3), "d4": tuple(range(8))}
 """Dihedral elements of the words of --tta; `scales` and `crop` add views to them."""

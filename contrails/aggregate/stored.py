@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from contrails.aggregate.predictions import read_predictions
-from contrails.aggregate.scored import By, Scored
-from contrails.data.store import open_dataset
+from contrails.aggregate.members.prediction_files import read_predictions
+from contrails.aggregate.members.scored import By, Scored
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError
 from contrails.files import read_json
-from contrails.runs import ALL, Run
+from contrails.runs.folder import ALL, Run
 
 FORMAT = "contrails-ensemble"
 VERSION = 2

@@ -9,9 +9,9 @@ from contextlib import suppress
 import click
 from click.shell_completion import CompletionItem
 
-from contrails.cluster.profiles import BUILT_IN, profile_files
+from contrails.cluster.schedulers.profiles import BUILT_IN, profile_files
 from contrails.errors import ContrailsError
-from contrails.runs import all_runs
+from contrails.runs.folder import all_runs
 
 
 def complete_runs(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -32,8 +32,8 @@ def complete_sites(_: click.Context, __: click.Parameter, incomplete: str) -> li
 
 def complete_keys(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the keys of recipes, with the sign that a value follows."""
-    from contrails.config import Recipe
-    from contrails.sections.reading import keys
+    from contrails.recipe.reading import keys
+    from contrails.recipe.recipe import Recipe
 
     return _items((f"{name}=" for name, _ in keys(Recipe) if "[" not in name), incomplete)
 

@@ -11,12 +11,12 @@ import click
 from contrails.cli.complete import complete_keys
 from contrails.errors import NodeError, RunError
 from contrails.gpu import require_kernels
-from contrails.runs import Run, open_run
+from contrails.runs.folder import Run, open_run
 
 if TYPE_CHECKING:
     import torch
 
-    from contrails.config import Recipe
+    from contrails.recipe.recipe import Recipe
 
 _DEFAULT_RECIPE = Path("jobs/default.toml")
 
@@ -44,7 +44,7 @@ def default_recipe(path: Path | None) -> Path:
 
 def read_recipe(path: Path | None, overrides: tuple[str, ...]) -> tuple[Path, "Recipe"]:
     """Return the path of the recipe and the recipe with its overrides."""
-    from contrails.config import load_recipe
+    from contrails.recipe.recipe import load_recipe
 
     chosen = default_recipe(path)
     return chosen, load_recipe(chosen, overrides)
@@ -112,7 +112,7 @@ def read_numbers(text: str, option: str) -> list[int]:
 
 def require_picture(path: Path, option: str) -> None:
     """Check that the picture that `option` names can be written."""
-    from contrails.data.pictures import endings
+    from contrails.inspect.pictures import endings
 
     if path.suffix[1:].lower() not in endings():
         raise click.BadParameter(

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, cast, get_args
 
 from contrails.cluster.outcomes import Cause
 from contrails.files import read_hint, to_json, write_atomic
-from contrails.history import covered_step
-from contrails.runs import Attempt, Fold
+from contrails.runs.folder import Attempt, Fold
+from contrails.runs.metrics import covered_step
 
 if TYPE_CHECKING:
-    from contrails.cluster.sites import Retries
+    from contrails.cluster.schedulers.sites import Retries
 
 
 @dataclass(frozen=True)

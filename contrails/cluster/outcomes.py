@@ -12,7 +12,7 @@ from typing import Literal
 from contrails.cluster.memory import Peak
 from contrails.errors import DataError, GpuMemoryError, NodeError, RecipeError, Stopped, StorageError
 from contrails.files import read_toml
-from contrails.runs import Run
+from contrails.runs.folder import Run
 
 Cause = Literal[
     "walltime",

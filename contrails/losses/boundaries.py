@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from contrails.losses.reduce import mean_of_pixels, mean_of_records
-from contrails.sections.loss import BoundaryF1Term, BoundaryTerm
+from contrails.recipe.loss import BoundaryF1Term, BoundaryTerm
 
 _SMOOTH = 1.0
 

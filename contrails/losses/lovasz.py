@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from contrails.losses.reduce import mean_of_records
-from contrails.sections.loss import LovaszHingeTerm
+from contrails.recipe.loss import LovaszHingeTerm
 
 
 def lovasz_hinge(

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from contrails.losses.reduce import mean_of_pixels
-from contrails.sections.loss import (
+from contrails.recipe.loss import (
     BceTerm,
     FocalTerm,
     OhemTerm,

@@ -13,7 +13,7 @@ import math
 import torch
 
 from contrails.losses.reduce import mean_of_records
-from contrails.sections.loss import DiceTerm, JaccardTerm, LogDiceTerm, RegionTerm, TverskyTerm
+from contrails.recipe.loss import DiceTerm, JaccardTerm, LogDiceTerm, RegionTerm, TverskyTerm
 
 _EPSILON = 1e-4
 

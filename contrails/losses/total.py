@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from contrails.losses import boundaries, lovasz, pixels, regions
-from contrails.sections.loss import AnyTerm, BceTerm, LossSection, RegionTerm
+from contrails.recipe.loss import AnyTerm, BceTerm, LossSection, RegionTerm
 
 _PIXELS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Any], torch.Tensor]] = {
     "bce": pixels.binary_cross_entropy,

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from contrails.models.library import timm
-from contrails.sections.model import ModelSection
+from contrails.recipe.model import ModelSection
 
 _GROUP = 16
 """Channels of a group of GroupNorm (Wu & He 2018 found 16 as good as 32 groups)."""

@@ -8,7 +8,6 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from contrails.config import Recipe
 from contrails.errors import RecipeError
 from contrails.models.adjust import adjust_decoder, adjust_encoder, adjust_new_layers
 from contrails.models.library import smp
@@ -17,7 +16,8 @@ from contrails.models.network import Network
 from contrails.models.segmenter import Segmenter
 from contrails.models.sizes import padded, panel_grid
 from contrails.models.temporal import Cnn3d, FrameMerge
-from contrails.sections.model import ModelSection
+from contrails.recipe.model import ModelSection
+from contrails.recipe.recipe import Recipe
 
 _FAILURES = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What smp and timm raise where things do not go together."""

@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from contrails.config import Recipe
 from contrails.errors import RecipeError, choices, nearest
-from contrails.sections.model import ModelSection, Options
+from contrails.recipe.model import ModelSection, Options
+from contrails.recipe.recipe import Recipe
 
 KNOWN = Path(__file__).with_name("known.json")
 NONDETERMINISTIC = Path(__file__).with_name("nondeterministic.json")

@@ -12,7 +12,7 @@ from torch.nn import functional
 from contrails.models.outputs import Outputs
 from contrails.models.relu import BeforeRelu
 from contrails.models.temporal import FrameMerge
-from contrails.sections.model import ModelSection
+from contrails.recipe.model import ModelSection
 
 
 class Network(nn.Module):

@@ -10,10 +10,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from contrails.config import Recipe, WeightsFile
 from contrails.errors import DataError
 from contrails.files import sha256, storage
 from contrails.models.names import find_encoder, is_file
+from contrails.recipe.recipe import Recipe
+from contrails.runs.config import WeightsFile
 from contrails.user import home
 
 

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterator
 
-from contrails.config import Recipe
 from contrails.errors import RecipeError
 from contrails.models.names import Encoder, find_architecture, find_encoder, output_stride
-from contrails.sections.model import ModelSection
+from contrails.recipe.model import ModelSection
+from contrails.recipe.recipe import Recipe
 
 
 def require_size(recipe: Recipe, height: int, width: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from contrails.config import Recipe
+from contrails.recipe.recipe import Recipe
 
 _DEPTH = 3
 _NAME, _SHAPE, _NUMBER = 44, 20, 14

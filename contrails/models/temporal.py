@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from contrails.models.sizes import panel_grid
-from contrails.sections.model import TemporalSection
+from contrails.recipe.model import TemporalSection
 
 
 class FrameMerge(nn.Module):

@@ -8,10 +8,10 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from contrails.aggregate.judged import Judged, choose
-from contrails.aggregate.postprocess import Step, apply
-from contrails.aggregate.scored import Scored
-from contrails.data.colours import colours_of, labelled_frame
+from contrails.aggregate.decide.judged import Judged, choose
+from contrails.aggregate.decide.postprocess import Step, apply
+from contrails.aggregate.members.scored import Scored
+from contrails.inspect.colours import colours_of, labelled_frame
 from contrails.metrics import NUM_BINS
 from contrails.report.html import section
 

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from contrails.cluster.journal import submissions
-from contrails.cluster.usage import UNUSED, Usage, usage_of
-from contrails.config import Recipe
+from contrails.cluster.queue.journal import submissions
+from contrails.cluster.status.usage import UNUSED, Usage, usage_of
 from contrails.errors import ContrailsError, StorageError
 from contrails.files import append_json_line, read_hint, read_json_lines, read_toml, to_json, write_atomic
-from contrails.runs import Run, runs_root
+from contrails.recipe.recipe import Recipe
+from contrails.runs.folder import Run, runs_root
 from contrails.user import user_name
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from contrails.errors import ContrailsError
 from contrails.files import read_toml
-from contrails.runs import Run
+from contrails.runs.folder import Run
 
 
 def dice_by(counted: str | None) -> str:

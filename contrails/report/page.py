@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from contrails import __version__
-from contrails.aggregate.judged import judge
-from contrails.aggregate.postprocess import Step
-from contrails.aggregate.scored import tally
+from contrails.aggregate.decide.judged import judge
+from contrails.aggregate.decide.postprocess import Step
+from contrails.aggregate.members.scored import tally
 from contrails.aggregate.stored import read_figures, scored_by, stored_out_of_fold
-from contrails.cluster.states import FoldState
-from contrails.cluster.usage import UNUSED
-from contrails.data.layout import target_of
+from contrails.cluster.status.fold_state import FoldState
+from contrails.cluster.status.usage import UNUSED
+from contrails.dataset.layout import target_of
 from contrails.errors import DataError
 from contrails.files import read_hint
 from contrails.progress import bar
@@ -26,7 +26,7 @@ from contrails.report.html import section
 from contrails.report.naming import dice_by, dice_name, target_name
 from contrails.report.scores import Words, scores_section
 from contrails.report.training import attempts_section, curves_section, folds_section
-from contrails.runs import Run
+from contrails.runs.folder import Run
 
 _SECTIONS = {"folds": "Folds", "curves": "Training", "scores": "Predictions", "gallery": "Gallery"}
 _SECTIONS |= {"attempts": "Attempts", "recipe": "Recipe"}

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from contrails.aggregate.calibrate import Calibration, reliability
-from contrails.aggregate.judged import Judged
-from contrails.aggregate.scored import By, Tally
+from contrails.aggregate.decide.calibrate import Calibration, reliability
+from contrails.aggregate.decide.judged import Judged
+from contrails.aggregate.members.scored import By, Tally
 from contrails.metrics import NUM_BINS, Histogram, average_precision, roc_auc
 from contrails.report.html import Cell, count, figure, legend, number, section, table
 from contrails.report.naming import confusion_cut, dice_by

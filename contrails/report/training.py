@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from contrails.cluster.states import FoldState
-from contrails.cluster.usage import Span, spans
-from contrails.history import fold_metrics
+from contrails.cluster.status.fold_state import FoldState
+from contrails.cluster.status.usage import Span, spans
 from contrails.report.html import Cell, figure, legend, number, section, table
 from contrails.report.svg import Axis, Bar, Line, chart, time_line
-from contrails.runs import Run
+from contrails.runs.folder import Run
+from contrails.runs.metrics import fold_metrics
 
 _DICE = ("val/dice",), Axis("at each epoch's own best threshold")
 _CURVES: tuple[tuple[str, tuple[str, ...], Axis], ...] = (

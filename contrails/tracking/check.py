@@ -1,6 +1,6 @@
 """What `contrails doctor` says of Weights & Biases: one question to the server, without wandb."""
 
-from contrails.cluster.scheduler import Check
+from contrails.cluster.schedulers.base import Check
 from contrails.errors import TrackingError
 from contrails.tracking.account import Account, find_account, require_address
 from contrails.tracking.server import Server

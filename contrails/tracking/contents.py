@@ -8,9 +8,9 @@ from typing import Any
 
 from contrails.errors import DataError
 from contrails.files import read_hint, read_json_lines, read_toml
-from contrails.history import fold_metrics
 from contrails.progress import tell
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
+from contrails.runs.metrics import fold_metrics
 from contrails.tracking.sink import Experiment, Picture, References, Sink, Table
 
 _SAMPLES = 16
@@ -118,10 +118,10 @@ def _numbers(scores: dict[str, Any], prefix: str = "") -> dict[str, float | str]
 
 def _samples(of: Run, folder: Path, figures: dict[str, Any]) -> Table | None:
     """Return records with their label and the member's out-of-fold mask; None where the predictions are gone."""
-    from contrails.aggregate.judged import choose, judge
-    from contrails.aggregate.postprocess import Step, apply
+    from contrails.aggregate.decide.judged import choose, judge
+    from contrails.aggregate.decide.postprocess import Step, apply
     from contrails.aggregate.stored import stored_out_of_fold
-    from contrails.data.colours import colours_of, labelled_frame
+    from contrails.inspect.colours import colours_of, labelled_frame
 
     try:
         scored = stored_out_of_fold(of, folder, figures)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from contrails.cluster.states import ALIVE, fold_state
+from contrails.cluster.status.fold_state import ALIVE, fold_state
 from contrails.files import read_json, sha256, to_json, write_atomic
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
 from contrails.tracking.contents import digest_of, notes_of, rows_of
 from contrails.tracking.messages import Answer, Task
 from contrails.tracking.sink import Outcome

@@ -19,7 +19,7 @@ import psutil
 
 from contrails.errors import TrackingError
 from contrails.files import storage
-from contrails.runs import Run
+from contrails.runs.folder import Run
 from contrails.tracking.account import Account
 from contrails.tracking.messages import Answer, Task
 

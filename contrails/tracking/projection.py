@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from contrails.errors import ContrailsError, TrackingError
 from contrails.locks import sole_writer
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
 from contrails.tracking.account import find_account
 from contrails.tracking.messages import Answer, Task
 from contrails.tracking.plan import Item, Plan, items_of, outcome_of, plan, signs_of

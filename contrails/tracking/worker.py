@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from contrails.errors import ContrailsError, TrackingError
-from contrails.runs import Fold
+from contrails.runs.folder import Fold
 from contrails.tracking.account import find_account
 from contrails.tracking.contents import (
     describe_aggregation,

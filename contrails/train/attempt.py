@@ -19,7 +19,7 @@ from typing import Any
 from contrails.errors import RunError, StorageError
 from contrails.files import read_hint, storage, to_json, write_atomic
 from contrails.processes import Process, process_in, process_of
-from contrails.runs import Attempt, Fold
+from contrails.runs.folder import Attempt, Fold
 from contrails.train.context import JobContext
 
 BEAT_S = 20.0
@@ -44,7 +44,7 @@ def claim_attempt(
     Args:
         fold: what is to be trained.
         job: the job that this process runs in.
-        exactness: what else the bits of the result depend on, for the record (see `contrails.cluster.exact`).
+        exactness: what else the bits of the result depend on, for the record (see `contrails.cluster.status.exact`).
         keep_waiting: asked while an earlier attempt may be alive; False gives up.
 
     Raises:

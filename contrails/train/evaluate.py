@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from contrails.data.batches import Batch, Source, in_order
+from contrails.inputs.batches import Batch, Source, in_order
 from contrails.losses.pixels import binary_cross_entropy
 from contrails.metrics import NUM_BINS, Histogram
 from contrails.models.outputs import Outputs
-from contrails.train.finite import OutputNotFiniteError
+from contrails.train.saved.finite import OutputNotFiniteError
 
 
 @dataclass(frozen=True)

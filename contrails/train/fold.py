@@ -11,18 +11,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from contrails.config import RunConfig, WeightsFile
-from contrails.data.sampling import Sampler
 from contrails.draws import derived_seed
 from contrails.errors import DataError, GpuMemoryError, NodeError, Stopped, TrainingError
 from contrails.files import create_exclusive, sha256, to_json
 from contrails.gpu import NO_KERNELS, driver_version, require_kernels, without_kernels
+from contrails.inputs.sampling import Sampler
 from contrails.models.build import build_model
 from contrails.models.sizes import require_piece
 from contrails.models.summary import summary
 from contrails.models.weights import load_fitting, load_weights
 from contrails.progress import tell
-from contrails.runs import Attempt, Fold
+from contrails.runs.config import RunConfig, WeightsFile
+from contrails.runs.folder import Attempt, Fold
 from contrails.train.attempt import Heart, claim_attempt
 from contrails.train.context import JobContext, RankContext
 from contrails.train.fold_data import FoldData, open_data
@@ -30,11 +30,11 @@ from contrails.train.loop import Loop
 from contrails.train.objective import Objective
 from contrails.train.ranks import Ranks, joined
 from contrails.train.replay import explained
-from contrails.train.snapshot import load_snapshot, remove_leftovers
-from contrails.train.state import KeptWeights, TrainState, new_state
+from contrails.train.saved.snapshot import load_snapshot, remove_leftovers
+from contrails.train.saved.state import KeptWeights, TrainState, new_state
+from contrails.train.saved.weights import WeightsFiles
 from contrails.train.stop import StopFlag
 from contrails.train.verification import Verification, distrust
-from contrails.train.weights import WeightsFiles
 
 log = logging.getLogger(__name__)
 

@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from contrails.config import Recipe, RunConfig
-from contrails.data.batches import Source, source_of
-from contrails.data.composites import Composite
-from contrails.data.exclusions import excluded_rows
-from contrails.data.filelists import FileList, read_filelist
-from contrails.data.normalise import fit_composite
-from contrails.data.pseudo import open_pseudo, weights_of, with_pseudo
-from contrails.data.residency import open_resident
-from contrails.data.store import Dataset
-from contrails.data.verify import RowCheck
+from contrails.dataset.residency import open_resident
+from contrails.dataset.store import Dataset
+from contrails.dataset.verify import RowCheck
 from contrails.errors import DataError
 from contrails.files import create_exclusive, read_json, sha256, to_json
-from contrails.runs import ALL, Fold
-from contrails.sections.data import DataSection
+from contrails.folds.exclusions import excluded_rows
+from contrails.folds.filelists import FileList, read_filelist
+from contrails.folds.pseudo import open_pseudo, weights_of, with_pseudo
+from contrails.inputs.batches import Source, source_of
+from contrails.inputs.composites import Composite
+from contrails.inputs.normalise import fit_composite
+from contrails.recipe.data import DataSection
+from contrails.recipe.recipe import Recipe
+from contrails.runs.config import RunConfig
+from contrails.runs.folder import ALL, Fold
 from contrails.train.context import JobContext
 
 

@@ -14,28 +14,28 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from contrails.config import Recipe
-from contrails.data.batches import Batch, Source, in_order
-from contrails.data.sampling import Sampler
 from contrails.draws import derived_seed
 from contrails.errors import RunError, Stopped, StorageError, TrainingError
 from contrails.files import append_json_line, fsync
+from contrails.inputs.batches import Batch, Source, in_order
+from contrails.inputs.sampling import Sampler
 from contrails.metrics import Histogram
 from contrails.models.adjust import has_batch_norm
 from contrails.models.outputs import Outputs
-from contrails.runs import Attempt, Fold
+from contrails.recipe.recipe import Recipe
+from contrails.runs.folder import Attempt, Fold
 from contrails.train.attempt import Heart
-from contrails.train.averages import Average
 from contrails.train.evaluate import Evaluation, evaluate
-from contrails.train.finite import OutputNotFiniteError, advice, require_finite
 from contrails.train.optim import course_of, epochs_without_gain, freeze, learning_rate, set_rates
 from contrails.train.pace import Pace
 from contrails.train.ranks import Ranks
-from contrails.train.snapshot import SnapshotWriter
-from contrails.train.state import KeptWeights, TrainState
+from contrails.train.saved.averages import Average
+from contrails.train.saved.finite import OutputNotFiniteError, advice, require_finite
+from contrails.train.saved.snapshot import SnapshotWriter
+from contrails.train.saved.state import KeptWeights, TrainState
+from contrails.train.saved.weights import WeightsFiles
 from contrails.train.stop import StopFlag
 from contrails.train.verification import Verification
-from contrails.train.weights import WeightsFiles
 
 _SMOOTHING = 0.98
 """Decay a step of the smoothed loss."""

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from contrails.config import Recipe
-from contrails.data.batches import Batch
+from contrails.inputs.batches import Batch
 from contrails.losses.pixels import binary_cross_entropy
 from contrails.losses.total import Loss
 from contrails.models.outputs import Outputs
+from contrails.recipe.recipe import Recipe
 
 _AUX = 0.4
 """Weight of the finest level of deep supervision; each coarser one has half of the weight of the one before."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from contrails.errors import RecipeError, nearest
-from contrails.sections.train import TrainSection
+from contrails.recipe.train import TrainSection
 
 _BETA_2 = 0.999
 """AdamW's decay of the squared gradient."""

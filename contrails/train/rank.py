@@ -7,7 +7,7 @@ from pathlib import Path
 from contrails.errors import ContrailsError
 from contrails.processes import end_with
 from contrails.progress import tell
-from contrails.runs import Run
+from contrails.runs.folder import Run
 from contrails.train.context import RankContext
 from contrails.train.fold import train_rank
 

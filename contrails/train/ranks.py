@@ -21,7 +21,7 @@ from torch import distributed, nn
 
 from contrails.errors import NodeError
 from contrails.processes import held_back
-from contrails.runs import Attempt, Fold
+from contrails.runs.folder import Attempt, Fold
 from contrails.train.context import JobContext, RankContext
 from contrails.train.stop import SIGNALS
 

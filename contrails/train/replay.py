@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from contrails.data.batches import Batch
 from contrails.errors import ContrailsError, NodeError, Stopped, TrainingError
+from contrails.inputs.batches import Batch
 from contrails.models.weights import save_tensors
-from contrails.train.averages import Average
-from contrails.train.finite import NotFiniteError, OutputNotFiniteError, advice, require_finite
 from contrails.train.loop import Loop
-from contrails.train.state import KeptWeights
+from contrails.train.saved.averages import Average
+from contrails.train.saved.finite import NotFiniteError, OutputNotFiniteError, advice, require_finite
+from contrails.train.saved.state import KeptWeights
 
 _SWITCHES = {"ema": "train.ema_decay", "swa": "train.swa_epochs"}
 """The key that asks for each average."""

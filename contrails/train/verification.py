@@ -1,6 +1,6 @@
 """Whether the data that a fold trains on are what was written, and what becomes of what was trained where they are not.
 
-Every job compares the rows that its folds read with their digests while it trains (see `contrails.data.verify`), and no
+Every job compares the rows that its folds read with their digests while it trains (see `contrails.dataset.verify`), and no
 fold is finished before they all are intact. `attempts/<nnn>/verified.json` says how that ended: the step at which all
 were known to be intact, or which one was not.
 
@@ -14,11 +14,11 @@ back in between is not noticed.
 
 from pathlib import Path
 
-from contrails.data.residency import discard_copy
-from contrails.data.verify import Poll, RowCheck, put_back
+from contrails.dataset.residency import discard_copy
+from contrails.dataset.verify import Poll, RowCheck, put_back
 from contrails.errors import ContrailsError, DataError, NodeError
 from contrails.files import read_hint, storage, to_json, write_atomic
-from contrails.runs import Attempt, Fold
+from contrails.runs.folder import Attempt, Fold
 
 
 class Verification:

@@ -12,20 +12,20 @@ import torch
 from memory import grown, resident
 from table import Result, rates, show
 
-from contrails.aggregate.average import average_weights
-from contrails.aggregate.predict import Predictor
-from contrails.aggregate.scored import Scored, tally
-from contrails.aggregate.threshold import cross_fitted, threshold_interval
-from contrails.aggregate.views import parse_views, predict_views
+from contrails.aggregate.decide.threshold import cross_fitted, threshold_interval
+from contrails.aggregate.members.average import average_weights
+from contrails.aggregate.members.predict import Predictor
+from contrails.aggregate.members.scored import Scored, tally
+from contrails.aggregate.members.views import parse_views, predict_views
 from contrails.cli.main import cli
-from contrails.config import Recipe
-from contrails.data.batches import source_of
-from contrails.data.composites import Composite, channels_of
-from contrails.data.rle import encode
-from contrails.data.store import Dataset, open_dataset
+from contrails.dataset.rle import encode
+from contrails.dataset.store import Dataset, open_dataset
+from contrails.inputs.batches import source_of
+from contrails.inputs.composites import Composite, channels_of
 from contrails.models.build import build_model
 from contrails.models.segmenter import Segmenter
 from contrails.models.weights import save_weights
+from contrails.recipe.recipe import Recipe
 
 NUM_MEMBERS, NUM_RECORDS, SIZE, BATCH = 10, 1856, 256, 2
 FEW, MANY, ROUNDS = 64, 512, 5

@@ -16,15 +16,15 @@ import psutil
 import torch
 from table import Result, against, rates, show
 
-from contrails.cluster.freeze import ALLOCATOR
-from contrails.data.batches import Source
-from contrails.data.composites import Composite, channels_of
-from contrails.data.goes import make_plan
-from contrails.data.pack import pack
-from contrails.data.sampling import Part
-from contrails.data.store import Dataset, open_dataset
-from contrails.runs import Run
-from contrails.sections.data import DataSection
+from contrails.cluster.queue.freeze import ALLOCATOR
+from contrails.dataset.pack import pack
+from contrails.dataset.store import Dataset, open_dataset
+from contrails.inputs.batches import Source
+from contrails.inputs.composites import Composite, channels_of
+from contrails.inputs.sampling import Part
+from contrails.recipe.data import DataSection
+from contrails.runs.folder import Run
+from contrails.sources.goes import make_plan
 
 NUM_RECORDS, SIZE, BATCH, WORKERS = 256, 256, 16, 2
 SIZES = (100, 1_000, 10_000)

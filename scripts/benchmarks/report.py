@@ -17,9 +17,9 @@ from pathlib import Path
 import tomli_w
 from table import Result, show
 
-from contrails.config import Recipe
 from contrails.files import append_json_line
-from contrails.runs import Run
+from contrails.recipe.recipe import Recipe
+from contrails.runs.folder import Run
 
 COMMAND = [sys.executable, "-m", "contrails"]
 TINY = {"encoder": "tu-test_resnet", "encoder_depth": 3, "decoder_channels": [16, 8, 8]}

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 from table import Result, show
 
-from contrails.cluster.drill import make_data
+from contrails.cluster.check.drill import make_data
 from contrails.files import read_json, read_json_lines
-from contrails.runs import Run
+from contrails.runs.folder import Run
 
 KILLS = 54
 
@@ -90,10 +90,10 @@ def started(folder: Path) -> list[Result]:
 def load(run: Run, folder: Path) -> float:
     """Return the seconds of a process that imports and loads what training needs, and makes one step."""
     code = (
-        "import sys\nfrom pathlib import Path\nimport torch\nfrom contrails.runs import Run\n"
-        "from contrails.data.store import open_dataset\nfrom contrails.models.build import build_model\n"
-        "import contrails.train.fold\nfrom contrails.train.snapshot import load_snapshot\n"
-        "from contrails.train.state import new_state\nfrom contrails.train.objective import Objective\n"
+        "import sys\nfrom pathlib import Path\nimport torch\nfrom contrails.runs.folder import Run\n"
+        "from contrails.dataset.store import open_dataset\nfrom contrails.models.build import build_model\n"
+        "import contrails.train.fold\nfrom contrails.train.saved.snapshot import load_snapshot\n"
+        "from contrails.train.saved.state import new_state\nfrom contrails.train.objective import Objective\n"
         "run = Run(Path(sys.argv[1]))\nrecipe = run.read_config().recipe\nopen_dataset(recipe.data.dataset)\n"
         "state = new_state(build_model(recipe, 3), Objective(recipe), recipe.train, torch.device('cpu'))\n"
         "state.load_state_dict(load_snapshot(run.fold('0'))[1])\n"

@@ -19,11 +19,11 @@ from memory import grown, resident
 from table import Result, show
 
 from contrails.aggregate.ensemble import Ensemble, Member, Options
-from contrails.aggregate.scene import Cut, predict_scene
-from contrails.config import Recipe
-from contrails.data.composites import Channel, Composite
+from contrails.aggregate.output.scene import Cut, predict_scene
+from contrails.inputs.composites import Channel, Composite
 from contrails.models.build import build_model
 from contrails.models.weights import load_weights, save_weights
+from contrails.recipe.recipe import Recipe
 
 SIDE, LARGE_SIDE, ROUNDS = 2048, 20_000, 3
 LARGE_HEIGHT = LARGE_SIDE

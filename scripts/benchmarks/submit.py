@@ -23,7 +23,7 @@ TESTS = Path(__file__).parents[2] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "cluster")]
 
 from contrails.files import read_json_lines, to_json, write_atomic  # noqa: E402
-from contrails.runs import Fold  # noqa: E402
+from contrails.runs.folder import Fold  # noqa: E402
 
 from fake_pbs import FakePbs  # noqa: E402
 from local_site import eventually  # noqa: E402
@@ -108,7 +108,9 @@ def submission(folder: Path, environment: dict[str, str], command: list[str]) ->
     bare_name, theirs = command[0], statistics.median(peer[1:])
     more = statistics.median(ours[1:]) - theirs
     memory = peak_memory_mb(folder, environment, "submit", "recipe.toml", "--name", "memory", "--folds", "5")
-    modules = "contrails.cluster.dispatch, contrails.cluster.openpbs, contrails.cluster.slurm, submitit"
+    modules = (
+        "contrails.cluster.submit.folds, contrails.cluster.schedulers.pbs, contrails.cluster.schedulers.slurm, submitit"
+    )
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     torch = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
     return [

@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from table import Result, show
 
-from contrails.cluster.freeze import ALLOCATOR
+from contrails.cluster.queue.freeze import ALLOCATOR
 from contrails.files import read_json
-from contrails.history import fold_metrics
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
+from contrails.runs.metrics import fold_metrics
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "tracking"))

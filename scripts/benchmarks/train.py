@@ -19,23 +19,24 @@ import torch
 from table import Result, show
 from torch import nn
 
-from contrails.cluster.drill import make_data
-from contrails.cluster.freeze import ALLOCATOR
-from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, to_toml
-from contrails.data.batches import Batch, source_of
-from contrails.data.filelists import read_filelist
-from contrails.data.normalise import fit_composite
-from contrails.data.sampling import Sampler
-from contrails.data.store import open_dataset
+from contrails.cluster.check.drill import make_data
+from contrails.cluster.queue.freeze import ALLOCATOR
+from contrails.dataset.store import open_dataset
 from contrails.files import sha256, write_atomic
+from contrails.folds.filelists import read_filelist
+from contrails.inputs.batches import Batch, source_of
+from contrails.inputs.normalise import fit_composite
+from contrails.inputs.sampling import Sampler
 from contrails.models.build import build_model
-from contrails.runs import Run
-from contrails.train import snapshot
+from contrails.recipe.recipe import Recipe, to_toml
+from contrails.runs.config import ComputeSection, DataIdentity, RunConfig
+from contrails.runs.folder import Run
 from contrails.train.fold import train_fold
 from contrails.train.fold_data import training_rows
 from contrails.train.loop import Loop
 from contrails.train.objective import Objective
 from contrails.train.optim import build_optimizer
+from contrails.train.saved import snapshot
 
 RECORDS = 512
 """Half of them train: an epoch is 128 steps of two records."""
@@ -187,7 +188,7 @@ def lightning_step(folder: Path, steps: int) -> float:
 def stall(folder: Path) -> Result:
     """How long training stands still for a snapshot, over a copy of the state in memory."""
     recipe = recipe_of(folder, UNET, 4)
-    from contrails.train.state import new_state
+    from contrails.train.saved.state import new_state
 
     network = build_model(recipe, 3)
     state = new_state(network, Objective(recipe), recipe.train, torch.device("cpu"))

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 from table import Result, show
 
-from contrails.cluster.freeze import ALLOCATOR
-from contrails.config import ComputeSection, DataIdentity, Recipe, RunConfig, to_toml
-from contrails.data.layout import Header, Values, create, opened, places, write_columns, write_row
-from contrails.data.store import open_dataset
-from contrails.data.verify import RowCheck
+from contrails.cluster.queue.freeze import ALLOCATOR
+from contrails.dataset.layout import Header, Values, create, opened, places, write_columns, write_row
+from contrails.dataset.store import open_dataset
+from contrails.dataset.verify import RowCheck
 from contrails.files import sha256, write_atomic
-from contrails.runs import Run
+from contrails.recipe.recipe import Recipe, to_toml
+from contrails.runs.config import ComputeSection, DataIdentity, RunConfig
+from contrails.runs.folder import Run
 from contrails.train.fold import train_fold
 
 RECORDS, SIZE, BANDS = 320, 256, ("b11", "b14", "b15")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from contrails.aggregate.scored import Scored
-from contrails.data.store import Dataset, open_dataset
+from contrails.aggregate.members.scored import Scored
+from contrails.dataset.store import Dataset, open_dataset
 from contrails.metrics import NUM_BINS
 
 

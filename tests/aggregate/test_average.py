@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from contrails.aggregate.average import average_weights, greedy_soup, refresh_batch_norm
-from contrails.config import Recipe
-from contrails.data.batches import Source, in_order, source_of
-from contrails.data.composites import Composite, channels_of
-from contrails.data.store import open_dataset
+from contrails.aggregate.members.average import average_weights, greedy_soup, refresh_batch_norm
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError
+from contrails.inputs.batches import Source, in_order, source_of
+from contrails.inputs.composites import Composite, channels_of
 from contrails.models.build import build_model
 from contrails.models.segmenter import Segmenter
 from contrails.models.weights import load_weights, save_weights, stream_weights
+from contrails.recipe.recipe import Recipe
 
 CPU = torch.device("cpu")
 

@@ -16,19 +16,19 @@ import pytest
 import torch
 
 from contrails.aggregate.assemble import make_ensemble, predict_share
+from contrails.aggregate.decide.postprocess import apply
 from contrails.aggregate.ensemble import Ensemble, read_ensemble
-from contrails.aggregate.members import load_member
+from contrails.aggregate.members.members import load_member
 from contrails.aggregate.options import Options
-from contrails.aggregate.postprocess import apply
-from contrails.cli.figures import show_ensemble
 from contrails.cli.main import cli
-from contrails.data.rle import decode
-from contrails.data.store import Dataset, open_dataset
+from contrails.cli.results.figures import show_ensemble
+from contrails.dataset.rle import decode
+from contrails.dataset.store import Dataset, open_dataset
 from contrails.errors import DataError, RecipeError, RunError
 from contrails.files import read_json, sha256, to_json
 from contrails.metrics import NUM_BINS
 from contrails.models.weights import load_weights, save_weights
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
 from contrails.train.fold import train_fold
 
 from dataset_edits import flip_a_bit

@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from contrails.aggregate import masks as masks_module
 from contrails.aggregate.assemble import make_ensemble
+from contrails.aggregate.decide.postprocess import apply
 from contrails.aggregate.ensemble import Ensemble
-from contrails.aggregate.evaluate import evaluate_ensemble
+from contrails.aggregate.members.untile import Whole
 from contrails.aggregate.options import Options
-from contrails.aggregate.postprocess import apply
-from contrails.aggregate.untile import Whole
+from contrails.aggregate.output import masks as masks_module
+from contrails.aggregate.scores.evaluate import evaluate_ensemble
 from contrails.cli.main import cli
-from contrails.data.store import Dataset, open_dataset
+from contrails.dataset.store import Dataset, open_dataset
 from contrails.errors import DataError, RunError
 from contrails.locks import sole_writer
 from contrails.metrics import NUM_BINS, Histogram, average_precision
-from contrails.runs import Run
+from contrails.runs.folder import Run
 from contrails.train.fold import train_fold
 
 from raw_records import write_record
@@ -269,12 +269,14 @@ def test_a_submission_goes_on_where_a_kill_left_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("contrails.aggregate.submission.write_submission", killed)
+        patch.setattr("contrails.aggregate.output.submission.write_submission", killed)
         with pytest.raises(click.Abort):
             cli([*arguments, str(tmp_path / "a.csv")], standalone_mode=False)
     assert [path.name for path in tmp_path.iterdir() if "a.csv" in path.name] == [".a.csv"]
-    monkeypatch.setattr("contrails.aggregate.predict.Predictor.__call__", lambda *_: pytest.fail("predicted again"))
-    monkeypatch.setattr("contrails.aggregate.predictions._fill", killed)
+    monkeypatch.setattr(
+        "contrails.aggregate.members.predict.Predictor.__call__", lambda *_: pytest.fail("predicted again")
+    )
+    monkeypatch.setattr("contrails.aggregate.members.prediction_files._fill", killed)
     cli([*arguments, str(tmp_path / "a.csv")], standalone_mode=False)
     assert sorted(path.name for path in tmp_path.iterdir() if "a.csv" in path.name) == ["a.csv", "a.csv.json"]
 

@@ -15,16 +15,16 @@ from image_files import write_raster
 from PIL import Image
 
 from contrails.aggregate.ensemble import Ensemble, Member, read_ensemble, write_ensemble
-from contrails.aggregate.inputs import Inputs, inputs_of
+from contrails.aggregate.members.inputs import Inputs, inputs_of
 from contrails.aggregate.options import Options
 from contrails.cli.main import cli
-from contrails.config import Recipe
-from contrails.data.composites import Channel, Composite
-from contrails.data.store import Dataset, open_dataset
+from contrails.dataset.store import Dataset, open_dataset
 from contrails.errors import DataError
 from contrails.files import sha256
+from contrails.inputs.composites import Channel, Composite
 from contrails.models.build import build_model
 from contrails.models.weights import save_weights
+from contrails.recipe.recipe import Recipe
 
 from raw_records import write_record
 

@@ -17,18 +17,18 @@ from conftest import TINY_MODEL
 from image_files import write_raster
 
 from contrails.aggregate.ensemble import Ensemble, Member, read_ensemble, write_ensemble
-from contrails.aggregate.inputs import Inputs, inputs_of, require_like
+from contrails.aggregate.members.inputs import Inputs, inputs_of, require_like
 from contrails.aggregate.options import Options
-from contrails.aggregate.scene import Cut, predict_scene
+from contrails.aggregate.output.scene import Cut, predict_scene
 from contrails.cli.main import main
-from contrails.config import Recipe
-from contrails.data.composites import Channel, Composite
-from contrails.data.layout import Values
-from contrails.data.store import open_dataset
+from contrails.dataset.layout import Values
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError
 from contrails.files import sha256
+from contrails.inputs.composites import Channel, Composite
 from contrails.models.build import build_model
 from contrails.models.weights import save_weights
+from contrails.recipe.recipe import Recipe
 
 CPU = torch.device("cpu")
 BANDS = ("b11", "b14", "b15")

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contrails.aggregate.merge import MERGES, fixed_threshold, merge
+from contrails.aggregate.members.merge import MERGES, fixed_threshold, merge
 from contrails.aggregate.options import MERGE_RULES
-from contrails.aggregate.weighting import fit_weights
+from contrails.aggregate.scores.weighting import fit_weights
 from contrails.metrics import NUM_BINS
 
 TOP = NUM_BINS - 1

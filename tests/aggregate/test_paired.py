@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contrails.aggregate.paired import compare_paired
-from contrails.aggregate.scored import Scored
+from contrails.aggregate.members.scored import Scored
+from contrails.aggregate.scores.paired import compare_paired
 from contrails.errors import DataError
 
 from scored_records import scored_records

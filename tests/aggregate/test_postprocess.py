@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from contrails.aggregate.postprocess import EMPTY_RULE, OPERATIONS, Step, apply, decide, top_logit
+from contrails.aggregate.decide.postprocess import EMPTY_RULE, OPERATIONS, Step, apply, decide, top_logit
 from contrails.metrics import NUM_BINS
 
 from scored_records import scored_records

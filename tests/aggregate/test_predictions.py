@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from contrails.aggregate import predictions
-from contrails.aggregate.predictions import Wanted, complete
+from contrails.aggregate.members import prediction_files as predictions
+from contrails.aggregate.members.prediction_files import Wanted, complete
 from contrails.errors import RunError, StorageError
 from contrails.locks import sole_writer
 
@@ -129,7 +129,7 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
 import resource, signal, sys
 from pathlib import Path
 from test_predictions import Model, complete, wanted
-import contrails.aggregate.predictions as predictions
+import contrails.aggregate.members.prediction_files as predictions
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 create = predictions._create
 def create_and_limit(*arguments):

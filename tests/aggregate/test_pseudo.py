@@ -14,21 +14,21 @@ from conftest import MakeRun
 
 from contrails.aggregate.assemble import make_ensemble
 from contrails.aggregate.ensemble import Ensemble
-from contrails.aggregate.members import load_member
+from contrails.aggregate.members.members import load_member
 from contrails.aggregate.options import Options
 from contrails.cli.main import cli
-from contrails.cluster.dispatch import create_run
-from contrails.cluster.sites import Site
-from contrails.config import to_toml
-from contrails.data.batches import in_order, source_of
-from contrails.data.composites import Composite, channels_named
-from contrails.data.filelists import FileList, read_filelist, write_filelist
-from contrails.data.pseudo import ANNOTATORS, all_pseudo, open_pseudo, pseudo_path, weights_of, with_pseudo
-from contrails.data.store import open_dataset
+from contrails.cluster.schedulers.sites import Site
+from contrails.cluster.submit.folds import create_run
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError, RecipeError, RunError, Stopped
 from contrails.files import write_atomic
+from contrails.folds.filelists import FileList, read_filelist, write_filelist
+from contrails.folds.pseudo import ANNOTATORS, all_pseudo, open_pseudo, pseudo_path, weights_of, with_pseudo
+from contrails.inputs.batches import in_order, source_of
+from contrails.inputs.composites import Composite, channels_named
 from contrails.models.weights import read_about
-from contrails.runs import Fold, Run
+from contrails.recipe.recipe import to_toml
+from contrails.runs.folder import Fold, Run
 from contrails.train.fold import train_fold
 from contrails.train.fold_data import add_pseudo, training_rows
 from contrails.train.loop import Loop
@@ -161,7 +161,7 @@ def test_what_cannot_be_labelled_is_told(trained: Ensemble, data: Path) -> None:
 
 
 def labels_of(ensemble: Ensemble, data: Path) -> Any:
-    from contrails.aggregate.pseudo import write_pseudo_labels
+    from contrails.aggregate.output.pseudo import write_pseudo_labels
 
     return write_pseudo_labels(ensemble, open_dataset(data / "rest.h5"), ensemble.path / "pseudo", (), CPU)
 

@@ -15,23 +15,23 @@ from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
 
-from contrails.aggregate import scene
 from contrails.aggregate.ensemble import Ensemble, Member
 from contrails.aggregate.options import Options
-from contrails.aggregate.scene import Cut, predict_scene
-from contrails.aggregate.scene_files import Kind, scene_file
-from contrails.aggregate.strips import StripFile
+from contrails.aggregate.output import scene
+from contrails.aggregate.output.scene import Cut, predict_scene
+from contrails.aggregate.output.scene_files import Kind, scene_file
+from contrails.aggregate.output.strips import StripFile
 from contrails.cli.main import cli
-from contrails.config import Recipe
-from contrails.data.composites import Channel, Composite
-from contrails.data.layout import Values
-from contrails.data.rasters import Raster
-from contrails.data.store import Dataset, Placement, open_dataset
-from contrails.data.tiles import Strip, starts
+from contrails.dataset.layout import Values
+from contrails.dataset.store import Dataset, Placement, open_dataset
 from contrails.errors import DataError, RunError, StorageError
+from contrails.inputs.composites import Channel, Composite
 from contrails.locks import sole_writer
 from contrails.models.build import build_model
 from contrails.models.weights import save_weights
+from contrails.recipe.recipe import Recipe
+from contrails.sources.rasters import Raster
+from contrails.sources.tiles import Strip, starts
 
 BANDS = ("red", "green", "blue")
 

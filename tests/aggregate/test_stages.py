@@ -13,19 +13,19 @@ from conftest import MakeRun
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from contrails.aggregate.assemble import make_ensemble
+from contrails.aggregate.decide.postprocess import compare, top_logit
+from contrails.aggregate.decide.two_stages import NO_GATE, fit_gate
 from contrails.aggregate.ensemble import Ensemble, read_ensemble
 from contrails.aggregate.options import Options
-from contrails.aggregate.outoffold import Predicted
-from contrails.aggregate.postprocess import compare, top_logit
-from contrails.aggregate.stages import NO_GATE, fit_gate
-from contrails.cli.evaluate import _farthest
-from contrails.cli.figures import show_ensemble
+from contrails.aggregate.scores.outoffold import Predicted
 from contrails.cli.main import cli
-from contrails.data.filelists import read_filelist, write_filelist
-from contrails.data.store import Dataset, open_dataset
+from contrails.cli.results.evaluate import _farthest
+from contrails.cli.results.figures import show_ensemble
+from contrails.dataset.store import Dataset, open_dataset
 from contrails.errors import DataError, RecipeError, RunError
+from contrails.folds.filelists import read_filelist, write_filelist
 from contrails.metrics import Histogram
-from contrails.runs import Run
+from contrails.runs.folder import Run
 from contrails.train.fold import train_fold
 
 from raw_records import write_record

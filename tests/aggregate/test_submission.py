@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contrails.aggregate.submission import Summary, check_submission, write_submission
+from contrails.aggregate.output.submission import Summary, check_submission, write_submission
 from contrails.cli.main import cli
 from contrails.errors import DataError, StorageError
 

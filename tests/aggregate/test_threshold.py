@@ -9,11 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from contrails.aggregate.calibrate import Calibration, fit, label_free, reliability
-from contrails.aggregate.fit import held_out_scores
-from contrails.aggregate.judged import judge
-from contrails.aggregate.scored import Scored, tally
-from contrails.aggregate.threshold import counts_at, cross_fitted, cross_fitted_dice, dice_interval, threshold_interval
+from contrails.aggregate.decide.calibrate import Calibration, fit, label_free, reliability
+from contrails.aggregate.decide.judged import judge
+from contrails.aggregate.decide.threshold import (
+    counts_at,
+    cross_fitted,
+    cross_fitted_dice,
+    dice_interval,
+    threshold_interval,
+)
+from contrails.aggregate.members.scored import Scored, tally
+from contrails.aggregate.scores.fit import held_out_scores
 from contrails.metrics import NUM_BINS, Histogram
 
 from scored_records import scored_records

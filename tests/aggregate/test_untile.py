@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contrails.aggregate.untile import in_batches, untile
-from contrails.data.goes import KELVIN
-from contrails.data.layout import Header, create
-from contrails.data.store import Placement, Scene, open_dataset
-from contrails.data.tiles import grid, padded, tile_name
+from contrails.aggregate.members.untile import in_batches, untile
+from contrails.dataset.layout import Header, create
+from contrails.dataset.store import Placement, Scene, open_dataset
+from contrails.sources.goes import KELVIN
+from contrails.sources.tiles import grid, padded, tile_name
 
 SHAPES = {"a": (70, 50), "b": (20, 31), "c": (64, 32)}
 PADDED = [

@@ -8,9 +8,9 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from contrails.aggregate.views import View, parse_views, predict_views
-from contrails.data.augment.dihedral import inverse, move_label
+from contrails.aggregate.members.views import View, parse_views, predict_views
 from contrails.errors import RecipeError
+from contrails.inputs.augment.dihedral import inverse, move_label
 from contrails.models.outputs import Outputs
 from contrails.models.segmenter import Segmenter
 

@@ -7,11 +7,11 @@ import pytest
 from conftest import MakeRun
 
 from contrails.cli.main import cli
-from contrails.cluster.journal import record
+from contrails.cluster.queue.journal import record
 from contrails.errors import RunError, StorageError
 from contrails.files import append_json_line, to_json, write_atomic
 from contrails.processes import process_of
-from contrails.runs import Run
+from contrails.runs.folder import Run
 
 _ATTEMPT = "folds/0/attempts/001"
 _FILES = (

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from contrails.cli.main import cli
-from contrails.runs import Run
+from contrails.runs.folder import Run
 
 
 def compared(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

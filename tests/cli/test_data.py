@@ -8,7 +8,7 @@ import click
 import pytest
 
 from contrails.cli.main import cli
-from contrails.data.store import open_dataset
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError
 
 

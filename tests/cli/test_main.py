@@ -107,7 +107,7 @@ def test_status_of_a_run_here_reads_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "first/folds/0").mkdir(parents=True)
     (tmp_path / "first/run.toml").write_text("[site]\nname = 'local'\nscheduler = 'local'\n")
     (tmp_path / "first/then.json").write_text('{"command": ["aggregate", "first"], "folds": ["0"]}')
-    assert not {"pydantic", "contrails.config", "contrails.cluster.sites", "torch"} & imported(
+    assert not {"pydantic", "contrails.recipe.recipe", "contrails.cluster.schedulers.sites", "torch"} & imported(
         ["status", "first"], tmp_path
     )
 

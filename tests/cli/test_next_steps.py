@@ -12,11 +12,11 @@ from conftest import MakeRun, freeze
 
 import contrails
 from contrails.cli.main import cli
-from contrails.cluster.dispatch import choose_folds
 from contrails.cluster.ends import write_end
-from contrails.cluster.freeze import freeze_code
 from contrails.cluster.outcomes import OUTCOMES, Cause
-from contrails.data.store import open_dataset
+from contrails.cluster.queue.freeze import freeze_code
+from contrails.cluster.submit.folds import choose_folds
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError, RecipeError
 from contrails.files import to_json, write_atomic
 

@@ -17,7 +17,7 @@ import pytest
 from image_files import write_raster
 
 from contrails.cli.main import cli
-from contrails.data.store import open_dataset
+from contrails.dataset.store import open_dataset
 from contrails.errors import ClusterError, DataError
 
 from raw_records import write_record
@@ -98,7 +98,7 @@ if "forkserver" in " ".join(sys.orig_argv):
     os.kill(os.getpid(), signal.SIGINT)
     class Importing:
         def find_spec(self, name, path=None, target=None):
-            if name == "contrails.data.pack":
+            if name == "contrails.dataset.pack":
                 os.kill(os.getpid(), signal.SIGINT)
     sys.meta_path.insert(0, Importing())
 """

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from contrails.cli.main import cli, main
-from contrails.config import Recipe, load_recipe
 from contrails.errors import RecipeError
-from contrails.sections.reading import keys
+from contrails.recipe.reading import keys
+from contrails.recipe.recipe import Recipe, load_recipe
 
 
 @pytest.fixture

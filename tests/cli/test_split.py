@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from contrails.cli.main import cli
-from contrails.data.filelists import read_filelist
 from contrails.errors import DataError
+from contrails.folds.filelists import read_filelist
 
 from raw_records import write_metadata, write_record
 

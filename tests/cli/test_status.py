@@ -10,11 +10,11 @@ import click
 import pytest
 from conftest import MakeRun
 
-from contrails.cli import status
 from contrails.cli.main import cli
-from contrails.cluster.states import FoldState
+from contrails.cli.watch import status
+from contrails.cluster.status.fold_state import FoldState
 from contrails.files import append_json_line, to_json, write_atomic
-from contrails.runs import Run
+from contrails.runs.folder import Run
 from contrails.train.attempt import Heart, claim_attempt
 from contrails.train.context import JobContext
 

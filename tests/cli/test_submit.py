@@ -13,13 +13,13 @@ import pytest
 from conftest import MakeRun
 
 from contrails.cli.main import cli
-from contrails.cli.submit import _command
-from contrails.cluster.dispatch import create_run
-from contrails.cluster.sites import find_site
-from contrails.config import load_recipe, to_toml
+from contrails.cli.train.submit import _command
+from contrails.cluster.schedulers.sites import find_site
+from contrails.cluster.submit.folds import create_run
 from contrails.errors import ContrailsError, DataError, RunError
 from contrails.files import to_json, write_atomic
-from contrails.runs import Run
+from contrails.recipe.recipe import load_recipe, to_toml
+from contrails.runs.folder import Run
 
 
 @pytest.fixture

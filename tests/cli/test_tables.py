@@ -13,7 +13,7 @@ from contrails.cli.main import cli
 from contrails.cli.tables import Cell, Column, new_table
 from contrails.files import to_json, write_atomic
 from contrails.report.log import add_note
-from contrails.runs import Run
+from contrails.runs.folder import Run
 
 LONG = "convnextv2-tiny-512-soft-labels-ema-s0"
 OTHER = "resnest26d-with-every-band-and-frame-s1"

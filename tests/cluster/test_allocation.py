@@ -6,15 +6,15 @@ from typing import Any, cast
 
 import pytest
 
-from contrails.cluster.allocation import ended_jobs, is_wanted, may_retry, num_failures, record_silent_end
 from contrails.cluster.ends import read_end, write_end
-from contrails.cluster.journal import record
+from contrails.cluster.job.handover import ended_jobs, is_wanted, may_retry, num_failures, record_silent_end
 from contrails.cluster.outcomes import Cause
-from contrails.cluster.scheduler import Job, Reference, Scheduler, ThisJob
-from contrails.cluster.sites import Site
+from contrails.cluster.queue.journal import record
+from contrails.cluster.schedulers.base import Job, Reference, Scheduler, ThisJob
+from contrails.cluster.schedulers.sites import Site
 from contrails.errors import ClusterError
 from contrails.files import to_json, write_atomic
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from contrails.cli.main import cli
-from contrails.cluster.devices import visible_devices
-from contrails.cluster.doctor import judge_gpus
+from contrails.cluster.check.doctor import judge_gpus
+from contrails.cluster.schedulers.devices import visible_devices
 from contrails.errors import NodeError
 from contrails.gpu import has_kernels
 
@@ -155,7 +155,7 @@ def test_numbers_of_mixed_gpus_count_where_cuda_counts_as_nvidia_smi_does(
 def test_doctor_prints_the_list(
     bin_: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from contrails.cluster.doctor import _gpus
+    from contrails.cluster.check.doctor import _gpus
 
     (bin_ / "gpus").write_text(FOUR)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from contrails.cli.main import cli
-from contrails.cluster.doctor import _memory, check_site
-from contrails.cluster.quota import parse_quota, quota_left_gb
-from contrails.cluster.sites import Site
-from contrails.config import Recipe
+from contrails.cluster.check.doctor import _memory, check_site
+from contrails.cluster.check.quota import parse_quota, quota_left_gb
+from contrails.cluster.schedulers.sites import Site
+from contrails.recipe.recipe import Recipe
 
 from slurm_site import fresh_path
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from contrails.runs import Run
+from contrails.runs.folder import Run
 
 from local_site import Site
 
@@ -34,7 +34,7 @@ def test_no_kill_changes_a_bit(site: Site) -> None:
 
 
 def test_a_difference_is_seen(tmp_path: Path) -> None:
-    from contrails.cluster.drill import _result
+    from contrails.cluster.check.drill import _result
     from contrails.files import append_json_line, to_json, write_atomic
 
     results = []

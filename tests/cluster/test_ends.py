@@ -7,9 +7,9 @@ import pytest
 
 from contrails.cluster.ends import read_end, retries_left, write_end
 from contrails.cluster.outcomes import OUTCOMES, Cause, cause_of_exit, next_step, unstick
-from contrails.cluster.sites import Retries
+from contrails.cluster.schedulers.sites import Retries
 from contrails.files import write_atomic
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
 
 
 @pytest.fixture

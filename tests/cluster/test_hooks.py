@@ -9,11 +9,11 @@ import pytest
 from conftest import MakeRun
 
 from contrails.cli.main import cli
-from contrails.cluster import hooks
-from contrails.cluster.hooks import finish_hooks, start_hook
-from contrails.config import to_toml
+from contrails.cluster.job import hooks
+from contrails.cluster.job.hooks import finish_hooks, start_hook
 from contrails.errors import RecipeError
-from contrails.runs import Run
+from contrails.recipe.recipe import to_toml
+from contrails.runs.folder import Run
 
 from local_site import Site, eventually
 

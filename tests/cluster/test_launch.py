@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
-from contrails.cluster.launch import launch
-from contrails.cluster.slots import Slot
-from contrails.config import RunConfig
+from contrails.cluster.job.launch import launch
+from contrails.cluster.schedulers.slots import Slot
 from contrails.files import read_hint, read_json, read_toml
-from contrails.runs import Fold, Run
-from contrails.sections.reading import parse
+from contrails.recipe.reading import parse
+from contrails.runs.config import RunConfig
+from contrails.runs.folder import Fold, Run
 from contrails.train.context import JobContext
 
 from dataset_edits import flip_a_bit
@@ -159,7 +159,7 @@ def test_ctrl_c_while_a_training_starts_is_no_traceback(site: Site) -> None:
     ):  # before the launcher is imported, while it is, while it starts the training, ...
         with site.start("train", "tiny.toml", *LONG) as training:
             command = Path(f"/proc/{training.pid}/cmdline")
-            eventually(lambda command=command: b"contrails.cluster.launch" in command.read_bytes())  # type: ignore[misc]
+            eventually(lambda command=command: b"contrails.cluster.job.launch" in command.read_bytes())  # type: ignore[misc]
             time.sleep(delay_s)
             os.killpg(training.pid, signal.SIGINT)
             _, errors = training.communicate(timeout=60)
@@ -199,7 +199,7 @@ def test_a_launcher_imports_nothing_heavy(site: Site) -> None:
     submit(site, "0", "--wait", "-o", "train.epochs=1")
     run = site.fold("0").run
     code = (
-        "import sys\nfrom contrails.cluster.launch import main\ntry:\n    main()\n"
+        "import sys\nfrom contrails.cluster.job.launch import main\ntry:\n    main()\n"
         "finally:\n    print(sorted({'torch', 'numpy', 'h5py'} & set(sys.modules)))"
     )
     environment = dict(os.environ) | {"PYTHONPATH": str(run.code), "PYTHONSAFEPATH": "1"}

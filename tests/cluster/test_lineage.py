@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from contrails.cluster.exact import differences
+from contrails.cluster.status.exact import differences
 from contrails.files import read_json, to_json, write_atomic
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
 from contrails.train.attempt import claim_attempt
 from contrails.train.context import JobContext
 from contrails.train.fold import train_fold

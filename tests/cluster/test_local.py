@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from contrails.cluster.journal import newest_submissions, submissions
+from contrails.cluster.queue.journal import newest_submissions, submissions
 from contrails.files import read_hint, read_json, read_json_lines, to_json, write_atomic
 from contrails.processes import process_of
-from contrails.runs import Run
+from contrails.runs.folder import Run
 
 from local_site import Site, eventually
 

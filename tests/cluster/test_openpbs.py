@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from contrails.cluster import openpbs
-from contrails.cluster.kerberos import parse_klist, ticket_check
-from contrails.cluster.pbs.chain import Chain
-from contrails.cluster.pbs.client import Unanswered
-from contrails.cluster.pbs.job import PbsJob
-from contrails.cluster.pbs.script import spec_of
-from contrails.cluster.pbs.watcher import PbsInfoWatcher
-from contrails.cluster.scheduler import Check, Reference, Request
-from contrails.cluster.sites import Retries, Site
+from contrails.cluster.schedulers import pbs as openpbs
+from contrails.cluster.schedulers.base import Check, Reference, Request
+from contrails.cluster.schedulers.kerberos import parse_klist, ticket_check
+from contrails.cluster.schedulers.sites import Retries, Site
 from contrails.errors import ClusterError
 from contrails.files import read_toml
 from contrails.processes import Process
-from contrails.sections.reading import parse
+from contrails.recipe.reading import parse
+from contrails.submitit_pbs.chain import Chain
+from contrails.submitit_pbs.client import Unanswered
+from contrails.submitit_pbs.job import PbsJob
+from contrails.submitit_pbs.script import spec_of
+from contrails.submitit_pbs.watcher import PbsInfoWatcher
 
 from fake_pbs import FakePbs
 from pbs_site import REAL

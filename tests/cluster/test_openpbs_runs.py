@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from contrails.cluster.journal import record, submissions
+from contrails.cluster.queue.journal import record, submissions
 from contrails.files import read_json, to_json, write_atomic
-from contrails.runs import Run
+from contrails.runs.folder import Run
 
 from fake_pbs import FakePbs
 from local_site import eventually

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from submitit.core.utils import JobPaths
 
-from contrails.cluster.pbs import client, watcher
-from contrails.cluster.pbs.chain import Chain, cause_of_start, is_saving, judge, memory_failures
-from contrails.cluster.pbs.client import Unanswered
-from contrails.cluster.pbs.script import BUDGETS
-from contrails.cluster.pbs.search import element_id, pbs_id
-from contrails.cluster.pbs.states import Verdict, read_verdict
-from contrails.cluster.pbs.watcher import PbsInfoWatcher
+from contrails.submitit_pbs import client, watcher
+from contrails.submitit_pbs.chain import Chain, cause_of_start, is_saving, judge, memory_failures
+from contrails.submitit_pbs.client import Unanswered
+from contrails.submitit_pbs.script import BUDGETS
+from contrails.submitit_pbs.search import element_id, pbs_id
+from contrails.submitit_pbs.states import Verdict, read_verdict
+from contrails.submitit_pbs.watcher import PbsInfoWatcher
 
 START = {"event": "start", "job_id": "1.h", "link": 1, "token": "a"}
 NEXT = {"event": "successor", "job_id": "2.h", "after": "1.h", "link": 2}
@@ -284,7 +284,7 @@ def test_ids_of_array_elements() -> None:
 
 def test_the_plugin_needs_nothing_heavy() -> None:
     code = (
-        "import sys, contrails.cluster.pbs.executor, contrails.cluster.pbs.environment, contrails.cluster.pbs.link\n"
+        "import sys, contrails.submitit_pbs.executor, contrails.submitit_pbs.in_job.environment, contrails.submitit_pbs.in_job.link\n"
         "own = sorted(name for name in sys.modules if name.startswith('contrails.') and '.pbs' not in name)\n"
         "assert own == ['contrails.cluster', 'contrails.errors', 'contrails.files'], own\n"
         "assert not {'torch', 'pandas', 'h5py', 'pydantic', 'wandb'} & set(sys.modules)"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from contrails.cluster.pbs import client
-from contrails.cluster.pbs.client import Refused, Unanswered, delete, named, parse_dsv, query, submit
 from contrails.errors import ClusterError
+from contrails.submitit_pbs import client
+from contrails.submitit_pbs.client import Refused, Unanswered, delete, named, parse_dsv, query, submit
 
 Answer = tuple[int, str, str]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from contrails.cluster.pbs import client
-from contrails.cluster.pbs.job import PbsJob
-from contrails.cluster.pbs.watcher import PbsInfoWatcher
 from contrails.errors import ClusterError
+from contrails.submitit_pbs import client
+from contrails.submitit_pbs.job import PbsJob
+from contrails.submitit_pbs.watcher import PbsInfoWatcher
 
 import pbs_tasks
 from fake_pbs import FakePbs

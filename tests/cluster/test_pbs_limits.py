@@ -2,8 +2,8 @@
 
 import pytest
 
-from contrails.cluster.pbs.avoid import avoiding
-from contrails.cluster.pbs.limits import decide_memory_mb, parse_nodes, shortage
+from contrails.submitit_pbs.avoid import avoiding
+from contrails.submitit_pbs.limits import decide_memory_mb, parse_nodes, shortage
 
 NODES = parse_nodes(
     "Name=n1|Mom=n1|state=free|resources_available.mem=64gb|resources_available.ncpus=8|resources_available.ngpus=0|"

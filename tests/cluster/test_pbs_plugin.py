@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
-from contrails.cluster.pbs import client
-from contrails.cluster.pbs.search import pbs_id
 from contrails.errors import ClusterError, RecipeError
+from contrails.submitit_pbs import client
+from contrails.submitit_pbs.search import pbs_id
 
 import pbs_tasks
 from local_site import eventually

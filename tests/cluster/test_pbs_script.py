@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from submitit.core.utils import DelayedSubmission, JobPaths
 
-from contrails.cluster.pbs import client, script
-from contrails.cluster.pbs.clock import Clock
-from contrails.cluster.pbs.environment import PbsJobEnvironment
-from contrails.cluster.pbs.script import Parameters, make_spec, memory_mb, render, select, with_memory
 from contrails.errors import ClusterError, RecipeError
+from contrails.submitit_pbs import client, script
+from contrails.submitit_pbs.in_job.clock import Clock
+from contrails.submitit_pbs.in_job.environment import PbsJobEnvironment
+from contrails.submitit_pbs.script import Parameters, make_spec, memory_mb, render, select, with_memory
 
 
 def test_select_says_what_a_node_must_have() -> None:

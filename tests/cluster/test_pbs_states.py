@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from contrails.cluster.pbs.client import Refused, Unanswered, parse_dsv, query
-from contrails.cluster.pbs.states import OVER, read_verdict
+from contrails.submitit_pbs.client import Refused, Unanswered, parse_dsv, query
+from contrails.submitit_pbs.states import OVER, read_verdict
 
 CAPTURES = Path(__file__).parents[3] / "shared" / "data" / "openpbs_captures"
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import contrails
-from contrails.cluster import local, openpbs, slurm
-from contrails.cluster.scheduler import SCHEDULERS, Request, Scheduler, scheduler_called
-from contrails.cluster.sites import Site
+from contrails.cluster.schedulers import local, slurm
+from contrails.cluster.schedulers import pbs as openpbs
+from contrails.cluster.schedulers.base import SCHEDULERS, Request, Scheduler, scheduler_called
+from contrails.cluster.schedulers.sites import Site
 from contrails.errors import ClusterError
 from contrails.processes import Process
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from contrails.cli.main import cli
-from contrails.cluster import devices, sites
-from contrails.cluster.devices import Gpu
-from contrails.cluster.sites import Site, all_sites, find_site, resolve
+from contrails.cluster.schedulers import devices, sites
+from contrails.cluster.schedulers.devices import Gpu
+from contrails.cluster.schedulers.sites import Site, all_sites, find_site, resolve
 from contrails.errors import NodeError, RecipeError
 
 

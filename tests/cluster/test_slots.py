@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from contrails.cluster import slots
-from contrails.cluster.sites import Site
-from contrails.cluster.slots import DEVICES, Slot, slots_of, take_slots
-from contrails.config import ComputeSection
+from contrails.cluster.schedulers import slots
+from contrails.cluster.schedulers.sites import Site
+from contrails.cluster.schedulers.slots import DEVICES, Slot, slots_of, take_slots
 from contrails.errors import NodeError
-from contrails.runs import Run
+from contrails.runs.config import ComputeSection
+from contrails.runs.folder import Run
 
 from local_site import eventually
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from contrails.cluster.journal import submissions
-from contrails.cluster.states import ALIVE
+from contrails.cluster.queue.journal import submissions
+from contrails.cluster.status.fold_state import ALIVE
 from contrails.files import read_hint, to_json, write_atomic
 
 from local_site import eventually

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from contrails.cluster import slurm, slurm_script
-from contrails.cluster.names import fold_name, job_name, prefix
-from contrails.cluster.scheduler import Request
-from contrails.cluster.sites import Site
+from contrails.cluster.queue.names import fold_name, job_name, prefix
+from contrails.cluster.schedulers import slurm, slurm_script
+from contrails.cluster.schedulers.base import Request
+from contrails.cluster.schedulers.sites import Site
 from contrails.errors import ClusterError, LimitReached, RecipeError
-from contrails.sections.reading import parse
+from contrails.recipe.reading import parse
 
 from slurm_site import fresh_path
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from contrails.aggregate.ensemble import read_ensemble
-from contrails.cluster.journal import submissions
+from contrails.cluster.queue.journal import submissions
 from contrails.files import read_hint
-from contrails.runs import Run
+from contrails.runs.folder import Run
 
 from local_site import eventually
 from slurm_cluster import SlurmCluster

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from contrails.cluster.scheduler import Job, Reference
-from contrails.cluster.slurm_text import (
+from contrails.cluster.schedulers.base import Job, Reference
+from contrails.cluster.schedulers.slurm_text import (
     matching,
     parse_duration,
     parse_partition,

@@ -11,14 +11,14 @@ import pytest
 from conftest import MakeRun
 
 from contrails.cluster.ends import write_end
-from contrails.cluster.journal import record
-from contrails.cluster.scheduler import Job, Request
-from contrails.cluster.slurm_text import parse_squeue
-from contrails.cluster.states import ALIVE, FoldState, fold_state
-from contrails.cluster.submission import _intend
+from contrails.cluster.queue.journal import record
+from contrails.cluster.queue.submission import _intend
+from contrails.cluster.schedulers.base import Job, Request
+from contrails.cluster.schedulers.slurm_text import parse_squeue
+from contrails.cluster.status.fold_state import ALIVE, FoldState, fold_state
 from contrails.files import to_json, write_atomic
 from contrails.processes import process_of
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
 
 
 @pytest.fixture

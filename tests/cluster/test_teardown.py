@@ -9,12 +9,12 @@ from pathlib import Path
 from conftest import MakeRun
 
 from contrails.cluster.ends import read_end
-from contrails.cluster.journal import record
-from contrails.cluster.teardown import _avoided
-from contrails.config import to_toml
+from contrails.cluster.job.teardown import _avoided
+from contrails.cluster.queue.journal import record
 from contrails.files import to_json, write_atomic
 from contrails.locks import try_lock
-from contrails.runs import Run
+from contrails.recipe.recipe import to_toml
+from contrails.runs.folder import Run
 
 from local_site import eventually
 
@@ -37,7 +37,7 @@ def test_others_may_submit_while_a_hook_runs(make_run: MakeRun, tmp_path: Path) 
     train(run, "0")
     # without Slurm's commands on the PATH the job is taken for one that Slurm lets run
     environment = dict(os.environ) | {"PATH": "", "SLURM_JOB_NAME": "ctf0a1", "SLURM_JOB_ID": "7"}
-    command = [sys.executable, "-m", "contrails.cluster.teardown", str(run.path), "0", "1"]
+    command = [sys.executable, "-m", "contrails.cluster.job.teardown", str(run.path), "0", "1"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as teardown:
         try:
             eventually(lambda: (tmp_path / "started").exists() or teardown.poll() is not None)

@@ -12,15 +12,15 @@ import pytest
 from conftest import MakeRun, freeze
 
 from contrails.cli.main import cli
-from contrails.cluster import then
-from contrails.cluster.journal import record, submissions
-from contrails.cluster.overview import ask_schedulers
-from contrails.cluster.sites import site_of
-from contrails.cluster.then import ask_for, forget_failure, left_to_do, start_if_due
-from contrails.config import to_toml
+from contrails.cluster.queue import then
+from contrails.cluster.queue.journal import record, submissions
+from contrails.cluster.queue.then import ask_for, forget_failure, left_to_do, start_if_due
+from contrails.cluster.schedulers.sites import site_of
+from contrails.cluster.status.overview import ask_schedulers
 from contrails.files import read_hint, read_json_lines, to_json, write_atomic
 from contrails.processes import process_of
-from contrails.runs import Run
+from contrails.recipe.recipe import to_toml
+from contrails.runs.folder import Run
 
 from fake_pbs import FakePbs
 from local_site import eventually
@@ -29,9 +29,9 @@ from pbs_runs import PbsRuns
 _START = """
 import sys
 from pathlib import Path
-from contrails.cluster import then
-from contrails.cluster.sites import site_of
-from contrails.runs import Run
+from contrails.cluster.queue import then
+from contrails.cluster.schedulers.sites import site_of
+from contrails.runs.folder import Run
 run = Run(Path(sys.argv[1]))
 then.start_if_due(run, run.read_config(), site_of(run))
 """
@@ -74,7 +74,7 @@ def code(run: Run) -> Any:
 
 
 def dying_in(function: str) -> str:
-    """Return code that starts what follows and is killed in a function of `contrails.cluster.then`."""
+    """Return code that starts what follows and is killed in a function of `contrails.cluster.queue.then`."""
     return _START.replace("run = ", f"import os\nthen.{function} = lambda *_: os.kill(os.getpid(), 9)\nrun = ")
 
 

@@ -8,12 +8,12 @@ import pytest
 from conftest import MakeRun
 
 from contrails.cli.main import cli
-from contrails.cluster.journal import record
-from contrails.cluster.states import FoldState
-from contrails.cluster.suggest import suggest
-from contrails.cluster.usage import Usage, spans, usage_of
+from contrails.cluster.queue.journal import record
+from contrails.cluster.status.fold_state import FoldState
+from contrails.cluster.status.suggest import suggest
+from contrails.cluster.status.usage import Usage, spans, usage_of
 from contrails.files import append_json_line, last_json_line, to_json, write_atomic
-from contrails.runs import Fold
+from contrails.runs.folder import Fold
 
 START = 1_800_000_000.0
 HOUR = 3600.0

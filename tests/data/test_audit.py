@@ -11,11 +11,11 @@ import pytest
 from conftest import MakeRun
 
 from contrails.cli.main import cli
-from contrails.data.audit import Finding, Limits, audit, reasons
-from contrails.data.exclusions import excluded_rows, read_exclusions, write_exclusions
-from contrails.data.filelists import read_filelist
-from contrails.data.store import Dataset, open_dataset
+from contrails.dataset.store import Dataset, open_dataset
 from contrails.errors import DataError
+from contrails.folds.exclusions import excluded_rows, read_exclusions, write_exclusions
+from contrails.folds.filelists import read_filelist
+from contrails.inspect.audit import Finding, Limits, audit, reasons
 from contrails.train.fold_data import training_rows
 
 from raw_records import write_metadata, write_record
@@ -155,10 +155,10 @@ def test_a_wrong_exclusion_list_is_refused(suspicious: Dataset, tmp_path: Path, 
 def test_a_run_names_the_exclusion_list_that_it_was_made_with(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from contrails.cluster.dispatch import create_run
-    from contrails.cluster.sites import Site
-    from contrails.config import Recipe
+    from contrails.cluster.schedulers.sites import Site
+    from contrails.cluster.submit.folds import create_run
     from contrails.errors import RunError
+    from contrails.recipe.recipe import Recipe
 
     monkeypatch.setenv("CONTRAILS_RUNS", str(tmp_path / "runs"))
     listed = tmp_path / "x.csv"

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from contrails.data.augment.dihedral import apply_dihedral, inverse, label_shift, move_image, move_label
 from contrails.errors import DataError
+from contrails.inputs.augment.dihedral import apply_dihedral, inverse, label_shift, move_image, move_label
 
 HALF = (0.5, 0.5)
 NUM_ELEMENTS = 8

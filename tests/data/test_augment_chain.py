@@ -9,12 +9,12 @@ import torch
 from scipy import ndimage
 from scipy.special import betaincinv
 
-from contrails.data.augment import geometry, mixing
-from contrails.data.augment.chain import Chain, require_reversible
-from contrails.data.augment.dihedral import move_image, move_label
-from contrails.data.augment.samples import Samples
 from contrails.errors import RecipeError
-from contrails.sections.augment import MIXING, NUM_DRAWS, AffineSection, AugmentSection, Kind
+from contrails.inputs.augment import geometry, mixing
+from contrails.inputs.augment.chain import Chain, require_reversible
+from contrails.inputs.augment.dihedral import move_image, move_label
+from contrails.inputs.augment.samples import Samples
+from contrails.recipe.augment import MIXING, NUM_DRAWS, AffineSection, AugmentSection, Kind
 
 HALF = (0.5, 0.5)
 KINDS = [name for name, kind in AugmentSection() if isinstance(kind, Kind) and name != "noise"]

@@ -10,15 +10,15 @@ import pytest
 import torch
 from conftest import MakeRecipe
 
-from contrails.data import batches
-from contrails.data.augment.dihedral import move_image, move_label
-from contrails.data.batches import Batch, Source, in_order, source_of
-from contrails.data.composites import Channel, Composite, channels_of
-from contrails.data.residency import open_resident
-from contrails.data.sampling import Part, Sampler
-from contrails.data.store import Dataset
+from contrails.dataset.residency import open_resident
+from contrails.dataset.store import Dataset
 from contrails.errors import RecipeError
-from contrails.sections.augment import AugmentSection, Kind
+from contrails.inputs import batches
+from contrails.inputs.augment.dihedral import move_image, move_label
+from contrails.inputs.batches import Batch, Source, in_order, source_of
+from contrails.inputs.composites import Channel, Composite, channels_of
+from contrails.inputs.sampling import Part, Sampler
+from contrails.recipe.augment import AugmentSection, Kind
 
 CPU = torch.device("cpu")
 KELVIN = Composite((Channel({"b14": 1.0}), Channel({"b15": 1.0})))

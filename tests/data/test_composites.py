@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contrails.data.composites import Channel, Composite, channels_of, check_composite, compose, parse_expression
 from contrails.errors import RecipeError
-from contrails.sections.data import DataSection
+from contrails.inputs.composites import Channel, Composite, channels_of, check_composite, compose, parse_expression
+from contrails.recipe.data import DataSection
 
 BANDS = ("b11", "b14", "b15")
 

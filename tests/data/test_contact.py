@@ -8,10 +8,10 @@ from conftest import MakeRecipe
 from PIL import Image
 
 from contrails.cli.main import cli
-from contrails.data.contact import plot_augmentation
-from contrails.data.store import Dataset, open_dataset
+from contrails.dataset.store import Dataset, open_dataset
 from contrails.errors import DataError, RecipeError
-from contrails.sections.augment import AugmentSection, Kind
+from contrails.inspect.contact import plot_augmentation
+from contrails.recipe.augment import AugmentSection, Kind
 
 ALL_CHANGES = {name: {"probability": 0.6} for name, kind in AugmentSection() if isinstance(kind, Kind)}
 

@@ -15,8 +15,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 from raw_files import png, tiff
 
-from contrails.data.rasters import describe, read
 from contrails.errors import DataError
+from contrails.sources.rasters import describe, read
 
 SIDE = 64
 RNG = np.random.default_rng(3)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contrails.data.filelists import (
+from contrails.errors import DataError, StorageError
+from contrails.folds.filelists import (
     FileList,
     leaks,
     make_folds,
@@ -17,7 +18,6 @@ from contrails.data.filelists import (
     time_groups,
     write_filelist,
 )
-from contrails.errors import DataError, StorageError
 
 HOUR = 3600.0
 FIVE = FileList(("a", "b", "c", "d", "e"), ("t-0", "t-0", "u-0", "v-0", "w-0"), (0, 0, 1, -1, -2))

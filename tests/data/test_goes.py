@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contrails.data.goes import make_plan, read_record
 from contrails.errors import DataError
+from contrails.sources.goes import make_plan, read_record
 
 from raw_records import write_record
 

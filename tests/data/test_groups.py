@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from image_files import write_dicom, write_raster
 
-from contrails.aggregate.evaluate import seen_in_training
+from contrails.aggregate.scores.evaluate import seen_in_training
 from contrails.cli.main import cli
-from contrails.data.filelists import HELD_OUT, read_filelist
-from contrails.data.store import Dataset, open_dataset
+from contrails.dataset.store import Dataset, open_dataset
 from contrails.errors import DataError
+from contrails.folds.filelists import HELD_OUT, read_filelist
 
 IMAGE = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32).astype(np.uint8)
 STACKS = {"s1_01": "s1", "s1_02": "s1", "s2_01": "s2", "s2_02": "s2", "s3_01": "s3", "s3_02": "s3"}

@@ -7,9 +7,9 @@ import pytest
 from image_files import write_raster
 
 from contrails.cli.main import cli
-from contrails.data.guess import looks_like
-from contrails.data.store import open_dataset
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError
+from contrails.sources.guess import looks_like
 
 GREY = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32).astype(np.uint8)
 

@@ -9,14 +9,14 @@ from image_files import write_dicom, write_raster
 from PIL import Image
 
 from contrails.cli.main import cli
-from contrails.data.images import make_plan
-from contrails.data.join import join
-from contrails.data.layout import target_of
-from contrails.data.pack import pack
-from contrails.data.rle import Convention, encode
-from contrails.data.store import IGNORE, Dataset, open_dataset
-from contrails.data.verify import damaged_rows
+from contrails.dataset.join import join
+from contrails.dataset.layout import target_of
+from contrails.dataset.pack import pack
+from contrails.dataset.rle import Convention, encode
+from contrails.dataset.store import IGNORE, Dataset, open_dataset
+from contrails.dataset.verify import damaged_rows
 from contrails.errors import DataError
+from contrails.sources.images import make_plan
 
 SIIM = Convention("relative", "columns", "-1", ("ImageId", "EncodedPixels"))
 RNG = np.random.default_rng(1)

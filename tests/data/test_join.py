@@ -9,19 +9,19 @@ import h5py
 import numpy as np
 import pytest
 
-from contrails.data.goes import make_plan
-from contrails.data.join import join
-from contrails.data.layout import places, shard_path
-from contrails.data.pack import pack
-from contrails.data.store import open_dataset
+from contrails.dataset.join import join
+from contrails.dataset.layout import places, shard_path
+from contrails.dataset.pack import pack
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError, RunError, StorageError
+from contrails.sources.goes import make_plan
 
 from raw_records import write_metadata, write_record
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from contrails.data import join
+from contrails.dataset import join
 written = []
 def write_row(*arguments, original=join.write_row):
     written.append(original(*arguments))

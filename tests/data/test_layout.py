@@ -8,8 +8,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from contrails.data.goes import KELVIN, SOURCE
-from contrails.data.layout import (
+from contrails.dataset.layout import (
     Header,
     Values,
     create,
@@ -21,8 +20,9 @@ from contrails.data.layout import (
     write_columns,
     write_row,
 )
-from contrails.data.rle import Convention
-from contrails.data.store import IGNORE, Placement, Scene, open_dataset
+from contrails.dataset.rle import Convention
+from contrails.dataset.store import IGNORE, Placement, Scene, open_dataset
+from contrails.sources.goes import KELVIN, SOURCE
 
 HEADER = Header(
     split="train",

@@ -11,10 +11,10 @@ from image_files import write_raster
 from PIL import Image
 
 from contrails.cli.main import cli
-from contrails.data.masks import parse, read_classes, said, table_of
-from contrails.data.rasters import describe
-from contrails.data.store import IGNORE, Dataset, open_dataset
+from contrails.dataset.store import IGNORE, Dataset, open_dataset
 from contrails.errors import DataError
+from contrails.sources.masks import parse, read_classes, said, table_of
+from contrails.sources.rasters import describe
 
 SIDE = 40
 STRIPES = np.repeat(np.array([0, 1], np.uint8), SIDE // 2)[None].repeat(SIDE, 0)

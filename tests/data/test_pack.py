@@ -16,14 +16,14 @@ import psutil
 import pytest
 
 from contrails.cli.main import cli
-from contrails.data.composites import Composite, channels_of, compose
-from contrails.data.goes import make_plan
-from contrails.data.info import describe
-from contrails.data.pack import pack
-from contrails.data.store import open_dataset
-from contrails.data.verify import damaged_rows
+from contrails.dataset.pack import pack
+from contrails.dataset.store import open_dataset
+from contrails.dataset.verify import damaged_rows
 from contrails.errors import DataError, RunError, StorageError
-from contrails.sections.data import DataSection
+from contrails.inputs.composites import Composite, channels_of, compose
+from contrails.inspect.info import describe
+from contrails.recipe.data import DataSection
+from contrails.sources.goes import make_plan
 
 from raw_records import write_record
 

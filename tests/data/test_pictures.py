@@ -10,17 +10,17 @@ from conftest import MakeRecipe
 from image_files import write_raster
 from matplotlib.image import imread
 
-from contrails.data.audit import Finding
-from contrails.data.audit_page import write_page
-from contrails.data.colours import colours_of
-from contrails.data.contact import plot_augmentation
-from contrails.data.goes import make_plan
-from contrails.data.images import make_plan as make_image_plan
-from contrails.data.pack import pack
-from contrails.data.pictures import columns, endings, plot_samples, sample_rows
-from contrails.data.rle import DEFAULT
-from contrails.data.store import IGNORE, Dataset, open_dataset
+from contrails.dataset.pack import pack
+from contrails.dataset.rle import DEFAULT
+from contrails.dataset.store import IGNORE, Dataset, open_dataset
 from contrails.errors import StorageError
+from contrails.inspect.audit import Finding
+from contrails.inspect.audit_page import write_page
+from contrails.inspect.colours import colours_of
+from contrails.inspect.contact import plot_augmentation
+from contrails.inspect.pictures import columns, endings, plot_samples, sample_rows
+from contrails.sources.goes import make_plan
+from contrails.sources.images import make_plan as make_image_plan
 
 from raw_records import write_record
 

@@ -10,12 +10,12 @@ import rasterio
 from image_files import write_dicom, write_raster
 
 from contrails.cli.main import cli
-from contrails.data.layout import Values
-from contrails.data.radiometry import is_share, packed_counts, values_of
-from contrails.data.rasters import Raster, describe, read
-from contrails.data.spans import choose_values
-from contrails.data.store import IGNORE, Dataset, open_dataset
+from contrails.dataset.layout import Values
+from contrails.dataset.store import IGNORE, Dataset, open_dataset
 from contrails.errors import DataError
+from contrails.sources.radiometry import is_share, packed_counts, values_of
+from contrails.sources.rasters import Raster, describe, read
+from contrails.sources.spans import choose_values
 
 RNG = np.random.default_rng(5)
 

@@ -14,9 +14,9 @@ from image_files import NORTH_UP, UTM, write_dicom, write_raster
 from PIL import Image, TiffImagePlugin
 from raw_files import orientation_exif, png, tiff
 
-from contrails.data.rasters import describe, read, usual_names
-from contrails.data.store import NOWHERE
+from contrails.dataset.store import NOWHERE
 from contrails.errors import DataError
+from contrails.sources.rasters import describe, read, usual_names
 
 RNG = np.random.default_rng(0)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contrails.data.goes import make_plan
-from contrails.data.records import find_records, read_bands, read_label
 from contrails.errors import DataError, StorageError
+from contrails.sources.goes import make_plan
+from contrails.sources.records import find_records, read_bands, read_label
 
 from raw_records import write_metadata, write_record
 

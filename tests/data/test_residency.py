@@ -10,9 +10,9 @@ import numpy as np
 import psutil
 import pytest
 
-from contrails.data import residency
-from contrails.data.residency import Memory, choose, copy_to_ram, open_resident, read_memory
-from contrails.data.store import open_dataset
+from contrails.dataset import residency
+from contrails.dataset.residency import Memory, choose, copy_to_ram, open_resident, read_memory
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError, RecipeError, Stopped
 
 GB = 10**9
@@ -122,7 +122,7 @@ def test_processes_of_a_job_share_one_copy(tiny_data: Path) -> None:
     """Killed while it copies, the first leaves the work to the others; all map the same pages."""
     code = (
         "import os, signal, sys; from pathlib import Path; import contrails.files; "
-        "from contrails.data.residency import copy_to_ram\n"
+        "from contrails.dataset.residency import copy_to_ram\n"
         "def poll():\n"
         "    if sys.argv[3] == 'die': os.kill(os.getpid(), signal.SIGKILL)\n"
         "contrails.files._COPY_BLOCK = 10_000\n"

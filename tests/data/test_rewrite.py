@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from contrails.cli.main import cli
-from contrails.data.rewrite import rewrite
-from contrails.data.store import open_dataset
+from contrails.dataset.rewrite import rewrite
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError
 
 Change = Callable[[h5py.File], None]

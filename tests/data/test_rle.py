@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools.mask import encode as coco_encode
 from pycocotools.mask import frPyObjects
 
-from contrails.data.rle import Convention, decode, encode
+from contrails.dataset.rle import Convention, decode, encode
 from contrails.errors import DataError
 
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_files import write_raster
 
-from contrails.aggregate.submission import check_submission, write_submission
+from contrails.aggregate.output.submission import check_submission, write_submission
 from contrails.cli.main import cli
-from contrails.data.rle import Convention
-from contrails.data.rle_tables import match_ids
-from contrails.data.store import Dataset, open_dataset
+from contrails.dataset.rle import Convention
+from contrails.dataset.rle_tables import match_ids
+from contrails.dataset.store import Dataset, open_dataset
 from contrails.errors import DataError
 
 IMAGE = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32).astype(np.uint8)

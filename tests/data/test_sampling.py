@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from conftest import MakeRecipe
 
-from contrails.data.sampling import Part, Sampler, require_crop_fits
-from contrails.data.store import Dataset
+from contrails.dataset.store import Dataset
 from contrails.errors import DataError, RecipeError
+from contrails.inputs.sampling import Part, Sampler, require_crop_fits
 
 
 def equal(one: Part, other: Part) -> bool:

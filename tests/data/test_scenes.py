@@ -14,12 +14,12 @@ from rasterio.rio.main import main_group as rio
 from rasterio.transform import from_origin
 
 from contrails.cli.main import cli
-from contrails.data.filelists import leaks, read_filelist
-from contrails.data.layout import target_of
-from contrails.data.rasters import describe, read
-from contrails.data.scenes import SceneOptions
-from contrails.data.store import IGNORE, Dataset, Placement, open_dataset
+from contrails.dataset.layout import target_of
+from contrails.dataset.store import IGNORE, Dataset, Placement, open_dataset
 from contrails.errors import DataError
+from contrails.folds.filelists import leaks, read_filelist
+from contrails.sources.rasters import describe, read
+from contrails.sources.scenes import SceneOptions
 
 RNG = np.random.default_rng(2)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import h5py
 import pytest
 
-from contrails.data.stage import stage
-from contrails.data.store import open_dataset
+from contrails.dataset.stage import stage
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError
 
 
@@ -64,7 +64,7 @@ def test_what_changed_beside_the_rows_while_it_was_copied_is_found(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "contrails.data.stage.copy_blocks",
+        "contrails.dataset.stage.copy_blocks",
         lambda source, target, _: target.write(_flip_annotators(source.read())),
     )
     with pytest.raises(DataError, match=r"the copy of .*train.h5 is damaged.*\n.*annotators are not those of the file"):

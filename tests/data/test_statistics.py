@@ -8,17 +8,17 @@ import pytest
 import torch
 from conftest import MakeRecipe
 
-from contrails.data.batches import Source, in_order, source_of
-from contrails.data.composites import Channel, Composite, channels_of
-from contrails.data.normalise import channel_statistics, fit_composite
-from contrails.data.store import Dataset
+from contrails.dataset.store import Dataset
 from contrails.errors import DataError
+from contrails.inputs.batches import Source, in_order, source_of
+from contrails.inputs.composites import Channel, Composite, channels_of
+from contrails.inputs.normalise import channel_statistics, fit_composite
 
 CPU = torch.device("cpu")
 
 
 def test_statistics_are_those_of_numpy(framed: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("contrails.data.normalise._BATCH_SIZE", 2)
+    monkeypatch.setattr("contrails.inputs.normalise._BATCH_SIZE", 2)
     rows = np.array([0, 2, 3, 7, 8])
     composite = Composite((Channel({"b14": 1.0}), Channel({"b15": 1.0, "b14": -1.0})))
     for time_axis in (False, True):

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from contrails.data.store import open_dataset
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError
 
 

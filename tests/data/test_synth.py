@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 from scipy import ndimage
 
-from contrails.cli.demo import demo
-from contrails.data.records import LABEL_FRAME, bands_of, find_records, read_bands, read_label
-from contrails.data.sky import BANDS, draw_sky
-from contrails.data.synth import Parameters, SynthRecord, make_dataset, make_record
+from contrails.cli.data.demo import demo
 from contrails.errors import DataError, StorageError
+from contrails.sources.records import LABEL_FRAME, bands_of, find_records, read_bands, read_label
+from contrails.synthetic.goes import Parameters, SynthRecord, make_dataset, make_record
+from contrails.synthetic.sky import BANDS, draw_sky
 
 SMALL = Parameters(train=4, validation=2, test=2, size=32, seed=3)
 B14, B15 = BANDS.index(14), BANDS.index(15)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrails.data.store import Placement
-from contrails.data.tiles import Blender, Strip, grid, padded, starts, window
+from contrails.dataset.store import Placement
 from contrails.errors import DataError
+from contrails.sources.tiles import Blender, Strip, grid, padded, starts, window
 
 
 @settings(deadline=None)  # a tile of one pixel makes thousands of them

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contrails.data.store import open_dataset
-from contrails.data.verify import RowCheck, damaged_rows
+from contrails.dataset.store import open_dataset
+from contrails.dataset.verify import RowCheck, damaged_rows
 from contrails.errors import Stopped, StorageError
 
 from dataset_edits import flip_a_bit

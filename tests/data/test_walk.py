@@ -8,7 +8,7 @@ import pytest
 from image_files import write_raster
 
 from contrails.cli.main import cli
-from contrails.data.store import open_dataset
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError
 
 from raw_records import write_record

@@ -3,7 +3,7 @@
 import torch
 
 from contrails.losses.total import Loss
-from contrails.sections.loss import LossSection
+from contrails.recipe.loss import LossSection
 
 TERMS: dict[str, dict[str, object]] = {
     "bce": {"name": "bce"},

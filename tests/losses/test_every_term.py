@@ -6,7 +6,7 @@ import pytest
 import torch
 from every_term import TERMS, loss_of, random_masks, value
 
-from contrails.sections.loss import AnyTerm
+from contrails.recipe.loss import AnyTerm
 
 Options = dict[str, object]
 SOFT_MINIMUM = {

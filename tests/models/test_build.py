@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from contrails.config import Recipe
 from contrails.errors import DataError
 from contrails.models.build import build_model
 from contrails.models.names import known
@@ -15,6 +14,7 @@ from contrails.models.outputs import Outputs
 from contrails.models.segmenter import Segmenter
 from contrails.models.summary import summary
 from contrails.models.weights import load_weights, save_weights
+from contrails.recipe.recipe import Recipe
 
 SMALL = {"encoder": "tu-test_resnet", "encoder_depth": 3, "decoder_channels": [16, 8, 8]}
 

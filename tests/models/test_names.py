@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from contrails.config import Recipe
 from contrails.errors import RecipeError
 from contrails.models.library import smp, timm
 from contrails.models.names import decoder_channels, find_encoder, known, require_deterministic, require_known
+from contrails.recipe.recipe import Recipe
 
 
 def recipe(model: dict[str, Any], **tables: Any) -> Recipe:

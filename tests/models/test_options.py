@@ -8,12 +8,12 @@ import torch
 from test_build import SMALL, built, step
 from torch import nn
 
-from contrails.config import Recipe
 from contrails.errors import RecipeError
 from contrails.models.build import build_model
 from contrails.models.names import find_encoder
 from contrails.models.network import _both
 from contrails.models.segmenter import Segmenter
+from contrails.recipe.recipe import Recipe
 from contrails.train.optim import freeze
 
 
@@ -89,8 +89,8 @@ def test_norms_and_activations_are_where_they_should_be() -> None:
 def test_frozen_batch_norm_does_not_learn_and_keeps_its_statistics() -> None:
     from test_build import recipe
 
-    from contrails.config import Recipe
     from contrails.models.build import build_model
+    from contrails.recipe.recipe import Recipe
 
     values = recipe(encoder_norm="frozen").model_dump() | {"init": {"run": "another"}}
     model = build_model(Recipe.model_validate(values), 3)

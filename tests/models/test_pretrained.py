@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from contrails.config import Recipe
 from contrails.errors import DataError
 from contrails.models.build import build_model
 from contrails.models.library import smp, timm
 from contrails.models.pretrained import find_pretrained, weights_path
+from contrails.recipe.recipe import Recipe
 
 
 def recipe(**model: Any) -> Recipe:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from contrails.cli.main import cli
-from contrails.config import Recipe
 from contrails.errors import RecipeError
 from contrails.models.build import build_model
 from contrails.models.names import require_useful
 from contrails.models.sizes import padded, require_piece, require_size
+from contrails.recipe.recipe import Recipe
 
 
 def recipe(model: dict[str, Any], **tables: Any) -> Recipe:

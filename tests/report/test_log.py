@@ -16,7 +16,7 @@ from conftest import MakeRun
 from contrails.cli.main import cli
 from contrails.files import to_json, write_atomic
 from contrails.report.log import add_note, read_log
-from contrails.runs import Run, all_runs
+from contrails.runs.folder import Run, all_runs
 
 HEAVY = {"torch", "numpy", "pandas", "wandb", "matplotlib", "h5py"}
 

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from contrails.cli.main import cli
 from contrails.errors import RunError, StorageError
 from contrails.files import append_json_line
-from contrails.runs import Run
+from contrails.runs.folder import Run
 from contrails.train.fold import train_fold
 
 pytestmark = pytest.mark.usefixtures("restore_process")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from contrails.runs import Fold
+from contrails.runs.folder import Fold
 
 WORKER_STAGES = ["before W&B", "first row", "rows", "finish", "finished", "answer", "wandb-core"]
 SYNC_STAGES = ["planned", "asked", "answered", "tidying"]

@@ -9,8 +9,8 @@ from wandb_server import WandbServer
 
 from contrails.errors import TrackingError
 from contrails.files import read_json, to_json, write_atomic
-from contrails.history import fold_metrics
-from contrails.runs import Fold
+from contrails.runs.folder import Fold
+from contrails.runs.metrics import fold_metrics
 from contrails.tracking.projection import sync_fold
 
 pytestmark = pytest.mark.usefixtures("restore_process")

@@ -19,9 +19,9 @@ from wandb_server import StoredRun, WandbServer
 from contrails.cli.main import cli
 from contrails.errors import Stopped
 from contrails.files import read_json, read_json_lines
-from contrails.history import fold_metrics
 from contrails.report.log import add_note
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
+from contrails.runs.metrics import fold_metrics
 from contrails.tracking.plan import items_of
 from contrails.tracking.projection import Projection, follow, sync_fold
 from contrails.train.context import JobContext
@@ -212,7 +212,7 @@ class Training:
 _SLOW = """
 import sys, time
 from pathlib import Path
-from contrails.runs import Run
+from contrails.runs.folder import Run
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
 

@@ -13,9 +13,9 @@ from wandb_fixtures import as_at_step_8
 from contrails.cli.main import cli
 from contrails.errors import TrackingError
 from contrails.files import read_json, to_json, write_atomic
-from contrails.history import fold_metrics
 from contrails.locks import sole_writer
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
+from contrails.runs.metrics import fold_metrics
 from contrails.tracking import projection
 from contrails.tracking.plan import Item
 from contrails.tracking.projection import Sent, follow, sync_fold

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from wandb_server import KEY, WandbServer
 
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from contrails.errors import RunError
 from contrails.files import read_json, to_json, write_atomic
 from contrails.processes import process_in, process_of
-from contrails.runs import Fold
+from contrails.runs.folder import Fold
 from contrails.train import attempt as module
 from contrails.train.attempt import Heart, claim_attempt, is_lost
 from contrails.train.context import JobContext

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from contrails.train.averages import Average
+from contrails.train.saved.averages import Average
 
 
 def model() -> nn.Module:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from contrails.data.filelists import read_filelist
-from contrails.data.store import open_dataset
+from contrails.dataset.store import open_dataset
 from contrails.errors import DataError, NodeError, RecipeError, Stopped
 from contrails.files import read_json, read_json_lines, sha256
+from contrails.folds.filelists import read_filelist
 from contrails.models.weights import load_weights
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
 from contrails.train import fold as fold_module
 from contrails.train.context import JobContext
 from contrails.train.fold import train_fold
@@ -122,7 +122,7 @@ def test_a_kill_at_any_moment_ends_in_the_same_bits(make_run: MakeRun) -> None:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from contrails.runs import Run
+from contrails.runs.folder import Run
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
 
@@ -198,7 +198,7 @@ def test_other_data_than_the_run_was_made_for_is_refused(make_run: MakeRun, tmp_
 def test_runs_need_no_wandb(make_run: MakeRun) -> None:
     run: Run = make_run()
     code = (
-        "import sys; from pathlib import Path; from contrails.runs import Run; "
+        "import sys; from pathlib import Path; from contrails.runs.folder import Run; "
         "from contrails.train.fold import train_fold; "
         "train_fold(Run(Path(sys.argv[1])).fold('0')); assert 'wandb' not in sys.modules"
     )

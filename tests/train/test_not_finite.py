@@ -10,11 +10,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from contrails.data.filelists import read_filelist
-from contrails.data.store import open_dataset
+from contrails.dataset.store import open_dataset
 from contrails.errors import NodeError, Stopped, TrainingError
 from contrails.files import read_json
-from contrails.runs import Run
+from contrails.folds.filelists import read_filelist
+from contrails.runs.folder import Run
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
 
@@ -140,7 +140,7 @@ def test_the_same_steps_are_repeated_whatever_lies_between_them(
             next(loop.state.model.parameters()).data.fill_(float("nan"))
 
     monkeypatch.setattr(Loop, "_step", step)
-    monkeypatch.setattr("contrails.train.snapshot.save_snapshot", lambda *_: None)  # a disk that takes none
+    monkeypatch.setattr("contrails.train.saved.snapshot.save_snapshot", lambda *_: None)  # a disk that takes none
     train = {"schedule": "plateau", "plateau_patience": 0, "freeze": {"encoder": 1}, "swa_epochs": 2}
     with pytest.raises(TrainingError, match="it began in step 10"):
         train_fold(make_run(train=train).fold("0"))

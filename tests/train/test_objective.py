@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
-from contrails.config import Recipe
-from contrails.data.batches import Batch
+from contrails.inputs.batches import Batch
 from contrails.models.outputs import Outputs
+from contrails.recipe.recipe import Recipe
 from contrails.train.objective import Objective
 
 HEADS = {"classifier": True, "share": True, "deep_supervision": 2}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from contrails.sections.train import TrainSection
+from contrails.recipe.train import TrainSection
 from contrails.train.optim import build_optimizer, course_of, epochs_without_gain, learning_rate, set_rates
 
 STEPS = 5

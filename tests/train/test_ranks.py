@@ -13,13 +13,13 @@ from typing import Any
 import psutil
 import pytest
 
-from contrails.config import Recipe
-from contrails.data.filelists import read_filelist
-from contrails.data.sampling import require_ranks_fit
-from contrails.data.store import open_dataset
+from contrails.dataset.store import open_dataset
 from contrails.errors import RecipeError
 from contrails.files import read_json, read_json_lines
-from contrails.runs import Fold, Run
+from contrails.folds.filelists import read_filelist
+from contrails.inputs.sampling import require_ranks_fit
+from contrails.recipe.recipe import Recipe
+from contrails.runs.folder import Fold, Run
 
 from dataset_edits import set_row
 
@@ -29,7 +29,7 @@ RANK_0 = """
 import os, signal, sys
 from pathlib import Path
 from contrails.errors import Stopped
-from contrails.runs import Run
+from contrails.runs.folder import Run
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
 

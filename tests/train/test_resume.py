@@ -15,13 +15,13 @@ import torch
 
 from contrails.errors import Stopped
 from contrails.files import read_json, read_json_lines, to_json, write_atomic
-from contrails.runs import Fold, Run
-from contrails.sections.augment import TEMPORAL, AugmentSection, Kind
+from contrails.recipe.augment import TEMPORAL, AugmentSection, Kind
+from contrails.runs.folder import Fold, Run
 from contrails.train.context import JobContext
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
-from contrails.train.snapshot import load_snapshot
-from contrails.train.state import TrainState
+from contrails.train.saved.snapshot import load_snapshot
+from contrails.train.saved.state import TrainState
 
 MakeRun = Callable[..., Run]
 pytestmark = pytest.mark.usefixtures("restore_process")

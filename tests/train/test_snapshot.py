@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from contrails.errors import RunError
-from contrails.runs import Fold
-from contrails.train.snapshot import load_snapshot, prune_snapshots, save_snapshot
+from contrails.runs.folder import Fold
+from contrails.train.saved.snapshot import load_snapshot, prune_snapshots, save_snapshot
 
 
 def content(step: int) -> dict[str, Any]:

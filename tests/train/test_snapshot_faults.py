@@ -15,11 +15,11 @@ import torch
 
 from contrails import files
 from contrails.errors import Stopped, StorageError
-from contrails.runs import Fold, Run
-from contrails.train import snapshot
+from contrails.runs.folder import Fold, Run
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop
-from contrails.train.snapshot import load_snapshot, remove_leftovers, save_snapshot
+from contrails.train.saved import snapshot
+from contrails.train.saved.snapshot import load_snapshot, remove_leftovers, save_snapshot
 
 MakeRun = Callable[..., Run]
 pytestmark = pytest.mark.usefixtures("restore_process")
@@ -135,7 +135,7 @@ def test_a_stop_on_a_full_disk_says_so_and_keeps_the_snapshot_before(
 def test_a_write_that_is_cut_short_leaves_nothing(tmp_path: Path) -> None:
     code = (
         "import sys, torch\nfrom pathlib import Path\nfrom contrails.errors import StorageError\n"
-        "from contrails.runs import Fold\nfrom contrails.train.snapshot import save_snapshot\n"
+        "from contrails.runs.folder import Fold\nfrom contrails.train.saved.snapshot import save_snapshot\n"
         "try:\n    save_snapshot(Fold(Path(sys.argv[1])), 1, {'step': 2, 'w': torch.zeros(100_000)})\n"
         "except StorageError as error:\n    print(error)\n"
     )

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from contrails.data.stage import stage
-from contrails.data.store import open_dataset
-from contrails.data.verify import RowCheck
+from contrails.dataset.stage import stage
+from contrails.dataset.store import open_dataset
+from contrails.dataset.verify import RowCheck
 from contrails.errors import DataError, NodeError, Stopped
 from contrails.files import read_json, sha256
-from contrails.history import covered_step
-from contrails.runs import Fold, Run
+from contrails.runs.folder import Fold, Run
+from contrails.runs.metrics import covered_step
 from contrails.train.context import JobContext
 from contrails.train.fold import train_fold
 from contrails.train.loop import Loop

@@ -1,1 +1,1 @@
-"""A submitit plugin for OpenPBS and PBS Pro, `submitit.AutoExecutor(folder, cluster="pbs")`; see PBS.md beside it."""
+"""The names that the submitit plugin had: entry points and jobs of earlier versions use them."""

@@ -1,0 +1,1 @@
+"""From probabilities to masks: threshold, calibration, post-processing, two stages."""

@@ -1,0 +1,1 @@
+"""Members: weights of finished folds, and what each of them predicts."""

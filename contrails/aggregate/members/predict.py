@@ -1,0 +1,108 @@
+"""Predictions of an ensemble: its members' probabilities, merged, record by record."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from contrails.aggregate.members.members import load_member
+from contrails.aggregate.members.merge import merge
+from contrails.aggregate.members.views import View, predict_views
+from contrails.dataset.store import Dataset
+from contrails.dataset.verify import require_intact
+from contrails.errors import DataError, NodeError
+from contrails.inputs.batches import Source, in_order
+from contrails.models.segmenter import Segmenter
+
+_BATCH_SIZES = {"cpu": 4, "cuda": 64}
+"""Records at once to begin with, fewer where they are larger than usual; halved where they do not fit into a GPU.
+
+A CPU gains nothing from more, and what lies between layers is most of its memory.
+"""
+
+_USUAL_PIXELS = 256 * 256
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Members in memory, and how they become one; memory does not grow with the number of records."""
+
+    models: Sequence[tuple[Segmenter, Source]]
+    paths: Sequence[Path]
+    rule: str
+    weights: Sequence[float]
+    thresholds: Sequence[float]
+    views: Sequence[View]
+    pad: int
+
+    def __call__(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield rows and their merged probabilities, in batches of their order.
+
+        Raises:
+            DataError: a record is damaged, or a member's output is not finite.
+            NodeError: one record does not fit into the memory.
+
+        Shape:
+            rows int64 (B,), probabilities uint16 (B, H, W).
+        """
+        source = self.models[0][1]
+        times_usual = max(1.0, source.dataset.votes[0].size / _USUAL_PIXELS)
+        done, batch_size = 0, max(1, int(_BATCH_SIZES[source.device.type] / times_usual))
+        while done < len(rows):
+            try:
+                for part, probabilities in self._batches(rows[done:], batch_size):
+                    yield part, probabilities
+                    done += len(part)
+            except torch.OutOfMemoryError as error:
+                if batch_size == 1:
+                    raise NodeError(
+                        f"one record does not fit into the GPU's memory: {error}; use --device cpu"
+                    ) from error
+                batch_size //= 2
+
+    def on(self, dataset: Dataset) -> "Predictor":
+        """Return the same members for records of another dataset with the same bands and frames."""
+        return replace(self, models=[(model, replace(source, dataset=dataset)) for model, source in self.models])
+
+    def _batches(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        streams = [in_order(source, rows, batch_size) for _, source in self.models]
+        for batches in zip(*streams, strict=True):
+            with torch.inference_mode():
+                probs = torch.stack(
+                    [
+                        predict_views(model, batch.inputs, self.views, source.dataset.label_offset_px, self.pad)
+                        for (model, source), batch in zip(self.models, batches, strict=True)
+                    ]
+                )
+                require_intact(self.models[0][1].dataset, batches[0].rows)
+                if not torch.isfinite(probs).all():
+                    raise self._not_finite(batches[0].rows, probs)
+                merged = merge(self.rule, probs, self.weights, self.thresholds)
+            yield batches[0].rows, merged.cpu().numpy().astype(np.uint16)
+
+    def _not_finite(self, rows: np.ndarray, probs: torch.Tensor) -> DataError:
+        bad = ~torch.isfinite(probs).flatten(2).all(2).cpu().numpy()
+        members = [str(path) for path, one in zip(self.paths, bad, strict=True) if one.any()]
+        records = [self.models[0][1].dataset.record_ids[row] for row in rows[bad.any(0)]]
+        return DataError(
+            f"the output of {', '.join(members)} is not finite for the records {', '.join(records)}: these weights "
+            "have grown too large; make the ensemble of others, with another --weights"
+        )
+
+
+def load_predictor(
+    paths: Sequence[Path],
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    rule: str = "mean",
+    weights: Sequence[float] = (1.0,),
+    thresholds: Sequence[float] = (0.5,),
+    views: Sequence[View] = (View(),),
+    pad: int = 0,
+) -> Predictor:
+    """Load members for a dataset; one member needs no rule."""
+    models = [load_member(path, dataset, device) for path in paths]
+    return Predictor(models, paths, rule, weights, thresholds, views, pad)

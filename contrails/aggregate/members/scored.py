@@ -1,0 +1,116 @@
+"""Labelled records with their probabilities: what thresholds, weights and post-processing are fitted and judged on.
+
+A segmenter is scored by pixel. A classifier is scored by record, which is an image of one pixel here: its probability,
+and whether the record has a positive pixel. So whatever counts pixels counts records.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from contrails.dataset.store import IGNORE, Dataset
+from contrails.draws import generator
+from contrails.metrics import NUM_BINS, Histogram
+
+By = Literal["pixel", "record"]
+"""What scores count."""
+
+LEVELS = 256
+"""Coarse bins of probability, for histograms of every group."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Records of a dataset, each in one part (a fold, or all held-out ones), with their merged probabilities.
+
+    Shape:
+        rows int64 (N,); parts str (N,); images: from an index to uint16 (H, W).
+    """
+
+    dataset: Dataset
+    rows: np.ndarray
+    parts: np.ndarray
+    images: Callable[[int], np.ndarray]
+    by: By = "pixel"
+
+    def probabilities(self, index: int) -> np.ndarray:
+        """Return the probabilities that are scored, uint16 (H, W); by record (1, 1)."""
+        return self.images(index) if self.by == "pixel" else of_record(self.images(index))
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Number of each record's group, int64 (N,): records of one place and time are drawn together."""
+        names = np.array([self.dataset.groups[row] for row in self.rows])
+        numbers: np.ndarray = np.unique(names, return_inverse=True)[1]
+        return numbers
+
+    def truth(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return where a record is positive, bool (H, W), and where it counts; None: everywhere. By record (1, 1)."""
+        row = self.rows[index]
+        ignored, hard = self.dataset.votes[row] == IGNORE, self.dataset.hard(row)
+        if self.by == "record":
+            ignored, hard = ~any_of(~ignored), any_of(hard)
+        return hard, ~ignored if ignored.any() else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def of_record(image: np.ndarray) -> np.ndarray:
+    """Return what a classifier says of a record, uint16 (1, 1): it says the same of each pixel, but for rounding."""
+    return np.full((1, 1), round(float(image.mean())), np.uint16)
+
+
+def any_of(mask: np.ndarray) -> np.ndarray:
+    """Return whether a record has a pixel in a mask, bool (1, 1)."""
+    return np.full((1, 1), mask.any())
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Histograms of scored records: exact ones by part, coarse ones by group.
+
+    Shape:
+        positive and negative int64 (groups, 256).
+    """
+
+    by_part: dict[str, Histogram]
+    positive: np.ndarray
+    negative: np.ndarray
+
+    @property
+    def pooled(self) -> Histogram:
+        return sum(self.by_part.values(), Histogram.empty())
+
+    def others(self, part: str) -> Histogram:
+        """Return the histogram of all parts but one; of that one where there is no other."""
+        rest = [histogram for name, histogram in self.by_part.items() if name != part]
+        return sum(rest, Histogram.empty()) if rest else self.by_part[part]
+
+
+def tally(scored: Scored) -> Tally:
+    """Count, in one pass over the records."""
+    groups = scored.groups
+    by_part = {str(part): Histogram.empty() for part in np.unique(scored.parts)}
+    positive, negative = np.zeros((2, int(groups.max(initial=-1)) + 1, LEVELS), np.int64)
+    for index in range(len(scored)):
+        probs, (hard, valid) = scored.probabilities(index), scored.truth(index)
+        counts = np.bincount((probs if valid is None else probs[valid]).ravel(), minlength=NUM_BINS)
+        histogram = by_part[str(scored.parts[index])]
+        if hard.any():
+            found = np.bincount(probs[hard], minlength=NUM_BINS)
+            counts -= found
+            np.add(histogram.positive, found, out=histogram.positive)
+            positive[groups[index]] += found.reshape(LEVELS, -1).sum(1)
+        np.add(histogram.negative, counts, out=histogram.negative)
+        negative[groups[index]] += counts.reshape(LEVELS, -1).sum(1)
+    return Tally(by_part, positive, negative)
+
+
+def redraws(num_groups: int, draws: int, purpose: str) -> Iterator[np.ndarray]:
+    """Yield how often each group is drawn, float64 (groups,): the bootstrap over groups, the same at every call."""
+    random = generator(0, "bootstrap", purpose)
+    for _ in range(draws):
+        yield np.bincount(random.integers(0, num_groups, num_groups), minlength=num_groups).astype(np.float64)

@@ -1,0 +1,1 @@
+"""What an ensemble writes: submissions, masks, scenes, pseudo-labels."""

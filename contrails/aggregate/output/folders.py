@@ -1,0 +1,179 @@
+"""Raw data that an ensemble is to predict: prepared as its training data were, where nobody says otherwise.
+
+A folder of GOES records, scenes or images is packed into a dataset file beside what is made of it, which goes when that
+is done. A scene alone is not packed: what is said here is how it is cut.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from contrails.aggregate.ensemble import Ensemble
+from contrails.aggregate.members.inputs import Inputs
+from contrails.aggregate.output.scene import Cut, require_bands
+from contrails.dataset.layout import read_options
+from contrails.dataset.pack import Plan, pack
+from contrails.dataset.store import Dataset, open_dataset
+from contrails.errors import DataError
+from contrails.locks import sole_writer
+from contrails.progress import tell
+from contrails.sources import goes, images, scenes
+from contrails.sources.rasters import Raster
+from contrails.sources.spans import read_span
+from contrails.sources.tiles import OVERLAP, TILE, Blend, usual_overlap
+from contrails.sources.walk import folders_in
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a user says of the input; the rest is as it was for the training data.
+
+    `bands` names those of scenes in their order, `scenes` is the pattern by which they are found.
+    """
+
+    tile: int | None = None
+    overlap: int | None = None
+    bands: tuple[str, ...] = ()
+    scenes: str = ""
+
+
+def layout_of(ensemble: Ensemble) -> str:
+    """Return the layout that the training data had."""
+    return read_options(ensemble.inputs.options).get("layout", "goes") if ensemble.inputs else "goes"
+
+
+def bands_of(ensemble: Ensemble, given: Given) -> tuple[str, ...]:
+    """Return the names of a scene's bands, or none where its files have to say them."""
+    trained = _scene_options(ensemble)
+    return given.bands or (trained.bands if trained else ())
+
+
+def cut_of(ensemble: Ensemble, raster: Raster, given: Given, blend: Blend) -> Cut:
+    """Return how a scene is cut: as for the training data; where these were whole images, it is one tile."""
+    trained = _scene_options(ensemble)
+    if trained is None and layout_of(ensemble) == "images-rle" and given.tile is None:
+        assert ensemble.inputs is not None
+        return Cut(_padded_size(ensemble.inputs, raster.height, raster.width), 0, blend)
+    tile, overlap = _tiling(trained, given)
+    return Cut((tile, tile), overlap, blend)
+
+
+def _tiling(trained: scenes.SceneOptions | None, given: Given) -> tuple[int, int]:
+    """Return side and overlap of tiles: as given, as in training, or the usual ones; and say which they are."""
+    tile = given.tile or (trained.tile if trained else TILE)
+    overlap = usual_overlap(tile, trained.overlap if trained else OVERLAP) if given.overlap is None else given.overlap
+    if trained is not None and (tile, overlap) == (trained.tile, trained.overlap):
+        why = ", as in training"
+    elif trained is not None:
+        why = f"; in training {trained.tile} and {trained.overlap}"
+    else:
+        why = "; the members were not trained on tiles"
+    tell(f"tiles of {tile} x {tile} pixels that overlap by {overlap}{why} (--tile, --overlap)")
+    return tile, overlap
+
+
+@contextmanager
+def opened(ensemble: Ensemble, source: Path, out: Path, given: Given) -> Iterator[Dataset]:
+    """Open a dataset file, or pack a folder of raw data into one that lasts as long as this context.
+
+    Raises:
+        DataError: the file or the folder is not as expected.
+        RunError: another process predicts into `out`.
+    """
+    if not source.is_dir():
+        yield open_dataset(source)
+        return
+    plan = _plan(ensemble, source.resolve(), given)
+    for warning in plan.warnings:
+        log.warning("%s", warning)
+    folder, lock = out.with_name(f".{out.name}.input"), out.with_name(f".{out.name}.input.lock")
+    busy = f"another process predicts into {out}; wait for it, or end it, then run the same command again"
+    packed = folder / f"{source.resolve().name}.h5"
+    with sole_writer(lock, busy):
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed; its raw data may have changed
+            pack(replace(plan, warnings=()), packed, 1)
+            yield open_dataset(packed)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def _plan(ensemble: Ensemble, folder: Path, given: Given) -> Plan[Any]:
+    """Return how a folder is packed: without labels, with the options of the training data."""
+    layout, inputs = layout_of(ensemble), ensemble.inputs
+    if layout == "goes":
+        return _plan_goes(ensemble, folder)
+    assert inputs is not None
+    if layout == "images-rle":
+        span = read_options(inputs.options).get("range")
+        plan: Plan[Any] = images.make_plan(
+            *(folder.parent, folder.name, inputs.convention),
+            span=read_span(span) if span else None,
+            labelled=False,
+            least=inputs.size,
+        )
+        _padded_size(inputs, *plan.header.size)
+        return _as_test(plan)
+    trained = _scene_options(ensemble)
+    assert trained is not None
+    tile, overlap = _tiling(trained, given)
+    options = replace(
+        trained,
+        tile=tile,
+        overlap=overlap,
+        scenes=given.scenes or _pattern(folder, trained.scenes),
+        bands=bands_of(ensemble, given),
+        masks="",
+    )
+    plan = scenes.make_plan(folder, "test", options)
+    require_bands(ensemble, folder, plan.header.band_names)
+    return plan
+
+
+def _plan_goes(ensemble: Ensemble, folder: Path) -> Plan[Any]:
+    bands, frames = ensemble.needs()
+    numbers = [int(band.removeprefix("b")) for band in bands if band.removeprefix("b").isdecimal()]
+    if len(numbers) < len(bands):
+        raise DataError(
+            f"{folder} is a folder, and nothing says how to prepare it: the ensemble sees {', '.join(bands)} and does "
+            "not keep how its training data were prepared; make it again with `contrails aggregate RUN`, or give a "
+            "dataset file"
+        )
+    plan = goes.make_plan(folder.parent, folder.name, numbers, frames)
+    return _as_test(replace(plan, warnings=folders_in(folder).warnings()))  # nobody deals these records out to folds
+
+
+def _as_test(plan: Plan[Any]) -> Plan[Any]:
+    """Return a plan of records that need no label."""
+    return replace(plan, header=replace(plan.header, split="test"))
+
+
+def _scene_options(ensemble: Ensemble) -> scenes.SceneOptions | None:
+    """Return how the scenes of the training data were cut; None where they were none."""
+    inputs = ensemble.inputs
+    return scenes.SceneOptions.parse(inputs.options) if inputs and layout_of(ensemble) == "scenes" else None
+
+
+def _pattern(folder: Path, trained: str) -> str:
+    """Return the pattern of the training data if there is what it names, else that of files in the folder itself."""
+    where = trained.partition("{")[0].rpartition("/")[0]
+    return trained if "{band}" in trained or (where and (folder / where).is_dir()) else "{scene}"
+
+
+def _padded_size(inputs: Inputs, height: int, width: int) -> tuple[int, int]:
+    """Return the size that an image is padded to: that of the training images, or its own if it is larger."""
+    size = max(height, inputs.size[0]), max(width, inputs.size[1])
+    if size != inputs.size:
+        log.warning(
+            "images of %d x %d pixels are larger than the %d x %d that the members were trained on: what they show may "
+            "appear at another size",
+            *(height, width, *inputs.size),
+        )
+    return size

@@ -1,0 +1,215 @@
+"""One scene from a file to a file, however large: tiles, prediction and blending strip by strip.
+
+A row of tiles is read, predicted and blended at a time, so that memory grows with the width of a scene and not with its
+height. It is the same as to prepare the scene, to predict the tiles and to put them together. Finished strips are kept
+until the file is complete: killed and started again, it goes on below the last one.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from contrails.aggregate.decide.postprocess import apply
+from contrails.aggregate.ensemble import LARGEST_WITH_STEPS, Ensemble, identity_of
+from contrails.aggregate.members.inputs import values_for
+from contrails.aggregate.members.untile import has_data, joined
+from contrails.aggregate.output.noted import is_made, note
+from contrails.aggregate.output.scene_files import Kind, WriteStrip, mask_values, scene_file
+from contrails.aggregate.output.strips import StripFile
+from contrails.dataset.layout import Header, Values
+from contrails.dataset.store import Dataset, Placement, Scene
+from contrails.errors import DataError, names_in
+from contrails.files import remove_leftovers
+from contrails.locks import sole_writer
+from contrails.progress import bar
+from contrails.sources.radiometry import packed_counts
+from contrails.sources.rasters import Raster, bands_in_front, describe, read
+from contrails.sources.tiles import OVERLAP, TILE, Blend, Blender, Strip, below, grid, packed, starts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a scene is cut and put together: height and width of its tiles, their overlap, and what blends them."""
+
+    size: tuple[int, int] = (TILE, TILE)
+    overlap: int = OVERLAP
+    blend: Blend = "hann"
+
+
+def predict_scene(
+    ensemble: Ensemble,
+    path: Path,
+    out: Path,
+    kind: Kind,
+    cut: Cut,
+    bands: Sequence[str],
+    device: torch.device,
+    *,
+    force: bool = False,
+) -> tuple[Scene, bool]:
+    """Predict an image file into a GeoTIFF or a PNG file; `bands` names its bands where the file does not.
+
+    Returns the scene, and whether the file was not there already. With `force` another file is replaced.
+
+    Raises:
+        DataError: the file is damaged, lacks a band that the members see, or has other units or values than they know;
+            `out` is there and holds something else.
+        RunError: another process predicts into `out`.
+    """
+    raster = _named(describe(path), bands)
+    require_bands(ensemble, path, raster.band_names, bands_in_front(raster))
+    values, *_ = [values_for(each.inputs, raster, each.bands(), each.again) for each in ensemble.stages()]
+    scene = Scene(
+        *(path.stem, raster.height, raster.width, raster.crs, raster.transform),
+        control=raster.control,
+    )
+    about = identity_of(ensemble, device) | {"bands": raster.band_names, "cut": asdict(cut), "scene": _stamp(path)}
+    about["values"] = asdict(values)
+    sides = zip((raster.height, raster.width), cut.size, strict=True)
+    about["grid"] = [starts(side, tile, cut.overlap) for side, tile in sides]
+    made_of = about | {"kind": kind, "threshold": ensemble.threshold}
+    made_of |= {"steps": [asdict(step) for step in ensemble.steps]}
+    if is_made(out, made_of, force=force):
+        return scene, False
+    kept = StripFile(out.with_name(f".{out.name}.strips"), raster.width, about)
+    busy = f"another process predicts into {out}; wait for it, or end it, then run the same command again"
+    with sole_writer(kept.path, busy):
+        remove_leftovers(out)
+        try:
+            with scene_file(out, scene, kind) as write:
+                _write(ensemble, scene, kind, _all_strips(ensemble, raster, values, cut, device, kept), write)
+        except DataError:  # it would not end otherwise the next time
+            kept.path.unlink()
+            raise
+        note(out, made_of)
+        kept.path.unlink()
+    return scene, True
+
+
+def require_bands(ensemble: Ensemble, path: Path, found: Sequence[str], hint: str = "") -> None:
+    """Check that a scene has the bands that the members see; `hint` is what else may be wrong with it.
+
+    Raises:
+        DataError: it lacks one.
+    """
+    needed, _ = ensemble.needs()
+    if missing := sorted(set(needed) - set(found)):
+        raise DataError(
+            f"{path}: expected the bands {names_in(needed)}, found {names_in(found)} (no {names_in(missing)}); name "
+            f"them in their order with --bands{hint}"
+        )
+
+
+def _write(ensemble: Ensemble, scene: Scene, kind: Kind, strips: Iterator[Strip], write: WriteStrip) -> None:
+    if kind == "probabilities":
+        for strip in strips:
+            write(strip.row, strip.values)
+    elif ensemble.steps and scene.height * scene.width <= LARGEST_WITH_STEPS:
+        whole = joined(scene, list(strips))
+        mask = apply(whole.probabilities, ensemble.threshold, ensemble.steps)
+        write(0, mask_values(mask, whole.predicted, kind))
+    else:
+        if ensemble.steps:
+            log.warning("%s is too large for post-processing, which needs all of it: cut at the threshold", scene.name)
+        for strip in strips:
+            write(strip.row, mask_values(apply(strip.values, ensemble.threshold, ()), strip.predicted, kind))
+
+
+def _all_strips(
+    ensemble: Ensemble, raster: Raster, values: Values, cut: Cut, device: torch.device, kept: StripFile
+) -> Iterator[Strip]:
+    row = 0
+    for strip in kept.read():
+        row = strip.row + len(strip.values)
+        yield strip
+    for strip in predict_strips(ensemble, raster, values, cut, device, row):
+        kept.keep(strip)
+        yield strip
+
+
+def predict_strips(
+    ensemble: Ensemble, raster: Raster, values: Values, cut: Cut, device: torch.device, first: int = 0
+) -> Iterator[Strip]:
+    """Yield the blended probabilities of a scene from top to bottom, from the row `first` on."""
+    placements = grid(raster.height, raster.width, cut.size, cut.overlap)
+    by_row: dict[int, list[Placement]] = {}
+    for placement in placements if first < raster.height else ():
+        if placement.row + cut.size[0] > first:
+            by_row.setdefault(placement.row, []).append(placement)
+    blender, predictors = Blender(raster.height, raster.width, cut.blend, min(by_row, default=raster.height)), None
+    left = sum(map(len, by_row.values()))
+    with bar(f"tiles of {raster.path.name}", len(placements), done=len(placements) - left) as advance:
+        for in_row in by_row.values():
+            # of one tile, since the predictors keep it
+            predictors = predictors or ensemble.predictors(_tiles(raster, values, in_row[:1], cut.size), device)
+            tiles = _tiles(raster, values, in_row, cut.size)
+            for rows, images in predictors(tiles)(np.arange(len(in_row))):
+                for row, image in zip(rows, images, strict=True):
+                    yield from below(first, blender.add(in_row[row], image, has_data(tiles, row)))
+                advance(len(rows))
+            del tiles  # before the next row is read
+        yield from below(first, blender.close())
+
+
+def _stamp(path: Path) -> list[int]:
+    """Return what changes when a file is written anew; to read all of it would take as long as the tiles do."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _named(raster: Raster, bands: Sequence[str]) -> Raster:
+    if bands and len(bands) != len(raster.band_names):
+        raise DataError(
+            f"{raster.path}: expected {len(bands)} bands, {names_in(bands)}, found {len(raster.band_names)}, "
+            f"{names_in(raster.band_names)}; name all of them in their order with --bands{bands_in_front(raster)}"
+        )
+    return replace(raster, band_names=tuple(bands) or raster.band_names)
+
+
+def _tiles(raster: Raster, values: Values, placements: Sequence[Placement], size: tuple[int, int]) -> Dataset:
+    """Read a row of tiles as a dataset in memory."""
+    top = placements[0].row
+    header = Header(
+        split="test",
+        band_names=raster.band_names,
+        frames=(0,),
+        size=size,
+        with_marks=False,
+        record_ids=tuple(f"{raster.path.stem} at {place.row}, {place.column}" for place in placements),
+        groups=(raster.path.stem,) * len(placements),
+        timestamps=(np.nan,) * len(placements),
+        values=values,
+        source="",
+    )
+    bands, valid = packed_counts(*read(raster.path, (top, 0, placements[0].height, raster.width)), raster, values)
+    arrays = {"bands": np.empty((len(placements), 1, len(bands), *size), bands.dtype)}
+    arrays["votes"] = np.empty((len(placements), *size), np.uint8)
+    for index, place in enumerate(placements):
+        part = slice(place.column, place.column + place.width)
+        for name, values_of_tile in packed(header, bands[..., part], valid[:, part], None)[0].items():
+            arrays[name][index] = values_of_tile
+    return Dataset(
+        path=raster.path,
+        bands=arrays["bands"],
+        votes=arrays["votes"],
+        marks=None,
+        annotators=np.zeros(len(placements), np.uint8),
+        record_ids=header.record_ids,
+        groups=header.groups,
+        timestamps=np.array(header.timestamps),
+        digests={},
+        band_names=header.band_names,
+        frames=header.frames,
+        label_frame=0,
+        label_offset_px=(0.0, 0.0),
+        scale_factor=values.scale_factor,
+        add_offset=values.add_offset,
+        split=header.split,
+        units=values.units,
+    )

@@ -1,0 +1,160 @@
+"""Submission files: `record_id,encoded_pixels` (or what the dataset's convention says), written and checked."""
+
+import csv
+import io
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from contrails.dataset.rle import DEFAULT, Convention, decode, encode, read_rows
+from contrails.dataset.rle_tables import match_ids
+from contrails.errors import DataError
+from contrails.files import write_atomic
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a submission holds: `empty` masks have no pixel, `whole` ones all of their record."""
+
+    records: int
+    empty: int
+    whole: int
+    positive_pixels: int
+    largest_record: str
+    largest_pixels: int
+
+
+def write_submission(
+    path: Path,
+    masks: Iterable[tuple[str, np.ndarray]],
+    sample: Path | None = None,
+    convention: Convention = DEFAULT,
+) -> None:
+    """Encode masks, bool (H, W) by record id, into a submission; a sample submission fixes ids, order and columns.
+
+    Of a sample with several classes only the rows of the convention's class are written.
+
+    Raises:
+        DataError: a record comes twice, or the records are not exactly those of the sample.
+    """
+    encoded: dict[str, str] = {}
+    for record_id, mask in masks:
+        if record_id in encoded:
+            raise DataError(f"record {record_id} is predicted twice; a submission holds it once")
+        encoded[record_id] = encode(mask, convention)
+    columns, ids = convention.header, {record_id: convention.written(record_id) for record_id in encoded}
+    if sample is not None:
+        ids = sample_ids(sample, set(encoded), convention)
+        columns, _ = _read(sample, convention)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for record_id, written in ids.items():
+        fields = dict(zip(convention.header, (written, encoded[record_id], convention.label), strict=False))
+        writer.writerow(fields[column] for column in columns)
+    write_atomic(path, buffer.getvalue())
+
+
+def sample_ids(sample: Path, predicted: set[str], convention: Convention = DEFAULT) -> dict[str, str]:
+    """Return how a sample submission writes the id of each record, in its order.
+
+    Raises:
+        DataError: its records are not exactly those that are predicted.
+    """
+    entries = _entries(sample, convention, predicted)
+    _require_ids(predicted, set(entries), f"the predicted dataset, compared with {sample},")
+    return {record_id: written for record_id, (written, _) in entries.items()}
+
+
+def check_submission(
+    path: Path,
+    shape: tuple[int, int] | Mapping[str, tuple[int, int]],
+    sample: Path | None = None,
+    convention: Convention = DEFAULT,
+) -> Summary:
+    """Decode every row of a submission; `shape` is that of all masks, or of each record, which fixes the ids as well.
+
+    Raises:
+        DataError: another header, no record, a record twice, other ids than the sample's, or rows that do not decode;
+            the first of these are named.
+    """
+    entries = _entries(path, convention, shape if isinstance(shape, Mapping) else ())
+    if sample is not None:
+        of_sample = _entries(sample, convention, set(entries))
+        _require_ids(set(entries), set(of_sample), str(path))
+    if isinstance(shape, Mapping):
+        _require_ids(set(entries), set(shape), str(path))
+    pixels: dict[str, int] = {}
+    whole, problems = 0, []
+    for record_id, (_, text) in entries.items():
+        try:
+            of_record = shape[record_id] if isinstance(shape, Mapping) else shape
+            pixels[record_id] = int(decode(text, of_record, convention).sum())
+            whole += pixels[record_id] == of_record[0] * of_record[1]
+        except DataError as error:
+            problems.append(f"{path}, record {record_id}: {error}")
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more of {len(entries)} records"] if len(problems) > _SHOWN else []
+        raise DataError("\n".join([*problems[:_SHOWN], *more]))
+    largest = max(pixels, key=lambda record_id: pixels[record_id])
+    return Summary(
+        records=len(entries),
+        empty=sum(count == 0 for count in pixels.values()),
+        whole=whole,
+        positive_pixels=sum(pixels.values()),
+        largest_record=largest,
+        largest_pixels=pixels[largest],
+    )
+
+
+def _entries(path: Path, convention: Convention, known: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Return the id as it is written, and the mask, of each record in a submission; of the convention's class alone.
+
+    An id that is of none of the `known` records is that of a record of its own.
+    """
+    _, rows = _read(path, convention)
+    lines = [line for line, *_ in rows]
+    matches = match_ids(path, [written for _, written, _ in rows], known, convention)
+    found: dict[str, tuple[str, str]] = {}
+    for line, match, (_, written, text) in zip(lines, matches, rows, strict=True):
+        if match.known and match.label not in ("", convention.label):
+            continue
+        if match.record_id in found:
+            twice = f"record {match.record_id} stands there twice"
+            raise DataError(f"{path}, line {line}: {twice}; remove one of the lines")
+        found[match.record_id] = (written, text)
+    return found
+
+
+def _read(path: Path, convention: Convention) -> tuple[list[str], list[tuple[int, str, str]]]:
+    """Return the columns of a submission, and line, id and mask of the rows that a class column does not rule out."""
+    columns = ",".join(convention.header)
+    rows = read_rows(path, "a submission")
+    _, header = rows[0] if rows else (1, [])
+    if sorted(header) != sorted(convention.header):
+        raise DataError(f"{path}: expected the header {columns}, found {','.join(header)[:80] or 'nothing'}")
+    found = []
+    for line, row in rows[1:]:
+        if len(row) != len(header):
+            raise DataError(f"{path}, line {line}: expected {columns}, found {len(row)} fields")
+        fields = dict(zip(header, row, strict=True))
+        if not convention.label_column or fields[convention.label_column] == convention.label:
+            written, text = (fields[column] for column in convention.columns)
+            found.append((line, written, text))
+    if not found:
+        raise DataError(f"{path} holds no record below its header")
+    return header, found
+
+
+def _require_ids(found: set[str], expected: set[str], what: str) -> None:
+    problems = [
+        f"{what} {problem} {len(ids)} records, such as {', '.join(sorted(ids)[:3])} (expected {len(expected)} in all)"
+        for problem, ids in (("lacks", expected - found), ("has too many:", found - expected))
+        if ids
+    ]
+    if problems:
+        raise DataError("\n".join(problems))

@@ -1,0 +1,97 @@
+"""`contrails usage`: where the hours went, and what to ask for next time."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import click
+
+from contrails.cli.complete import complete_runs
+from contrails.cli.options import json_option
+from contrails.cli.tables import Column, print_table
+from contrails.cluster.schedulers.sites import site_of
+from contrails.cluster.status.overview import overview
+from contrails.cluster.status.suggest import Suggestion, suggest
+from contrails.cluster.status.usage import UNUSED, Usage
+from contrails.errors import RecipeError
+from contrails.report.log import read_log
+from contrails.runs.folder import Run, all_runs, open_run
+
+_COLUMNS = (
+    Column("GPU-hours", 5, right=True),
+    Column("hours", right=True),
+    Column("lost", 1, right=True),
+    Column("waiting for data", 4, right=True),
+    Column("queued", 3, right=True),
+    Column("efficiency", 2, right=True),
+    Column("memory, GB", 2, right=True),
+)
+
+
+@click.command()
+@click.argument("run_name", metavar="[RUN]", shell_complete=complete_runs, required=False)
+@json_option
+def usage(run_name: str | None, as_json: bool) -> None:
+    """Show the hours of RUN by fold, or of all runs by run and user.
+
+    Hours used, lost to interruptions, waiting for data and queued. Efficiency is the share of the hours that went into
+    steps that count. For RUN, ends with a walltime and a memory for the next submission, from what was measured.
+
+    \b
+    Example:
+      contrails usage
+      contrails usage default
+    """
+    if run_name is not None:
+        _show_run(open_run(run_name), as_json)
+        return
+    entries = read_log(all_runs())
+    by_run = {entry.name: entry.usage for entry in entries}
+    by_user: dict[str, Usage] = {}
+    for entry in entries:
+        user = entry.user or "unknown"
+        by_user[user] = by_user.get(user, UNUSED) + entry.usage
+    if as_json:
+        parts = {"runs": by_run, "users": by_user}
+        click.echo(json.dumps({key: {name: _plain(of) for name, of in part.items()} for key, part in parts.items()}))
+        return
+    if not entries:
+        click.echo("no runs yet; start one with `contrails submit --folds 5`")
+        return
+    _print("run", by_run)
+    _print("user", by_user)
+
+
+def _show_run(run: Run, as_json: bool) -> None:
+    states = overview([run])[run]
+    by_fold = {state.fold: state.usage for state in states}
+    try:
+        site = site_of(run)
+        found = suggest(states, site.margin_s, site.num_ranks)
+    except RecipeError as error:
+        found = Suggestion(None, None, f"of an older version: {error}")
+    if as_json:
+        click.echo(json.dumps({"folds": {name: _plain(of) for name, of in by_fold.items()}, "next": asdict(found)}))
+        return
+    _print("fold", by_fold)
+    asked = {"walltime_min": found.walltime_min, "memory_gb": found.memory_gb}
+    lines = [f"{key} = {value:g}" for key, value in asked.items() if value is not None]
+    click.echo(f"for a job of one fold next time: {', '.join(lines) or 'no suggestion'} ({found.reason})")
+
+
+def _plain(of: Usage) -> dict[str, float | int | None]:
+    return asdict(of) | {"gpu_hours": of.hours * of.num_gpus, "efficiency": of.efficiency}
+
+
+def _print(what: str, rows: Mapping[str, Usage]) -> None:
+    cells: list[list[str] | None] = [[name, *_cells(of, of.hours * of.num_gpus)] for name, of in rows.items()]
+    if len(rows) > 1:
+        total = sum(rows.values(), UNUSED)
+        cells += [None, ["all", *_cells(total, sum(of.hours * of.num_gpus for of in rows.values()))]]
+    print_table([Column(what, whole=True), *_COLUMNS], cells)
+
+
+def _cells(of: Usage, gpu_hours: float) -> list[str]:
+    hours = [gpu_hours, of.hours, of.hours_lost, of.hours_waiting, of.hours_queued]
+    efficiency = "" if of.efficiency is None else f"{of.efficiency:.1%}"
+    return [*(f"{value:.2f}" for value in hours), efficiency, "" if of.memory_gb is None else f"{of.memory_gb:.2f}"]

@@ -1,0 +1,39 @@
+"""`contrails cancel`: end folds for good, until they are submitted again."""
+
+import json
+
+import click
+
+from contrails.cli.complete import complete_runs
+from contrails.cli.options import json_option
+from contrails.errors import RunError
+from contrails.runs.folder import open_run
+
+
+@click.command()
+@click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
+@click.option("--fold", help="Some folds only, such as 0 or 0,3.")
+@json_option
+def cancel(run_name: str, fold: str | None, as_json: bool) -> None:
+    """Cancel the unfinished folds of RUN.
+
+    Each saves its position and ends. A note in the fold's folder keeps requeued jobs from training it again. `contrails
+    submit` and `contrails resume` remove it and go on.
+
+    \b
+    Example:
+      contrails cancel default --fold 0,3
+    """
+    from contrails.cluster.submit.cancel import cancel_folds
+
+    run = open_run(run_name)
+    folds = [run.fold(key.strip()) for key in fold.split(",")] if fold else run.folds()
+    missing = [each.key for each in folds if not each.path.is_dir()]
+    if missing:
+        raise RunError(f"{run.name} has no fold {', '.join(missing)}; look with `contrails status {run.typed}`")
+    outcome = cancel_folds(run, folds)
+    if as_json:
+        click.echo(json.dumps(outcome))
+        return
+    for key, what in outcome.items():
+        click.echo(f"{run.name} fold {key}: {what}")

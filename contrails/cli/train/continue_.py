@@ -1,0 +1,49 @@
+"""`contrails continue`: a new run that starts from the weights of a finished one."""
+
+import click
+
+from contrails.cli.complete import complete_runs, complete_sites
+from contrails.cli.options import json_option, overrides_option, print_outcomes
+from contrails.runs.folder import open_run
+
+_FROM = {"best": "best", "last": "final", "swa": "swa", "ema": "ema"}
+
+
+@click.command("continue")
+@click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
+@click.option("--name", help="Name of the new run; default: RUN-continued.")
+@click.option("--site", "site_name", shell_complete=complete_sites, help="Where to run; see `contrails sites`.")
+@click.option("--from", "weights", type=click.Choice(list(_FROM)), default="best", show_default=True)
+@click.option("--fold", help="Continue some, such as 0 or 0,3; default: all that RUN has finished.")
+@overrides_option
+@json_option
+def continue_(
+    run_name: str,
+    name: str | None,
+    site_name: str | None,
+    weights: str,
+    fold: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Make a new run that starts from the weights of RUN.
+
+    It has RUN's recipe, changed by -o, and its fold k starts from fold k of RUN. The file list must be the same one.
+    Where shapes differ, what fits is loaded and the rest is named in the attempt's log.
+
+    \b
+    Example:
+      contrails continue default -o train.epochs=10 -o train.lr=1e-4 -o data.size=384
+    """
+    from contrails.cluster.schedulers.sites import find_site
+    from contrails.cluster.submit.folds import choose_folds, create_run, submit_folds
+    from contrails.recipe.recipe import override
+
+    parent = open_run(run_name)
+    lineage = (f'init.run="{parent.path}"', f"init.weights={_FROM[weights]}")
+    recipe = override(parent.read_config().recipe, (*lineage, *overrides))
+    chosen = choose_folds(recipe, None, fold) if fold is not None else []
+    run, config = create_run(recipe, find_site(site_name), name or f"{parent.name}-continued", chosen)
+    folds = chosen or list(config.lineage)
+    outcomes = submit_folds(run, config, folds)
+    print_outcomes(run, outcomes, as_json=as_json)

@@ -1,0 +1,289 @@
+"""`contrails submit`: the folds of a recipe, as jobs in the background."""
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from contrails.cli.complete import complete_runs, complete_sites
+from contrails.cli.options import json_option, name_option, overrides_option, read_recipe, recipe_argument
+from contrails.cli.results.aggregate import aggregate, check, options_of
+from contrails.cli.watch.status import print_states
+from contrails.cli.watch.watch import duration
+from contrails.cluster.queue.journal import newest_submissions, submissions
+from contrails.cluster.schedulers.base import scheduler_of
+from contrails.cluster.schedulers.sites import Site, find_site, site_of
+from contrails.cluster.status.fold_state import ALIVE, DONE, FoldState
+from contrails.cluster.status.overview import overview
+from contrails.errors import ContrailsError, RunError, TrainingError
+from contrails.recipe.reading import parse
+from contrails.recipe.recipe import Recipe, to_toml
+from contrails.runs.config import RunConfig
+from contrails.runs.folder import ALL, Run, new_run_path, open_run
+
+_POLL_S = 1.0
+_PLAIN_INTERVAL_S = 15.0
+
+
+@click.command()
+@recipe_argument
+@name_option
+@click.option("--folds", "num_folds", type=click.IntRange(1), help="Submit all folds; must be the file list's number.")
+@click.option("--fold", help="Submit some, such as 0 or 0,3; 'all' trains one model on every record not held out.")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, help="Make runs NAME-s0, NAME-s1, ... with seeds of their own."
+)
+@click.option(
+    "--folds-per-job",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Folds that train side by side in one job; more than one for small models that share a GPU or a node.",
+)
+@click.option("--site", "site_name", shell_complete=complete_sites, help="Where to run; see `contrails sites`.")
+@overrides_option
+@click.option(
+    "--after",
+    metavar="RUN",
+    shell_complete=complete_runs,
+    help="Begin when every job of RUN that is not finished has succeeded.",
+)
+@click.option("--then", metavar="COMMAND", help="What follows the last fold, such as 'aggregate --tta d4'.")
+@click.option(
+    "--wait", is_flag=True, help="Follow the folds until they end, not what --then starts; Ctrl-C leaves them running."
+)
+@click.option("--dry-run", is_flag=True, help="Check everything, print what would be submitted and do nothing.")
+@json_option
+def submit(
+    path: Path | None,
+    name: str | None,
+    num_folds: int | None,
+    fold: str | None,
+    seeds: int,
+    folds_per_job: int,
+    site_name: str | None,
+    overrides: tuple[str, ...],
+    after: str | None,
+    then: str | None,
+    wait: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train the folds of RECIPE in the background.
+
+    RECIPE is jobs/default.toml where none is given. The code, the recipe and the identity of the data are frozen in the
+    run folder. The same command again goes on with whatever is neither finished nor alive.
+
+    \b
+    Example:
+      contrails submit --folds 5
+      contrails submit jobs/default.toml --name bright --folds 5 -o train.lr=3e-3 --wait
+      contrails submit --folds 5 --site mycluster --then 'aggregate --data data/demo/test.h5'
+    """
+    from contrails.cluster.queue import own_code
+    from contrails.cluster.queue.then import ask_for, forget_failure, start_if_due
+    from contrails.cluster.submit.folds import choose_folds, create_run, plan_run, submit_folds
+
+    if num_folds is not None and fold is not None:
+        raise click.UsageError("give --folds N for all folds, or --fold 0,3 for some, not both")
+    chosen, recipe = read_recipe(path, overrides)
+    site = find_site(site_name)
+    folds = choose_folds(recipe, num_folds, fold)
+    base = name or chosen.stem
+    recipes = {base: recipe}
+    if seeds > 1:
+        recipes = {f"{base}-s{n}": recipe.model_copy(update={"seed": recipe.seed + n}) for n in range(seeds)}
+    site = site if scheduler_of(site).CAPABILITIES.runs_here else _shared_by(site, folds_per_job)
+    waits_for = _jobs_of(after, site) if after else {}
+    follows = {each: _command(then, new_run_path(each)) for each in recipes if then is not None}
+    if dry_run:
+        _show_plan(recipes, site, folds, folds_per_job, as_json)
+        return
+    if ALL in folds:
+        click.echo(
+            "fold all trains on every record that is not held out: it has no validation score of its own", err=True
+        )
+    for run_name, seeded in recipes.items():
+        plan_run(seeded, site, run_name)  # all are possible before the first is made
+    runs, outcomes = [], {}
+    for run_name, seeded in recipes.items():
+        run, config = create_run(seeded, site, run_name, folds)
+        runs.append(run)
+        if not own_code.is_imported(config):
+            outcomes[run.name] = own_code.submit(
+                run, config, folds, folds_per_job, site=site_name, after=after, then=then
+            )
+            continue
+        if run_name in follows:
+            ask_for(run, follows[run_name], folds)
+        outcomes[run.name] = submit_folds(run, config, folds, folds_per_job, after=waits_for)
+    if as_json:
+        click.echo(json.dumps({run.name: {"path": str(run.path), "folds": outcomes[run.name]} for run in runs}))
+    else:
+        for run in runs:
+            for key, outcome in outcomes[run.name].items():
+                click.echo(f"{run.name} fold {key}: {outcome}")
+        click.echo(f"next: `contrails status {runs[0].typed}`")
+    for run in runs:
+        config = run.read_config()
+        if own_code.is_imported(config):
+            forget_failure(run)
+            start_if_due(run, config, site_of(run))
+    if wait:
+        _follow(runs, folds)
+        for run in runs:
+            aggregated = f"finished; next: `contrails aggregate {run.typed}`"
+            follows_now = f"what --then asks for follows now; look with `contrails status {run.typed}`"
+            click.echo(f"{run.name}: {aggregated if then is None else follows_now}", err=True)
+
+
+def _show_plan(recipes: dict[str, Recipe], site: Site, folds: list[str], folds_per_job: int, as_json: bool) -> None:
+    """Print what would be done for each fold, with recipe and site as `run.toml` would have them."""
+    from contrails.cluster.submit.folds import plan_folds, plan_run
+
+    runs = [plan_run(recipe, site, run_name) for run_name, recipe in recipes.items()]
+    plans = {run.name: plan_folds(run, config, folds, folds_per_job) for run, config in runs}
+    if as_json:
+        shown = {
+            run.name: {"path": str(run.path), "folds": plans[run.name]}
+            | config.model_dump(mode="json", include={"recipe", "site"})
+            for run, config in runs
+        }
+        click.echo(json.dumps(shown))
+        return
+    for run, config in runs:
+        click.echo(f"# {run.path}: {'goes on' if run.toml.is_file() else 'a new run'}")
+        for key, outcome in plans[run.name].items():
+            click.echo(f"#   fold {key}: {outcome}")
+        click.echo(to_toml(config.recipe, site=config.site))
+        _show_jobs(run, config, folds, folds_per_job)
+
+
+def _shared_by(site: Site, folds_per_job: int) -> Site:
+    """Return the site with a job's cores shared out among its folds."""
+    return site if site.folds_at_a_time else site.model_copy(update={"folds_at_a_time": folds_per_job})
+
+
+def _show_jobs(run: Run, config: RunConfig, folds: list[str], folds_per_job: int) -> None:
+    """Print the scheduler's own script and command of each job."""
+    from contrails.cluster.queue.requests import fold_request
+    from contrails.cluster.submit.folds import grouped
+
+    site = parse(Site, config.site, str(run.toml))
+    for group in grouped(folds, folds_per_job):
+        request = fold_request(run, config.compute.num_threads, group)
+        if script := scheduler_of(site).preview(run.job_folder(request.name), site, request):
+            click.echo(f"\n{script}")
+
+
+def _jobs_of(name: str, site: Site) -> dict[str, Path]:
+    """Return the newest jobs of a run's unfinished folds, with submitit's folder of each."""
+    run = open_run(name)
+    if not all(scheduler_of(each).CAPABILITIES.has_queue for each in (site, site_of(run))):
+        raise click.UsageError(f"--after {name}: expected both runs on a scheduler's site; this machine keeps no queue")
+    dead = [state.fold for state in overview([run])[run] if state.state not in ALIVE | {DONE}]
+    if dead:
+        raise RunError(
+            f"--after {name}: its folds {', '.join(dead)} are neither finished nor alive; "
+            f"`contrails resume {run.typed}` first, or leave --after out"
+        )
+    newest = newest_submissions(submissions(run))
+    open_jobs = [job for key, job in newest.items() if not run.fold(key).done.exists()]
+    return {job.job_id: job.folder(run) for job in open_jobs if job.job_id is not None}
+
+
+def _command(then: str, run: Path) -> list[str]:
+    """Return the words of the command that follows, with the run that it is about; all that can be is checked."""
+    try:
+        name, *rest = shlex.split(then) or [""]
+        if name != "aggregate":
+            raise click.UsageError("expected 'aggregate', with its options if need be")
+        context = aggregate.make_context(name, [str(run), *rest])
+        check(context)
+    except (ValueError, click.UsageError, click.exceptions.Exit, ContrailsError) as error:
+        said = error.format_message().rstrip(".") if isinstance(error, click.UsageError) else str(error)
+        said = "expected work, found a question for help" if isinstance(error, click.exceptions.Exit) else said
+        raise click.UsageError(f"--then '{then}': {said}; see `contrails aggregate --help`") from error
+    return [name, str(run), *options_of(context)]
+
+
+def _follow(runs: list[Run], folds: list[str]) -> None:
+    """Show the folds until none is alive.
+
+    Raises:
+        TrainingError: some did not finish.
+    """
+    try:
+        states = _follow_bars(runs, folds) if sys.stderr.isatty() else _follow_lines(runs, folds)
+    except KeyboardInterrupt:
+        click.echo(f"\nthe folds go on in the background; look with `contrails status {runs[0].typed}`", err=True)
+        sys.exit(130)
+    unfinished = [f"{run.name} fold {state.fold}" for run, state in states if state.state != DONE]
+    if unfinished:
+        for run in runs:
+            print_states(run, [state for of, state in states if of == run])
+        raise TrainingError(f"not finished: {', '.join(unfinished)}; see above")
+
+
+def _interval_s(runs: list[Run]) -> float:
+    """Return how often to look: a scheduler serves others too."""
+    has_queue = any(scheduler_of(site_of(run)).CAPABILITIES.has_queue for run in runs)
+    return _PLAIN_INTERVAL_S if has_queue else _POLL_S
+
+
+def _states(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
+    return [(run, row) for run, rows in overview(runs).items() for row in rows if row.fold in folds or not row.fold]
+
+
+def _follow_lines(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
+    printed: dict[tuple[Run, str], str] = {}
+    last = 0.0
+    while True:
+        states = _states(runs, folds)
+        due = time.monotonic() - last >= _PLAIN_INTERVAL_S
+        for run, state in states:
+            changed = not printed.get((run, state.fold), "").startswith(state.state)
+            line = f"{state.state} {_progress(state)}"
+            if line != printed.get((run, state.fold)) and (changed or due):
+                click.echo(f"{run.name} fold {state.fold}: {line}", err=True)
+                printed[run, state.fold] = line
+        last = time.monotonic() if due else last
+        if all(state.state not in ALIVE for _, state in states):
+            return states
+        time.sleep(_interval_s(runs))
+
+
+def _follow_bars(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks = {
+            (run, key): progress.add_task(f"{run.name} fold {key}", total=None, text="")
+            for run in runs
+            for key in folds
+        }
+        while True:
+            states = _states(runs, folds)
+            for run, state in states:
+                text = f"{state.state} {_progress(state)}"
+                total = state.num_steps or (1 if state.state == DONE else None)
+                done = total if state.state == DONE else state.step
+                progress.update(tasks[run, state.fold], completed=done, total=total, text=text)
+            if all(state.state not in ALIVE for _, state in states):
+                return states
+            time.sleep(_interval_s(runs))
+
+
+def _progress(state: FoldState) -> str:
+    parts = []
+    if state.num_steps:
+        parts.append(f"step {state.step}/{state.num_steps}")
+    if state.best_dice is not None:
+        parts.append(f"best Dice {state.best_dice:.4f}")
+    if state.eta_s is not None:
+        parts.append(f"{duration(state.eta_s)} left")
+    return ", ".join(parts)

@@ -1,0 +1,1 @@
+"""What a job runs: launcher, hand-over, teardown."""

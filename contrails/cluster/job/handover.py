@@ -1,0 +1,211 @@
+"""In a scheduler's job: the clock of its time, the way back into the queue, and who trains after a restart.
+
+The launcher asks here; what ends an attempt is written beside it (`contrails.cluster.ends`), where the teardown of the
+batch script, the next start of the job and `contrails status` read it.
+"""
+
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from contrails.cluster.ends import budget, num_ended, read_end, retries_left, write_end
+from contrails.cluster.outcomes import Cause
+from contrails.cluster.queue.journal import last_submission, record, submissions
+from contrails.cluster.queue.submission import reference
+from contrails.cluster.schedulers.base import Scheduler, Standing, ThisJob, scheduler_of
+from contrails.cluster.schedulers.sites import Site
+from contrails.errors import ClusterError
+from contrails.files import read_hint, to_json, write_atomic
+from contrails.progress import tell
+from contrails.runs.folder import Attempt, Fold
+from contrails.runs.metrics import covered_step
+from contrails.train.attempt import OVER, is_made_by
+
+_EARLY_S = 61
+"""Slurm sends the signal of a time that is nearly over up to a minute too early."""
+
+CAUSES: dict[Standing, Cause] = {
+    "timeout": "walltime", "lost": "lost", "requeued": "preemption", "cancelled": "cancelled"
+}  # fmt: skip
+"""What the scheduler's word says about why a job ends; while it lets the job run, other signs count."""
+
+
+@dataclass
+class Clock:
+    """When the job must hand over; the scheduler is asked again when that seems to be now.
+
+    The end stands in the file `path` too, for the trainings, which know how long a step and a snapshot take (see
+    `contrails.train.stop`); `margin_s` is for what they do not know.
+    """
+
+    scheduler: Scheduler
+    job: ThisJob
+    margin_s: float
+    path: Path
+    deadline: float | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._ask()
+
+    def due(self) -> bool:
+        """Return whether it is time to save and leave."""
+        if not self._within(self.margin_s):
+            return False
+        self._ask()  # somebody may have given it more
+        return self._within(self.margin_s)
+
+    def cause(self) -> Cause:
+        """Return what a signal of the scheduler means now."""
+        return "walltime" if self._within(self.margin_s + _EARLY_S) else "preemption"
+
+    def lasted_s(self, site: Site) -> float | None:
+        """Return how long the job has run; None where the scheduler does not say when its time is over."""
+        return None if self.deadline is None else 60 * site.walltime_min - (self.deadline - time.time())
+
+    def _ask(self) -> None:
+        self.deadline = self.scheduler.end_time(self.job) or self.deadline
+        if self.deadline is None:
+            self.path.unlink(missing_ok=True)  # of an earlier start of the job
+        else:
+            write_atomic(self.path, to_json({"end": time.monotonic() + self.deadline - time.time()}))
+
+    def _within(self, seconds: float) -> bool:
+        return self.deadline is not None and time.time() >= self.deadline - seconds
+
+
+class Progress:
+    """Tells the scheduler, once, that a fold of this start has got further than the earlier ones."""
+
+    def __init__(self, scheduler: Scheduler, job: ThisJob, folds: list[Fold]) -> None:
+        self._scheduler, self._job = scheduler, job
+        self._steps = {fold: covered_step(fold) for fold in folds}
+
+    def note(self) -> None:
+        """Look for new snapshots."""
+        if any(covered_step(fold) > step for fold, step in self._steps.items()):
+            self._scheduler.note_progress(self._job)
+            self._steps = {}
+
+
+def own_attempt(fold: Fold, job: ThisJob) -> Attempt | None:
+    """Return the attempt that this start of the job made at a fold, if it got that far."""
+    attempts = fold.attempts()
+    owner = read_hint(attempts[-1].job) if attempts else {}
+    mine = is_made_by(owner, job.job_id, job.name) and owner.get("restart_count") == job.restart_count
+    return attempts[-1] if mine else None
+
+
+def record_silent_end(fold: Fold, job: ThisJob, site: Site) -> None:
+    """Write why the last start of this job ended where it left no word, and whether the job goes on with the fold."""
+    if not _is_open(fold) or (attempt := _last_attempt(fold, job)) is None or read_end(attempt) is not None:
+        return
+    cause = scheduler_of(site).why_restarted(job)
+    write_end(fold, attempt, cause)
+    if retries_left(fold, cause, site.retries) > 0:
+        write_end(fold, attempt, cause, handed_over=True)
+
+
+def is_wanted(fold: Fold, job: ThisJob, site: Site) -> bool:
+    """Return whether a fold is to be trained by this start of the job, which has recorded silent ends before."""
+    if not _is_open(fold):
+        return False
+    attempt = _last_attempt(fold, job)
+    end = read_end(attempt) if attempt is not None else None
+    return attempt is None or (end is not None and (end.handed_over or retries_left(fold, end.cause, site.retries) > 0))
+
+
+def _is_open(fold: Fold) -> bool:
+    return not fold.done.exists() and not fold.cancelled.exists()
+
+
+def _last_attempt(fold: Fold, job: ThisJob) -> Attempt | None:
+    """Return the last attempt at a fold, if a start of this job made it."""
+    attempts = fold.attempts()
+    return attempts[-1] if attempts and is_made_by(read_hint(attempts[-1].job), job.job_id, job.name) else None
+
+
+def ended_jobs(folds: list[Fold], scheduler: Scheduler, job: ThisJob) -> list[str]:
+    """Return the names of jobs that the scheduler calls ended, of those whose attempts have not said their end.
+
+    Where it knows nothing of one, or does not answer, its attempt is waited for (see `contrails.train.attempt`).
+    """
+    wanted = []
+    for fold in folds:
+        attempts = fold.attempts()
+        if not attempts or read_hint(attempts[-1].state).get("status") in OVER:
+            continue
+        owner = read_hint(attempts[-1].job)
+        wanted += [one for one in submissions(fold.run) if one.is_that_of(owner) and one.name != job.name]
+    try:
+        known = scheduler.look([reference(folds[0].run, one) for one in wanted]) if wanted else {}
+    except ClusterError as error:
+        tell(f"warning: earlier jobs are waited for: {error}")
+        return []
+    return [name for name, one in known.items() if one.state == "ended"]
+
+
+def may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:
+    """Return whether this start of the job, which ended for this cause, may be followed by another for the fold."""
+    return num_failures(fold, cause, job) <= budget(cause, site.retries)
+
+
+def num_failures(fold: Fold, cause: Cause, job: ThisJob) -> int:
+    """Return how many starts in a row, this one included, have ended for this cause without a new snapshot.
+
+    Starts that left no word may have ended for any cause.
+    """
+    attempts, count = fold.attempts(), 0
+    owner = read_hint(attempts[-1].job) if attempts else {}
+    for one in reversed(submissions(fold.run)):
+        if fold.key not in one.folds or one.job_id is None:
+            continue
+        trained = one.is_that_of(owner)
+        first = int(owner.get("restart_count") or 0) + 1 if trained else 0
+        last = job.restart_count if one.name == job.name else max(one.fruitless, default=0)
+        for start in range(last, first - 1, -1):
+            if start in one.fruitless and one.fruitless[start].cause != cause:
+                return count
+            count += 1
+        if trained:
+            break
+    return count + num_ended(fold, cause)
+
+
+def note_end(fold: Fold, cause: Cause, job: ThisJob, lasted_s: float | None = None) -> None:
+    """Write into the journal why this start of the job ended, which has no attempt to write it to; the first counts."""
+    last = last_submission(fold.run, fold.key)
+    if last is not None and last.name == job.name and job.restart_count not in last.fruitless:
+        record(fold.run, "ended", name=last.name, cause=cause, start=job.restart_count, lasted_s=lasted_s)
+
+
+def ignore_signals() -> None:
+    """Let no signal of the scheduler end this process any more: a requeue sends TERM to all processes of the job."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
+    """Send the job back into the queue for folds that stopped and have budget left; return whether it goes."""
+    ignore_signals()
+    standing, lasted_s = clock.scheduler.standing(clock.job), clock.lasted_s(site)
+    cause = CAUSES.get(standing) or clock.cause()
+    going_on = []
+    for fold in folds:
+        attempt = own_attempt(fold, clock.job)
+        if attempt is None:
+            note_end(fold, cause, clock.job, lasted_s)
+        else:
+            if read_hint(attempt.state).get("asked_by") == "walltime":
+                cause = "walltime"  # it needed more than the margin
+            write_end(fold, attempt, cause, lasted_s=lasted_s)
+        if standing != "cancelled" and may_retry(fold, cause, clock.job, site):
+            going_on.append((fold, attempt))
+        elif attempt is None:
+            tell(f"error: fold {fold.key} was stopped ({cause}) before it began an attempt")
+    if not going_on or not (standing == "requeued" or clock.scheduler.requeue(clock.job, ())):
+        return False
+    for fold, attempt in going_on:
+        if attempt is not None:
+            write_end(fold, attempt, cause, handed_over=True, lasted_s=lasted_s)
+    return True

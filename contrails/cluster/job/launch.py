@@ -1,0 +1,336 @@
+"""The launcher: what a job runs. It starts one child process a fold and has the last word on how each ended.
+
+It imports no torch, numpy or h5py, so it is small, and what ends a fold (a mapped file that vanishes, no memory) does
+not end it. submitit pickles `run_folds` by name with a folder and folds, nothing else; everything else is read from
+the run folder when the job starts. `python -m contrails.cluster.job.launch RUN FOLD` trains a fold in the foreground.
+"""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from contrails.cluster.ends import write_end
+from contrails.cluster.job.handover import Clock, Progress, ended_jobs, hand_over, is_wanted, record_silent_end
+from contrails.cluster.job.hooks import Event, Hook, finish_hooks, start_hook
+from contrails.cluster.job.refused import submit_refused
+from contrails.cluster.memory import Peak, peak_of, used_by_children_gb
+from contrails.cluster.outcomes import Cause, cause_of_exit, next_step
+from contrails.cluster.queue.then import start_if_due
+from contrails.cluster.schedulers.base import scheduler_of
+from contrails.cluster.schedulers.sites import Site
+from contrails.cluster.schedulers.slots import Slot, slots_of, take_slots
+from contrails.errors import ContrailsError, Stopped, StorageError
+from contrails.files import read_hint, to_json, write_atomic
+from contrails.processes import process_in
+from contrails.progress import tell
+from contrails.recipe.reading import parse
+from contrails.runs.config import RunConfig
+from contrails.runs.folder import Attempt, Fold, Run
+from contrails.train.attempt import OVER
+from contrails.train.context import JobContext
+
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals of schedulers; that of Ctrl-C reaches the children without help, a terminal sends it to all of them."""
+
+_POLL_S = 0.1
+_LOOK_S = 2.0
+"""How often a launcher looks for tombstones and at the clock."""
+
+_Share = tuple[str | None, list[int]]
+"""What a child gets of the machine: its GPUs, if it trains on such, and the descriptors of its slots."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Child:
+    fold: Fold
+    process: subprocess.Popen[bytes]
+
+
+def run_folds(run_path: str, folds: list[str]) -> None:
+    """Train folds in a job, with the output in the attempts' logs; in a scheduler's job, hand over what stopped.
+
+    Raises:
+        SystemExit: not every fold finished; the code is that of `launch`.
+    """
+    # submitit lets TERM pass by and asks for a new job at USR2; while there are no children, they just end the job
+    for number in FORWARDED:
+        signal.signal(number, signal.SIG_DFL)
+    run = Run(Path(run_path))
+    config = run.read_config()
+    site = parse(Site, config.site, str(run.toml))
+    tell_failure(submit_refused, run, config, site)
+    has_queue = scheduler_of(site).CAPABILITIES.has_queue
+    code = _run_job(run, config, site, folds) if has_queue else _run_here(run, config, site, folds)
+    tell_failure(start_if_due, run, config, site)
+    if code:
+        sys.exit(code)  # the teardown goes on from here
+    tell_failure(partial(submit_refused, is_leaving=True), run, config, site)
+
+
+def tell_failure(what: Callable[[Run, RunConfig, Site], None], run: Run, config: RunConfig, site: Site) -> None:
+    """Do something for the run as a whole; that it fails is no fault of these folds, and `contrails status` says it."""
+    try:
+        what(run, config, site)
+    except ContrailsError as error:
+        tell(f"error: {error}")
+
+
+def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
+    """Wait for slots of this machine, then train."""
+    num_ranks = config.compute.num_ranks
+    slots = slots_of(run, site, config.compute)
+    wanted = min(len(folds), len(slots) // num_ranks) * num_ranks
+
+    def left() -> list[str]:
+        return [key for key in folds if not run.fold(key).cancelled.exists()]
+
+    taken = take_slots(slots, wanted, lambda: not left())
+    if not taken:
+        return 0
+    job = JobContext(scheduler=site.scheduler, job_id=os.environ.get("SUBMITIT_LOCAL_JOB_ID"), redirect=True)
+    return _exit_code(list(_train(run, config, left(), job, _dealt_slots(config, taken)).values()))
+
+
+def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
+    """Train in a scheduler's job what is left to do, and send the job back into the queue for what stopped."""
+    scheduler = scheduler_of(site)
+    here = scheduler.this_job()
+    clock = Clock(scheduler, here, site.margin_s, run.clock(here.job_id))
+    for key in folds:
+        record_silent_end(run.fold(key), here, site)
+    wanted = [key for key in folds if is_wanted(run.fold(key), here, site)]
+    job = JobContext(
+        scheduler=site.scheduler,
+        job_id=here.job_id,
+        job_name=here.name,
+        restart_count=here.restart_count,
+        node=here.node,
+        ended_jobs=tuple(ended_jobs([run.fold(key) for key in wanted], scheduler, here)),
+        memory_gb=here.memory_gb or site.memory_gb,
+        redirect=True,
+    )
+    gpus = here.devices if config.compute.device == "cuda" else ()
+    shares: list[_Share] = [(",".join(mine), []) for mine in _dealt(gpus, config.compute.num_ranks)]
+    progress = Progress(scheduler, here, [run.fold(key) for key in wanted])
+
+    def look() -> bool:
+        progress.note()
+        return clock.due()
+
+    codes = _train(run, config, wanted, job, shares, look)
+    stopped = [run.fold(key) for key, code in codes.items() if code == Stopped.exit_code]
+    stopped = [fold for fold in stopped if not fold.cancelled.exists()]
+    if not stopped:
+        return _exit_code(list(codes.values()))
+    # a job that goes on has not failed, whatever became of its other folds
+    goes_on = hand_over(stopped, clock, site)
+    return Stopped.exit_code if goes_on else scheduler.last_code(_exit_code(list(codes.values())))
+
+
+def launch(run: Run, config: RunConfig, folds: list[str], job: JobContext, slots: Mapping[Slot, int]) -> int:
+    """Train each fold in a child process and wait for all of them.
+
+    Args:
+        run: the run whose frozen code this process imports.
+        config: its frozen configuration.
+        folds: keys of the folds; child i gets the i-th slot and its GPU (one for each rank), beginning again after the
+            last one.
+        job: what the children are told about the job.
+        slots: descriptor that holds each slot; closed here when the children have theirs. May be empty.
+
+    Returns:
+        0 if every fold ended well; else the exit code of one that failed, or 75 where they only stopped.
+    """
+    return _exit_code(list(_train(run, config, folds, job, _dealt_slots(config, slots)).values()))
+
+
+def _dealt_slots(config: RunConfig, slots: Mapping[Slot, int]) -> list[_Share]:
+    return [
+        (",".join(slot.device for slot in mine if slot.device) or None, [slots[slot] for slot in mine])
+        for mine in _dealt(list(slots), config.compute.num_ranks)
+    ]
+
+
+def _dealt(items: Sequence[T], num_ranks: int) -> list[Sequence[T]]:
+    """Return the slots or GPUs of each fold, one for each of its ranks."""
+    return [items[start : start + num_ranks] for start in range(0, len(items), num_ranks)]
+
+
+def _train(
+    run: Run,
+    config: RunConfig,
+    folds: list[str],
+    job: JobContext,
+    shares: list[_Share],
+    is_due: Callable[[], bool] = lambda: False,
+) -> dict[str, int]:
+    """Train each fold in a child, with a share of the machine each; return their exit codes."""
+    # Ctrl-C finds children that are just started as they are: see `contrails.cluster.job.task`
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    asked = _catch_signals()
+    clock = None if job.job_id is None else str(run.clock(job.job_id))
+    job = replace(job, launcher_pid=os.getpid(), clock=clock)
+    memory = []
+    if hasattr(os, "memfd_create"):
+        memory = [os.memfd_create("dataset"), os.memfd_create("verified")]
+        job = replace(job, ram_fd=memory[0], verified_fd=memory[1])
+    children = [
+        _start(run.fold(key), job, gpu, [*held, *memory])
+        for key, (gpu, held) in zip(folds, itertools.cycle(shares or [(None, [])]), strict=False)
+    ]
+    if signal.SIGINT in signal.sigpending():  # it may have come before some child was there
+        for child in children:
+            child.process.send_signal(signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    for descriptor in (*(one for _, held in shares for one in held), *memory):
+        os.close(descriptor)  # a slot is free, and the memory too, when the last child that has it ends
+    stopping = _wait(children, asked, config, is_due, job.memory_gb)
+    return {child.fold.key: _code(child.process.returncode, stopping) for child in children}
+
+
+def _catch_signals() -> deque[int]:
+    """Return what will hold the signals that arrive from now on; none of them ends this process."""
+    asked: deque[int] = deque()
+    for number in FORWARDED:
+        signal.signal(number, lambda received, _frame: asked.append(received))
+    # not SIG_IGN, which the children would inherit
+    signal.signal(signal.SIGINT, lambda _received, _frame: None)
+    return asked
+
+
+def _start(fold: Fold, job: JobContext, gpu: str | None, descriptors: Sequence[int]) -> _Child:
+    environment = dict(os.environ) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+    command = [sys.executable, "-m", "contrails.cluster.job.task", str(fold.run.path), fold.key, job.to_json()]
+    return _Child(fold, subprocess.Popen(command, env=environment, pass_fds=descriptors))
+
+
+def _wait(
+    children: list[_Child],
+    asked: deque[int],
+    config: RunConfig,
+    is_due: Callable[[], bool],
+    memory_gb: float | None,
+) -> bool:
+    """Forward signals until every child has ended and was looked at; return whether they were told to stop."""
+    alive, stopping, looked, hooks = children, False, time.monotonic(), list[Hook]()
+    while alive:
+        time.sleep(_POLL_S)
+        if time.monotonic() - looked >= _LOOK_S:
+            looked = time.monotonic()
+            for child in alive:
+                if child.fold.cancelled.exists():
+                    child.process.send_signal(signal.SIGTERM)
+            if not stopping and is_due():
+                asked.append(signal.SIGUSR2)
+        while asked:
+            number, stopping = asked.popleft(), True
+            for child in alive:
+                child.process.send_signal(number)
+        ended = [child for child in alive if child.process.poll() is not None]
+        for child in ended:
+            used_gb = used_by_children_gb(len(children) * config.compute.num_ranks)
+            _look_at(child, config, stopping, peak_of(used_gb, memory_gb))
+            if (event := _event(child, config, stopping)) is not None:
+                hooks += start_hook(config.site, event, child.fold)
+        alive = [child for child in alive if child not in ended]
+    finish_hooks(hooks)
+    return stopping
+
+
+def _event(child: _Child, config: RunConfig, stopping: bool) -> Event | None:
+    """Return what the site's commands are told; in a scheduler's job, its teardown knows what is tried again."""
+    code = _code(child.process.returncode, stopping)
+    if code == 0:
+        return "on_done"
+    site = parse(Site, config.site, str(child.fold.run.toml))
+    starts_again = scheduler_of(site).CAPABILITIES.starts_again
+    is_last = not starts_again and code != Stopped.exit_code
+    return "on_failed" if is_last else None
+
+
+def _code(returncode: int, stopping: bool) -> int:
+    """Return the exit code of a child, with 128 + N for signal N as in a shell."""
+    if (stopping and -returncode in FORWARDED) or returncode == -signal.SIGINT:
+        return Stopped.exit_code  # it was still importing, and had nothing to save
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def _look_at(child: _Child, config: RunConfig, stopping: bool, peak: Peak) -> None:
+    """Write why a child ended; if a signal ended it, it had no time to say so itself."""
+    code = _code(child.process.returncode, stopping)
+    if child.process.returncode == -signal.SIGINT:
+        tell(f"fold {child.fold.key}: stopped (SIGINT) before it began; {next_step('lost', child.fold.run)}")
+    if code in (0, Stopped.exit_code):
+        return
+    attempt = _attempt_of(child)
+    cause = cause_of_exit(code, peak)
+    try:
+        if child.process.returncode < 0:
+            _say(child, attempt, _reason(-child.process.returncode, config, peak), cause)
+        if attempt is not None:
+            write_end(child.fold, attempt, cause)
+    except StorageError as error:  # it must not end the other folds
+        tell(f"error: {error}")
+
+
+def _say(child: _Child, attempt: Attempt | None, reason: str, cause: Cause) -> None:
+    when = "before it began an attempt" if attempt is None else f"attempt {attempt.number}"
+    what = f"{reason}; {next_step(cause, child.fold.run)}"
+    tell(f"error: fold {child.fold.key}, {when}: {what}")
+    state = read_hint(attempt.state) if attempt else {}
+    if attempt is not None and state.get("status") not in OVER:
+        write_atomic(attempt.state, to_json(state | {"status": "failed", "reason": reason}))
+
+
+def _reason(number: int, config: RunConfig, peak: Peak) -> str:
+    path, stage_dir = config.recipe.data.dataset, config.site.get("stage_dir")
+    if number == signal.SIGBUS:
+        mapped = f"{path} (or its copy in {stage_dir})" if stage_dir else str(path)
+        return (
+            f"dataset vanished or I/O error: the mapped file {mapped} was cut short, removed, or could not be read "
+            "(SIGBUS)"
+        )
+    if number == signal.SIGKILL:
+        return f"killed (SIGKILL){'' if peak.is_far else ', probably for memory'}: it had used at most {peak}"
+    known = {known.value: known.name for known in signal.Signals}
+    return f"ended by {known.get(number, f'signal {number}')}"
+
+
+def _attempt_of(child: _Child) -> Attempt | None:
+    """Return the attempt that a child which has ended had claimed."""
+    for attempt in reversed(child.fold.attempts()):
+        owner = process_in(read_hint(attempt.job))
+        if owner is not None and owner.pid == child.process.pid and owner.is_dead():
+            return attempt
+    return None
+
+
+def _exit_code(codes: list[int]) -> int:
+    """Return one code for all children; a failure goes before a stop."""
+    return next((code for code in codes if code not in (0, Stopped.exit_code)), max(codes, default=0))
+
+
+def main() -> None:
+    """Train a fold in the foreground; the exit code is that of the error."""
+    run, fold_key = Run(Path(sys.argv[1])), sys.argv[2]
+    job = JobContext(summary="--summary" in sys.argv)
+    try:
+        sys.exit(launch(run, run.read_config(), [fold_key], job, {}))
+    except ContrailsError as error:
+        tell(f"error: {error}")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Jobs that are asked for: journalled, named, from frozen code."""

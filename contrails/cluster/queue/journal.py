@@ -1,0 +1,117 @@
+"""The journal of a run: every job that was asked of a scheduler, written before it is asked and after it has answered.
+
+An intent without an answer is a submission that was killed, or whose answer was lost: the job may exist.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from contrails.cluster.outcomes import Cause
+from contrails.files import append_json_line, read_json_lines, typed
+from contrails.processes import Process, process_in
+from contrails.runs.folder import Run
+from contrails.train.attempt import is_made_by
+
+
+@dataclass(frozen=True)
+class Fruitless:
+    """Why a start of a job ended without an attempt, and how long it had lasted, None where nobody knows."""
+
+    cause: Cause
+    lasted_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job as the journal knows it.
+
+    `time` is when it was asked for, in seconds since the epoch; `job_id` is None while the scheduler has not answered,
+    and `void` is True when it turned out to know no such job, or has refused it: `refusal` is what it said where it is
+    left to the other jobs of the run; `process` is the job's process where it runs here; `is_leaving`: it was about to
+    end when it was refused a job.
+    """
+
+    name: str
+    folds: tuple[str, ...]
+    time: float = 0.0
+    pickle: str | None = None
+    job_id: str | None = None
+    void: bool = False
+    refusal: str | None = None
+    memory_gb: float | None = None
+    exclude: tuple[str, ...] = ()
+    after: tuple[Run, ...] = ()
+    """Runs that it waits for."""
+    process: Process | None = None
+    fruitless: Mapping[int, Fruitless] = field(default_factory=dict)
+    """Its starts, by number, that ended without an attempt and could say so."""
+    is_leaving: bool = False
+
+    def is_that_of(self, owner: Mapping[str, Any]) -> bool:
+        """Return whether an attempt with this `job.json` was made by the job."""
+        return is_made_by(owner, self.job_id, self.name)
+
+    def folder(self, run: Run) -> Path:
+        """Return submitit's folder of the job; older versions had one for all jobs of a run."""
+        own = run.job_folder(self.name)
+        return own if own.is_dir() else run.submitit
+
+    def log(self, run: Run, stream: str = "err") -> Path:
+        """Return where the job's own output goes, before an attempt takes it; `stream` is out or err."""
+        return self.folder(run) / f"{self.job_id}_0_log.{stream}"
+
+
+_NEEDED = {"intent": {"folds", "time", "exclude"}, "submitted": {"job_id"}, "ended": {"start", "cause"}}
+"""What a row of each event says."""
+
+
+def record(run: Run, event: str, **details: Any) -> None:
+    """Append an event, flushed to the disk before this returns."""
+    append_json_line(run.journal, {"event": event, "time": time.time(), **details}, durable=True)
+
+
+def submissions(run: Run) -> list[Submission]:
+    """Return the jobs of a run in the order in which they were asked for."""
+    found: dict[str, Submission] = {}
+    for row in map(typed, read_json_lines(run.journal)):
+        name, event = row.get("name"), row.get("event")
+        if name is None or not _NEEDED.get(str(event), set()) <= row.keys():
+            continue  # written by another version
+        if event == "intent":
+            found[name] = Submission(
+                name,
+                tuple(row["folds"]),
+                row["time"],
+                row.get("pickle"),
+                memory_gb=row.get("memory_gb"),
+                exclude=tuple(row["exclude"]),
+                after=tuple(Run(Path(path)) for path in map(str, row.get("after", []))),
+            )
+        elif event == "submitted" and name in found:
+            found[name] = replace(found[name], job_id=row["job_id"], process=process_in(row.get("process", {})))
+        elif event == "ended" and name in found:
+            start = {row["start"]: Fruitless(row["cause"], row.get("lasted_s"))}
+            found[name] = replace(found[name], fruitless=start | dict(found[name].fruitless))  # the first word counts
+        elif event == "void" and name in found:
+            found[name] = replace(found[name], void=True, refusal=row.get("refusal"))
+        elif event == "leaving" and name in found:
+            found[name] = replace(found[name], is_leaving=True)
+    return list(found.values())
+
+
+def last_submission(run: Run, fold: str) -> Submission | None:
+    """Return the newest job that was submitted for a fold, or None if there was none."""
+    return newest_submissions(submissions(run)).get(fold)
+
+
+def newest_submissions(jobs: list[Submission]) -> dict[str, Submission]:
+    """Return the newest job of each fold that the scheduler took."""
+    return {fold: job for job in jobs if job.job_id is not None for fold in job.folds}
+
+
+def newest_asked(jobs: list[Submission]) -> dict[str, Submission]:
+    """Return the newest job of each fold that was asked for, also where the scheduler did not take it."""
+    return {fold: job for job in jobs for fold in job.folds}

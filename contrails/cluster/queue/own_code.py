@@ -1,0 +1,87 @@
+"""Commands that a run's own code carries out: what submits, resumes or follows its jobs is the code frozen in it.
+
+Each is a process of its own, so that an update of the clone changes nothing in a run that exists. What is handed over
+is a command line, which stays the same where modules and formats change.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+import tomli_w
+
+from contrails.cluster.queue.freeze import job_environment, package_folder, require_unchanged
+from contrails.errors import ContrailsError, RunError
+from contrails.files import code_digest, read_toml, write_atomic
+from contrails.runs.folder import Run
+
+if TYPE_CHECKING:
+    from contrails.runs.config import RunConfig
+
+
+def is_imported(config: "RunConfig") -> bool:
+    """Return whether this process imports the code that is frozen in a run, and can serve it itself."""
+    return code_digest(package_folder()) == config.code
+
+
+def become(run: Run, config: "RunConfig", words: Sequence[str]) -> NoReturn:
+    """Go on as `contrails WORDS` with the run's own code, in the place of this process.
+
+    Raises:
+        RunError: that code was changed.
+    """
+    sys.stdout.flush()
+    command, environment = _command(run, config, words)
+    os.execve(command[0], command, environment)  # noqa: S606
+
+
+def submit(
+    run: Run,
+    config: "RunConfig",
+    folds: Sequence[str],
+    folds_per_job: int = 1,
+    *,
+    site: str | None = None,
+    after: str | None = None,
+    then: str | None = None,
+) -> dict[str, str]:
+    """Submit folds by `contrails submit` of the run's own code; return what happened to each, as `submit_folds` does.
+
+    Args:
+        run: the run, which exists.
+        config: its frozen configuration.
+        folds: keys of the folds that are wanted.
+        folds_per_job: how many train side by side in one job.
+        site: name of the site that the command names, which must be that of `after`.
+        after: name or path of a run whose jobs must have succeeded before.
+        then: the command that follows the last fold.
+
+    Raises:
+        ContrailsError: it failed, and has said why; the kind is that of its exit code.
+    """
+    words = ["submit", own_recipe(run), "--name", run.name, "--fold", ",".join(folds), "--json"]
+    words += ["--folds-per-job", str(folds_per_job)]
+    for option, value in (("--site", site), ("--after", after), ("--then", then)):
+        words += [option, value] if value is not None else []
+    command, environment = _command(run, config, words)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        kinds = {kind.exit_code: kind for kind in ContrailsError.__subclasses__()}
+        raise kinds.get(done.returncode, RunError)(f"{run.name} was not submitted by the code frozen in it; see above")
+    outcomes: dict[str, str] = json.loads(done.stdout)[run.name]["folds"]
+    return outcomes
+
+
+def own_recipe(run: Run) -> str:
+    """Return the path of the run's recipe as its own code has written it, which a later code might write otherwise."""
+    write_atomic(run.recipe, tomli_w.dumps(read_toml(run.toml, "a run")["recipe"]))
+    return str(run.recipe)
+
+
+def _command(run: Run, config: "RunConfig", words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    require_unchanged(run, config)
+    environment = dict(os.environ) | job_environment(run, config.compute.num_threads)
+    return [sys.executable, "-m", "contrails", *words], environment

@@ -1,0 +1,230 @@
+"""What comes after the last fold: `contrails submit --then aggregate`.
+
+`then.json` in the run holds the command and the folds that it waits for. Whoever finds all of them finished claims it
+under the run's lock with `then.claim` and starts the command: in a job of its own, or here without a scheduler. The
+claim names the job or the process that works on it, and says at last how the command ended. A job that nobody has
+asked for, or that the scheduler no longer knows, and a process that is over leave the claim to the next who looks:
+the end of a job of the run, `contrails resume` or `contrails submit`.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contrails.cluster.queue.command import command_request
+from contrails.cluster.queue.journal import Submission, submissions
+from contrails.cluster.queue.submission import reconcile, submit_job, submitting
+from contrails.cluster.schedulers.base import Job, scheduler_of
+from contrails.cluster.schedulers.slots import DEVICES
+from contrails.errors import ClusterError, StorageError
+from contrails.files import create_exclusive, read_hint, to_json, write_atomic
+from contrails.processes import process_in, process_of
+from contrails.runs.folder import Run
+from contrails.train.attempt import BEAT_S, is_gone
+
+if TYPE_CHECKING:
+    from contrails.cluster.schedulers.sites import Site
+    from contrails.runs.config import RunConfig
+
+
+def ask_for(run: Run, command: list[str], folds: list[str]) -> None:
+    """Have a command follow the last of the folds; another one than before begins anew."""
+    asked = {"command": command, "folds": folds}
+    if read_hint(run.then) != asked:
+        run.then_claim.unlink(missing_ok=True)
+        write_atomic(run.then, to_json(asked))
+
+
+def forget_failure(run: Run) -> None:
+    """Let `start_if_due` start a command again that has failed, unless its job has started again by itself."""
+    claim = read_hint(run.then_claim)
+    if claim.pop("code", 0):
+        write_atomic(run.then_claim, to_json(claim))
+
+
+def start_if_due(run: Run, config: "RunConfig", site: "Site") -> None:
+    """Start what was asked for if every fold is finished, nobody works on it and it has not ended.
+
+    Raises:
+        ClusterError: the scheduler refuses or does not answer; the next call tries again.
+    """
+    if not _is_due(run):
+        return
+    with submitting(run):
+        has_queue = scheduler_of(site).CAPABILITIES.has_queue
+        has_job = has_queue and "job_name" in read_hint(run.then_claim)
+        if not _is_free(run, reconcile(run, site) if has_job else {}):
+            return
+        if has_queue:
+            _submit(run, config, site)
+            return
+        if not _claim(run, process_of(os.getpid()).to_json()):
+            return
+    _run_here(run)
+
+
+def unfinished_job(run: Run) -> Submission | None:
+    """Return the job that was submitted for the command and has not said that it succeeded; None if there is none."""
+    claim = read_hint(run.then_claim)
+    if claim.get("code") == 0 or "job_name" not in claim:
+        return None
+    return next((job for job in submissions(run) if job.name == claim["job_name"] and job.job_id is not None), None)
+
+
+@dataclass(frozen=True)
+class Following:
+    """Where the command stands that comes after the last of some folds.
+
+    `state` is one of: waiting (for folds), not started, queued, running, done, failed, lost. It is `stale` where the
+    scheduler was asked about its job and did not answer.
+    """
+
+    command: str
+    folds: tuple[str, ...]
+    state: str
+    reason: str | None = None
+    job_id: str | None = None
+    stale: bool = False
+
+
+def following(run: Run, jobs: Mapping[str, Job] | None) -> Following | None:
+    """Return where the command stands; None where none was asked for, or the journal cannot be read.
+
+    Nothing is written.
+
+    Args:
+        run: the run.
+        jobs: what the scheduler knows of its jobs, by name; None where it was not asked or did not answer.
+    """
+    asked = read_hint(run.then)
+    if not asked.get("folds"):
+        return None
+    row = Following(shlex.join(["contrails", *asked.get("command", [])]), tuple(map(str, asked["folds"])), "waiting")
+    try:
+        return _judge(row, run, jobs) if _is_due(run) else row
+    except StorageError:  # as the states of the folds say
+        return None
+
+
+def left_to_do(run: Run, jobs: Mapping[str, Job] | None) -> str | None:
+    """Return what became of the command if it is due and did not succeed, and what to type now; else None.
+
+    For the arguments see `following`.
+    """
+    row = following(run, jobs)
+    if row is None or row.state not in ("not started", "failed", "lost"):
+        return None
+    return f"what was to follow {row.reason}; try it again with `contrails resume {run.typed}`"
+
+
+def _judge(row: Following, run: Run, jobs: Mapping[str, Job] | None) -> Following:
+    """Return the row of a command that is due, with its state."""
+    claim, job = read_hint(run.then_claim), unfinished_job(run)
+    if job is not None:
+        row, known = replace(row, job_id=job.job_id), None if jobs is None else jobs.get(job.name)
+        if jobs is None:
+            return replace(row, state="queued", stale=True)
+        if known is not None and _is_alive(known):
+            return replace(row, state="running" if known.state == "running" else "queued", reason=known.native)
+    if "code" in claim:
+        log = run.submitit if job is None else job.log(run)
+        why = f"failed with exit code {claim['code']} (see {log})"
+        return replace(row, state="failed", reason=why) if claim["code"] else replace(row, state="done")
+    if job is not None:
+        return replace(row, state="lost", reason=f"was lost with its job {job.job_id}")
+    if "error" in claim:
+        return replace(row, state="failed", reason=f"could not be started ({claim['error']})")
+    if "pid" in claim:
+        gone = _is_abandoned(run, claim)
+        return replace(row, state="lost", reason="was interrupted") if gone else replace(row, state="running")
+    if any(_lives(job, jobs) for job in submissions(run) if job.folds):
+        return replace(row, reason="the last job of the folds starts it")
+    return replace(row, state="not started", reason="has not been started")
+
+
+def _lives(job: Submission, jobs: Mapping[str, Job] | None) -> bool:
+    """Return whether a job of folds may still be there, and starts the command as the last thing it does."""
+    if job.process:
+        return not is_gone(job.process, [job.time])
+    return not job.void and (jobs is None or _is_alive(jobs.get(job.name)))
+
+
+def _is_due(run: Run) -> bool:
+    folds = read_hint(run.then).get("folds", [])
+    return bool(folds) and {fold.key for fold in run.folds() if fold.done.exists()} >= set(map(str, folds))
+
+
+def _is_free(run: Run, jobs: Mapping[str, Job]) -> bool:
+    """Return whether nobody works on the command and it has not ended; the lock is held.
+
+    The claim is read after the scheduler was asked for the jobs: the command may have ended between.
+    """
+    claim = read_hint(run.then_claim)
+    if _is_alive(jobs.get(str(claim.get("job_name")))):
+        return False
+    return "code" not in claim and ("pid" not in claim or _is_abandoned(run, claim))
+
+
+def _is_alive(job: Job | None) -> bool:
+    return job is not None and job.state != "ended"
+
+
+def _is_abandoned(run: Run, claim: dict[str, Any]) -> bool:
+    """Return whether the process of a claim is over."""
+    return is_gone(process_in(claim), (claim.get("time", 0.0), run.then_claim.stat().st_mtime))
+
+
+def _claim(run: Run, owner: dict[str, Any]) -> bool:
+    """Put a claim in the place of one that is free; the first wins, also where the file system has no locks."""
+    if run.then_claim.exists():
+        run.then_claim.unlink()
+    return create_exclusive(run.then_claim, to_json(owner))
+
+
+def _submit(run: Run, config: "RunConfig", site: "Site") -> None:
+    """Submit a job for the command; the claim comes first, and the journal knows what became of a job of this name."""
+    request = command_request(run, "g0", read_hint(run.then)["command"], config.compute.num_threads)
+    end = shlex.join([sys.executable, "-m", "contrails.cluster.queue.then", str(run.path), request.name])
+    owner = {"job_name": request.name}
+    if not _claim(run, owner):
+        return
+    try:
+        submit_job(run, site, replace(request, teardown=(f'{end} "$code"',)))
+    except ClusterError as error:  # some sites let no node submit: `contrails status` says so
+        write_atomic(run.then_claim, to_json(owner | {"error": str(error)}))
+        raise
+
+
+def _run_here(run: Run) -> None:
+    """Run the command in a process of its own, and say now and then that it goes on."""
+    command = [sys.executable, "-m", "contrails", *read_hint(run.then)["command"]]
+    devices = os.environ.get(DEVICES)
+    environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": devices} if devices else {})
+    # what `contrails submit --json` prints stays JSON
+    with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
+        owner, code = process_of(process.pid).to_json(), None
+        while code is None:
+            write_atomic(run.then_claim, to_json(owner | {"time": time.time()}))
+            try:
+                code = process.wait(BEAT_S)
+            except subprocess.TimeoutExpired:
+                continue
+    write_atomic(run.then_claim, to_json({"code": code}))
+
+
+def main() -> None:
+    """Write down how the command's job has ended: `python -m contrails.cluster.queue.then RUN NAME CODE`."""
+    claim, name, code = Run(Path(sys.argv[1])).then_claim, sys.argv[2], int(sys.argv[3])
+    known = read_hint(claim)
+    if known.get("job_name") == name:  # else another job has taken its place
+        write_atomic(claim, to_json(known | {"code": code}))
+
+
+if __name__ == "__main__":
+    main()

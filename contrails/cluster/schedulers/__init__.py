@@ -1,0 +1,1 @@
+"""Schedulers, this machine among them, and the sites where they start jobs."""

@@ -1,0 +1,62 @@
+"""What a site and a request mean to PBS: the parameters of the plugin, and the shell lines around the task."""
+
+import shlex
+from pathlib import Path
+
+from contrails.cluster.schedulers.base import Request
+from contrails.cluster.schedulers.sites import Site
+from contrails.submitit_pbs import script
+
+
+def spec_for(folder: Path, site: Site, request: Request) -> script.Spec:
+    """Return what a job is submitted with."""
+    return script.make_spec(parameters_for(site, request), folder, chain_of(site, request))
+
+
+def chain_of(site: Site, request: Request) -> str:
+    """Return when the next link is submitted: contrails' own commands have none, PBS alone runs them again."""
+    return site.next_job if request.folds else script.NONE
+
+
+def parameters_for(site: Site, request: Request) -> script.Parameters:
+    """Return what the plugin is told about a job."""
+    retries = site.retries
+    return script.Parameters(
+        name=request.name,
+        timeout_min=site.walltime_min,
+        mem_gb=request.memory_gb or site.memory_gb,
+        cpus_per_task=site.num_cpus,
+        gpus_per_node=site.num_gpus,
+        queue=site.partition,
+        account=site.account,
+        resources=site.resources,
+        setup=_setup(site, request),
+        teardown=[*request.teardown, *_clean_up(site)],
+        additional_parameters={f"-{name}": str(value) for name, value in site.scheduler_arguments.items()},
+        after=[str(folder / job_id) for job_id, folder in request.after.items()],
+        signal_delay_s=site.margin_s,
+        budgets={
+            "TIMEOUT": retries.walltime,
+            "OUT_OF_MEMORY": retries.memory,
+            "KILLED": retries.memory,
+            "NODE_FAIL": retries.node,
+            "LOST": retries.lost,
+        },
+    )
+
+
+def _setup(site: Site, request: Request) -> list[str]:
+    """Return the lines before the task; a job inherits nothing from the shell that submits it."""
+    lines = [*site.prologue]
+    if site.environment is not None:
+        lines.append(f"source {shlex.quote(str(site.environment.absolute()))}")
+    return lines + [
+        f"export {name}={shlex.quote(value)}" for name, value in sorted((request.environment or {}).items())
+    ]
+
+
+def _clean_up(site: Site) -> list[str]:
+    """Return the lines that empty the job's scratch folder; the folder itself is not ours to remove."""
+    if "SCRATCHDIR" not in str(site.stage_dir):
+        return []
+    return ['if [ -d "$SCRATCHDIR" ]; then find "$SCRATCHDIR" -mindepth 1 -delete; fi']

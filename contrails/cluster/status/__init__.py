@@ -1,0 +1,1 @@
+"""What became of folds, and what they cost; nothing here writes."""

@@ -1,0 +1,43 @@
+"""Whether a fold's attempts ran on the same kind of machine, with the same code and libraries.
+
+Only then does a fold that was interrupted end in the bits of one that was not.
+"""
+
+from typing import Any
+
+from contrails.files import read_hint
+from contrails.runs.folder import Fold
+
+_DECISIVE = ("code", "recipe", "device", "num_threads", "cpu", "simd", "gpu", "driver", "python")
+
+
+def differences(fold: Fold) -> tuple[str, ...]:
+    """Return in what later attempts that trained differ from the first one; empty: the result is exact."""
+    owners = [(a.number, read_hint(a.job)) for a in fold.attempts() if read_hint(a.state).get("step")]
+    known = [(number, _decisive(owner)) for number, owner in owners if owner]
+    if not known:
+        return ()
+    first = known[0][1]
+    return tuple(
+        f"attempt {number}: {_difference(name, str(values[name]), str(first[name]))}"
+        for number, values in known[1:]
+        for name in sorted(first.keys() & values.keys())  # older versions did not write down all of them
+        if values[name] != first[name]
+    )
+
+
+def _difference(name: str, value: str, first: str) -> str:
+    if name == "simd":
+        unshared = " ".join(sorted(set(value.split()) ^ set(first.split())))
+        return f"{name} {_short(unshared)} on one of the two machines alone"
+    return f"{name} {_short(value)}, was {_short(first)}"
+
+
+def _decisive(owner: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {name: owner[name] for name in _DECISIVE if name in owner}
+    versions: dict[str, Any] = owner.get("versions", {})
+    return found | versions
+
+
+def _short(value: str) -> str:
+    return value[:40]

@@ -1,0 +1,78 @@
+"""The folds of runs with the scheduler's word: asked once, however many runs and jobs there are."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from contrails.cluster.queue.journal import newest_submissions, submissions
+from contrails.cluster.queue.submission import reference
+from contrails.cluster.queue.then import unfinished_job
+from contrails.cluster.schedulers.base import SCHEDULERS, Job, Scheduler, scheduler_called
+from contrails.cluster.status.fold_state import DAMAGED, DONE, FoldState, fold_state
+from contrails.errors import ClusterError, RecipeError, StorageError
+from contrails.files import read_toml
+from contrails.runs.folder import Run
+
+Words = dict[str, Job] | None
+"""What a scheduler knows of jobs, by name; None where it does not answer."""
+
+
+def ask_schedulers(runs: Iterable[Run]) -> dict[Run, Words]:
+    """Return what the scheduler knows of each run's jobs that have something left to do; without runs of this machine.
+
+    A run of another version, whose scheduler cannot be read, is judged by its files.
+    """
+    names = {run: name for run in runs if (name := _scheduler_name(run)) is not None}
+    words = {
+        name: _ask(scheduler_called(name), [run for run, of in names.items() if of == name])
+        for name in sorted(set(names.values()))
+    }
+    return {run: words[name] for run, name in names.items()}
+
+
+def overview(runs: Sequence[Run], said: Mapping[Run, Words] | None = None) -> dict[Run, list[FoldState]]:
+    """Return the state of every fold of the runs; where a scheduler does not answer, the last known and stale.
+
+    `said` is what the schedulers have said; without it they are asked.
+    """
+    said = ask_schedulers(runs) if said is None else said
+    return {run: _states(run, said) for run in runs}
+
+
+def _states(run: Run, said: Mapping[Run, Words]) -> list[FoldState]:
+    """Return the states of a run's folds; one row about all of them where its files cannot be read."""
+    jobs = said.get(run)
+    stale = run in said and jobs is None
+    try:
+        rows = [fold_state(fold, jobs) for fold in run.folds()]
+    except StorageError as error:
+        return [FoldState("", DAMAGED, reason=str(error))]
+    return [replace(row, stale=stale and row.state != DONE) for row in rows]
+
+
+def _scheduler_name(run: Run) -> str | None:
+    """Return which scheduler has the jobs of a run; None where there is no queue. The rest of its site is not read."""
+    try:
+        submissions(run)
+        site = read_toml(run.toml, "a run").get("site")
+    except (RecipeError, StorageError):
+        return None
+    name = site.get("scheduler") if isinstance(site, dict) else None
+    return name if name in SCHEDULERS and scheduler_called(name).CAPABILITIES.has_queue else None
+
+
+def _ask(scheduler: Scheduler, runs: list[Run]) -> Words:
+    """Return what the scheduler knows of the jobs of the runs' unfinished folds and of what follows them, by name."""
+    newest = {run: newest_submissions(submissions(run)) for run in runs}
+    wanted = {
+        job.name: reference(run, job)
+        for run, jobs in newest.items()
+        for fold, job in jobs.items()
+        if not run.fold(fold).done.exists()
+    }
+    wanted |= {job.name: reference(run, job) for run in runs if (job := unfinished_job(run)) is not None}
+    if not wanted:
+        return {}
+    try:
+        return scheduler.look(list(wanted.values()))
+    except ClusterError:
+        return None

@@ -1,0 +1,148 @@
+"""What a fold's attempts cost, from their files: hours, and where they went."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from contrails.cluster.ends import read_end
+from contrails.cluster.queue.journal import Submission, submissions
+from contrails.files import last_json_line, read_hint
+from contrails.runs.folder import Attempt, Fold
+from contrails.runs.metrics import covered_step
+from contrails.train.attempt import is_made_by
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Hours of a fold's attempts, and of these the hours whose steps were lost and those spent waiting for data.
+
+    `hours_queued` come before them. `num_gpus` is that of each attempt, 0 on a CPU; `memory_gb` the most that its first
+    process had.
+    """
+
+    hours: float = 0.0
+    hours_lost: float = 0.0
+    hours_waiting: float = 0.0
+    hours_queued: float = 0.0
+    num_gpus: int = 0
+    memory_gb: float | None = None
+
+    @property
+    def efficiency(self) -> float | None:
+        """The share of the hours that went into steps that count."""
+        return max(0.0, 1 - (self.hours_lost + self.hours_waiting) / self.hours) if self.hours else None
+
+    def __add__(self, other: "Usage") -> "Usage":
+        known = [memory for memory in (self.memory_gb, other.memory_gb) if memory is not None]
+        return Usage(
+            self.hours + other.hours,
+            self.hours_lost + other.hours_lost,
+            self.hours_waiting + other.hours_waiting,
+            self.hours_queued + other.hours_queued,
+            max(self.num_gpus, other.num_gpus),
+            max(known, default=None),
+        )
+
+
+UNUSED = Usage()
+
+
+@dataclass(frozen=True)
+class Span:
+    """An attempt in time; `queued`, `started` and `ended` in seconds since the epoch.
+
+    `queued` is when its job was asked for, or when the attempt before it in the same job ended; None in the foreground.
+    `status` is what it said of itself last: starting, running, stopped, failed or done; or lost, where another attempt
+    came after one that was still running.
+    """
+
+    attempt: int
+    queued: float | None
+    started: float
+    ended: float
+    status: str
+    cause: str | None
+    hours_lost: float
+    hours_waiting: float
+    memory_gb: float | None
+    num_gpus: int
+
+    @property
+    def hours(self) -> float:
+        return max(0.0, self.ended - self.started) / 3600
+
+
+def usage_of(fold: Fold, jobs: Sequence[Submission] | None = None) -> Usage:
+    """Return what the attempts of a fold have used so far; `jobs` are those of its run, read if not given."""
+    return sum(
+        (
+            Usage(
+                span.hours,
+                span.hours_lost,
+                span.hours_waiting,
+                max(0.0, span.started - span.queued) / 3600 if span.queued is not None else 0.0,
+                span.num_gpus,
+                span.memory_gb,
+            )
+            for span in spans(fold, jobs)
+        ),
+        UNUSED,
+    )
+
+
+def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:
+    """Return the attempts of a fold in time; one lasts until the last change of its state."""
+    attempts, found = fold.attempts(), list[Span]()
+    jobs = submissions(fold.run) if jobs is None else jobs
+    before: dict[str, Any] = {}
+    for attempt in attempts:
+        owner, state, end = read_hint(attempt.job), read_hint(attempt.state), read_end(attempt)
+        started, last = _seconds(owner.get("started", "")), last_json_line(attempt.telemetry)
+        if started is None or not attempt.state.exists():
+            continue
+        # a copy of the folder may have lost the files' own times
+        ended = max(started, state.get("time") or attempt.state.stat().st_mtime)
+        memory = last.get("resident", last.get("memory"))
+        status = state.get("status", "starting")
+        if attempt != attempts[-1] and status in {"starting", "running"}:
+            status = "lost"
+        again = is_made_by(before, owner.get("job_id"), owner.get("job_name"))
+        found.append(
+            Span(
+                attempt.number,
+                min(found[-1].ended, started) if again else _asked(jobs, owner, started),
+                started,
+                ended,
+                status,
+                end.cause if end else None,
+                _hours_lost(fold, attempt, is_last=attempt == attempts[-1]),
+                (last.get("data_wait_share") or 0.0) * (ended - started) / 3600,
+                memory / 1e9 if memory is not None else None,
+                owner.get("num_ranks", 1) if owner.get("device") == "cuda" else 0,
+            )
+        )
+        before = owner
+    return found
+
+
+def _seconds(moment: str) -> float | None:
+    """Return a time in seconds since the epoch; None where it is none."""
+    try:
+        return datetime.fromisoformat(moment).timestamp()
+    except ValueError:
+        return None
+
+
+def _asked(jobs: Sequence[Submission], owner: dict[str, Any], started: float) -> float | None:
+    """Return when the job of an attempt was submitted."""
+    return next((min(job.time, started) for job in reversed(jobs) if job.is_that_of(owner)), None)
+
+
+def _hours_lost(fold: Fold, attempt: Attempt, *, is_last: bool) -> float:
+    """Return the time of the steps that no snapshot covered when the attempt ended."""
+    state, end = read_hint(attempt.state), read_end(attempt)
+    if end is None and (is_last or state.get("status") in {"stopped", "done"}):
+        return 0.0
+    steps = state.get("step", 0) - (end.step if end else covered_step(fold))
+    return float(max(0, steps) * (state.get("seconds_per_step") or 0.0) / 3600)

@@ -1,0 +1,1 @@
+"""Runs that are created, folds that are submitted or cancelled."""

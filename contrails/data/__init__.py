@@ -1,1 +1,0 @@
-"""Datasets: raw records to packed files, and packed files to batches."""

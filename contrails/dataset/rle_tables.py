@@ -1,0 +1,174 @@
+"""Tables of run-length encodings: of labels, and of submissions.
+
+An id in a table is that of a record, or has an ending and a class behind it: x, x.jpg or x.jpg_Fish. Ids are matched to
+the records that are known, so that no name has to follow a rule, and submissions have them as the table has.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from contrails.dataset.rle import Convention, read_rows
+from contrails.errors import DataError, choices
+
+_ENDING = re.compile(r"(\.[A-Za-z0-9]{1,5})?")
+_ENDING_AND_CLASS = re.compile(r"(\.[A-Za-z0-9]{1,5})?_(.+)")
+_CLASS_COLUMN = re.compile("class|label|categ", re.IGNORECASE)
+_MOST_CLASSES = 100
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Match:
+    """The record that an id of a table is of, and the ending and the class behind it; `known`: there is this record."""
+
+    record_id: str
+    ending: str = ""
+    label: str = ""
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Masks of a table: the encodings of each record, one for each of its rows; none where it is empty.
+
+    `ending` stands behind ids in the table; `warnings` are about what else it holds.
+    """
+
+    masks: dict[str, tuple[str, ...]]
+    ending: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def read_labels(path: Path, convention: Convention, known: Collection[str]) -> Labels:
+    """Return the masks of a table of labels; records of which it has other classes alone are empty.
+
+    Other columns are left alone, and so are spaces around names and fields. Besides the convention's own word, `-`,
+    `-1` and nothing stand for an empty mask.
+
+    Args:
+        path: of the table.
+        convention: how masks stand in it.
+        known: ids of records.
+
+    Raises:
+        DataError: a column is missing, a row is too short, a record is not known or is said to be empty and is not, or
+            the class that is asked for is not there.
+    """
+    rows = read_rows(path, "a table of masks")
+    header = [name.strip() for name in rows[0][1]] if rows else []
+    if missing := [name for name in convention.header if name not in header]:
+        option = "--rle-class" if missing[0] == convention.label_column else "--rle-columns"
+        raise DataError(
+            f"{path}: expected the columns {','.join(convention.header)}, found {','.join(header)[:80] or 'nothing'} "
+            f"(no {missing[0]}); name them with {option}"
+        )
+    for line, row in rows[1:]:
+        if len(row) != len(header):
+            raise DataError(f"{path}, line {line}: expected {','.join(header)}, found {len(row)} fields")
+    columns = {name: [row[header.index(name)].strip() for _, row in rows[1:]] for name in header}
+    ids, texts = (columns[name] for name in convention.columns)
+    matches = match_ids(path, ids, known, convention)
+    labels = columns[convention.label_column] if convention.label_column else [match.label for match in matches]
+    if convention.label and convention.label not in labels:
+        raise _no_such_class(path, convention, labels, header)
+    if lost := sorted({match.record_id for match in matches if not match.known}):
+        raise DataError(
+            f"{path} names {len(lost)} images that are not there: {_some(lost)}; get them, or remove their rows"
+        )
+    chosen = [not convention.label or label == convention.label for label in labels]
+    found: dict[str, list[str]] = {match.record_id: [] for match in matches}
+    empty: set[str] = set()
+    for match, text, is_chosen in zip(matches, texts, chosen, strict=True):
+        if is_chosen and text in {convention.empty, "-", "-1", ""}:
+            empty.add(match.record_id)
+        elif is_chosen:
+            found[match.record_id].append(text)
+    if contradicted := sorted(name for name in empty if found[name]):
+        raise DataError(
+            f"{path}: {contradicted[0]} has a row that says its mask is empty and one with pixels "
+            f"({len(contradicted)} such ids); remove one of the two"
+        )
+    others = {name: values for name, values in columns.items() if name not in convention.header}
+    warnings = () if convention.label else tuple(_joined(path, others))
+    return Labels({name: tuple(each) for name, each in found.items()}, _ending(matches), warnings)
+
+
+def ending_of(sample: Path, convention: Convention, known: Collection[str]) -> str:
+    """Return what stands behind ids of records in a sample submission; raises as `match_ids`."""
+    rows = read_rows(sample, "a sample submission")
+    ids = [row[0].strip() for _, row in rows[1:] if row]
+    return _ending(match_ids(sample, ids, known, convention))
+
+
+def match_ids(path: Path, ids: Sequence[str], known: Collection[str], convention: Convention) -> list[Match]:
+    """Return the record that each id of a table is of; one that fits no record is that of a stranger.
+
+    Raises:
+        DataError: ids have several endings, or a class that nobody has chosen.
+    """
+    with_class = bool(convention.suffix)
+    matches = [match_id(written, known, with_class=with_class) or Match(written, known=False) for written in ids]
+    endings = Counter(match.ending for match in matches if match.known)
+    if len(endings) > 1:
+        first = {match.ending: written for written, match in zip(ids, matches, strict=True) if match.known}
+        raise DataError(
+            f"{path}: expected ids that end alike, found {' and '.join(sorted(first.values())[:_SHOWN])}; write all of "
+            "them with the same ending, or without"
+        )
+    if not with_class and any(not match.known for match in matches):
+        strangers = [written for written, match in zip(ids, matches, strict=True) if not match.known]
+        classes = [(written, match_id(written, known, with_class=True)) for written in strangers]
+        if labels := sorted({match.label for _, match in classes if match is not None}):
+            example = next(written for written, match in classes if match is not None)
+            raise DataError(
+                f"{path}: ids have a class behind their record's, such as {example} ({_some(labels)}); choose one when "
+                f"the data are prepared, such as --rle-class {labels[0]}"
+            )
+    return matches
+
+
+def match_id(written: str, known: Collection[str], *, with_class: bool = False) -> Match | None:
+    """Return the longest record id that an id begins with, if all that follows is an ending and a class."""
+    if not with_class and written in known:
+        return Match(written)
+    pattern = _ENDING_AND_CLASS if with_class else _ENDING
+    for end in range(len(written), 0, -1):
+        if written[:end] in known and (rest := pattern.fullmatch(written, end)):
+            return Match(written[:end], rest[1] or "", rest[2] if with_class else "")
+    return None
+
+
+def _ending(matches: Iterable[Match]) -> str:
+    return next((match.ending for match in matches if match.known), "")
+
+
+def _no_such_class(path: Path, convention: Convention, labels: Sequence[str], header: Sequence[str]) -> DataError:
+    found = sorted(set(labels) - {""})
+    where = f"in the column {convention.label_column}" if convention.label_column else "behind the ids"
+    if not found:
+        return DataError(
+            f"{path}: expected the class {convention.label} {where}, found none; if a column has it (there are "
+            f"{', '.join(header)}), say which: --rle-class COLUMN={convention.label}"
+        )
+    return DataError(
+        f"{path}: expected the class {convention.label} {where}, found {_some(found)}; "
+        f"{choices(convention.label, found[:_MOST_CLASSES])}"
+    )
+
+
+def _joined(path: Path, columns: dict[str, list[str]]) -> Iterable[str]:
+    """Yield a warning about each column that seems to hold classes, of which none was chosen."""
+    for name, values in columns.items():
+        classes = sorted(set(values) - {""})
+        if _CLASS_COLUMN.search(name) and 1 < len(classes) <= _MOST_CLASSES:
+            yield (
+                f"{path} has a column {name} ({_some(classes)}): the masks of all of them are taken together; choose "
+                f"one class with --rle-class {name}={classes[0]}"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,368 @@
+"""The dataset file, version 1: its names and attributes, and how it is opened.
+
+An HDF5 file a split. `/bands` int16 (N, T, C, H, W), `/votes` uint8 (N, H, W), optionally `/marks` uint16 (N, H, W) and
+the small arrays below are contiguous and page-aligned, so they are mapped straight from the file: opening reads the
+header alone, and all folds on a node share one copy in the page cache. Any HDF5 reader can read it.
+`/digests/<array>` uint8 (N, 32) holds the SHA-256 of every row. A file is never rewritten under its name.
+
+Of other imagery `/bands` keeps its uint8, uint16 or int16, and records may be tiles or padded images: `/placement` says
+which part of which scene a record shows, `/scene` how large each scene is and where it lies on Earth.
+"""
+
+import hashlib
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from contrails.dataset.mapping import KINDS, map_array, repaired_by, require_own
+from contrails.dataset.rle import DEFAULT, Convention
+from contrails.errors import DataError, RecipeError, choices
+from contrails.files import storage, to_json
+
+FORMAT = "contrails-dataset"
+VERSION = 1
+DIGESTED = ("bands", "votes", "marks")
+"""Arrays with a digest for each row; marks may be missing."""
+
+IGNORE = 255
+"""Value of a vote that says: this pixel does not count."""
+
+NOWHERE = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+"""The map of a scene without a georeference: from pixels to themselves."""
+
+_LATER = ("rle_ending", "rle_label", "rle_label_column")
+"""Attributes that files of the first builds lack."""
+
+_REQUIRED = ("bands", "votes", "annotators", "record_id", "group", "timestamp")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image that records are parts of.
+
+    `transform` maps (column, row) to coordinates, as rasterio's Affine(a, b, c, d, e, f); `crs` is the WKT of their
+    system, "" where it is unknown; `subset` names the file list (train, val, test) that came with it, or ""; `control`
+    are ground control points or rational polynomials, as JSON, of an image that no such map places, or "".
+    """
+
+    name: str
+    height: int
+    width: int
+    crs: str = ""
+    transform: tuple[float, ...] = NOWHERE
+    subset: str = ""
+    control: str = ""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which part of which scene a record shows: its top left `height` x `width` pixels, the rest is padding."""
+
+    scene: int
+    row: int
+    column: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An open dataset file; the large arrays are mapped, not read.
+
+    Shape:
+        bands int16, uint8 or uint16 (N, T, C, H, W): value = bands * scale_factor + add_offset, in `units`; votes uint8
+        (N, H, W), IGNORE = does not count; marks uint16 (N, H, W) or None; annotators uint8 (N,), 0 = unlabelled;
+        timestamps float64 (N,) seconds, NaN = unknown; digests uint8 (N, 32) for each of bands, votes and marks;
+        placements one a record, or none where records are whole.
+    """
+
+    path: Path
+    bands: np.ndarray
+    votes: np.ndarray
+    marks: np.ndarray | None
+    annotators: np.ndarray
+    record_ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    timestamps: np.ndarray
+    digests: dict[str, np.ndarray]
+    band_names: tuple[str, ...]
+    frames: tuple[int, ...]
+    label_frame: int
+    label_offset_px: tuple[float, float]
+    scale_factor: float
+    add_offset: float
+    split: str
+    units: str = "K"
+    source: str = ""
+    options: str = ""
+    convention: Convention = DEFAULT
+    scenes: tuple[Scene, ...] = ()
+    placements: tuple[Placement, ...] = ()
+    copy: Path | None = None
+    """What is mapped instead of `path`: the same bytes, on this node or in RAM."""
+
+    @property
+    def mapped(self) -> Path:
+        """The file whose bytes the large arrays are."""
+        return self.copy or self.path
+
+    @property
+    def num_records(self) -> int:
+        return len(self.record_ids)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over what the file says: equal content is an equal fingerprint, wherever the file lies."""
+        digest = hashlib.sha256()
+        header = {
+            "bands": self.band_names,
+            "frames": self.frames,
+            "label": [self.label_frame, *self.label_offset_px],
+            "scale": [self.scale_factor, self.add_offset],
+            "records": self.record_ids,
+            "groups": self.groups,
+        }
+        if self.placements:
+            # the first builds did not know control points
+            header["scenes"] = [astuple(scene)[: None if scene.control else -1] for scene in self.scenes]
+            header["placements"] = [astuple(placement) for placement in self.placements]
+        digest.update(to_json(header).encode())
+        digest.update(self.timestamps.tobytes() + self.annotators.tobytes())
+        for name, rows in self.digests.items():
+            # an array's digest is that of its rows' digests
+            digest.update(name.encode() + hashlib.sha256(rows.tobytes()).digest())
+        return digest.hexdigest()
+
+    def rows(self, record_ids: tuple[str, ...]) -> np.ndarray:
+        """Return the row of each record, int64.
+
+        Raises:
+            DataError: the file does not hold some of them.
+        """
+        position = self._position
+        unknown = [record_id for record_id in record_ids if record_id not in position]
+        if unknown:
+            raise DataError(
+                f"{self.path} does not hold {len(unknown)} of {len(record_ids)} records, such as {unknown[0]}; "
+                f"{choices(unknown[0], self.record_ids[:5])}, ... Is the file list made for this file?"
+            )
+        return np.array([position[record_id] for record_id in record_ids], dtype=np.int64)
+
+    def frame_positions(self, frames: tuple[int, ...]) -> tuple[int, ...]:
+        """Return where frames lie along axis T; the labelled frame where none is named.
+
+        Raises:
+            RecipeError: the file does not hold one of them.
+        """
+        wanted = frames or (self.label_frame,)
+        missing = [frame for frame in wanted if frame not in self.frames]
+        if missing:
+            raise RecipeError(
+                f"data.frames = {list(wanted)}: {self.path} holds the frames {list(self.frames)}, not {missing}; "
+                "choose among them, or prepare the dataset again with --frames"
+            )
+        return tuple(self.frames.index(frame) for frame in wanted)
+
+    @property
+    def whole_shapes(self) -> dict[str, tuple[int, int]]:
+        """Height and width of each whole image by its name: of scenes where records are parts of them."""
+        if self.placements:
+            scenes = [self.scenes[number] for number in sorted({placement.scene for placement in self.placements})]
+            return {scene.name: (scene.height, scene.width) for scene in scenes}
+        height, width = self.votes.shape[1:]
+        return dict.fromkeys(self.record_ids, (height, width))
+
+    def whole(self, row: int) -> str:
+        """Return the name of the whole image that a record is of or part of."""
+        return self.scenes[self.placements[row].scene].name if self.placements else self.record_ids[row]
+
+    def subset(self, row: int) -> str:
+        """Return the file list (train, val, test) that a record's scene came on, or ""."""
+        return self.scenes[self.placements[row].scene].subset if self.placements else ""
+
+    def unpadded(self, row: int) -> tuple[slice, slice]:
+        """Return the rows and columns of a record that are no padding."""
+        if not self.placements:
+            return slice(None), slice(None)
+        return slice(self.placements[row].height), slice(self.placements[row].width)
+
+    def hard(self, row: int) -> np.ndarray:
+        """Return where more than half of a record's annotators marked a pixel, bool (H, W)."""
+        votes, annotators = self.votes[row], self.annotators[row]
+        positive: np.ndarray = (votes > annotators // 2) & (votes != IGNORE) & (annotators > 0)
+        return positive
+
+    def positive_pixels(self, rows: Iterable[int]) -> np.ndarray:
+        """Return how many pixels of each record are `hard`, int64; reads the rows' votes."""
+        return np.array([np.count_nonzero(self.hard(row)) for row in rows], np.int64)
+
+    def positive_rate(self, rows: np.ndarray) -> float:
+        """Return the share of `hard` pixels among the labelled ones of all rows; reads the rows' votes.
+
+        Raises:
+            DataError: there is none.
+        """
+        labelled = [np.count_nonzero(self.votes[row] != IGNORE) for row in rows if self.annotators[row]]
+        positive = int(self.positive_pixels(rows).sum())
+        if not positive:
+            raise DataError(
+                f"none of the {len(rows)} training records in {self.path} has a positive pixel, so their rate is 0; "
+                "check dataset and file list, or choose numbers that do not depend on the rate"
+            )
+        return positive / sum(labelled)
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        return {record_id: row for row, record_id in enumerate(self.record_ids)}
+
+
+def open_dataset(path: Path, copy: Path | None = None) -> Dataset:
+    """Open a dataset file; reads the header and the small arrays only. `copy` has the same bytes, to map instead.
+
+    Raises:
+        DataError: no such file, no HDF5, another format or version, chunked arrays, or a file that was cut short or
+            damaged in what it says of itself.
+        StorageError: the file may not be read.
+    """
+    with storage(path, "read"):
+        if not path.is_file():
+            raise DataError(f"expected a dataset file at {path}, found none; {made_from_raw(path)}")
+        path.open("rb").close()  # what the file system refuses is not the file's fault
+    with opened_file(path) as file:
+        require_own(path, file)
+        dataset = read_dataset(path, file, partial(map_array, copy or path))
+    arrays = [name for name in DIGESTED if getattr(dataset, name) is not None]
+    if missing := [name for name in arrays if name not in dataset.digests]:
+        raise DataError(f"{path} lacks the digests of {', '.join(missing)}; {repaired_by(path)}")
+    return replace(dataset, copy=copy)
+
+
+def made_from_raw(path: Path) -> str:
+    """Return what to do where a dataset file is missing."""
+    if path.suffix.lower() == ".csv":
+        return "that is the name of a file list: give the dataset file whose records it deals out"
+    split = f" --split {path.stem}" if path.stem in ("validation", "test") else ""
+    return f"make it with `contrails prepare RAW {shlex.quote(str(path))}{split}`"
+
+
+@contextmanager
+def opened_file(path: Path) -> Iterator[h5py.File]:
+    """Open a dataset file to read it; what HDF5 finds damaged is a DataError."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except OSError as error:
+        raise DataError(
+            f"{path} is no complete HDF5 file ({error}); if it is being written, wait; else prepare or copy it again"
+        ) from error
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what h5py says of damaged names
+        raise DataError(
+            f"{path}: expected the arrays and attributes of a dataset file, found a damaged or incomplete header "
+            f"({error.args[0] if error.args else error}); copy the file again, or prepare it again"
+        ) from error
+
+
+def read_dataset(path: Path, file: h5py.File, array_of: Callable[[str, h5py.Dataset], np.ndarray]) -> Dataset:
+    """Return what an open file says of itself; `array_of` makes an array of each large one, such as "bands", in it.
+
+    Raises:
+        DataError: another format or version, or what it says does not fit together.
+    """
+    found = tuple(_value(file.attrs, name) if name in file.attrs else None for name in ("format", "version"))
+    if found != (FORMAT, VERSION):
+        raise DataError(
+            f"{path}: expected format '{FORMAT}' version {VERSION}, found '{found[0]}' version {found[1]}; "
+            "prepare the raw records again with this version of contrails"
+        )
+    missing = [name for name in _REQUIRED if name not in file]
+    if missing:
+        raise DataError(f"{path} lacks the arrays {', '.join(missing)}; prepare it again")
+    arrays = {name: array_of(name, file[name]) for name in DIGESTED if name in file}
+    digests = {name: file[f"digests/{name}"][:] for name in arrays if f"digests/{name}" in file}
+    bands, annotators, timestamps = file["bands"], file["annotators"][:], file["timestamp"][:]
+    record_ids, groups = (tuple(file[name].asstr()[:]) for name in ("record_id", "group"))
+    band_names = tuple(str(name) for name in np.atleast_1d(file.attrs["band_names"]))
+    frames = tuple(int(frame) for frame in np.atleast_1d(file.attrs["frames"]))
+    "".join(band_names).encode()  # bytes that are no UTF-8 were let through by h5py, unlike those of the columns
+    columns = (record_ids, annotators, groups, timestamps, *digests.values())
+    sizes = {"N": {len(column) for column in columns}, "T": {len(frames)}, "C": {len(band_names)}}
+    for name, array in arrays.items():
+        for axis, length in zip(KINDS[name][1], array.shape, strict=True):
+            sizes.setdefault(axis, set()).add(length)
+    if any(len(found) > 1 for found in sizes.values()):
+        raise DataError(
+            f"{path}: its arrays differ in their number of records, frames, bands or pixels; prepare it again"
+        )
+    if len(set(record_ids)) < len(record_ids):
+        twice = next(record_id for record_id, count in Counter(record_ids).items() if count > 1)
+        raise DataError(
+            f"{path}: expected each record once, found {twice} in several rows; the file was changed after it was "
+            "written: copy it again, or prepare it again"
+        )
+    offset = file["votes"].attrs.get("label_offset_px", (0.0, 0.0))
+    return Dataset(
+        path=path,
+        **{name: arrays.get(name) for name in DIGESTED},  # type: ignore[arg-type]
+        annotators=annotators,
+        record_ids=record_ids,
+        groups=groups,
+        timestamps=timestamps,
+        digests=digests,
+        band_names=band_names,
+        frames=frames,
+        label_frame=int(_value(file["votes"].attrs, "label_frame")),
+        label_offset_px=(float(offset[0]), float(offset[1])),
+        scale_factor=float(_value(bands.attrs, "scale_factor")),
+        add_offset=float(_value(bands.attrs, "add_offset")),
+        split=str(_value(file.attrs, "split")),
+        units=str(_value(bands.attrs, "units")),
+        source=str(_value(file.attrs, "source")),
+        options=str(_value(file.attrs, "options")) if "options" in file.attrs else "",
+        convention=_read_convention(file),
+        scenes=_read_scenes(file),
+        placements=_read_placements(path, file, len(record_ids)),
+    )
+
+
+def _value(attributes: Mapping[str, Any], name: str) -> Any:
+    """Return an attribute, also as netCDF's programs write it: text as bytes, one number as a list of one."""
+    value = np.atleast_1d(attributes[name])[0]
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _read_convention(file: h5py.File) -> Convention:
+    """Return how masks are written; files of the first builds do not say it."""
+    if "rle_columns" not in file.attrs:
+        return DEFAULT
+    starts, order, empty = (str(_value(file.attrs, f"rle_{name}")) for name in ("starts", "order", "empty"))
+    names, masks = file.attrs["rle_columns"]
+    later = [_value(file.attrs, name) if name in file.attrs else "" for name in _LATER]
+    return Convention(starts, order, empty, (str(names), str(masks)), *map(str, later))  # type: ignore[arg-type]
+
+
+def _read_scenes(file: h5py.File) -> tuple[Scene, ...]:
+    if "scene" not in file:
+        return ()
+    group = file["scene"]
+    names, crs, subsets = (tuple(group[name].asstr()[:]) for name in ("name", "crs", "subset"))
+    control = tuple(group["control"].asstr()[:]) if "control" in group else ("",) * len(names)
+    sizes = (group[name][:].tolist() for name in ("height", "width"))
+    rows = zip(names, *sizes, crs, map(tuple, group["transform"][:].tolist()), subsets, control, strict=True)
+    return tuple(Scene(*row) for row in rows)
+
+
+def _read_placements(path: Path, file: h5py.File, num_records: int) -> tuple[Placement, ...]:
+    if "placement" not in file:
+        return ()
+    columns = [file["placement"][field.name][:].tolist() for field in fields(Placement)]
+    if any(len(column) != num_records for column in columns) or max(columns[0]) >= len(file["scene/name"]):
+        raise DataError(f"{path}: its placements do not fit its records and scenes; prepare it again")
+    return tuple(Placement(*row) for row in zip(*columns, strict=True))

@@ -1,0 +1,225 @@
+"""Whether a dataset file still holds what was written: every row has its SHA-256 beside it."""
+
+import errno
+import hashlib
+import logging
+import os
+import shlex
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from contrails.dataset.layout import Places, places
+from contrails.dataset.store import Dataset
+from contrails.errors import DataError
+from contrails.files import storage
+from contrails.progress import bar
+
+READ = ("bands", "votes")
+"""Arrays that models read; marks are for people."""
+
+_SHOWN = 20
+_LOWEST = 19
+"""Priority (nice) of a thread that takes only what others leave."""
+
+log = logging.getLogger(__name__)
+Poll = Callable[[], None]
+
+
+def damaged_rows(dataset: Dataset, poll: Poll = lambda: None) -> Iterator[str]:
+    """Yield "record R: /array ..." for every row whose SHA-256 is not the one that was written with it.
+
+    `poll` is called after every record and may raise to stop.
+
+    Raises:
+        StorageError: the disk does not give the rows back.
+    """
+    where = places(dataset.path)
+    # read, not mapped: of a file that is cut short meanwhile the rows are named, and no signal ends this process
+    with (
+        bar("verifying", dataset.num_records) as advance,
+        storage(dataset.path, "read"),
+        dataset.path.open("rb") as file,
+    ):
+        for row in range(dataset.num_records):
+            for name in _wrong(dataset, file.fileno(), where, row, tuple(dataset.digests)):
+                yield _line(dataset, row, name)
+            advance(1)
+            poll()
+
+
+def require_rows(dataset: Dataset, next_step: str) -> None:
+    """Compare all rows of a file with their digests, which say nothing of the rows themselves.
+
+    Raises:
+        DataError: some are not what was written.
+    """
+    if damaged := list(damaged_rows(dataset)):
+        raise DataError("\n".join([f"{dataset.path} is damaged; {next_step}:", *damaged[:_SHOWN]]))
+
+
+def require_intact(dataset: Dataset, rows: np.ndarray) -> None:
+    """Compare rows that were just read with their digests; what was made in memory has none.
+
+    Raises:
+        DataError: one of them is not what was written.
+    """
+    for row in rows:
+        for name in (name for name in READ if name in dataset.digests):
+            payload = np.ascontiguousarray(getattr(dataset, name)[row]).data.cast("B")
+            if hashlib.sha256(payload).digest() != dataset.digests[name][row].tobytes():
+                raise DataError(
+                    f"{dataset.path} is damaged: {_line(dataset, row, name)}; {put_back(dataset.path)}, then run the "
+                    "same command again"
+                )
+
+
+def put_back(path: Path) -> str:
+    """Return what to do about a damaged file."""
+    return f"put the file back as it was (`contrails data verify {shlex.quote(str(path))}` names every damaged record)"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A row of a dataset whose bytes are not those that were written."""
+
+    dataset: Dataset
+    row: int
+    arrays: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(_line(self.dataset, self.row, name) for name in self.arrays)
+
+    @property
+    def is_in_copy_alone(self) -> bool:
+        """Whether the file is intact where the copy that was read is not."""
+        if self.dataset.copy is None:
+            return False
+        with storage(self.dataset.path, "read"), self.dataset.path.open("rb") as file:
+            return not any(_wrong(self.dataset, file.fileno(), places(self.dataset.path), self.row, self.arrays))
+
+
+class RowCheck:
+    """Compares the rows that a training reads with their digests, each once, while it trains.
+
+    The bytes are those that the datasets map: of the file, or of its copy on the node or in RAM. They are read into a
+    buffer, so that the memory of this process does not grow by the file. A thread of the lowest priority does it, and
+    `finish` what that has left. Folds of a job share what they found through an anonymous file that each has open, and
+    begin at different rows, so that together they read each once.
+
+    `intact` says that all rows are as they were written, `damage` is the first one that is not.
+    """
+
+    def __init__(
+        self, files: Sequence[tuple[Dataset, np.ndarray]], begin: float = 0.0, shared: int | None = None
+    ) -> None:
+        """Open the files.
+
+        Args:
+            files: datasets and the rows of each that are read, int64 (N,).
+            begin: where to begin among the rows, from 0 to 1.
+            shared: descriptor of the anonymous file that the folds of a job share, for the first of the datasets.
+        """
+        self.intact, self.damage = False, cast(Damage | None, None)
+        self._files = [_Rows(*file, begin, shared if number == 0 else None) for number, file in enumerate(files)]
+        for rows in self._files:
+            # not before the thread has ended: another file that got its number would be read
+            weakref.finalize(self, os.close, rows.descriptor).atexit = False
+        self._halt = threading.Event()
+
+    def start(self) -> None:
+        """Begin in the background; the thread ends with the process, nobody waits for it."""
+        threading.Thread(target=self._run, name="verify", daemon=True).start()
+
+    def finish(self, poll: Poll) -> None:
+        """Compare here what is left; `poll` is called after every row and may raise to stop.
+
+        Raises:
+            StorageError: the disk does not give the rows back.
+        """
+        self._halt.set()
+        with bar("verifying the data", sum(1 for _ in self._left())) as advance:
+            for rows, row in self._left():
+                with storage(rows.dataset.mapped, "read"):
+                    self._compare(rows, row)
+                if self.damage is not None:
+                    return
+                advance(1)
+                poll()
+        self.intact = True
+
+    def _run(self) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
+        since = time.monotonic()
+        try:
+            for rows, row in self._left():
+                self._compare(rows, row)
+                if self._halt.is_set() or self.damage is not None:
+                    return
+        except OSError as error:  # training reads the same bytes, and `finish` does
+            log.warning("the data are not verified yet: %s", error)
+            return
+        log.info("the data are as they were written (verified in %.0f s)", time.monotonic() - since)
+        self.intact = True
+
+    def _left(self) -> Iterator[tuple["_Rows", int]]:
+        return ((rows, row) for rows in self._files for row in rows.rows if rows.found[row] != rows.mark)
+
+    def _compare(self, rows: "_Rows", row: int) -> None:
+        wrong = tuple(_wrong(rows.dataset, rows.descriptor, rows.where, row, READ))
+        if wrong and rows.is_cut(row):
+            raise OSError(errno.EIO, "it was cut short")
+        if wrong:
+            self.damage = Damage(rows.dataset, row, wrong)
+        else:
+            rows.found[row] = rows.mark
+
+
+class _Rows:
+    """The rows of a dataset that are read, in the order in which they are compared, and which were found intact.
+
+    An entry of `found` (8 bytes) is the mark of the file whose row is intact: folds that map different copies do not
+    rely on each other.
+    """
+
+    def __init__(self, dataset: Dataset, rows: np.ndarray, begin: float, shared: int | None) -> None:
+        self.dataset = dataset
+        arrays = {name: cast(np.memmap, getattr(dataset, name)) for name in READ}
+        self.where = {name: (array.offset, array.nbytes // len(array)) for name, array in arrays.items()}
+        ordered = np.unique(rows)
+        self.rows: list[int] = np.roll(ordered, -int(begin * len(ordered))).tolist()
+        with storage(dataset.mapped, "read"):
+            self.descriptor = os.open(dataset.mapped, os.O_RDONLY)
+        status = os.fstat(self.descriptor)
+        identity = hashlib.sha256(f"{status.st_dev} {status.st_ino}".encode()).digest()
+        self.mark = np.frombuffer(identity[:8], np.uint64)[0]
+        self.found = np.zeros(dataset.num_records, np.uint64)
+        if shared is not None:
+            os.truncate(shared, self.found.nbytes)  # the same number by each fold
+            self.found = np.memmap(f"/proc/self/fd/{shared}", np.uint64, "r+", shape=self.found.shape)
+
+    def is_cut(self, row: int) -> bool:
+        """Return whether the file ends before a row does."""
+        size = os.fstat(self.descriptor).st_size
+        return any(offset + (row + 1) * row_size > size for offset, row_size in self.where.values())
+
+
+def _wrong(dataset: Dataset, descriptor: int, where: Places, row: int, names: Sequence[str]) -> Iterator[str]:
+    """Yield the arrays of a row whose bytes in an open file are not those that were written."""
+    for name in names:
+        offset, size = where[name]
+        payload = os.pread(descriptor, size, offset + row * size)
+        if hashlib.sha256(payload).digest() != dataset.digests[name][row].tobytes():
+            yield name
+
+
+def _line(dataset: Dataset, row: int, name: str) -> str:
+    return f"record {dataset.record_ids[row]}: /{name} is not what was written"

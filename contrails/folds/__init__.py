@@ -1,0 +1,1 @@
+"""Who trains on what: file lists, exclusions, pseudo-labels."""

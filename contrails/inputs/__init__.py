@@ -1,0 +1,1 @@
+"""From integers of the dataset file to what a model sees."""

@@ -1,0 +1,168 @@
+"""All random changes of a batch but the dihedral moves, in their order; noise is made on the bands before."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from contrails.errors import RecipeError
+from contrails.inputs.augment import geometry, intensity, mixing
+from contrails.inputs.augment.samples import Samples
+from contrails.recipe.augment import AugmentSection
+
+_GEOMETRIC = ("affine", "grid_distortion", "resized_crop")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a dataset's batches are changed by.
+
+    `offset_px` is that of the labels, `label_frame` the place of the labelled frame among the model's (that of the
+    nearest one where it is not among them); `hard` keeps moved targets 0 and 1.
+    """
+
+    section: AugmentSection
+    offset_px: tuple[float, float] = (0.0, 0.0)
+    label_frame: int = 0
+    hard: bool = False
+
+    def apply(self, samples: Samples, draws: Mapping[str, np.ndarray]) -> Samples:
+        """Return changed samples.
+
+        Shape:
+            draws of each kind float64 (B, 8) of 0 to 1, see `contrails.recipe.augment`.
+        """
+        makers: dict[str, Callable[[Samples, np.ndarray, np.ndarray], Samples]] = {
+            "time_reversal": self._time_reversal,
+            "brightness_contrast": self._brightness_contrast,
+            "blur": self._blur,
+            "frame_dropout": self._frame_dropout,
+            "copy_paste": self._copy_paste,
+            "mosaic": self._mosaic,
+            "cutmix": self._cutmix,
+            "mixup": self._mixup,
+            "cutout": self._cutout,
+        }
+        moved = False
+        for name in self.section.kinds:
+            if name == "noise":  # acts on bands
+                continue
+            if name in _GEOMETRIC:
+                samples, moved = samples if moved else self._moved(samples, draws), True
+            elif len(chosen := self._chosen(name, draws)):
+                indices = torch.from_numpy(chosen).to(samples.target.device)
+                samples = samples.replaced(indices, makers[name](samples, chosen, draws[name][chosen]))
+        return samples
+
+    def band_factors(
+        self, draws: Mapping[str, np.ndarray], shape: tuple[int, int, int], device: torch.device
+    ) -> torch.Tensor | None:
+        """Return what the bands of each pixel are multiplied with before channels are made; None: nothing.
+
+        Shape:
+            shape (T, H, W), draws as for `apply`, to float32 (B, T, H, W).
+        """
+        if "noise" not in self.section.kinds or not len(chosen := self._chosen("noise", draws)):
+            return None
+        mine = draws["noise"][chosen]
+        factors = torch.ones((len(draws["noise"]), *shape), device=device)
+        factors[torch.from_numpy(chosen).to(device)] = intensity.noise(
+            shape, _seeds(mine), mine, self.section.noise, device
+        )
+        return factors
+
+    def _chosen(self, name: str, draws: Mapping[str, np.ndarray]) -> np.ndarray:
+        kind = self.section.kinds[name]
+        return np.flatnonzero(draws[name][:, 0] < kind.probability)
+
+    def _moved(self, samples: Samples, draws: Mapping[str, np.ndarray]) -> Samples:
+        """Move the samples that any of the geometric kinds chose, all kinds in one resampling."""
+        section, (height, width) = self.section, samples.target.shape[-2:]
+        kinds = [name for name in _GEOMETRIC if name in section.kinds]
+        chosen = {name: self._chosen(name, draws) for name in kinds}
+        some = np.unique(np.concatenate(list(chosen.values())))
+        if not len(some):
+            return samples
+        matrices, nodes = np.tile(np.eye(3), (len(some), 1, 1)), None
+        for name, mine in chosen.items():
+            places, numbers = np.searchsorted(some, mine), draws[name][mine]
+            if name == "affine":
+                matrices[places] = geometry.affine_matrices(numbers, section.affine, height, width)
+            elif name == "resized_crop":
+                matrices[places] @= geometry.crop_matrices(numbers, section.resized_crop, height, width)
+            elif len(mine):
+                found = geometry.grid_nodes(_seeds(numbers), section.grid_distortion, height, width)
+                nodes = np.zeros((len(some), *found.shape[1:]))
+                nodes[places] = found
+        indices = torch.from_numpy(some).to(samples.target.device)
+        moved = geometry.resample(samples.at(indices), matrices, nodes, self.offset_px, hard=self.hard)
+        return samples.replaced(indices, moved)
+
+    def _time_reversal(self, samples: Samples, chosen: np.ndarray, _draws: np.ndarray) -> Samples:
+        own = _own(samples, chosen)
+        return replace(own, images=own.images.flip(1))
+
+    def _frame_dropout(self, samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:
+        own = _own(samples, chosen)
+        count = own.images.shape[1]
+        lost = np.floor(draws[:, 1] * (count - 1)).astype(np.int64)
+        lost += lost >= self.label_frame
+        order = np.tile(np.arange(count), (len(lost), 1))
+        order[np.arange(len(lost)), lost] = lost + np.sign(self.label_frame - lost)
+        rows = torch.arange(len(lost), device=own.images.device)[:, None]
+        return replace(own, images=own.images[rows, torch.from_numpy(order).to(own.images.device)])
+
+    def _brightness_contrast(self, samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:
+        own = _own(samples, chosen)
+        section = self.section.brightness_contrast
+        return replace(own, images=intensity.brightness_contrast(own.images, draws, section))
+
+    def _blur(self, samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:
+        own = _own(samples, chosen)
+        return replace(own, images=intensity.blur(own.images, draws, self.section.blur))
+
+    def _cutout(self, samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:
+        return intensity.cutout(_own(samples, chosen), _seeds(draws), self.section.cutout, self.offset_px)
+
+    def _copy_paste(self, samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:
+        other = _partner(samples, chosen, draws[:, 1])
+        return mixing.copy_paste(_own(samples, chosen), other, self.section.copy_paste, self.offset_px)
+
+    def _mosaic(self, samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:
+        others = [_partner(samples, chosen, draws[:, column]) for column in (1, 2, 3)]
+        return mixing.mosaic(_own(samples, chosen), others, draws[:, 4:6], self.offset_px)
+
+    def _cutmix(self, samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:
+        other = _partner(samples, chosen, draws[:, 1])
+        return mixing.cutmix(_own(samples, chosen), other, draws[:, 2:5], self.section.cutmix, self.offset_px)
+
+    def _mixup(self, samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:
+        other = _partner(samples, chosen, draws[:, 1])
+        return mixing.mixup(_own(samples, chosen), other, draws[:, 2], self.section.mixup)
+
+
+def require_reversible(offsets: Sequence[int]) -> None:
+    """Check that frames lie alike before and after the labelled one; offsets are in frames from it.
+
+    Raises:
+        RecipeError: they do not, so that reversed they would show another label.
+    """
+    if [-offset for offset in reversed(offsets)] != list(offsets):
+        raise RecipeError(
+            "augment.time_reversal needs frames that lie alike before and after the labelled one; data.frames are "
+            f"{list(offsets)} from it; choose such as the one before, itself and the one after, or leave it out"
+        )
+
+
+def _own(samples: Samples, chosen: np.ndarray) -> Samples:
+    return samples.at(torch.from_numpy(chosen).to(samples.target.device))
+
+
+def _partner(samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:
+    return _own(samples, mixing.partners(chosen, draws, len(samples.target)))
+
+
+def _seeds(draws: np.ndarray) -> list[int]:
+    """Return a seed for each sample that needs more numbers than were drawn, from the last of them."""
+    return [int(draw * 2**53) for draw in draws[:, -1]]

@@ -1,0 +1,222 @@
+"""Which records, windows and moves a training step sees: a function of (seed, fold, step), never of what ran before."""
+
+import itertools
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from contrails.dataset.store import Dataset
+from contrails.draws import generator
+from contrails.errors import DataError, RecipeError
+from contrails.recipe.augment import MIXING, NUM_DRAWS
+from contrails.recipe.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+_NUM_ELEMENTS = 8
+"""Elements of the dihedral group of the square; number 0 is the identity."""
+
+_MUCH_LEFT_OUT = 0.1
+"""Share of the records that an epoch leaves out, above which it is said."""
+
+_WITHOUT_TRANSPOSING = 3
+"""Bits of an element that keep height and width; a record that is no square cannot change them."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one batch is made of.
+
+    Shape:
+        rows int64 (B,): rows of the dataset file; corners: top and left pixel of the window of each sample, `side`
+        pixels wide and high, or none for whole records; elements: the dihedral element that moves each sample (see
+        `contrails.inputs.augment`), or none; draws: float64 (B, NUM_DRAWS) from 0 to 1 for each kind of
+        other changes (see `contrails.inputs.augment.chain`); share: how much of its step this part is.
+    """
+
+    rows: np.ndarray
+    corners: Sequence[tuple[int, int]] = ()
+    side: int = 0
+    elements: Sequence[int] = ()
+    draws: Mapping[str, np.ndarray] = field(default_factory=dict)
+    share: float = 1.0
+
+    def split(self, count: int) -> "list[Part]":
+        """Return up to `count` parts of nearly equal size, in order; none is empty."""
+        ends = [len(self.rows) * index // count for index in range(count + 1)]
+        pieces = [slice(first, last) for first, last in itertools.pairwise(ends) if first < last]
+        return [
+            replace(
+                self,
+                rows=self.rows[piece],
+                corners=self.corners[piece],
+                elements=self.elements[piece],
+                draws={kind: numbers[piece] for kind, numbers in self.draws.items()},
+                share=(piece.stop - piece.start) / len(self.rows),
+            )
+            for piece in pieces
+        ]
+
+
+def require_crop_fits(recipe: Recipe, dataset: Dataset) -> None:
+    """Check that a crop is not larger than the records.
+
+    Raises:
+        RecipeError: it is.
+    """
+    height, width = dataset.votes.shape[1:]
+    if recipe.data.crop is not None and recipe.data.crop > min(height, width):
+        raise RecipeError(
+            f"data.crop = {recipe.data.crop}: the records of {dataset.path} are {height} x {width} pixels; "
+            "choose a smaller crop, or leave it out"
+        )
+
+
+def require_ranks_fit(recipe: Recipe, num_ranks: int) -> None:
+    """Check that a step has records for every rank: two for each piece where samples take from each other.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    section = recipe.train
+    needed = num_ranks * section.accumulate * (2 if set(MIXING) & set(recipe.augment.kinds) else 1)
+    if num_ranks > 1 and (not section.drop_last or section.batch_size < needed):
+        raise RecipeError(
+            f"{num_ranks} ranks with {section.accumulate} pieces each need train.drop_last = true and a "
+            f"train.batch_size of at least {needed}, found {section.drop_last} and "
+            f"{section.batch_size}; change the recipe, or num_ranks in the site profile"
+        )
+
+
+class Sampler:
+    """Deals the training records of a fold out to steps.
+
+    Raises:
+        DataError: a share of positive records is asked for, and all or none of the fold's records are positive.
+    """
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, rows: np.ndarray, fold: str) -> None:
+        self._dataset, self._recipe, self._rows, self._fold = dataset, recipe, rows, fold
+        self.batch_size = min(recipe.train.batch_size, len(rows))
+        if self.batch_size < recipe.train.batch_size:
+            log.warning(
+                "train.batch_size = %d, and fold %s trains on %d records: every step takes all of them",
+                *(recipe.train.batch_size, fold, len(rows)),
+            )
+        steps = len(rows) / self.batch_size
+        self.steps_per_epoch = math.floor(steps) if recipe.train.drop_last else math.ceil(steps)
+        self._warn_of_left_out()
+        self._positive: np.ndarray | None = None
+        if recipe.train.positive_share is not None:
+            self._positive = dataset.positive_pixels(rows) > 0
+            if len(set(self._positive)) < 2:
+                raise DataError(
+                    f"train.positive_share = {recipe.train.positive_share}: fold {fold} trains on "
+                    f"{np.count_nonzero(self._positive)} positive of {len(rows)} records; it needs both kinds, "
+                    "leave the key out"
+                )
+        self._epoch = -1
+        self._order = rows
+
+    def _warn_of_left_out(self) -> None:
+        left_out = len(self._rows) - self.steps_per_epoch * self.batch_size
+        if self._recipe.train.drop_last and left_out > _MUCH_LEFT_OUT * len(self._rows):
+            log.warning(
+                "fold %s: an epoch has %d steps of %d records and leaves out %d of %d; set train.drop_last = false, or "
+                "train.batch_size = %d",
+                *(self._fold, self.steps_per_epoch, self.batch_size, left_out, len(self._rows)),
+                len(self._rows) // (self.steps_per_epoch + 1),
+            )
+
+    def parts(self, step: int, pieces: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Part]:
+        """Yield what steps from `step` on see, each in `pieces` for each rank, of which one is asked for."""
+        for number in itertools.count(step):
+            yield from self.part(number).split(pieces * num_ranks)[rank::num_ranks]
+
+    def smallest_step(self) -> int:
+        """Return how many records the smallest step sees, the last one of an epoch."""
+        return self.num_records(self.steps_per_epoch - 1)
+
+    def num_records(self, step: int) -> int:
+        """Return how many records a step sees."""
+        before = step % self.steps_per_epoch * self.batch_size
+        return self.batch_size if self._recipe.train.drop_last else min(self.batch_size, len(self._rows) - before)
+
+    def part(self, step: int) -> Part:
+        """Return what step number `step` (from 0) sees."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._order_of(epoch)
+        rows = self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        return Part(
+            rows,
+            self._corners(step, rows),
+            self._recipe.data.crop or 0,
+            self._elements(step, len(rows)),
+            self._draws(step, len(rows)),
+        )
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        """Return the rows of an epoch in the order in which its steps take them."""
+        section = self._recipe.train
+        random = generator(self._recipe.seed, "order", self._fold, epoch)
+        count = self.steps_per_epoch * self.batch_size if section.drop_last else len(self._rows)
+        if self._positive is None or section.positive_share is None:
+            return self._drawn(self._rows, count, random)
+        # position i is a positive one wherever the running share rounds up: each batch gets its part
+        positive = np.diff(np.floor(np.arange(count + 1) * section.positive_share + 0.5)).astype(bool)
+        order = np.empty(count, np.int64)
+        order[positive] = self._drawn(self._rows[self._positive], int(positive.sum()), random)
+        order[~positive] = self._drawn(self._rows[~self._positive], int((~positive).sum()), random)
+        return order
+
+    def _drawn(self, rows: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+        """Return `count` of `rows`: one shuffle after another, or each place as often as any other."""
+        if not self._recipe.train.balance_groups:
+            passes = [random.permutation(rows) for _ in range(-(-count // len(rows)))]
+            return np.concatenate([*passes, rows[:0]])[:count]
+        places = np.array([self._dataset.groups[row] for row in rows])
+        _, place, size = np.unique(places, return_inverse=True, return_counts=True)
+        weights = 1 / size[place]
+        return random.choice(rows, count, p=weights / weights.sum())
+
+    def _elements(self, step: int, count: int) -> list[int]:
+        """Draw what moves each sample: a random dihedral element with the recipe's probability, else none."""
+        random = generator(self._recipe.seed, "dihedral", self._fold, step)
+        chosen = random.random(count) < self._recipe.augment.dihedral
+        elements = np.where(chosen, random.integers(0, _NUM_ELEMENTS, count), 0)
+        height, width = self._dataset.votes.shape[1:]
+        if self._recipe.data.crop is None and height != width:
+            elements &= _WITHOUT_TRANSPOSING
+        return [int(element) for element in elements]
+
+    def _draws(self, step: int, count: int) -> dict[str, np.ndarray]:
+        """Draw the numbers of the other changes that are switched on: as many for each sample, used or not."""
+        return {
+            kind: generator(self._recipe.seed, kind, self._fold, step).random((count, NUM_DRAWS))
+            for kind in self._recipe.augment.kinds
+        }
+
+    def _corners(self, step: int, rows: np.ndarray) -> list[tuple[int, int]]:
+        if self._recipe.data.crop is None:
+            return []
+        # the same number of draws for every sample, used or not: a sample never depends on the others
+        draws = generator(self._recipe.seed, "crop", self._fold, step).random((len(rows), 4))
+        return [self._corner(row, *draw) for row, draw in zip(rows, draws, strict=True)]
+
+    def _corner(self, row: int, ask: float, which: float, down: float, right: float) -> tuple[int, int]:
+        """Return a window's corner: any, or one of those that hold a random positive pixel where that is asked for."""
+        crop, (height, width) = self._recipe.data.crop, self._dataset.votes.shape[1:]
+        assert crop is not None
+        low, high = (0, 0), (height - crop, width - crop)
+        if ask < self._recipe.data.crop_positive:
+            positive = np.argwhere(self._dataset.hard(row))
+            if len(positive):
+                y, x = positive[int(which * len(positive))]
+                low = max(0, y - crop + 1), max(0, x - crop + 1)
+                high = min(y, high[0]), min(x, high[1])
+        top, left = (int(lo + draw * (hi - lo + 1)) for lo, hi, draw in zip(low, high, (down, right), strict=True))
+        return top, left

@@ -1,0 +1,1 @@
+"""Looking at data: what a file holds, pictures of it, and labels that a person should look at."""

@@ -1,0 +1,202 @@
+"""The loss in a recipe: a weighted list of terms, each with options of its own.
+
+    [[loss.terms]]
+    name = "bce"
+    [[loss.terms]]
+    name = "dice"
+    weight = 0.2
+    over = "batch"
+
+A term without options is its name alone: `terms = ["bce", "dice"]`. Formulas and sources stand at the functions of
+`contrails.losses`.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from contrails.recipe.base import Section
+
+Over = Literal["record", "batch", "global"]
+
+
+class Term(Section):
+    """What all terms have in common."""
+
+    name: str = Field(description="which loss")
+    weight: float = Field(1.0, gt=0, description="what the term is multiplied with in the sum")
+    head: int | None = Field(None, ge=0, description="which of model.heads it acts on; empty: on their mean")
+
+
+class BceTerm(Term):
+    """Binary cross entropy."""
+
+    name: Literal["bce"] = Field("bce", description="binary cross entropy")
+    pos_weight: float | Literal["balanced"] = Field(
+        1.0, description='weight of positive pixels; "balanced": 1 / their share in the training split'
+    )
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing: the target's share that becomes 1/2")
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        if self.pos_weight != "balanced" and self.pos_weight <= 0:
+            raise ValueError(f'pos_weight = {self.pos_weight}, expected a number above 0, or "balanced"')
+        return self
+
+
+class SoftmaxCeTerm(Term):
+    """Softmax cross entropy."""
+
+    name: Literal["softmax_ce"] = Field("softmax_ce", description="cross entropy of the softmax of two logits")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing: the target's share that becomes 1/2")
+
+
+class FocalTerm(Term):
+    """Focal loss."""
+
+    name: Literal["focal"] = Field("focal", description="focal loss")
+    gamma: float = Field(2.0, ge=0, description="how much pixels that are easy count less")
+    alpha: float = Field(0.25, gt=0, lt=1, description="weight of positive pixels; that of the others is 1 - alpha")
+
+
+class QualityFocalTerm(Term):
+    """Quality focal loss."""
+
+    name: Literal["quality_focal"] = Field("quality_focal", description="focal loss whose minimum is the soft target")
+    beta: float = Field(2.0, ge=1, description="how much pixels that are nearly right count less")
+
+
+class HingeTerm(Term):
+    """Hinge loss."""
+
+    name: Literal["hinge"] = Field("hinge", description="distance from the margin, pixel by pixel")
+
+
+class MseTerm(Term):
+    """Mean squared error."""
+
+    name: Literal["mse"] = Field("mse", description="mean squared error of the probability")
+
+
+class SymmetricCeTerm(Term):
+    """Symmetric cross entropy."""
+
+    name: Literal["symmetric_ce"] = Field("symmetric_ce", description="cross entropy plus the reverse one")
+    alpha: float = Field(0.1, ge=0, description="factor of the cross entropy")
+    beta: float = Field(1.0, gt=0, description="factor of the reverse cross entropy")
+    log_zero: float = Field(-4.0, lt=0, description="what the reverse cross entropy takes for the logarithm of 0")
+
+
+class OhemTerm(Term):
+    """Online hard example mining per class."""
+
+    name: Literal["ohem"] = Field("ohem", description="binary cross entropy of the hard pixels of each class")
+    threshold: float = Field(0.7, gt=0, lt=1, description="hard: the true class has less probability than this")
+    min_keep: int = Field(1000, ge=1, description="pixels of each class that count at least, the hardest ones")
+
+
+class RegionTerm(Term):
+    """What losses on regions have in common."""
+
+    over: Over = Field(
+        "batch", description="what is summed first: a record, a batch, or (global) the steps before as well"
+    )
+    smooth: float = Field(1.0, gt=0, description="pixels added to numerator and denominator: a region can be empty")
+
+
+class DiceTerm(RegionTerm):
+    """Dice loss."""
+
+    name: Literal["dice"] = Field("dice", description="1 - Dice")
+
+
+class LogDiceTerm(RegionTerm):
+    """Logarithm of Dice."""
+
+    name: Literal["log_dice"] = Field("log_dice", description="(-log Dice) ^ gamma")
+    gamma: float = Field(1.0, gt=0, description="exponent; below 1 it pulls harder when Dice is high")
+
+
+class JaccardTerm(RegionTerm):
+    """Jaccard loss."""
+
+    name: Literal["jaccard"] = Field("jaccard", description="1 - intersection over union")
+
+
+class TverskyTerm(RegionTerm):
+    """Tversky loss."""
+
+    name: Literal["tversky"] = Field("tversky", description="1 - Tversky index")
+    alpha: float = Field(0.3, ge=0, description="weight of false positives")
+    beta: float = Field(0.7, ge=0, description="weight of false negatives")
+
+
+class LovaszHingeTerm(Term):
+    """Lovász hinge."""
+
+    name: Literal["lovasz_hinge"] = Field("lovasz_hinge", description="convex surrogate of the Jaccard loss")
+    over: Literal["record", "batch"] = Field("record", description="what pixels are ranked in")
+    symmetric: bool = Field(False, description="mean over both classes, with elu + 1 in place of relu")
+
+
+class BoundaryTerm(Term):
+    """Boundary loss."""
+
+    name: Literal["boundary"] = Field("boundary", description="wrong probability times distance to the outline")
+    reach_px: int = Field(16, ge=1, le=64, description="distance from which on it counts no more, in pixels")
+
+
+class BoundaryF1Term(Term):
+    """Boundary F1 loss."""
+
+    name: Literal["boundary_f1"] = Field("boundary_f1", description="1 - F1 of the outlines")
+    tolerance_px: int = Field(2, ge=1, le=16, description="distance at which outlines still match, in pixels")
+
+
+AnyTerm = (
+    BceTerm
+    | SoftmaxCeTerm
+    | FocalTerm
+    | QualityFocalTerm
+    | HingeTerm
+    | MseTerm
+    | SymmetricCeTerm
+    | OhemTerm
+    | DiceTerm
+    | LogDiceTerm
+    | JaccardTerm
+    | TverskyTerm
+    | LovaszHingeTerm
+    | BoundaryTerm
+    | BoundaryF1Term
+)
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class LossSection(Section):
+    """What is minimised: the sum of the terms, each times its weight."""
+
+    target: Literal["soft", "hard"] = Field("soft", description="share of annotators, or strictly more than half")
+    normalise: bool = Field(False, description="bring each term to the size of the first one in every step")
+    terms: tuple[Annotated[AnyTerm, Field(discriminator="name"), BeforeValidator(_named)], ...] = Field(
+        (BceTerm(),), description="losses on the mask, each with its weight and options"
+    )
+    classes: float | None = Field(None, gt=0, description="weight of the classifier's cross entropy; empty: 1")
+    share: float | None = Field(None, gt=0, description="weight of the covered share's cross entropy; empty: 1")
+    aux: float | None = Field(
+        None, gt=0, description="weight of deep supervision's cross entropy, halved from level to level; empty: 0.4"
+    )
+    gate: bool = Field(
+        False, description="losses on the mask count only records with a contrail; the classifier decides about it"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not self.terms:
+            raise ValueError('terms is empty, expected at least one, such as ["bce"]')
+        if self.normalise and len(self.terms) < 2:
+            raise ValueError("normalise needs at least two terms, found one; leave it out, or add a term")
+        return self

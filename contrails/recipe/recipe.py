@@ -1,0 +1,148 @@
+"""A recipe: what one experiment trains on, with which model and how; read from TOML, changed by dotted overrides.
+
+Reads recipes (`jobs/*.toml`) and the frozen copy in a run folder. Every key is a field below with its meaning;
+`contrails recipe schema` prints them. Anything unknown or impossible is refused before a job is submitted.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import Field, model_validator
+
+from contrails.errors import RecipeError, choices
+from contrails.files import read_toml
+from contrails.recipe.augment import MIXING, TEMPORAL, AugmentSection
+from contrails.recipe.base import Section
+from contrails.recipe.data import DataSection
+from contrails.recipe.loss import LossSection
+from contrails.recipe.model import ModelSection
+from contrails.recipe.reading import keys, parse
+from contrails.recipe.train import SnapshotSection, TrainSection
+
+
+class InitSection(Section):
+    """The weights that training starts from: random ones, or those of the same fold of another run."""
+
+    run: Path | None = Field(None, description="run whose fold k fold k starts from; empty: random weights")
+    weights: Literal["best", "final", "swa", "ema"] = Field("best", description="which of that fold's weights")
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    seed: int = Field(0, ge=0, description="names every random draw of the run")
+    data: DataSection
+    model: ModelSection = ModelSection()
+    loss: LossSection = LossSection()
+    augment: AugmentSection = AugmentSection()
+    train: TrainSection = TrainSection()
+    snapshot: SnapshotSection = SnapshotSection()
+    init: InitSection = InitSection()
+
+    @model_validator(mode="after")
+    def _can_be_augmented(self) -> Self:
+        kinds, pieces = self.augment.kinds, self.train.accumulate
+        mixing = [kind for kind in MIXING if kind in kinds]
+        if mixing and self.train.batch_size < 2 * pieces:
+            raise ValueError(
+                f"augment.{mixing[0]} takes from another sample of the batch, and train.batch_size = "
+                f"{self.train.batch_size} with train.accumulate = {pieces} has one at a time; expected at least "
+                f"batch_size = {2 * pieces}"
+            )
+        temporal = [kind for kind in TEMPORAL if kind in kinds]
+        if temporal and len(self.data.frames) < 2:
+            raise ValueError(
+                f"augment.{temporal[0]} needs several frames, found data.frames = {list(self.data.frames)}; give some, "
+                "such as data.frames = [3, 4, 5], or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_for_losses(self) -> Self:
+        """Refuse losses on heads that the model does not have."""
+        model, loss = self.model, self.loss
+        for key, asked, there, wanted in (
+            ("loss.classes", loss.classes is not None, model.classifier, "model.classifier = true"),
+            ("loss.share", loss.share is not None, model.share, "model.share = true"),
+            ("loss.aux", loss.aux is not None, model.deep_supervision > 0, "model.deep_supervision = 1 or more"),
+            ("loss.gate", loss.gate, model.classifier, "model.classifier = true"),
+        ):
+            if asked and not there:
+                raise ValueError(f"{key} needs a head to act on; set {wanted}, or leave {key} out")
+        for term in loss.terms:
+            if term.name == "softmax_ce" and model.logits != 2:
+                raise ValueError("loss.terms: softmax_ce needs two logits; set model.logits = 2, or choose bce")
+            if term.head is not None and term.head >= (model.heads if model.heads > 1 else 0):
+                raise ValueError(f"loss.terms: {term.name} has head = {term.head}, found model.heads = {model.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _frames_to_merge(self) -> Self:
+        merge, frames = self.model.temporal.merge, self.data.frames
+        if merge != "channels" and len(frames) < 2:
+            raise ValueError(
+                f"model.temporal.merge = '{merge}' needs several frames, found data.frames = {list(frames)}; give "
+                "some, such as data.frames = [3, 4, 5], or choose merge = 'channels'"
+            )
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from TOML and apply `key=value` overrides such as `train.lr=3e-4`; `key=` goes back to the default.
+
+    Raises:
+        RecipeError: no such file, no TOML, an unknown key or an impossible value; all of them are named.
+    """
+    values = read_toml(path, "a recipe")
+    return parse(Recipe, values, str(path), _apply_all(values, overrides))
+
+
+def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return a recipe with `key=value` overrides.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    return parse(Recipe, values, "the recipe", _apply_all(values, overrides))
+
+
+def to_toml(section: Section, **more: Any) -> str:
+    """Return a section as TOML, with further tables; unset values are left out, as TOML has no null."""
+    return tomli_w.dumps(section.model_dump(mode="json", exclude_none=True) | more)
+
+
+def _apply_all(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
+    """Change `values` and return each override by its key."""
+    return {_apply(values, override): override for override in overrides}
+
+
+def _apply(values: dict[str, Any], override: str) -> str:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"override '{override}': expected key=value, such as train.lr=3e-4")
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"override '{override}': {table} is a value, not a table; {choices(key, _names(Recipe))}")
+    if not text.strip() and key.strip() in _names(Recipe):
+        values.pop(last, None)
+    else:
+        values[last] = _toml_value(text.strip())
+    return key.strip()
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        read = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text  # a bare word or a path, so that -o model.encoder=resnet34 needs no quotes within quotes
+    return read["value"] if len(read) == 1 else text  # further lines would be further keys
+
+
+def _names(section: type[Section]) -> list[str]:
+    return [name for name, _ in keys(section)]

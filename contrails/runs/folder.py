@@ -1,0 +1,368 @@
+"""The run folder: the only place that composes its paths.
+
+`<root>/<name>/` holds one experiment; Everything inside is reached through
+`Run`, `Fold` and `Attempt`; nobody else joins these names. Reads only names and small JSON files, so a login node
+can look at a run without torch.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contrails.errors import RunError, StorageError, choices
+from contrails.files import LONGEST_NAME, read_json, read_toml, storage, typed
+
+if TYPE_CHECKING:
+    from contrails.runs.config import RunConfig
+
+ALL = "all"
+"""Name of the fold that trains on every record that is not held out."""
+
+_NAME = re.compile(r"\w[\w .+-]*")
+_SHOWN = 40
+_FOLD = re.compile(r"0|[1-9][0-9]*|all")
+_WEIGHTS = re.compile(r"epoch(\d+)-a(\d+)\.safetensors")
+_SNAPSHOT = re.compile(r"step(\d+)-a(\d+)-([0-9a-f]{16})\.pt")
+
+
+def runs_root() -> Path:
+    """Return `$CONTRAILS_RUNS`, or `runs` in the current folder.
+
+    Raises:
+        RunError: it is no folder.
+    """
+    root = Path(os.environ.get("CONTRAILS_RUNS") or "runs").absolute()
+    if root.is_file():
+        raise RunError(
+            f"expected a folder for runs at {root}, found a file; "
+            + ("correct $CONTRAILS_RUNS" if os.environ.get("CONTRAILS_RUNS") else "move it, or set $CONTRAILS_RUNS")
+        )
+    return root
+
+
+def open_run(name: str) -> "Run":
+    """Return the run called `name` under the root, or at the path `name`.
+
+    Raises:
+        RunError: there is none; the nearest names are listed.
+    """
+    for path in (runs_root() / name, Path(name).absolute()):
+        if (path / "run.toml").is_file():
+            return Run(path)
+    known = [run.path.name for run in all_runs()]
+    raise RunError(
+        f"expected a run called '{name}' in {runs_root()} ($CONTRAILS_RUNS), found none; {choices(name, known)}"
+    )
+
+
+def all_runs() -> list["Run"]:
+    """Return every run under the root, by name.
+
+    Raises:
+        RunError, StorageError: the root is no folder, or one that may not be read.
+    """
+    root = runs_root()
+    with storage(root, "read"):
+        if root.exists():
+            next(root.iterdir(), None)  # glob finds nothing where it may not look
+    return [Run(path.parent) for path in sorted(root.glob("*/run.toml"))]
+
+
+def run_of(path: Path) -> "Run | None":
+    """Return the run that a path lies in; None outside of runs."""
+    return next((Run(folder) for folder in path.absolute().parents if (folder / "run.toml").is_file()), None)
+
+
+def new_run_path(name: str) -> Path:
+    """Return where a run called `name` belongs.
+
+    Raises:
+        RunError: the name cannot be a folder's.
+    """
+    _require_name("run", name)
+    return runs_root() / name
+
+
+def _require_name(what: str, name: str) -> None:
+    size = len(name.encode())
+    if size > LONGEST_NAME:
+        raise RunError(f"{what} name '{name[:_SHOWN]}...': expected at most {LONGEST_NAME} bytes, found {size}")
+    if not _NAME.fullmatch(name):
+        raise RunError(
+            f"{what} name {name!r}: expected letters, digits, space and ._+- only, beginning with a letter or digit"
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment; `path` is its folder, absolute."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def typed(self) -> str:
+        """What names the run on a command line, quoted: its name where it lies under the root, else its path."""
+        return shlex.quote(self.name if self.path == runs_root() / self.name else str(self.path))
+
+    @property
+    def toml(self) -> Path:
+        return self.path / "run.toml"
+
+    def read_config(self) -> "RunConfig":
+        """Return what `run.toml` says."""
+        # what looks at a run's files alone starts without them
+        from contrails.recipe.reading import parse
+        from contrails.runs.config import RunConfig
+
+        return parse(RunConfig, read_toml(self.toml, "a run"), str(self.toml))
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe in `run.toml` alone, for commands of the run's own code."""
+        return self.path / "recipe.toml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def code(self) -> Path:
+        """Folder to put on PYTHONPATH: it holds the frozen copy of the package."""
+        return self.path / "code"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def submitit(self) -> Path:
+        return self.path / "submitit"
+
+    def job_folder(self, name: str) -> Path:
+        """Return submitit's folder of a job: its files begin with the job's id, which may be given a second time."""
+        return self.submitit / name
+
+    def clock(self, job_id: str) -> Path:
+        """Return where a job's launcher says how long its walltime lasts (see `contrails.train.stop`)."""
+        return self.submitit / f"{job_id}_clock.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by whoever submits jobs of this run."""
+        return self.path / ".submit.lock"
+
+    @property
+    def then(self) -> Path:
+        """What is to follow the last fold."""
+        return self.path / "then.json"
+
+    @property
+    def then_claim(self) -> Path:
+        return self.path / "then.claim"
+
+    @property
+    def notes(self) -> Path:
+        """Remarks and leaderboard scores, added by hand."""
+        return self.path / "notes.jsonl"
+
+    @property
+    def wandb_files(self) -> Path:
+        """What wandb keeps for itself: caches, and files that offline runs refer to."""
+        return self.path / "wandb"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def aggregate(self, name: str) -> Path:
+        """Return where the aggregation `name` lies.
+
+        Raises:
+            RunError: the name cannot be a folder's.
+        """
+        _require_name("aggregation", name)
+        return self.path / "aggregate" / name
+
+    def aggregations(self) -> list[Path]:
+        """Return the folders of the aggregations that were made, by name."""
+        return sorted(path.parent for path in (self.path / "aggregate").glob("*/ensemble.json"))
+
+    def fold(self, key: str) -> "Fold":
+        """Return fold `key`: a number or "all"."""
+        if not _FOLD.fullmatch(key):
+            raise RunError(f"fold '{key}': expected a number from 0, or '{ALL}'")
+        return Fold(self.path / "folds" / key)
+
+    def folds(self) -> list["Fold"]:
+        """Return the folds that were asked for so far, in order."""
+        found = [Fold(path) for path in (self.path / "folds").glob("*") if _FOLD.fullmatch(path.name)]
+        return sorted(found, key=lambda fold: (fold.key == ALL, fold.key.zfill(9)))
+
+    def create_folder(self) -> None:
+        """Make the folder for the user alone: whoever can write to it runs code as the user."""
+        with storage(self.path, "create"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One training of a run."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        return self.path.name
+
+    @property
+    def run(self) -> Run:
+        return Run(self.path.parent.parent)
+
+    @property
+    def done(self) -> Path:
+        return self.path / "done.json"
+
+    @property
+    def cancelled(self) -> Path:
+        return self.path / "cancelled"
+
+    @property
+    def wandb(self) -> Path:
+        return self.path / "wandb.json"
+
+    @property
+    def composite(self) -> Path:
+        """Input channels with the normalisation that was fitted for this fold."""
+        return self.path / "composite.json"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights"
+
+    def weights_file(self, kind: str, attempt: int) -> Path:
+        """Return where an attempt writes weights: `kind` is epoch0012, ema or swa."""
+        return self.weights / f"{kind}-a{attempt:03d}.safetensors"
+
+    def all_weights(self) -> list[tuple[int, int, Path]]:
+        """Return (epoch, attempt, path) of the epochs' weights on disk, in that order."""
+        return sorted((int(m[1]), int(m[2]), path) for path, m in _matches(self.weights, _WEIGHTS))
+
+    def snapshot(self, step: int, attempt: int, digest: str) -> Path:
+        return self.snapshots / f"step{step:08d}-a{attempt:03d}-{digest[:16]}.pt"
+
+    def all_snapshots(self) -> list["SnapshotName"]:
+        """Return the snapshots on disk, newest first: by step, then by attempt."""
+        names = [SnapshotName(int(m[1]), int(m[2]), m[3], path) for path, m in _matches(self.snapshots, _SNAPSHOT)]
+        return sorted(names, key=lambda name: (name.step, name.attempt), reverse=True)
+
+    def distrusted_snapshots(self) -> list[Path]:
+        return sorted(self.snapshots.glob("step*.distrusted"))
+
+    def attempt(self, number: int) -> "Attempt":
+        return Attempt(self.path / "attempts" / f"{number:03d}")
+
+    def attempts(self) -> list["Attempt"]:
+        """Return the attempts claimed so far, first to last."""
+        found = [Attempt(path) for path in (self.path / "attempts").glob("*") if path.name.isdecimal()]
+        return sorted(found, key=lambda attempt: attempt.number)
+
+    def read_done(self) -> dict[str, Any] | None:
+        """Return the content of `done.json`, or None while the fold is not finished.
+
+        Raises:
+            StorageError: the file was damaged.
+        """
+        content = read_json(self.done)
+        if content is None:
+            return None
+        found = typed(content)
+        if missing := [name for name in ("attempt", "step", "epoch") if name not in found]:
+            raise StorageError(
+                f"{self.done} is no result of a fold, it lacks {', '.join(missing)}: it was damaged outside of "
+                f"contrails; restore it, or remove it and go on with `contrails resume {self.run.typed}`"
+            )
+        return {"best_dice": None} | found
+
+
+@dataclass(frozen=True)
+class SnapshotName:
+    """What the name of a snapshot says: the digest is the first 16 hexadecimal digits of its SHA-256."""
+
+    step: int
+    attempt: int
+    digest: str
+    path: Path
+
+    @property
+    def distrusted(self) -> Path:
+        """What a snapshot is called that nothing goes on from any more (see `contrails.train.verification`)."""
+        return self.path.with_name(f"{self.path.name}.distrusted")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One process's try at a fold; everything it writes lies here or carries its number."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def job(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def ended(self) -> Path:
+        """Why it ended, said by what outlived it; see `contrails.cluster.ends`."""
+        return self.path / "ended.json"
+
+    @property
+    def verified(self) -> Path:
+        """What it found out about its data; see `contrails.train.verification`."""
+        return self.path / "verified.json"
+
+    @property
+    def stdout(self) -> Path:
+        return self.path / "stdout.log"
+
+    @property
+    def stderr(self) -> Path:
+        return self.path / "stderr.log"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def telemetry(self) -> Path:
+        return self.path / "telemetry.jsonl"
+
+    @property
+    def bad_batch(self) -> Path:
+        """The batch of the step whose loss or weights were not finite."""
+        return self.path / "not_finite.safetensors"
+
+
+def _matches(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:
+    for path in folder.glob("*"):
+        if match := pattern.fullmatch(path.name):
+            yield path, match

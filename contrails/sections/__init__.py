@@ -1,1 +1,0 @@
-"""The large tables of a recipe, a file each; `contrails.config` puts them together."""

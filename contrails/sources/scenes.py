@@ -1,0 +1,308 @@
+"""The layout `scenes`: scenes of any size and their masks, cut into tiles.
+
+`ROOT/scenes/` and `ROOT/masks/` hold a file of the same name each; other places, and scenes with one file a band, are
+named by patterns such as `train_{band}/{band}_{scene}.TIF`. `ROOT/filelists/{train,val,test}.csv`, where they are, hold
+names of scenes, one a line. Tiles of a scene share its group, so that no fold splits a scene; scenes that belong
+together share one where the options say so.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from contrails.dataset.layout import Header, Values, read_options
+from contrails.dataset.pack import Arrays, Plan, labelled_tests
+from contrails.dataset.store import IGNORE, NOWHERE, Placement, Scene
+from contrails.errors import DataError, names_in
+from contrails.progress import bar
+from contrails.sources.groups import USUAL as USUAL_GROUPS
+from contrails.sources.groups import Grouping
+from contrails.sources.masks import USUAL, Meanings, parse, read_classes, require_channels, said, table_of
+from contrails.sources.radiometry import Span, packed_counts, without_alpha
+from contrails.sources.rasters import (
+    ENDINGS,
+    Raster,
+    bands_in_front,
+    coordinate_system,
+    describe,
+    read,
+)
+from contrails.sources.scene_names import SUBSETS, find_files, read_filelists
+from contrails.sources.spans import choose_values, read_span
+from contrails.sources.tiles import OVERLAP, TILE, grid, packed, tile_name
+from contrails.sources.walk import Found, some
+
+_SPLITS = {"validation": "val", "test": "test"}
+"""Splits that are packed alone where there are file lists; `train` packs all scenes."""
+
+_SHOWN = 3
+
+Files = Mapping[str, Mapping[str, Path]]
+"""Files by scene and band."""
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """How scenes are found and cut; see `contrails prepare --help`.
+
+    `masks` is empty where all scenes are to be predicted, so that neither masks nor file lists are looked for; `bands`
+    where the files name theirs, `mask_values` where they are the usual ones, and `span`, the smallest and largest value
+    that is packed, is None where counts are kept as they are. `grouping` is of scenes; tiles of one are in one group.
+    `target_name` is what the masks show, or "".
+    """
+
+    tile: int = TILE
+    overlap: int = OVERLAP
+    scenes: str = "scenes/{scene}"
+    masks: str = "masks/{scene}"
+    bands: tuple[str, ...] = ()
+    mask_values: Meanings = ()
+    span: Span | None = None
+    grouping: Grouping = USUAL_GROUPS
+    target_name: str = ""
+
+    def __str__(self) -> str:
+        words = ["--layout=scenes", f"--tile={self.tile}", f"--overlap={self.overlap}", f"--scenes={self.scenes}"]
+        words += [f"--masks={self.masks}", f"--mask-values={said(self.mask_values or USUAL)}"]
+        words += [f"--bands={','.join(self.bands)}"] if self.bands else []
+        words += [f"--range={self.span[0]!r},{self.span[1]!r}"] if self.span else []
+        words += [f"--target-name={self.target_name}"] if self.target_name else []
+        return shlex.join([*words, *self.grouping.options()])
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the options that a header says, without groups."""
+        said = read_options(text)
+        return cls(
+            tile=int(said["tile"]),
+            overlap=int(said["overlap"]),
+            scenes=said["scenes"],
+            masks=said["masks"],
+            bands=tuple(said["bands"].split(",")) if "bands" in said else (),
+            mask_values=parse(said["mask-values"]),
+            span=read_span(said["range"]) if "range" in said else None,
+            target_name=said.get("target-name", ""),
+        )
+
+
+@dataclass(frozen=True)
+class TileRecord:
+    """A tile: the files of its scene, one or one a band, and of its mask."""
+
+    files: tuple[Raster, ...]
+    mask: Raster | None
+    placement: Placement
+    mask_values: Meanings
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A scene: its files, what they say together, its mask, and the file list (train, val, test) that names it."""
+
+    name: str
+    files: tuple[Raster, ...]
+    whole: Raster
+    mask: Raster | None
+    subset: str
+    group: str = ""
+
+
+def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]:
+    """Find the scenes of a split, check them against their masks, and cut them.
+
+    Raises:
+        DataError: no scene, one without its mask or a band, files that differ in size, place, type or bands, masks
+            with values that mean nothing, or a file list that names others.
+    """
+    files, of_scenes = find_files(root, options.scenes, options.bands)
+    masks, of_masks = find_files(root, options.masks, ()) if options.masks else ({}, Found())
+    if not files:
+        raise DataError(
+            f"expected scenes as {options.scenes} in {root} (endings {', '.join(ENDINGS)}), found "
+            f"{', '.join(sorted(path.name for path in root.glob('*'))[:8]) or 'nothing'}; give the folder that holds "
+            "them, or say --scenes"
+        )
+    subsets = read_filelists(root / "filelists", files) if options.masks else {}
+    wanted = _SPLITS.get(split) if _SPLITS.get(split) in subsets.values() else None
+    names = [name for name in sorted(files) if not subsets or subsets.get(name) in ([wanted] if wanted else SUBSETS)]
+    needs_mask = [name for name in names if split != "test" and subsets.get(name) != "test"]
+    if lost := [name for name in needs_mask if name not in masks]:
+        raise DataError(
+            f"{len(lost)} of {len(names)} scenes have no mask ({options.masks} in {root}): "
+            f"{', '.join(lost[:_SHOWN])}; add them, or prepare unlabelled scenes with --split test"
+        )
+    with bar("headers", len(names)) as advance:
+        scenes = []
+        for name in names:
+            scenes.append(_describe(name, files[name], masks.get(name, {}).get(""), subsets.get(name, ""), options))
+            advance(1)
+    notes = _said_of_masks([scene.mask for scene in scenes if scene.mask is not None], options.mask_values)
+    warnings = _left_out(files, masks, of_scenes, of_masks, options)
+    if (left_out := len(files) - len(names)) and not wanted:
+        warnings += (f"{left_out} of {len(files)} scenes are not on the file lists and left out",)
+    warnings += labelled_tests(split, len(masks.keys() & set(names)), len(names), "scenes")
+    if options.masks and split in _SPLITS and not wanted and (subsets or masks):
+        lists = "the file lists name none" if subsets else "there are no file lists"
+        warnings += (f"--split {split}: {lists}, so all {len(names)} scenes are packed, as --split train packs them",)
+    learned = {scene.name for scene in scenes if scene.subset == "train"} or set(names)
+    of_training = [each for scene in scenes if scene.name in learned for each in scene.files]
+    others = [each for scene in scenes if scene.name not in learned for each in scene.files]
+    choice = choose_values([scene.whole for scene in scenes], of_training, others, options.span)
+    groups, said_of_groups = options.grouping.groups(*[{name: name for name in names}] * 2)
+    scenes = [replace(scene, group=groups[scene.name]) for scene in scenes]
+    header, records = _cut(scenes, split, replace(options, span=choice.span), choice.values)
+    notes += choice.notes if split == "test" else (*choice.notes, said_of_groups)  # nobody deals tests out to folds
+    return Plan(str(root.resolve()), header, records, read_tile, warnings + choice.warnings, notes)
+
+
+def read_tile(header: Header, record: TileRecord) -> tuple[Arrays, int]:
+    """Return a tile's row of each array, and 1 if its scene is labelled, else 0.
+
+    Raises:
+        DataError: a file is damaged, or its mask has other values than expected.
+    """
+    place = record.placement
+    window = (place.row, place.column, place.height, place.width)
+    parts = [packed_counts(*read(each.path, window), each, header.values) for each in record.files]
+    bands, valid = np.concatenate([part for part, _ in parts]), np.logical_and.reduce([data for _, data in parts])
+    positive = None
+    if record.mask is not None:
+        classes = read_classes(record.mask, window, record.mask_values)
+        positive, valid = classes == 1, valid & (classes != IGNORE)
+    return packed(header, bands, valid, positive)
+
+
+def _cut(
+    scenes: Sequence[_Scene], split: str, options: SceneOptions, values: Values
+) -> tuple[Header, tuple[TileRecord, ...]]:
+    """Return the header of a file of all tiles of scenes, and the tiles."""
+    wholes, size = [scene.whole for scene in scenes], (options.tile, options.tile)
+    tiles = [
+        (scene, placement)
+        for number, scene in enumerate(scenes)
+        for placement in grid(scene.whole.height, scene.whole.width, size, options.overlap, number)
+    ]
+    header = Header(
+        split=split,
+        band_names=wholes[0].band_names,
+        frames=(0,),
+        size=size,
+        with_marks=False,
+        record_ids=tuple(tile_name(scene.name, placement) for scene, placement in tiles),
+        groups=tuple(scene.group for scene, _ in tiles),
+        timestamps=(np.nan,) * len(tiles),
+        values=values,
+        source="scenes and masks",
+        options=str(options),
+        scenes=tuple(
+            Scene(
+                *(each.name, each.whole.height, each.whole.width, each.whole.crs, each.whole.transform),
+                *(each.subset, each.whole.control),
+            )
+            for each in scenes
+        ),
+        placements=tuple(placement for _, placement in tiles),
+    )
+    meanings = options.mask_values or USUAL
+    return header, tuple(TileRecord(scene.files, scene.mask, placement, meanings) for scene, placement in tiles)
+
+
+def _left_out(files: Files, masks: Files, of_scenes: Found, of_masks: Found, options: SceneOptions) -> tuple[str, ...]:
+    """Return what to tell about files that lie beside those of scenes and masks, and are none of them."""
+    used = {path for each in (*files.values(), *masks.values()) for path in each.values()}
+    names = ("paths", "skipped", "unknown")
+    both = [dict.fromkeys([*getattr(of_scenes, name), *getattr(of_masks, name)]) for name in names]
+    merged = [[path for path in each if path not in used] for each in both]
+    where = "--scenes and --masks say" if options.masks else "--scenes says"
+    told = {
+        f"left out, for they are not where {where} (move them there)": merged[0],
+        "masks without a scene": [masks[name][""] for name in sorted(masks.keys() - files.keys())],
+    }
+    return Found(*merged).warnings() + tuple(f"{what}: {some(paths)}" for what, paths in told.items() if paths)
+
+
+def _said_of_masks(masks: Sequence[Raster], given: Meanings) -> tuple[str, ...]:
+    if not masks:
+        return ()
+    rows = [
+        f"  {value} -> {'ignore' if means == IGNORE else means}: {count:,} pixels"
+        for value, means, count in table_of(masks, given)
+    ]
+    return (f"values of {len(masks)} masks:", *rows)
+
+
+def _describe(name: str, files: Mapping[str, Path], mask: Path | None, subset: str, options: SceneOptions) -> _Scene:
+    """Return what the files of a scene say, and check that they are of the same pixels."""
+    rasters = {band: describe(path) for band, path in files.items()}
+    first, *others = rasters.values()
+    for other in others:
+        _require_fit(first, other)
+    if several := [other for other in others if _counts(other) != _counts(first)]:
+        raise DataError(
+            f"{several[0].path}: expected {_counts(first)} as {first.path}, found {_counts(several[0])}; convert it"
+        )
+    if "" not in rasters:
+        for raster in rasters.values():
+            _require_bands(raster, raster.band_names[:1])
+        names = tuple(rasters)
+    else:
+        names = options.bands or first.band_names
+        _require_bands(first, names)
+    whole = replace(
+        first,
+        band_names=names,
+        scales=tuple(scale for raster in rasters.values() for scale in raster.scales),
+        offsets=tuple(offset for raster in rasters.values() for offset in raster.offsets),
+    )
+    label = None if mask is None else describe(mask)
+    if label is not None:
+        require_channels(label)
+        _require_fit(first, label)
+    return _Scene(name, tuple(rasters.values()), whole, label, subset)
+
+
+def _require_bands(raster: Raster, names: Sequence[str]) -> None:
+    """Check that a file has as many bands as are named."""
+    if len(names) != len(raster.band_names):
+        alpha = f", and an alpha channel ({without_alpha(raster)})" if raster.has_alpha else ""
+        raise DataError(
+            f"{raster.path}: expected {len(names)} bands ({names_in(names)}), found {len(raster.band_names)} "
+            f"({names_in(raster.band_names)}){alpha}; name all of them with --bands, or keep those that count"
+            f"{bands_in_front(raster)}"
+        )
+
+
+def _counts(raster: Raster) -> str:
+    zero = " where zero is white" if raster.zero_is_white else ""
+    return f"{raster.bits} bits of {raster.dtype} in {raster.units or 'no unit'}{zero}"
+
+
+def _require_fit(scene: Raster, other: Raster) -> None:
+    """Check that a file, such as a mask, is of the same pixels as a scene."""
+    if (scene.height, scene.width) != (other.height, other.width):
+        raise DataError(
+            f"{other.path} is {other.height} x {other.width} pixels large, {scene.path} {scene.height} x "
+            f"{scene.width}: one of them was cropped, resized or turned; make them alike, with `gdalwarp` for instance"
+        )
+    placed = scene.transform != NOWHERE and other.transform != NOWHERE
+    pixel = max(abs(number) for number in (scene.transform[0], scene.transform[1]))
+    apart = np.abs(np.subtract(scene.transform, other.transform))
+    if placed and (apart[[2, 5]].max() > pixel / 2 or apart[[0, 1, 3, 4]].max() > 1e-3 * pixel):
+        raise DataError(
+            f"{other.path} lies elsewhere than {scene.path}: its transform is {_numbers(other)}, that of the scene "
+            f"{_numbers(scene)}; bring it onto the scene's grid with `gdalwarp`"
+        )
+    systems = [coordinate_system(each.crs) if each.crs else "" for each in (scene, other)]
+    if (all(systems) and systems[0] != systems[1]) or (scene.control and other.control not in ("", scene.control)):
+        raise DataError(
+            f"{other.path} lies elsewhere than {scene.path}: its coordinate system or its control points are others "
+            f"({systems[1]}, that of the scene {systems[0]}); bring it onto the scene's grid with `gdalwarp`"
+        )
+
+
+def _numbers(raster: Raster) -> str:
+    return ", ".join(f"{number:g}" for number in raster.transform)

@@ -1,0 +1,1 @@
+"""A submitit plugin for OpenPBS and PBS Pro, `submitit.AutoExecutor(folder, cluster="pbs")`; see PBS.md beside it."""

@@ -1,0 +1,1 @@
+"""What the plugin runs inside of a PBS job."""

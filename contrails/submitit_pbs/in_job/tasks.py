@@ -1,0 +1,50 @@
+"""The tasks of a link: processes of submitit's own runner, with their output in submitit's logs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from submitit.core.utils import JobPaths
+
+from contrails.submitit_pbs.chain import ARRAY_ID, JOB_ID, RESTARTS
+
+Process = subprocess.Popen[bytes]
+
+
+def start_tasks(tasks: Sequence[JobPaths], job_id: str, restarts: int, stderr_to_stdout: bool) -> list[Process]:
+    """Start one process a task; each finds its rank in its environment.
+
+    Args:
+        tasks: the paths of each.
+        job_id: the id that submitit knows.
+        restarts: how often the job was started before.
+        stderr_to_stdout: one log for both.
+    """
+    common = os.environ | job_environment(tasks, job_id, restarts)
+    return [_start(task, common | {"SUBMITIT_PBS_RANK": str(task.task_id)}, stderr_to_stdout) for task in tasks]
+
+
+def job_environment(tasks: Sequence[JobPaths], job_id: str, restarts: int) -> dict[str, str]:
+    """Return what tasks and teardown are told about their job; see `start_tasks`."""
+    array = {ARRAY_ID: job_id.rpartition("_")[0]} if "PBS_ARRAY_ID" in os.environ else {}
+    return array | {
+        "SUBMITIT_FOLDER": str(tasks[0].folder),
+        JOB_ID: job_id,
+        RESTARTS: str(restarts),
+        "SUBMITIT_PBS_NTASKS": str(len(tasks)),
+    }
+
+
+def _start(task: JobPaths, environment: dict[str, str], stderr_to_stdout: bool) -> Process:
+    command = [sys.executable, "-u", "-m", "submitit.core._submit", str(task.folder)]
+    with task.stdout.open("ab") as out, task.stderr.open("ab") as err:
+        return subprocess.Popen(command, env=environment, stdout=out, stderr=out if stderr_to_stdout else err)
+
+
+def kill_tasks(processes: Sequence[Process]) -> None:
+    """Kill processes and wait for their end."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()

@@ -1,0 +1,1 @@
+"""Scenes and images made here, for the demo and for tests."""

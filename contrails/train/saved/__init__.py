@@ -1,0 +1,1 @@
+"""What changes while a fold trains, and what of it is written."""

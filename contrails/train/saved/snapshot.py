@@ -1,0 +1,138 @@
+"""Snapshots: the whole state of a fold on disk, complete or absent, verified before anything resumes from it.
+
+The name carries step, attempt and the first 16 digits of the file's SHA-256, so one rename makes a snapshot and its
+checksum visible together. Training goes on while a thread writes.
+"""
+
+import hashlib
+import io
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contrails.errors import RunError
+from contrails.files import storage, write_atomic
+from contrails.runs.folder import Fold, SnapshotName
+from contrails.train.saved.finite import require_finite
+
+KEEP = 2
+"""Snapshots that stay: a damaged newest one costs the steps since the one before, not the run."""
+
+log = logging.getLogger(__name__)
+
+
+def save_snapshot(fold: Fold, attempt: int, content: dict[str, Any]) -> Path:
+    """Write the state at `content["step"]` and return its path."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    payload = buffer.getvalue()
+    path = fold.snapshot(content["step"], attempt, hashlib.sha256(payload).hexdigest())
+    write_atomic(path, payload)
+    return path
+
+
+def load_snapshot(fold: Fold) -> tuple[SnapshotName, dict[str, Any]] | None:
+    """Return the newest complete snapshot, or None for a fold that has none yet.
+
+    A damaged one is named in the log and the one before is used.
+
+    Raises:
+        RunError: there are snapshots and all of them are damaged: starting from zero must be the user's decision.
+    """
+    names = fold.all_snapshots()
+    for name in names:
+        with storage(name.path, "read"):
+            payload = name.path.read_bytes()
+        if hashlib.sha256(payload).hexdigest()[:16] == name.digest:
+            content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+            return name, content
+        log.warning("%s is damaged (its SHA-256 is not the one in its name); going back to the one before", name.path)
+    if names:
+        raise RunError(
+            f"all {len(names)} snapshots in {fold.snapshots} are damaged; restore one from a backup, "
+            "or delete them to train this fold from the start"
+        )
+    return None
+
+
+def prune_snapshots(fold: Fold) -> None:
+    """Remove all but the newest, and those that the fold went on without; only the highest attempt may call this."""
+    for path in (*(name.path for name in fold.all_snapshots()[KEEP:]), *fold.distrusted_snapshots()):
+        with storage(path, "remove"):
+            path.unlink(missing_ok=True)
+
+
+def remove_leftovers(fold: Fold) -> None:
+    """Remove what attempts that were killed had begun to write; a ghost that still writes it fails, as it should."""
+    for folder in (fold.snapshots, fold.weights):
+        for path in folder.glob(".*.tmp"):
+            with storage(path, "remove"):
+                path.unlink(missing_ok=True)
+
+
+class SnapshotWriter:
+    """Writes the snapshots of one attempt from a thread, one after another.
+
+    `before` runs in the thread ahead of each write and may raise to prevent it, `after` when it is complete; both get
+    the state. `seconds` is what the last write took.
+    """
+
+    def __init__(
+        self, fold: Fold, attempt: int, before: Callable[[], None], after: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._fold, self._attempt, self._before, self._after = fold, attempt, before, after
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._running: Future[None] | None = None
+        self.seconds = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a write is under way."""
+        return self._running is not None and not self._running.done()
+
+    @property
+    def finished(self) -> bool:
+        """Whether a write has ended that nobody waited for."""
+        return self._running is not None and self._running.done()
+
+    def start(self, content: dict[str, Any]) -> None:
+        """Copy a state to host memory, now, and begin to write it; the one before must have been waited for."""
+        assert self._running is None
+        self._running = self._pool.submit(self._write, to_host(content))
+
+    def wait(self) -> bool:
+        """Wait for the write under way, if there is one; return whether it succeeded.
+
+        Raises:
+            NotFiniteError: the state was not finite, nothing was written.
+            RunError: another attempt has taken over.
+            StorageError: it could not be written; the snapshots before are as they were.
+        """
+        running, self._running = self._running, None
+        if running is None:
+            return False
+        running.result()
+        return True
+
+    def _write(self, content: dict[str, Any]) -> None:
+        started = time.monotonic()
+        require_finite(content)
+        self._before()
+        save_snapshot(self._fold, self._attempt, content)
+        self._after(content)
+        prune_snapshots(self._fold)
+        self.seconds = time.monotonic() - started
+
+
+def to_host(content: Any) -> Any:
+    """Return a copy of nested dictionaries and lists whose tensors lie in host memory and nobody changes."""
+    if isinstance(content, torch.Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {key: to_host(value) for key, value in content.items()}
+    return [to_host(value) for value in content] if isinstance(content, list) else content
