@@ -1,4 +1,4 @@
-"""What the jobs of tests/cluster/test_pbs_plugin.py run; job processes import it."""
+"""What the jobs of tests/submitit_pbs/test_pbs_plugin.py run; job processes import it."""
 
 import os
 import signal

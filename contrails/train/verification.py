@@ -1,8 +1,8 @@
 """Whether the data that a fold trains on are what was written, and what becomes of what was trained where they are not.
 
-Every job compares the rows that its folds read with their digests while it trains (see `contrails.dataset.verify`), and no
-fold is finished before they all are intact. `attempts/<nnn>/verified.json` says how that ended: the step at which all
-were known to be intact, or which one was not.
+Every job compares the rows that its folds read with their digests while it trains (see `contrails.dataset.verify`), and
+no fold is finished before they all are intact. `attempts/<nnn>/verified.json` says how that ended: the step at which
+all were known to be intact, or which one was not.
 
 Damage may be as old as the last moment at which the data were known to be intact. Snapshots from after that moment are
 not trusted: they are set aside as `*.distrusted`, and the next attempt goes on from an older one, or from the start. So

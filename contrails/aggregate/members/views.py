@@ -1,9 +1,9 @@
 """Test-time augmentation: a model sees a record in several views, and what it answers is brought back and averaged.
 
-Labels sit off the image by `label_offset_px` (see `contrails.inputs.augment`), and so do the predictions of a model that
-learned from them. A view maps the image point x to Ax, with A a dihedral move or a scale; its prediction for x lies at
-Ax + d, where the label has x + d. So u in the label is looked up at A(u - d) + d: a whole-pixel shift for dihedral
-moves, a part of a pixel for scales. Without it augmentation loses more than it gains.
+Labels sit off the image by `label_offset_px` (see `contrails.inputs.augment`), and so do the predictions of a model
+that learned from them. A view maps the image point x to Ax, with A a dihedral move or a scale; its prediction for x
+lies at Ax + d, where the label has x + d. So u in the label is looked up at A(u - d) + d: a whole-pixel shift for
+dihedral moves, a part of a pixel for scales. Without it augmentation loses more than it gains.
 """
 
 from collections.abc import Sequence

@@ -9,6 +9,7 @@ import time
 
 from contrails.cluster.ends import read_end, retries_left, write_end
 from contrails.cluster.queue.journal import newest_asked, record, submissions
+from contrails.cluster.queue.requests import fold_request
 from contrails.cluster.queue.submission import leave_to_others, reconcile, submit_job, submitting
 from contrails.cluster.schedulers.base import scheduler_of
 from contrails.cluster.schedulers.sites import Site
@@ -55,9 +56,6 @@ def submit_refused(run: Run, config: RunConfig, site: Site, *, is_leaving: bool 
 
 
 def _submit_refused(run: Run, config: RunConfig, site: Site) -> None:
-    # here, since the request names what the launcher does, and the launcher calls this
-    from contrails.cluster.queue.requests import fold_request
-
     jobs = reconcile(run, site)
     refused = [fold for fold in run.folds() if fold_state(fold, jobs).cause == "refused"]
     for fold in refused:

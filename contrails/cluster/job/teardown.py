@@ -1,8 +1,8 @@
 """The end of a batch script: what the job itself could not say or do any more, without anybody logged in.
 
-`python -m contrails.cluster.job.teardown RUN FOLD[,FOLD...] CODE`, with the exit code of the launcher. A job that handed
-itself over is left alone. Otherwise each unfinished fold's cause is looked at against its budget: the job is requeued,
-or another one is submitted that asks for more memory or avoids the node.
+`python -m contrails.cluster.job.teardown RUN FOLD[,FOLD...] CODE`, with the exit code of the launcher. A job that
+handed itself over is left alone. Otherwise each unfinished fold's cause is looked at against its budget: the job is
+requeued, or another one is submitted that asks for more memory or avoids the node.
 """
 
 import signal

@@ -38,7 +38,7 @@ def command_request(
     """Return the job that runs a command; `what` begins its name, such as g0 or p3. For the rest see `Request`."""
     return Request(
         name=job_name(run.path, what, [job.name for job in submissions(run)]),
-        function=run_command,
+        function=f"{__name__}:run_command",
         arguments=(arguments,),
         environment=job_environment(run, num_threads),
         after=after or {},

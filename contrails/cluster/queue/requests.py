@@ -5,7 +5,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from contrails.cluster.job.launch import run_folds
 from contrails.cluster.queue.freeze import job_environment
 from contrails.cluster.queue.journal import submissions
 from contrails.cluster.queue.names import fold_name, job_name
@@ -25,7 +24,7 @@ def fold_request(
     """Return the job that trains folds side by side; its name is the next one that the journal has not seen."""
     return Request(
         name=job_name(run.path, fold_name(folds), [job.name for job in submissions(run)]),
-        function=run_folds,
+        function="contrails.cluster.job.launch:run_folds",
         arguments=(str(run.path), folds),
         folds=tuple(folds),
         environment=job_environment(run, num_threads),

@@ -8,21 +8,25 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from contrails.cluster.outcomes import Cause
 from contrails.processes import Process
 
 if TYPE_CHECKING:
+    from submitit.core.utils import DelayedSubmission
+
     from contrails.cluster.schedulers.sites import Site
 
 
 @dataclass(frozen=True)
 class Request:
-    """A job to be: a module-level function with paths and names, nothing that could grow stale in a pickle."""
+    """A job to be: a module's function with paths and names, nothing that could grow stale in a pickle."""
 
     name: str
-    function: Callable[..., Any]
+    function: str
+    """As `module:name`: what is above may be named here, and is imported where the job is submitted."""
     arguments: tuple[Any, ...]
     folds: tuple[str, ...] = ()
     environment: dict[str, str] | None = None
@@ -32,6 +36,12 @@ class Request:
     """Shell lines that run when the function has ended; `$code` is its exit code."""
     memory_gb: float | None = None
     exclude: tuple[str, ...] = ()
+
+    def delayed(self) -> "DelayedSubmission":
+        """Return what submitit pickles."""
+        from submitit.core.utils import DelayedSubmission
+
+        return DelayedSubmission(resolve_name(self.function), *self.arguments)
 
 
 @dataclass(frozen=True)

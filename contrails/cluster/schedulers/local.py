@@ -1,8 +1,8 @@
 """This machine: jobs in the background, each under submitit's local controller, in a session of its own.
 
 Closing the terminal or Ctrl-C reaches none of them. There is no queue: a job waits for a slot of the machine by itself
-(see `contrails.cluster.schedulers.slots`), its launcher looks for the tombstones of its folds, and its state is that of its
-process, which the journal names. So most of what is asked of a scheduler has a plain answer here.
+(see `contrails.cluster.schedulers.slots`), its launcher looks for the tombstones of its folds, and its state is that of
+its process, which the journal names. So most of what is asked of a scheduler has a plain answer here.
 """
 
 import os
@@ -49,10 +49,9 @@ def submit(
     accept: Callable[[str, Process | None], None],
 ) -> str:
     """Start a job and return its id, the number of its controller's process; see `Scheduler`."""
-    from submitit.core.utils import DelayedSubmission
 
     pickle = folder / f"{uuid.uuid4().hex}.pkl"
-    delayed = DelayedSubmission(request.function, *request.arguments)
+    delayed = request.delayed()
     delayed.set_timeout(_NO_LIMIT_MIN, 0)
     with storage(folder):
         delayed.dump(pickle)

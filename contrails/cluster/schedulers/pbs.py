@@ -72,11 +72,10 @@ def submit(
     accept: Callable[[str, Process | None], None],
 ) -> str:
     """Submit a job and return its id; see `contrails.cluster.schedulers.base.Scheduler`."""
-    from submitit.core.utils import DelayedSubmission
 
     from contrails.submitit_pbs import staging
 
-    delayed = DelayedSubmission(request.function, *request.arguments)
+    delayed = request.delayed()
     _require_shared(folder)
     staged = staging.stage(folder, [delayed], parameters_for(site, request), chain_of(site, request))
     if (lacking := shortage(staged.spec.qsub, read_nodes())) is not None:
@@ -212,7 +211,7 @@ def peak_gb(_job: ThisJob) -> None:
 
 def largest_memory_gb(site: Site) -> float | None:
     """Return the memory of the largest node that could run the site's jobs; None where PBS does not show its nodes."""
-    found = largest_mb(spec_for(Path(), site, Request("ctmemory", print, ())).qsub, read_nodes())
+    found = largest_mb(spec_for(Path(), site, Request("ctmemory", "builtins:print", ())).qsub, read_nodes())
     return None if found is None else found / 1024
 
 

@@ -17,7 +17,7 @@ from contrails.submitit_pbs.limits import read_nodes, shortage
 def check(site: Site) -> Iterator[Check]:
     """Look whether the server starts jobs and the queue takes them, a node can run one, and the user's ticket lasts."""
     yield from _server(site)
-    select = spec_for(Path(), site, Request("ctdoctor", print, ())).qsub
+    select = spec_for(Path(), site, Request("ctdoctor", "builtins:print", ())).qsub
     yield _resources(site, select)
     lacking = shortage(select, read_nodes())
     advice = f"ask for less in the profile of {site.name}; `pbsnodes -av` says what there is"

@@ -57,7 +57,7 @@ def check(site: Site) -> Iterator[Check]:
     """
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "test.sh"
-        path.write_text(script(Path(name), site, Request("ctdoctor", print, ())))
+        path.write_text(script(Path(name), site, Request("ctdoctor", "builtins:print", ())))
         *before, _ = command(path)
         line = [*before, "--test-only", str(path)]
         answer = subprocess.run(line, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
@@ -85,11 +85,11 @@ def submit(
     accept: Callable[[str, Process | None], None],
 ) -> str:
     """Submit a job and return its id; see `contrails.cluster.schedulers.base.Scheduler`."""
-    from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = executor_of(folder, site, request)
     pickle = folder / f"{uuid.uuid4().hex}.pkl"
-    delayed = DelayedSubmission(request.function, *request.arguments)
+    delayed = request.delayed()
     delayed.set_timeout(site.walltime_min, 0)
     delayed.dump(pickle)
     fsync(pickle)

@@ -1,9 +1,9 @@
 """Affine maps, smooth distortions and enlarged windows: one resampling for all of them together.
 
 A map says for every point of the new image which point of the old one it shows. A label that lies at an offset d from
-its image (see `contrails.inputs.augment.dihedral`) shows at u the image point u - d, so the new label at u is the old one
-at map(u - d) + d. Images are interpolated bilinearly and mirrored at their edges. Targets are interpolated as well: a
-share of annotators stays one, and hard ones are cut at 1/2 again. A pixel counts where all that it is made of counted
+its image (see `contrails.inputs.augment.dihedral`) shows at u the image point u - d, so the new label at u is the old
+one at map(u - d) + d. Images are interpolated bilinearly and mirrored at their edges. Targets are interpolated as well:
+a share of annotators stays one, and hard ones are cut at 1/2 again. A pixel counts where all that it is made of counted
 and lay inside.
 """
 

@@ -1,8 +1,8 @@
 """Image files of any size, read window by window: .npy, DICOM, and TIFF, PNG, JPEG, JPEG 2000 and BMP through GDAL.
 
 `read` returns counts as they are stored and `describe` says what the file itself says about them; what they mean is
-decided by `contrails.sources.radiometry` for images and by `contrails.sources.masks` for masks. A file that is cut short,
-damaged, of several images or turned when it is shown is refused, with the way out.
+decided by `contrails.sources.radiometry` for images and by `contrails.sources.masks` for masks. A file that is cut
+short, damaged, of several images or turned when it is shown is refused, with the way out.
 """
 
 from pathlib import Path

@@ -73,7 +73,7 @@ def test_a_job_of_this_machine_is_known_before_it_works_and_has_a_session_of_its
 
     folder, made = tmp_path / "submitit" / "ctf0a1", tmp_path / "made"
     folder.mkdir(parents=True)
-    request = Request("ctf0a1", os.mkdir, (str(made),), environment={"HERE": "1"})
+    request = Request("ctf0a1", "os:mkdir", (str(made),), environment={"HERE": "1"})
     job_id = local.submit(folder, Site(name="s"), request, said.append, accept)
     try:
         assert said[1] == (int(job_id),) * 3
@@ -89,4 +89,4 @@ def test_a_job_that_cannot_be_started_says_so(tmp_path: Path, monkeypatch: pytes
     folder.mkdir(parents=True)
     monkeypatch.setattr("sys.executable", "/no/such/python")
     with pytest.raises(ClusterError, match="the job ctf0a1 could not be started: No such file or directory"):
-        local.submit(folder, Site(name="s"), Request("ctf0a1", print, ()), lambda _: None, lambda *_: None)
+        local.submit(folder, Site(name="s"), Request("ctf0a1", "builtins:print", ()), lambda _: None, lambda *_: None)

@@ -284,8 +284,8 @@ def test_ids_of_array_elements() -> None:
 
 def test_the_plugin_needs_nothing_heavy() -> None:
     code = (
-        "import sys, contrails.submitit_pbs.executor, contrails.submitit_pbs.in_job.environment, contrails.submitit_pbs.in_job.link\n"
-        "own = sorted(name for name in sys.modules if name.startswith('contrails.') and '.pbs' not in name)\n"
+        "import sys, contrails.cluster.pbs.executor, contrails.cluster.pbs.environment, contrails.cluster.pbs.link\n"
+        "own = sorted(name for name in sys.modules if name.startswith('contrails.') and 'pbs' not in name)\n"
         "assert own == ['contrails.cluster', 'contrails.errors', 'contrails.files'], own\n"
         "assert not {'torch', 'pandas', 'h5py', 'pydantic', 'wandb'} & set(sys.modules)"
     )

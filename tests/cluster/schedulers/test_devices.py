@@ -70,7 +70,7 @@ def test_the_profile_of_a_site_asks_for_gpus_that_the_tested_torch_runs_on() -> 
     built_for = torch.cuda.get_arch_list()
     if not built_for:
         pytest.skip("this torch was built without CUDA")
-    profile = tomllib.loads((Path(__file__).parents[2] / "jobs/sites/metacentrum.toml").read_text())
+    profile = tomllib.loads((Path(__file__).parents[3] / "jobs/sites/metacentrum.toml").read_text())
     for name in profile["resources"]["gpu_cap"].split(","):
         number = name.removeprefix("sm_")
         assert has_kernels((int(number[:-1]), int(number[-1])), built_for), name

@@ -37,7 +37,7 @@ SITE = Site(
 
 def request(folder: Path, **values: object) -> Request:
     environment = {"PYTHONPATH": "/a b"}
-    return Request("ctnamef0a1", print, (), ("0",), environment, {"7.h": folder}, ("tear down",), **values)  # type: ignore[arg-type]
+    return Request("ctnamef0a1", "builtins:print", (), ("0",), environment, {"7.h": folder}, ("tear down",), **values)  # type: ignore[arg-type]
 
 
 def test_the_parameters_of_a_site_are_in_command_and_script(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_profile_can_avoid_a_cluster(tmp_path: Path) -> None:
 
 def test_only_folds_have_a_next_link(tmp_path: Path) -> None:
     assert '"chain":"held"' in openpbs.preview(tmp_path, SITE, request(tmp_path))
-    command = Request("ctnameg0a1", print, ())
+    command = Request("ctnameg0a1", "builtins:print", ())
     assert '"chain":"none"' in openpbs.preview(tmp_path, SITE, command)
     warned = SITE.model_copy(update={"next_job": "at_warning"})
     assert '"chain":"at_warning"' in openpbs.preview(tmp_path, warned, request(tmp_path))
@@ -111,7 +111,7 @@ def test_doctor_does_not_pass_what_qsub_refuses(fake: FakePbs, tmp_path: Path) -
     assert found["a node for the job"].found == "ngpus=1: nodes have none"
     site = Site.model_validate({"name": "s", "scheduler": "pbs"} | keys)
     with pytest.raises(ClusterError, match="ngpus=1: nodes have none"):
-        openpbs.submit(tmp_path / "jobs", site, Request("ctnameg0a1", print, ()), print, print)
+        openpbs.submit(tmp_path / "jobs", site, Request("ctnameg0a1", "builtins:print", ()), print, print)
     fake.configure(resources=["ngpus", "gpu_mem"], node={"ncpus": "8", "mem": "64gb", "ngpus": "2"})
     assert all(check.holds for name, check in doctor(**keys).items() if name != "memory of a job")
 
@@ -128,7 +128,7 @@ def test_what_no_node_can_run_is_not_submitted(fake: FakePbs, tmp_path: Path) ->
     greedy = Site(name="s", scheduler="pbs", num_cpus=1000)
     announced: list[Path] = []
     with pytest.raises(ClusterError, match="no node can ever run the job ctnameg0a1: ncpus=1000: nodes have"):
-        openpbs.submit(tmp_path / "jobs", greedy, Request("ctnameg0a1", print, ()), announced.append, print)
+        openpbs.submit(tmp_path / "jobs", greedy, Request("ctnameg0a1", "builtins:print", ()), announced.append, print)
     assert (announced, fake.ids()) == ([], [])
 
 
@@ -136,7 +136,7 @@ def test_a_lost_job_is_found_by_its_name(fake: FakePbs, tmp_path: Path) -> None:
     site = Site(name="s", scheduler="pbs")
     accepted: list[tuple[str, Process | None]] = []
     announced: list[Path] = []
-    request = Request("ctnameg0a1", print, ())
+    request = Request("ctnameg0a1", "builtins:print", ())
     job_id = openpbs.submit(tmp_path, site, request, announced.append, lambda *said: accepted.append(said))
     assert accepted == [(job_id, None)]
     now = datetime.now().timestamp()
@@ -153,7 +153,7 @@ def test_a_lost_job_is_found_by_its_name(fake: FakePbs, tmp_path: Path) -> None:
 
 def submitted(folder: Path, name: str, **keys: object) -> Reference:
     site = Site.model_validate({"name": "s", "scheduler": "pbs"} | keys)
-    job_id = openpbs.submit(folder, site, Request(name, print, (), ("0",)), print, print)
+    job_id = openpbs.submit(folder, site, Request(name, "builtins:print", (), ("0",)), print, print)
     return Reference(name, folder, datetime.now().timestamp(), job_id)
 
 

@@ -122,7 +122,7 @@ def test_a_wrong_profile_for_pbs(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_profiles_that_ship_are_valid_and_metacentrum_is_nobodys_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.chdir(Path(__file__).parents[3])
     monkeypatch.setattr(sites, "found_schedulers", lambda: {"slurm": False, "pbs": True})
     assert {"metacentrum", "openpbs"} <= set(all_sites())
     assert find_site(None).name == "openpbs"

@@ -226,7 +226,7 @@ def test_the_last_start_of_a_job_counts(submitted: Fold) -> None:
 
 def test_a_job_that_waits_for_a_run_which_has_failed_names_that_run(make_run: MakeRun) -> None:
     first, second = make_run("first"), make_run("second")
-    request = Request("a1", print, (), folds=("0",), after={"7": first.submitit / "a1"})
+    request = Request("a1", "builtins:print", (), folds=("0",), after={"7": first.submitit / "a1"})
     _intend(second, request, None)
     record(second, "submitted", name="a1", job_id="8")
     found = fold_state(second.fold("0"), {"a1": parse_squeue("8|a1|PENDING|DependencyNeverSatisfied|")[0]})

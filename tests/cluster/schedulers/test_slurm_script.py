@@ -37,7 +37,7 @@ def test_the_parameters_of_a_site_are_in_the_script(tmp_path: Path) -> None:
         scheduler_arguments={"reservation": "mine", "exclusive": True, "mail-user": "m@x.org", "mail-type": "END,FAIL"},
     )  # fmt: skip
     request = Request(
-        "ctnamef0a1", print, (), after={"7": Path("x"), "8": Path("x")}, exclude=("n1", "n2"), memory_gb=3
+        "ctnamef0a1", "builtins:print", (), after={"7": Path("x"), "8": Path("x")}, exclude=("n1", "n2"), memory_gb=3
     )
     lines = slurm_script.script(tmp_path, chosen, request).splitlines()
     for line in (
@@ -54,7 +54,7 @@ def test_nothing_of_a_site_reaches_a_shell_unquoted(tmp_path: Path) -> None:
     script = tmp_path / "environment.sh"
     script.write_text("echo sourced")
     chosen = site(partition=HOSTILE, environment=script, prologue=["echo first"])
-    text = slurm_script.script(tmp_path, chosen, Request("ct", print, (), environment={"VALUE": HOSTILE}))
+    text = slurm_script.script(tmp_path, chosen, Request("ct", "builtins:print", (), environment={"VALUE": HOSTILE}))
     # up to srun, which is not here, the script is plain shell
     shell = text.partition("# command")[0] + 'printf "%s" "$VALUE"'
     done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -63,7 +63,7 @@ def test_nothing_of_a_site_reaches_a_shell_unquoted(tmp_path: Path) -> None:
 
 
 def test_the_script_ends_with_the_code_of_the_launcher(tmp_path: Path) -> None:
-    text = slurm_script.script(tmp_path, site(), Request("ct", print, (), teardown=('echo "code $code"',)))
+    text = slurm_script.script(tmp_path, site(), Request("ct", "builtins:print", (), teardown=('echo "code $code"',)))
     shell = "srun() { return 9; }\n" + text
     done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("code 9\n", 9)
@@ -88,7 +88,7 @@ def test_what_a_site_may_not_say(keys: dict[str, object], message: str) -> None:
 
 def test_a_path_that_slurm_would_change_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="Slurm puts other text for a %"):
-        slurm_script.script(tmp_path / "100%j", site(), Request("ct", print, ()))
+        slurm_script.script(tmp_path / "100%j", site(), Request("ct", "builtins:print", ()))
 
 
 def test_a_job_of_a_job_does_not_inherit_its_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,5 +110,5 @@ def test_a_limit_on_jobs_is_told_from_other_refusals(
 ) -> None:
     monkeypatch.setenv("PATH", fresh_path(tmp_path / "bin", sbatch=f'echo "{said}" >&2; exit 1', srun="true"))
     with pytest.raises(ClusterError, match=said) as refused:
-        slurm.submit(tmp_path, site(), Request("ctnamef0a1", print, (), ("0",)), print, print)
+        slurm.submit(tmp_path, site(), Request("ctnamef0a1", "builtins:print", (), ("0",)), print, print)
     assert refused.type is kind

@@ -35,7 +35,7 @@ def problem(values: dict[str, Any], section: type[Recipe] | type[RunConfig] = Re
 
 
 def test_the_shipped_recipes_are_valid() -> None:
-    jobs = Path(__file__).parents[1] / "jobs"
+    jobs = Path(__file__).parents[2] / "jobs"
     recipes = sorted(jobs.glob("*.toml"))
     assert recipes
     for recipe in recipes:
@@ -43,7 +43,7 @@ def test_the_shipped_recipes_are_valid() -> None:
 
 
 def test_the_recipe_in_the_readme_is_valid() -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "README.md").read_text()
     (block,) = [block for block in re.findall("```toml\n(.*?)```", text, re.DOTALL) if "[data]" in block]
     recipe = parse(Recipe, tomllib.loads(block), "README.md")
     check_composite(recipe.data)
