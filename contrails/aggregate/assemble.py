@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 import contrails
+from contrails.aggregate.apply import predict_into
 from contrails.aggregate.ensemble import (
     DESCRIPTION,
     FILELIST,
     GATE,
     Ensemble,
     Member,
-    predict_into,
     read_ensemble,
     write_ensemble,
 )

@@ -1,35 +1,28 @@
-"""Ensembles: a folder with `ensemble.json` and its members' weights, all that prediction needs."""
+"""Ensembles: a folder with `ensemble.json` and its members' weights, all that prediction needs.
+
+Read and written without torch; `contrails.aggregate.apply` predicts with one.
+"""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from contrails.aggregate.decide.postprocess import Step, apply
-from contrails.aggregate.decide.two_stages import behind_gate
+from contrails.aggregate.decide.postprocess import Step
 from contrails.aggregate.members.inputs import Inputs, require_like
-from contrails.aggregate.members.predict import load_predictor
-from contrails.aggregate.members.prediction_files import Predict, Wanted, complete, is_of
 from contrails.aggregate.members.scored import By
-from contrails.aggregate.members.untile import Batches, Whole, untile
-from contrails.aggregate.members.views import parse_views
 from contrails.aggregate.options import Options, made_by
-from contrails.aggregate.stored import FORMAT, VERSION
 from contrails.dataset.store import Dataset
 from contrails.errors import DataError
-from contrails.files import read_json, sha256, to_json, write_atomic
+from contrails.files import read_hint, read_json, sha256, to_json, write_atomic
 from contrails.folds.filelists import FileList, read_filelist
 from contrails.inputs.composites import Composite
-from contrails.models.weights import read_about
+from contrails.models.about import read_about
 from contrails.sources.records import LABEL_FRAME
-from contrails.sources.tiles import Blend
 
-LARGEST_WITH_STEPS = 64_000_000
-"""Pixels of a scene up to which post-processing, which needs all of it, fits into a modest memory."""
+FORMAT = "contrails-ensemble"
+VERSION = 2
 
 FILELIST = "filelist.csv"
 """Copy of the file list in the ensemble's folder."""
@@ -84,15 +77,6 @@ class Ensemble:
         """Return the ensemble that says which records hold anything, if there is one."""
         return None if self.gate_below is None else read_ensemble(self.path / GATE)
 
-    def predictor(self, dataset: Dataset, device: torch.device) -> Predict:
-        """Load the members to predict records of a dataset.
-
-        Raises:
-            DataError: units or values are not those that the members know.
-        """
-        self.require_like(dataset)
-        return self.predictors(dataset, device)(dataset)
-
     def require_like(self, dataset: Dataset) -> None:
         """Check that a dataset has the units and values that the members know, and those of the gate; raises if not."""
         for each in self.stages():
@@ -102,24 +86,6 @@ class Ensemble:
     def again(self) -> str:
         """The command that makes it again, with the default options."""
         return again(self.request, self.path)
-
-    def predictors(self, dataset: Dataset, device: torch.device) -> Callable[[Dataset], Predict]:
-        """Load the members once, to predict this dataset and others with the same bands and frames."""
-        masks = load_predictor(
-            [self.path / member.file for member in self.members],
-            dataset,
-            device,
-            rule=self.options.merge,
-            weights=[member.weight for member in self.members],
-            thresholds=[member.threshold for member in self.members],
-            views=parse_views(self.options.tta),
-            pad=self.options.pad,
-        )
-        gate, cut = self.gate(), self.gate_below
-        if gate is None or cut is None:
-            return masks.on
-        gates = gate.predictors(dataset, device)
-        return lambda other: behind_gate(masks.on(other), gates(other), cut)
 
     def needs(self, label_frame: int = LABEL_FRAME) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Return the names of the bands and the numbers of the frames that the members see."""
@@ -152,15 +118,24 @@ class Ensemble:
         return read_filelist(self.path / FILELIST)
 
 
+def read_description(path: Path) -> dict[str, Any] | None:
+    """Return the content of `ensemble.json` in a folder; None where there is none, or one of another version."""
+    content = read_json(path / DESCRIPTION)
+    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+        return None
+    return content
+
+
 def read_ensemble(path: Path) -> Ensemble:
     """Read an ensemble's folder.
 
     Raises:
         DataError: it holds no ensemble of this version, or a member's file is not the one that was merged.
     """
-    content = read_json(path / DESCRIPTION)
-    if content is None or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-        found = f"version {content.get('version')}" if content else "none"
+    content = read_description(path)
+    if content is None:
+        other = read_hint(path / DESCRIPTION)
+        found = f"version {other.get('version')}" if other else "none"
         raise DataError(
             f"expected an ensemble of version {VERSION} in {path} (ensemble.json), found {found}; "
             f"make one with {made_by(path)}"
@@ -183,62 +158,6 @@ def again(request: Mapping[str, Any], path: Path) -> str:
     """Return the command that makes an ensemble in `path` again, with the default options."""
     runs = list(request.get("runs", {"RUN": "RUN"}).values())
     return shlex.join(["contrails", "aggregate", *runs, "-o", str(path)])
-
-
-def predict_into(
-    ensemble: Ensemble,
-    dataset: Dataset,
-    rows: np.ndarray,
-    file: Path,
-    device: torch.device,
-    *,
-    replace_others: bool = True,
-) -> np.ndarray:
-    """Predict records into a file that resumes, and return them mapped, uint16 (N, H, W).
-
-    Raises:
-        DataError: the file holds something else, which is not to be replaced.
-    """
-    wanted = wanted_of(ensemble, dataset, rows, device)
-    if not replace_others and file.exists() and not is_of(file, wanted):
-        raise DataError(
-            f"{file} exists and holds something else; give another name for what is predicted now, or --force to "
-            "replace it"
-        )
-    return complete(file, wanted, ensemble.predictor(dataset, device), f"predictions: {file.stem}")
-
-
-def wanted_of(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, device: torch.device) -> Wanted:
-    """Return what a file of an ensemble's predictions holds."""
-    height, width = dataset.votes.shape[1:]
-    return Wanted(
-        rows=rows,
-        record_ids=tuple(dataset.record_ids[row] for row in rows),
-        shape=(height, width),
-        member="ensemble",
-        about=identity_of(ensemble, device) | {"dataset": dataset.fingerprint},
-    )
-
-
-def identity_of(ensemble: Ensemble, device: torch.device) -> dict[str, Any]:
-    """Return all that decides merged probabilities beside what they are of."""
-    members = [[member.sha256, member.weight, member.threshold] for member in ensemble.members]
-    made_of = {"members": members, "options": asdict(ensemble.options), "gate_below": ensemble.gate_below}
-    if (gate := ensemble.gate()) is not None:
-        made_of["gate"] = identity_of(gate, device)
-    return made_of | {"device": device.type}
-
-
-def masks_of(
-    ensemble: Ensemble, dataset: Dataset, batches: Batches, blend: Blend = "hann"
-) -> Iterator[tuple[Whole, np.ndarray]]:
-    """Yield each whole record and its mask, bool (H, W), from merged probabilities of all records.
-
-    A scene larger than 64 million pixels is cut at the threshold alone.
-    """
-    for whole in untile(dataset, batches, blend):
-        steps = ensemble.steps if whole.probabilities.size <= LARGEST_WITH_STEPS else ()
-        yield whole, apply(whole.probabilities, ensemble.threshold, steps) & whole.predicted
 
 
 def write_ensemble(ensemble: Ensemble) -> None:

@@ -12,19 +12,7 @@ from contrails.aggregate.members.prediction_files import read_predictions
 from contrails.aggregate.members.scored import By, Scored
 from contrails.dataset.store import open_dataset
 from contrails.errors import DataError
-from contrails.files import read_json
 from contrails.runs.folder import ALL, Run
-
-FORMAT = "contrails-ensemble"
-VERSION = 2
-
-
-def read_figures(folder: Path) -> dict[str, Any] | None:
-    """Return the content of `ensemble.json`; None where there is none, or one of another version."""
-    content = read_json(folder / "ensemble.json")
-    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-        return None
-    return content
 
 
 def stored_out_of_fold(run: Run, folder: Path, figures: dict[str, Any]) -> Scored:

@@ -4,9 +4,7 @@ One metadata key, `contrails`, holds sorted JSON (recipe, epoch, scores, thresho
 weights are equal files. safetensors holds tensors only: nothing in such a file can run code.
 """
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from contrails.errors import DataError
-from contrails.files import atomic_path, storage, to_json
-
-_KEY = "contrails"
+from contrails.files import atomic_path, to_json
+from contrails.models.about import KEY, opened
 
 
 def save_weights(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
     """Write tensors and what they are, complete or not at all."""
-    save_tensors(path, tensors, {_KEY: to_json(about)})
+    save_tensors(path, tensors, {KEY: to_json(about)})
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -86,30 +82,13 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     Raises:
         DataError: the file is no safetensors file, is cut short, or was not written by contrails.
     """
-    with _opened(path) as (file, about):
+    with opened(path, "pt") as (file, about):
         # a copy: what is mapped would vanish with the file
         return {name: file.get_tensor(name).clone() for name in file.keys()}, about  # noqa: SIM118 - no mapping
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """Return what the weights are, without reading them; raises as `load_weights` does."""
-    with _opened(path) as (_, about):
-        return about
-
-
 def stream_weights(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield each tensor, mapped from the file and valid until the next one; raises as `load_weights` does."""
-    with _opened(path) as (file, _):
+    with opened(path, "pt") as (file, _):
         for name in file.keys():  # noqa: SIM118 - no mapping
             yield name, file.get_tensor(name)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    try:
-        with storage(path, "read"), safetensors.safe_open(path, "pt") as file:
-            yield file, json.loads((file.metadata() or {})[_KEY])
-    except safetensors.SafetensorError as error:
-        raise DataError(f"{path} is not a complete safetensors file ({error}); train or copy it again") from error
-    except KeyError as error:
-        raise DataError(f"{path} has no metadata '{_KEY}': it was not written by contrails") from error

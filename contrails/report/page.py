@@ -13,8 +13,9 @@ from typing import Any
 from contrails import __version__
 from contrails.aggregate.decide.judged import judge
 from contrails.aggregate.decide.postprocess import Step
+from contrails.aggregate.ensemble import read_description
 from contrails.aggregate.members.scored import tally
-from contrails.aggregate.stored import read_figures, scored_by, stored_out_of_fold
+from contrails.aggregate.stored import scored_by, stored_out_of_fold
 from contrails.cluster.status.fold_state import FoldState
 from contrails.cluster.status.usage import UNUSED
 from contrails.dataset.layout import target_of
@@ -42,7 +43,7 @@ def build_page(run: Run, states: Sequence[FoldState], folder: Path, num_records:
         folder: of the aggregation whose predictions are shown, if it is there.
         num_records: how many records the gallery shows.
     """
-    figures = read_figures(folder)
+    figures = read_description(folder)
     body = [
         folds_section(states, dice_name(run)),
         curves_section(run, dice_name(run)),

@@ -90,9 +90,9 @@ def _run_of(folder: Path) -> Run:
 
 def _figures(folder: Path) -> dict[str, Any]:
     # only here: a fold needs no torch
-    from contrails.aggregate.stored import read_figures
+    from contrails.aggregate.ensemble import read_description
 
-    figures = read_figures(folder)
+    figures = read_description(folder)
     if figures is None:
         again = f"run `contrails aggregate {_run_of(folder).typed}` again"
         raise DataError(f"{folder} holds no aggregation of this version; {again}")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from contrails.aggregate.apply import predictor
 from contrails.aggregate.assemble import make_ensemble, predict_share
 from contrails.aggregate.decide.postprocess import apply
 from contrails.aggregate.ensemble import Ensemble, read_ensemble
@@ -63,7 +64,7 @@ def make(*runs: Run, options: Options = BEST, name: str = "default") -> Ensemble
 def predictions(ensemble: Ensemble, dataset: Dataset) -> dict[str, np.ndarray]:
     """Merged probabilities by record."""
     rows = np.arange(dataset.num_records)
-    found = ensemble.predictor(dataset, CPU)(rows)
+    found = predictor(ensemble, dataset, CPU)(rows)
     return {dataset.record_ids[row]: image for part, images in found for row, image in zip(part, images, strict=True)}
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
+from contrails.aggregate.apply import predictor
 from contrails.aggregate.assemble import make_ensemble
 from contrails.aggregate.decide.postprocess import apply
 from contrails.aggregate.ensemble import Ensemble
@@ -55,7 +56,7 @@ def validation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def masks(ensemble: Ensemble, dataset: Dataset) -> np.ndarray:
-    found = ensemble.predictor(dataset, CPU)(np.arange(dataset.num_records))
+    found = predictor(ensemble, dataset, CPU)(np.arange(dataset.num_records))
     return np.stack([apply(image, ensemble.threshold, ensemble.steps) for _, images in found for image in images])
 
 

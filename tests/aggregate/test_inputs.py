@@ -16,6 +16,7 @@ import torch
 from conftest import TINY_MODEL
 from image_files import write_raster
 
+from contrails.aggregate.apply import predictor
 from contrails.aggregate.ensemble import Ensemble, Member, read_ensemble, write_ensemble
 from contrails.aggregate.members.inputs import Inputs, inputs_of, require_like
 from contrails.aggregate.options import Options
@@ -215,7 +216,7 @@ def test_a_dataset_of_another_kind_is_refused(
     with h5py.File(data, "r+") as file:
         change(file)
     with pytest.raises(DataError, match=message):
-        kelvin.predictor(open_dataset(data), CPU)
+        predictor(kelvin, open_dataset(data), CPU)
     for command in (
         ["predict", str(kelvin.path), str(data), str(tmp_path / "out")],
         ["evaluate", str(kelvin.path), str(data)],
@@ -238,6 +239,6 @@ def test_ensembles_of_the_first_builds_say_that_nothing_is_checked(
     old = read_ensemble(kelvin.path)
     assert old.inputs is None
     with caplog.at_level(logging.WARNING):
-        old.predictor(open_dataset(tiny_data / "train.h5"), CPU)
+        predictor(old, open_dataset(tiny_data / "train.h5"), CPU)
     assert "the ensemble does not say which units and values its members know" in caplog.text
     assert predict(old, write_raster(tmp_path / "scene.tif", temperatures(0, 255).astype(np.uint8))).shape == (40, 50)

@@ -26,7 +26,7 @@ from contrails.folds.filelists import FileList, read_filelist, write_filelist
 from contrails.folds.pseudo import ANNOTATORS, all_pseudo, open_pseudo, pseudo_path, weights_of, with_pseudo
 from contrails.inputs.batches import in_order, source_of
 from contrails.inputs.composites import Composite, channels_named
-from contrails.models.weights import read_about
+from contrails.models.about import read_about
 from contrails.recipe.recipe import to_toml
 from contrails.runs.folder import Fold, Run
 from contrails.train.fold import train_fold

@@ -12,6 +12,7 @@ import torch
 from conftest import MakeRun
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from contrails.aggregate.apply import predictor
 from contrails.aggregate.assemble import make_ensemble
 from contrails.aggregate.decide.postprocess import compare, top_logit
 from contrails.aggregate.decide.two_stages import NO_GATE, fit_gate
@@ -126,11 +127,11 @@ def test_behind_a_gate_records_are_empty_wherever_they_are_predicted(
     shutil.copytree(gate.path, path / "gate", dirs_exist_ok=True)  # as if it were kept
     shutil.rmtree(gate.path)  # the ensemble's folder is all that prediction needs
     rows = np.arange(3)
-    images = np.concatenate([part for _, part in read_ensemble(path / "gate").predictor(dataset, CPU)(rows)])
+    images = np.concatenate([part for _, part in predictor(read_ensemble(path / "gate"), dataset, CPU)(rows)])
     scores = sorted(top_logit(image) for image in images)
     content = json.loads((path / "ensemble.json").read_text())
     (path / "ensemble.json").write_text(json.dumps(content | {"gate_below": (scores[0] + scores[1]) / 2}))
-    behind = np.concatenate([part for _, part in read_ensemble(path).predictor(dataset, CPU)(rows)])
+    behind = np.concatenate([part for _, part in predictor(read_ensemble(path), dataset, CPU)(rows)])
     lowest = int(np.argmin([top_logit(image) for image in images]))
     assert not behind[lowest].any()
     assert all(np.array_equal(behind[row], images[row]) for row in range(3) if row != lowest)
@@ -146,7 +147,7 @@ def test_the_gate_scores_records_by_members_that_have_not_seen_them(gate: Ensemb
     for fold, member in zip("012", gate.members, strict=True):
         alone = Ensemble(**vars(gate) | {"members": (member,)})
         rows = dataset.rows(filelist.validation(fold))
-        for part, images in alone.predictor(dataset, CPU)(rows):
+        for part, images in predictor(alone, dataset, CPU)(rows):
             for row, image in zip(part, images, strict=True):
                 assert np.abs(predicted[dataset.record_ids[row]].astype(int) - image).max() <= 1
 

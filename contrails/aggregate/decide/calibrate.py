@@ -1,19 +1,19 @@
 """Calibration: whether a pixel with probability p is contrail in a share p of cases, and what that says without labels.
 
-Temperature (one number) and Platt (two) map the logit to a*logit + b and are fitted by Newton's method on the
-histogram of stored probabilities, so a fit costs milliseconds whatever the number of records.
+Temperature (one number) and Platt (two) map the logit to a*logit + b and are fitted on the histogram of stored
+probabilities, so a fit costs milliseconds whatever the number of records.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize
 from scipy.special import expit
 
 from contrails.metrics import NUM_BINS, Histogram
 
 _RELIABILITY_BINS = 10
-_STEPS = 50
 _LOGITS = np.log((np.arange(NUM_BINS) + 0.5) / (NUM_BINS - np.arange(NUM_BINS) - 0.5))
 """Logit of each stored probability; half a step keeps 0 and 1 finite."""
 
@@ -37,19 +37,20 @@ def fit(histogram: Histogram, *, with_bias: bool) -> Calibration:
     if not 0 < positive.sum() < all_of.sum():
         return Calibration()
     features = np.stack([_LOGITS, np.ones(NUM_BINS)])[: 1 + with_bias]
-    found = np.array([1.0, 0.0])[: 1 + with_bias]
-    loss = _loss(found @ features, positive, all_of)
-    for _ in range(_STEPS):
+    share = 1 / all_of.sum()  # the mean over pixels, so that the solver's tolerances mean the same for any number
+
+    def loss(found: np.ndarray) -> float:
+        return share * _loss(found @ features, positive, all_of)
+
+    def gradient(found: np.ndarray) -> np.ndarray:
+        return share * (features @ (all_of * expit(found @ features) - positive))
+
+    def curvature(found: np.ndarray) -> np.ndarray:
         probs = expit(found @ features)
-        gradient = features @ (all_of * probs - positive)
-        curvature = (features * (all_of * probs * (1 - probs))) @ features.T
-        step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
-        size = 1.0
-        while (new := _loss((found - size * step) @ features, positive, all_of)) > loss and size > 1e-6:
-            size /= 2
-        if not new < loss:
-            break
-        found, loss = found - size * step, new
+        return share * ((features * (all_of * probs * (1 - probs))) @ features.T)
+
+    start = np.array([1.0, 0.0])[: 1 + with_bias]
+    found = minimize(loss, start, jac=gradient, hess=curvature, method="trust-exact", options={"gtol": 1e-10}).x
     return Calibration(float(found[0]), float(found[1]) if with_bias else 0.0)
 
 

@@ -23,9 +23,10 @@ from contrails.files import code_digest, sha256
 from contrails.folds.filelists import FileList, read_filelist
 from contrails.inputs.batches import Source, source_of
 from contrails.inputs.composites import Composite
+from contrails.models.about import read_about
 from contrails.models.build import build_model
 from contrails.models.segmenter import Segmenter
-from contrails.models.weights import load_weights, read_about, save_weights
+from contrails.models.weights import load_weights, save_weights
 from contrails.recipe.reading import parse
 from contrails.recipe.recipe import Recipe
 from contrails.runs.config import RunConfig

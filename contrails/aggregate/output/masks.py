@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from contrails.aggregate.ensemble import Ensemble, identity_of, masks_of
+from contrails.aggregate.apply import identity_of, masks_of, predictor
+from contrails.aggregate.ensemble import Ensemble
 from contrails.aggregate.members.untile import Whole
 from contrails.aggregate.output.scene_files import mask_values, read_scene, scene_file
 from contrails.dataset.store import Dataset
@@ -50,7 +51,7 @@ def write_masks(
     Raises:
         DataError: the members were trained on other data, or the folder holds masks of another ensemble or input.
     """
-    predict = ensemble.predictor(dataset, device)  # refuses other data before there is a folder
+    predict = predictor(ensemble, dataset, device)  # refuses other data before there is a folder
     paths = {name: folder / f"{name}.{kind}" for name in dataset.whole_shapes}
     busy = f"another process predicts into {folder}; wait for it, or end it, then run the same command again"
     with sole_writer(folder / "predicted.lock", busy):

@@ -6,16 +6,18 @@ until the file is complete: killed and started again, it goes on below the last 
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from contrails.aggregate.apply import LARGEST_WITH_STEPS, identity_of, predictors
 from contrails.aggregate.decide.postprocess import apply
-from contrails.aggregate.ensemble import LARGEST_WITH_STEPS, Ensemble, identity_of
+from contrails.aggregate.ensemble import Ensemble
 from contrails.aggregate.members.inputs import values_for
+from contrails.aggregate.members.prediction_files import Predict
 from contrails.aggregate.members.untile import has_data, joined
 from contrails.aggregate.output.noted import is_made, note
 from contrails.aggregate.output.scene_files import Kind, WriteStrip, mask_values, scene_file
@@ -142,14 +144,15 @@ def predict_strips(
     for placement in placements if first < raster.height else ():
         if placement.row + cut.size[0] > first:
             by_row.setdefault(placement.row, []).append(placement)
-    blender, predictors = Blender(raster.height, raster.width, cut.blend, min(by_row, default=raster.height)), None
+    blender = Blender(raster.height, raster.width, cut.blend, min(by_row, default=raster.height))
+    predict_on: Callable[[Dataset], Predict] | None = None
     left = sum(map(len, by_row.values()))
     with bar(f"tiles of {raster.path.name}", len(placements), done=len(placements) - left) as advance:
         for in_row in by_row.values():
-            # of one tile, since the predictors keep it
-            predictors = predictors or ensemble.predictors(_tiles(raster, values, in_row[:1], cut.size), device)
+            # of one tile, since it is kept
+            predict_on = predict_on or predictors(ensemble, _tiles(raster, values, in_row[:1], cut.size), device)
             tiles = _tiles(raster, values, in_row, cut.size)
-            for rows, images in predictors(tiles)(np.arange(len(in_row))):
+            for rows, images in predict_on(tiles)(np.arange(len(in_row))):
                 for row, image in zip(rows, images, strict=True):
                     yield from below(first, blender.add(in_row[row], image, has_data(tiles, row)))
                 advance(len(rows))

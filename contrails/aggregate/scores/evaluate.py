@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from contrails.aggregate.apply import predictor
 from contrails.aggregate.decide.postprocess import apply
 from contrails.aggregate.ensemble import Ensemble
 from contrails.aggregate.members.scored import By, any_of, of_record
@@ -63,7 +64,7 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, de
     positive, negative, found = np.zeros(NUM_BINS, np.int64), np.zeros(NUM_BINS, np.int64), []
     by = ensemble.scored_by
     with bar("evaluation", len(rows)) as advance:
-        for part, probabilities in ensemble.predictor(dataset, device)(rows):
+        for part, probabilities in predictor(ensemble, dataset, device)(rows):
             for row, image in zip(part, probabilities, strict=True):
                 hard, valid = dataset.hard(row), dataset.votes[row] != IGNORE
                 about = _about(dataset, row) | {"positive_px": int(hard.sum())}

@@ -210,7 +210,7 @@ def _require_same_records(submission: Path, dataset: "Dataset") -> None:
 def _submit(ensemble: "Ensemble", dataset: "Dataset", sample: Path | None, device: "torch.device") -> Path:
     import numpy as np
 
-    from contrails.aggregate.ensemble import masks_of, predict_into
+    from contrails.aggregate.apply import masks_of, predict_into
     from contrails.aggregate.members.untile import in_batches
     from contrails.aggregate.output.submission import check_submission, write_submission
 

@@ -59,13 +59,14 @@ def compare(first: str, second: str, name: str, as_json: bool) -> None:
 
 def _paired(runs: list[Run], name: str) -> tuple[dict[str, Any] | None, str | None]:
     """Return the comparison of the runs' out-of-fold predictions, or why there is none."""
+    from contrails.aggregate.ensemble import read_description
     from contrails.aggregate.scores.paired import compare_paired
-    from contrails.aggregate.stored import read_figures, stored_out_of_fold
+    from contrails.aggregate.stored import stored_out_of_fold
 
     scored = []
     for run in runs:
         folder = run.aggregate(name)
-        figures = read_figures(folder)
+        figures = read_description(folder)
         if figures is None:
             return None, f"{run.name} has no aggregation of this version; run `contrails aggregate {run.typed}`"
         try:

@@ -136,7 +136,7 @@ def _write_probabilities(
 ) -> None:
     import numpy as np
 
-    from contrails.aggregate.ensemble import predict_into, wanted_of
+    from contrails.aggregate.apply import predict_into, wanted_of
     from contrails.aggregate.members.prediction_files import is_complete
 
     rows = np.arange(dataset.num_records)
@@ -175,7 +175,7 @@ def _write_submission(
 ) -> None:
     import numpy as np
 
-    from contrails.aggregate.ensemble import masks_of, predict_into
+    from contrails.aggregate.apply import masks_of, predict_into
     from contrails.aggregate.members.untile import in_batches
     from contrails.aggregate.output.masks import made_of
     from contrails.aggregate.output.submission import write_submission
