@@ -1,0 +1,108 @@
+"""An ensemble applied to records: merged probabilities of its members, behind its gate, and their masks."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from contrails.aggregate.decide.postprocess import apply
+from contrails.aggregate.decide.two_stages import behind_gate
+from contrails.aggregate.ensemble import Ensemble
+from contrails.aggregate.members.predict import load_predictor
+from contrails.aggregate.members.prediction_files import Predict, Wanted, complete, is_of
+from contrails.aggregate.members.untile import Batches, Whole, untile
+from contrails.aggregate.members.views import parse_views
+from contrails.dataset.store import Dataset
+from contrails.errors import DataError
+from contrails.sources.tiles import Blend
+
+LARGEST_WITH_STEPS = 64_000_000
+"""Pixels of a scene up to which post-processing, which needs all of it, fits into a modest memory."""
+
+
+def predictor(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> Predict:
+    """Load the members to predict records of a dataset.
+
+    Raises:
+        DataError: units or values are not those that the members know.
+    """
+    ensemble.require_like(dataset)
+    return predictors(ensemble, dataset, device)(dataset)
+
+
+def predictors(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> Callable[[Dataset], Predict]:
+    """Load the members once, to predict this dataset and others with the same bands and frames."""
+    masks = load_predictor(
+        [ensemble.path / member.file for member in ensemble.members],
+        dataset,
+        device,
+        rule=ensemble.options.merge,
+        weights=[member.weight for member in ensemble.members],
+        thresholds=[member.threshold for member in ensemble.members],
+        views=parse_views(ensemble.options.tta),
+        pad=ensemble.options.pad,
+    )
+    gate, cut = ensemble.gate(), ensemble.gate_below
+    if gate is None or cut is None:
+        return masks.on
+    gates = predictors(gate, dataset, device)
+    return lambda other: behind_gate(masks.on(other), gates(other), cut)
+
+
+def predict_into(
+    ensemble: Ensemble,
+    dataset: Dataset,
+    rows: np.ndarray,
+    file: Path,
+    device: torch.device,
+    *,
+    replace_others: bool = True,
+) -> np.ndarray:
+    """Predict records into a file that resumes, and return them mapped, uint16 (N, H, W).
+
+    Raises:
+        DataError: the file holds something else, which is not to be replaced.
+    """
+    wanted = wanted_of(ensemble, dataset, rows, device)
+    if not replace_others and file.exists() and not is_of(file, wanted):
+        raise DataError(
+            f"{file} exists and holds something else; give another name for what is predicted now, or --force to "
+            "replace it"
+        )
+    return complete(file, wanted, predictor(ensemble, dataset, device), f"predictions: {file.stem}")
+
+
+def wanted_of(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, device: torch.device) -> Wanted:
+    """Return what a file of an ensemble's predictions holds."""
+    height, width = dataset.votes.shape[1:]
+    return Wanted(
+        rows=rows,
+        record_ids=tuple(dataset.record_ids[row] for row in rows),
+        shape=(height, width),
+        member="ensemble",
+        about=identity_of(ensemble, device) | {"dataset": dataset.fingerprint},
+    )
+
+
+def identity_of(ensemble: Ensemble, device: torch.device) -> dict[str, Any]:
+    """Return all that decides merged probabilities beside what they are of."""
+    members = [[member.sha256, member.weight, member.threshold] for member in ensemble.members]
+    made_of = {"members": members, "options": asdict(ensemble.options), "gate_below": ensemble.gate_below}
+    if (gate := ensemble.gate()) is not None:
+        made_of["gate"] = identity_of(gate, device)
+    return made_of | {"device": device.type}
+
+
+def masks_of(
+    ensemble: Ensemble, dataset: Dataset, batches: Batches, blend: Blend = "hann"
+) -> Iterator[tuple[Whole, np.ndarray]]:
+    """Yield each whole record and its mask, bool (H, W), from merged probabilities of all records.
+
+    A scene larger than 64 million pixels is cut at the threshold alone.
+    """
+    for whole in untile(dataset, batches, blend):
+        steps = ensemble.steps if whole.probabilities.size <= LARGEST_WITH_STEPS else ()
+        yield whole, apply(whole.probabilities, ensemble.threshold, steps) & whole.predicted
