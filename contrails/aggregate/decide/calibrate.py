@@ -40,14 +40,17 @@ def fit(histogram: Histogram, *, with_bias: bool) -> Calibration:
     share = 1 / all_of.sum()  # the mean over pixels, so that the solver's tolerances mean the same for any number
 
     def loss(found: np.ndarray) -> float:
-        return share * _loss(found @ features, positive, all_of)
+        mean: float = share * _loss(found @ features, positive, all_of)
+        return mean
 
     def gradient(found: np.ndarray) -> np.ndarray:
-        return share * (features @ (all_of * expit(found @ features) - positive))
+        slopes: np.ndarray = share * (features @ (all_of * expit(found @ features) - positive))
+        return slopes
 
     def curvature(found: np.ndarray) -> np.ndarray:
         probs = expit(found @ features)
-        return share * ((features * (all_of * probs * (1 - probs))) @ features.T)
+        second: np.ndarray = share * ((features * (all_of * probs * (1 - probs))) @ features.T)
+        return second
 
     start = np.array([1.0, 0.0])[: 1 + with_bias]
     found = minimize(loss, start, jac=gradient, hess=curvature, method="trust-exact", options={"gtol": 1e-10}).x
