@@ -155,6 +155,11 @@ class Run:
         return self.submitit / f"{job_id}_clock.json"
 
     @property
+    def slots(self) -> Path:
+        """Locks of the slots of this machine, for all runs below one root."""
+        return self.path.parent / ".places"
+
+    @property
     def lock(self) -> Path:
         """Held by whoever submits jobs of this run."""
         return self.path / ".submit.lock"
@@ -230,6 +235,11 @@ class Fold:
     @property
     def done(self) -> Path:
         return self.path / "done.json"
+
+    @property
+    def sync_log(self) -> Path:
+        """What `contrails sync` beside the job says."""
+        return self.path / "sync.log"
 
     @property
     def cancelled(self) -> Path:
@@ -360,6 +370,21 @@ class Attempt:
     def bad_batch(self) -> Path:
         """The batch of the step whose loss or weights were not finite."""
         return self.path / "not_finite.safetensors"
+
+
+def local_log(job_folder: Path) -> Path:
+    """Return where submitit says what it does with jobs on this machine."""
+    return job_folder.parent / "local.log"
+
+
+def job_log(job_folder: Path, job_id: str, stream: str = "err") -> Path:
+    """Return where submitit sends the output of a job; `stream` is out or err."""
+    return job_folder / f"{job_id}_0_log.{stream}"
+
+
+def job_pickle(job_folder: Path, job_id: str) -> Path:
+    """Return where submitit's process of a job looks for what it is to run."""
+    return job_folder / f"{job_id}_submitted.pkl"
 
 
 def _matches(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:

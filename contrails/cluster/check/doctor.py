@@ -29,7 +29,7 @@ from contrails.errors import ClusterError, NodeError, StorageError
 from contrails.files import storage
 from contrails.gpu import has_kernels
 from contrails.recipe.recipe import Recipe
-from contrails.runs.folder import Run
+from contrails.runs.folder import Run, job_log
 
 _PACKAGES = ("h5py", "numpy", "pydantic", "safetensors", "scipy", "segmentation_models_pytorch", "submitit", "torch")
 _FREE_GB = 5.0
@@ -199,7 +199,7 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
         job_id = submit_job(run, site, request)
     folder = run.job_folder(request.name)
     _wait(site, Reference(request.name, folder, time.time(), job_id))
-    log = folder / f"{job_id}_0_log.out"
+    log = job_log(folder, job_id, "out")
     answers = [line for line in log.read_text().splitlines() if line.startswith("[")] if log.exists() else []
     if not answers:
         raise ClusterError(f"job {job_id} said nothing; what it has left is in {folder}")

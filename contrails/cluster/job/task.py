@@ -58,7 +58,7 @@ def train(fold: Fold, job: JobContext) -> None:
 def _start_sync(fold: Fold) -> None:
     """Start `contrails sync --follow` in a session of its own: nothing that happens to it touches training."""
     command = [sys.executable, "-m", "contrails", "sync", str(fold.run.path), "--fold", fold.key, "--follow"]
-    with (fold.path / "sync.log").open("ab") as log_file:
+    with fold.sync_log.open("ab") as log_file:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from contrails.cluster.outcomes import Cause
 from contrails.files import append_json_line, read_json_lines, typed
 from contrails.processes import Process, process_in
-from contrails.runs.folder import Run
+from contrails.runs.folder import Run, job_log
 from contrails.train.attempt import is_made_by
 
 
@@ -61,7 +61,7 @@ class Submission:
 
     def log(self, run: Run, stream: str = "err") -> Path:
         """Return where the job's own output goes, before an attempt takes it; `stream` is out or err."""
-        return self.folder(run) / f"{self.job_id}_0_log.{stream}"
+        return job_log(self.folder(run), str(self.job_id), stream)
 
 
 _NEEDED = {"intent": {"folds", "time", "exclude"}, "submitted": {"job_id"}, "ended": {"start", "cause"}}

@@ -21,6 +21,7 @@ from contrails.cluster.schedulers.slots import DEVICES
 from contrails.errors import ClusterError
 from contrails.files import fsync, storage
 from contrails.processes import Process, process_of
+from contrails.runs.folder import job_pickle, local_log
 
 CAPABILITIES = Capabilities(has_queue=False, runs_here=True, starts_again=False)
 
@@ -79,7 +80,7 @@ def _start(folder: Path, request: Request) -> "subprocess.Popen[bytes]":
         "SUBMITIT_STDERR_TO_STDOUT": "",
         "CUDA_VISIBLE_DEVICES": "",  # a child of the launcher gets its own
     }
-    with storage(folder.parent), (folder.parent / "local.log").open("ab") as log:
+    with storage(folder.parent), local_log(folder).open("ab") as log:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "submitit.local._local", str(folder)],
@@ -98,7 +99,7 @@ def _start(folder: Path, request: Request) -> "subprocess.Popen[bytes]":
 def complete(folder: Path, pickle: Path, job_id: str) -> None:
     """Give the pickle the name under which the job looks for it, for a minute, and then gives up."""
     if pickle.exists():
-        pickle.rename(folder / f"{job_id}_submitted.pkl")
+        pickle.rename(job_pickle(folder, job_id))
 
 
 def look(_jobs: Collection[Reference]) -> dict[str, Job]:

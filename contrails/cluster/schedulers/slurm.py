@@ -33,6 +33,7 @@ from contrails.cluster.schedulers.slurm_text import (
 from contrails.errors import ClusterError, LimitReached
 from contrails.files import fsync
 from contrails.processes import Process
+from contrails.runs.folder import job_pickle
 from contrails.user import user_name
 
 CAPABILITIES = Capabilities(has_queue=True, runs_here=False, starts_again=True)
@@ -109,7 +110,7 @@ def submit(
 def complete(folder: Path, pickle: Path, job_id: str) -> None:
     """Give the pickle the name under which the job looks for it, for a minute, and then gives up."""
     if pickle.exists():
-        pickle.rename(folder / f"{job_id}_submitted.pkl")
+        pickle.rename(job_pickle(folder, job_id))
 
 
 def look(jobs: Collection[Reference]) -> dict[str, Job]:
