@@ -12,7 +12,7 @@ from small_disk import SmallDisk
 
 from contrails.cli.main import cli
 from contrails.cluster.schedulers.sites import find_site
-from contrails.cluster.submit.folds import create_run, refreeze
+from contrails.cluster.submit.create import create_run, refreeze
 from contrails.errors import StorageError
 from contrails.runs.folder import Run
 from contrails.train.fold import train_fold

@@ -18,7 +18,7 @@ from contrails.aggregate.members.members import load_member
 from contrails.aggregate.options import Options
 from contrails.cli.main import cli
 from contrails.cluster.schedulers.sites import Site
-from contrails.cluster.submit.folds import create_run
+from contrails.cluster.submit.create import create_run
 from contrails.dataset.store import open_dataset
 from contrails.errors import DataError, RecipeError, RunError, Stopped
 from contrails.files import write_atomic

@@ -15,7 +15,7 @@ from contrails.cli.main import cli
 from contrails.cluster.ends import write_end
 from contrails.cluster.outcomes import OUTCOMES, Cause
 from contrails.cluster.queue.freeze import freeze_code
-from contrails.cluster.submit.folds import choose_folds
+from contrails.cluster.submit.create import choose_folds
 from contrails.dataset.store import open_dataset
 from contrails.errors import DataError, RecipeError
 from contrails.files import to_json, write_atomic

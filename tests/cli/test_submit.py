@@ -15,7 +15,7 @@ from conftest import MakeRun
 from contrails.cli.main import cli
 from contrails.cli.train.submit import _command
 from contrails.cluster.schedulers.sites import find_site
-from contrails.cluster.submit.folds import create_run
+from contrails.cluster.submit.create import create_run
 from contrails.errors import ContrailsError, DataError, RunError
 from contrails.files import to_json, write_atomic
 from contrails.recipe.recipe import load_recipe, to_toml

@@ -156,7 +156,7 @@ def test_a_run_names_the_exclusion_list_that_it_was_made_with(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from contrails.cluster.schedulers.sites import Site
-    from contrails.cluster.submit.folds import create_run
+    from contrails.cluster.submit.create import create_run
     from contrails.errors import RunError
     from contrails.recipe.recipe import Recipe
 

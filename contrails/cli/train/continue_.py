@@ -36,7 +36,8 @@ def continue_(
       contrails continue default -o train.epochs=10 -o train.lr=1e-4 -o data.size=384
     """
     from contrails.cluster.schedulers.sites import find_site
-    from contrails.cluster.submit.folds import choose_folds, create_run, submit_folds
+    from contrails.cluster.submit.create import choose_folds, create_run
+    from contrails.cluster.submit.folds import submit_folds
     from contrails.recipe.recipe import override
 
     parent = open_run(run_name)

@@ -38,7 +38,8 @@ def resume(run_name: str, site_name: str | None, code: str, as_json: bool) -> No
     from contrails.cluster.queue import own_code
     from contrails.cluster.queue.then import forget_failure, start_if_due
     from contrails.cluster.schedulers.sites import find_site, site_of
-    from contrails.cluster.submit.folds import move, refreeze, submit_folds
+    from contrails.cluster.submit.create import move, refreeze
+    from contrails.cluster.submit.folds import submit_folds
 
     run = open_run(run_name)
     config = run.read_config()

@@ -87,7 +87,8 @@ def submit(
     """
     from contrails.cluster.queue import own_code
     from contrails.cluster.queue.then import ask_for, forget_failure, start_if_due
-    from contrails.cluster.submit.folds import choose_folds, create_run, plan_run, submit_folds
+    from contrails.cluster.submit.create import choose_folds, create_run, plan_run
+    from contrails.cluster.submit.folds import submit_folds
 
     if num_folds is not None and fold is not None:
         raise click.UsageError("give --folds N for all folds, or --fold 0,3 for some, not both")
@@ -144,7 +145,8 @@ def submit(
 
 def _show_plan(recipes: dict[str, Recipe], site: Site, folds: list[str], folds_per_job: int, as_json: bool) -> None:
     """Print what would be done for each fold, with recipe and site as `run.toml` would have them."""
-    from contrails.cluster.submit.folds import plan_folds, plan_run
+    from contrails.cluster.submit.create import plan_run
+    from contrails.cluster.submit.folds import plan_folds
 
     runs = [plan_run(recipe, site, run_name) for run_name, recipe in recipes.items()]
     plans = {run.name: plan_folds(run, config, folds, folds_per_job) for run, config in runs}

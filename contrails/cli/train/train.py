@@ -63,7 +63,7 @@ def train(
     from contrails.cluster.queue import own_code
     from contrails.cluster.queue.freeze import job_environment
     from contrails.cluster.schedulers.sites import THIS_MACHINE, find_site
-    from contrails.cluster.submit.folds import choose_folds, create_run
+    from contrails.cluster.submit.create import choose_folds, create_run
 
     if debug and overfit:
         raise click.UsageError("give --debug or --overfit, not both")

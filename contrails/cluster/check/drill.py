@@ -25,7 +25,8 @@ from contrails.cluster.schedulers.base import Reference, scheduler_of
 from contrails.cluster.schedulers.sites import Site, site_of
 from contrails.cluster.status.fold_state import ALIVE, FoldState
 from contrails.cluster.status.overview import overview
-from contrails.cluster.submit.folds import create_run, submit_folds
+from contrails.cluster.submit.create import create_run
+from contrails.cluster.submit.folds import submit_folds
 from contrails.dataset.pack import pack
 from contrails.dataset.store import open_dataset
 from contrails.errors import TrainingError
