@@ -5,16 +5,12 @@ pixels are numbered down the columns or along the rows, in how a start is writte
 `Convention` says which, and a dataset file carries the one of its labels, so that its submission is written alike.
 """
 
-import csv
-import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from contrails.errors import DataError
-from contrails.files import storage
 
 _MAX_DIGITS = 18
 """So few that a sum of two numbers fits into 64 bits."""
@@ -121,28 +117,6 @@ def decode(text: str, shape: tuple[int, int], convention: Convention = DEFAULT) 
     np.add.at(edges, starts + lengths - 1, -1)
     flat = edges[:-1].cumsum(dtype=np.int8).astype(bool)
     return flat.reshape(shape, order="F" if convention.order == "columns" else "C")
-
-
-def read_rows(path: Path, what: str) -> list[tuple[int, list[str]]]:
-    """Return the line number and the fields of each row of a CSV file that is not blank; `what` it is, for errors.
-
-    Raises:
-        DataError: no such file, or no text in UTF-8.
-    """
-    with storage(path, "read"):
-        try:
-            text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin a file with a byte-order mark
-        except FileNotFoundError as error:
-            raise DataError(f"expected {what} at {path}, found no such file") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is no text file in UTF-8 ({error}); expected {what} as CSV") from error
-    # one noisy mask of 256x256 is longer than csv's limit, which belongs to the process
-    limit = csv.field_size_limit(len(text) + 1)
-    try:
-        reader = csv.reader(io.StringIO(text))
-        return [(reader.line_num, row) for row in reader if row]
-    finally:
-        csv.field_size_limit(limit)
 
 
 def _refuse(wrong: np.ndarray, starts: np.ndarray, lengths: np.ndarray, what: str) -> None:

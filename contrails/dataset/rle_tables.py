@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from contrails.dataset.rle import Convention, read_rows
+from contrails.dataset.rle import Convention
 from contrails.errors import DataError, choices
+from contrails.tables import read_rows
 
 _ENDING = re.compile(r"(\.[A-Za-z0-9]{1,5})?")
 _ENDING_AND_CLASS = re.compile(r"(\.[A-Za-z0-9]{1,5})?_(.+)")

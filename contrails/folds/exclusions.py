@@ -15,7 +15,7 @@ import numpy as np
 from contrails.dataset.store import Dataset
 from contrails.errors import DataError
 from contrails.files import write_atomic
-from contrails.folds.tables import read_rows
+from contrails.tables import read_columns
 
 _HEADER = ["record_id", "reason"]
 
@@ -31,7 +31,7 @@ def read_exclusions(path: Path) -> dict[str, str]:
         f"expected an exclusion list at {path}, found none; make it with "
         f"`contrails data audit DATA.h5 -o {shlex.quote(str(path.parent))}`"
     )
-    for line, row in read_rows(path, _HEADER, missing):
+    for line, row in read_columns(path, _HEADER, missing):
         if len(row) != len(_HEADER) or not row[0]:
             raise DataError(
                 f"{path}, line {line}: expected record_id,reason, found '{','.join(row)[:80]}'; a reason with commas "

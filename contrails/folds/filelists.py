@@ -19,8 +19,8 @@ import numpy as np
 from contrails.draws import generator
 from contrails.errors import DataError
 from contrails.files import create_exclusive, storage
-from contrails.folds.tables import read_rows
 from contrails.runs.folder import ALL
+from contrails.tables import read_columns
 
 HELD_OUT, ALWAYS_TRAINED = -1, -2
 _HEADER = ["record_id", "group", "fold"]
@@ -81,7 +81,7 @@ def read_filelist(path: Path) -> FileList:
     entries: dict[str, tuple[str, int]] = {}
     remedy = f"make it with `contrails split DATA.h5 -o {shlex.quote(str(path))}`"
     missing = f"expected a file list at {path}, found none; {remedy}"
-    for line, row in read_rows(path, _HEADER, missing):
+    for line, row in read_columns(path, _HEADER, missing):
         fold = _FOLD.fullmatch(row[2]) if len(row) == len(_HEADER) and row[0] else None
         if fold is None:
             raise DataError(

@@ -154,10 +154,9 @@ class Run:
         """Return where a job's launcher says how long its walltime lasts (see `contrails.train.stop`)."""
         return self.submitit / f"{job_id}_clock.json"
 
-    @property
-    def slots(self) -> Path:
-        """Locks of the slots of this machine, for all runs below one root."""
-        return self.path.parent / ".places"
+    def slot(self, name: str) -> Path:
+        """Return the lock of a slot of a machine, for all runs below one root."""
+        return self.path.parent / ".places" / f"{name}.lock"
 
     @property
     def lock(self) -> Path:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from contrails.dataset.rle import read_rows
 from contrails.dataset.rle_tables import match_id
 from contrails.errors import DataError
+from contrails.tables import read_rows
 
 _COLUMN = "group"
 _SHOWN = 3

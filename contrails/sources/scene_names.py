@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from contrails.dataset.rle import read_rows
 from contrails.errors import DataError
 from contrails.sources.rasters import ENDINGS
 from contrails.sources.walk import Found, files_below
+from contrails.tables import read_rows
 
 SUBSETS = ("train", "val", "test")
 _HEADINGS = {"name", "file", "filename", "file_name", "scene", "image", "id"}

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from contrails.dataset.rle import DEFAULT, Convention, decode, encode, read_rows
+from contrails.dataset.rle import DEFAULT, Convention, decode, encode
 from contrails.dataset.rle_tables import match_ids
 from contrails.errors import DataError
 from contrails.files import write_atomic
+from contrails.tables import read_rows
 
 _SHOWN = 5
 

@@ -43,7 +43,7 @@ def slots_of(run: Run, site: "Site", compute: "ComputeSection") -> list[Slot]:
     """
     host, num_ranks, wanted = socket.gethostname(), compute.num_ranks, site.folds_at_a_time * compute.num_ranks
     if compute.device == "cpu":
-        return [Slot(run.slots / f"{host}-{number}.lock") for number in range(wanted)]
+        return [Slot(run.slot(f"{host}-{number}")) for number in range(wanted)]
     devices = [name for name in os.environ.get(DEVICES, "").split(",") if name]
     if len(devices) < num_ranks:
         raise NodeError(f"expected {num_ranks} GPUs for a fold, found {', '.join(devices) or 'none'}")

@@ -1,0 +1,61 @@
+"""Tables as CSV: each row with the number of its line, for errors."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from contrails.errors import DataError
+from contrails.files import storage
+
+
+def read_rows(path: Path, what: str) -> list[tuple[int, list[str]]]:
+    """Return the line number and the fields of each row of a CSV file that is not blank; `what` it is, for errors.
+
+    Raises:
+        DataError: no such file, no text in UTF-8, or no CSV.
+    """
+    return list(_rows(path, _lines(path, f"expected {what} at {path}, found no such file", f"{what} as CSV"), 0, what))
+
+
+def read_columns(path: Path, columns: Sequence[str], missing: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the fields of each row below the header; comments may stand above it.
+
+    Raises:
+        DataError: no such file, which `missing` says, no text, or another header than `columns`.
+    """
+    expected = ",".join(columns)
+    lines = _lines(path, missing, f"CSV {expected}")
+    above = next((number for number, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
+    rows = _rows(path, lines[above:], above, expected)
+    _, header = next(rows, (0, []))
+    if header != list(columns):
+        raise DataError(
+            f"{path}, line {above + 1}: expected the columns {expected}, found {','.join(header)[:80] or 'nothing'}"
+        )
+    yield from rows
+
+
+def _lines(path: Path, missing: str, expected: str) -> list[str]:
+    with storage(path, "read"):
+        try:
+            # spreadsheets begin a file with a byte-order mark
+            return list(io.StringIO(path.read_text(encoding="utf-8-sig")))
+        except FileNotFoundError as error:
+            raise DataError(missing) from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is no text file in UTF-8 ({error}); expected {expected}") from error
+
+
+def _rows(path: Path, lines: list[str], above: int, expected: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of lines that follow `above` others, as those of a file are numbered."""
+    # one noisy mask of 256x256 is longer than csv's limit, which belongs to the process
+    limit = csv.field_size_limit(sum(map(len, lines)) + 1)
+    try:
+        reader = csv.reader(lines)
+        found = [(above + reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {above + reader.line_num}: {error}; expected {expected}") from error
+    finally:
+        csv.field_size_limit(limit)
+    yield from found
