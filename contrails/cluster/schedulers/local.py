@@ -13,15 +13,18 @@ import sys
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from contrails.cluster.outcomes import Cause
 from contrails.cluster.schedulers.base import Capabilities, Check, Job, Reference, Request, Standing, ThisJob
-from contrails.cluster.schedulers.sites import Site
 from contrails.cluster.schedulers.slots import DEVICES
 from contrails.errors import ClusterError
 from contrails.files import fsync, storage
 from contrails.processes import Process, process_of
 from contrails.runs.folder import job_pickle, local_log
+
+if TYPE_CHECKING:
+    from contrails.cluster.schedulers.sites import Site
 
 CAPABILITIES = Capabilities(has_queue=False, runs_here=True, starts_again=False)
 
@@ -32,19 +35,19 @@ _controllers: list["subprocess.Popen[bytes]"] = []
 """Those that this process has started and that still run: Python warns of one that is forgotten."""
 
 
-def preview(_folder: Path, _site: Site, _request: Request) -> str:
+def preview(_folder: Path, _site: "Site", _request: Request) -> str:
     """Return nothing: there is no script."""
     return ""
 
 
-def check(_site: Site) -> tuple[Check, ...]:
+def check(_site: "Site") -> tuple[Check, ...]:
     """Return nothing: what is asked of a machine that trains is all that there is to check."""
     return ()
 
 
 def submit(
     folder: Path,
-    _site: Site,
+    _site: "Site",
     request: Request,
     announce: Callable[[Path], None],
     accept: Callable[[str, Process | None], None],
@@ -143,7 +146,7 @@ def peak_gb(_job: ThisJob) -> None:
     """Return None: the launcher alone measures it."""
 
 
-def largest_memory_gb(_site: Site) -> None:
+def largest_memory_gb(_site: "Site") -> None:
     """Return None: a job does not ask for memory."""
 
 
