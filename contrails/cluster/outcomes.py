@@ -109,7 +109,7 @@ OUTCOMES: dict[Cause, Outcome] = {
         is_final=True,
     ),
     "cancelled": Outcome(
-        seen="`contrails cancel`, or the scheduler's own command",
+        seen="the user has cancelled it, by contrails or by the scheduler's own command",
         action="nothing",
         next_step=_RESUME,
         is_final=True,
