@@ -3,9 +3,10 @@
 import base64
 import io
 from collections.abc import Callable, Sequence
-from html import escape
+from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from contrails.aggregate.decide.judged import Judged, choose
@@ -13,13 +14,26 @@ from contrails.aggregate.decide.postprocess import Step, apply
 from contrails.aggregate.members.scored import Scored
 from contrails.inspect.colours import colours_of, labelled_frame
 from contrails.metrics import NUM_BINS
-from contrails.report.html import section
+from contrails.report.html import render, section
 
 _MOST_PIXELS = 512
 """Side of a picture; larger records are made smaller."""
 _HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
 _HIT, _FALSE, _MISSED = (255, 255, 255), (230, 120, 0), (60, 160, 255)
 """White, orange and blue: told apart by all kinds of eyes."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A record of the gallery, as its template shows it."""
+
+    record_id: str
+    kind: str
+    label: str
+    words: str
+    sorted_by: dict[str, str | int]
+    pictures: dict[str, str]
+    """Data URIs by name."""
 
 
 def gallery_section(
@@ -29,58 +43,44 @@ def gallery_section(
     steps: Sequence[Step],
     count: int,
     advance: Callable[[int], None],
-) -> str:
+) -> Markup:
     """Draw up to `count` records and return the part of the page that shows them; `advance` is told of each."""
-    items = []
+    records = []
     for index, kind in choose(judged, count):
         record_id = scored.dataset.record_ids[int(scored.rows[index])]
-        data, label, words = _about(judged, index)
-        pictures = "".join(
-            f'<img src="{uri}" alt="{name} of {escape(record_id)}">'
-            for name, uri in _pictures(scored, index, threshold, steps).items()
-        )
-        items.append(
-            f'<li class="record" data-kind="{kind}" data-id="{escape(record_id)}" {data}>'
-            f'<button type="button" aria-label="enlarge {escape(record_id)}, {kind}, {label}">'
-            f'{pictures}</button><div><span class="kind">{kind}</span> <b>{escape(record_id)}</b><br>'
-            f"{words}</div></li>"
-        )
+        label, words, sorted_by = _about(judged, index)
+        pictures = _pictures(scored, index, threshold, steps)
+        records.append(_Record(record_id, kind, label, words, sorted_by, pictures))
         advance(1)
-    kinds = "".join(
-        f'<button type="button" value="{kind}" aria-pressed="false" title="{what}">{kind}</button>'
-        for kind, what in judged.kinds.items()
-    )
     of_pixels = judged.answers is None
-    orders, explained = (_ORDERS, _EXPLAINED) if of_pixels else (_ORDERS_OF_ANSWERS, _EXPLAINED_ANSWERS)
-    options = "".join(f'<option value="{key}">{text}</option>' for key, text in orders.items())
-    return section(
-        "gallery",
-        "Gallery",
-        f"<p>{explained}</p>{_LEGEND}",
-        '<div class="filters" role="group" aria-label="records shown">'
-        f'<button type="button" value="" aria-pressed="true">all {len(items)}</button>{kinds}'
-        f'<label>sorted by <select id="order">{options}</select></label></div>',
-        f'<ul class="records">{"".join(items)}</ul>{_LIGHTBOX}',
+    shown = render(
+        "gallery.html",
+        explained=_EXPLAINED if of_pixels else _EXPLAINED_ANSWERS,
+        orders=_ORDERS if of_pixels else _ORDERS_OF_ANSWERS,
+        kinds=judged.kinds,
+        records=records,
+        panes=_PANES,
     )
+    return section("gallery", "Gallery", shown)
 
 
-def _about(judged: Judged, index: int) -> tuple[str, str, str]:
-    """Return what a record is sorted by, as attributes, what it is called, and what is said below its pictures."""
+def _about(judged: Judged, index: int) -> tuple[str, str, dict[str, str | int]]:
+    """Return what a record is called, what is said below its pictures, and what it is sorted by."""
     hits, false, missed = (int(each[index]) for each in (judged.hits, judged.false, judged.missed))
     if judged.answers is None:
         dice = judged.dice[index]
         score = "" if np.isnan(dice) else f"{dice:.4f}"
-        data = f'data-dice="{score}" data-hits="{hits}" data-false="{false}" data-missed="{missed}"'
         words = f"Dice {score or '–'} · found {hits} · false {false} · missed {missed} px"
-        return data, f"Dice {score or 'undefined'}", words
+        return f"Dice {score or 'undefined'}", words, {"dice": score, "hits": hits, "false": false, "missed": missed}
     answer, truth = float(judged.answers[index]), hits + missed
     known = judged.pixels[index] > 0
     error = f"{abs(truth - answer):.4f}" if known else ""
     words = f"probability {answer:.4f} · truth {truth if known else 'unknown'}"
     words += " · false" if false else " · missed" if missed else " · found" if hits else ""
-    return f'data-probability="{answer:.4f}" data-error="{error}"', f"probability {answer:.4f}", words
+    return f"probability {answer:.4f}", words, {"probability": f"{answer:.4f}", "error": error}
 
 
+_PANES = ("image", "label", "probability", "errors")
 _ORDERS = {
     "kind up": "kind",
     "dice up": "Dice, worst first",
@@ -109,22 +109,6 @@ _EXPLAINED = (
     "ensemble. From left to right and top to bottom: false colour image, share of annotators that marked a pixel, "
     "probability, errors. Select a record to enlarge it."
 )
-_LEGEND = (
-    '<ul class="keys"><li><i class="i-hit"></i>found</li><li><i class="i-false"></i>false</li>'
-    '<li><i class="i-missed"></i>missed</li></ul>'
-)
-_LIGHTBOX = (
-    '<dialog aria-label="record, enlarged"><div class="box"><header><button type="button" value="previous" '
-    'aria-label="previous record">←</button><button type="button" value="next" aria-label="next record">→</button>'
-    '<p aria-live="polite"></p><button type="button" value="out" aria-label="zoom out">−</button>'
-    '<button type="button" value="in" aria-label="zoom in">+</button>'
-    '<button type="button" value="close" aria-label="close">✕</button></header><div class="panes">'
-    + "".join(
-        f'<figure><img alt=""><figcaption>{name}</figcaption></figure>'
-        for name in ("image", "label", "probability", "errors")
-    )
-    + "</div></div></dialog>"
-)
 
 
 def _pictures(scored: Scored, index: int, threshold: float, steps: Sequence[Step]) -> dict[str, str]:
@@ -139,12 +123,13 @@ def _pictures(scored: Scored, index: int, threshold: float, steps: Sequence[Step
     hard, counted = (np.broadcast_to(each, probabilities.shape) for each in (hard, counted))
     mask = apply(probabilities, threshold, steps) & counted
     marked = np.where(counted, dataset.votes[row] / max(int(dataset.annotators[row]), 1), 0.0)
-    return {
-        "image": _encoded(_as_bytes(image)),
-        "label": _encoded(_heat(marked[part])),
-        "probability": _encoded(_heat(probabilities[part] / (NUM_BINS - 1))),
-        "errors": _encoded(_errors(image, mask[part], hard[part])),
-    }
+    drawn = (
+        _as_bytes(image),
+        _heat(marked[part]),
+        _heat(probabilities[part] / (NUM_BINS - 1)),
+        _errors(image, mask[part], hard[part]),
+    )
+    return dict(zip(_PANES, map(_encoded, drawn), strict=True))
 
 
 def _errors(image: np.ndarray, mask: np.ndarray, hard: np.ndarray) -> np.ndarray:

@@ -1,9 +1,23 @@
-"""Small pieces of the page: tables, figures, numbers as text. Everything that comes from outside is escaped here."""
+"""Pieces of the page as HTML: made by the templates beside this file, which escape whatever comes from outside."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+parts: Any = _TEMPLATES.get_template("parts.html").module
+"""The macros of `parts.html`."""
 
 
 @dataclass(frozen=True)
@@ -15,35 +29,22 @@ class Cell:
     style: str = ""
 
 
-def table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[Cell | str]]) -> str:
-    """Return a table that can be sorted by each column."""
-    head = "".join(f'<th scope="col"><button type="button">{escape(heading)}</button></th>' for heading in headings)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return (
-        f'<div class="card scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+def render(template: str, **values: Any) -> Markup:
+    """Return what a template makes of values; text that is no `Markup` is escaped."""
+    return Markup(_TEMPLATES.get_template(template).render(**values))  # noqa: S704 - the template has escaped it
 
 
-def figure(title: str, content: str, caption: str) -> str:
-    """Return a picture with its title and what it says in words."""
-    return f"<figure><h3>{escape(title)}</h3>{content}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def legend(lines: Sequence[tuple[str, str]]) -> str:
-    """Return buttons that show and hide lines, given their names and classes."""
-    buttons = "".join(
-        f'<li><button type="button" class="{style}" data-name="{escape(name)}" aria-pressed="true">'
-        f"<i></i>{escape(name)}</button></li>"
-        for name, style in lines
-    )
-    return f'<ul class="legend" aria-label="lines of the charts">{buttons}</ul>'
-
-
-def section(name: str, title: str, *content: str) -> str:
+def section(name: str, title: str, *content: Markup) -> Markup:
     """Return a part of the page that the navigation leads to."""
-    heading = f'<h2 id="{name}-h">{escape(title)}</h2>'
-    return f'<section id="{name}" aria-labelledby="{name}-h">{heading}{"".join(content)}</section>'
+    made: Markup = parts.section(name, title, content)
+    return made
+
+
+def table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[Cell | str]]) -> Markup:
+    """Return a table that can be sorted by each column."""
+    cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
+    made: Markup = parts.table(caption, headings, cells)
+    return made
 
 
 def number(value: float | None, digits: int = 4) -> Cell:
@@ -56,10 +57,3 @@ def number(value: float | None, digits: int = 4) -> Cell:
 def count(value: float) -> str:
     """Return a whole number with thin spaces between thousands."""
     return f"{value:,.0f}".replace(",", "\u202f")
-
-
-def _cell(cell: Cell | str) -> str:
-    cell = cell if isinstance(cell, Cell) else Cell(cell)
-    style = f' class="{cell.style}"' if cell.style else ""
-    value = "" if cell.value is None else f' data-value="{escape(str(cell.value))}"'
-    return f"<td{style}{value}>{escape(cell.text)}</td>"

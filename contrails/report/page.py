@@ -6,9 +6,10 @@ out-of-fold predictions too. What is missing is said in its place.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from contrails import __version__
 from contrails.aggregate.decide.judged import judge
@@ -23,7 +24,7 @@ from contrails.errors import DataError
 from contrails.files import read_hint
 from contrails.progress import bar
 from contrails.report.gallery import gallery_section
-from contrails.report.html import section
+from contrails.report.html import parts, render, section
 from contrails.report.naming import dice_by, dice_name, target_name
 from contrails.report.scores import Words, scores_section
 from contrails.report.training import attempts_section, curves_section, folds_section
@@ -34,7 +35,7 @@ _SECTIONS |= {"attempts": "Attempts", "recipe": "Recipe"}
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def build_page(run: Run, states: Sequence[FoldState], folder: Path, num_records: int) -> str:
+def build_page(run: Run, states: Sequence[FoldState], folder: Path, num_records: int) -> Markup:
     """Return the report as HTML.
 
     Args:
@@ -51,27 +52,28 @@ def build_page(run: Run, states: Sequence[FoldState], folder: Path, num_records:
         attempts_section(run, states),
         _recipe(run),
     ]
-    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in _SECTIONS.items())
-    assets = Path(__file__).parent
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{escape(run.name)} – contrails</title><style>{(assets / 'page.css').read_text()}</style></head><body>"
-        f'<a class="skip" href="#main">Skip to the content</a>{_header(run, states, figures)}'
-        f'<nav aria-label="parts of the report"><ul>{links}</ul></nav><main id="main">{"".join(body)}</main>'
-        f"<footer>{_footer(run)}</footer>"
-        f'<div id="tip" role="status" hidden></div><script>{(assets / "page.js").read_text()}</script></body></html>\n'
+    created = read_hint(run.provenance).get("created")
+    about = "contrails run" + (f", created {str(created)[:16].replace('T', ' ')} UTC" if created else "")
+    return render(
+        "page.html",
+        policy=_POLICY,
+        name=run.name,
+        about=f"{about}; this page shows it as of {datetime.now(UTC).strftime('%Y-%m-%d %H:%M')} UTC",
+        tiles=_tiles(run, states, figures),
+        sections=_SECTIONS,
+        body=body,
+        footer=f"Made by contrails {__version__} from {run.path}.",
     )
 
 
-def _header(run: Run, states: Sequence[FoldState], figures: dict[str, Any] | None) -> str:
+def _tiles(run: Run, states: Sequence[FoldState], figures: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the figures at the top of the page, each with what it is."""
     done = sum(state.state == "done" for state in states)
     usage = sum((state.usage for state in states), UNUSED)
     device = "GPU-hours" if usage.num_gpus else "hours on the CPU"
     factor = max(usage.num_gpus, 1)
     best = [state.best_dice for state in states if state.best_dice is not None]
-    tiles = [
+    return [
         (f"{done} of {len(states)}", "folds finished"),
         *_score_tiles(figures),
         (
@@ -81,15 +83,6 @@ def _header(run: Run, states: Sequence[FoldState], figures: dict[str, Any] | Non
         (f"{factor * usage.hours:.2f}", f"{device}, {factor * usage.hours_lost:.2f} of them lost"),
         ("–" if usage.efficiency is None else f"{100 * usage.efficiency:.1f}%", "of the time in steps that count"),
     ]
-    shown = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>' for value, text in tiles
-    )
-    made = read_hint(run.provenance)
-    created = f", created {str(made['created'])[:16].replace('T', ' ')} UTC" if "created" in made else ""
-    return (
-        f'<header><h1>{escape(run.name)}</h1><p class="quiet">contrails run{escape(created)}; this page shows it as of '
-        f'{datetime.now(UTC).strftime("%Y-%m-%d %H:%M")} UTC</p><div class="tiles">{shown}</div></header>'
-    )
 
 
 def _score_tiles(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -110,7 +103,7 @@ def _score_tiles(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
     return tiles
 
 
-def _predictions(run: Run, folder: Path, figures: dict[str, Any] | None, num_records: int) -> list[str]:
+def _predictions(run: Run, folder: Path, figures: dict[str, Any] | None, num_records: int) -> list[Markup]:
     """Return charts and gallery of the out-of-fold predictions, or why there are none."""
     if figures is None:
         there = (folder / "ensemble.json").exists()
@@ -131,27 +124,17 @@ def _predictions(run: Run, folder: Path, figures: dict[str, Any] | None, num_rec
         ]
 
 
-def _none(why: str) -> list[str]:
-    said = f'<p class="none">{escape(why)}</p>'
+def _none(why: str) -> list[Markup]:
+    said = parts.text(why, "none")
     return [section("scores", "Out-of-fold predictions", said), section("gallery", "Gallery", said)]
 
 
-def _recipe(run: Run) -> str:
+def _recipe(run: Run) -> Markup:
     """Return what the run was made of, word for word: also that of a run of an older version."""
     text = run.toml.read_text(encoding="utf-8", errors="replace")
     made = read_hint(run.provenance)
     kept = ("command", "commit", "created", "host", "user", "python", "folder")
     origin = "\n".join(f"{key}: {made[key]}" for key in kept if made.get(key))
     libraries = "\n".join(f"{name} {number}" for name, number in sorted(made.get("versions", {}).items()))
-    parts = [("Recipe, data and site (run.toml)", text), ("Where it comes from", origin), ("Libraries", libraries)]
-    shown = "".join(
-        f"<details{' open' * (index == 0)}><summary>{title}</summary>"
-        f'<div class="card"><pre>{escape(content)}</pre></div></details>'
-        for index, (title, content) in enumerate(parts)
-        if content
-    )
-    return section("recipe", "Recipe", shown)
-
-
-def _footer(run: Run) -> str:
-    return f"Made by contrails {__version__} from {escape(str(run.path))}."
+    shown = [("Recipe, data and site (run.toml)", text), ("Where it comes from", origin), ("Libraries", libraries)]
+    return section("recipe", "Recipe", parts.recipe([(title, content) for title, content in shown if content]))

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from contrails.aggregate.decide.calibrate import Calibration, reliability
 from contrails.aggregate.decide.judged import Judged
 from contrails.aggregate.members.scored import By, Tally
 from contrails.metrics import NUM_BINS, Histogram, average_precision, roc_auc
-from contrails.report.html import Cell, count, figure, legend, number, section, table
+from contrails.report.html import Cell, count, number, parts, section, table
 from contrails.report.naming import confusion_cut, dice_by
 from contrails.report.svg import Axis, Line, Point, chart
 
@@ -35,22 +35,22 @@ class Words:
         return f"share of {what} {self.target}"
 
 
-def scores_section(figures: dict[str, Any], counted: Tally, judged: Judged, words: Words) -> str:
+def scores_section(figures: dict[str, Any], counted: Tally, judged: Judged, words: Words) -> Markup:
     """Return charts of the out-of-fold predictions, and the table of decisions."""
     threshold = float(figures["threshold"])
     pooled = counted.pooled
     charts = [
-        figure(f"{words.dice} by threshold", *_thresholds(counted, threshold, words)),
-        figure("Precision and recall", *_precision_recall(counted, words)),
-        figure("Reliability", *_reliability(pooled, words)),
-        figure("Confusion", *_confusion(judged, figures, words)),
+        parts.figure(f"{words.dice} by threshold", *_thresholds(counted, threshold, words)),
+        parts.figure("Precision and recall", *_precision_recall(counted, words)),
+        parts.figure("Reliability", *_reliability(pooled, words)),
+        parts.figure("Confusion", *_confusion(judged, figures, words)),
     ]
     return section(
         "scores",
         "Out-of-fold predictions",
-        f'<p class="quiet">Of: {figures["scores"]["records"]}.</p>',
-        legend([(name, style) for name, style, _ in _series(counted)]),
-        f'<div class="charts wide">{"".join(charts)}</div>',
+        parts.text(f"Of: {figures['scores']['records']}.", "quiet"),
+        parts.legend([(name, style) for name, style, _ in _series(counted)]),
+        parts.charts(charts, " wide"),
         _decisions(figures["scores"].get("decisions", [])),
     )
 
@@ -61,7 +61,7 @@ def _series(counted: Tally) -> Iterator[tuple[str, str, Histogram]]:
     yield "all folds", "all", counted.pooled
 
 
-def _thresholds(counted: Tally, threshold: float, words: Words) -> tuple[str, str]:
+def _thresholds(counted: Tally, threshold: float, words: Words) -> tuple[Markup, str]:
     places = np.unique(np.linspace(0, 1, _POINTS + 1).clip(1 / NUM_BINS) * (NUM_BINS - 1)).round().astype(int)
     lines = [
         Line(name, _points(places / (NUM_BINS - 1), histogram.dice_curve()[places]), style)
@@ -75,7 +75,7 @@ def _thresholds(counted: Tally, threshold: float, words: Words) -> tuple[str, st
     return chart(f"Global {words.dice} at every threshold", lines, *axes), said
 
 
-def _precision_recall(counted: Tally, words: Words) -> tuple[str, str]:
+def _precision_recall(counted: Tally, words: Words) -> tuple[Markup, str]:
     lines = []
     for name, style, histogram in _series(counted):
         hits = histogram.positive[::-1].cumsum().astype(np.float64)
@@ -92,7 +92,7 @@ def _precision_recall(counted: Tally, words: Words) -> tuple[str, str]:
     return chart("Precision against recall over all thresholds", lines, *axes), said
 
 
-def _reliability(pooled: Histogram, words: Words) -> tuple[str, str]:
+def _reliability(pooled: Histogram, words: Words) -> tuple[Markup, str]:
     found = reliability(pooled, Calibration())
     points = [(expected / pixels, actual / pixels) for expected, actual, pixels in found["bins"]]
     lines = [Line("perfect", [(0.0, 0.0), (1.0, 1.0)], "mark"), Line("all folds", points, "all", markers=True)]
@@ -103,7 +103,7 @@ def _reliability(pooled: Histogram, words: Words) -> tuple[str, str]:
     return chart("Predicted probability against what was there", lines, *axes), said
 
 
-def _confusion(judged: Judged, figures: dict[str, Any], words: Words) -> tuple[str, str]:
+def _confusion(judged: Judged, figures: dict[str, Any], words: Words) -> tuple[Markup, str]:
     """Return the confusion: of pixels at the ensemble's threshold; of records that of the aggregation."""
     hits, false, missed = (int(part.sum()) for part in (judged.hits, judged.false, judged.missed))
     pixels = int(judged.pixels.sum())
@@ -113,24 +113,20 @@ def _confusion(judged: Judged, figures: dict[str, Any], words: Words) -> tuple[s
         hits, false, missed, rest = (figures["scores"]["confusion"][key] for key in ("tp", "fp", "fn", "tn"))
         pixels, how = hits + false + missed + rest, f"By record, {confusion_cut(figures['scores'])}"
 
-    def cell(value: int) -> str:
-        return f"<td>{count(value)}<small>{100 * value / max(pixels, 1):.3f}%</small></td>"
+    def cell(value: int) -> tuple[str, str]:
+        return count(value), f"{100 * value / max(pixels, 1):.3f}%"
 
-    content = (
-        f'<table class="confusion"><thead><tr><th scope="col">{words.by}s</th><th scope="col">predicted</th>'
-        '<th scope="col">not predicted</th></tr></thead><tbody>'
-        f'<tr><th scope="row" class="left">{escape(words.target)}</th>{cell(hits)}{cell(missed)}</tr>'
-        f'<tr><th scope="row" class="left">none</th>{cell(false)}{cell(rest)}</tr></tbody></table>'
-    )
+    cells = (cell(hits), cell(missed)), (cell(false), cell(rest))
+    content: Markup = parts.confusion(words.target, f"{words.by}s", cells)
     precision, recall = hits / max(hits + false, 1), hits / max(hits + missed, 1)
     overlap = hits / max(hits + false + missed, 1)
     said = f"{how}: precision {precision:.4f}, recall {recall:.4f}, IoU {overlap:.4f}."
     return content, said
 
 
-def _decisions(rows: list[dict[str, Any]]) -> str:
+def _decisions(rows: list[dict[str, Any]]) -> Markup:
     if not rows:
-        return ""
+        return Markup()
     kept = {True: "yes", False: "no", None: ""}
     cells = [
         (
@@ -143,11 +139,9 @@ def _decisions(rows: list[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    heading = (
-        '<h3 style="margin-top:1.25rem">Decisions of the aggregator</h3><p class="quiet">Each step is judged out of '
-        "fold, with its strength fitted on the other folds; it is kept if it gains more than its noise.</p>"
-    )
-    return heading + table("decisions of the aggregator", ("step", "value", "Dice", "gain", "noise", "kept"), cells)
+    headings = ("step", "value", "Dice", "gain", "noise", "kept")
+    made: Markup = parts.decisions(table("decisions of the aggregator", headings, cells))
+    return made
 
 
 def _points(xs: np.ndarray, ys: np.ndarray) -> list[Point | None]:

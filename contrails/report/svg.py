@@ -1,13 +1,17 @@
-"""Line charts and time lines as SVG text: coloured by the page's style sheet, so they follow its light and dark.
+"""Line charts and time lines as SVG: coloured by the page's style sheet, so they follow its light and dark.
 
-Numbers come in, markup comes out; nothing here knows what a fold is. Where the page's script runs, it reads the
-attributes `data-*` to say the values under the pointer.
+Numbers come in, markup comes out of the templates; nothing here knows what a fold is. Where the page's script runs, it
+reads the attributes `data-*` to say the values under the pointer.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Self
+
+from markupsafe import Markup
+
+from contrails.report.html import parts, render
 
 _WIDTH, _HEIGHT = 440, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 42
@@ -47,45 +51,91 @@ class Bar:
     text: str
 
 
-def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> str:
+def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> Markup:
     """Return a chart of lines with axes; values that are not finite leave a gap."""
     drawn = [Line(line.name, list(_drawable(line.points, x, y)), line.style, line.markers) for line in lines]
     points = [point for line in drawn for point in line.points if point is not None]
     if not points:
-        return '<p class="none">nothing to draw yet</p>'
+        empty: Markup = parts.text("nothing to draw yet", "none")
+        return empty
     x_scale, x_limits = _scale(x, [point[0] for point in points], _LEFT, _WIDTH - _RIGHT)
     y_scale, y_limits = _scale(y, [point[1] for point in points], _HEIGHT - _BOTTOM, _TOP)
-    data = " ".join(
-        f'data-{key}="{value:g}"' for key, value in zip(("x0", "x1", "y0", "y1"), (*x_limits, *y_limits), strict=True)
+    limits = zip(("x0", "x1", "y0", "y1"), (*x_limits, *y_limits), strict=True)
+    data = {key: f"{value:g}" for key, value in limits}
+    data |= {f"{name}log": "1" for name, axis in (("x", x), ("y", y)) if axis.log}
+    return render(
+        "chart.svg",
+        title=title,
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_LEFT,
+        right=_WIDTH - _RIGHT,
+        top=_TOP,
+        bottom=_HEIGHT - _BOTTOM,
+        area=f"{_LEFT} {_TOP} {_WIDTH - _RIGHT} {_HEIGHT - _BOTTOM}",
+        data=data,
+        x_label=x.label,
+        y_label=y.label,
+        x_ticks=[_Tick.of(tick, x_scale) for tick in (_log_ticks if x.log else _ticks)(*x_limits, 6)],
+        y_ticks=[_Tick.of(tick, y_scale) for tick in (_log_ticks if y.log else _ticks)(*y_limits, 6)],
+        lines=[_Drawn.of(line, x_scale, y_scale) for line in drawn],
     )
-    logs = " ".join(f'data-{name}log="1"' for name, axis in (("x", x), ("y", y)) if axis.log)
-    area = f"{_LEFT} {_TOP} {_WIDTH - _RIGHT} {_HEIGHT - _BOTTOM}"
-    head = (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}" '
-        f'data-area="{area}" data-x="{escape(x.label)}" {data} {logs}>'
-    )
-    grid = _grid(x_scale, x_limits, y_scale, y_limits, x, y)
-    return "".join([head, *grid, *(_path(line, x_scale, y_scale) for line in drawn), "</svg>"])
 
 
-def time_line(title: str, rows: Sequence[str], bars: Sequence[Bar], hours_from: float) -> str:
+def time_line(title: str, rows: Sequence[str], bars: Sequence[Bar], hours_from: float) -> Markup:
     """Return rows of bars, at least one, over hours since `hours_from`, in seconds since the epoch."""
-    width, height, left = 900, 28 * len(rows) + 40, 60
+    width, left = 900, 60
     hours = max((max(bar.end for bar in bars) - hours_from) / 3600, 1e-3)
     scale = _linear(0, hours, left, width - 16)
-    parts = [f'<svg class="timeline" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
-    for tick in _ticks(0, hours, 8):
-        at = scale(tick)
-        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="4" y2="{height - 34}"/>')
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{height - 18}" text-anchor="middle">{_text(tick)}</text>')
-    parts.append(f'<text class="tick" x="{width - 16}" y="{height - 3}" text-anchor="end">hours</text>')
-    for index, name in enumerate(rows):
-        parts.append(f'<text class="tick" x="{left - 8}" y="{28 * index + 23}" text-anchor="end">{escape(name)}</text>')
+    boxes = []
     for bar in bars:
         start, stop = (scale((moment - hours_from) / 3600) for moment in (bar.start, bar.end))
-        place = f'x="{start:.1f}" y="{28 * bar.row + 8}" width="{max(stop - start, 1.5):.1f}" height="20" rx="3"'
-        parts.append(f'<rect class="bar {bar.style}" {place}><title>{escape(bar.text)}</title></rect>')
-    return "".join([*parts, "</svg>"])
+        size = {"x": f"{start:.1f}", "y": 28 * bar.row + 8, "width": f"{max(stop - start, 1.5):.1f}"}
+        boxes.append(size | {"style": bar.style, "text": bar.text})
+    return render(
+        "time_line.svg",
+        title=title,
+        width=width,
+        height=28 * len(rows) + 40,
+        left=left,
+        ticks=[_Tick.of(tick, scale) for tick in _ticks(0, hours, 8)],
+        rows=rows,
+        bars=boxes,
+    )
+
+
+@dataclass(frozen=True)
+class _Tick:
+    """A tick of an axis: where, where its text is beside it, and the text."""
+
+    at: str
+    below: str
+    text: str
+
+    @classmethod
+    def of(cls, value: float, scale: Callable[[float], float]) -> Self:
+        return cls(f"{scale(value):.1f}", f"{scale(value) + 4:.1f}", _text(value))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A line in pixels: the commands of its path, and its markers."""
+
+    name: str
+    style: str
+    path: str
+    marks: list[tuple[str, str]]
+
+    @classmethod
+    def of(cls, line: Line, x_scale: Callable[[float], float], y_scale: Callable[[float], float]) -> Self:
+        commands, marks, pen_up = [], [], True
+        for point in line.points:
+            if point is not None:
+                x, y = f"{x_scale(point[0]):.1f}", f"{y_scale(point[1]):.1f}"
+                commands.append(f"{'M' if pen_up else 'L'}{x} {y}")
+                marks += [(x, y)] if line.markers else []
+            pen_up = point is None
+        return cls(line.name, line.style, "".join(commands), marks)
 
 
 def _drawable(points: Sequence[Point | None], x: Axis, y: Axis) -> Iterator[Point | None]:
@@ -121,44 +171,6 @@ def _scale(
 
 def _linear(first: float, last: float, low: float, high: float) -> Callable[[float], float]:
     return lambda value: low + (value - first) / (last - first) * (high - low)
-
-
-def _grid(
-    x_scale: Callable[[float], float],
-    x_limits: tuple[float, float],
-    y_scale: Callable[[float], float],
-    y_limits: tuple[float, float],
-    x: Axis,
-    y: Axis,
-) -> Iterator[str]:
-    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    for tick in (_log_ticks if x.log else _ticks)(*x_limits, 6):
-        at = x_scale(tick)
-        yield f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>'
-        yield f'<text class="tick" x="{at:.1f}" y="{bottom + 16}" text-anchor="middle">{_text(tick)}</text>'
-    for tick in (_log_ticks if y.log else _ticks)(*y_limits, 6):
-        at = y_scale(tick)
-        yield f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        yield f'<text class="tick" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{_text(tick)}</text>'
-    label = '<text class="label" text-anchor="middle"'
-    yield f'{label} x="{(_LEFT + right) / 2}" y="{_HEIGHT - 6}">{escape(x.label)}</text>'
-    yield f'{label} transform="translate(13 {(_TOP + bottom) / 2}) rotate(-90)">{escape(y.label)}</text>'
-
-
-def _path(line: Line, x_scale: Callable[[float], float], y_scale: Callable[[float], float]) -> str:
-    commands, pen_up = [], True
-    marks = []
-    for point in line.points:
-        if point is None:
-            pen_up = True
-            continue
-        at = f"{x_scale(point[0]):.1f} {y_scale(point[1]):.1f}"
-        commands.append(f"{'M' if pen_up else 'L'}{at}")
-        pen_up = False
-        if line.markers:
-            marks.append(f'<circle class="{line.style}" cx="{at.split()[0]}" cy="{at.split()[1]}" r="3.5"/>')
-    path = f'<path class="line {line.style}" data-name="{escape(line.name)}" d="{"".join(commands)}"/>'
-    return path + "".join(marks)
 
 
 def _ticks(first: float, last: float, most: int) -> Iterator[float]:

@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from contrails.cluster.status.fold_state import FoldState
 from contrails.cluster.status.usage import Span, spans
-from contrails.report.html import Cell, figure, legend, number, section, table
+from contrails.report.html import Cell, number, parts, section, table
 from contrails.report.svg import Axis, Bar, Line, chart, time_line
 from contrails.runs.folder import Run
 from contrails.runs.metrics import fold_metrics
@@ -26,7 +27,7 @@ _CURVES: tuple[tuple[str, tuple[str, ...], Axis], ...] = (
 _CHARTED = {"step", "epoch", *_DICE[0], *(name for _, names, _ in _CURVES for name in names)}
 
 
-def folds_section(states: Sequence[FoldState], dice: str) -> str:
+def folds_section(states: Sequence[FoldState], dice: str) -> Markup:
     """Return the table of folds: progress, result and cost; `dice` is what a Dice is called."""
     headings = (
         "fold",
@@ -56,39 +57,37 @@ def folds_section(states: Sequence[FoldState], dice: str) -> str:
         for state in states
     ]
     reasons = [
-        f'<p class="quiet">fold {state.fold}: {escape(text)}</p>'
+        parts.text(f"fold {state.fold}: {text}", "quiet")
         for state in states
         for text in (*filter(None, [state.reason]), *(f"not exact, {one}" for one in state.differences))
     ]
     return section("folds", "Folds", table("folds", headings, rows), *reasons)
 
 
-def curves_section(run: Run, dice: str) -> str:
+def curves_section(run: Run, dice: str) -> Markup:
     """Return charts of the metrics of all folds by epoch; `dice` is what a Dice is called."""
     histories = {fold.key: fold_metrics(fold) for fold in run.folds()}
     if not any(histories.values()):
-        return section("curves", "Training", '<p class="none">no snapshot covers any metrics yet</p>')
+        return section("curves", "Training", parts.text("no snapshot covers any metrics yet", "none"))
     known = {name for rows in histories.values() for row in rows for name in row}
     others = tuple((name, (name,), Axis(name)) for name in sorted(known - _CHARTED))
     charts = [
-        figure(title, *_curve(title, names, axis, histories))
+        parts.figure(title, *_curve(title, names, axis, histories))
         for title, names, axis in ((f"Validation {dice}", *_DICE), *_CURVES, *others)
         if known & set(names)
     ]
-    names = legend([(f"fold {key}", style(index)) for index, key in enumerate(histories)])
-    return section("curves", "Training", names, f'<div class="charts">{"".join(charts)}</div>')
+    names = parts.legend([(f"fold {key}", style(index)) for index, key in enumerate(histories)])
+    return section("curves", "Training", names, parts.charts(charts, ""))
 
 
-def attempts_section(run: Run, states: Sequence[FoldState]) -> str:
+def attempts_section(run: Run, states: Sequence[FoldState]) -> Markup:
     """Return a time line of all attempts, and where the hours went."""
     found = {state.fold: _judged(spans(run.fold(state.fold)), state) for state in states}
     every = [span for of_fold in found.values() for span in of_fold]
     if not every:
-        return section("attempts", "Attempts", '<p class="none">no attempt has begun yet</p>')
+        return section("attempts", "Attempts", parts.text("no attempt has begun yet", "none"))
     first = min(span.started if span.queued is None else span.queued for span in every)
     bars = [bar for row, of_fold in enumerate(found.values()) for span in of_fold for bar in _bars(row, span)]
-    names = ("queued", "running", "done", "stopped", "failed")
-    keys = "".join(f'<li><i class="i-{name}"></i>{_KEYS[name]}</li>' for name in names)
     words = f"Every attempt of every fold, in hours since {_utc(first)}"
     drawn = time_line(words, [f"fold {key}" for key in found], bars, first)
     rows = [
@@ -105,14 +104,8 @@ def attempts_section(run: Run, states: Sequence[FoldState]) -> str:
         for span in of_fold
     ]
     headings = ("attempt", "began (UTC)", "hours", "ended", "cause", "lost", "memory, GB")
-    return section(
-        "attempts",
-        "Attempts",
-        f'<figure><div class="scroll" tabindex="0" role="region" aria-label="time line">{drawn}</div>'
-        f'<ul class="keys">{keys}</ul><figcaption>{words}.</figcaption></figure>',
-        f"<details><summary>All {len(every)} attempts as a table</summary>",
-        table("attempts", headings, rows) + "</details>",
-    )
+    shown = parts.attempts(words, drawn, _KEYS, len(every), table("attempts", headings, rows))
+    return section("attempts", "Attempts", shown)
 
 
 def style(index: int) -> str:
@@ -129,7 +122,9 @@ _KEYS = {
 }
 
 
-def _curve(title: str, names: Sequence[str], axis: Axis, histories: dict[str, list[dict[str, Any]]]) -> tuple[str, str]:
+def _curve(
+    title: str, names: Sequence[str], axis: Axis, histories: dict[str, list[dict[str, Any]]]
+) -> tuple[Markup, str]:
     lines = []
     for index, (key, rows) in enumerate(histories.items()):
         name = next((name for name in names if any(name in row for row in rows)), None)
