@@ -49,11 +49,11 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell] | None]
     console.print(new_table(columns, rows, console.width))
 
 
-def new_console() -> Console:
+def new_console(*, stderr: bool = False) -> Console:
     """Return the console for tables, which knows the width of the output."""
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, stderr=stderr)
     piped = not console.is_terminal and "COLUMNS" not in os.environ
-    return Console(markup=False, highlight=False, width=_PIPED) if piped else console
+    return Console(markup=False, highlight=False, stderr=stderr, width=_PIPED) if piped else console
 
 
 def new_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell] | None], width: int) -> Table:

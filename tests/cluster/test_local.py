@@ -27,6 +27,7 @@ def site(tmp_path: Path, tiny_data: Path) -> Iterator[Site]:
 def test_three_folds_to_their_end_and_again(site: Site) -> None:
     first = site.run("submit", "tiny.toml", "--folds", "3", "--wait")
     assert first.returncode == 0, first.stderr
+    assert {f"tiny fold {key}: done" in first.stderr for key in "012"} == {True}
     assert first.stderr.endswith("tiny: finished; next: `contrails aggregate tiny`\n")
     assert {fold: state["state"] for fold, state in site.states("tiny").items()} == dict.fromkeys("012", "done")
     assert (site.root / "runs" / "tiny").stat().st_mode & 0o777 == 0o700

@@ -3,18 +3,15 @@
 import json
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from contrails.cli.complete import complete_runs, complete_sites
 from contrails.cli.options import json_option, name_option, overrides_option, read_recipe, recipe_argument
 from contrails.cli.results.aggregate import aggregate, check, options_of
 from contrails.cli.watch.status import print_states
-from contrails.cli.watch.watch import duration
+from contrails.cli.watch.watch import watch_folds
 from contrails.cluster.queue.journal import newest_submissions, submissions
 from contrails.cluster.schedulers.base import scheduler_of
 from contrails.cluster.schedulers.sites import Site, find_site, site_of
@@ -25,9 +22,6 @@ from contrails.recipe.reading import parse
 from contrails.recipe.recipe import Recipe, to_toml
 from contrails.runs.config import RunConfig
 from contrails.runs.folder import ALL, Run, new_run_path, open_run
-
-_POLL_S = 1.0
-_PLAIN_INTERVAL_S = 15.0
 
 
 @click.command()
@@ -221,71 +215,18 @@ def _follow(runs: list[Run], folds: list[str]) -> None:
         TrainingError: some did not finish.
     """
     try:
-        states = _follow_bars(runs, folds) if sys.stderr.isatty() else _follow_lines(runs, folds)
+        found = watch_folds(lambda: _states(runs, folds), stderr=True)
     except KeyboardInterrupt:
         click.echo(f"\nthe folds go on in the background; look with `contrails status {runs[0].typed}`", err=True)
         sys.exit(130)
-    unfinished = [f"{run.name} fold {state.fold}" for run, state in states if state.state != DONE]
+    unfinished = [
+        f"{run.name} fold {state.fold}" for run, states in found.items() for state in states if state.state != DONE
+    ]
     if unfinished:
-        for run in runs:
-            print_states(run, [state for of, state in states if of == run])
+        for run, states in found.items():
+            print_states(run, states)
         raise TrainingError(f"not finished: {', '.join(unfinished)}; see above")
 
 
-def _interval_s(runs: list[Run]) -> float:
-    """Return how often to look: a scheduler serves others too."""
-    has_queue = any(scheduler_of(site_of(run)).CAPABILITIES.has_queue for run in runs)
-    return _PLAIN_INTERVAL_S if has_queue else _POLL_S
-
-
-def _states(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
-    return [(run, row) for run, rows in overview(runs).items() for row in rows if row.fold in folds or not row.fold]
-
-
-def _follow_lines(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
-    printed: dict[tuple[Run, str], str] = {}
-    last = 0.0
-    while True:
-        states = _states(runs, folds)
-        due = time.monotonic() - last >= _PLAIN_INTERVAL_S
-        for run, state in states:
-            changed = not printed.get((run, state.fold), "").startswith(state.state)
-            line = f"{state.state} {_progress(state)}"
-            if line != printed.get((run, state.fold)) and (changed or due):
-                click.echo(f"{run.name} fold {state.fold}: {line}", err=True)
-                printed[run, state.fold] = line
-        last = time.monotonic() if due else last
-        if all(state.state not in ALIVE for _, state in states):
-            return states
-        time.sleep(_interval_s(runs))
-
-
-def _follow_bars(runs: list[Run], folds: list[str]) -> list[tuple[Run, FoldState]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks = {
-            (run, key): progress.add_task(f"{run.name} fold {key}", total=None, text="")
-            for run in runs
-            for key in folds
-        }
-        while True:
-            states = _states(runs, folds)
-            for run, state in states:
-                text = f"{state.state} {_progress(state)}"
-                total = state.num_steps or (1 if state.state == DONE else None)
-                done = total if state.state == DONE else state.step
-                progress.update(tasks[run, state.fold], completed=done, total=total, text=text)
-            if all(state.state not in ALIVE for _, state in states):
-                return states
-            time.sleep(_interval_s(runs))
-
-
-def _progress(state: FoldState) -> str:
-    parts = []
-    if state.num_steps:
-        parts.append(f"step {state.step}/{state.num_steps}")
-    if state.best_dice is not None:
-        parts.append(f"best Dice {state.best_dice:.4f}")
-    if state.eta_s is not None:
-        parts.append(f"{duration(state.eta_s)} left")
-    return ", ".join(parts)
+def _states(runs: list[Run], folds: list[str]) -> dict[Run, list[FoldState]]:
+    return {run: [row for row in rows if row.fold in folds or not row.fold] for run, rows in overview(runs).items()}

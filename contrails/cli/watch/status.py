@@ -1,6 +1,7 @@
 """`contrails status`: where the folds of a run stand."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -96,7 +97,7 @@ def _print_following(run: Run, row: Following | None) -> None:
     click.echo(f"then `{row.command}`: {', '.join([state, *about])}")
 
 
-def print_states(run: Run, states: list[FoldState]) -> None:
+def print_states(run: Run, states: Sequence[FoldState]) -> None:
     """Print one run as a table, and the reason of every fold that needs a hand."""
     print_table(_COLUMNS, [_cells(state) for state in states], title(run))
     console = new_console()

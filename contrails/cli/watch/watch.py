@@ -1,8 +1,8 @@
-"""The live table of `contrails status --watch`; plain lines where the output is no terminal."""
+"""The live table of `status --watch` and `submit --wait`; plain lines where the output is no terminal."""
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from contrails.cli.tables import Cell, Column, new_console, new_table
 from contrails.cluster.status.fold_state import ALIVE, FoldState
+from contrails.cluster.status.overview import has_queue
 from contrails.files import last_json_line
 from contrails.report.naming import title
 from contrails.report.spark import sparkline
@@ -19,7 +20,8 @@ from contrails.runs.folder import Run
 from contrails.runs.metrics import fold_metrics
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "damaged": "red", "stopped": "yellow"}
-_INTERVAL_S = 5.0
+_INTERVAL_S, _INTERVAL_OF_QUEUE_S = 1.0, 15.0
+"""How often to look; a scheduler that is asked serves others too."""
 _PLAIN_INTERVAL_S = 60.0
 _COLUMNS = (
     Column("fold", right=True),
@@ -38,20 +40,29 @@ _COLUMNS = (
 _ASK = Callable[[], Mapping[Run, Sequence[FoldState]]]
 
 
-def watch_folds(ask: _ASK) -> None:
-    """Show the folds again every few seconds until none of them lives; `ask` returns them as they are now."""
-    if not sys.stdout.isatty():
-        _print_lines(ask)
-        return
-    found = ask()
-    with Live(_tables(found), auto_refresh=False, vertical_overflow="visible") as live:
+def watch_folds(ask: _ASK, *, stderr: bool = False) -> Mapping[Run, Sequence[FoldState]]:
+    """Show folds again and again until none of them lives; return what they are then.
+
+    Args:
+        ask: returns them as they are now.
+        stderr: show them there, as the output is for another program.
+    """
+    if not (sys.stderr if stderr else sys.stdout).isatty():
+        return _print_lines(ask, stderr=stderr)
+    found, console = ask(), new_console(stderr=stderr)
+    with Live(_tables(found), console=console, auto_refresh=False, vertical_overflow="visible") as live:
         while _lives(found):
-            time.sleep(_INTERVAL_S)
+            time.sleep(_interval_s(found))
             found = ask()
             live.update(_tables(found), refresh=True)
+    return found
 
 
-def _print_lines(ask: _ASK) -> None:
+def _interval_s(runs: Iterable[Run]) -> float:
+    return _INTERVAL_OF_QUEUE_S if any(map(has_queue, runs)) else _INTERVAL_S
+
+
+def _print_lines(ask: _ASK, *, stderr: bool) -> Mapping[Run, Sequence[FoldState]]:
     """Print a line for each fold that has changed, at most once a minute while it only trains."""
     said: dict[tuple[str, str], tuple[str, float]] = {}
     while True:
@@ -62,10 +73,10 @@ def _print_lines(ask: _ASK) -> None:
                 if state.state == before and (state.state not in ALIVE or time.monotonic() - when < _PLAIN_INTERVAL_S):
                     continue
                 said[run.name, state.fold] = state.state, time.monotonic()
-                click.echo(_line(run, state))
+                click.echo(_line(run, state), err=stderr)
         if not _lives(found):
-            return
-        time.sleep(_INTERVAL_S)
+            return found
+        time.sleep(_interval_s(found))
 
 
 def _line(run: Run, state: FoldState) -> str:
@@ -98,14 +109,14 @@ def _tables(found: Mapping[Run, Sequence[FoldState]]) -> RenderableType:
         table = new_table(_COLUMNS, coloured, new_console().width)
         parts += [Text(title(run), "italic", no_wrap=True), table]
         parts += [Text(f"fold {state.fold}: {state.reason}") for state in states if state.reason]
-    now = time.strftime("%H:%M:%S")
-    return Group(
-        *parts, Text(f"{now}, every {_INTERVAL_S:.0f} s; Ctrl-C ends this view, not the training", style="dim")
-    )
+    about = f"{time.strftime('%H:%M:%S')}, every {_interval_s(found):.0f} s; Ctrl-C ends this view, not the training"
+    return Group(*parts, Text(about, style="dim"))
 
 
 def _row(run: Run, state: FoldState) -> list[str]:
     """Return the cells of a fold, empty where nothing is known."""
+    if not state.fold:  # of a run that cannot be read
+        return ["", state.state, *[""] * (len(_COLUMNS) - 2)]
     fold = run.fold(state.fold)
     rows, attempts = fold_metrics(fold, newest=True), fold.attempts()
     told = last_json_line(attempts[-1].telemetry) if attempts and state.state in ALIVE else {}

@@ -38,6 +38,11 @@ def overview(runs: Sequence[Run], said: Mapping[Run, Words] | None = None) -> di
     return {run: _states(run, said) for run in runs}
 
 
+def has_queue(run: Run) -> bool:
+    """Return whether a scheduler has the jobs of a run."""
+    return _scheduler_name(run) is not None
+
+
 def _states(run: Run, said: Mapping[Run, Words]) -> list[FoldState]:
     """Return the states of a run's folds; one row about all of them where its files cannot be read."""
     jobs = said.get(run)
