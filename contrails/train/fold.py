@@ -66,7 +66,7 @@ def train_fold(fold: Fold, job: JobContext = _NO_JOB) -> None:
     heart = Heart(fold, attempt)
     heart.start()
     try:
-        _train(fold, attempt, config, heart, stop, job)
+        _train_attempt(fold, attempt, config, heart, stop, job)
     except Stopped as error:
         heart.stop(status="stopped", reason=str(error), asked_by=stop.reason)
         raise
@@ -82,10 +82,10 @@ def train_rank(fold: Fold, rank: RankContext) -> None:
     stop = StopFlag(rank.job.clock)
     stop.install()
     with contextlib.suppress(Stopped):  # rank 0 says so
-        _train(fold, fold.attempt(rank.attempt), fold.run.read_config(), None, stop, rank.job, rank)
+        _train_attempt(fold, fold.attempt(rank.attempt), fold.run.read_config(), None, stop, rank.job, rank)
 
 
-def _train(
+def _train_attempt(
     fold: Fold,
     attempt: Attempt,
     config: RunConfig,

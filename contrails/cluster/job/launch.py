@@ -99,7 +99,7 @@ def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     if not taken:
         return 0
     job = JobContext(scheduler=site.scheduler, job_id=os.environ.get("SUBMITIT_LOCAL_JOB_ID"), redirect=True)
-    return _exit_code(list(_train(run, config, left(), job, _dealt_slots(config, taken)).values()))
+    return _exit_code(list(_run_children(run, config, left(), job, _dealt_slots(config, taken)).values()))
 
 
 def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
@@ -128,7 +128,7 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
         progress.note()
         return clock.due()
 
-    codes = _train(run, config, wanted, job, shares, look)
+    codes = _run_children(run, config, wanted, job, shares, look)
     stopped = [run.fold(key) for key, code in codes.items() if code == Stopped.exit_code]
     stopped = [fold for fold in stopped if not fold.cancelled.exists()]
     if not stopped:
@@ -152,7 +152,7 @@ def launch(run: Run, config: RunConfig, folds: list[str], job: JobContext, slots
     Returns:
         0 if every fold ended well; else the exit code of one that failed, or 75 where they only stopped.
     """
-    return _exit_code(list(_train(run, config, folds, job, _dealt_slots(config, slots)).values()))
+    return _exit_code(list(_run_children(run, config, folds, job, _dealt_slots(config, slots)).values()))
 
 
 def _dealt_slots(config: RunConfig, slots: Mapping[Slot, int]) -> list[_Share]:
@@ -167,7 +167,7 @@ def _dealt(items: Sequence[T], num_ranks: int) -> list[Sequence[T]]:
     return [items[start : start + num_ranks] for start in range(0, len(items), num_ranks)]
 
 
-def _train(
+def _run_children(
     run: Run,
     config: RunConfig,
     folds: list[str],

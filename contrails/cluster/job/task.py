@@ -32,14 +32,14 @@ def main() -> None:
     if job.launcher_pid is not None:
         end_with(job.launcher_pid, signal.SIGTERM)
     try:
-        train(run.fold(fold_key), job)
+        run_task(run.fold(fold_key), job)
     except ContrailsError as error:
         what = f"; {next_step('lost', run)}" if isinstance(error, Stopped) else ""
         tell(f"error: {error}{what}")
         sys.exit(error.exit_code)
 
 
-def train(fold: Fold, job: JobContext) -> None:
+def run_task(fold: Fold, job: JobContext) -> None:
     """Train a fold in this process, which must import the run's frozen code."""
     toml = fold.run.toml
     config = fold.run.read_config()
