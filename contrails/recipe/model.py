@@ -2,9 +2,9 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from contrails.recipe.base import Section, is_asked
+from contrails.recipe.base import Section
 
 
 class TemporalSection(Section):
@@ -80,12 +80,6 @@ class ModelSection(Section):
     share: bool = Field(False, description="a head that predicts the share of the record that is covered")
     head_bias: Literal["zero", "rate"] = Field("zero", description="where heads start: 0, or the rate of positives")
     temporal: TemporalSection = TemporalSection()
-
-    @field_validator("relu_features", mode="before")
-    @classmethod
-    def _once_a_bool(cls, value: object, info: ValidationInfo) -> object:
-        """Read what was frozen when the key could only add one."""
-        return ("add" if value else "own") if isinstance(value, bool) and not is_asked(info) else value
 
     @property
     def has_classifier(self) -> bool:

@@ -117,12 +117,16 @@ class Run:
         return self.path / "run.toml"
 
     def read_config(self) -> "RunConfig":
-        """Return what `run.toml` says."""
+        """Return what `run.toml` says, whichever version has written it."""
         # what looks at a run's files alone starts without them
+        from contrails.recipe.migrations import migrated
         from contrails.recipe.reading import parse
         from contrails.runs.config import RunConfig
 
-        return parse(RunConfig, read_toml(self.toml, "a run"), str(self.toml))
+        values = read_toml(self.toml, "a run")
+        if isinstance(recipe := values.get("recipe"), dict):
+            values["recipe"] = migrated(recipe)
+        return parse(RunConfig, values, str(self.toml))
 
     @property
     def recipe(self) -> Path:

@@ -27,6 +27,7 @@ from contrails.models.about import read_about
 from contrails.models.build import build_model
 from contrails.models.segmenter import Segmenter
 from contrails.models.weights import load_weights, save_weights
+from contrails.recipe.migrations import migrated
 from contrails.recipe.reading import parse
 from contrails.recipe.recipe import Recipe
 from contrails.runs.config import RunConfig
@@ -130,7 +131,7 @@ def load_member(path: Path, dataset: Dataset, device: torch.device) -> tuple[Seg
 def _build(
     tensors: Tensors, about: dict[str, Any], path: Path, dataset: Dataset, device: torch.device
 ) -> tuple[Segmenter, Source]:
-    recipe = parse(Recipe, about["recipe"], str(path))
+    recipe = parse(Recipe, migrated(about["recipe"]), str(path))
     model = build_model(recipe, about["num_channels"], about.get("label_position", 0))
     try:
         model.load_state_dict(tensors)
@@ -178,7 +179,7 @@ def _require_of_run(path: Path, config: RunConfig, run: Run) -> None:
     """Check that weights are of the run as it is now; `contrails resume --code current` changes its code on the way."""
     about, its_data = read_about(path), config.data.model_dump(mode="json")
     same = {
-        "recipe": parse(Recipe, about["recipe"], str(path)) == config.recipe,
+        "recipe": parse(Recipe, migrated(about["recipe"]), str(path)) == config.recipe,
         "data": about.get("data", its_data) == its_data,
         "code": about.get("code", config.code) == config.code,
     }
