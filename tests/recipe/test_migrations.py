@@ -34,6 +34,6 @@ def test_a_run_of_an_earlier_version_is_read_and_what_is_asked_now_is_not_migrat
     run.toml.write_text(text.replace('relu_features = "own"', "relu_features = true"))
     recipe = run.read_config().recipe
     assert recipe.model.relu_features == "add"
-    with pytest.raises(RecipeError, match="model.relu_features"):
+    with pytest.raises(RecipeError, match=r"model\.relu_features"):
         override(recipe, ["model.relu_features=true"])
     assert {migration.key for migration in MIGRATIONS} >= {"model.relu_features", "train.freeze_encoder_epochs"}
