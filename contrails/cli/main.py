@@ -21,38 +21,50 @@ from contrails.cli.streams import ReaderGone, open_streams
 from contrails.errors import ContrailsError, NodeError, StorageError, choices
 from contrails.files import reason_of, refused
 
-_COMMANDS = {
-    "demo": ("contrails.cli.data.demo", "Write a synthetic dataset to OUT."),
-    "prepare": ("contrails.cli.data.prepare", "Pack raw data into the dataset file OUT."),
-    "split": ("contrails.cli.data.split", "Deal the records of DATA out to folds."),
-    "data": ("contrails.cli.data.data", "Look at dataset files, audit their labels, join their shards."),
-    "recipe": ("contrails.cli.train.recipe", "Look at recipes."),
-    "submit": ("contrails.cli.train.submit", "Train the folds of RECIPE in the background."),
-    "train": ("contrails.cli.train.train", "Train one fold of RECIPE here and now."),
-    "status": ("contrails.cli.watch.status", "Show the folds of RUN, or of every run."),
-    "logs": ("contrails.cli.watch.logs", "Print the log of a fold's newest attempt."),
-    "cancel": ("contrails.cli.train.cancel", "Cancel the unfinished folds of RUN."),
-    "resume": ("contrails.cli.train.resume", "Go on with the folds of RUN that nobody trains."),
-    "continue": ("contrails.cli.train.continue_", "Make a new run that starts from the weights of RUN."),
-    "drill": ("contrails.cli.train.drill", "Kill a small training at random moments and compare the bits."),
-    "doctor": ("contrails.cli.site.doctor", "Check the scheduler, the environment and the GPU of a site."),
-    "sites": ("contrails.cli.site.sites", "List the sites."),
-    "aggregate": ("contrails.cli.results.aggregate", "Merge the finished folds of RUN into an ensemble."),
-    "predict": ("contrails.cli.results.predict", "Predict INPUT with ENSEMBLE into OUT."),
-    "evaluate": ("contrails.cli.results.evaluate", "Score ENSEMBLE on the labelled records of DATA."),
-    "submission": ("contrails.cli.results.submission", "Look at submission files."),
-    "weights": ("contrails.cli.site.weights", "Fetch and list pretrained weights of encoders."),
-    "runs": ("contrails.cli.results.runs", "List every experiment."),
-    "note": ("contrails.cli.results.note", "Add a remark or a leaderboard score to RUN."),
-    "compare": ("contrails.cli.results.compare", "Show two runs side by side."),
-    "usage": ("contrails.cli.site.usage", "Show the hours of RUN by fold, or of all runs by run and user."),
-    "report": ("contrails.cli.results.report", "Write RUN as one HTML file that needs no network."),
-    "sync": ("contrails.cli.watch.sync", "Send RUN to Weights & Biases."),
+_SECTIONS = {
+    "Data": {
+        "demo": ("contrails.cli.data.demo", "Write a synthetic dataset to OUT."),
+        "prepare": ("contrails.cli.data.prepare", "Pack raw data into the dataset file OUT."),
+        "split": ("contrails.cli.data.split", "Deal the records of DATA out to folds."),
+        "data": ("contrails.cli.data.data", "Look at dataset files, audit their labels, join their shards."),
+    },
+    "Train": {
+        "recipe": ("contrails.cli.train.recipe", "Look at recipes."),
+        "weights": ("contrails.cli.train.weights", "Fetch and list pretrained weights of encoders."),
+        "submit": ("contrails.cli.train.submit", "Train the folds of RECIPE in the background."),
+        "train": ("contrails.cli.train.train", "Train one fold of RECIPE here and now."),
+        "resume": ("contrails.cli.train.resume", "Go on with the folds of RUN that nobody trains."),
+        "continue": ("contrails.cli.train.continue_", "Make a new run that starts from the weights of RUN."),
+        "cancel": ("contrails.cli.train.cancel", "Cancel the unfinished folds of RUN."),
+    },
+    "Watch": {
+        "status": ("contrails.cli.watch.status", "Show the folds of RUN, or of every run."),
+        "logs": ("contrails.cli.watch.logs", "Print the log of a fold's newest attempt."),
+        "sync": ("contrails.cli.watch.sync", "Send RUN to Weights & Biases."),
+    },
+    "Results": {
+        "aggregate": ("contrails.cli.results.aggregate", "Merge the finished folds of RUN into an ensemble."),
+        "predict": ("contrails.cli.results.predict", "Predict INPUT with ENSEMBLE into OUT."),
+        "evaluate": ("contrails.cli.results.evaluate", "Score ENSEMBLE on the labelled records of DATA."),
+        "submission": ("contrails.cli.results.submission", "Look at submission files."),
+        "report": ("contrails.cli.results.report", "Write RUN as one HTML file that needs no network."),
+        "runs": ("contrails.cli.results.runs", "List every experiment."),
+        "compare": ("contrails.cli.results.compare", "Show two runs side by side."),
+        "note": ("contrails.cli.results.note", "Add a remark or a leaderboard score to RUN."),
+    },
+    "Site": {
+        "sites": ("contrails.cli.site.sites", "List the sites."),
+        "doctor": ("contrails.cli.site.doctor", "Check the scheduler, the environment and the GPU of a site."),
+        "drill": ("contrails.cli.site.drill", "Kill a small training at random moments and compare the bits."),
+        "usage": ("contrails.cli.site.usage", "Show the hours of RUN by fold, or of all runs by run and user."),
+    },
 }
-"""Where each command lives, and the first sentence of its own help, in the order of an experiment.
+"""Where each command lives, and how its own help begins, by what it is about and in the order of use.
 
 The function has the command's name. A list of commands is written from this table, so that it imports none of them.
 """
+
+_COMMANDS = {name: entry for commands in _SECTIONS.values() for name, entry in commands.items()}
 
 
 class _LazyGroup(click.Group):
@@ -69,8 +81,9 @@ class _LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+        for heading, commands in _SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, text) for name, (_, text) in commands.items()], col_spacing=3)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         own = [CompletionItem(name, help=text) for name, (_, text) in _COMMANDS.items() if name.startswith(incomplete)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from contrails.cli.main import _COMMANDS, cli
+from contrails.cli.main import _COMMANDS, _SECTIONS, cli
 
 HEAVY = {"torch", "wandb", "kornia", "matplotlib", "pandas", "segmentation_models_pytorch"}
 
@@ -78,13 +78,21 @@ def test_a_list_of_commands_has_whole_sentences(path: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "contrails", *path, "--help"]
     environment = dict(os.environ) | {"COLUMNS": "80"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    rows = done.stdout.partition("\nCommands:\n")[2].splitlines()
+    # of the main list each section has a heading of its own
+    rows = done.stdout.partition("Show this message and exit.\n")[2].splitlines()
+    rows = [row for row in rows if row and not row.endswith(":")]
     assert rows
     for row in rows:
         assert row.startswith("  ")
         assert not row.startswith("   ")  # the rest of a sentence
         assert row.endswith(".")
         assert "..." not in row
+
+
+def test_the_main_list_has_every_command_in_sections() -> None:
+    assert [*_SECTIONS] == ["Data", "Train", "Watch", "Results", "Site"]
+    for heading, commands in _SECTIONS.items():
+        assert {module.split(".")[2] for module, _ in commands.values()} == {heading.lower()}
 
 
 def imported(arguments: list[str], runs: Path) -> set[str]:
