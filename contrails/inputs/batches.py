@@ -153,7 +153,8 @@ class Buffer:
         """Return bands (B, T, C, H, W), votes (B, H, W) and annotators (B,); on the CPU these are the buffer itself."""
         bands, votes, annotators = (t[:count].to(self._source.device, non_blocking=True) for t in self._tensors)
         if self._copied is not None:
-            self._copied.record()
+            # of the device that copies, whichever is the current one
+            self._copied.record(torch.cuda.current_stream(self._source.device))
         return bands, votes, annotators
 
     def _copy(self, part: Part) -> None:

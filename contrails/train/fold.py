@@ -247,6 +247,7 @@ def _prepare_torch(config: RunConfig, rank: int) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", rank)
     require_kernels(device)
+    torch.cuda.set_device(device)  # what names no device means this rank's: streams, NCCL, memory
     return device
 
 
