@@ -72,9 +72,9 @@ class Site:
         """Give the module that jobs start in another name, as an update of the clone may."""
         for path in self.package.rglob("*.py"):
             text = path.read_text()
-            if "cluster.launch" in text:
-                path.write_text(text.replace("cluster.launch", "cluster.begin"))
-        (self.package / "cluster" / "launch.py").rename(self.package / "cluster" / "begin.py")
+            if "job.launch" in text:
+                path.write_text(text.replace("job.launch", "job.begin"))
+        (self.package / "cluster" / "job" / "launch.py").rename(self.package / "cluster" / "job" / "begin.py")
 
     def end_everything(self) -> None:
         """Kill what a test that failed left behind."""

@@ -171,10 +171,10 @@ def test_a_job_that_ends_without_a_word_made_no_error_and_its_successor_waits_fo
 
 
 def test_a_start_that_takes_all_of_the_walltime_is_told_from_a_margin(site: SlurmSite) -> None:
-    task, script = site.package / "cluster" / "task.py", site.root / "slow.sh"
+    task, script = site.package / "cluster" / "job" / "task.py", site.root / "slow.sh"
     original = task.read_text()
-    first, _, rest = original.partition("import json\n")
-    task.write_text(f'{first}import json, os, time\nif "SLOW" in os.environ:\n    time.sleep(60)\n{rest}')
+    first, _, rest = original.partition("import logging\n")
+    task.write_text(f'{first}import logging, os, time\nif "SLOW" in os.environ:\n    time.sleep(60)\n{rest}')
     script.write_text("export SLOW=1\n")
     site.profile("brief", walltime_min=1, margin_s=55, environment=str(script), retries={"walltime": 0})
     site.submit("brief", "-o", "train.epochs=1", site="brief")
@@ -226,7 +226,7 @@ def test_jobs_that_are_killed_before_they_begin_have_a_budget_together(site: Slu
 
 
 def test_jobs_that_are_stopped_before_they_begin_have_a_budget(site: SlurmSite) -> None:
-    task = site.package / "cluster" / "task.py"
+    task = site.package / "cluster" / "job" / "task.py"
     original = task.read_text()
     # the signal of a preemption comes while torch is imported, each time
     task.write_text("import os, signal, time\nos.kill(os.getppid(), signal.SIGUSR2)\ntime.sleep(60)\n")

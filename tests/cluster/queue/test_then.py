@@ -251,7 +251,7 @@ def test_a_launcher_that_is_killed_at_its_end_leaves_it_to_the_end_of_its_job(
     tmp_path: Path, tiny_data: Path, fake: FakePbs
 ) -> None:
     site = PbsRuns(tmp_path, tiny_data, fake)
-    launcher = site.package / "cluster" / "launch.py"
+    launcher = site.package / "cluster" / "job" / "launch.py"
     launcher.write_text(
         launcher.read_text().replace("tell_failure(start_if_due, run, config, site)", "os.kill(os.getpid(), 9)")
     )

@@ -181,7 +181,7 @@ def site(bin_: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("HOME", str(bin_ / "home"))
     (bin_ / "gpus").write_text(FOUR)
     site = Site(bin_, tiny_data)
-    (site.package / "cluster" / "task.py").write_text(
+    (site.package / "cluster" / "job" / "task.py").write_text(
         "import os, sys, time\nfrom pathlib import Path\n"
         "told, ended = (Path(sys.argv[1]) / f'{what}-{sys.argv[2]}' for what in ('told', 'ended'))\n"
         "told.with_suffix('.new').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"

@@ -51,7 +51,7 @@ def test_nobody_compares_with_the_name_of_this_machines_scheduler() -> None:
         if isinstance(node, ast.Constant) and node.value == "local"
     ]
     assert found == []
-    sites = ast.parse((_PACKAGE / "cluster" / "sites.py").read_text())
+    sites = ast.parse((_PACKAGE / "cluster" / "schedulers" / "sites.py").read_text())
     functions = [node for node in ast.walk(sites) if isinstance(node, ast.FunctionDef)]
     comparing = [
         function.name
