@@ -14,10 +14,11 @@ _ACT = re.compile(
 
 
 def test_a_question_writes_submits_and_signals_nothing() -> None:
-    folder = Path(contrails.__file__).parent / "cluster"
+    package = Path(contrails.__file__).parent
     found = [
-        f"{path.relative_to(folder)}: {function.name} calls {name}"
-        for path in sorted(folder.rglob("*.py"))
+        f"{path.relative_to(package)}: {function.name} calls {name}"
+        for folder in ("cluster", "submitit_pbs")
+        for path in sorted((package / folder).rglob("*.py"))
         for function in ast.walk(ast.parse(path.read_text()))
         if isinstance(function, ast.FunctionDef) and _QUESTION.fullmatch(function.name)
         for name in map(_called, ast.walk(function))

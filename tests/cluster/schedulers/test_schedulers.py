@@ -23,7 +23,7 @@ from local_site import eventually
 _PACKAGE = Path(contrails.__file__).parent
 _MODULES: list[Scheduler] = [local, slurm, openpbs]
 """As mypy sees them: each has all that is asked of a scheduler."""
-_KNOW_NAMES = {"cluster/profiles.py", "cluster/scheduler.py", "cluster/sites.py", "cluster/local.py"}
+_KNOW_NAMES = {f"cluster/schedulers/{name}.py" for name in ("profiles", "base", "sites", "local")}
 """The table of all schedulers, the choice of the default one, and submitit's own word for the local one."""
 
 
