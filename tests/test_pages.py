@@ -1,5 +1,6 @@
 """The project's pages: links lead to files and headings, commands parse, examples and names of code are right."""
 
+import os
 import re
 import shlex
 import tomllib
@@ -7,14 +8,15 @@ from pathlib import Path
 
 import click
 import pytest
-from pages import CLONE, CODE, PAGES, TEXTS, blocks, commands, prose
-from typed_commands import parse
 
 from contrails.cluster.schedulers.sites import Site
 from contrails.errors import choices
 from contrails.inputs.composites import check_composite
 from contrails.recipe.reading import parse as parse_section
 from contrails.recipe.recipe import Recipe
+
+from pages import CLONE, CODE, PAGES, TEXTS, blocks, commands, prose, shell_lines
+from typed_commands import parse
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _NAME_IN_MODULE = re.compile(r"`(\w+)` in\s+`(contrails/[\w/]+\.py)`")
@@ -93,6 +95,14 @@ def test_modules_that_are_named_exist(path: Path) -> None:
     assert [module for module in sorted(named) if not (CLONE / module).is_file()] == []
     for word, module in _NAME_IN_MODULE.findall(path.read_text()):
         assert re.search(rf"\b{word}\b", (CLONE / module).read_text()), f"{word} is not in {module}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_scripts_that_are_typed_exist(path: Path) -> None:
+    typed = [line.split() for line in shell_lines(path) if line.startswith(("scripts/", "envs/"))]
+    assert [words for words in typed if not os.access(CLONE / words[0], os.X_OK)] == []
+    measured = [words[1] for words in typed if words[0] == "scripts/bench"]
+    assert [of for of in measured if not (CLONE / "scripts/benchmarks" / f"{of}.py").is_file()] == []
 
 
 def test_the_first_page_is_short() -> None:

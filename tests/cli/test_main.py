@@ -11,9 +11,10 @@ from pathlib import Path
 
 import click
 import pytest
-from pages import PAGES, shell_lines
 
 from contrails.cli.main import _COMMANDS, _SECTIONS, cli
+
+from pages import PAGES, shell_lines
 
 HEAVY = {"torch", "wandb", "kornia", "matplotlib", "pandas", "segmentation_models_pytorch"}
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 import pytest
 from conftest import MakeRun, freeze
-from typed_commands import parse
 
 import contrails
 from contrails.cli.main import cli
@@ -20,6 +19,8 @@ from contrails.cluster.submit.create import choose_folds
 from contrails.dataset.store import open_dataset
 from contrails.errors import DataError, RecipeError
 from contrails.files import to_json, write_atomic
+
+from typed_commands import parse
 
 _PACKAGE = Path(contrails.__file__).parent
 _COMMAND = re.compile(r"`contrails((?: [^`]*)?)`")
