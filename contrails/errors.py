@@ -1,7 +1,7 @@
 """The project's exceptions: one family, each kind with the exit code that the command line returns.
 
 A message says what was expected, what was found, where (file, key, record) and what to do next.
-The codes are documented in the README; 1 is a bug (a traceback), 2 is click's code for wrong usage.
+jobs/sites/README.md documents the codes; 1 is a bug (a traceback), 2 is click's code for wrong usage.
 """
 
 from collections.abc import Iterable, Sequence

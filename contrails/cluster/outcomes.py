@@ -1,6 +1,7 @@
 """How an attempt can end: one table of causes, exit codes, whether it is tried again, and what the user does next.
 
-The launcher, the teardown of a batch script, `contrails status` and the table in the README all say what stands here.
+The launcher, the teardown of a batch script, `contrails status` and the table in jobs/sites/README.md all say what
+stands here.
 """
 
 import contextlib
@@ -40,9 +41,9 @@ class Outcome:
     """A row of the table."""
 
     seen: str
-    """By what it is known, for the README."""
+    """By what it is known, for jobs/sites/README.md."""
     action: str
-    """What is done without anybody logged in, for the README."""
+    """What is done without anybody logged in, for jobs/sites/README.md."""
     next_step: str
     """What the user does where nothing more is done by itself; `next_step` fills in run, site and dataset."""
     exit_code: int | None = None

@@ -14,6 +14,8 @@ import pytest
 
 from contrails.cli.main import _COMMANDS, _SECTIONS, cli
 
+from pages import PAGES, shell_lines
+
 HEAVY = {"torch", "wandb", "kornia", "matplotlib", "pandas", "segmentation_models_pytorch"}
 
 
@@ -254,9 +256,7 @@ def test_every_file_of_an_example_is_made_by_an_example() -> None:
             command = command.get_command(click.Context(command), name)
         assert command is not None
         texts.append((command.help or "").split("Example:")[1])
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    shell = "\n".join(re.findall("```sh\n(.*?)```", readme, re.DOTALL)).replace("\\\n", " ")
-    for text in ("\n".join(texts), shell):
+    for text in ("\n".join(texts), *("\n".join(shell_lines(page)) for page in PAGES)):
         lines = [line.split("#")[0].split() for line in text.splitlines() if line.strip().startswith("contrails ")]
         made = {word for words in lines for word, before in zip(words[1:], words, strict=False) if before == "-o"}
         made |= {words[3] for words in lines if words[1] == "prepare"}

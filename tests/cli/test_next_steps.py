@@ -20,6 +20,8 @@ from contrails.dataset.store import open_dataset
 from contrails.errors import DataError, RecipeError
 from contrails.files import to_json, write_atomic
 
+from typed_commands import parse
+
 _PACKAGE = Path(contrails.__file__).parent
 _COMMAND = re.compile(r"`contrails((?: [^`]*)?)`")
 _FILLED_IN = "1"
@@ -44,21 +46,6 @@ def _commands() -> Iterator[tuple[str, str]]:
         for text in _texts(ast.parse(path.read_text())):
             for match in _COMMAND.finditer(text):
                 yield str(path.relative_to(_PACKAGE)), match[1]
-
-
-def parse(words: list[str]) -> None:
-    """Parse a command as `contrails` does, without running it.
-
-    Raises:
-        click.UsageError: it lacks something, or has what it does not know.
-    """
-    command: click.Command | None = cli
-    context = click.Context(cli)
-    while isinstance(command, click.Group):
-        _, command, words = command.resolve_command(context, words)
-        context = click.Context(command or cli, parent=context)
-    if command is not None and "--help" not in words:
-        command.make_context(None, words, parent=context.parent)
 
 
 @pytest.mark.parametrize(("where", "words"), sorted(set(_commands())))

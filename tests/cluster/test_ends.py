@@ -36,13 +36,13 @@ def test_exit_codes(code: int, cause: Cause) -> None:
     assert cause_of_exit(code) == cause
 
 
-def test_the_table_has_every_cause_and_the_readme_says_it() -> None:
+def test_the_table_has_every_cause_and_the_page_of_sites_says_it() -> None:
     assert set(OUTCOMES) == set(get_args(Cause))
     assert {cause for cause, outcome in OUTCOMES.items() if not outcome.is_final} >= set(Retries.model_fields)
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = (Path(__file__).parents[2] / "jobs/sites/README.md").read_text()
     for cause, outcome in OUTCOMES.items():
         row = f"| {cause} | {outcome.seen} | {outcome.exit_code or ''} | {outcome.action} |"
-        assert row in readme.splitlines()
+        assert row in page.splitlines()
 
 
 def test_a_start_that_took_all_of_the_time_and_a_refusal(fold: Fold) -> None:

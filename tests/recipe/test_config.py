@@ -1,6 +1,5 @@
 """Recipes: read, changed by overrides, written again; whatever is wrong is named with what was meant."""
 
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import pytest
 
 from contrails.errors import RecipeError, StorageError
 from contrails.files import read_toml
-from contrails.inputs.composites import check_composite
 from contrails.recipe.reading import keys, parse
 from contrails.recipe.recipe import Recipe, load_recipe, override, to_toml
 from contrails.recipe.train import TrainSection
@@ -40,14 +38,6 @@ def test_the_shipped_recipes_are_valid() -> None:
     assert recipes
     for recipe in recipes:
         load_recipe(recipe)
-
-
-def test_the_recipe_in_the_readme_is_valid() -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    (block,) = [block for block in re.findall("```toml\n(.*?)```", text, re.DOTALL) if "[data]" in block]
-    recipe = parse(Recipe, tomllib.loads(block), "README.md")
-    check_composite(recipe.data)
-    assert recipe.data.crop_positive == 0.5
 
 
 def test_defaults_are_filled_in(path: Path) -> None:
