@@ -74,7 +74,7 @@ def test_killed_around_the_scheduler(site: SlurmSite, tmp_path: Path, what: str,
 def test_killed_before_the_pickle_is_renamed(site: SlurmSite) -> None:
     command = site._command("submit", "tiny.toml", "--name", "unnamed", "--fold", "0", "--site", "test", *SHORT)
     code = (
-        "import os, sys\nfrom contrails.cluster import slurm\nfrom contrails.cli.main import main\n"
+        "import os, sys\nfrom contrails.cluster.schedulers import slurm\nfrom contrails.cli.main import main\n"
         "slurm.complete = lambda *arguments: os._exit(9)\nmain()\n"
     )
     command["args"] = [sys.executable, "-c", code, *command["args"][3:]]
