@@ -24,6 +24,7 @@ HEAVY = {"torch", "numpy", "pandas", "wandb", "matplotlib", "h5py"}
 @pytest.fixture
 def three(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Run]:
     """A baseline with two finished folds, one with another learning rate, and one that starts from that."""
+    monkeypatch.setenv("COLUMNS", "400")  # so that no cell folds, whatever the length of paths
     monkeypatch.setenv("CONTRAILS_RUNS", str(tmp_path))
     first = make_run("first")
     second = make_run("zweiter Lauf ü", train={"lr": 1e-2, "epochs": 5})
