@@ -72,8 +72,8 @@ class Site:
         """Give the module that jobs start in another name, as an update of the clone may."""
         for path in self.package.rglob("*.py"):
             text = path.read_text()
-            if "job.launch" in text:
-                path.write_text(text.replace("job.launch", "job.begin"))
+            if "cluster.job.launch" in text:
+                path.write_text(text.replace("cluster.job.launch", "cluster.job.begin"))
         (self.package / "cluster" / "job" / "launch.py").rename(self.package / "cluster" / "job" / "begin.py")
 
     def end_everything(self) -> None:
