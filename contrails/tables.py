@@ -15,7 +15,7 @@ def read_rows(path: Path, what: str) -> list[tuple[int, list[str]]]:
     Raises:
         DataError: no such file, no text in UTF-8, or no CSV.
     """
-    return list(_rows(path, _lines(path, f"expected {what} at {path}, found no such file", f"{what} as CSV"), 0, what))
+    return _rows(path, _lines(path, f"expected {what} at {path}, found no such file", f"{what} as CSV"), 0, what)
 
 
 def read_columns(path: Path, columns: Sequence[str], missing: str) -> Iterator[tuple[int, list[str]]]:
@@ -28,12 +28,12 @@ def read_columns(path: Path, columns: Sequence[str], missing: str) -> Iterator[t
     lines = _lines(path, missing, f"CSV {expected}")
     above = next((number for number, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
     rows = _rows(path, lines[above:], above, expected)
-    _, header = next(rows, (0, []))
+    header = rows[0][1] if rows else []
     if header != list(columns):
         raise DataError(
             f"{path}, line {above + 1}: expected the columns {expected}, found {','.join(header)[:80] or 'nothing'}"
         )
-    yield from rows
+    yield from rows[1:]
 
 
 def _lines(path: Path, missing: str, expected: str) -> list[str]:
@@ -47,15 +47,14 @@ def _lines(path: Path, missing: str, expected: str) -> list[str]:
             raise DataError(f"{path} is no text file in UTF-8 ({error}); expected {expected}") from error
 
 
-def _rows(path: Path, lines: list[str], above: int, expected: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of lines that follow `above` others, as those of a file are numbered."""
+def _rows(path: Path, lines: list[str], above: int, expected: str) -> list[tuple[int, list[str]]]:
+    """Return the rows of lines that follow `above` others, as those of a file are numbered."""
     # one noisy mask of 256x256 is longer than csv's limit, which belongs to the process
     limit = csv.field_size_limit(sum(map(len, lines)) + 1)
     try:
         reader = csv.reader(lines)
-        found = [(above + reader.line_num, row) for row in reader if row]
+        return [(above + reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise DataError(f"{path}, line {above + reader.line_num}: {error}; expected {expected}") from error
     finally:
         csv.field_size_limit(limit)
-    yield from found

@@ -105,7 +105,7 @@ def submit(
         )
     for run_name, seeded in recipes.items():
         plan_run(seeded, site, run_name)  # all are possible before the first is made
-    runs, outcomes = [], {}
+    runs, served_here, outcomes = [], [], {}
     for run_name, seeded in recipes.items():
         run, config = create_run(seeded, site, run_name, folds)
         runs.append(run)
@@ -114,6 +114,7 @@ def submit(
                 run, config, folds, folds_per_job, site=site_name, after=after, then=then
             )
             continue
+        served_here.append((run, config))
         if run_name in follows:
             ask_for(run, follows[run_name], folds)
         outcomes[run.name] = submit_folds(run, config, folds, folds_per_job, after=waits_for)
@@ -124,11 +125,9 @@ def submit(
             for key, outcome in outcomes[run.name].items():
                 click.echo(f"{run.name} fold {key}: {outcome}")
         click.echo(f"next: `contrails status {runs[0].typed}`")
-    for run in runs:
-        config = run.read_config()
-        if own_code.is_imported(config):
-            forget_failure(run)
-            start_if_due(run, config, site_of(run))
+    for run, config in served_here:
+        forget_failure(run)
+        start_if_due(run, config, site_of(run))
     if wait:
         _follow(runs, folds)
         for run in runs:

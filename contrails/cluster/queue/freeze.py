@@ -4,6 +4,7 @@ Editing the clone, or installing another version, changes nothing in a run that 
 """
 
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,12 @@ def freeze_code(run: Run, *, before: Path | None = None) -> str:
             if before is not None and run.code.exists():
                 run.code.rename(before)
     return code_digest(target)
+
+
+@cache
+def imported_code() -> str:
+    """Return the SHA-256 of the package as it is imported now, which no edit of its files changes any more."""
+    return code_digest(package_folder())
 
 
 def package_folder() -> Path:

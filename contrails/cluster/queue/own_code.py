@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import tomli_w
 
-from contrails.cluster.queue.freeze import job_environment, package_folder, require_unchanged
+from contrails.cluster.queue.freeze import imported_code, job_environment, require_unchanged
 from contrails.errors import ContrailsError, RunError
-from contrails.files import code_digest, read_toml, write_atomic
+from contrails.files import read_toml, write_atomic
 from contrails.runs.folder import Run
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def is_imported(config: "RunConfig") -> bool:
     """Return whether this process imports the code that is frozen in a run, and can serve it itself."""
-    return code_digest(package_folder()) == config.code
+    return imported_code() == config.code
 
 
 def become(run: Run, config: "RunConfig", words: Sequence[str]) -> NoReturn:

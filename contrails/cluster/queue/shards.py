@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrails.cluster.queue.command import command_request
-from contrails.cluster.queue.freeze import freeze_code, package_folder
+from contrails.cluster.queue.freeze import freeze_code, imported_code
 from contrails.cluster.queue.submission import reconcile, submit_job, submitting
 from contrails.cluster.schedulers.base import Job, scheduler_of
 from contrails.cluster.schedulers.sites import Site
 from contrails.dataset.layout import shard_path
 from contrails.errors import ClusterError
-from contrails.files import code_digest
 from contrails.runs.folder import Run
 
 
@@ -73,7 +72,7 @@ def submit_shares(made: Path, shares: Mapping[str, Share], site: Site) -> dict[s
         alive = _alive(run, site)
         if not alive and run.code.exists():  # of an earlier try, maybe with a fault that was mended since
             shutil.rmtree(run.code)
-        if freeze_code(run) != code_digest(package_folder()):
+        if freeze_code(run) != imported_code():
             names = ", ".join(job.job_id for job in alive.values())
             raise ClusterError(
                 f"the jobs {names} that make {made} run the code of an earlier version, found another one here; wait "
