@@ -1,6 +1,7 @@
 """What the jobs of tests/submitit_pbs/test_pbs_plugin.py run; job processes import it."""
 
 import os
+import pickle
 import signal
 import sys
 import time
@@ -41,6 +42,20 @@ def leave_at_first(code: int, path: str) -> str:
         return "done"
     Path(path).touch()
     sys.exit(code)
+
+
+def warned_after_the_result() -> None:
+    """Write the result, then leave as submitit does where the warning comes before the end of the process."""
+    paths = submitit.JobEnvironment().paths
+    paths.result_pickle.write_bytes(pickle.dumps(("success", "kept")))
+    os._exit(255)
+
+
+def killed_after_the_result() -> None:
+    """Write the result, then end like a process whose node fails."""
+    paths = submitit.JobEnvironment().paths
+    paths.result_pickle.write_bytes(pickle.dumps(("success", "kept")))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die(path: str, times: int, progress: Collection[int] = ()) -> str:

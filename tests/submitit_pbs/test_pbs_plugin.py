@@ -3,6 +3,7 @@
 import pickle
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,13 @@ def test_a_checkpointable_goes_on_through_three_links_under_one_id(site: Site, t
     assert "Starting with JobEnvironment" in (job.stderr() or "") + (job.stdout() or "")
     if chain == "held":  # the last successor waited for a failure that did not come
         eventually(lambda: is_gone(site.links(job)[-1]))
+
+
+@pytest.mark.parametrize("task", [pbs_tasks.warned_after_the_result, pbs_tasks.killed_after_the_result])
+def test_a_result_is_the_end_however_its_process_ended(site: Site, task: Callable[[], None]) -> None:
+    job = site.executor(pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S, pbs_chain="held").submit(task)
+    assert job.result() == "kept"
+    eventually(lambda: job.state == "COMPLETED")
 
 
 @history_does_not_matter

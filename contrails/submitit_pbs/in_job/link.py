@@ -88,6 +88,9 @@ class Link:
         if self._is_settled():
             self._say("the job is cancelled or over: nothing to do")
             return 0
+        if self._has_result():  # the link before was ended after its tasks had written all there is to write
+            self._finish(COMPLETED, None)
+            return 0
         self._remove_leftovers()
         before = {row["event"] for row in self.chain.rows() if row.get("job_id") == self.job_id}
         self.chain.append("start", link=self.number, job_id=self.job_id, token=self._token)
@@ -127,7 +130,7 @@ class Link:
 
     def _is_settled(self) -> bool:
         rows = self.chain.rows()
-        return self.chain.cancelled or over(rows) is not None or made_way(rows, self.job_id) or self._has_result()
+        return self.chain.cancelled or over(rows) is not None or made_way(rows, self.job_id)
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed write has left: submitit refuses all later ones for it."""
@@ -283,7 +286,8 @@ class Link:
         if code is None or self._is_ghost():
             self._say("this job was started again elsewhere: leaving all to that")
             return 1
-        if code == 0:
+        # a warning, or TERM, can come between a task's result and its end: submitit then leaves as if it had saved
+        if code == 0 or (code in HANDED_OVER and self._has_result()):
             self._finish(COMPLETED, None)
             return 0
         if not self._term_came and code in {*HANDED_OVER, _TERMINATED}:
