@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -243,8 +242,18 @@ def _provenance() -> dict[str, Any]:
         "python": sys.version,
         "commit": _git(clone, "rev-parse", "HEAD"),
         "changes": _git(clone, "status", "--porcelain"),
-        "versions": {dist.metadata["Name"]: dist.version for dist in distributions()},
+        "versions": _installed_versions(),
     }
+
+
+def _installed_versions() -> dict[str, str]:
+    """Return the version of each installed package, by the name of its folder; its metadata would take 0.2 s to read."""
+    versions: dict[str, str] = {}
+    for folder in sys.path:
+        for path in Path(folder).glob("*.dist-info"):
+            name, _, version = path.stem.rpartition("-")
+            versions.setdefault(name, version)  # the first on the path is the one that is imported
+    return versions
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
