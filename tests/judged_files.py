@@ -10,7 +10,7 @@ from odd_files import MAKERS, Draw, Truth, one_of
 from contrails.dataset.store import IGNORE
 from contrails.errors import DataError
 from contrails.sources.masks import USUAL, read_classes, table_of
-from contrails.sources.radiometry import packed_counts
+from contrails.sources.radiometry import packed_integers
 from contrails.sources.rasters import describe, read
 from contrails.sources.spans import choose_values
 
@@ -62,7 +62,7 @@ def _judge_image(path: Path, truth: Truth, draw: Draw) -> None:
         stored, where = read(path, (top, left, rows, columns))
         assert stored.dtype == truth.counts.dtype, "another type"
         _require_near(stored, truth.counts[part], truth.apart)
-        counts, valid = packed_counts(stored, where, raster, choice.values)
+        counts, valid = packed_integers(stored, where, raster, choice.values)
         exact, known = _values(truth)
         assert np.array_equal(valid, known[part]), "other pixels are data"
         found = counts * choice.values.scale_factor + choice.values.add_offset
@@ -89,8 +89,8 @@ def _values(truth: Truth) -> tuple[np.ndarray, np.ndarray]:
     top = (1 << (truth.bits - signed)) - 1 if truth.bits else 1
     both = -1 if signed else top
     shown = both - counts if truth.zero_is_white else counts
-    is_share = truth.bits and (truth.scale, truth.offset) in ((1, 0), (-1, both))
-    values = (truth.scale * shown + truth.offset) / (top if is_share else 1)
+    is_fraction = truth.bits and (truth.scale, truth.offset) in ((1, 0), (-1, both))
+    values = (truth.scale * shown + truth.offset) / (top if is_fraction else 1)
     valid = np.asarray(np.isfinite(values).all(axis=0))
     if truth.nodata is not None:
         missing = np.isnan(counts) if np.isnan(truth.nodata) else counts == truth.counts.dtype.type(truth.nodata)

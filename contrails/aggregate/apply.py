@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from contrails.aggregate.decide.gate import behind_gate
 from contrails.aggregate.decide.postprocess import apply
-from contrails.aggregate.decide.two_stages import behind_gate
 from contrails.aggregate.ensemble import Ensemble
 from contrails.aggregate.members.predict import load_predictor
-from contrails.aggregate.members.prediction_files import Predict, Wanted, complete, is_of
+from contrails.aggregate.members.prediction_files import PredictRows, Wanted, complete, is_of
 from contrails.aggregate.members.untile import Batches, Whole, untile
 from contrails.aggregate.members.views import parse_views
 from contrails.dataset.store import Dataset
@@ -23,7 +23,7 @@ LARGEST_WITH_STEPS = 64_000_000
 """Pixels of a scene up to which post-processing, which needs all of it, fits into a modest memory."""
 
 
-def predictor(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> Predict:
+def predictor(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> PredictRows:
     """Load the members to predict records of a dataset.
 
     Raises:
@@ -33,7 +33,7 @@ def predictor(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> Pre
     return predictors(ensemble, dataset, device)(dataset)
 
 
-def predictors(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> Callable[[Dataset], Predict]:
+def predictors(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> Callable[[Dataset], PredictRows]:
     """Load the members once, to predict this dataset and others with the same bands and frames."""
     masks = load_predictor(
         [ensemble.path / member.file for member in ensemble.members],

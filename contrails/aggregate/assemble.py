@@ -42,7 +42,7 @@ from contrails.aggregate.members.scored import Scored
 from contrails.aggregate.members.views import parse_views
 from contrails.aggregate.options import AUTO, Options
 from contrails.aggregate.scores.fit import Fit, fit_out_of_fold, held_out_scores
-from contrails.aggregate.scores.gate import copy_gate, figures_of, gate_scores, open_gate
+from contrails.aggregate.scores.gate_scores import copy_gate, figures_of, gate_scores, open_gate
 from contrails.aggregate.scores.outoffold import join_series, predict_out_of_fold
 from contrails.dataset.store import Dataset
 from contrails.errors import DataError, RecipeError, RunError
@@ -146,7 +146,7 @@ def _present(folds: Sequence[Finished]) -> tuple[bool, str]:
     return len(present) == expected, f"{len(present)} of {expected} folds"
 
 
-def predict_share(
+def predict_shard(
     runs: Sequence[Run], path: Path, options: Options, share: tuple[int, int], device: torch.device
 ) -> list[str]:
     """Predict out of fold for every n-th fold, for `make_ensemble` to find; return the names of these members.

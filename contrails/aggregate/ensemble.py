@@ -55,7 +55,7 @@ class Ensemble:
     """What is merged and how, and the figures.
 
     `threshold` cuts the merged probabilities, `steps` then change the mask; where the gate scores a record below
-    `gate_below`, its probabilities are 0 (see `contrails.aggregate.decide.two_stages`); `complete` says whether every
+    `gate_below`, its probabilities are 0 (see `contrails.aggregate.decide.gate`); `complete` says whether every
     fold of the file list is there; `request` and `made_with` are all that is needed to make it again; `inputs` are
     unknown in those that the first builds made.
     """

@@ -89,7 +89,7 @@ def find_ensemble(name: str) -> Path:
     raise RunError(f"expected an ensemble in {folder}, found none; {step}")
 
 
-def read_share(text: str) -> tuple[int, int]:
+def read_shard(text: str) -> tuple[int, int]:
     """Read a --shard such as `2/5`."""
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):

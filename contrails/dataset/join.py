@@ -21,7 +21,7 @@ from contrails.dataset.layout import (
     create,
     header_of,
     opened,
-    places,
+    row_offsets,
     shard_path,
     write_columns,
     write_row,
@@ -61,7 +61,7 @@ def join(out: Path) -> Joined:
         existing = open_dataset(out)
         require_rows(existing, "make its shards again, remove it, and run the same command again")
         return Joined(existing.num_records, 0, made=False)
-    parts = _read_parts(out)
+    parts = _read_shards(out)
     whole = _whole(out, parts)
     columns = _columns(parts)
     lock = out.with_name(f".{out.name}.lock")
@@ -75,7 +75,7 @@ def join(out: Path) -> Joined:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Shard:
     """A shard without its large arrays: mapped, they would cost a few file descriptors each."""
 
     path: Path
@@ -91,7 +91,7 @@ class _Columns:
     digests: dict[str, bytes]
 
 
-def _read_parts(out: Path) -> list[_Part]:
+def _read_shards(out: Path) -> list[_Shard]:
     """Return all shards in their order."""
     found = _find(out)
     counts = sorted({count for _, count in found})
@@ -106,7 +106,7 @@ def _read_parts(out: Path) -> list[_Part]:
             f"expected the shards of one division of {out}, found those of {len(counts)}, such as {names} in "
             f"{out.parent}; move what is not of the division that you want to another folder"
         )
-    parts = [_read_part(out, *numbers) for numbers in found]
+    parts = [_read_shard(out, *numbers) for numbers in found]
     missing = sorted(set(range(1, counts[0] + 1)) - {index for index, _ in found})
     if missing:
         lines = [f"{shard_path(out, i, counts[0]).name}: `{_command(out, parts[0], i)}`" for i in missing[:20]]
@@ -125,7 +125,7 @@ def _find(out: Path) -> list[tuple[int, int]]:
     return sorted((int(match[1]), int(match[2])) for match in matches)
 
 
-def _read_part(out: Path, index: int, count: int) -> _Part:
+def _read_shard(out: Path, index: int, count: int) -> _Shard:
     path = shard_path(out, index, count)
     dataset = open_dataset(path)
     header = header_of(dataset)
@@ -141,10 +141,10 @@ def _read_part(out: Path, index: int, count: int) -> _Part:
             f"{path}: expected shard {index} of {count}, found shard {header.shard.index} of {header.shard.count}; "
             "give it back its name"
         )
-    return _Part(path, header, header.shard, dataset.annotators, dataset.digests)
+    return _Shard(path, header, header.shard, dataset.annotators, dataset.digests)
 
 
-def _whole(out: Path, parts: list[_Part]) -> Header:
+def _whole(out: Path, parts: list[_Shard]) -> Header:
     """Return the header of the whole file, from shards that were cut from one."""
     common = Counter(part.shard.plan for part in parts).most_common(1)[0][0]
     mate = next(part for part in parts if part.shard.plan == common)
@@ -172,7 +172,7 @@ def _whole(out: Path, parts: list[_Part]) -> Header:
     return whole
 
 
-def _difference(mate: _Part, foreign: _Part) -> str:
+def _difference(mate: _Shard, foreign: _Shard) -> str:
     """Return in what a shard differs from one that it cannot be joined with, as far as two slices tell."""
     mine, other = mate.header, foreign.header
     options = [name for name in mine.differences(other) if name in _SAME_IN_ALL]
@@ -188,7 +188,7 @@ def _difference(mate: _Part, foreign: _Part) -> str:
     return "was cut from records of another number, or with other ids, places or times"
 
 
-def _columns(parts: list[_Part]) -> _Columns:
+def _columns(parts: list[_Shard]) -> _Columns:
     return _Columns(
         b"".join(part.annotators.tobytes() for part in parts),
         {name: b"".join(part.digests[name].tobytes() for part in parts) for name in parts[0].digests},
@@ -207,11 +207,11 @@ def _require_same(out: Path, whole: Header, columns: _Columns) -> None:
     require_rows(existing, "remove it, and run the same command again while the shards are there")
 
 
-def _make(out: Path, whole: Header, parts: list[_Part], columns: _Columns) -> None:
+def _make(out: Path, whole: Header, parts: list[_Shard], columns: _Columns) -> None:
     remove_leftovers(out)
     with atomic_path(out) as temporary:
         create(whole, temporary)
-        where = places(temporary)
+        where = row_offsets(temporary)
         with opened(temporary) as descriptor, bar(f"joining {len(parts)} shards", len(whole.record_ids)) as advance:
             for row, payloads in enumerate(chain.from_iterable(_rows(out, part) for part in parts)):
                 for name, payload in payloads.items():
@@ -220,9 +220,9 @@ def _make(out: Path, whole: Header, parts: list[_Part], columns: _Columns) -> No
         write_columns(temporary, columns.annotators, columns.digests)
 
 
-def _rows(out: Path, part: _Part) -> Iterator[dict[str, bytes]]:
+def _rows(out: Path, part: _Shard) -> Iterator[dict[str, bytes]]:
     """Yield the bytes of each row of each array, compared with their digests."""
-    where = places(part.path)
+    where = row_offsets(part.path)
     # read, not mapped: a bad disk is an error here, not a signal, and the memory stays flat
     with storage(part.path, "read"), part.path.open("rb") as file:
         for row, record_id in enumerate(part.header.record_ids):
@@ -240,11 +240,11 @@ def _read_row(descriptor: int, offset: int, size: int, row: int) -> bytes:
     return os.pread(descriptor, size, offset + row * size)
 
 
-def _names(parts: list[_Part]) -> str:
+def _names(parts: list[_Shard]) -> str:
     return ", ".join(part.path.name for part in parts)
 
 
-def _command(out: Path, mate: _Part, index: int) -> str:
+def _command(out: Path, mate: _Shard, index: int) -> str:
     """Return the command that makes a shard which goes with `mate`."""
     header = mate.header
     bands = ",".join(name.removeprefix("b").lstrip("0") for name in header.band_names)

@@ -28,7 +28,7 @@ _PAGE = 4096
 _LATER = {"control", "ending", "label", "label_column"}
 """Fields that the first builds did not have; where they are empty, shards of all builds can be joined."""
 
-Places = dict[str, tuple[int, int]]
+RowOffsets = dict[str, tuple[int, int]]
 """Offset and bytes a row of each array, in the file."""
 
 
@@ -200,7 +200,7 @@ def create(header: Header, path: Path, attributes: Mapping[str, Any] = MappingPr
         timestamp = file.create_dataset("timestamp", data=np.array(header.timestamps))
         timestamp.attrs["units"] = "seconds since 1970-01-01"
         if header.placements:
-            _place(file, header)
+            _write_placements(file, header)
         _name_axes(file, ids, [bands, votes, annotators, group, timestamp, *(file[n] for n in names[2:])])
 
 
@@ -213,7 +213,7 @@ def new_file(path: Path, **options: int) -> Iterator[h5py.File]:
     draft.save(path)
 
 
-def places(path: Path) -> Places:
+def row_offsets(path: Path) -> RowOffsets:
     """Return where the rows of each array lie in a file."""
     with h5py.File(path, "r", locking=False) as file:
         names = ["bands", "votes", "annotators", *(f"digests/{name}" for name in file["digests"])]
@@ -236,16 +236,16 @@ def opened(path: Path) -> Iterator[int]:
             os.close(descriptor)
 
 
-def write_row(descriptor: int, place: tuple[int, int], row: int, payload: bytes | memoryview) -> None:
-    """Write a row of an array; `place` is the array's."""
-    offset, size = place
+def write_row(descriptor: int, offsets: tuple[int, int], row: int, payload: bytes | memoryview) -> None:
+    """Write a row of an array; `offsets` are those of the array: its first byte, and the bytes of a row."""
+    offset, size = offsets
     assert len(payload) == size
     _write_all(descriptor, payload, offset + row * size)
 
 
 def write_columns(path: Path, annotators: bytes, digests: Mapping[str, bytes]) -> None:
     """Write what is known only when all rows are: a byte a record of annotators, 32 of each array's digests."""
-    found = places(path)
+    found = row_offsets(path)
     with opened(path) as descriptor:
         for name, column in {"annotators": annotators, **{f"digests/{k}": v for k, v in digests.items()}}.items():
             _write_all(descriptor, column, found[name][0])
@@ -265,7 +265,7 @@ def _describe(file: h5py.File, header: Header) -> None:
         file.attrs["plan"] = header.shard.plan
 
 
-def _place(file: h5py.File, header: Header) -> None:
+def _write_placements(file: h5py.File, header: Header) -> None:
     """Write which part of which scene each record shows; groups, so that xarray needs no names for their axes."""
     file.create_group("placement").attrs["long_name"] = "which part of which scene a record shows, in pixels"
     file.create_group("scene").attrs["long_name"] = "whole images; transform: from (column, row) to coordinates"

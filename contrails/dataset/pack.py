@@ -23,11 +23,11 @@ import numpy as np
 
 from contrails.dataset.layout import (
     Header,
-    Places,
+    RowOffsets,
     create,
     header_of,
     opened,
-    places,
+    row_offsets,
     shard_rows,
     write_columns,
     write_row,
@@ -156,7 +156,9 @@ def _write_rows(plan: Plan[Any], part: Path, journal: Path, written: dict[int, _
     # forkserver: a worker starts from a clean process, whatever threads the caller has
     with (
         bar(f"packing {plan.header.split}", len(plan.records), done=len(written)) as advance,
-        ProcessPoolExecutor(num_workers, get_context("forkserver"), _start_worker, (plan, part, places(part))) as pool,
+        ProcessPoolExecutor(
+            num_workers, get_context("forkserver"), _start_worker, (plan, part, row_offsets(part))
+        ) as pool,
     ):
         try:
             # only a few tasks are under way, so that an error or Ctrl-C ends the work soon
@@ -189,10 +191,10 @@ def _submit(pool: ProcessPoolExecutor, rows: list[int]) -> "Future[list[_Row]]":
         return pool.submit(_pack_rows, rows)
 
 
-_worker: tuple[Plan[Any], Path, Places]
+_worker: tuple[Plan[Any], Path, RowOffsets]
 
 
-def _start_worker(plan: Plan[Any], part: Path, where: Places) -> None:
+def _start_worker(plan: Plan[Any], part: Path, where: RowOffsets) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches workers too: they finish their rows
     _worker = (plan, part, where)
@@ -217,7 +219,7 @@ def _pack_rows(rows: list[int]) -> list[_Row]:
         return [_pack_row(plan, descriptor, where, row) for row in rows]
 
 
-def _pack_row(plan: Plan[Any], descriptor: int, where: Places, row: int) -> _Row:
+def _pack_row(plan: Plan[Any], descriptor: int, where: RowOffsets, row: int) -> _Row:
     arrays, annotators = plan.read(plan.header, plan.records[row])
     digests = {}
     for name, array in arrays.items():

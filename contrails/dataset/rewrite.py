@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from contrails.dataset.layout import Header, Shard, create, header_of, opened, places, write_columns, write_row
+from contrails.dataset.layout import Header, Shard, create, header_of, opened, row_offsets, write_columns, write_row
 from contrails.dataset.mapping import links, require_kind
 from contrails.dataset.store import DIGESTED, IGNORE, Dataset, open_dataset, opened_file, read_dataset
 from contrails.dataset.verify import require_rows
@@ -183,7 +183,7 @@ def _write(path: Path, out: Path, header: Header, dataset: Dataset) -> dict[str,
     remove_leftovers(out)
     with atomic_path(out) as temporary:
         create(header, temporary, _attributes(path))
-        where = places(temporary)
+        where = row_offsets(temporary)
         with opened(temporary) as descriptor:
             for row, payloads in enumerate(_rows(path, header, dataset.annotators)):
                 for name, payload in payloads.items():

@@ -16,7 +16,7 @@ from typing import cast
 
 import numpy as np
 
-from contrails.dataset.layout import Places, places
+from contrails.dataset.layout import RowOffsets, row_offsets
 from contrails.dataset.store import Dataset
 from contrails.errors import DataError
 from contrails.files import storage
@@ -41,7 +41,7 @@ def damaged_rows(dataset: Dataset, poll: Poll = lambda: None) -> Iterator[str]:
     Raises:
         StorageError: the disk does not give the rows back.
     """
-    where = places(dataset.path)
+    where = row_offsets(dataset.path)
     # read, not mapped: of a file that is cut short meanwhile the rows are named, and no signal ends this process
     with (
         bar("verifying", dataset.num_records) as advance,
@@ -103,7 +103,7 @@ class Damage:
         if self.dataset.copy is None:
             return False
         with storage(self.dataset.path, "read"), self.dataset.path.open("rb") as file:
-            return not any(_wrong(self.dataset, file.fileno(), places(self.dataset.path), self.row, self.arrays))
+            return not any(_wrong(self.dataset, file.fileno(), row_offsets(self.dataset.path), self.row, self.arrays))
 
 
 class RowCheck:
@@ -212,7 +212,7 @@ class _Rows:
         return any(offset + (row + 1) * row_size > size for offset, row_size in self.where.values())
 
 
-def _wrong(dataset: Dataset, descriptor: int, where: Places, row: int, names: Sequence[str]) -> Iterator[str]:
+def _wrong(dataset: Dataset, descriptor: int, where: RowOffsets, row: int, names: Sequence[str]) -> Iterator[str]:
     """Yield the arrays of a row whose bytes in an open file are not those that were written."""
     for name in names:
         offset, size = where[name]

@@ -1,8 +1,8 @@
 """Batches: integers copied from the mapped file into reused buffers by a thread, made into inputs on the device.
 
-A batch is a function of its `Part` (see `contrails.inputs.sampling`), wherever the process was started and however many
-are prepared ahead. There are no worker processes: copying rows into a reused buffer runs at the memory's speed, and
-nothing is pickled. Channels, moves and targets are made on the device.
+A batch is a function of its `Selection` (see `contrails.inputs.sampling`), wherever the process was started and
+however many are prepared ahead. There are no worker processes: copying rows into a reused buffer runs at the memory's
+speed, and nothing is pickled. Channels, moves and targets are made on the device.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ from contrails.inputs.augment.chain import Chain, require_reversible
 from contrails.inputs.augment.dihedral import apply_dihedral
 from contrails.inputs.augment.samples import Samples
 from contrails.inputs.composites import Composite, compose
-from contrails.inputs.sampling import Part
+from contrails.inputs.sampling import Selection
 from contrails.recipe.recipe import Recipe
 
 _AHEAD = 3
@@ -41,7 +41,7 @@ class Batch:
     inputs: torch.Tensor
     target: torch.Tensor
     valid: torch.Tensor
-    share: float = 1.0
+    fraction: float = 1.0
     weights: torch.Tensor | None = None
 
     @property
@@ -56,8 +56,8 @@ class Source:
 
     `frames` are positions along axis T of the file; `hard_target` makes targets 0 and 1; `time_axis` keeps the frames
     apart instead of stacking their channels; `weights` float32 (N,) say how much each record counts in the loss;
-    `chain` makes the random changes that a part has draws for; `by_record` gives every pixel of a record the largest
-    target in it.
+    `chain` makes the random changes that a selection has draws for; `by_record` gives every pixel of a record the
+    largest target in it.
     """
 
     dataset: Dataset
@@ -86,30 +86,30 @@ class Source:
         frames = [self.dataset.frames[position] for position in self.frames]
         return min(range(len(frames)), key=lambda index: (abs(frames[index] - self.dataset.label_frame), index))
 
-    def batches(self, parts: Iterable[Part]) -> Iterator[Batch]:
-        """Yield the batch of each part; a thread gathers the integers of the next ones meanwhile."""
-        parts = iter(parts)
+    def batches(self, selections: Iterable[Selection]) -> Iterator[Batch]:
+        """Yield the batch of each selection; a thread gathers the integers of the next ones meanwhile."""
+        selections = iter(selections)
         with ThreadPoolExecutor(1, thread_name_prefix="gather") as pool:
-            waiting = deque((buffer, pool.submit(buffer.gather, parts)) for buffer in self.buffers(_AHEAD))
-            while (part := waiting[0][1].result()) is not None:
+            waiting = deque((buffer, pool.submit(buffer.gather, selections)) for buffer in self.buffers(_AHEAD))
+            while (selection := waiting[0][1].result()) is not None:
                 buffer, _ = waiting.popleft()
-                batch = self._finish(part, buffer)
-                waiting.append((buffer, pool.submit(buffer.gather, parts)))
+                batch = self._finish(selection, buffer)
+                waiting.append((buffer, pool.submit(buffer.gather, selections)))
                 yield batch
 
     def buffers(self, count: int) -> list["Buffer"]:
         """Return buffers for `count` batches of this source."""
         return [Buffer(self) for _ in range(count)]
 
-    def _finish(self, part: Part, buffer: "Buffer") -> Batch:
+    def _finish(self, selection: Selection, buffer: "Buffer") -> Batch:
         dataset = self.dataset
-        packed, votes, annotators = buffer.to_device(len(part.rows))
-        if any(part.elements):
-            packed, votes = apply_dihedral(packed, votes, part.elements, dataset.label_offset_px, IGNORE)
+        packed, votes, annotators = buffer.to_device(len(selection.rows))
+        if any(selection.elements):
+            packed, votes = apply_dihedral(packed, votes, selection.elements, dataset.label_offset_px, IGNORE)
         factors = None
-        if part.draws and self.chain is not None:
+        if selection.draws and self.chain is not None:
             frames, _, height, width = packed.shape[1:]
-            factors = self.chain.band_factors(part.draws, (frames, height, width), self.device)
+            factors = self.chain.band_factors(selection.draws, (frames, height, width), self.device)
         physical = dataset.band_names, dataset.scale_factor, dataset.add_offset
         inputs = compose(packed, self.composite, *physical, factors)
         # 0 and 1 by arithmetic on bytes: torch compares images to bool at a tenth of that speed
@@ -117,16 +117,16 @@ class Source:
         target = (votes * valid).float().div_(annotators.clamp(min=1).view(-1, 1, 1).float())
         if self.hard_target:
             target = (target > 0.5).float()  # strictly more than half
-        weights = None if self.weights is None else torch.from_numpy(self.weights[part.rows]).to(self.device)
+        weights = None if self.weights is None else torch.from_numpy(self.weights[selection.rows]).to(self.device)
         samples = Samples(inputs, target, valid.view(torch.bool), weights)
-        if part.draws and self.chain is not None:
-            samples = self.chain.apply(samples, part.draws)
+        if selection.draws and self.chain is not None:
+            samples = self.chain.apply(samples, selection.draws)
         images, target, counts = samples.images, samples.target, samples.valid
         if self.by_record:
             target = (target * counts).amax((1, 2), keepdim=True).expand_as(target)
             counts = counts.flatten(1).any(1).view(-1, 1, 1).expand_as(counts)
         stacked = images if self.time_axis else images.flatten(1, 2)
-        return Batch(part.rows, stacked, target, counts, part.share, samples.weights)
+        return Batch(selection.rows, stacked, target, counts, selection.fraction, samples.weights)
 
 
 class Buffer:
@@ -140,14 +140,14 @@ class Buffer:
         self._bands, self._votes = _plain(source.dataset.bands), _plain(source.dataset.votes)
         self._annotators, self._frames = source.dataset.annotators, source.frames
 
-    def gather(self, parts: Iterator[Part]) -> Part | None:
-        """Copy the next part's rows of the file into the buffer; return the part, None after the last one."""
-        part = next(parts, None)
-        if part is not None:
+    def gather(self, selections: Iterator[Selection]) -> Selection | None:
+        """Copy the next selection's rows of the file into the buffer; return the selection, None after the last one."""
+        selection = next(selections, None)
+        if selection is not None:
             if self._copied is not None:
                 self._copied.synchronize()  # the device has taken what the buffer held
-            self._copy(part)
-        return part
+            self._copy(selection)
+        return selection
 
     def to_device(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return bands (B, T, C, H, W), votes (B, H, W) and annotators (B,); on the CPU these are the buffer itself."""
@@ -157,14 +157,14 @@ class Buffer:
             self._copied.record(torch.cuda.current_stream(self._source.device))
         return bands, votes, annotators
 
-    def _copy(self, part: Part) -> None:
-        height, width = (part.side, part.side) if part.corners else self._votes.shape[1:]
-        bands, votes, annotators = (tensor.numpy() for tensor in self._fitted(len(part.rows), height, width))
-        annotators[: len(part.rows)] = self._annotators[part.rows]
+    def _copy(self, selection: Selection) -> None:
+        height, width = (selection.side, selection.side) if selection.corners else self._votes.shape[1:]
+        bands, votes, annotators = (tensor.numpy() for tensor in self._fitted(len(selection.rows), height, width))
+        annotators[: len(selection.rows)] = self._annotators[selection.rows]
         window: Any = ...
-        for index, row in enumerate(part.rows):
-            if part.corners:
-                top, left = part.corners[index]
+        for index, row in enumerate(selection.rows):
+            if selection.corners:
+                top, left = selection.corners[index]
                 window = (..., slice(top, top + height), slice(left, left + width))
             votes[index] = self._votes[row][window]
             seen = self._bands[row]
@@ -217,4 +217,4 @@ def source_of(dataset: Dataset, recipe: Recipe, composite: Composite, device: to
 
 def in_order(source: Source, rows: np.ndarray, batch_size: int) -> Iterator[Batch]:
     """Yield the batches of rows in their order, whole and unchanged by augmentation."""
-    return source.batches(Part(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
+    return source.batches(Selection(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))

@@ -27,14 +27,14 @@ _WITHOUT_TRANSPOSING = 3
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one batch is made of.
+class Selection:
+    """What one batch is made of: records, and the random draws that change them.
 
     Shape:
         rows int64 (B,): rows of the dataset file; corners: top and left pixel of the window of each sample, `side`
         pixels wide and high, or none for whole records; elements: the dihedral element that moves each sample (see
         `contrails.inputs.augment`), or none; draws: float64 (B, NUM_DRAWS) from 0 to 1 for each kind of
-        other changes (see `contrails.inputs.augment.chain`); share: how much of its step this part is.
+        other changes (see `contrails.inputs.augment.chain`); fraction: that of its step which it is, from 0 to 1.
     """
 
     rows: np.ndarray
@@ -42,10 +42,10 @@ class Part:
     side: int = 0
     elements: Sequence[int] = ()
     draws: Mapping[str, np.ndarray] = field(default_factory=dict)
-    share: float = 1.0
+    fraction: float = 1.0
 
-    def split(self, count: int) -> "list[Part]":
-        """Return up to `count` parts of nearly equal size, in order; none is empty."""
+    def split(self, count: int) -> "list[Selection]":
+        """Return up to `count` selections of nearly equal size, in order; none is empty."""
         ends = [len(self.rows) * index // count for index in range(count + 1)]
         pieces = [slice(first, last) for first, last in itertools.pairwise(ends) if first < last]
         return [
@@ -55,7 +55,7 @@ class Part:
                 corners=self.corners[piece],
                 elements=self.elements[piece],
                 draws={kind: numbers[piece] for kind, numbers in self.draws.items()},
-                share=(piece.stop - piece.start) / len(self.rows),
+                fraction=(piece.stop - piece.start) / len(self.rows),
             )
             for piece in pieces
         ]
@@ -131,10 +131,10 @@ class Sampler:
                 len(self._rows) // (self.steps_per_epoch + 1),
             )
 
-    def parts(self, step: int, pieces: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Part]:
+    def selections(self, step: int, pieces: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Selection]:
         """Yield what steps from `step` on see, each in `pieces` for each rank, of which one is asked for."""
         for number in itertools.count(step):
-            yield from self.part(number).split(pieces * num_ranks)[rank::num_ranks]
+            yield from self.selection(number).split(pieces * num_ranks)[rank::num_ranks]
 
     def smallest_step(self) -> int:
         """Return how many records the smallest step sees, the last one of an epoch."""
@@ -145,13 +145,13 @@ class Sampler:
         before = step % self.steps_per_epoch * self.batch_size
         return self.batch_size if self._recipe.train.drop_last else min(self.batch_size, len(self._rows) - before)
 
-    def part(self, step: int) -> Part:
+    def selection(self, step: int) -> Selection:
         """Return what step number `step` (from 0) sees."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._order_of(epoch)
         rows = self._order[position * self.batch_size : (position + 1) * self.batch_size]
-        return Part(
+        return Selection(
             rows,
             self._corners(step, rows),
             self._recipe.data.crop or 0,

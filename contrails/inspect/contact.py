@@ -65,9 +65,9 @@ def _lines(dataset: Dataset, recipe: Recipe, rows: np.ndarray) -> Iterator[_Line
         train = recipe.train.model_copy(update={"batch_size": len(rows), "positive_share": None, "drop_last": True})
         changed = recipe.model_copy(update={"augment": section, "train": train})
         source = replace(source_of(dataset, changed, composite, torch.device("cpu")), time_axis=True)
-        part = Sampler(dataset, changed, rows, "sheet").part(step)
-        part.rows[:] = rows  # each column shows one record
-        batch = next(source.batches([part]))
+        selection = Sampler(dataset, changed, rows, "sheet").selection(step)
+        selection.rows[:] = rows  # each column shows one record
+        batch = next(source.batches([selection]))
         distances = [abs(dataset.frames[frame] - dataset.label_frame) for frame in source.frames]
         return name, batch.inputs[:, 0 if first_frame else int(np.argmin(distances))], batch
 

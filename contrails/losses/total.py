@@ -90,7 +90,7 @@ class Loss(nn.Module):
         """
         counts = valid.float() if weights is None else valid * weights.view(-1, 1, 1)
         parts = {
-            name: self._part(name, term, logits if term.head is None else heads[term.head], target, counts)
+            name: self._term(name, term, logits if term.head is None else heads[term.head], target, counts)
             for name, term in self._terms.items()
         }
         return self._total(parts), parts
@@ -101,7 +101,7 @@ class Loss(nn.Module):
             self.sums.mul_(_MEMORY).add_(add(self._seen))
             self._seen = torch.zeros_like(self.sums)
 
-    def _part(
+    def _term(
         self, name: str, term: AnyTerm, logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor
     ) -> torch.Tensor:
         if not isinstance(term, RegionTerm):

@@ -69,7 +69,7 @@ def fetch(encoder: str, name: str) -> Path:
     from huggingface_hub.utils import logging as hub_logging
 
     hub_logging.set_verbosity(logging.ERROR)  # nothing about each time that it tries again
-    repository, revision = _place(encoder, path.name.split(".", 1)[1].removesuffix(".safetensors"))
+    repository, revision = _repository(encoder, path.name.split(".", 1)[1].removesuffix(".safetensors"))
     with storage(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -84,7 +84,7 @@ def fetch(encoder: str, name: str) -> Path:
     return path
 
 
-def _place(encoder: str, name: str) -> tuple[str, str | None]:
+def _repository(encoder: str, name: str) -> tuple[str, str | None]:
     """Return the repository and the revision of a set of weights."""
     from contrails.models.library import smp, timm
 

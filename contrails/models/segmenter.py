@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from contrails.models.outputs import Outputs
-from contrails.models.temporal import as_panels, panel_place
+from contrails.models.temporal import as_panels, panel_offset
 
 
 class Segmenter(nn.Module):
@@ -43,7 +43,7 @@ class Segmenter(nn.Module):
         seen = images.reshape(*inputs.shape[:-3], *images.shape[-3:])
         top, left = 0, 0
         if self.panel is not None:
-            top, left = panel_place(self.panel, seen)
+            top, left = panel_offset(self.panel, seen)
             seen = as_panels(seen)
 
         def undone(mask: torch.Tensor) -> torch.Tensor:

@@ -154,7 +154,7 @@ def as_panels(frames: torch.Tensor) -> torch.Tensor:
     return grid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-def panel_place(panel: int, frames: torch.Tensor) -> tuple[int, int]:
+def panel_offset(panel: int, frames: torch.Tensor) -> tuple[int, int]:
     """Return the top and left pixel of a panel in the picture of `as_panels`."""
     row, column = divmod(panel, panel_grid(frames.shape[1])[1])
     return row * frames.shape[-2], column * frames.shape[-1]

@@ -115,7 +115,7 @@ def _predictions(run: Run, folder: Path, figures: dict[str, Any] | None, num_rec
         return _none(f"No out-of-fold predictions: {error}")
     threshold, steps = float(figures["threshold"]), [Step(**step) for step in figures["steps"]]
     with bar("pictures", num_records) as advance:
-        judged = judge(scored, dict.fromkeys(map(str, scored.parts), threshold), steps)
+        judged = judge(scored, dict.fromkeys(map(str, scored.folds), threshold), steps)
         return [
             scores_section(
                 figures, tally(scored), judged, Words(scored.by, target_name(run, target_of(scored.dataset)))

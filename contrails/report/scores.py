@@ -56,7 +56,7 @@ def scores_section(figures: dict[str, Any], counted: Tally, judged: Judged, word
 
 
 def _series(counted: Tally) -> Iterator[tuple[str, str, Histogram]]:
-    for index, (part, histogram) in enumerate(sorted(counted.by_part.items(), key=lambda item: int(item[0]))):
+    for index, (part, histogram) in enumerate(sorted(counted.by_fold.items(), key=lambda item: int(item[0]))):
         yield f"fold {part}", f"c{index % 8}", histogram
     yield "all folds", "all", counted.pooled
 

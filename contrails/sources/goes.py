@@ -16,7 +16,7 @@ from contrails.sources.records import (
     find_records,
     read_bands,
     read_label,
-    without_place,
+    without_location,
 )
 from contrails.sources.walk import folders_in
 
@@ -52,7 +52,7 @@ def make_plan(root: Path, split: str, bands: Sequence[int] | None, frames: Seque
         label_offset_px=LABEL_OFFSET_PX,
     )
     num_labelled = sum(record.has_masks for record in records) if split == "test" else 0
-    warnings = folders_in(root / split).warnings() + _unknown_places(header)
+    warnings = folders_in(root / split).warnings() + _unknown_locations(header)
     warnings += labelled_tests(split, num_labelled, len(records))
     return Plan(str(root.resolve()), header, tuple(records), read_record, warnings)
 
@@ -108,8 +108,8 @@ def _require_kelvin(header: Header, record: RawRecord, lows: np.ndarray, highs: 
         )
 
 
-def _unknown_places(header: Header) -> tuple[str, ...]:
-    missing = without_place(header.record_ids, header.groups, header.timestamps)
+def _unknown_locations(header: Header) -> tuple[str, ...]:
+    missing = without_location(header.record_ids, header.groups, header.timestamps)
     if not missing or header.split == "test":
         return ()
     warning = (

@@ -21,7 +21,7 @@ from contrails.dataset.store import Placement, Scene
 from contrails.errors import DataError
 from contrails.progress import bar
 from contrails.sources.groups import USUAL, Grouping
-from contrails.sources.radiometry import Span, packed_counts
+from contrails.sources.radiometry import Span, packed_integers
 from contrails.sources.rasters import ENDINGS, Raster, describe, read
 from contrails.sources.spans import choose_values
 from contrails.sources.tiles import packed
@@ -115,7 +115,7 @@ def read_image(header: Header, record: ImageRecord) -> tuple[Arrays, int]:
     """
     raster = record.raster
     shape = (raster.height, raster.width)
-    bands, valid = packed_counts(*read(raster.path, (0, 0, *shape)), raster, header.values)
+    bands, valid = packed_integers(*read(raster.path, (0, 0, *shape)), raster, header.values)
     positive: np.ndarray | None = None
     if record.masks is not None:
         positive = np.zeros(shape, bool)

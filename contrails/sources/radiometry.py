@@ -46,9 +46,11 @@ def values_of(rasters: Sequence[Raster], span: Span | None = None) -> Values:
     assert span is not None or not needs_span(rasters)
     readings = [_reading(raster) for raster in rasters]
     _require_alike(rasters, [f"the bands {', '.join(raster.band_names)}" for raster in rasters], _LEAVE_OUT)
-    _require_alike(rasters, ["counts without a scale" if each.is_share else "a scale" for each in readings], _LEAVE_OUT)
-    is_share = readings[0].is_share
-    units = ["" if is_share else usual_unit(raster.units) for raster in rasters]
+    _require_alike(
+        rasters, ["counts without a scale" if each.is_fraction else "a scale" for each in readings], _LEAVE_OUT
+    )
+    is_fraction = readings[0].is_fraction
+    units = ["" if is_fraction else usual_unit(raster.units) for raster in rasters]
     _require_alike(rasters, [f"values in {unit or 'no unit'}" for unit in units], _LEAVE_OUT)
     if span is not None:
         return _values_of_span(span, units[0] or "1")
@@ -60,7 +62,7 @@ def values_of(rasters: Sequence[Raster], span: Span | None = None) -> Values:
         raise DataError(
             f"{rasters[0].path}: expected one scale and offset for all bands, found {scales[0]}{_ONE_SCALE}"
         )
-    scale, offset = (1 / first.top, 0.0) if is_share else first.scales[0]
+    scale, offset = (1 / first.top, 0.0) if is_fraction else first.scales[0]
     return Values(rasters[0].dtype, scale, offset, units[0] or "1")
 
 
@@ -69,7 +71,7 @@ def needs_span(rasters: Sequence[Raster]) -> bool:
     return any(raster.dtype not in _KEPT for raster in rasters)
 
 
-def is_share(values: Values) -> bool:
+def is_fraction(values: Values) -> bool:
     """Return whether values are shares of what the bits of their files hold, from 0 to 1."""
     steps = 1 / values.scale_factor
     whole = values.add_offset == 0 and round(steps) in _FULL and abs(steps - round(steps)) < 1e-6 * steps
@@ -96,7 +98,7 @@ def sample_of(raster: Raster) -> list[np.ndarray]:
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
-def packed_counts(
+def packed_integers(
     bands: np.ndarray, valid: np.ndarray, raster: Raster, values: Values
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the counts of a window as a dataset file has them, and where they are data, not NaN or infinite either.
@@ -133,11 +135,11 @@ class _Reading:
     turned: tuple[bool, ...]
     zero: int
     top: int
-    is_share: bool
+    is_fraction: bool
 
     def fits(self, values: Values) -> bool:
         """Return whether a dataset with these values has the same counts."""
-        mine = (1 / self.top, 0.0) if self.is_share else self.scales[0]
+        mine = (1 / self.top, 0.0) if self.is_fraction else self.scales[0]
         return len(set(self.scales)) == 1 and mine == (values.scale_factor, values.add_offset)
 
     def turn(self, bands: np.ndarray) -> np.ndarray:
@@ -153,7 +155,7 @@ class _Reading:
         """Return the values of one band, float64 (h, w)."""
         counts = bands[band].astype(np.float64)
         counts = self.zero - counts if self.turned[band] else counts
-        scale, offset = (1 / self.top, 0.0) if self.is_share else self.scales[band]
+        scale, offset = (1 / self.top, 0.0) if self.is_fraction else self.scales[band]
         values: np.ndarray = counts * scale + offset
         return values
 

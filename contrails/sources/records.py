@@ -78,7 +78,7 @@ def find_records(root: Path, split: str) -> list[RawRecord]:
     return [RawRecord(path.name, path, *metadata.get(path.name, (path.name, math.nan))) for path in paths]
 
 
-def without_place(record_ids: Sequence[str], groups: Sequence[str], timestamps: Sequence[float]) -> list[str]:
+def without_location(record_ids: Sequence[str], groups: Sequence[str], timestamps: Sequence[float]) -> list[str]:
     """Return the records whose place and time are unknown, for they had no metadata."""
     rows = zip(record_ids, groups, timestamps, strict=True)
     return [record_id for record_id, group, time in rows if group == record_id and math.isnan(time)]

@@ -22,7 +22,7 @@ from contrails.progress import bar
 from contrails.sources.groups import USUAL as USUAL_GROUPS
 from contrails.sources.groups import Grouping
 from contrails.sources.masks import USUAL, Meanings, parse, read_classes, require_channels, said, table_of
-from contrails.sources.radiometry import Span, packed_counts, without_alpha
+from contrails.sources.radiometry import Span, packed_integers, without_alpha
 from contrails.sources.rasters import (
     ENDINGS,
     Raster,
@@ -167,7 +167,7 @@ def read_tile(header: Header, record: TileRecord) -> tuple[Arrays, int]:
     """
     place = record.placement
     window = (place.row, place.column, place.height, place.width)
-    parts = [packed_counts(*read(each.path, window), each, header.values) for each in record.files]
+    parts = [packed_integers(*read(each.path, window), each, header.values) for each in record.files]
     bands, valid = np.concatenate([part for part, _ in parts]), np.logical_and.reduce([data for _, data in parts])
     positive = None
     if record.mask is not None:

@@ -99,13 +99,13 @@ class Verdict:
     select: str = ""
     stuck: bool = False
     """Whether it waits, and will never start by itself."""
-    memory_share: float | None = None
+    memory_fraction: float | None = None
     """The share of its memory that it had used at most, as far as PBS has seen."""
 
     @property
     def memory_was_far(self) -> bool:
         """Whether its memory was far from full, so that it was killed for something else."""
-        return self.memory_share is not None and self.memory_share < _FAR
+        return self.memory_fraction is not None and self.memory_fraction < _FAR
 
     @property
     def over(self) -> bool:
@@ -128,11 +128,11 @@ def read_verdict(attributes: Mapping[str, str]) -> Verdict:
         node=attributes.get("exec_host", "").partition("/")[0],
         select=attributes.get("Resource_List.select", ""),
         stuck=advice in (_NEVER, _HELD_BY_PBS),
-        memory_share=_memory_share(attributes),
+        memory_fraction=_memory_fraction(attributes),
     )
 
 
-def _memory_share(attributes: Mapping[str, str]) -> float | None:
+def _memory_fraction(attributes: Mapping[str, str]) -> float | None:
     """Return the share of a job's memory that was used; None where PBS has not looked: a short job has used 0 kb."""
     used, asked = (size_of(attributes.get(f"{key}.mem", "")) for key in ("resources_used", "Resource_List"))
     return used / asked if used and asked else None

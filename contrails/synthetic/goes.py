@@ -83,7 +83,7 @@ def make_dataset(out: Path, parameters: Parameters) -> None:
 
 def make_record(seed: int, split: str, index: int, size: int) -> SynthRecord:
     """Draw a record; it depends on the arguments alone, not on how many others there are."""
-    place = _place(seed, split, index)
+    place = _location(seed, split, index)
     warmth_k = 3 * np.cos((place.timestamp / 3600 - _WARMEST_H) / 12 * np.pi)
     ground = draw_ground(generator(seed, "demo ground", place.tile), size) + warmth_k
     sky = draw_sky(generator(seed, "demo sky", split, index), ground)
@@ -95,22 +95,22 @@ def make_record(seed: int, split: str, index: int, size: int) -> SynthRecord:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Location:
     record_id: str
     tile: int
     timestamp: float
 
 
-def _place(seed: int, split: str, index: int) -> _Place:
+def _location(seed: int, split: str, index: int) -> _Location:
     rng = generator(seed, "demo place", split, index)
     time = generator(seed, "demo time", int(rng.integers(_NUM_TIMES))).integers(_STEPS_A_YEAR)
     timestamp = float(_FIRST_TIME + _TIME_STEP_S * int(time))
-    return _Place(str(rng.integers(10**17, 3 * 10**18)), int(rng.integers(_NUM_TILES)), timestamp)
+    return _Location(str(rng.integers(10**17, 3 * 10**18)), int(rng.integers(_NUM_TILES)), timestamp)
 
 
 def _entry(seed: int, split: str, index: int) -> dict[str, Any]:
     """Return a record's element of the metadata."""
-    place = _place(seed, split, index)
+    place = _location(seed, split, index)
     rng = generator(seed, "demo tile", place.tile)
     meridian = -3 - 6 * int(rng.integers(8, 20))
     return {

@@ -129,7 +129,7 @@ def _samples(of: Run, folder: Path, figures: dict[str, Any]) -> Table | None:
         tell(f"no sample predictions: {error}")
         return None
     threshold, steps = float(figures["threshold"]), [Step(**step) for step in figures["steps"]]
-    judged = judge(scored, dict.fromkeys(map(str, scored.parts), threshold), steps)
+    judged = judge(scored, dict.fromkeys(map(str, scored.folds), threshold), steps)
     cells, dataset = list[list[Any]](), scored.dataset
     for index, kind in choose(judged, _SAMPLES):
         row = int(scored.rows[index])
@@ -139,7 +139,7 @@ def _samples(of: Run, folder: Path, figures: dict[str, Any]) -> Table | None:
         }
         pixels = (255 * colours_of(dataset, row, labelled_frame(dataset))).round().astype("uint8")
         score = float(judged.dice[index] if judged.answers is None else judged.answers[index])
-        known = [dataset.record_ids[row], str(scored.parts[index]), kind, score if score == score else None]
+        known = [dataset.record_ids[row], str(scored.folds[index]), kind, score if score == score else None]
         cells.append([*known, Picture(pixels, masks)])
     name = "dice" if judged.answers is None else "probability"
     return Table(["record", "fold", "kind", name, "prediction"], cells)

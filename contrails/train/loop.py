@@ -117,8 +117,10 @@ class Loop:
 
     def _stream(self) -> Iterator[Batch]:
         """Yield the pieces of all steps from the state's on that this rank sees."""
-        parts = self.sampler.parts(self.state.step, self.recipe.train.accumulate, self.ranks.number, self.ranks.count)
-        return self.source.batches(parts)
+        selections = self.sampler.selections(
+            self.state.step, self.recipe.train.accumulate, self.ranks.number, self.ranks.count
+        )
+        return self.source.batches(selections)
 
     def _next_batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the pieces of one step."""
@@ -136,9 +138,9 @@ class Loop:
         state.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros_like(state.loss_sum)
         for batch in batches:
-            total, parts = self._loss(batch)
-            state.scaler.scale(total * batch.share).backward()  # type: ignore[no-untyped-call]
-            loss += torch.stack([total, *parts.values()]).detach() * batch.share
+            total, terms = self._loss(batch)
+            state.scaler.scale(total * batch.fraction).backward()  # type: ignore[no-untyped-call]
+            loss += torch.stack([total, *terms.values()]).detach() * batch.fraction
         self.ranks.add(loss)
         state.loss.end_step(self.ranks.add)
         self.ranks.add_gradients(state.model)
@@ -166,8 +168,8 @@ class Loop:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self._autocast():
             outputs = self._forward(inputs)
-        total, parts = self.state.loss(outputs, batch)
-        return total, parts
+        total, terms = self.state.loss(outputs, batch)
+        return total, terms
 
     def _autocast(self) -> torch.autocast:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.recipe.train.precision)
@@ -282,7 +284,7 @@ class Loop:
         bad: list[OutputNotFiniteError] = []
         try:
             with self._autocast():
-                part = evaluate(model, self.source, rows, self.recipe.train.batch_size, poll)
+                own = evaluate(model, self.source, rows, self.recipe.train.batch_size, poll)
         except OutputNotFiniteError as error:
             bad = [error]
         if bad := self.ranks.collect(bad):
@@ -290,9 +292,9 @@ class Loop:
             overflows = all(each.overflows for each in bad)
             raise OutputNotFiniteError(records, len(self.validation_rows), overflows=overflows)
         if self.ranks.count == 1:
-            return part
-        counts = torch.from_numpy(np.stack([part.histogram.positive, part.histogram.negative]))
-        losses = torch.tensor([part.loss * float(counts.sum())], dtype=torch.float64)
+            return own
+        counts = torch.from_numpy(np.stack([own.histogram.positive, own.histogram.negative]))
+        losses = torch.tensor([own.loss * float(counts.sum())], dtype=torch.float64)
         counts, losses = (self.ranks.add(tensor.to(self.source.device)).cpu() for tensor in (counts, losses))
         return Evaluation(float(losses) / max(int(counts.sum()), 1), Histogram(*counts.numpy()))
 
@@ -318,7 +320,7 @@ class Loop:
     def _log_training(self) -> None:
         state, step = self.state, self.state.step
         per_epoch = self.sampler.steps_per_epoch
-        loss, *parts = (state.loss_sum / state.loss_steps).tolist()
+        loss, *terms = (state.loss_sum / state.loss_steps).tolist()
         state.loss_sum.zero_()
         state.loss_steps = 0
         self._require_progress()
@@ -328,7 +330,7 @@ class Loop:
             "step": step,
             "epoch": step / per_epoch,
             "train/loss": loss,
-            **_by_name(state.loss.names, parts),
+            **_by_name(state.loss.names, terms),
             "train/loss_smooth": self._smooth_loss(),
             "train/lr": learning_rate(self.recipe.train, step - 1, self._course, state.scores),
             "train/grad_norm": float(self._grad_norm),
@@ -412,6 +414,6 @@ class Loop:
         )
 
 
-def _by_name(names: list[str], parts: list[float]) -> dict[str, float]:
-    """Return each part of a loss that has several."""
-    return {f"train/loss/{name}": part for name, part in zip(names, parts, strict=True)} if len(names) > 1 else {}
+def _by_name(names: list[str], terms: list[float]) -> dict[str, float]:
+    """Return each term of a loss that has several."""
+    return {f"train/loss/{name}": term for name, term in zip(names, terms, strict=True)} if len(names) > 1 else {}

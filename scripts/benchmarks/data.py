@@ -21,7 +21,7 @@ from contrails.dataset.pack import pack
 from contrails.dataset.store import Dataset, open_dataset
 from contrails.inputs.batches import Source
 from contrails.inputs.composites import Composite, channels_of
-from contrails.inputs.sampling import Part
+from contrails.inputs.sampling import Selection
 from contrails.recipe.data import DataSection
 from contrails.runs.folder import Run
 from contrails.sources.goes import make_plan
@@ -249,9 +249,9 @@ def source_of_ash(dataset: Dataset) -> Source:
     return Source(dataset, (0,), Composite(channels_of(section, dataset.band_names)), torch.device("cpu"))
 
 
-def shuffled(count: int) -> list[Part]:
+def shuffled(count: int) -> list[Selection]:
     order = np.random.default_rng(0).permutation(count)
-    return [Part(order[start : start + BATCH]) for start in range(0, count, BATCH)]
+    return [Selection(order[start : start + BATCH]) for start in range(0, count, BATCH)]
 
 
 def write_records(folder: Path) -> None:

@@ -19,7 +19,7 @@ from memory import grown, resident
 from table import Result, show
 
 from contrails.aggregate.ensemble import Ensemble, Member, Options
-from contrails.aggregate.output.scene import Cut, predict_scene
+from contrails.aggregate.output.scene import Tiling, predict_scene
 from contrails.inputs.composites import Channel, Composite
 from contrails.models.build import build_model
 from contrails.models.weights import load_weights, save_weights
@@ -27,7 +27,7 @@ from contrails.recipe.recipe import Recipe
 
 SIDE, LARGE_SIDE, ROUNDS = 2048, 20_000, 3
 LARGE_HEIGHT = LARGE_SIDE
-CUT = Cut((512, 512), 128, "gaussian")
+CUT = Tiling((512, 512), 128, "gaussian")
 BATCH = 1
 BANDS = ("red", "green", "blue")
 MODELS = {

@@ -150,7 +150,7 @@ def batches_of(recipe: Recipe, steps: int) -> Iterator[Batch]:
     dataset = open_dataset(recipe.data.dataset)
     rows, _ = training_rows(dataset, read_filelist(recipe.data.filelist), "0", recipe)
     source = source_of(dataset, recipe, fit_composite(dataset, recipe, rows), torch.device("cpu"))
-    return itertools.islice(source.batches(Sampler(dataset, recipe, rows, "0").parts(0, 1)), steps)
+    return itertools.islice(source.batches(Sampler(dataset, recipe, rows, "0").selections(0, 1)), steps)
 
 
 def lightning_step(folder: Path, steps: int) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from table import Result, show
 
 from contrails.cluster.queue.freeze import ALLOCATOR
-from contrails.dataset.layout import Header, Values, create, opened, places, write_columns, write_row
+from contrails.dataset.layout import Header, Values, create, opened, row_offsets, write_columns, write_row
 from contrails.dataset.store import open_dataset
 from contrails.dataset.verify import RowCheck
 from contrails.files import sha256, write_atomic
@@ -60,7 +60,7 @@ def write_data(folder: Path) -> None:
     )
     path, random, digests = folder / "train.h5", np.random.default_rng(0), {"bands": b"", "votes": b""}
     create(header, path)
-    where = places(path)
+    where = row_offsets(path)
     with opened(path) as descriptor:
         for row in range(RECORDS):
             bands = random.integers(-3000, 3000, (1, len(BANDS), SIZE, SIZE), np.int16).tobytes()

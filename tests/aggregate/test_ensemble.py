@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from contrails.aggregate.apply import predictor
-from contrails.aggregate.assemble import make_ensemble, predict_share
+from contrails.aggregate.assemble import make_ensemble, predict_shard
 from contrails.aggregate.decide.postprocess import apply
 from contrails.aggregate.ensemble import Ensemble, read_ensemble
 from contrails.aggregate.members.members import load_member
@@ -226,14 +226,14 @@ def test_runs_on_other_folds_are_refused(make_run: Callable[..., Run], tiny_data
 
 def test_shards_leave_nothing_to_predict(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
     path, options = trained.aggregate("default"), Options(weights="last2")
-    assert predict_share([trained], path, options, (1, 2), CPU) == ["run-fold0", "run-fold2"]
-    assert predict_share([trained], path, options, (2, 2), CPU) == ["run-fold1"]
+    assert predict_shard([trained], path, options, (1, 2), CPU) == ["run-fold0", "run-fold2"]
+    assert predict_shard([trained], path, options, (2, 2), CPU) == ["run-fold1"]
     files = sorted(path.rglob("*.h5")) + sorted((path / "averages").iterdir())
     before = [file.stat().st_mtime_ns for file in files]
     make(trained, options=options)
     assert [file.stat().st_mtime_ns for file in files] == before
     with pytest.raises(RecipeError, match="--weights auto compares all folds"):
-        predict_share([trained], path, Options(), (1, 2), CPU)
+        predict_shard([trained], path, Options(), (1, 2), CPU)
 
 
 def test_other_code_data_or_recipe_is_refused_unless_allowed(trained: Run) -> None:

@@ -20,7 +20,7 @@ from contrails.aggregate.apply import predictor
 from contrails.aggregate.ensemble import Ensemble, Member, read_ensemble, write_ensemble
 from contrails.aggregate.members.inputs import Inputs, inputs_of, require_like
 from contrails.aggregate.options import Options
-from contrails.aggregate.output.scene import Cut, predict_scene
+from contrails.aggregate.output.scene import Tiling, predict_scene
 from contrails.cli.main import main
 from contrails.dataset.layout import Values
 from contrails.dataset.store import open_dataset
@@ -63,7 +63,7 @@ def kelvin(tmp_path: Path) -> Ensemble:
 
 def predict(ensemble: Ensemble, path: Path) -> np.ndarray:
     out = path.with_name("out.tif")
-    predict_scene(ensemble, path, out, "probabilities", Cut((32, 32), 8), BANDS, CPU, force=True)
+    predict_scene(ensemble, path, out, "probabilities", Tiling((32, 32), 8), BANDS, CPU, force=True)
     with rasterio.open(out) as file:
         found: np.ndarray = file.read(1)
     return found

@@ -46,7 +46,7 @@ def test_a_better_run_is_better_and_noise_is_chance(tiny_data: Path, masks: np.n
 def test_records_are_matched_by_name(tiny_data: Path, masks: np.ndarray) -> None:
     run = scored(tiny_data / "train.h5", 0.5, masks)
     order = np.arange(11, 1, -1)
-    fewer = Scored(run.dataset, run.rows[order], run.parts[order], lambda index: run.probabilities(int(order[index])))
+    fewer = Scored(run.dataset, run.rows[order], run.folds[order], lambda index: run.probabilities(int(order[index])))
     found = compare_paired(run, fewer)
     assert found.num_records == 10
     assert abs(found.difference) < 0.02  # only the thresholds were chosen on fewer records
@@ -56,6 +56,6 @@ def test_runs_that_cannot_be_compared(tiny_data: Path, masks: np.ndarray) -> Non
     first = scored(tiny_data / "train.h5", 0.5, masks)
     with pytest.raises(DataError, match=r"different labels for 1[0-2] records"):
         compare_paired(first, scored(tiny_data / "train.h5", 0.5, ~masks))
-    nothing = Scored(first.dataset, first.rows[:0], first.parts[:0], first.probabilities)
+    nothing = Scored(first.dataset, first.rows[:0], first.folds[:0], first.probabilities)
     with pytest.raises(DataError, match="no record in common"):
         compare_paired(first, nothing)

@@ -134,7 +134,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 create = predictions._create
 def create_and_limit(*arguments):
     create(*arguments)
-    offset, row = predictions._places(Path(sys.argv[1]))["probabilities"]
+    offset, row = predictions._row_offsets(Path(sys.argv[1]))["probabilities"]
     resource.setrlimit(resource.RLIMIT_FSIZE, (offset + 3 * row, {size}))
 predictions._create = create_and_limit
 complete(Path(sys.argv[1]), wanted(), Model(), "test")

@@ -18,7 +18,7 @@ from rasterio.rpc import RPC
 from contrails.aggregate.ensemble import Ensemble, Member
 from contrails.aggregate.options import Options
 from contrails.aggregate.output import scene
-from contrails.aggregate.output.scene import Cut, predict_scene
+from contrails.aggregate.output.scene import Tiling, predict_scene
 from contrails.aggregate.output.scene_files import Kind, scene_file
 from contrails.aggregate.output.strips import StripFile
 from contrails.cli.main import cli
@@ -54,7 +54,7 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def predict(ensemble: Ensemble, image: Path, out: str, cut: Cut) -> bytes:
+def predict(ensemble: Ensemble, image: Path, out: str, cut: Tiling) -> bytes:
     path = image.parent / out
     predict_scene(ensemble, image, path, "probabilities", cut, BANDS, torch.device("cpu"))
     return path.read_bytes()
@@ -81,7 +81,7 @@ def test_control_points_are_kept(ensemble: Ensemble, tmp_path: Path, place: Call
     with rasterio.open(path, "w", **profile) as file:
         file.write(bands)
         place(file)
-    predict_scene(ensemble, path, tmp_path / "scene.tif", kind, Cut((64, 64), 8), BANDS, torch.device("cpu"))
+    predict_scene(ensemble, path, tmp_path / "scene.tif", kind, Tiling((64, 64), 8), BANDS, torch.device("cpu"))
     prepared = ["--layout=scenes", "--split=test", "--tile=64", "--overlap=8", "--workers=1"]
     cli(["prepare", str(tmp_path), str(tmp_path / "d.h5"), *prepared], standalone_mode=False)
     (scene,) = open_dataset(tmp_path / "d.h5").scenes
@@ -115,7 +115,7 @@ def interrupt_after(count: int) -> Callable[[StripFile, Strip], None]:
 def test_a_scene_that_was_interrupted_goes_on_below_its_last_strip(
     ensemble: Ensemble, image: Path, monkeypatch: pytest.MonkeyPatch, overlap: int, count: int
 ) -> None:
-    cut = Cut((32, 32), overlap)
+    cut = Tiling((32, 32), overlap)
     undisturbed = predict(ensemble, image, "undisturbed.tif", cut)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(StripFile, "keep", interrupt_after(count))
@@ -141,7 +141,7 @@ def test_a_scene_that_was_interrupted_goes_on_below_its_last_strip(
 def test_a_scene_whose_strips_are_all_there_is_not_predicted_again(
     ensemble: Ensemble, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = predict(ensemble, image, "undisturbed.tif", Cut((32, 32), 8))
+    undisturbed = predict(ensemble, image, "undisturbed.tif", Tiling((32, 32), 8))
     original = scene._write
 
     def write(*arguments: Any) -> None:
@@ -150,23 +150,23 @@ def test_a_scene_whose_strips_are_all_there_is_not_predicted_again(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(scene, "_write", write)
-        predict(ensemble, image, "new/scene.tif", Cut((32, 32), 8))
+        predict(ensemble, image, "new/scene.tif", Tiling((32, 32), 8))
     monkeypatch.delattr(scene, "_tiles")
-    assert predict(ensemble, image, "new/scene.tif", Cut((32, 32), 8)) == undisturbed
+    assert predict(ensemble, image, "new/scene.tif", Tiling((32, 32), 8)) == undisturbed
 
 
 def test_strips_of_another_scene_are_not_used(ensemble: Ensemble, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(StripFile, "keep", interrupt_after(2))
-        predict(ensemble, image, "scene.tif", Cut((32, 32), 8))
+        predict(ensemble, image, "scene.tif", Tiling((32, 32), 8))
     np.save(image, np.load(image)[::-1])
-    cut = Cut((32, 32), 8)
+    cut = Tiling((32, 32), 8)
     assert predict(ensemble, image, "scene.tif", cut) == predict(ensemble, image, "fresh.tif", cut)
 
 
 def test_two_at_once_are_refused(ensemble: Ensemble, image: Path) -> None:
     with sole_writer(image.with_name(".scene.tif.strips"), "busy"), pytest.raises(RunError, match="another process"):
-        predict(ensemble, image, "scene.tif", Cut((32, 32), 8))
+        predict(ensemble, image, "scene.tif", Tiling((32, 32), 8))
 
 
 @pytest.mark.parametrize("kind", ["tif", "png"])
@@ -183,7 +183,9 @@ def test_a_disk_that_is_full_when_the_file_is_closed(
         pytest.skip("needs root to mount a small tmpfs")
     try:
         with pytest.raises(StorageError, match=f"cannot write .*out.{kind}: .*; check the free space"):
-            predict_scene(ensemble, image, small / f"out.{kind}", kind, Cut((128, 128), 32), BANDS, torch.device("cpu"))
+            predict_scene(
+                ensemble, image, small / f"out.{kind}", kind, Tiling((128, 128), 32), BANDS, torch.device("cpu")
+            )
         assert [path.name for path in small.iterdir()] == [f".out.{kind}.strips"]
     finally:
         subprocess.run(["umount", str(small)], check=True)
@@ -195,7 +197,7 @@ def test_bad_data_leave_nothing(ensemble: Ensemble, image: Path, monkeypatch: py
 
     monkeypatch.setattr(scene, "read", damaged)
     with pytest.raises(DataError, match="damaged"):
-        predict(ensemble, image, "scene.tif", Cut((32, 32), 8))
+        predict(ensemble, image, "scene.tif", Tiling((32, 32), 8))
     assert sorted(path.name for path in image.parent.iterdir()) == ["member.safetensors", "scene.npy"]
 
 

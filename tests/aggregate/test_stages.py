@@ -14,11 +14,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from contrails.aggregate.apply import predictor
 from contrails.aggregate.assemble import make_ensemble
+from contrails.aggregate.decide.gate import NO_GATE, fit_gate
 from contrails.aggregate.decide.postprocess import compare, top_logit
-from contrails.aggregate.decide.two_stages import NO_GATE, fit_gate
 from contrails.aggregate.ensemble import Ensemble, read_ensemble
 from contrails.aggregate.options import Options
-from contrails.aggregate.scores.outoffold import Predicted
+from contrails.aggregate.scores.outoffold import StoredProbabilities
 from contrails.cli.main import cli
 from contrails.cli.results.evaluate import _farthest
 from contrails.cli.results.figures import show_ensemble
@@ -75,10 +75,10 @@ def test_the_cut_is_the_best_one_and_is_fitted_on_other_parts(tiny_data: Path, s
     )
     # what part 0 is cut at knows nothing of part 0
     others = fit_gate(scored_records(tiny_data / "train.h5", masks[6:], probabilities[6:], parts[6:]), scores[6:])
-    assert (scores[6:] >= gate.by_part["0"]).tolist() == (scores[6:] >= others.cut).tolist()
+    assert (scores[6:] >= gate.by_fold["0"]).tolist() == (scores[6:] >= others.cut).tolist()
     passed, final = gate.cross_fitted(scored), gate.final(scored)
     for index, score in enumerate(scores):
-        is_empty = score < gate.by_part[parts[index]]
+        is_empty = score < gate.by_fold[parts[index]]
         assert np.array_equal(passed.probabilities(index), scored.probabilities(index) * (not is_empty))
         assert final.probabilities(index).any() == (score >= gate.cut)
 
@@ -142,7 +142,7 @@ def test_behind_a_gate_records_are_empty_wherever_they_are_predicted(
 
 def test_the_gate_scores_records_by_members_that_have_not_seen_them(gate: Ensemble, tiny_data: Path) -> None:
     dataset = open_dataset(tiny_data / "train.h5")
-    predicted = Predicted(gate, dataset)
+    predicted = StoredProbabilities(gate, dataset)
     filelist = read_filelist(tiny_data / "three.csv")
     for fold, member in zip("012", gate.members, strict=True):
         alone = Ensemble(**vars(gate) | {"members": (member,)})
@@ -195,7 +195,7 @@ def test_an_audit_compares_labels_with_what_members_predicted(
     gate: Ensemble, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = open_dataset(tiny_data / "train.h5")
-    predicted = Predicted(gate, dataset)
+    predicted = StoredProbabilities(gate, dataset)
     expected = {}
     for row, name in enumerate(dataset.record_ids):
         mask, guess = dataset.hard(row), predicted[name] >= round(gate.threshold * 65_535)
@@ -216,7 +216,7 @@ def test_a_classifier_is_a_gate(gate: Ensemble, make_run: MakeRun, tiny_data: Pa
     for fold in "012":
         train_fold(classifier.fold(fold))
     made = make_ensemble([classifier], classifier.aggregate("default"), Options(weights="best"), CPU)
-    image = next(iter(Predicted(made, open_dataset(tiny_data / "train.h5")).values()))
+    image = next(iter(StoredProbabilities(made, open_dataset(tiny_data / "train.h5")).values()))
     assert len(np.unique(image)) == 1  # its answer for all of the record
     run = positives(gate, make_run)
     options = Options(weights="best", gate=str(made.path))
@@ -239,7 +239,7 @@ def classifier(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> R
 
 def answers(made: Ensemble, dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return of each record what its own fold's member says, whether it holds anything, and its fold."""
-    predicted = Predicted(made, dataset)
+    predicted = StoredProbabilities(made, dataset)
     said = np.array([predicted[name][0, 0] for name in dataset.record_ids])
     filelist = read_filelist(made.path / "filelist.csv")
     fold_of = dict(zip(filelist.record_ids, filelist.folds, strict=True))

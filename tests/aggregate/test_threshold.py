@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from contrails.aggregate.decide.calibrate import Calibration, fit, label_free, reliability
 from contrails.aggregate.decide.judged import judge
 from contrails.aggregate.decide.threshold import (
-    counts_at,
+    confusion_at,
     cross_fitted,
     cross_fitted_dice,
     dice_interval,
@@ -39,7 +39,7 @@ def noisy(tiny_data: Path) -> Scored:
 
 
 def flat(scored: Scored, part: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    chosen = [index for index in range(len(scored)) if part in (None, scored.parts[index])]
+    chosen = [index for index in range(len(scored)) if part in (None, scored.folds[index])]
     probabilities = np.concatenate([scored.probabilities(index).ravel() for index in chosen])
     return probabilities, np.concatenate([scored.truth(index)[0].ravel() for index in chosen])
 
@@ -59,7 +59,7 @@ def test_the_optimum_is_that_of_brute_force(noisy: Scored) -> None:
     expected, cut = brute_force(probabilities, hard)
     assert dice == pytest.approx(expected)
     assert np.array_equal(probabilities >= round(threshold * TOP), probabilities >= cut)
-    for part, histogram in tally(noisy).by_part.items():
+    for part, histogram in tally(noisy).by_fold.items():
         assert histogram.best()[0] == pytest.approx(brute_force(*flat(noisy, part))[0])
 
 
@@ -80,7 +80,7 @@ def test_each_fold_is_cut_at_the_optimum_of_the_others(noisy: Scored) -> None:
 
 def test_pixels_that_do_not_count_are_left_out(tiny_data: Path, noisy: Scored) -> None:
     noisy.dataset.votes[0, :8] = 255
-    counts = counts_at(tally(noisy).pooled, 0.0)
+    counts = confusion_at(tally(noisy).pooled, 0.0)
     assert counts.pixels == 24 * 256 - 128
     assert counts.hits == counts.actual == (noisy.dataset.votes == 1).sum()
 

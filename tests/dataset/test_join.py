@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from contrails.dataset.join import join
-from contrails.dataset.layout import places, shard_path
+from contrails.dataset.layout import row_offsets, shard_path
 from contrails.dataset.pack import pack
 from contrails.dataset.store import open_dataset
 from contrails.errors import DataError, RunError, StorageError
@@ -65,7 +65,7 @@ def out(made: Path, tmp_path: Path) -> Path:
 
 def edit(path: Path, array: str, row: int) -> None:
     """Flip one bit of a row."""
-    offset, size = places(path)[array]
+    offset, size = row_offsets(path)[array]
     with path.open("r+b") as file:
         file.seek(offset + row * size + size // 2)
         byte = file.read(1)[0]

@@ -14,7 +14,7 @@ from contrails.dataset.layout import (
     create,
     header_of,
     opened,
-    places,
+    row_offsets,
     shard_path,
     target_of,
     write_columns,
@@ -63,7 +63,7 @@ def test_a_file_says_the_header_it_was_made_with(tmp_path: Path, header: Header)
 
 def test_arrays_begin_at_pages_and_do_not_overlap(tmp_path: Path) -> None:
     create(HEADER, tmp_path / "d.h5")
-    found = places(tmp_path / "d.h5")
+    found = row_offsets(tmp_path / "d.h5")
     assert {name: size for name, (_, size) in found.items() if "/" not in name} == {
         "bands": 2 * 2 * 2 * 16 * 24, "votes": 16 * 24, "marks": 2 * 16 * 24, "annotators": 1,
     }  # fmt: skip
@@ -90,7 +90,7 @@ def test_a_file_says_what_it_holds_without_this_package(tmp_path: Path) -> None:
 
 def test_rows_come_where_hdf5_looks_for_them(tmp_path: Path) -> None:
     create(HEADER, tmp_path / "d.h5")
-    found = places(tmp_path / "d.h5")
+    found = row_offsets(tmp_path / "d.h5")
     with opened(tmp_path / "d.h5") as descriptor:
         for row in range(3):
             write_row(descriptor, found["votes"], row, bytes([row + 1]) * (16 * 24))

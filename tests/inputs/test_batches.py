@@ -17,7 +17,7 @@ from contrails.inputs import batches
 from contrails.inputs.augment.dihedral import move_image, move_label
 from contrails.inputs.batches import Batch, Source, in_order, source_of
 from contrails.inputs.composites import Channel, Composite, channels_of
-from contrails.inputs.sampling import Part, Sampler
+from contrails.inputs.sampling import Sampler, Selection
 from contrails.recipe.augment import AugmentSection, Kind
 
 CPU = torch.device("cpu")
@@ -38,13 +38,13 @@ def same(one: Batch, other: Batch) -> bool:
 @pytest.mark.parametrize("frames", [[2], [0, 1, 2, 3], [3, 0]])
 def test_frames_are_stacked_channel_by_channel(framed: Dataset, frames: list[int]) -> None:
     source = Source(framed, tuple(frames), KELVIN, CPU)
-    batch = next(source.batches([Part(np.array([4, 0, 7]))]))
+    batch = next(source.batches([Selection(np.array([4, 0, 7]))]))
     expected = kelvin(framed, [4, 0, 7], frames)
     assert source.num_channels == 2 * len(frames)
     assert np.allclose(batch.inputs, expected.reshape(3, 2 * len(frames), 64, 64), atol=1e-3)
     apart = replace(source, time_axis=True)
     assert apart.num_channels == 2
-    assert np.allclose(next(apart.batches([Part(np.array([4, 0, 7]))])).inputs, expected, atol=1e-3)
+    assert np.allclose(next(apart.batches([Selection(np.array([4, 0, 7]))])).inputs, expected, atol=1e-3)
 
 
 def test_targets_are_shares_of_annotators_and_ignored_pixels_do_not_count(framed: Dataset) -> None:
@@ -53,7 +53,7 @@ def test_targets_are_shares_of_annotators_and_ignored_pixels_do_not_count(framed
     votes[3, 0, :3] = [2, 3, 5]
     votes[4, 0, :2] = [254, 127]
     dataset = replace(framed, votes=votes, annotators=annotators)
-    batch = next(Source(dataset, (0,), KELVIN, CPU).batches([Part(np.arange(9))]))
+    batch = next(Source(dataset, (0,), KELVIN, CPU).batches([Selection(np.arange(9))]))
     assert batch.target[0, 0, :5].tolist() == [0, 1, 0.75, 0.5, 0.25]
     assert batch.valid[0, 0, :5].tolist() == [False, True, True, True, True]
     assert batch.hard[0, 0, :5].tolist() == [False, True, True, False, False]
@@ -62,13 +62,13 @@ def test_targets_are_shares_of_annotators_and_ignored_pixels_do_not_count(framed
     assert not batch.valid[2].any()  # unlabelled
     assert torch.isfinite(batch.target).all()
     assert np.array_equal(batch.hard, np.stack([dataset.hard(row) for row in range(9)]))
-    hard = next(Source(dataset, (0,), KELVIN, CPU, hard_target=True).batches([Part(np.arange(9))]))
+    hard = next(Source(dataset, (0,), KELVIN, CPU, hard_target=True).batches([Selection(np.arange(9))]))
     assert torch.equal(hard.target, batch.hard.float())
     assert torch.equal(hard.hard, batch.hard)
 
 
 def test_windows_and_moves_act_on_image_and_label_alike(framed: Dataset) -> None:
-    part = Part(np.array([0, 3]), [(0, 20), (32, 5)], 32, [5, 2])
+    part = Selection(np.array([0, 3]), [(0, 20), (32, 5)], 32, [5, 2])
     batch = next(Source(framed, (2,), KELVIN, CPU).batches([part]))
     for index, (row, (top, left), element) in enumerate(zip(part.rows, part.corners, part.elements, strict=True)):
         window = (slice(top, top + 32), slice(left, left + 32))
@@ -101,7 +101,7 @@ def test_a_batch_is_the_same_whatever_the_depth_residency_and_start(
         monkeypatch.setattr(batches, "_AHEAD", ahead)
         sampler = Sampler(dataset, recipe, np.arange(9), "0")
         source = source_of(dataset, recipe, KELVIN, CPU)
-        return list(itertools.islice(source.batches(map(sampler.part, itertools.count(first))), count))
+        return list(itertools.islice(source.batches(map(sampler.selection, itertools.count(first))), count))
 
     in_ram = open_resident(framed_path, "ram", stage_dir=None, ram_fd=None, poll=lambda: None)
     assert isinstance(in_ram.bands, np.memmap)
@@ -116,15 +116,15 @@ def test_a_batch_is_the_same_whatever_the_depth_residency_and_start(
 def test_changes_are_drawn_for_samples_and_made_for_training_alone(framed: Dataset, recipe_with: MakeRecipe) -> None:
     recipe = recipe_with(data={"frames": [3, 4, 5]}, augment=ALL_CHANGES, train={"batch_size": 4})
     source, sampler = source_of(framed, recipe, KELVIN, CPU), Sampler(framed, recipe, np.arange(9), "0")
-    part = sampler.part(3)
+    part = sampler.selection(3)
     assert set(part.draws) == set(ALL_CHANGES)
     pieces = part.split(3)
     for kind, numbers in part.draws.items():
         assert np.array_equal(np.concatenate([piece.draws[kind] for piece in pieces]), numbers)
-        assert not np.array_equal(sampler.part(4).draws[kind], numbers)
+        assert not np.array_equal(sampler.selection(4).draws[kind], numbers)
     plain = source_of(framed, recipe_with(data={"frames": [3, 4, 5]}), KELVIN, CPU)
     assert plain.chain is None
-    assert not Sampler(framed, recipe_with(), np.arange(9), "0").part(3).draws
+    assert not Sampler(framed, recipe_with(), np.arange(9), "0").selection(3).draws
     (one,), (other,) = (list(in_order(each, part.rows, 4)) for each in (source, plain))
     assert same(one, other)
     (changed,) = source.batches([part])
@@ -138,8 +138,8 @@ def test_noise_acts_on_kelvin_before_channels_and_normalisation(framed: Dataset,
     noisy = recipe_with(**tables, augment={"dihedral": 0.0, "noise": {"probability": 1.0}})
     composite = Composite(channels_of(noisy.data, framed.band_names), per_image=False)
     source = source_of(framed, noisy, composite, torch.device("cpu"))
-    part = Sampler(framed, noisy, np.arange(9), "0").part(0)
-    (changed,), (plain,) = list(source.batches([part])), list(source.batches([Part(part.rows)]))
+    part = Sampler(framed, noisy, np.arange(9), "0").selection(0)
+    (changed,), (plain,) = list(source.batches([part])), list(source.batches([Selection(part.rows)]))
     assert torch.allclose(changed.inputs[:, 0], plain.inputs[:, 0], atol=1e-5)
     factors = changed.inputs[:, 1] / plain.inputs[:, 1]
     assert 1e-4 < (factors - 1).abs().mean() < 0.02

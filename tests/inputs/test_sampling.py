@@ -9,10 +9,10 @@ from conftest import MakeRecipe
 
 from contrails.dataset.store import Dataset
 from contrails.errors import DataError, RecipeError
-from contrails.inputs.sampling import Part, Sampler, require_crop_fits
+from contrails.inputs.sampling import Sampler, Selection, require_crop_fits
 
 
-def equal(one: Part, other: Part) -> bool:
+def equal(one: Selection, other: Selection) -> bool:
     return (
         np.array_equal(one.rows, other.rows)
         and list(one.corners) == list(other.corners)
@@ -22,26 +22,26 @@ def equal(one: Part, other: Part) -> bool:
 
 def rows_of(sampler: Sampler, epoch: int) -> np.ndarray:
     first = epoch * sampler.steps_per_epoch
-    return np.concatenate([sampler.part(step).rows for step in range(first, first + sampler.steps_per_epoch)])
+    return np.concatenate([sampler.selection(step).rows for step in range(first, first + sampler.steps_per_epoch)])
 
 
 def test_a_part_depends_on_seed_fold_and_step_alone(framed: Dataset, recipe_with: MakeRecipe) -> None:
     recipe = recipe_with(data={"crop": 32, "crop_positive": 0.5}, train={"batch_size": 2})
     sampler = Sampler(framed, recipe, np.arange(9), "1")
-    parts = [sampler.part(step) for step in range(12)]
+    parts = [sampler.selection(step) for step in range(12)]
     again = Sampler(framed, recipe, np.arange(9), "1")
-    assert all(equal(parts[step], again.part(step)) for step in (11, 3, 0, 7))
+    assert all(equal(parts[step], again.selection(step)) for step in (11, 3, 0, 7))
     other_fold = Sampler(framed, recipe, np.arange(9), "2")
     other_seed = Sampler(framed, recipe.model_copy(update={"seed": 1}), np.arange(9), "1")
     for other in (other_fold, other_seed):
-        assert not any(equal(parts[step], other.part(step)) for step in range(12))
+        assert not any(equal(parts[step], other.selection(step)) for step in range(12))
 
 
 def test_an_epoch_takes_every_record_once(framed: Dataset, recipe_with: MakeRecipe) -> None:
     rows = np.array([1, 2, 4, 5, 7, 8, 0])
     sampler = Sampler(framed, recipe_with(train={"batch_size": 3, "drop_last": False}), rows, "0")
     assert sampler.steps_per_epoch == 3
-    assert [len(sampler.part(step).rows) for step in range(3)] == [3, 3, 1]
+    assert [len(sampler.selection(step).rows) for step in range(3)] == [3, 3, 1]
     assert sorted(rows_of(sampler, 0)) == sorted(rows_of(sampler, 1)) == sorted(rows)
     assert not np.array_equal(rows_of(sampler, 0), rows_of(sampler, 1))
 
@@ -84,7 +84,7 @@ def test_every_batch_has_its_share_of_positive_records(framed: Dataset, recipe_w
     positive = framed.positive_pixels(range(9)) > 0
     assert positive.sum() == 3
     for step in range(20):
-        assert positive[sampler.part(step).rows].sum() == 2
+        assert positive[sampler.selection(step).rows].sum() == 2
     # three positive records in four places an epoch: no record is drawn again before all others were
     counts = Counter(row for row in rows_of(sampler, 0) if positive[row])
     assert sorted(counts.values()) == [1, 1, 2]
@@ -94,7 +94,7 @@ def test_a_share_that_does_not_divide_the_batch_holds_over_the_epoch(framed: Dat
     recipe = recipe_with(train={"batch_size": 2, "positive_share": 0.3, "drop_last": False})
     sampler = Sampler(framed, recipe, np.arange(9), "0")
     positive = framed.positive_pixels(range(9)) > 0
-    taken = [int(positive[sampler.part(step).rows].sum()) for step in range(sampler.steps_per_epoch)]
+    taken = [int(positive[sampler.selection(step).rows].sum()) for step in range(sampler.steps_per_epoch)]
     assert sum(taken) == round(0.3 * 9)
     assert set(taken) <= {0, 1}
 
@@ -115,10 +115,10 @@ def test_groups_are_drawn_equally_often(framed: Dataset, recipe_with: MakeRecipe
 
 def test_windows_lie_within_and_everywhere(framed: Dataset, recipe_with: MakeRecipe) -> None:
     sampler = Sampler(framed, recipe_with(data={"crop": 40}, train={"batch_size": 9}), np.arange(9), "0")
-    corners = np.concatenate([np.array(sampler.part(step).corners) for step in range(100)])
+    corners = np.concatenate([np.array(sampler.selection(step).corners) for step in range(100)])
     assert corners.min() == 0
     assert corners.max() == 64 - 40
-    assert sampler.part(0).side == 40
+    assert sampler.selection(0).side == 40
     assert len(np.unique(corners[:, 0])) == len(np.unique(corners[:, 1])) == 25
 
 
@@ -134,7 +134,7 @@ def test_windows_hold_a_positive_pixel_where_that_is_asked_for(framed: Dataset, 
         sampler = Sampler(sparse, recipe, positive, "0")
         held = []
         for step in range(200):
-            part = sampler.part(step)
+            part = sampler.selection(step)
             for row, (top, left) in zip(part.rows, part.corners, strict=True):
                 held.append((votes[row, top : top + 32, left : left + 32] > 2).any())
         return float(np.mean(held))
@@ -147,15 +147,15 @@ def test_windows_hold_a_positive_pixel_where_that_is_asked_for(framed: Dataset, 
 
 def test_a_window_of_an_empty_record_is_any_window(framed: Dataset, recipe_with: MakeRecipe) -> None:
     recipe = recipe_with(data={"crop": 32, "crop_positive": 1.0}, train={"batch_size": 2})
-    part = Sampler(framed, recipe, np.array([1, 2]), "0").part(0)
+    part = Sampler(framed, recipe, np.array([1, 2]), "0").selection(0)
     assert len(part.corners) == 2
 
 
 def test_dihedral_draws(framed: Dataset, recipe_with: MakeRecipe) -> None:
     moved = Sampler(framed, recipe_with(train={"batch_size": 9}), np.arange(9), "0")
-    assert {element for step in range(20) for element in moved.part(step).elements} == set(range(8))
+    assert {element for step in range(20) for element in moved.selection(step).elements} == set(range(8))
     still = Sampler(framed, recipe_with(train={"batch_size": 9}, augment={"dihedral": 0}), np.arange(9), "0")
-    assert not any(still.part(step).elements[0] for step in range(20))
+    assert not any(still.selection(step).elements[0] for step in range(20))
 
 
 def test_a_window_larger_than_the_records_is_refused(framed: Dataset, recipe_with: MakeRecipe) -> None:
@@ -169,8 +169,8 @@ def test_records_that_are_no_squares_keep_their_sides(framed: Dataset, recipe_wi
     elements = [
         element
         for step in range(20)
-        for element in Sampler(wide, recipe_with(train={"batch_size": 9}), np.arange(9), "0").part(step).elements
+        for element in Sampler(wide, recipe_with(train={"batch_size": 9}), np.arange(9), "0").selection(step).elements
     ]
     assert set(elements) == {0, 1, 2, 3}
     crop = Sampler(wide, recipe_with(data={"crop": 32}, train={"batch_size": 9}), np.arange(9), "0")
-    assert any(element > 3 for step in range(20) for element in crop.part(step).elements)
+    assert any(element > 3 for step in range(20) for element in crop.selection(step).elements)

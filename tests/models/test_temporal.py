@@ -9,7 +9,7 @@ from test_build import built, recipe, step
 from contrails.models.build import build_model
 from contrails.models.segmenter import Segmenter
 from contrails.models.sizes import panel_grid
-from contrails.models.temporal import as_panels, panel_place
+from contrails.models.temporal import as_panels, panel_offset
 from contrails.models.weights import load_fitting
 
 
@@ -80,7 +80,7 @@ def test_panels(count: int, grid: tuple[int, int]) -> None:
     picture = as_panels(images)
     assert picture.shape == (2, 3, 4 * grid[0], 5 * grid[1])
     for panel in range(count):
-        top, left = panel_place(panel, images)
+        top, left = panel_offset(panel, images)
         assert torch.equal(picture[..., top : top + 4, left : left + 5], images[:, panel])
 
 

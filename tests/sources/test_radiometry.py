@@ -13,7 +13,7 @@ from contrails.cli.main import cli
 from contrails.dataset.layout import Values
 from contrails.dataset.store import IGNORE, Dataset, open_dataset
 from contrails.errors import DataError
-from contrails.sources.radiometry import is_share, packed_counts, values_of
+from contrails.sources.radiometry import is_fraction, packed_integers, values_of
 from contrails.sources.rasters import Raster, describe, read
 from contrails.sources.spans import choose_values
 
@@ -31,7 +31,7 @@ def values_in_file(path: Path, values: Values | None = None) -> np.ndarray:
     """Return the values of an image as a dataset would have them."""
     raster = describe(path)
     values = values or values_of([raster])
-    packed, valid = packed_counts(*read(path, (0, 0, raster.height, raster.width)), raster, values)
+    packed, valid = packed_integers(*read(path, (0, 0, raster.height, raster.width)), raster, values)
     assert valid.all()
     assert packed.dtype == values.dtype
     found: np.ndarray = packed * values.scale_factor + values.add_offset
@@ -53,7 +53,7 @@ def test_counts_are_shares_of_what_their_bits_hold(tmp_path: Path, bits: int, dt
     lossless = {"QUALITY": 100, "REVERSIBLE": "YES"} if ending == "jp2" else {}
     path = write_raster(tmp_path / f"a.{ending}", stored, NBITS=bits, **lossless)
     assert np.allclose(values_in_file(path)[0], stored / ((1 << bits) - 1))
-    assert is_share(values_of([describe(path)]))
+    assert is_fraction(values_of([describe(path)]))
 
 
 def test_counts_fall_where_zero_is_white(tmp_path: Path) -> None:

@@ -61,12 +61,12 @@ class Judged:
 
 
 def judge(scored: Scored, thresholds: Mapping[str, float], steps: Sequence[Step] = ()) -> Judged:
-    """Cut every record at the threshold of its part, post-process, and count."""
+    """Cut every record at the threshold of its fold, post-process, and count."""
     counts = np.zeros((4, len(scored)), np.int64)
     answers = np.zeros(len(scored)) if scored.by == "record" else None
     for index in range(len(scored)):
         probabilities = scored.probabilities(index)
-        mask = apply(probabilities, thresholds[str(scored.parts[index])], steps)
+        mask = apply(probabilities, thresholds[str(scored.folds[index])], steps)
         hard, valid = scored.truth(index)
         mask = mask if valid is None else mask & valid
         hits = np.count_nonzero(mask & hard)

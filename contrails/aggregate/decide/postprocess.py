@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from contrails.aggregate.decide.threshold import cut
+from contrails.aggregate.decide.threshold import level_of
 from contrails.aggregate.members.scored import Scored, redraws
 from contrails.metrics import NUM_BINS
 from contrails.progress import Advance, bar
@@ -37,7 +37,7 @@ def apply(probabilities: np.ndarray, threshold: float, steps: Sequence[Step]) ->
     Shape:
         uint16 (H, W) to bool (H, W).
     """
-    mask: np.ndarray = probabilities >= cut(threshold)
+    mask: np.ndarray = probabilities >= level_of(threshold)
     for step in steps:
         if not mask.any():
             return mask
@@ -120,7 +120,7 @@ def decide(scored: Scored, thresholds: dict[str, float]) -> Decided:
 
     Args:
         scored: records of two parts or more.
-        thresholds: of each part, fitted on the others.
+        thresholds: of each fold, fitted on the others.
     """
     trial = _Trial(scored)
     steps: list[Step] = []
@@ -169,10 +169,10 @@ class _Trial:
         self._shape = scored.dataset.votes.shape[1:]
 
     def cut(self, thresholds: dict[str, float], advance: Advance) -> None:
-        for index, part in enumerate(self.scored.parts):
+        for index, fold in enumerate(self.scored.folds):
             probabilities = self.scored.probabilities(index)
             self.scores[index] = top_logit(probabilities)
-            self._set(index, probabilities >= cut(thresholds[str(part)]))
+            self._set(index, probabilities >= level_of(thresholds[str(fold)]))
             advance(1)
 
     def attempt(self, name: str, values: Sequence[float], advance: Advance) -> np.ndarray:
@@ -222,8 +222,8 @@ def _cross_fitted(trial: _Trial, counts: np.ndarray) -> tuple[np.ndarray, int]:
     """Return the best strength for each record judged on the other parts, int64 (N,), and that on all; 0 is none."""
     options = np.concatenate([trial.counts[None], counts])
     choices = np.zeros(options.shape[-1], np.int64)
-    for part in np.unique(trial.scored.parts):
-        inside = trial.scored.parts == part
+    for fold in np.unique(trial.scored.folds):
+        inside = trial.scored.folds == fold
         choices[inside] = _dice(options[..., ~inside]).argmax()
     return choices, int(_dice(options).argmax())
 
@@ -237,8 +237,8 @@ def _taken(current: np.ndarray, counts: np.ndarray, choices: np.ndarray) -> np.n
 def _empty_cuts(trial: _Trial) -> tuple[np.ndarray, float]:
     """Return for each record the score below which records are empty, fitted on the other parts, and that on all."""
     cuts = np.zeros(len(trial.scores))
-    for part in np.unique(trial.scored.parts):
-        inside = trial.scored.parts == part
+    for fold in np.unique(trial.scored.folds):
+        inside = trial.scored.folds == fold
         cuts[inside] = _best_cut(trial.counts[:, ~inside], trial.scores[~inside])
     return cuts, _best_cut(trial.counts, trial.scores)
 

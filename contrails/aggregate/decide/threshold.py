@@ -16,7 +16,7 @@ _INTERVAL = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
-class Counts:
+class Confusion:
     """Pixels: true positives, positives in the prediction and in the label, all."""
 
     hits: int
@@ -29,37 +29,37 @@ class Counts:
         total = self.predicted + self.actual
         return 2 * self.hits / total if total else 0.0
 
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(mine + its for mine, its in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+    def __add__(self, other: "Confusion") -> "Confusion":
+        return Confusion(*(mine + its for mine, its in zip(asdict(self).values(), asdict(other).values(), strict=True)))
 
 
-def counts_at(histogram: Histogram, threshold: float) -> Counts:
+def confusion_at(histogram: Histogram, threshold: float) -> Confusion:
     """Return the pixels of a histogram that a threshold makes."""
-    first = cut(threshold)
+    first = level_of(threshold)
     hits, false = int(histogram.positive[first:].sum()), int(histogram.negative[first:].sum())
     actual = int(histogram.positive.sum())
-    return Counts(hits, hits + false, actual, actual + int(histogram.negative.sum()))
+    return Confusion(hits, hits + false, actual, actual + int(histogram.negative.sum()))
 
 
-def cut(threshold: float) -> int:
+def level_of(threshold: float) -> int:
     """Return the smallest stored probability that reaches a threshold."""
     return round(threshold * (NUM_BINS - 1))
 
 
 def cross_fitted(tally: Tally) -> dict[str, float]:
-    """Return for each part the threshold that is best for all others."""
-    return {part: tally.others(part).best()[1] for part in tally.by_part}
+    """Return for each fold the threshold that is best for all others."""
+    return {fold: tally.others(fold).best()[1] for fold in tally.by_fold}
 
 
-def counts_of_parts(tally: Tally, thresholds: dict[str, float]) -> Counts:
-    """Return the pixels of all parts, each cut at its own threshold."""
-    cut_parts = (counts_at(histogram, thresholds[part]) for part, histogram in tally.by_part.items())
-    return sum(cut_parts, Counts(0, 0, 0, 0))
+def confusion_of_folds(tally: Tally, thresholds: dict[str, float]) -> Confusion:
+    """Return the pixels of all folds, each at its own threshold."""
+    by_fold = (confusion_at(histogram, thresholds[fold]) for fold, histogram in tally.by_fold.items())
+    return sum(by_fold, Confusion(0, 0, 0, 0))
 
 
 def cross_fitted_dice(tally: Tally, thresholds: dict[str, float]) -> float:
-    """Return the global Dice over all parts, each cut at its own threshold."""
-    return counts_of_parts(tally, thresholds).dice
+    """Return the global Dice over all folds, each at its own threshold."""
+    return confusion_of_folds(tally, thresholds).dice
 
 
 def threshold_interval(tally: Tally) -> dict[str, list[float]]:

@@ -16,7 +16,7 @@ from contrails.dataset.layout import Values, read_options, values_in
 from contrails.dataset.rle import DEFAULT, Convention
 from contrails.dataset.store import Dataset
 from contrails.errors import DataError
-from contrails.sources.radiometry import is_share, needs_span, sample_of, usual_unit, values_of
+from contrails.sources.radiometry import is_fraction, needs_span, sample_of, usual_unit, values_of
 from contrails.sources.rasters import Raster
 
 _MOST_RECORDS = 64
@@ -93,7 +93,7 @@ def require_like(inputs: Inputs | None, dataset: Dataset, bands: Collection[str]
         _warn(again)
         return
     values = values_in(dataset)
-    _require_unit(inputs, dataset.path, values.units, share=is_share(values))
+    _require_unit(inputs, dataset.path, values.units, share=is_fraction(values))
     # values beyond a range were cut off when they were packed, so that none lies beyond it any more
     ends = _ends(values, -0.5) if "range" in read_options(dataset.options) else _NO_ENDS
     _require_usual(inputs, dataset.path, _sample(dataset, sorted(bands)), ends)
@@ -113,7 +113,7 @@ def values_for(inputs: Inputs | None, raster: Raster, bands: Collection[str], ag
     """
     native = None if needs_span([raster]) else values_of([raster])
     if inputs is None:
-        is_plain = native is not None and is_share(native) and raster.bits == 8 * np.dtype(raster.dtype).itemsize
+        is_plain = native is not None and is_fraction(native) and raster.bits == 8 * np.dtype(raster.dtype).itemsize
         if native is None or not is_plain:
             raise DataError(
                 f"{raster.path}: expected 8 or 16 bits without a scale, found {raster.bits or 'no'} bits of "
@@ -123,7 +123,7 @@ def values_for(inputs: Inputs | None, raster: Raster, bands: Collection[str], ag
         _warn(again)
         return native
     unit = usual_unit(raster.units) if native is None else native.units
-    _require_unit(inputs, raster.path, unit, share=None if native is None else is_share(native))
+    _require_unit(inputs, raster.path, unit, share=None if native is None else is_fraction(native))
     every = dict(zip(raster.band_names, sample_of(raster), strict=True))
     sample = {band: every[band][np.isfinite(every[band])] for band in sorted(bands)}
     _require_usual(inputs, raster.path, sample, _ends(inputs.values, 0.5) if native is None else _NO_ENDS)
@@ -139,7 +139,7 @@ def _require_unit(inputs: Inputs, path: Path, unit: str, *, share: bool | None) 
             f"{path}: expected values in {known.units}, which the members were trained on, found values in {unit}; "
             "convert them, or give other data"
         )
-    if share is not None and share != is_share(known):
+    if share is not None and share != is_fraction(known):
         raise DataError(
             f"{path}: expected {kinds[not share]}, which the members were trained on, found {kinds[share]}; convert "
             "the files, or give other data"
@@ -159,7 +159,7 @@ def _require_usual(inputs: Inputs, path: Path, sample: Mapping[str, np.ndarray],
     Raises:
         DataError: most values of a band lie beyond, or those of all bands fill only the lowest part.
     """
-    odd = {band: _share_beyond(inputs.usual[band], values, ends) for band, values in sample.items() if values.size}
+    odd = {band: _fraction_beyond(inputs.usual[band], values, ends) for band, values in sample.items() if values.size}
     small = {band: _fills_lowest_part(inputs.usual[band], sample[band]) for band in odd}
     if not odd:
         return
@@ -172,7 +172,7 @@ def _require_usual(inputs: Inputs, path: Path, sample: Mapping[str, np.ndarray],
             f"{path}: expected the band {worst} {known}, as the members know it, found {found.min():.4g} to "
             f"{found.max():.4g}, mostly beyond it; {check}"
         )
-    if is_share(inputs.values) and all(small.values()):
+    if is_fraction(inputs.values) and all(small.values()):
         raise DataError(
             f"{path}: expected the band {worst} {known}, as the members know it, found all bands in the lowest "
             f"1/{1 / _SMALL_PART:.0f} of it ({found.min():.4g} to {found.max():.4g}), as if the counts had fewer bits "
@@ -186,7 +186,7 @@ def _require_usual(inputs: Inputs, path: Path, sample: Mapping[str, np.ndarray],
         )
 
 
-def _share_beyond(usual: tuple[float, float], values: np.ndarray, ends: Ends) -> float:
+def _fraction_beyond(usual: tuple[float, float], values: np.ndarray, ends: Ends) -> float:
     """Return the share of values that lie beyond the usual ones, or that are cut off where the usual ones are not."""
     margin = _MARGIN * max(usual[1] - usual[0], 1e-6)
     lowest = max(usual[0] - margin, ends[0] if ends[0] < usual[0] else -np.inf)

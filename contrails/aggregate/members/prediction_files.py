@@ -26,7 +26,7 @@ FORMAT = "contrails-predictions"
 VERSION = 1
 _ARRAYS = ("probabilities", "digests/probabilities")
 
-Predict = Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
+PredictRows = Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
 """From rows of a dataset to batches of them, each with its probabilities, uint16 (B, H, W)."""
 
 
@@ -44,7 +44,7 @@ class Wanted:
     about: dict[str, Any]
 
 
-def complete(path: Path, wanted: Wanted, predict: Predict, description: str) -> np.ndarray:
+def complete(path: Path, wanted: Wanted, predict: PredictRows, description: str) -> np.ndarray:
     """Return all probabilities that are wanted, mapped; those that the file lacks are predicted into it first.
 
     Raises:
@@ -91,17 +91,17 @@ def is_complete(path: Path, wanted: Wanted) -> bool:
     return is_of(path, wanted) and not len(_missing(path))
 
 
-def _fill(path: Path, wanted: Wanted, missing: np.ndarray, predict: Predict, description: str) -> None:
-    places = _places(path)
+def _fill(path: Path, wanted: Wanted, missing: np.ndarray, predict: PredictRows, description: str) -> None:
+    offsets = _row_offsets(path)
     index_of = {int(row): index for index, row in enumerate(wanted.rows)}
     done = len(wanted.rows) - len(missing)
     with bar(description, len(wanted.rows), done=done) as advance, opened(path) as descriptor:
         for rows, probabilities in predict(wanted.rows[missing]):
             for row, image in zip(rows, probabilities, strict=True):
                 payload = np.ascontiguousarray(image, "<u2").tobytes()
-                write_row(descriptor, places["probabilities"], index_of[int(row)], payload)
+                write_row(descriptor, offsets["probabilities"], index_of[int(row)], payload)
                 digest = hashlib.sha256(payload).digest()
-                write_row(descriptor, places["digests/probabilities"], index_of[int(row)], digest)
+                write_row(descriptor, offsets["digests/probabilities"], index_of[int(row)], digest)
             advance(len(rows))
 
 
@@ -135,14 +135,14 @@ def _create(path: Path, wanted: Wanted) -> None:
 
 def _missing(path: Path) -> np.ndarray:
     """Return the indices of the rows whose digest does not fit, int64."""
-    places = _places(path)
+    offsets = _row_offsets(path)
     with h5py.File(path, "r", locking=False) as file:
         count = len(file["record_id"])
     # read, not mapped: on a full disk a mapped page that nobody has written yet is a signal, not an error
     with storage(path, "read"), path.open("rb") as file:
 
         def row(name: str, index: int) -> bytes:
-            offset, size = places[name]
+            offset, size = offsets[name]
             return os.pread(file.fileno(), size, offset + index * size)
 
         values, digests = _ARRAYS
@@ -151,7 +151,7 @@ def _missing(path: Path) -> np.ndarray:
         )
 
 
-def _places(path: Path) -> dict[str, tuple[int, int]]:
+def _row_offsets(path: Path) -> dict[str, tuple[int, int]]:
     """Return offset and bytes a row of each array."""
     with h5py.File(path, "r", locking=False) as file:
         return {

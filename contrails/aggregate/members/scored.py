@@ -23,15 +23,15 @@ LEVELS = 256
 
 @dataclass(frozen=True)
 class Scored:
-    """Records of a dataset, each in one part (a fold, or all held-out ones), with their merged probabilities.
+    """Records of a dataset, each of one fold (held-out records count as one), with their merged probabilities.
 
     Shape:
-        rows int64 (N,); parts str (N,); images: from an index to uint16 (H, W).
+        rows int64 (N,); folds str (N,); images: from an index to uint16 (H, W).
     """
 
     dataset: Dataset
     rows: np.ndarray
-    parts: np.ndarray
+    folds: np.ndarray
     images: Callable[[int], np.ndarray]
     by: By = "pixel"
 
@@ -70,35 +70,35 @@ def any_of(mask: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Tally:
-    """Histograms of scored records: exact ones by part, coarse ones by group.
+    """Histograms of scored records: exact ones by fold, coarse ones by group.
 
     Shape:
         positive and negative int64 (groups, 256).
     """
 
-    by_part: dict[str, Histogram]
+    by_fold: dict[str, Histogram]
     positive: np.ndarray
     negative: np.ndarray
 
     @property
     def pooled(self) -> Histogram:
-        return sum(self.by_part.values(), Histogram.empty())
+        return sum(self.by_fold.values(), Histogram.empty())
 
-    def others(self, part: str) -> Histogram:
-        """Return the histogram of all parts but one; of that one where there is no other."""
-        rest = [histogram for name, histogram in self.by_part.items() if name != part]
-        return sum(rest, Histogram.empty()) if rest else self.by_part[part]
+    def others(self, fold: str) -> Histogram:
+        """Return the histogram of all folds but one; of that one where there is no other."""
+        rest = [histogram for name, histogram in self.by_fold.items() if name != fold]
+        return sum(rest, Histogram.empty()) if rest else self.by_fold[fold]
 
 
 def tally(scored: Scored) -> Tally:
     """Count, in one pass over the records."""
     groups = scored.groups
-    by_part = {str(part): Histogram.empty() for part in np.unique(scored.parts)}
+    by_fold = {str(fold): Histogram.empty() for fold in np.unique(scored.folds)}
     positive, negative = np.zeros((2, int(groups.max(initial=-1)) + 1, LEVELS), np.int64)
     for index in range(len(scored)):
         probs, (hard, valid) = scored.probabilities(index), scored.truth(index)
         counts = np.bincount((probs if valid is None else probs[valid]).ravel(), minlength=NUM_BINS)
-        histogram = by_part[str(scored.parts[index])]
+        histogram = by_fold[str(scored.folds[index])]
         if hard.any():
             found = np.bincount(probs[hard], minlength=NUM_BINS)
             counts -= found
@@ -106,7 +106,7 @@ def tally(scored: Scored) -> Tally:
             positive[groups[index]] += found.reshape(LEVELS, -1).sum(1)
         np.add(histogram.negative, counts, out=histogram.negative)
         negative[groups[index]] += counts.reshape(LEVELS, -1).sum(1)
-    return Tally(by_part, positive, negative)
+    return Tally(by_fold, positive, negative)
 
 
 def redraws(num_groups: int, draws: int, purpose: str) -> Iterator[np.ndarray]:

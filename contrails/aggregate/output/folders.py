@@ -14,7 +14,7 @@ from typing import Any
 
 from contrails.aggregate.ensemble import Ensemble
 from contrails.aggregate.members.inputs import Inputs
-from contrails.aggregate.output.scene import Cut, require_bands
+from contrails.aggregate.output.scene import Tiling, require_bands
 from contrails.dataset.layout import read_options
 from contrails.dataset.pack import Plan, pack
 from contrails.dataset.store import Dataset, open_dataset
@@ -54,14 +54,14 @@ def bands_of(ensemble: Ensemble, given: Given) -> tuple[str, ...]:
     return given.bands or (trained.bands if trained else ())
 
 
-def cut_of(ensemble: Ensemble, raster: Raster, given: Given, blend: Blend) -> Cut:
+def tiling_of(ensemble: Ensemble, raster: Raster, given: Given, blend: Blend) -> Tiling:
     """Return how a scene is cut: as for the training data; where these were whole images, it is one tile."""
     trained = _scene_options(ensemble)
     if trained is None and layout_of(ensemble) == "images-rle" and given.tile is None:
         assert ensemble.inputs is not None
-        return Cut(_padded_size(ensemble.inputs, raster.height, raster.width), 0, blend)
+        return Tiling(_padded_size(ensemble.inputs, raster.height, raster.width), 0, blend)
     tile, overlap = _tiling(trained, given)
-    return Cut((tile, tile), overlap, blend)
+    return Tiling((tile, tile), overlap, blend)
 
 
 def _tiling(trained: scenes.SceneOptions | None, given: Given) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from contrails.aggregate.ensemble import FILELIST, Ensemble, Member
 from contrails.aggregate.members.predict import load_predictor
 from contrails.aggregate.members.prediction_files import Wanted, complete
 from contrails.aggregate.members.views import parse_views
-from contrails.dataset.layout import create, header_of, opened, places, write_columns, write_row
+from contrails.dataset.layout import create, header_of, opened, row_offsets, write_columns, write_row
 from contrails.dataset.store import IGNORE, Dataset, open_dataset
 from contrails.errors import DataError, RecipeError, RunError
 from contrails.files import atomic_path, sha256, to_json
@@ -221,7 +221,7 @@ def _assemble(
     images = (image for frame in parts for image in probabilities[frame])
     with atomic_path(path) as temporary, bar(path.name, len(samples)) as advance:
         create(header, temporary, {ATTRIBUTE: to_json(origin)})
-        where = places(temporary)
+        where = row_offsets(temporary)
         digests: dict[str, bytearray] = {"bands": bytearray(), "votes": bytearray()}
         with opened(temporary) as descriptor:
             for index, ((frame, row), image) in enumerate(zip(samples, images, strict=True)):

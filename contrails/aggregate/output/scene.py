@@ -17,7 +17,7 @@ from contrails.aggregate.apply import LARGEST_WITH_STEPS, identity_of, predictor
 from contrails.aggregate.decide.postprocess import apply
 from contrails.aggregate.ensemble import Ensemble
 from contrails.aggregate.members.inputs import values_for
-from contrails.aggregate.members.prediction_files import Predict
+from contrails.aggregate.members.prediction_files import PredictRows
 from contrails.aggregate.members.untile import has_data, joined
 from contrails.aggregate.output.noted import is_made, note
 from contrails.aggregate.output.scene_files import Kind, WriteStrip, mask_values, scene_file
@@ -28,7 +28,7 @@ from contrails.errors import DataError, names_in
 from contrails.files import remove_leftovers
 from contrails.locks import sole_writer
 from contrails.progress import bar
-from contrails.sources.radiometry import packed_counts
+from contrails.sources.radiometry import packed_integers
 from contrails.sources.rasters import Raster, bands_in_front, describe, read
 from contrails.sources.tiles import OVERLAP, TILE, Blend, Blender, Strip, below, grid, packed, starts
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Cut:
+class Tiling:
     """How a scene is cut and put together: height and width of its tiles, their overlap, and what blends them."""
 
     size: tuple[int, int] = (TILE, TILE)
@@ -49,7 +49,7 @@ def predict_scene(
     path: Path,
     out: Path,
     kind: Kind,
-    cut: Cut,
+    tiling: Tiling,
     bands: Sequence[str],
     device: torch.device,
     *,
@@ -71,10 +71,10 @@ def predict_scene(
         *(path.stem, raster.height, raster.width, raster.crs, raster.transform),
         control=raster.control,
     )
-    about = identity_of(ensemble, device) | {"bands": raster.band_names, "cut": asdict(cut), "scene": _stamp(path)}
+    about = identity_of(ensemble, device) | {"bands": raster.band_names, "cut": asdict(tiling), "scene": _stamp(path)}
     about["values"] = asdict(values)
-    sides = zip((raster.height, raster.width), cut.size, strict=True)
-    about["grid"] = [starts(side, tile, cut.overlap) for side, tile in sides]
+    sides = zip((raster.height, raster.width), tiling.size, strict=True)
+    about["grid"] = [starts(side, tile, tiling.overlap) for side, tile in sides]
     made_of = about | {"kind": kind, "threshold": ensemble.threshold}
     made_of |= {"steps": [asdict(step) for step in ensemble.steps]}
     if is_made(out, made_of, force=force):
@@ -85,7 +85,7 @@ def predict_scene(
         remove_leftovers(out)
         try:
             with scene_file(out, scene, kind) as write:
-                _write(ensemble, scene, kind, _all_strips(ensemble, raster, values, cut, device, kept), write)
+                _write(ensemble, scene, kind, _all_strips(ensemble, raster, values, tiling, device, kept), write)
         except DataError:  # it would not end otherwise the next time
             kept.path.unlink()
             raise
@@ -124,34 +124,34 @@ def _write(ensemble: Ensemble, scene: Scene, kind: Kind, strips: Iterator[Strip]
 
 
 def _all_strips(
-    ensemble: Ensemble, raster: Raster, values: Values, cut: Cut, device: torch.device, kept: StripFile
+    ensemble: Ensemble, raster: Raster, values: Values, tiling: Tiling, device: torch.device, kept: StripFile
 ) -> Iterator[Strip]:
     row = 0
     for strip in kept.read():
         row = strip.row + len(strip.values)
         yield strip
-    for strip in predict_strips(ensemble, raster, values, cut, device, row):
+    for strip in predict_strips(ensemble, raster, values, tiling, device, row):
         kept.keep(strip)
         yield strip
 
 
 def predict_strips(
-    ensemble: Ensemble, raster: Raster, values: Values, cut: Cut, device: torch.device, first: int = 0
+    ensemble: Ensemble, raster: Raster, values: Values, tiling: Tiling, device: torch.device, first: int = 0
 ) -> Iterator[Strip]:
     """Yield the blended probabilities of a scene from top to bottom, from the row `first` on."""
-    placements = grid(raster.height, raster.width, cut.size, cut.overlap)
+    placements = grid(raster.height, raster.width, tiling.size, tiling.overlap)
     by_row: dict[int, list[Placement]] = {}
     for placement in placements if first < raster.height else ():
-        if placement.row + cut.size[0] > first:
+        if placement.row + tiling.size[0] > first:
             by_row.setdefault(placement.row, []).append(placement)
-    blender = Blender(raster.height, raster.width, cut.blend, min(by_row, default=raster.height))
-    predict_on: Callable[[Dataset], Predict] | None = None
+    blender = Blender(raster.height, raster.width, tiling.blend, min(by_row, default=raster.height))
+    predict_on: Callable[[Dataset], PredictRows] | None = None
     left = sum(map(len, by_row.values()))
     with bar(f"tiles of {raster.path.name}", len(placements), done=len(placements) - left) as advance:
         for in_row in by_row.values():
             # of one tile, since it is kept
-            predict_on = predict_on or predictors(ensemble, _tiles(raster, values, in_row[:1], cut.size), device)
-            tiles = _tiles(raster, values, in_row, cut.size)
+            predict_on = predict_on or predictors(ensemble, _tiles(raster, values, in_row[:1], tiling.size), device)
+            tiles = _tiles(raster, values, in_row, tiling.size)
             for rows, images in predict_on(tiles)(np.arange(len(in_row))):
                 for row, image in zip(rows, images, strict=True):
                     yield from below(first, blender.add(in_row[row], image, has_data(tiles, row)))
@@ -190,7 +190,7 @@ def _tiles(raster: Raster, values: Values, placements: Sequence[Placement], size
         values=values,
         source="",
     )
-    bands, valid = packed_counts(*read(raster.path, (top, 0, placements[0].height, raster.width)), raster, values)
+    bands, valid = packed_integers(*read(raster.path, (top, 0, placements[0].height, raster.width)), raster, values)
     arrays = {"bands": np.empty((len(placements), 1, len(bands), *size), bands.dtype)}
     arrays["votes"] = np.empty((len(placements), *size), np.uint8)
     for index, place in enumerate(placements):

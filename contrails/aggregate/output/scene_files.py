@@ -49,7 +49,7 @@ def scene_file(path: Path, scene: Scene, kind: Kind) -> Iterator[WriteStrip]:
         try:
             with rasterio.open(draft, "w", **_profile(scene, kind)) as file:
                 if kind != "png":
-                    _place(file, scene)
+                    _write_location(file, scene)
 
                 def write(row: int, values: np.ndarray) -> None:
                     file.write(values, 1, window=((row, row + len(values)), (0, scene.width)))
@@ -68,7 +68,7 @@ def scene_file(path: Path, scene: Scene, kind: Kind) -> Iterator[WriteStrip]:
                 draft.unlink(missing_ok=True)
 
 
-def _place(file: Any, scene: Scene) -> None:
+def _write_location(file: Any, scene: Scene) -> None:
     """Write what places a scene that no affine map does."""
     control = json.loads(scene.control) if scene.control else {}
     if points := control.get("gcps"):

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from contrails.aggregate.decide.calibrate import Calibration, fit, label_free, reliability
+from contrails.aggregate.decide.gate import fit_gate
 from contrails.aggregate.decide.judged import judge
 from contrails.aggregate.decide.postprocess import Decided, Step, compare, decide
 from contrails.aggregate.decide.threshold import (
-    counts_of_parts,
+    confusion_of_folds,
     cross_fitted,
     cross_fitted_dice,
     dice_interval,
     threshold_interval,
 )
-from contrails.aggregate.decide.two_stages import fit_gate
 from contrails.aggregate.members.merge import fixed_threshold
 from contrails.aggregate.members.scored import Scored, Tally, tally
 from contrails.aggregate.scores.outoffold import OutOfFold
@@ -69,8 +69,8 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
         scored = found.scored(rule, dict.fromkeys(by_fold, weights), cross_fitted=False)
         final = tally(scored if gate is None else gate.final(scored))
     threshold = final.pooled.best()[1] if fixed is None else fixed
-    several = len(counted.by_part) > 1
-    thresholds = thresholds if several else dict.fromkeys(counted.by_part, threshold)
+    several = len(counted.by_fold) > 1
+    thresholds = thresholds if several else dict.fromkeys(counted.by_fold, threshold)
     if several and found.by == "pixel":
         decided = decide(judged, thresholds)
     else:
@@ -78,8 +78,8 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
     scores: dict[str, Any] = {
         "records": _label(found, several=several),
         "num_records": len(judged),
-        "dice_by_fold": {fold: histogram.best()[0] for fold, histogram in counted.by_part.items()},
-        "threshold_by_fold": {fold: histogram.best()[1] for fold, histogram in counted.by_part.items()},
+        "dice_by_fold": {fold: histogram.best()[0] for fold, histogram in counted.by_fold.items()},
+        "threshold_by_fold": {fold: histogram.best()[1] for fold, histogram in counted.by_fold.items()},
         "dice_fitted_threshold": final.pooled.dice(threshold),
         "interval": dice_interval(judged.groups, decided.counts, "out of fold"),
         "intervals": {} if fixed is not None else threshold_interval(counted),
@@ -100,9 +100,9 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
 
 def _of_records(counted: Tally, thresholds: dict[str, float]) -> dict[str, Any]:
     """Return what else is said of a classifier: AUC, average precision, and records by answer and truth."""
-    cut_at = counts_of_parts(counted, thresholds)
-    false, missed = cut_at.predicted - cut_at.hits, cut_at.actual - cut_at.hits
-    confusion = {"tp": cut_at.hits, "fp": false, "fn": missed, "tn": cut_at.pixels - cut_at.hits - false - missed}
+    pixels = confusion_of_folds(counted, thresholds)
+    false, missed = pixels.predicted - pixels.hits, pixels.actual - pixels.hits
+    confusion = {"tp": pixels.hits, "fp": false, "fn": missed, "tn": pixels.pixels - pixels.hits - false - missed}
     ranked = {"auc": roc_auc(counted.pooled), "auc_pr": average_precision(counted.pooled)}
     known = {name: value for name, value in ranked.items() if not math.isnan(value)}  # JSON has no NaN
     return {"scored_by": "record", "confusion": confusion} | known
@@ -113,19 +113,19 @@ def held_out_scores(scored: Scored, threshold: float, steps: tuple[Step, ...]) -
 
     Of fewer than two groups there is no interval.
     """
-    counts = judge(scored, dict.fromkeys(map(str, scored.parts), threshold), steps).counts
+    counts = judge(scored, dict.fromkeys(map(str, scored.folds), threshold), steps).counts
     hits, predicted, actual = counts.sum(1)
     return {
         "records": "held out: nothing was fitted on them",
         "num_records": len(scored),
         "dice": float(2 * hits / (predicted + actual)) if predicted + actual else 0.0,
         "interval": dice_interval(scored.groups, counts, "held out"),
-    } | (_of_records(tally(scored), dict.fromkeys(map(str, scored.parts), threshold)) if scored.by == "record" else {})
+    } | (_of_records(tally(scored), dict.fromkeys(map(str, scored.folds), threshold)) if scored.by == "record" else {})
 
 
 def _thresholds(found: OutOfFold, rule: str, weights: dict[str, list[float]], counted: Tally) -> dict[str, float]:
     """Return the threshold of each fold's records, which knows nothing of them."""
-    brings = {fold: _fixed(found, rule, weights[fold], fold) for fold in counted.by_part}
+    brings = {fold: _fixed(found, rule, weights[fold], fold) for fold in counted.by_fold}
     return {fold: known for fold, known in brings.items() if known is not None} or cross_fitted(counted)
 
 
@@ -147,8 +147,8 @@ def _calibration(counted: Tally) -> dict[str, Any]:
     for name, with_bias in (("temperature", False), ("platt", True)):
         final = fit(pooled, with_bias=with_bias)
         after = [
-            (reliability(histogram, fit(counted.others(part), with_bias=with_bias)), _pixels(counted, part))
-            for part, histogram in counted.by_part.items()
+            (reliability(histogram, fit(counted.others(fold), with_bias=with_bias)), _pixels(counted, fold))
+            for fold, histogram in counted.by_fold.items()
         ]
         total = sum(pixels for _, pixels in after)
         result[name] = {"slope": final.slope, "bias": final.bias} | {
@@ -159,6 +159,6 @@ def _calibration(counted: Tally) -> dict[str, Any]:
     return result
 
 
-def _pixels(counted: Tally, part: str) -> int:
-    histogram = counted.by_part[part]
+def _pixels(counted: Tally, fold: str) -> int:
+    histogram = counted.by_fold[fold]
     return int(histogram.positive.sum() + histogram.negative.sum())

@@ -137,7 +137,7 @@ class OutOfFold:
         return merged, np.concatenate(hard), np.concatenate(folds)
 
 
-class Predicted(Mapping[str, np.ndarray]):
+class StoredProbabilities(Mapping[str, np.ndarray]):
     """An ensemble's out-of-fold probabilities by record, uint16 (H, W): the mean of those of its runs.
 
     Raises:

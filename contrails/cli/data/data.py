@@ -216,11 +216,11 @@ def audit(
 
     dataset, listed = open_dataset(path), None
     predicted: Mapping[str, np.ndarray] = {}
-    cut = 0
+    level = 0
     if ensemble_name is not None:
-        from contrails.aggregate.decide.threshold import cut as cut_at
+        from contrails.aggregate.decide.threshold import level_of
         from contrails.aggregate.ensemble import read_ensemble
-        from contrails.aggregate.scores.outoffold import Predicted
+        from contrails.aggregate.scores.outoffold import StoredProbabilities
 
         ensemble = read_ensemble(find_ensemble(ensemble_name))
         if ensemble.scored_by == "record":
@@ -228,18 +228,19 @@ def audit(
                 f"--aggregate {ensemble_name}: expected an ensemble that predicts masks, found one of classifiers, "
                 "which say nothing of pixels; give another, or leave --aggregate out"
             )
-        predicted, listed, cut = Predicted(ensemble, dataset), ensemble.filelist(), cut_at(ensemble.threshold)
+        predicted, level = StoredProbabilities(ensemble, dataset), level_of(ensemble.threshold)
+        listed = ensemble.filelist()
     if filelist is not None:
         listed = read_filelist(filelist)
     fold_of = None if listed is None else dict(zip(listed.record_ids, listed.folds, strict=True))
-    findings = find(dataset, Limits(tiny_px=tiny, near=near, dice=dice), fold_of, predicted, cut)
+    findings = find(dataset, Limits(tiny_px=tiny, near=near, dice=dice), fold_of, predicted, level)
     excluded = reasons(findings, dataset)
     if out is not None:
         from contrails.folds.exclusions import write_exclusions
         from contrails.inspect.audit_page import write_page
 
         command = shlex.join(["contrails", *sys.argv[1:]])
-        write_page(out / "audit.html", dataset, findings, predicted, cut, command)
+        write_page(out / "audit.html", dataset, findings, predicted, level, command)
         write_exclusions(out / "exclude.csv", excluded, command)
     if as_json:
         click.echo(json.dumps([finding.to_dict(dataset) for finding in findings]))

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from contrails.cli.complete import complete_sites
-from contrails.cli.options import FilePath, read_numbers, read_share
+from contrails.cli.options import FilePath, read_numbers, read_shard
 from contrails.cluster.schedulers.sites import num_cores
 from contrails.errors import DataError
 
@@ -151,7 +151,7 @@ def prepare(
     if strange := [f"--{name.replace('_', '-')}" for name in given if name not in _LAYOUTS[layout]]:
         known = ", ".join(f"--{name.replace('_', '-')}" for name in _LAYOUTS[layout])
         raise click.UsageError(f"{', '.join(strange)}: not for --layout {layout}, which has {known}")
-    share = None if shard is None else read_share(shard)
+    share = None if shard is None else read_shard(shard)
     if num_jobs is not None and share:
         raise click.UsageError("give --jobs N for all shards, or --shard I/N for one, not both")
     if num_jobs is None and site_name is not None:

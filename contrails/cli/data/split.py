@@ -57,7 +57,7 @@ def split(
 
     from contrails.dataset.store import open_dataset
     from contrails.folds import filelists
-    from contrails.sources.records import without_place
+    from contrails.sources.records import without_location
 
     if (out is None) == (check is None):
         raise click.UsageError("give either -o FILE to write a file list, or --check FILE to look at one")
@@ -88,7 +88,9 @@ def split(
         click.echo(f"{out}: {'written' if made else 'the same file list is there already'}", err=True)
     table = _table(filelist, {dataset.record_ids[row] for row in np.flatnonzero(positive)})
     # an image or a scene that is a group of its own lacks nothing
-    unknown = () if dataset.scenes else without_place(dataset.record_ids, dataset.groups, dataset.timestamps.tolist())
+    unknown = (
+        () if dataset.scenes else without_location(dataset.record_ids, dataset.groups, dataset.timestamps.tolist())
+    )
     _warn(table, int(np.count_nonzero(~labelled)), len(unknown))
     _print(table, found, as_json)
     if check is not None and not found:

@@ -9,7 +9,7 @@ import click
 
 from contrails.aggregate.options import AUTO, Options
 from contrails.cli.complete import complete_runs, complete_sites
-from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, json_option, read_share
+from contrails.cli.options import FilePath, choose_device, device_option, find_ensemble, json_option, read_shard
 from contrails.errors import DataError, RecipeError
 from contrails.runs.folder import Run, open_run
 
@@ -105,7 +105,7 @@ def aggregate(
         return
     import torch
 
-    from contrails.aggregate.assemble import make_ensemble, predict_share
+    from contrails.aggregate.assemble import make_ensemble, predict_shard
     from contrails.cli.results.figures import show_ensemble, warn_of_classifiers
 
     gate_path = str(find_ensemble(gate).absolute()) if gate is not None else ""
@@ -113,7 +113,7 @@ def aggregate(
     chosen = choose_device(device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     if shard is not None:
-        for member in predict_share(runs, path, options, read_share(shard), chosen):
+        for member in predict_shard(runs, path, options, read_shard(shard), chosen):
             click.echo(f"{member}: predicted out of fold")
         return
     ensemble = make_ensemble(runs, path, options, chosen)
@@ -152,7 +152,7 @@ def check(context: click.Context) -> None:
     if given["sample"] is not None and given["data"] is None:
         raise click.UsageError("--sample fixes the ids of the submission of --data: give that, too")
     if given["shard"] is not None:
-        read_share(given["shard"])
+        read_shard(given["shard"])
     for run_name in given["run_names"][1:]:
         open_run(run_name)
     if given["gate"] is not None:

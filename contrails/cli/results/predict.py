@@ -236,7 +236,7 @@ def _predict_scene(
 ) -> None:
     if given.scenes:
         raise click.UsageError(f"--scenes is for a folder of scenes, and {source} is one scene")
-    from contrails.aggregate.output.folders import bands_of, cut_of
+    from contrails.aggregate.output.folders import bands_of, tiling_of
     from contrails.aggregate.output.scene import predict_scene
     from contrails.sources.rasters import describe
 
@@ -251,7 +251,7 @@ def _predict_scene(
         raise click.BadParameter(f"{out}: expected the name of a file for {source}, found a folder", param_hint="OUT")
     if out.suffix.lower() not in endings:
         raise click.BadParameter(f"{out}: expected an ending {' or '.join(endings)} for {chosen}", param_hint="OUT")
-    cut, bands = cut_of(ensemble, describe(source), given, blend), bands_of(ensemble, given)
+    cut, bands = tiling_of(ensemble, describe(source), given, blend), bands_of(ensemble, given)
     scene, made = predict_scene(ensemble, source, out, chosen, cut, bands, device, force=force)  # type: ignore[arg-type]
     click.echo(_said(out, f"{scene.height} x {scene.width} pixels", made=made))
 

@@ -20,7 +20,7 @@ from contrails.runs.folder import Run
 
 
 @dataclass(frozen=True)
-class Share:
+class ShardJob:
     """A part of the work: what begins its job's name, the command's words, and whether it is there already."""
 
     what: str
@@ -29,18 +29,18 @@ class Share:
 
 
 def submit_packing(raw: Path, out: Path, options: list[str], num_jobs: int, site: Site) -> dict[str, str]:
-    """Submit what is missing of a dataset file, and return what happened to each part; raises as `submit_shares`."""
+    """Submit what is missing of a dataset file, and return what happened to each part; raises as `submit_shards`."""
     shares = {}
     for index in range(1, num_jobs + 1):
         part = shard_path(out, index, num_jobs)
         words = ["prepare", str(raw.absolute()), str(out.absolute()), *options, "--shard", f"{index}/{num_jobs}"]
-        shares[part.name] = Share(f"p{index}", words, complete=part.exists() or out.exists())
-    shares[out.name] = Share("j0", ["data", "join", str(out.absolute())], complete=out.exists())
-    return submit_shares(out, shares, site.model_copy(update={"num_gpus": 0}))
+        shares[part.name] = ShardJob(f"p{index}", words, complete=part.exists() or out.exists())
+    shares[out.name] = ShardJob("j0", ["data", "join", str(out.absolute())], complete=out.exists())
+    return submit_shards(out, shares, site.model_copy(update={"num_gpus": 0}))
 
 
 def submit_aggregation(folder: Path, words: list[str], num_jobs: int, site: Site) -> dict[str, str]:
-    """Submit out-of-fold predictions in shares, and the ensemble after them; raises as `submit_shares`.
+    """Submit out-of-fold predictions in shares, and the ensemble after them; raises as `submit_shards`.
 
     Args:
         folder: of the ensemble.
@@ -49,13 +49,13 @@ def submit_aggregation(folder: Path, words: list[str], num_jobs: int, site: Site
         site: where.
     """
     shares = {
-        f"out of fold {index}/{num_jobs}": Share(f"p{index}", [*words, "--shard", f"{index}/{num_jobs}"])
+        f"out of fold {index}/{num_jobs}": ShardJob(f"p{index}", [*words, "--shard", f"{index}/{num_jobs}"])
         for index in range(1, num_jobs + 1)
     }
-    return submit_shares(folder, shares | {"ensemble": Share("j0", words)}, site)
+    return submit_shards(folder, shares | {"ensemble": ShardJob("j0", words)}, site)
 
 
-def submit_shares(made: Path, shares: Mapping[str, Share], site: Site) -> dict[str, str]:
+def submit_shards(made: Path, shares: Mapping[str, ShardJob], site: Site) -> dict[str, str]:
     """Submit a job for each share that is neither complete nor alive; the last one waits for all others.
 
     Raises:
@@ -94,7 +94,9 @@ def _alive(run: Run, site: Site) -> dict[str, Job]:
     return {name: job for name, job in reconcile(run, site).items() if job.state != "ended"}
 
 
-def _submit(run: Run, site: Site, share: Share, after: Mapping[str, Path], alive: dict[str, Job]) -> tuple[str, Path]:
+def _submit(
+    run: Run, site: Site, share: ShardJob, after: Mapping[str, Path], alive: dict[str, Job]
+) -> tuple[str, Path]:
     """Return the id and submitit's folder of the job of a share, which is submitted unless it lives."""
     request = command_request(run, share.what, share.words, site.num_cpus, after=after)
     stem = request.name.rpartition("a")[0]

@@ -247,7 +247,7 @@ def _provenance() -> dict[str, Any]:
 
 
 def _installed_versions() -> dict[str, str]:
-    """Return the version of each installed package, by the name of its folder; its metadata would take 0.2 s to read."""
+    """Return the versions of all packages, by the names of their folders: reading their metadata would take 0.2 s."""
     versions: dict[str, str] = {}
     for folder in sys.path:
         for path in Path(folder).glob("*.dist-info"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from contrails.aggregate.decide.postprocess import top_logit
-from contrails.aggregate.members.prediction_files import Predict
+from contrails.aggregate.members.prediction_files import PredictRows
 from contrails.aggregate.members.scored import LEVELS, Scored
 
 _CUTS = 64
@@ -23,19 +23,19 @@ NO_GATE = -1e9
 
 @dataclass(frozen=True)
 class Gate:
-    """The score below which records are empty: for each part as fitted on the others, and as fitted on all.
+    """The score below which records are empty: for each fold as fitted on the others, and as fitted on all.
 
     Shape:
         scores float64 (N,).
     """
 
     scores: np.ndarray
-    by_part: dict[str, float]
+    by_fold: dict[str, float]
     cut: float
 
     def cross_fitted(self, scored: Scored) -> Scored:
-        """Return the records with probabilities of 0 where the gate sees nothing, each by the cut of its part."""
-        return self._applied(scored, np.array([self.by_part[str(part)] for part in scored.parts]))
+        """Return the records with probabilities of 0 where the gate sees nothing, each by the cut of its fold."""
+        return self._applied(scored, np.array([self.by_fold[str(fold)] for fold in scored.folds]))
 
     def final(self, scored: Scored) -> Scored:
         """Return the same by the cut that was fitted on all."""
@@ -57,28 +57,28 @@ def fit_gate(scored: Scored, scores: np.ndarray) -> Gate:
     """
     cuts = np.unique(np.quantile(scores, np.arange(_CUTS) / _CUTS, method="lower"))
     cuts[0] = NO_GATE
-    parts = [str(part) for part in np.unique(scored.parts)]
-    positive, negative = np.zeros((2, len(parts), len(cuts), LEVELS), np.int64)
+    folds = [str(fold) for fold in np.unique(scored.folds)]
+    positive, negative = np.zeros((2, len(folds), len(cuts), LEVELS), np.int64)
     for index, score in enumerate(scores):
-        place = parts.index(str(scored.parts[index])), int(np.searchsorted(cuts, score, side="right")) - 1
+        place = folds.index(str(scored.folds[index])), int(np.searchsorted(cuts, score, side="right")) - 1
         coarse, (hard, valid) = scored.probabilities(index) // (65_536 // LEVELS), scored.truth(index)
         found = np.bincount(coarse[hard], minlength=LEVELS)
         positive[place] += found
         negative[place] += np.bincount((coarse if valid is None else coarse[valid]).ravel(), minlength=LEVELS) - found
     whole = positive.sum(0), negative.sum(0)
-    rest = {part: (whole[0] - positive[i], whole[1] - negative[i]) for i, part in enumerate(parts)}
-    chosen = {part: float(cuts[_best(*(others if len(parts) > 1 else whole))]) for part, others in rest.items()}
+    rest = {fold: (whole[0] - positive[i], whole[1] - negative[i]) for i, fold in enumerate(folds)}
+    chosen = {fold: float(cuts[_best(*(others if len(folds) > 1 else whole))]) for fold, others in rest.items()}
     return Gate(scores, chosen, float(cuts[_best(*whole)]))
 
 
-def behind_gate(masks: Predict, gate: Predict, cut: float) -> Predict:
+def behind_gate(masks: PredictRows, gate: PredictRows, cut: float) -> PredictRows:
     """Return what predicts masks, with probabilities of 0 where the gate sees nothing."""
 
     def predict(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for part, probabilities in masks(rows):
-            scores = np.array([top_logit(image) for _, images in gate(part) for image in images])
+        for batch, probabilities in masks(rows):
+            scores = np.array([top_logit(image) for _, images in gate(batch) for image in images])
             probabilities[scores < cut] = 0
-            yield part, probabilities
+            yield batch, probabilities
 
     return predict
 

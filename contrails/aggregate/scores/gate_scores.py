@@ -1,6 +1,6 @@
 """The gate of two stages: opened, asked out of fold, and kept in the folder of what it gates.
 
-How it is fitted and used stands in `contrails.aggregate.decide.two_stages`.
+How it is fitted and used stands in `contrails.aggregate.decide.gate`.
 """
 
 import shutil
@@ -13,7 +13,7 @@ from contrails.aggregate.decide.postprocess import top_logit
 from contrails.aggregate.ensemble import DESCRIPTION, FILELIST, Ensemble, read_ensemble
 from contrails.aggregate.members.members import Finished
 from contrails.aggregate.options import Options
-from contrails.aggregate.scores.outoffold import OutOfFold, Predicted
+from contrails.aggregate.scores.outoffold import OutOfFold, StoredProbabilities
 from contrails.errors import RecipeError, RunError
 from contrails.files import atomic_path, sha256
 
@@ -59,7 +59,7 @@ def gate_scores(gate: Ensemble, found: OutOfFold) -> np.ndarray:
     Raises:
         RunError: the gate lacks some of them.
     """
-    predicted, dataset = Predicted(gate, found.first.dataset), found.first.dataset
+    predicted, dataset = StoredProbabilities(gate, found.first.dataset), found.first.dataset
     names = [dataset.record_ids[row] for row in found.rows]
     if missing := [name for name in names if name not in predicted]:
         raise RunError(
