@@ -14,9 +14,12 @@ FAMILY = [kind for kind in vars(errors).values() if isinstance(kind, type) and i
 def test_each_kind_has_a_code_of_its_own_that_the_page_of_sites_documents() -> None:
     codes = [kind.exit_code for kind in FAMILY if ContrailsError in (kind, *kind.__bases__)]
     assert len(set(codes)) == len(codes)
+    names = [kind.code for kind in FAMILY]
+    assert len(set(names)) == len(names)
     page = (Path(__file__).parents[1] / "jobs/sites/README.md").read_text()
     for kind in FAMILY:
-        assert f"\n| {kind.exit_code} | " in page, kind
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| {kind.exit_code} | "))
+        assert kind is ContrailsError or f"`{kind.code}`" in row, kind
     # 0 is success, 1 a bug, 2 click's; 126 and more belong to shells and signals
     assert all(3 <= kind.exit_code < 126 for kind in FAMILY if kind is not ContrailsError)
 

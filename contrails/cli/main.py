@@ -4,6 +4,7 @@ A subcommand's module is imported when it runs, and imports torch, pandas and th
 help, submission and status start at once on a login node.
 """
 
+import json
 import keyword
 import os
 import signal
@@ -117,7 +118,10 @@ def main() -> None:
         sys.stdout.flush()
         sys.exit(code)
     except click.ClickException as error:
-        error.show()
+        if _wants_json():
+            _print_as_json("usage", error.exit_code, error.format_message())
+        else:
+            error.show()
         sys.exit(error.exit_code)
     except ContrailsError as error:
         _fail(error)
@@ -139,8 +143,20 @@ def main() -> None:
 
 
 def _fail(error: ContrailsError) -> NoReturn:
-    click.echo(f"error: {error}", err=True)
+    if _wants_json():
+        _print_as_json(error.code, error.exit_code, str(error))
+    else:
+        click.echo(f"error: {error}", err=True)
     sys.exit(error.exit_code)
+
+
+def _wants_json() -> bool:
+    return "--json" in sys.argv[1:]
+
+
+def _print_as_json(code: str, exit_code: int, message: str) -> None:
+    """Print an error as the last line of standard error; jobs/sites/README.md documents the codes."""
+    click.echo(json.dumps({"error": {"code": code, "exit_code": exit_code, "message": message}}), err=True)
 
 
 def _require_names(words: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The command line as a whole: starts at once, imports little, explains itself, returns the documented codes."""
 
 import functools
+import json
 import os
 import re
 import signal
@@ -211,6 +212,26 @@ def test_errors_have_their_code_and_no_traceback(arguments: list[str], code: int
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "code"),
+    [
+        (["status", "nothing"], 5, "run"),
+        (["data", "info", "nothing.h5"], 4, "data"),
+        (["recipe", "show", "nothing.toml"], 3, "recipe"),
+        (["status", "--recent", "few"], 2, "usage"),
+        (["statu"], 2, "usage"),
+    ],
+)
+def test_with_json_an_error_is_a_line_of_json(arguments: list[str], exit_code: int, code: str, tmp_path: Path) -> None:
+    text = contrails(*arguments, cwd=tmp_path, runs=tmp_path / "runs")
+    done = contrails(*arguments, "--json", cwd=tmp_path, runs=tmp_path / "runs")
+    assert (done.returncode, done.stdout) == (exit_code, "")
+    (line,) = done.stderr.splitlines()
+    found = json.loads(line)["error"]
+    assert (found["code"], found["exit_code"]) == (code, exit_code)
+    assert found["message"] in text.stderr
 
 
 def test_ctrl_c_while_a_command_is_imported_is_no_traceback(tmp_path: Path) -> None:
