@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from contrails.models.outputs import Outputs
+from contrails.models.resize import deterministic_resizing
 from contrails.models.temporal import as_panels, panel_offset
 
 
@@ -31,6 +32,10 @@ class Segmenter(nn.Module):
             inputs (B, C, H, W), or (B, T, C, H, W) with frames apart; masks come at the label's size (H, W), to which
             they are resized before any loss.
         """
+        with deterministic_resizing(inputs):
+            return self._resized(inputs, scale)
+
+    def _resized(self, inputs: torch.Tensor, scale: float) -> Outputs:
         height, width = inputs.shape[-2:]
         sides = (height, width) if self.size is None else (self.size, self.size)
         inner_height, inner_width = (round(scale * side) for side in sides)
