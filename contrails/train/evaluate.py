@@ -48,36 +48,38 @@ def evaluate(
     Raises:
         OutputNotFiniteError: the logits of a record are not finite.
     """
-    losses, pixels, histogram = 0.0, 0, Histogram.empty()
-    bad, overflows = list[str](), False
+    # sums stay on the device until the end: fetching them after every batch would keep a GPU waiting
+    loss_sum = torch.zeros((), dtype=torch.float64, device=source.device)
+    pixels = torch.zeros((), dtype=torch.int64, device=source.device)
+    counts = torch.zeros((2, NUM_BINS), dtype=torch.int64, device=source.device)
+    finite: list[torch.Tensor] = []
     for batch, outputs in predict(model, source, rows, batch_size):
-        logits = outputs.mask
-        if not torch.isfinite(logits).all():
-            overflows = overflows if bad else _is_finite_in_fp32(model, batch)
-            wrong = ~torch.isfinite(logits).flatten(1).all(1).cpu().numpy()
-            bad += [source.dataset.record_ids[row] for row in batch.rows[wrong]]
-        elif not bad:
-            count = int(batch.valid.sum())
-            losses += float(binary_cross_entropy(logits, batch.target, batch.valid)) * count
-            pixels += count
-            histogram += _histogram(logits, batch)
+        finite.append(torch.isfinite(outputs.mask).flatten(1).all(1))
+        logits, in_batch = outputs.mask.nan_to_num(), batch.valid.sum()  # NaN has no bin
+        loss_sum += binary_cross_entropy(logits, batch.target, batch.valid).double() * in_batch
+        pixels += in_batch
+        counts += _counts(logits, batch)
         poll()
-    if bad:
-        raise OutputNotFiniteError(bad, len(rows), overflows=overflows)
-    return Evaluation(losses / max(pixels, 1), histogram)
+    wrong = rows[~torch.cat(finite).cpu().numpy()] if finite else rows[:0]
+    if len(wrong):
+        bad = [source.dataset.record_ids[row] for row in wrong]
+        raise OutputNotFiniteError(bad, len(rows), overflows=_is_finite_in_fp32(model, source, wrong[:1]))
+    negative, positive = counts.cpu().numpy()
+    return Evaluation(float(loss_sum) / max(int(pixels), 1), Histogram(positive, negative))
 
 
-def _is_finite_in_fp32(model: nn.Module, batch: Batch) -> bool:
-    """Return whether autocast is what makes an output infinite."""
-    kind = batch.inputs.device.type
+def _is_finite_in_fp32(model: nn.Module, source: Source, rows: np.ndarray) -> bool:
+    """Return whether autocast is what makes the output for these rows infinite."""
+    kind = source.device.type
     if not torch.is_autocast_enabled(kind):
         return False
-    with torch.inference_mode(), torch.autocast(kind, enabled=False):
-        return bool(torch.isfinite(model(batch.inputs).mask).all())
+    with torch.autocast(kind, enabled=False):
+        return all(bool(torch.isfinite(outputs.mask).all()) for _, outputs in predict(model, source, rows, len(rows)))
 
 
-def _histogram(logits: torch.Tensor, batch: Batch) -> Histogram:
-    rounded = round_probabilities(logits)
-    positive, negative = rounded[batch.hard], rounded[batch.valid & ~batch.hard]
-    counts = [torch.bincount(part, minlength=NUM_BINS).cpu().numpy() for part in (positive, negative)]
-    return Histogram(counts[0], counts[1])
+def _counts(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return the histograms of a batch, int64 (2, 65536): of pixels without contrail, and of those with it."""
+    bins = round_probabilities(logits) + NUM_BINS * batch.hard
+    # the last bin takes what does not count: selecting pixels by a mask would wait for the GPU
+    counts = torch.bincount(torch.where(batch.valid, bins, 2 * NUM_BINS).flatten(), minlength=2 * NUM_BINS + 1)
+    return counts[:-1].view(2, NUM_BINS)
