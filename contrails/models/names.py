@@ -1,8 +1,7 @@
 """What models there are and what goes together, without importing torch: a login node refuses what cannot work.
 
 `known.json` holds the names and keywords of the tested versions of smp and timm; `scripts/model_names.py` writes it,
-and has built and run every encoder in it. `nondeterministic.json` lists architectures whose gradient on CUDA has no
-deterministic kernel.
+and has built and run every encoder in it.
 """
 
 import json
@@ -16,7 +15,6 @@ from contrails.recipe.model import ModelSection, Options
 from contrails.recipe.recipe import Recipe
 
 KNOWN = Path(__file__).with_name("known.json")
-NONDETERMINISTIC = Path(__file__).with_name("nondeterministic.json")
 
 _KIN = {"coat": ["mit_b2", "tu-pvt_v2_b2"], "xcit": ["tu-davit_tiny"], "volo": ["tu-davit_tiny"]}
 """What comes nearest to families without features, where their names say nothing."""
@@ -108,23 +106,6 @@ def require_useful(recipe: Recipe) -> None:
         raise RecipeError(
             f"model.relu_features = 'remove': the features of {section.encoder} do not end with a ReLU; leave the key "
             "out, or choose an encoder such as resnet34"
-        )
-
-
-def require_deterministic(recipe: Recipe, device: str) -> None:
-    """Check that a model has deterministic kernels where it will train.
-
-    Raises:
-        RecipeError: it has none on CUDA.
-    """
-    if device != "cuda" or not recipe.train.deterministic or recipe.model.task != "segment":
-        return
-    kernels: dict[str, str] = json.loads(NONDETERMINISTIC.read_text(encoding="utf-8"))
-    name, _ = find_architecture(recipe.model.architecture)
-    if name in kernels:
-        raise RecipeError(
-            f"model.architecture = '{name}' has a gradient without a deterministic kernel on CUDA ({kernels[name]}); "
-            "set train.deterministic=false (the run cannot be repeated bit by bit then), or choose another one"
         )
 
 

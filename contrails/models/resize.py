@@ -1,62 +1,70 @@
-"""Bilinear resizing on a GPU with deterministic algorithms, as matrix products.
+"""Bilinear resizing and adaptive average pooling on a GPU with deterministic algorithms, as matrix products.
 
-There torch replaces its bilinear kernel by one whose gradient scatters with accumulation, which is many times slower.
-Along each axis a bilinear resize is linear, so it is a product with a matrix that has two weights per row. Products are
-fast, and deterministic in both directions.
+There torch replaces its bilinear kernel by one whose gradient scatters with accumulation, which is many times slower,
+and refuses the gradient of the pooling. Both are linear along each axis, so they are products with a matrix for the
+rows and one for the columns. Products are fast, and deterministic in both directions.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+Kind = Literal["bilinear", "align_corners", "mean"]
+"""How a pixel of the result comes from the input; `mean` is that of the pixels it covers, as in adaptive pooling."""
+
+_EXACT_SCALES = {2.0**power for power in range(-6, 7)}
+"""Scales whose bilinear weights are multiples of 1/128, which bf16 and fp16 hold."""
+
+_matrices: dict[tuple[object, ...], torch.Tensor] = {}
+
 
 def deterministic_resizing(images: torch.Tensor) -> AbstractContextManager[object]:
-    """Return a context in which every bilinear resize is deterministic, in smp's and timm's layers too."""
+    """Return a context in which every resize is deterministic, in smp's and timm's layers too."""
     needs_products = images.is_cuda and torch.are_deterministic_algorithms_enabled()
     return ResizeByProducts() if needs_products else nullcontext()
 
 
 class ResizeByProducts(TorchFunctionMode):
-    """Lets `bilinear` do what `torch.nn.functional.interpolate` is called for in this mode."""
+    """Lets `resize` do what torch's functions for it are called for in this mode."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[Any], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         options = kwargs or {}
-        if func is functional.interpolate and options["mode"] == "bilinear" and not options["antialias"]:
+        if func is functional.interpolate and not options["antialias"] and options["mode"] in ("bilinear", "area"):
             return _interpolate(args[0], **options)
+        if func is functional.adaptive_avg_pool2d:
+            return _pool(*args, **options)
         return func(*args, **options)
 
 
-def bilinear(
-    images: torch.Tensor, size: tuple[int, int], scales: tuple[float, float], *, align_corners: bool = False
-) -> torch.Tensor:
-    """Return images at another size, as `torch.nn.functional.interpolate` does, but for rounding.
+def resize(images: torch.Tensor, size: tuple[int, int], scales: tuple[float, float], kind: Kind) -> torch.Tensor:
+    """Return images at another size, as torch does, but for rounding.
 
     Args:
-        images: any layout; that of channels last is kept.
+        images: in any memory format; channels last is kept.
         size: height and width of the result.
-        scales: how many pixels of the input one pixel of the result spans, down and across.
-        align_corners: the centres of the corner pixels stay where they are; `scales` does not count then.
+        scales: how many pixels of the input one pixel of the result spans, down and across; for `bilinear` alone.
+        kind: how.
 
     Shape:
         (B, C, H, W) to (B, C, *size).
     """
-    if scales == (2, 2) and not align_corners and images.shape[-2:] == (2 * size[0], 2 * size[1]):
-        return functional.avg_pool2d(images, 2)  # one channel down by 2 is slower by products
     height, width = images.shape[-2:]
-    down = _matrix(height, size[0], scales[0], align_corners, images.dtype, images.device)
-    across = _matrix(width, size[1], scales[1], align_corners, images.dtype, images.device)
+    if kind == "bilinear" and scales == (2.0, 2.0) and (height, width) == (2 * size[0], 2 * size[1]):
+        return functional.avg_pool2d(images, 2)  # the same, and faster for a single channel
+    down = _matrix(height, size[0], scales[0], kind, images.dtype, images.device)
+    across = _matrix(width, size[1], scales[1], kind, images.dtype, images.device)
     dtype = torch.promote_types(down.dtype, across.dtype)
     down, across, values = down.to(dtype), across.to(dtype), images.to(dtype)
     with torch.autocast(images.device.type, enabled=False):
         if images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous():
             pixels = values.permute(0, 2, 3, 1)  # (B, H, W, C), contiguous
-            rows = (down @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+            rows = (down @ pixels.flatten(2)).reshape(len(images), size[0], *pixels.shape[2:])
             return (across @ rows).permute(0, 3, 1, 2).to(images.dtype)
         return (down @ (values @ across.T)).to(images.dtype)
 
@@ -66,6 +74,7 @@ def _interpolate(
     *,
     size: Any,
     scale_factor: Any,
+    mode: str,
     align_corners: bool | None,
     recompute_scale_factor: bool | None,
     **_: Any,
@@ -82,37 +91,56 @@ def _interpolate(
         scales = 1 / factors[0], 1 / factors[1]
         if recompute_scale_factor:
             scales = sides[0] / height, sides[1] / width
-    return bilinear(images, (height, width), scales, align_corners=bool(align_corners))
+    if mode == "area":
+        return _pool(images, (height, width))
+    return resize(images, (height, width), scales, "align_corners" if align_corners else "bilinear")
 
 
-_EXACT_SCALES = {2.0**power for power in range(-6, 7)}
-"""Scales whose weights are multiples of 1/128, which bf16 and fp16 hold."""
-
-_made: dict[tuple[object, ...], torch.Tensor] = {}
+def _pool(images: torch.Tensor, output_size: Any) -> torch.Tensor:
+    """Pool with the arguments of `torch.nn.functional.adaptive_avg_pool2d`."""
+    wanted = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
+    height, width = (own if side is None else side for own, side in zip(images.shape[-2:], wanted, strict=True))
+    if (height, width) == (1, 1):
+        return functional.adaptive_avg_pool2d(images, 1)  # torch takes the mean, which is deterministic
+    return resize(images, (height, width), (1, 1), "mean")
 
 
 def _matrix(
-    before: int, after: int, scale: float, align_corners: bool, dtype: torch.dtype, device: torch.device
+    before: int, after: int, scale: float, kind: Kind, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
     """Return the weights of the pixels along one axis, (after, before); made once per size, as a GPU waits for a copy.
 
     They are of type `dtype` where that holds them exactly, else float32: rounded weights would not add up to 1, and
-    change the brightness. The position in the source is computed as torch does in aten/src/ATen/native/UpSample.h.
+    change the brightness.
     """
-    key = (before, after, scale, align_corners, dtype, device)
-    if key in _made:
-        return _made[key]
-    with torch.inference_mode(False):  # what is made in inference mode cannot take part in a training later
-        pixels = torch.arange(after, dtype=torch.float32)
-        if align_corners:
-            source = pixels * ((before - 1) / max(after - 1, 1))
-        else:
-            source = (scale * (pixels + 0.5) - 0.5).clamp(min=0)
-        first = source.floor().long().clamp(max=before - 1)
-        beyond = source - first
-        weights = torch.zeros(after, before)
-        weights[torch.arange(after), first] += 1 - beyond
-        weights[torch.arange(after), (first + 1).clamp(max=before - 1)] += beyond
-        is_exact = (scale in _EXACT_SCALES and not align_corners) or dtype == torch.float64
-        _made[key] = weights.to(device, dtype if is_exact else torch.float32)
-    return _made[key]
+    key = (before, after, scale, kind, dtype, device)
+    if key not in _matrices:
+        with torch.inference_mode(False):  # what is made in inference mode cannot take part in a training later
+            weights = _mean_weights(before, after) if kind == "mean" else _bilinear_weights(before, after, scale, kind)
+            is_exact = (kind == "bilinear" and scale in _EXACT_SCALES) or dtype == torch.float64
+            _matrices[key] = weights.to(device, dtype if is_exact else torch.float32)
+    return _matrices[key]
+
+
+def _bilinear_weights(before: int, after: int, scale: float, kind: Kind) -> torch.Tensor:
+    """Return float32 (after, before); the position in the input as in torch's aten/src/ATen/native/UpSample.h."""
+    pixels = torch.arange(after, dtype=torch.float32)
+    if kind == "align_corners":
+        source = pixels * ((before - 1) / max(after - 1, 1))
+    else:
+        source = (scale * (pixels + 0.5) - 0.5).clamp(min=0)
+    first = source.floor().long().clamp(max=before - 1)
+    beyond = source - first
+    weights = torch.zeros(after, before)
+    weights[torch.arange(after), first] += 1 - beyond
+    weights[torch.arange(after), (first + 1).clamp(max=before - 1)] += beyond
+    return weights
+
+
+def _mean_weights(before: int, after: int) -> torch.Tensor:
+    """Return float32 (after, before); the bins as in torch's aten/src/ATen/native/AdaptivePooling.h."""
+    numbers = torch.arange(after)
+    first, end = numbers * before // after, ((numbers + 1) * before + after - 1) // after
+    pixels = torch.arange(before)
+    covered = (pixels >= first[:, None]) & (pixels < end[:, None])
+    return covered / covered.sum(1, keepdim=True)

@@ -46,9 +46,9 @@ class Unanswered(ClusterError):
 class Refused(ClusterError):
     """PBS answered with an error."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, pbs_code: int) -> None:
         super().__init__(message)
-        self.code = code
+        self.pbs_code = pbs_code
 
 
 def submit(options: Sequence[str], script: str, *, name: str, marker: str, patience_s: float | None = None) -> str:

@@ -152,7 +152,7 @@ def test_a_refusal_says_what_pbs_said_and_what_to_do(bin_folder: Path, code: int
     answers(bin_folder, "qsub", code, err=said)
     with pytest.raises(Refused, match=f"code {code}: {said}; .*{advice}") as refused:
         submit([], "script.sh", name="a", marker="token")
-    assert refused.value.code == code
+    assert refused.value.pbs_code == code
 
 
 @pytest.mark.parametrize("code", [0, 35, 153, 168])

@@ -85,7 +85,7 @@ def submit(
     try:
         job_id = staged.submit(patience_s=_PATIENCE_S)
     except client.Refused as error:
-        if error.code not in client.LIMITS:
+        if error.pbs_code not in client.LIMITS:
             raise
         raise LimitReached(str(error)) from error
     accept(job_id, None)

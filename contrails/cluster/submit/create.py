@@ -26,7 +26,7 @@ from contrails.folds.filelists import read_filelist, require_match
 from contrails.folds.pseudo import all_pseudo, require_pseudo
 from contrails.inputs.composites import channels_of
 from contrails.inputs.sampling import require_crop_fits, require_ranks_fit
-from contrails.models.names import require_deterministic, require_known, require_useful
+from contrails.models.names import require_known, require_useful
 from contrails.models.pretrained import find_pretrained
 from contrails.models.sizes import require_piece, require_size
 from contrails.recipe.reading import keys
@@ -98,7 +98,6 @@ def plan_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
     require_piece(recipe, height, width, resolved.num_ranks)
     _require_memory(site, recipe)
     assert resolved.device != "auto"
-    require_deterministic(recipe, resolved.device)
     return run, RunConfig(
         recipe=recipe,
         compute=ComputeSection(device=resolved.device, num_threads=resolved.num_threads, num_ranks=resolved.num_ranks),
@@ -124,7 +123,6 @@ def move(run: Run, config: RunConfig, site: Site) -> RunConfig:
     before = config.site.get("scheduler", THIS_MACHINE), config.compute.device
     if (resolved.scheduler, resolved.device) != before:
         _require_nothing_alive(run, "moves to another site")
-    require_deterministic(config.recipe, resolved.device)
     moved = config.model_copy(
         update={
             "site": resolved.model_dump(mode="json", exclude_none=True),
