@@ -119,7 +119,9 @@ def test_the_command_evaluate(
 
 
 def test_records_that_were_trained_on_have_no_score(ensemble: Ensemble, tiny_data: Path) -> None:
-    with pytest.raises(DataError, match=r"all 12 records of .* were trained on or selected epochs"):
+    with pytest.raises(
+        DataError, match=r"that no member has seen in .*train.h5, found none: all 12 were used to train"
+    ):
         cli(["evaluate", str(ensemble.path), str(tiny_data / "train.h5")], standalone_mode=False)
     with pytest.raises(RunError, match="expected a run called 'nothing'"):
         cli(["evaluate", "nothing", str(tiny_data / "train.h5")], standalone_mode=False)

@@ -115,7 +115,7 @@ def test_what_is_given_counts(scenes: Path, make_ensemble: MakeEnsemble) -> None
     with pytest.raises(click.UsageError, match=r"--scenes is for a folder of scenes, and \S+a.tif is one scene"):
         run("predict", ensemble, scenes / "raw/scenes/a.tif", scenes / "x.tif", "--scenes={scene}")
     assert not (scenes / "other").exists()
-    with pytest.raises(click.UsageError, match=r"are for scenes, and \S+train.h5 holds none"):
+    with pytest.raises(click.UsageError, match=r"need scenes as INPUT, and \S+train.h5 holds none"):
         run("predict", ensemble, scenes / "train.h5", scenes / "other", "--tile=64")
 
 
@@ -267,7 +267,7 @@ def test_a_folder_of_records_need_not_be_called_test(
         write_record(tmp_path, "mine", f"{index}", seed=index, annotators=0, pixel_mask=False)
     run("predict", ensemble, tmp_path / "mine", tmp_path / "masks")
     assert set(masks_in(tmp_path / "masks")) == {"0", "1"}
-    with pytest.raises(click.UsageError, match=r"are for scenes, and \S+mine holds none"):
+    with pytest.raises(click.UsageError, match=r"need scenes as INPUT, and \S+mine holds none"):
         run("predict", ensemble, tmp_path / "mine", tmp_path / "masks", "--overlap=0")
 
 
@@ -291,7 +291,7 @@ def test_an_ensemble_that_does_not_know_how_to_prepare_says_so(scenes: Path, mak
 @pytest.mark.parametrize("source", ["raw", "train.h5"])
 def test_only_a_name_of_a_csv_file_makes_a_submission(scenes: Path, name: str, source: str) -> None:
     before = {each.name for each in scenes.iterdir()}
-    with pytest.raises(click.BadParameter, match=rf"{name}': expected an ending .csv .*, found '\.\w+' for .*{source}"):
+    with pytest.raises(click.BadParameter, match=rf"{name}': expected the ending .csv .*'\.\w+' for .*{source}"):
         run("predict", "no-run", scenes / source, scenes / name)
     assert {each.name for each in scenes.iterdir()} == before
 

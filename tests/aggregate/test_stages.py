@@ -363,9 +363,9 @@ def test_masks_of_classifiers_are_told_for_what_they_are(
     cli(["aggregate", str(classifier.path), "--weights", "best", "--data", test], standalone_mode=False)
     folder = classifier.aggregate("default")
     warning = (
-        f"warning: {folder} is of classifiers (model.task = 'classify'), which say whether a record holds anything, "
-        "not where: each mask, or row of a submission, holds all pixels of its record or none; to empty the masks of "
-        f"segmenters by it: `contrails aggregate RUN --gate {folder}`"
+        f"warning: {folder} consists of classifiers (model.task = 'classify'), which say whether a record is positive, "
+        "not where: each mask, or row of a submission, holds all pixels of its record or none; to use it with "
+        f"segmenters: `contrails aggregate RUN --gate {folder}`"
     )
     assert warning in capsys.readouterr().err
     for out, kind in (("a.csv", "submission"), ("masks", "npy"), ("p.h5", "probabilities")):
