@@ -178,7 +178,7 @@ def test_masks_go_on_where_a_kill_left_them_and_are_never_mixed(
     with pytest.raises(DataError, match=r"masks holds masks of another ensemble or input; give another folder"):
         cli([*arguments[:2], str(tiny_data / "train.h5"), str(out), "--format", "png"], standalone_mode=False)
     (out / "predicted.json").unlink()
-    with pytest.raises(DataError, match=r"masks holds 2000.png, and nothing that says what it is of"):
+    with pytest.raises(DataError, match=r"masks holds 2000.png, but no predicted.json that names its origin"):
         cli([*arguments, str(out), "--format", "png"], standalone_mode=False)
 
 
@@ -198,8 +198,7 @@ def test_a_damaged_mask_is_told_and_made_again(
     assert {path: path.read_bytes() for path in before} == {path: content for path, (content, _) in before.items()}
     assert intact.stat().st_mtime_ns == before[intact][1]
     assert (
-        f"2 masks that were there are damaged or half written, and are made again: 2000.{kind}, 2001.{kind}"
-        in caplog.messages
+        f"2 existing masks are damaged or incomplete, and are made again: 2000.{kind}, 2001.{kind}" in caplog.messages
     )
 
 

@@ -191,7 +191,9 @@ def test_what_is_there_is_replaced_by_force_alone(scenes: Path, make_ensemble: M
     folder = scenes / "masks"
     folder.mkdir()
     (folder / "a.png").write_text("mine")
-    with pytest.raises(DataError, match=r"holds a.png, and nothing that says what it is of; .*, or --force to replace"):
+    with pytest.raises(
+        DataError, match=r"holds a.png, but no predicted.json that names its origin; .*, or --force to replace"
+    ):
         run("predict", ensemble, data, folder, "--format=png")
     run("predict", ensemble, data, folder, "--format=png", "--force")
     run("predict", ensemble, data, scenes / "others", "--format=png")
@@ -283,7 +285,7 @@ def test_raw_data_that_are_damaged_leave_nothing(scenes: Path, make_ensemble: Ma
 def test_an_ensemble_that_does_not_know_how_to_prepare_says_so(scenes: Path, make_ensemble: MakeEnsemble) -> None:
     dataset = open_dataset(scenes / "train.h5")
     ensemble = make_ensemble(dataset, replace(inputs_of(dataset), options=""))
-    with pytest.raises(DataError, match="nothing says how to prepare it: the ensemble sees blue, green, red and does"):
+    with pytest.raises(DataError, match=r"found one that only names its bands \(blue, green, red\)"):
         run("predict", ensemble, scenes / "raw", scenes / "masks")
 
 

@@ -23,7 +23,7 @@ def test_a_submission_of_another_dataset_is_not_overwritten(make_run: MakeRun, t
     ):
         aggregate(run.path, "--data", tiny_data / "train.h5")
     for arguments in ((tiny_data / "test.h5",), (tiny_data / "train.h5", "--name", "train")):
-        with pytest.raises(RunError, match="no fold of run is finished yet"):  # so far it went on
+        with pytest.raises(RunError, match="expected a finished fold in run, found none"):  # so far it went on
             aggregate(run.path, "--data", *arguments)
 
 
