@@ -1,7 +1,7 @@
-"""The project's exceptions: one family, each kind with the exit code that the command line returns.
+"""The project's exceptions: one base class, and one class for each exit code of the command line.
 
 A message says what was expected, what was found, where (file, key, record) and what to do next.
-jobs/sites/README.md documents the codes; 1 is a bug (a traceback), 2 is click's code for wrong usage.
+jobs/sites/README.md documents the exit codes. 1 means a bug (a traceback); 2 is click's code for wrong usage.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,9 +11,9 @@ _MOST_SHOWN, _FIRST = 16, 3
 
 
 class ContrailsError(Exception):
-    """Anything that a user can cause or mend.
+    """An error that the user can cause or fix.
 
-    `exit_code` is what the process returns; `code` is the name of the kind, which no version changes.
+    `exit_code` is the exit code of the process; `code` is the name of the kind, which is the same in every version.
     """
 
     exit_code = 1
@@ -21,69 +21,69 @@ class ContrailsError(Exception):
 
 
 class RecipeError(ContrailsError):
-    """A recipe, a site profile or an override that is wrong in itself."""
+    """A recipe, a site profile or an override is invalid."""
 
     exit_code = 3
     code = "recipe"
 
 
 class DataError(ContrailsError):
-    """Raw records, a dataset file or a file list that is wrong, damaged or does not fit."""
+    """Raw records, a dataset file or a file list is invalid, damaged or does not match."""
 
     exit_code = 4
     code = "data"
 
 
 class RunError(ContrailsError):
-    """A run folder that is missing, belongs to another recipe, or is in use."""
+    """A run folder is missing, belongs to another recipe, or is in use."""
 
     exit_code = 5
     code = "run"
 
 
 class ClusterError(ContrailsError):
-    """A scheduler that refuses, does not answer or cannot be found."""
+    """The scheduler refuses a request, does not answer or cannot be found."""
 
     exit_code = 6
     code = "scheduler"
 
 
 class LimitReached(ClusterError):
-    """A limit of the site on queued jobs: the same is taken once others have ended."""
+    """A limit of the site on queued jobs is reached; the same job is accepted once other jobs have ended."""
 
     code = "limit"
 
 
 class StorageError(ContrailsError):
-    """The file system: no space, no permission, an I/O error."""
+    """The file system fails: no space, no permission, an I/O error."""
 
     exit_code = 7
     code = "storage"
 
 
 class TrainingError(ContrailsError):
-    """A training that cannot go on: a loss that is not finite, a model that does not fit."""
+    """Training cannot continue: the loss is not finite, or the model does not fit."""
 
     exit_code = 8
     code = "training"
 
 
 class GpuMemoryError(TrainingError):
-    """A model, or a step of it, that does not fit in the GPU's memory."""
+    """A model, or one step of its training, does not fit in the GPU's memory."""
 
     exit_code = 11
     code = "gpu_memory"
 
 
 class NodeError(ContrailsError):
-    """A node without what the job asked for; the same job can succeed elsewhere."""
+    """The node lacks what the job asked for; the same job can succeed on another node."""
 
     exit_code = 9
     code = "node"
 
 
 class TrackingError(ContrailsError):
-    """Weights & Biases refuses, or does not answer in time; nothing is lost, the same command again goes on."""
+    """Weights & Biases refuses or does not answer in time; nothing is lost, the same command continues."""
 
     exit_code = 10
     code = "tracking"
@@ -97,7 +97,7 @@ class Stopped(ContrailsError):
 
 
 def choices(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error message: the nearest of `known` to `name`, then all of them.
+    """Return the end of an error message: the known name nearest to `name`, then all known names.
 
     >>> choices("ashh", ["ash", "bands"])
     "did you mean 'ash'? Known: ash, bands"
@@ -109,7 +109,7 @@ def choices(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the nearest of `known` to `name`, where there are too many to list them all.
+    """Return the end of an error message: the nearest of `known` to `name`, where all of them are too many to list.
 
     >>> nearest("resnet81", ["resnet18", "resnet101", "vgg11"])
     "did you mean 'resnet18' or 'resnet101'?"
@@ -122,7 +122,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def names_in(names: Sequence[str]) -> str:
-    """Return names for a message: all of a few, the first of many."""
+    """Return names as text for a message: all of them if they are few, else the first and the number of the others."""
     if len(names) <= _MOST_SHOWN:
         return ", ".join(names)
     return f"{', '.join(names[:_FIRST])} and {len(names) - _FIRST} more"

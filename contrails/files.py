@@ -1,7 +1,7 @@
-"""Files that are complete or absent: atomic writes, exclusive creation, digests, JSON and JSON lines.
+"""File operations that leave a complete file or none: atomic writes, exclusive creation, digests, JSON, JSON lines.
 
-A file appears under its final name only when all of it is on disk: temporary name in the same folder,
-fsync, rename, fsync of the folder. Every OSError of a write becomes a `StorageError` that names the path.
+A file is written under a temporary name in the same folder, fsynced, renamed to its final name, and the folder is
+fsynced. Every OSError of a write becomes a `StorageError` that names the path.
 """
 
 import errno
@@ -22,25 +22,25 @@ from typing import Any, BinaryIO
 from contrails.errors import RecipeError, StorageError
 
 LONGEST_NAME = 200
-"""Bytes of a name that leave room for what is written beside it, of the 255 that file systems allow."""
+"""Bytes of the longest name: file systems allow 255, and temporary names and suffixes need the rest."""
 
 _LOOK = {
     (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP): "check the path",
     (errno.EACCES, errno.EPERM, errno.EROFS): "check the permissions of {}",
 }
 _LOOK_AT_ALL = "check the free space, your quota and the permissions of {}"
-"""What to do about an error of the operating system, by its number."""
+"""What to do next after an error of the operating system, by its errno."""
 
 _SHOWN = 120
 _INCOMPLETE = re.compile(r"\.(.+)\.[0-9]+-[0-9a-f]{8}\.tmp")
-"""Name of what is not yet complete: in errors it has its final one."""
+"""Matches the name of a temporary file; its group is the final name, which errors show."""
 
 _BLOCK = 1 << 20
 _COPY_BLOCK = 8 << 20
 _TAIL = 1 << 16
 _KINDS: Mapping[str, type | tuple[type, ...]] = (
     dict.fromkeys(("step", "num_steps", "epoch", "num_epochs", "attempt", "start", "pid", "restart_count"), int)
-    | {"code": (int, str)}  # with which a command ended; the digest of the code that an attempt ran
+    | {"code": (int, str)}  # the exit code of a command, or the digest of the code of an attempt
     | dict.fromkeys(("time", "seconds_per_step", "end", "best_dice", "pid_uptime", "memory_gb"), (int, float))
     | dict.fromkeys(("status", "reason", "cause", "host", "boot_id", "node", "started", "event", "name"), str)
     | dict.fromkeys(("job_id", "job_name", "error", "user", "created", "text"), str)
@@ -48,15 +48,15 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = (
     | dict.fromkeys(("folds", "command"), (list, str))
     | dict.fromkeys(("process", "versions", "weights"), dict)
 )
-"""What the names in the small files of a run may stand for, in all of them."""
+"""The type of each name that the small JSON files of a run use; a name has the same type in all of them."""
 
 
 @contextmanager
 def storage(path: Path, doing: str = "write") -> Iterator[None]:
-    """Turn an OSError of the body into a StorageError about `path`, and about the file that failed if it is another.
+    """Turn an OSError of the body into a StorageError that names `path`, and the file that failed if it is another.
 
-    What is read or written is a file or a folder: who opens a pipe waits for its other end, and a device is no place
-    for a file.
+    To read or write, `path` must be a file or a folder: opening a pipe would wait for its other end, and a device
+    cannot be replaced by a file.
     """
     try:
         if doing in ("read", "write"):
@@ -67,7 +67,7 @@ def storage(path: Path, doing: str = "write") -> Iterator[None]:
 
 
 def _require_file_or_folder(path: Path) -> None:
-    """Raise an OSError for a pipe, a socket or a device; what does not exist is left to who opens it."""
+    """Raise an OSError if `path` is a pipe, a socket or a device; a missing path is reported when it is opened."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -77,7 +77,7 @@ def _require_file_or_folder(path: Path) -> None:
 
 
 def refused(error: OSError, path: Path, doing: str = "use") -> StorageError:
-    """Return what to tell a user of an OSError about `path`."""
+    """Return the StorageError for an OSError about `path`."""
     reason = reason_of(error)
     if match := _INCOMPLETE.fullmatch(path.name):
         path = path.with_name(match[1])
@@ -88,14 +88,14 @@ def refused(error: OSError, path: Path, doing: str = "use") -> StorageError:
     culprit, said = path, reason
     if isinstance(error.filename, str) and path.parent not in Path(error.filename).parents:
         culprit, said = Path(error.filename), f"{error.filename}: {reason}"
-    folder = culprit if os.path.isdir(culprit) else culprit.parent  # noqa: PTH112 - Path.is_dir fails where this one did
+    folder = culprit if os.path.isdir(culprit) else culprit.parent  # noqa: PTH112 - Path.is_dir raises for bad paths
     look = next((look for numbers, look in _LOOK.items() if error.errno in numbers), _LOOK_AT_ALL).format(folder)
     return StorageError(f"cannot {doing} {path}: {said}; {look}, then run the same command again")
 
 
 def reason_of(error: OSError) -> str:
-    """Return what the operating system said, in one line; also of errors of many files, of HDF5 or safetensors."""
-    if isinstance(error, shutil.Error):  # of copytree: source, target and reason of each file
+    """Return the operating system's reason in one line, also from an error of copytree, HDF5 or safetensors."""
+    if isinstance(error, shutil.Error):  # copytree collects (source, target, reason) of each file
         text = str(error.args[0][0][-1]) if isinstance(error.args[0], list) else str(error)
     else:
         text = error.strerror or str(error)
@@ -126,7 +126,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new temporary folder beside `path`; when the body succeeds, it is renamed to `path`.
 
-    When the body fails, the temporary folder is removed. The body flushes its files where that matters.
+    When the body fails, the temporary folder is removed. The body fsyncs the files inside where that matters.
     """
     with storage(path):
         temporary = _beside(path)
@@ -142,14 +142,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _beside(path: Path) -> Path:
-    """Return a name for what is not yet complete."""
+    """Return a temporary name beside `path`."""
     if not path.name:  # the current folder or the root
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what writers of `path` that were killed have left behind; the caller is its only writer."""
+    """Remove the temporary files of killed writers of `path`; the caller must be its only writer."""
     with storage(path, "remove what a killed process left of"):
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*-????????.tmp*"):
             if leftover.is_dir():
@@ -159,15 +159,15 @@ def remove_leftovers(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path`, complete or not at all."""
+    """Write `content` to `path` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def create_exclusive(path: Path, content: bytes | str) -> bool:
-    """Create `path` complete, unless it exists already; return whether this call created it.
+    """Create `path` with all of its content unless it exists; return whether this call created it.
 
-    A hard link is atomic and exclusive on local file systems and on NFS alike.
+    It makes a hard link, which is atomic and exclusive on local file systems and on NFS.
     """
     with storage(path):
         temporary = _beside(path)
@@ -188,7 +188,7 @@ def _link(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        # NFS sends a request again whose reply was lost, and then finds the link that it made (link(2))
+        # NFS repeats a request whose reply was lost, and then finds the link that it has just made (link(2))
         if temporary.stat().st_nlink != 2:
             raise
 
@@ -206,7 +206,7 @@ def copy_blocks(source: BinaryIO, target: BinaryIO, poll: Callable[[], None]) ->
     """Copy the rest of a file; `poll` is called after every few megabytes and may raise to stop."""
 
     def read() -> bytes:
-        with storage(Path(source.name), "read"):  # a caller's own error is that of the target
+        with storage(Path(source.name), "read"):  # the caller reports errors of the target
             return source.read(_COPY_BLOCK)
 
     while block := read():
@@ -238,7 +238,7 @@ def to_json(value: Any) -> str:
 
 
 def read_toml(path: Path, kind: str) -> dict[str, Any]:
-    """Read a TOML file; `kind` says in the error what was looked for."""
+    """Read a TOML file; `kind` names it in the error, such as "a recipe"."""
     with storage(path, "read"):
         try:
             return tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -263,7 +263,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_hint(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file that nothing depends on; empty if it is missing, damaged or something else."""
+    """Return the object of a JSON file that only saves work; empty if the file is missing, damaged or no object."""
     try:
         return typed(read_json(path))
     except StorageError:
@@ -271,7 +271,7 @@ def read_hint(path: Path) -> dict[str, Any]:
 
 
 def typed(content: Any) -> dict[str, Any]:
-    """Return the entries of a JSON object without those whose value is not of the kind that their name stands for."""
+    """Return the entries of a JSON object, without those whose value has another type than `_KINDS` gives the name."""
     entries = content.items() if isinstance(content, dict) else ()
     return {name: value for name, value in entries if name not in _KINDS or isinstance(value, _KINDS[name])}
 
@@ -279,7 +279,7 @@ def typed(content: Any) -> dict[str, Any]:
 def append_json_line(path: Path, row: Any, *, durable: bool = False) -> None:
     """Append one JSON line in a single write; `durable` also flushes it to the disk.
 
-    A line that a crash cut is closed first, so that it cannot swallow this one.
+    If a crash cut the last line, a newline is added first, so that this line is not joined to it.
     """
     with storage(path), path.open("ab+") as file:
         line = to_json(row).encode() + b"\n"
@@ -295,7 +295,7 @@ def append_json_line(path: Path, row: Any, *, durable: bool = False) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file; a line that a crash cut short is left out, a missing file is empty."""
+    """Return the rows of a JSON-lines file, without lines that a crash cut short; empty if there is no file."""
     with storage(path, "read"):
         try:
             lines = path.read_bytes().split(b"\n")
@@ -313,7 +313,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def last_json_line(path: Path) -> dict[str, Any]:
-    """Return the last complete row of a JSON-lines file without reading all of it; empty where there is none."""
+    """Return the last complete row of a JSON-lines file, read from its end; empty if there is none."""
     with storage(path, "read"):
         try:
             with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What a GPU can run, and under which driver: what decides whether a node can train, and whether it does so alike."""
+"""Checks of the GPU and its driver: whether torch has kernels for it, and which driver is loaded."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 NO_KERNELS = "no kernel image is available"
-"""What CUDA says where a GPU runs no code of a library."""
+"""Text of CUDA's error when a library has no code for the GPU."""
 
 _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([a-z]?)")
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -21,13 +21,13 @@ _VERSION = re.compile(r"Kernel Module\b.*?\s(\d+\.[\d.]+)")
 def has_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
     """Return whether a library has code that a GPU can run.
 
-    A kernel runs on GPUs of its own major capability with the same or a higher minor one; PTX, which the driver
-    translates, on the same and all later ones. With the letter f both run on that family alone, which shares the major
-    capability, and with the letter a on no other architecture.
+    A kernel runs on GPUs of the same major capability and the same or a higher minor one. PTX, which the driver
+    compiles, runs on these and all later GPUs. Suffix f restricts both to one family, which has the same major
+    capability; suffix a restricts both to exactly one architecture.
 
     Args:
-        capability: of the GPU, major and minor.
-        built_for: architectures, as `torch.cuda.get_arch_list()` gives them.
+        capability: major and minor compute capability of the GPU.
+        built_for: architectures of the library, as `torch.cuda.get_arch_list()` returns them.
 
     >>> has_kernels((8, 9), ["sm_75", "sm_86"])
     True
@@ -46,10 +46,10 @@ def has_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
 
 
 def require_kernels(device: "torch.device") -> None:
-    """Check that torch has code that a GPU can run.
+    """Check that torch has kernels for a GPU.
 
     Raises:
-        NodeError: it has none.
+        NodeError: torch has no kernels for it.
     """
     import torch
 
@@ -60,19 +60,19 @@ def require_kernels(device: "torch.device") -> None:
 
 
 def without_kernels(device: "torch.device") -> NodeError:
-    """Return the error of a GPU that runs no code of this torch, or of a library beside it."""
+    """Return the error for a GPU that torch, or another library, has no kernels for."""
     import torch
 
     name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     return NodeError(
-        f"{name} has the capability sm_{major}{minor}, for which there are no kernels: this torch has those for "
-        f"{', '.join(torch.cuda.get_arch_list())}; take another GPU (gpu_cap in [resources] of the site's profile on "
-        "PBS, gpu_type or constraint on Slurm), or install a torch that was built for this one"
+        f"{name} has the compute capability sm_{major}{minor}, for which this torch has no kernels; it has them for "
+        f"{', '.join(torch.cuda.get_arch_list())}; use another GPU (gpu_cap in [resources] of the site profile on "
+        "PBS, gpu_type or constraint on Slurm), or install a torch that was built for this GPU"
     )
 
 
 def driver_version() -> str | None:
-    """Return the version of NVIDIA's driver as its kernel module gives it, which cannot hang; None without one."""
+    """Return the version of NVIDIA's kernel module, read from a file since nvidia-smi can hang; None without one."""
     try:
         found = _VERSION.search(_DRIVER.read_text(errors="replace"))
     except OSError:

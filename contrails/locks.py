@@ -1,4 +1,4 @@
-"""Advisory locks on files: a process that ends, in whatever way, gives its locks back."""
+"""Advisory file locks; the kernel releases them when the process ends, however it ends."""
 
 import contextlib
 import errno
@@ -15,16 +15,17 @@ from contrails.files import storage
 
 _INTERVAL_S = 0.1
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
-"""What flock says on a Lustre mounted without `flock`, an NFS without a lock daemon, some FUSE file systems."""
+"""Errors of flock on Lustre mounted without `flock`, NFS without a lock daemon, and some FUSE file systems."""
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def locked(path: Path, poll: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock of `path`, made if need be, or none where the file system has none.
+    """Hold the lock of `path`, which is created if missing; go on without a lock where the file system has none.
 
-    `poll` is called while another process has it, and may raise to stop. What fails meanwhile is not said of `path`.
+    `poll` is called repeatedly while another process holds the lock, and may raise to stop waiting. An OSError of the
+    body is not reported as one about `path`.
     """
     with storage(path):
         file = path.open("a")
@@ -37,13 +38,12 @@ def locked(path: Path, poll: Callable[[], None] = lambda: None) -> Iterator[None
 
 @contextmanager
 def sole_writer(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock of `path`, made with its folder if need be; without one where the file system has no locks.
+    """Hold the lock of `path`, created with its folder if missing; go on unlocked where the file system has no locks.
 
-    What is called `.lock` holds nothing and is removed at the end, since it lies beside what is to be kept; anything
-    else, such as a journal, stays.
+    A file with the suffix `.lock` has no content and is removed at the end; any other file, such as a journal, stays.
 
     Raises:
-        RunError: another process holds it; the message is `busy`.
+        RunError: another process holds the lock; the message is `busy`.
     """
     with contextlib.ExitStack() as files:
         while True:
@@ -53,17 +53,17 @@ def sole_writer(path: Path, busy: str) -> Iterator[None]:
             if not try_lock(file.fileno(), path):
                 raise RunError(busy)
             if _is_called(path, file.fileno()):
-                break  # else whoever had the lock has removed the file meanwhile
+                break  # otherwise the previous holder has removed the file after it was opened here
         try:
             yield
         finally:
             if path.suffix == ".lock":
-                with contextlib.suppress(OSError):  # a leftover is in nobody's way
+                with contextlib.suppress(OSError):  # a leftover file does no harm
                     path.unlink()
 
 
 def _is_called(path: Path, descriptor: int) -> bool:
-    """Return whether an open file still has this name."""
+    """Return whether `path` still names the open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -71,9 +71,9 @@ def _is_called(path: Path, descriptor: int) -> bool:
 
 
 def try_lock(descriptor: int, path: Path) -> bool:
-    """Take the lock of an open file unless another process has it; True too where the file system has no locks.
+    """Take the lock of an open file; return False if another process holds it, True if there are no locks at all.
 
-    It is given back when the last copy of the descriptor is closed.
+    The lock is released when the last copy of the descriptor is closed.
     """
     with storage(path, "lock"):
         try:
@@ -84,7 +84,7 @@ def try_lock(descriptor: int, path: Path) -> bool:
             if error.errno not in _NO_LOCKS:
                 raise
             log.warning(
-                "%s has no file locks (%s): going on without; do not start the same command twice at a time",
+                "%s has no file locks (%s): going on without; do not start the same command twice at the same time",
                 *(path.parent.resolve(), error.strerror),
             )
     return True

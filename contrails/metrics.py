@@ -1,8 +1,8 @@
-"""Global Dice at every threshold, from two histograms.
+"""Global Dice at every threshold, computed from two histograms.
 
-Probabilities are rounded to 16 bits, p to round(65535 p); a threshold t means "contrail where the rounded probability
-is at least t", written as the float t / 65535. Two histograms of 65,536 bins (pixels that are contrail, pixels that are
-not) hold all that any threshold needs, and add up over batches, records and folds.
+Probabilities are rounded to 16 bits: p becomes round(65535 p). A threshold t means "positive where the rounded
+probability is at least t" and is written as the float t / 65535. Two histograms of 65,536 bins, of positive and of
+negative pixels, are enough for every threshold, and can be added over batches, records and folds.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ NUM_BINS = 65_536
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of rounded probabilities, int64 (65536,): `positive` on contrail pixels, `negative` on the others."""
+    """Number of pixels at each rounded probability, int64 (65536,), of `positive` and of `negative` pixels."""
 
     positive: np.ndarray
     negative: np.ndarray
@@ -32,7 +32,7 @@ class Histogram:
         return float(self.dice_curve()[round(threshold * (NUM_BINS - 1))])
 
     def dice_curve(self) -> np.ndarray:
-        """Return the global Dice at the threshold of each bin, float64 (65536,); 0 where nothing is there to find."""
+        """Return the global Dice at the threshold of each bin, float64 (65536,); 0 where the denominator is 0."""
         true_positive = self.positive[::-1].cumsum()[::-1]
         predicted = true_positive + self.negative[::-1].cumsum()[::-1]
         # 2 TP + FP + FN = predicted + actual
@@ -41,7 +41,7 @@ class Histogram:
         return curve
 
     def best(self) -> tuple[float, float]:
-        """Return the largest Dice and its threshold: the middle of the best bins where several in a row are equal."""
+        """Return the largest Dice and its threshold; of several equal bins in a row, the middle one."""
         curve = self.dice_curve()
         first = int(curve.argmax())
         others = np.flatnonzero(curve[first:] != curve[first])
@@ -50,9 +50,9 @@ class Histogram:
 
 
 def roc_auc(histogram: Histogram) -> float:
-    """Return the area under the ROC curve: how often a positive has the larger probability; NaN without two classes.
+    """Return the area under the ROC curve, NaN if one class is missing.
 
-    Equal probabilities count as half.
+    It is the probability that a positive has a larger value than a negative; equal values count one half.
     """
     pairs = int(histogram.positive.sum()) * int(histogram.negative.sum())
     below = histogram.negative.cumsum() - histogram.negative / 2
@@ -60,7 +60,7 @@ def roc_auc(histogram: Histogram) -> float:
 
 
 def average_precision(histogram: Histogram) -> float:
-    """Return the area under the precision-recall curve, the sum of (R_n - R_n-1) P_n; NaN without contrail pixels."""
+    """Return the area under the precision-recall curve, the sum of (R_n - R_n-1) P_n; NaN without positive pixels."""
     hits = histogram.positive[::-1].cumsum().astype(np.float64)
     predicted = hits + histogram.negative[::-1].cumsum()
     precision = np.divide(hits, predicted, out=np.zeros(NUM_BINS), where=predicted > 0)

@@ -1,5 +1,5 @@
-"""Who lives: a process by its number, its start and the boot of its host; and what a process hands on to those that it
-starts: its end, and signals that they cannot handle yet."""
+"""Identity of processes across hosts and reboots, and two ways to control child processes: signal them when their
+parent ends, and block signals while they start."""
 
 import ctypes
 import os
@@ -21,9 +21,9 @@ _SAME_START_S = 5.0
 
 @dataclass(frozen=True)
 class Process:
-    """A process of some host: its start tells it from a later one with the same number.
+    """A process on a host; its start time distinguishes it from a later process with the same pid.
 
-    `pid_uptime` is how many seconds the host was up when it started, whatever its clock was set to since.
+    `pid_uptime` is the host's uptime in seconds when the process started, which setting the clock does not change.
     """
 
     pid: int
@@ -36,11 +36,11 @@ class Process:
         return asdict(self)
 
     def is_of_this_host(self) -> bool:
-        """Return whether it can be looked for here."""
+        """Return whether the process ran on this host, so that it can be checked here."""
         return self.host == socket.gethostname()
 
     def is_dead(self) -> bool:
-        """Return whether it is known to be over: of this host, and no longer running, or from before its last boot."""
+        """Return whether the process has certainly ended; False if it ran on another host."""
         if not self.is_of_this_host():
             return False
         if self.boot_id != boot_id():
@@ -54,46 +54,47 @@ class Process:
 
 
 def process_of(pid: int) -> Process:
-    """Return a process of this host."""
+    """Return the identity of a process of this host."""
     try:
         uptime = _uptime_at_start(psutil.Process(pid))
-    except psutil.NoSuchProcess:  # it is over already
+    except psutil.NoSuchProcess:  # it has already ended
         uptime = 0.0
     return Process(pid, uptime, socket.gethostname(), boot_id())
 
 
 def process_in(row: Mapping[str, Any]) -> Process | None:
-    """Return the process that a JSON object names; None where it names none."""
+    """Return the process that a JSON object describes, or None."""
     fields = [row.get(name) for name in ("pid", "pid_uptime", "host", "boot_id")]
     return None if None in fields else Process(*fields)  # type: ignore[arg-type]
 
 
 def boot_id() -> str:
-    """Return what names this boot of this machine."""
+    """Return the id of this host's current boot."""
     path = Path("/proc/sys/kernel/random/boot_id")
     if path.exists():
         return path.read_text().strip()
-    # macOS moves the time of its boot when its clock is set
+    # macOS changes its boot time when the clock is set, so the session's UUID is used
     named = subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False)
     return named.stdout.strip()
 
 
 def end_with(parent_pid: int, number: signal.Signals) -> None:
-    """Have this process get a signal when its parent ends, however that ends.
+    """Ask the kernel to send this process a signal when its parent ends.
 
-    The kernel means the thread that started this process; parents that use this have no other that starts any.
+    "Parent" is the thread that started this process (prctl(2)), so the parent must start it from a thread that lives
+    as long as the parent itself.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number))
-    if os.getppid() != parent_pid:  # it ended before the kernel was asked
+    if os.getppid() != parent_pid:  # the parent ended before prctl was called
         os.kill(os.getpid(), number)
 
 
 @contextmanager
 def held_back(numbers: Iterable[signal.Signals]) -> Iterator[None]:
-    """Hold signals back, here for a moment, and in a process that is started meanwhile until it lets them through.
+    """Block signals in this process during the body, and in processes started by the body until they unblock them.
 
-    Ctrl-C in a terminal reaches every process: one that still imports would end with a traceback.
+    Ctrl-C in a terminal reaches every process of its group; a child that is still importing would print a traceback.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
@@ -103,9 +104,10 @@ def held_back(numbers: Iterable[signal.Signals]) -> Iterator[None]:
 
 
 def _uptime_at_start(process: psutil.Process) -> float:
-    """Return how many seconds the host was up when a process started.
+    """Return the host's uptime in seconds when a process started.
 
-    Only Linux counts from its boot; elsewhere it is the time of day, which a process keeps.
+    psutil counts it from the boot on Linux only. On other systems this returns the start as the time of day, which
+    does not change for a process either.
     """
     booted = psutil.boot_time() if psutil.LINUX else 0.0
     return process.create_time() - booted

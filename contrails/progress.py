@@ -1,6 +1,6 @@
-"""Progress of long work on standard error: a rich bar on a terminal, a plain line now and then elsewhere.
+"""Progress of long work on standard error: a rich bar on a terminal, otherwise a plain line every few seconds.
 
-Work that is over at once shows nothing.
+Work of less than a second shows nothing.
 """
 
 import contextlib
@@ -14,23 +14,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _APPEARS_S = 1.0
-"""Work that takes less shows nothing."""
+"""Seconds until progress is shown."""
 
 _PLAIN_INTERVAL_S = 5.0
 
 Advance = Callable[[int], None]
-"""Called with the number of units that were finished since the last call."""
+"""Called with the number of units finished since the last call."""
 
 
 def tell(line: str) -> None:
-    """Write a line to standard error; no work ends because that is closed or its disk is full."""
+    """Write a line to standard error; ignore a closed stream or a full disk, which must not end the work."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager
 def bar(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
-    """Show how much of `total` is finished; `done` units were finished by an earlier run."""
+    """Show how much of `total` is finished; `done` units were finished before this process started."""
     if sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),
@@ -49,7 +49,7 @@ def bar(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
             rate = (finished - done) / max(time.monotonic() - started, 1e-6)
             progress.update(task, advance=units, rate=f"{rate:.1f}/s")
 
-        # a thread: the first unit of work may take long, and the bar is to stand there by then
+        # in a thread, because the first unit of work may take longer than the delay
         timer = threading.Timer(_APPEARS_S, progress.start)
         timer.start()
         try:

@@ -1,4 +1,4 @@
-"""Tables as CSV: each row with the number of its line, for errors."""
+"""Reading CSV tables, with the line number of each row for error messages."""
 
 import csv
 import io
@@ -10,19 +10,19 @@ from contrails.files import storage
 
 
 def read_rows(path: Path, what: str) -> list[tuple[int, list[str]]]:
-    """Return the line number and the fields of each row of a CSV file that is not blank; `what` it is, for errors.
+    """Return the line number and the fields of each non-blank row of a CSV file; `what` names the file in errors.
 
     Raises:
-        DataError: no such file, no text in UTF-8, or no CSV.
+        DataError: the file is missing, not UTF-8 text, or not CSV.
     """
     return _rows(path, _lines(path, f"expected {what} at {path}, found no such file", f"{what} as CSV"), 0, what)
 
 
 def read_columns(path: Path, columns: Sequence[str], missing: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number and the fields of each row below the header; comments may stand above it.
+    """Yield the line number and the fields of each row below the header; lines with # may precede the header.
 
     Raises:
-        DataError: no such file, which `missing` says, no text, or another header than `columns`.
+        DataError: the file is missing (the message is `missing`), not UTF-8 text, or has another header than `columns`.
     """
     expected = ",".join(columns)
     lines = _lines(path, missing, f"CSV {expected}")
@@ -39,17 +39,17 @@ def read_columns(path: Path, columns: Sequence[str], missing: str) -> Iterator[t
 def _lines(path: Path, missing: str, expected: str) -> list[str]:
     with storage(path, "read"):
         try:
-            # spreadsheets begin a file with a byte-order mark
+            # spreadsheet programs write a byte-order mark first
             return list(io.StringIO(path.read_text(encoding="utf-8-sig")))
         except FileNotFoundError as error:
             raise DataError(missing) from error
         except UnicodeDecodeError as error:
-            raise DataError(f"{path} is no text file in UTF-8 ({error}); expected {expected}") from error
+            raise DataError(f"{path} is not a text file in UTF-8 ({error}); expected {expected}") from error
 
 
 def _rows(path: Path, lines: list[str], above: int, expected: str) -> list[tuple[int, list[str]]]:
-    """Return the rows of lines that follow `above` others, as those of a file are numbered."""
-    # one noisy mask of 256x256 is longer than csv's limit, which belongs to the process
+    """Return the rows of `lines` with their line numbers in a file where `above` lines come before them."""
+    # csv's default limit is shorter than one noisy 256x256 mask; the limit is a global of the process, so restore it
     limit = csv.field_size_limit(sum(map(len, lines)) + 1)
     try:
         reader = csv.reader(lines)

@@ -1,4 +1,4 @@
-"""Who runs this, also where the system knows no such user, as in a container that was started for a number."""
+"""Name and home folder of the user, also in containers whose system does not know the user's number."""
 
 import getpass
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def user_name() -> str:
-    """Return the name of the user, or the number where there is no name."""
+    """Return the name of the user, or the user id if there is no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -14,7 +14,7 @@ def user_name() -> str:
 
 
 def home() -> Path:
-    """Return the user's folder, or the root where there is none, as containers set it."""
+    """Return the user's home folder, or the root folder if there is none, as in containers."""
     try:
         return Path.home()
     except RuntimeError:

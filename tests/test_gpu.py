@@ -11,8 +11,8 @@ from contrails.cluster.outcomes import cause_of_exit
 from contrails.errors import NodeError
 
 MESSAGE = (
-    r"Tesla V100 has the capability sm_70, for which there are no kernels: this torch has those for sm_75, sm_90; take "
-    r"another GPU \(gpu_cap in \[resources\] of the site's profile on PBS, gpu_type or constraint on Slurm\), or"
+    r"Tesla V100 has the compute capability sm_70, for which this torch has no kernels; it has them for sm_75, sm_90; "
+    r"use another GPU \(gpu_cap in \[resources\] of the site profile on PBS, gpu_type or constraint on Slurm\), or"
 )
 
 

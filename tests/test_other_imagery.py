@@ -75,7 +75,7 @@ def test_scenes_to_a_submission(folder: Path, capsys: pytest.CaptureFixture[str]
     run("predict", "recipe", str(scene), "one.png", "--tile=48", "--overlap=8", "--blend=gaussian")
     run("predict", "recipe", "raw/test", "folder")
     assert (folder / "folder/test0000.tif").read_bytes() == (folder / "masks/test0000.tif").read_bytes()
-    with pytest.raises(click.BadParameter, match="is INPUT itself"):
+    with pytest.raises(click.BadParameter, match="is also INPUT"):
         run("predict", "recipe", str(scene), str(scene))
     run("predict", "recipe", str(scene), "probabilities.tif", "--format=probabilities")
     with rasterio.open("masks/test0000.tif") as whole, rasterio.open("one.tif") as one, rasterio.open(scene) as source:

@@ -1,1 +1,1 @@
-"""From the weights of folds to an ensemble and a submission."""
+"""Making an ensemble and a submission from the weights of finished folds."""

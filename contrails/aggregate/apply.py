@@ -1,4 +1,4 @@
-"""An ensemble applied to records: merged probabilities of its members, behind its gate, and their masks."""
+"""Predicting with an ensemble: merged probabilities of its members, its gate, and masks."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -20,21 +20,21 @@ from contrails.errors import DataError
 from contrails.sources.tiles import Blend
 
 LARGEST_WITH_STEPS = 64_000_000
-"""Pixels of a scene up to which post-processing, which needs all of it, fits into a modest memory."""
+"""Pixels of the largest scene that is post-processed: that needs the whole scene in memory."""
 
 
 def predictor(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> PredictRows:
-    """Load the members to predict records of a dataset.
+    """Load the members for the records of a dataset.
 
     Raises:
-        DataError: units or values are not those that the members know.
+        DataError: the dataset's units or values differ from those that the members were trained on.
     """
     ensemble.require_like(dataset)
     return predictors(ensemble, dataset, device)(dataset)
 
 
 def predictors(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> Callable[[Dataset], PredictRows]:
-    """Load the members once, to predict this dataset and others with the same bands and frames."""
+    """Load the members once, for this dataset and others with the same bands and frames."""
     masks = load_predictor(
         [ensemble.path / member.file for member in ensemble.members],
         dataset,
@@ -61,22 +61,21 @@ def predict_into(
     *,
     replace_others: bool = True,
 ) -> np.ndarray:
-    """Predict records into a file that resumes, and return them mapped, uint16 (N, H, W).
+    """Predict records into a file that can be resumed, and return them memory-mapped, uint16 (N, H, W).
 
     Raises:
-        DataError: the file holds something else, which is not to be replaced.
+        DataError: the file holds other predictions, and may not be replaced.
     """
     wanted = wanted_of(ensemble, dataset, rows, device)
     if not replace_others and file.exists() and not is_of(file, wanted):
         raise DataError(
-            f"{file} exists and holds something else; give another name for what is predicted now, or --force to "
-            "replace it"
+            f"{file} exists and holds other predictions; give another name for the new ones, or --force to replace it"
         )
     return complete(file, wanted, predictor(ensemble, dataset, device), f"predictions: {file.stem}")
 
 
 def wanted_of(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, device: torch.device) -> Wanted:
-    """Return what a file of an ensemble's predictions holds."""
+    """Return the description of a file of an ensemble's predictions."""
     height, width = dataset.votes.shape[1:]
     return Wanted(
         rows=rows,
@@ -88,7 +87,7 @@ def wanted_of(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, device: to
 
 
 def identity_of(ensemble: Ensemble, device: torch.device) -> dict[str, Any]:
-    """Return all that decides merged probabilities beside what they are of."""
+    """Return everything that determines merged probabilities, except the input."""
     members = [[member.sha256, member.weight, member.threshold] for member in ensemble.members]
     made_of = {"members": members, "options": asdict(ensemble.options), "gate_below": ensemble.gate_below}
     if (gate := ensemble.gate()) is not None:
@@ -101,7 +100,7 @@ def masks_of(
 ) -> Iterator[tuple[Whole, np.ndarray]]:
     """Yield each whole record and its mask, bool (H, W), from merged probabilities of all records.
 
-    A scene larger than 64 million pixels is cut at the threshold alone.
+    A scene of more than 64 million pixels gets the threshold only, without post-processing.
     """
     for whole in untile(dataset, batches, blend):
         steps = ensemble.steps if whole.probabilities.size <= LARGEST_WITH_STEPS else ()

@@ -1,7 +1,7 @@
-"""From finished folds to an ensemble: choose weights, predict out of fold, fit, and say how good it is.
+"""Making an ensemble from finished folds: choose weights, predict out of fold, fit, and score.
 
-Of one run, or of several on the same data and file list. A making that was killed goes on with the weights and
-predictions that it finds; everything it depends on is written down, so that it can be made again bit by bit.
+The folds belong to one run, or to several with the same data and file list. An interrupted aggregation continues with
+the weights and predictions that exist. Everything that the result depends on is recorded, so that it can be reproduced.
 """
 
 import platform
@@ -51,16 +51,16 @@ from contrails.folds.filelists import read_filelist
 from contrails.progress import bar
 from contrails.runs.folder import Run
 
-_NO_SCORE = "none: no member has validation records, the threshold is a guess"
+_NO_SCORE = "none: no member has validation records, so the threshold is not fitted"
 _LIBRARIES = ("torch", "numpy", "scipy", "h5py", "safetensors", "timm", "segmentation_models_pytorch")
 
 
 def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: torch.device) -> Ensemble:
-    """Merge the finished folds of runs into the folder `path`; one that is there and would be the same is returned.
+    """Merge the finished folds of runs into the folder `path`; return an existing ensemble if it would be the same.
 
     Raises:
-        RunError: no fold is finished, or runs do not agree in their data.
-        RecipeError: an option has no such value.
+        RunError: no fold is finished, or the runs have different data.
+        RecipeError: an option has an invalid value.
     """
     options.require_known()
     folds = _finished(runs, options)
@@ -72,14 +72,16 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
     held_out = _held_out_rows(folds[0])
     if options.average_folds and not len(held_out):
         raise RunError(
-            "--average-folds: the folds have seen each other's validation records, so only held-out records can score "
-            "their mean, and the file list has none; leave --average-folds out, or make a file list with "
-            f"`contrails split {shlex.quote(str(folds[0].dataset.path))} --hold-out 0.1 -o NEW.csv`"
+            "--average-folds: expected held-out records to score the mean of the folds, found none in the file list "
+            "(each fold has trained on the others' validation records); leave --average-folds out, or make a file list "
+            f"with `contrails split {shlex.quote(str(folds[0].dataset.path))} --hold-out 0.1 -o NEW.csv`"
         )
     weights, compared = _weights(folds, path, options, device)
     fit, series = _fit(folds, weights, path, options, device, gate)
     if gate is not None and fit is None:
-        raise RecipeError("--gate: its cut is fitted out of fold, and no member has validation records; leave it out")
+        raise RecipeError(
+            "--gate: expected validation records to fit its cut, found none for any member; leave --gate out"
+        )
     thresholds = [made.threshold for made in weights if made.threshold is not None]
     inherited = float(np.mean(thresholds)) if thresholds else 0.5
     members = _members(folds, weights, path, dict(zip(series, fit.weights, strict=True)) if fit else {}, inherited)
@@ -120,7 +122,7 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
 def _existing(path: Path) -> Ensemble | None:
     try:
         return read_ensemble(path)
-    except DataError:  # none, of another version, or damaged: made anew
+    except DataError:  # missing, of another version, or damaged: it is made again
         return None
 
 
@@ -129,14 +131,14 @@ def _no_scores(fold: Finished) -> dict[str, Any]:
 
 
 def _is_current(ensemble: Ensemble) -> bool:
-    """Return whether an ensemble says all that one made today would say."""
+    """Return whether an ensemble holds all the scores that this version writes."""
     scores = ensemble.scores
     scored = "interval" in scores and scores.get("scored_by", "pixel") == ensemble.scored_by
     return ensemble.inputs is not None and (scored or "dice_by_fold" not in scores)
 
 
 def _present(folds: Sequence[Finished]) -> tuple[bool, str]:
-    """Return whether every run has every fold of the file list, and how many all of them have."""
+    """Return whether every run has every fold of the file list, and how many folds all runs have, as text."""
     by_run: dict[str, set[str]] = {}
     for fold in folds:
         keys = by_run.setdefault(fold.fold.run.name, set())
@@ -149,14 +151,14 @@ def _present(folds: Sequence[Finished]) -> tuple[bool, str]:
 def predict_shard(
     runs: Sequence[Run], path: Path, options: Options, share: tuple[int, int], device: torch.device
 ) -> list[str]:
-    """Predict out of fold for every n-th fold, for `make_ensemble` to find; return the names of these members.
+    """Predict out of fold for every n-th fold, for use by `make_ensemble`; return the names of these members.
 
     Raises:
-        RecipeError: the kind of weights depends on the other folds.
+        RecipeError: the choice of weights depends on the other folds.
     """
     options.require_known()
     if options.weights == AUTO:
-        raise RecipeError("--shard: --weights auto compares all folds; choose a kind, such as --weights best5")
+        raise RecipeError("--shard: --weights auto compares all folds; choose one kind, such as --weights best5")
     index, count = share
     folds = _finished(runs, options)[index - 1 :: count]
     weights, _ = _weights(folds, path, options, device) if folds else ([], {})
@@ -165,23 +167,23 @@ def predict_shard(
 
 
 def _finished(runs: Sequence[Run], options: Options) -> list[Finished]:
-    """Return the finished folds of all runs, by name of the run."""
+    """Return the finished folds of all runs, ordered by the run's name."""
     ordered = sorted(runs, key=lambda run: run.name)
     if len({run.name for run in ordered}) != len(ordered):
-        raise RunError(f"two runs have one name ({', '.join(run.name for run in ordered)}): name each once")
+        raise RunError(f"two runs have the same name ({', '.join(run.name for run in ordered)}): give each run once")
     folds = [finished_folds(run, allow=options.allow) for run in ordered]
     first, *others = [found[0] for found in folds]
     for other in others:
         _require_same_data(first, other)
     if len({found[0].scored_by for found in folds}) > 1:
         raise RunError(
-            "found classifiers (model.task = 'classify') beside segmenters, which do not merge; aggregate the "
-            "classifiers alone, and give their ensemble as --gate of the others"
+            "expected runs of one kind, found classifiers (model.task = 'classify') and segmenters; aggregate the "
+            "classifiers alone, and give their ensemble as --gate for the others"
         )
     if options.gate and folds[0][0].scored_by == "record":
-        raise RecipeError("--gate: expected masks to empty, found a classifier's runs; aggregate them without --gate")
+        raise RecipeError("--gate: expected runs of segmenters, found classifiers; aggregate them without --gate")
     if options.average_folds and len(runs) > 1:
-        raise RunError("--average-folds: expected the folds of one run; weights of other runs have no common mean")
+        raise RunError("--average-folds: expected the folds of one run, found several runs; give one run")
     return [fold for found in folds for fold in found]
 
 
@@ -189,8 +191,8 @@ def _require_same_data(first: Finished, other: Finished) -> None:
     names = f"{first.fold.run.name} and {other.fold.run.name}"
     if first.dataset.fingerprint != other.dataset.fingerprint:
         raise RunError(
-            f"{names} were trained on different data ({first.dataset.path}, {other.dataset.path}): a record that one "
-            "held back the other may have seen; merge runs on one dataset"
+            f"{names} were trained on different data ({first.dataset.path}, {other.dataset.path}), so one may have "
+            "trained on records that the other validates on; merge runs with the same dataset"
         )
     mine, its = (read_filelist(fold.recipe.data.filelist) for fold in (first, other))
     fold_of = dict(zip(mine.record_ids, mine.folds, strict=True))
@@ -198,7 +200,7 @@ def _require_same_data(first: Finished, other: Finished) -> None:
     if differing:
         raise RunError(
             f"{names} have file lists that differ in the fold of {len(differing)} records, such as {differing[0]}; "
-            "merge runs with one file list"
+            "merge runs with the same file list"
         )
 
 
@@ -215,7 +217,7 @@ def _request(runs: Sequence[Run], folds: Sequence[Finished], options: Options) -
 
 
 def _made_with(device: torch.device) -> dict[str, Any]:
-    """Return what decides the bits besides the request."""
+    """Return the code, libraries and machine, which determine the exact bits besides the request."""
     assert contrails.__file__ is not None
     return {
         "command": sys.argv[1:],
@@ -231,7 +233,7 @@ def _made_with(device: torch.device) -> dict[str, Any]:
 def _weights(
     folds: Sequence[Finished], path: Path, options: Options, device: torch.device
 ) -> tuple[list[Weights], dict[str, dict[str, float]]]:
-    """Return the weights of each fold, and for each run the Dice of the kinds that were compared."""
+    """Return the weights of each fold, and for each run the Dice of every kind of weights that was compared."""
     by_run: dict[str, list[Finished]] = {}
     for fold in folds:
         by_run.setdefault(fold.fold.run.name, []).append(fold)
@@ -253,7 +255,7 @@ def _fit(
     device: torch.device,
     gate: Ensemble | None,
 ) -> tuple[Fit | None, list[str]]:
-    """Return what is fitted on out-of-fold predictions, and the runs that it weighs."""
+    """Return the values fitted on out-of-fold predictions, and the names of the runs that get a weight each."""
     found = join_series(_predict_out_of_fold(folds, weights, path, options, device))
     if found is None:
         return None, []
@@ -281,7 +283,7 @@ def _members(
     run_weights: dict[str, float],
     inherited: float,
 ) -> tuple[Member, ...]:
-    """Copy the weights into the ensemble's folder; the members of a run share its weight."""
+    """Copy the weights into the ensemble's folder; the members of a run divide its weight equally."""
     default = sum(run_weights.values()) / len(run_weights) if run_weights else 1.0
     names = [fold.fold.run.name for fold in folds]
     members = []
@@ -310,7 +312,7 @@ def _members(
 def _one_of_folds(
     folds: Sequence[Finished], weights: Sequence[Weights], path: Path, inherited: float, device: torch.device
 ) -> Member:
-    """Write the mean of the folds' weights, with batch-norm statistics of all that any of them trained on."""
+    """Write the mean of the folds' weights, with batch-norm statistics from all of their training records."""
     file = path / f"{folds[0].fold.run.name}-folds.safetensors"
     mean_of_folds(folds, weights, file, device)
     return Member(

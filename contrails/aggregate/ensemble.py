@@ -1,6 +1,6 @@
-"""Ensembles: a folder with `ensemble.json` and its members' weights, all that prediction needs.
+"""Ensembles: a folder with `ensemble.json` and the weights of its members, which is all that prediction needs.
 
-Read and written without torch; `contrails.aggregate.apply` predicts with one.
+Reading and writing need no torch; `contrails.aggregate.apply` predicts with an ensemble.
 """
 
 import shlex
@@ -29,12 +29,12 @@ FILELIST = "filelist.csv"
 
 DESCRIPTION = "ensemble.json"
 GATE = "gate"
-"""Folder with a copy of the gate, in the ensemble's folder."""
+"""Folder in the ensemble's folder with a copy of its gate."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One trained fold: a weights file in the ensemble's folder, what it was made of, and how much it counts."""
+    """One trained fold: a weights file in the ensemble's folder, its origin, and its weight in the merge."""
 
     file: str
     sha256: str
@@ -43,21 +43,21 @@ class Member:
     kind: str
     epochs: list[int]
     sources: list[str]
-    """SHA-256 of the files that it was made of."""
+    """SHA-256 of the files that it was made from."""
     dice: float | None
-    """Global Dice on the fold's own validation records at its own best threshold; None: unscored."""
+    """Global Dice on the fold's own validation records at its own best threshold; None if it has none."""
     threshold: float
     weight: float
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What is merged and how, and the figures.
+    """The members of an ensemble, how they are merged, and the scores.
 
-    `threshold` cuts the merged probabilities, `steps` then change the mask; where the gate scores a record below
-    `gate_below`, its probabilities are 0 (see `contrails.aggregate.decide.gate`); `complete` says whether every
-    fold of the file list is there; `request` and `made_with` are all that is needed to make it again; `inputs` are
-    unknown in those that the first builds made.
+    The merged probabilities are cut at `threshold`, then `steps` change the mask. If the gate's score of a record is
+    below `gate_below`, its probabilities are 0 (see `contrails.aggregate.decide.gate`). `complete` is True if
+    every fold of the file list is included. `request` and `made_with` allow to make it again. `inputs` is None for
+    ensembles of the first versions.
     """
 
     path: Path
@@ -74,11 +74,15 @@ class Ensemble:
     inputs: Inputs | None = None
 
     def gate(self) -> "Ensemble | None":
-        """Return the ensemble that says which records hold anything, if there is one."""
+        """Return the ensemble that decides which records are empty; None if there is none."""
         return None if self.gate_below is None else read_ensemble(self.path / GATE)
 
     def require_like(self, dataset: Dataset) -> None:
-        """Check that a dataset has the units and values that the members know, and those of the gate; raises if not."""
+        """Check that a dataset has the units and values that the members and the gate were trained on.
+
+        Raises:
+            DataError: it has others.
+        """
         for each in self.stages():
             require_like(each.inputs, dataset, each.bands(), each.again)
 
@@ -88,7 +92,7 @@ class Ensemble:
         return again(self.request, self.path)
 
     def needs(self, label_frame: int = LABEL_FRAME) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Return the names of the bands and the numbers of the frames that the members see."""
+        """Return the names of the bands and the numbers of the frames that the members use."""
         abouts = [about for each in self.stages() for about in each._abouts()]
         frames = {frame for about in abouts for frame in about["recipe"]["data"]["frames"] or (label_frame,)}
         bands = {band for each in self.stages() for band in each.bands()}
@@ -100,7 +104,7 @@ class Ensemble:
         return [self] if gate is None else [self, gate]
 
     def bands(self) -> set[str]:
-        """Return the names of the bands that its own members see."""
+        """Return the names of the bands that its own members use."""
         channels = [channel for about in self._abouts() for channel in Composite.from_dict(about["composite"]).channels]
         return {band for channel in channels for band in channel.bands}
 
@@ -109,17 +113,17 @@ class Ensemble:
 
     @property
     def scored_by(self) -> By:
-        """What its scores count: pixels, or records where its members are classifiers."""
+        """What its scores count: pixels, or records if its members are classifiers."""
         tasks = {about["recipe"]["model"].get("task", "segment") for about in self._abouts()}
         return "record" if tasks == {"classify"} else "pixel"
 
     def filelist(self) -> FileList:
-        """Return the folds of the records that the members were made with."""
+        """Return the file list that the members were trained with."""
         return read_filelist(self.path / FILELIST)
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
-    """Return the content of `ensemble.json` in a folder; None where there is none, or one of another version."""
+    """Return the content of `ensemble.json` in a folder; None if it is missing or of another version."""
     content = read_json(path / DESCRIPTION)
     if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
         return None
@@ -130,7 +134,7 @@ def read_ensemble(path: Path) -> Ensemble:
     """Read an ensemble's folder.
 
     Raises:
-        DataError: it holds no ensemble of this version, or a member's file is not the one that was merged.
+        DataError: there is no ensemble of this version, or a member's file is missing or changed.
     """
     content = read_description(path)
     if content is None:
@@ -146,7 +150,7 @@ def read_ensemble(path: Path) -> Ensemble:
         if not (path / member.file).is_file() or sha256(path / member.file) != member.sha256:
             raise DataError(
                 f"{path / member.file} is missing or damaged; restore it, or make the ensemble again with "
-                f"`{again(content['request'], path)}` and the options that it had"
+                f"`{again(content['request'], path)}` and its former options"
             )
     options, steps = Options(**content.pop("options")), tuple(Step(**step) for step in content.pop("steps"))
     inputs = content.pop("inputs", None)
@@ -161,7 +165,7 @@ def again(request: Mapping[str, Any], path: Path) -> str:
 
 
 def write_ensemble(ensemble: Ensemble) -> None:
-    """Write `ensemble.json`, whose members lie in the folder already; those of an ensemble that was here before go."""
+    """Write `ensemble.json`, after its members were written; remove the members of a previous ensemble."""
     content = asdict(replace(ensemble, path=Path()))
     del content["path"]
     write_atomic(ensemble.path / DESCRIPTION, to_json({"format": FORMAT, "version": VERSION} | content))

@@ -1,4 +1,4 @@
-"""How an ensemble is made, and what each choice may be; without torch, so that a login node can check it."""
+"""The options of an aggregation and their valid values; without torch, so that a login node can check them."""
 
 import re
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from contrails.errors import RecipeError, choices
 from contrails.runs.folder import run_of
 
 MERGE_RULES = ("mean", "logits", "median", "median-mean", "vote")
-"""Rules by which the probabilities of members become one; see `contrails.aggregate.members.merge`."""
+"""Rules that merge the probabilities of members; see `contrails.aggregate.members.merge`."""
 
 ELEMENTS = {"none": (0,), "flips": (0, 1, 2, 3), "d4": tuple(range(8))}
-"""Dihedral elements of the words of --tta; `scales` and `crop` add views to them."""
+"""Dihedral elements for the words of --tta; `scales` and `crop` add further views."""
 
 AUTO, SOUP = "auto", "soup"
 AVERAGE = re.compile(r"(last|best)([1-9][0-9]*)")
-"""An average of so many epochs."""
+"""Matches an average of a number of epochs."""
 
 _WEIGHTS = ("best", "final", "ema", "swa", AUTO, SOUP, "last5", "best5")
 _VIEWS = (*ELEMENTS, "scales", "crop")
@@ -23,7 +23,7 @@ _VIEWS = (*ELEMENTS, "scales", "crop")
 
 @dataclass(frozen=True)
 class Options:
-    """How an ensemble is made; see `contrails aggregate --help`."""
+    """The options of an aggregation; see `contrails aggregate --help`."""
 
     weights: str = AUTO
     merge: str = "mean"
@@ -38,7 +38,7 @@ class Options:
         """Check what can be checked without the runs.
 
         Raises:
-            RecipeError: an option has no such value.
+            RecipeError: an option has an invalid value.
         """
         if self.weights not in _WEIGHTS and not AVERAGE.fullmatch(self.weights):
             raise RecipeError(f"--weights {self.weights}: {choices(self.weights, _WEIGHTS)} (or another number)")
@@ -48,7 +48,7 @@ class Options:
 
 
 def made_by(path: Path) -> str:
-    """Return the command that makes the ensemble again that `path` is, or lies in, to be typed."""
+    """Return the command, to be typed, that makes the ensemble that `path` is or lies in."""
     run = run_of(path)
     return f"`contrails aggregate {'RUN' if run is None else run.typed}`"
 
@@ -57,7 +57,7 @@ def require_views(text: str) -> None:
     """Check the words of --tta.
 
     Raises:
-        RecipeError: an unknown word.
+        RecipeError: a word is unknown.
     """
     if wrong := [word for word in text.split("+") if word not in _VIEWS]:
         raise RecipeError(f"--tta {text}: expected words joined by +; {choices(wrong[0], _VIEWS)}")

@@ -1,6 +1,6 @@
-"""What an aggregation left in its folder, read without torch: figures, steps, out-of-fold predictions.
+"""Reading the results of an aggregation without torch: scores, steps, out-of-fold predictions.
 
-For reports and comparisons, which make nothing themselves.
+Reports and comparisons use it.
 """
 
 from pathlib import Path
@@ -16,19 +16,19 @@ from contrails.runs.folder import ALL, Run
 
 
 def stored_out_of_fold(run: Run, folder: Path, figures: dict[str, Any]) -> Scored:
-    """Return the records that the run's members in an ensemble validated on, with the probabilities of these members.
+    """Return the records that the run's members validated on, with the probabilities of these members.
 
     Raises:
-        DataError: the dataset or the predictions are not there, or no longer what was aggregated.
+        DataError: the dataset or the predictions are missing, or differ from what was aggregated.
     """
     dataset = open_dataset(Path(figures["request"]["dataset"]["path"]))
     if dataset.fingerprint != figures["request"]["dataset"]["fingerprint"]:
-        raise DataError(f"{dataset.path} is not the dataset that {folder} was made with; put the old file back")
+        raise DataError(f"{dataset.path} is not the dataset that {folder} was made with; restore the old file")
     names = [member["run"] for member in figures["members"]]
     name = run.name if run.name in names else names[0]  # the folder may have been renamed
     keys = [key for stem in sorted(figures["request"]["folds"]) if (key := _fold_of(stem, name)) not in (None, ALL)]
     if not keys:
-        raise DataError(f"{folder} has no fold with validation records, so nothing was predicted out of fold")
+        raise DataError(f"{folder}: expected folds with validation records, found none; aggregate such folds")
     found = [(key, *read_predictions(folder / "out_of_fold" / f"{name}-fold{key}.h5")) for key in keys]
     rows = np.concatenate([dataset.rows(record_ids) for _, record_ids, _ in found])
     parts = np.concatenate([np.full(len(record_ids), fold) for fold, record_ids, _ in found])
@@ -37,7 +37,7 @@ def stored_out_of_fold(run: Run, folder: Path, figures: dict[str, Any]) -> Score
 
 
 def scored_by(figures: dict[str, Any]) -> By:
-    """Return what the scores of an ensemble count; those of the first builds always counted pixels."""
+    """Return what the scores of an ensemble count; those of the first versions always counted pixels."""
     return "record" if figures["scores"].get("scored_by") == "record" else "pixel"
 
 

@@ -1,6 +1,6 @@
-"""What a shell completes after Tab: names of runs and sites, and keys of recipes; names of files it knows itself.
+"""Shell completion of run names, site names and recipe keys; the shell itself completes file names.
 
-Nothing heavy is imported, and what cannot be read completes nothing: no message may get into the line that is typed.
+Nothing heavy is imported. Errors are ignored, since a message would appear in the line that the user is typing.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from contrails.runs.folder import all_runs
 
 
 def complete_runs(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the names of runs, or of folders where a path is typed."""
+    """Complete the name of a run, or a folder if the text looks like a path."""
     if "/" in incomplete or incomplete.startswith("."):
         return [CompletionItem(incomplete, type="dir")]
     with suppress(ContrailsError, OSError):
@@ -24,14 +24,14 @@ def complete_runs(_: click.Context, __: click.Parameter, incomplete: str) -> lis
 
 
 def complete_sites(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the names of sites."""
+    """Complete the name of a site."""
     with suppress(ContrailsError, OSError):
         return _items({*BUILT_IN, *(path.stem for path in profile_files())}, incomplete)
     return []
 
 
 def complete_keys(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the keys of recipes, with the sign that a value follows."""
+    """Complete a key of a recipe, followed by `=`."""
     from contrails.recipe.reading import keys
     from contrails.recipe.recipe import Recipe
 

@@ -1,7 +1,7 @@
 """The `contrails` command: finds its subcommands by name and turns the project's errors into exit codes.
 
-A subcommand's module is imported when it runs, and imports torch, pandas and the like inside its functions, so that
-help, submission and status start at once on a login node.
+The module of a subcommand is imported only when it runs, and imports torch, pandas and the like inside its functions.
+So help, submission and status start at once on a login node.
 """
 
 import json
@@ -45,24 +45,25 @@ _SECTIONS = {
     },
     "Results": {
         "aggregate": ("contrails.cli.results.aggregate", "Merge the finished folds of RUN into an ensemble."),
-        "predict": ("contrails.cli.results.predict", "Predict INPUT with ENSEMBLE into OUT."),
+        "predict": ("contrails.cli.results.predict", "Predict the masks of INPUT with ENSEMBLE into OUT."),
         "evaluate": ("contrails.cli.results.evaluate", "Score ENSEMBLE on the labelled records of DATA."),
-        "submission": ("contrails.cli.results.submission", "Look at submission files."),
-        "report": ("contrails.cli.results.report", "Write RUN as one HTML file that needs no network."),
-        "runs": ("contrails.cli.results.runs", "List every experiment."),
-        "compare": ("contrails.cli.results.compare", "Show two runs side by side."),
-        "note": ("contrails.cli.results.note", "Add a remark or a leaderboard score to RUN."),
+        "submission": ("contrails.cli.results.submission", "Check submission files."),
+        "report": ("contrails.cli.results.report", "Write a report of RUN as one HTML file."),
+        "runs": ("contrails.cli.results.runs", "List all runs with scores, hours and changed recipe keys."),
+        "compare": ("contrails.cli.results.compare", "Compare two runs: recipes, curves and scores."),
+        "note": ("contrails.cli.results.note", "Add a note or a leaderboard score to RUN."),
     },
     "Site": {
-        "sites": ("contrails.cli.site.sites", "List the sites."),
+        "sites": ("contrails.cli.site.sites", "List the sites where folds can run."),
         "doctor": ("contrails.cli.site.doctor", "Check the scheduler, the environment and the GPU of a site."),
-        "drill": ("contrails.cli.site.drill", "Kill a small training at random moments and compare the bits."),
-        "usage": ("contrails.cli.site.usage", "Show the hours of RUN by fold, or of all runs by run and user."),
+        "drill": ("contrails.cli.site.drill", "Kill a small training repeatedly and compare its results."),
+        "usage": ("contrails.cli.site.usage", "Show the hours used by RUN per fold, or by all runs."),
     },
 }
-"""Where each command lives, and how its own help begins, by what it is about and in the order of use.
+"""The module and the short help of each command, by section, in the order of use.
 
-The function has the command's name. A list of commands is written from this table, so that it imports none of them.
+The short help is the first sentence of the command's docstring; a test compares them. It is repeated here so that
+`contrails --help` imports no command. The function in the module has the command's name.
 """
 
 _COMMANDS = {name: entry for commands in _SECTIONS.values() for name, entry in commands.items()}
@@ -74,7 +75,7 @@ class _LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
-            if ctx.resilient_parsing:  # a shell completes what follows
+            if ctx.resilient_parsing:  # the shell asks for completions
                 return None
             ctx.fail(f"no command '{cmd_name}'; {choices(cmd_name, _COMMANDS)}")
         module, _ = _COMMANDS[cmd_name]
@@ -109,7 +110,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; the exit code is 0, or that of the error (see `contrails.errors`)."""
+    """Run the command line and exit with 0, or with the exit code of the error (see `contrails.errors`)."""
     open_streams()
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `contrails.__main__`
@@ -132,13 +133,13 @@ def main() -> None:
     except MemoryError as error:
         _fail(
             NodeError(
-                f"not enough memory: {error or 'none is left'}; go to a machine or a job with more, or ask for less"
+                f"not enough memory: {error or 'none is left'}; use a machine or job with more memory, or ask for less"
             )
         )
     except OSError as error:
         if error.filename is None:
             raise
-        # a path that no command looked at before it used it
+        # a path that no command has checked before using it
         _fail(refused(error, Path(os.fsdecode(error.filename))))
 
 
@@ -160,11 +161,11 @@ def _print_as_json(code: str, exit_code: int, message: str) -> None:
 
 
 def _require_names(words: Sequence[str]) -> None:
-    """Check that the current folder exists, and that all names are text, which tables and JSON can hold.
+    """Check that the current folder exists, and that all names are valid UTF-8, which tables and JSON need.
 
     Raises:
         StorageError: the current folder was removed.
-        UsageError: a name is no UTF-8.
+        UsageError: a name is not valid UTF-8.
     """
     try:
         folder = os.getcwd()  # noqa: PTH109 - Path.cwd is the same
@@ -178,6 +179,6 @@ def _require_names(words: Sequence[str]) -> None:
             name.encode()
         except UnicodeEncodeError as error:
             raise click.UsageError(
-                f"expected names in UTF-8, found {os.fsencode(name)!r}; rename what is called so, or set a locale in "
-                "UTF-8: `export LC_ALL=C.UTF-8`"
+                f"expected names in UTF-8, found {os.fsencode(name)!r}; rename that file or folder, or set a locale "
+                "with UTF-8: `export LC_ALL=C.UTF-8`"
             ) from error

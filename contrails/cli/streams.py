@@ -1,7 +1,7 @@
-"""The standard streams of the command line: closed, full, without a reader, or of an encoding that lacks a character.
+"""Standard streams that may be closed, full, without a reader, or in an encoding that lacks a character.
 
-Output that cannot be written is an error, for somebody waits for it; a message that cannot be written is not, for no
-work should end because nobody reads about it.
+A failed write to standard output is an error, since the output is lost. A failed write to standard error is ignored,
+since a lost message must not end the work.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class ReaderGone(Exception):
-    """Whoever read the output has seen enough, as in `contrails status | head`."""
+    """The reader has closed the pipe, as in `contrails status | head`."""
 
 
 class _Output(io.FileIO):
-    """Standard output; what follows a write that failed is dropped, so that it fails once."""
+    """Standard output that raises on the first failed write only; later writes are dropped."""
 
     def __init__(self, descriptor: int, *, was_closed: bool) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -41,7 +41,7 @@ class _Output(io.FileIO):
         except OSError as error:
             self._lost = True
             raise StorageError(
-                f"cannot write to the standard output: {reason_of(error)}; what the command has done stays done: "
+                f"cannot write to the standard output: {reason_of(error)}; the work of the command is done: "
                 "send its output elsewhere, such as to `> FILE`, and run it again"
             ) from error
 
@@ -54,7 +54,7 @@ class _Messages(io.FileIO):
 
 
 def open_streams() -> None:
-    """Make all three streams usable: those that are closed become /dev/null, so that no file gets their number."""
+    """Open all three streams: a closed one becomes /dev/null, so that no other file gets its descriptor."""
     closed = {descriptor for descriptor in range(3) if _is_closed(descriptor)}
     for descriptor in sorted(closed):
         null = os.open(os.devnull, os.O_RDWR)
@@ -74,6 +74,6 @@ def _is_closed(descriptor: int) -> bool:
 
 
 def _text(raw: io.FileIO, was: TextIO | None) -> io.TextIOWrapper:
-    """Return a stream in the encoding that it had; characters that it lacks are written as \\x and their number."""
+    """Return a stream in the encoding of the old one; characters outside of it are written as escapes such as \\xe9."""
     encoding = "utf-8" if was is None else was.encoding
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)

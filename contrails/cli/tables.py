@@ -1,7 +1,7 @@
-"""Tables that fit the terminal: no word is broken, and what matters least is left out first.
+"""Tables that fit the terminal: words are wrapped, and the least important columns are left out first.
 
-A cell folds at the ends of its words. A word that is wider than its column, such as a path, is folded behind a
-separator; only a piece that is too wide even so is shortened in its middle.
+A cell wraps at the ends of its words. A word wider than its column, such as a path, wraps after a separator; a piece
+that is still too wide is shortened in its middle.
 """
 
 import os
@@ -17,11 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 _PIPED = 160
-"""Columns where the output is no terminal and $COLUMNS is not set."""
+"""Width in characters if the output is not a terminal and $COLUMNS is not set."""
 _PIECE = re.compile(r"(?:[^-_./=,;:|]|[-.,:](?=[0-9]))*[-_./=,;:|]*")
-"""What a word is folded into: it ends behind separators that are not those of a number."""
+"""The pieces that a word can be wrapped into: each ends after separators, except those inside a number."""
 _TEXT = 16
-"""A column of text is left out rather than made narrower than this, if it has as much to say."""
+"""Smallest width of a text column with that much text; if there is less room, the column is left out."""
 _SHORTEST = 4
 
 Cell = str | Text
@@ -31,8 +31,8 @@ Cell = str | Text
 class Column:
     """A column of a table.
 
-    Of what does not fit, the column with the highest `rank` is left out first; one with rank 0 always stays. Of a
-    `whole` column, such as numbers and names, no word is folded while all columns have room.
+    If the table is too wide, columns are left out from the highest `rank` down; those with rank 0 always stay. Words
+    of a `whole` column, such as numbers and names, are not wrapped unless even the columns of rank 0 have no room.
     """
 
     heading: str
@@ -42,7 +42,7 @@ class Column:
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell] | None], title: str = "") -> None:
-    """Print a table as wide as the output is; None in place of a row draws a line."""
+    """Print a table that fits the output; None instead of a row draws a line."""
     console = new_console()
     if title:
         console.print(title, style="italic", soft_wrap=True)
@@ -50,7 +50,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell] | None]
 
 
 def new_console(*, stderr: bool = False) -> Console:
-    """Return the console for tables, which knows the width of the output."""
+    """Return a console for tables, whose width is that of the output."""
     console = Console(markup=False, highlight=False, stderr=stderr)
     piped = not console.is_terminal and "COLUMNS" not in os.environ
     return Console(markup=False, highlight=False, stderr=stderr, width=_PIPED) if piped else console
@@ -85,7 +85,7 @@ def _columns(columns: Sequence[Column], rows: Sequence[Sequence[Cell] | None]) -
 
 
 def _need(column: Column, cells: Sequence[str]) -> int:
-    """Return how narrow a column can be without a broken word."""
+    """Return the smallest width of a column at which no word is broken."""
     words = [word for cell in cells for word in cell.split()]
     if column.right or column.whole:
         return max(map(cell_len, words), default=0)
@@ -95,12 +95,12 @@ def _need(column: Column, cells: Sequence[str]) -> int:
 
 
 def _frame(count: int) -> int:
-    """Return what the lines between columns and their padding take."""
+    """Return the width of all separators and padding."""
     return 2 * count + 1
 
 
 def _shown(columns: Sequence[Column], needs: Sequence[int], width: int) -> list[int]:
-    """Return the numbers of the columns that stay."""
+    """Return the indices of the columns that are not left out."""
     shown = list(range(len(columns)))
     while sum(needs[index] for index in shown) + _frame(len(shown)) > width:
         last = max(shown, key=lambda index: columns[index].rank)
@@ -111,7 +111,7 @@ def _shown(columns: Sequence[Column], needs: Sequence[int], width: int) -> list[
 
 
 def _widths(needs: Sequence[int], wants: Sequence[int], width: int) -> list[int]:
-    """Share a width out: first what columns need, then one character each in turn to those that want more."""
+    """Return column widths: at first what each column needs, then one character in turn to each that wants more."""
     widths = list(needs)
     while sum(widths) > width and max(widths) > _SHORTEST:
         widths[widths.index(max(widths))] -= 1
@@ -128,7 +128,7 @@ def _fitted(cell: Cell, width: int) -> Text:
 
 
 def _fold(text: str, width: int) -> str:
-    """Return a text in lines of at most `width`, folded at the ends of words, else behind separators."""
+    """Return text as lines of at most `width` characters, wrapped at the ends of words, else after separators."""
     return "\n".join(line for part in text.splitlines() for line in _lines(part, width))
 
 

@@ -1,1 +1,1 @@
-"""Where and how the folds of a run are started."""
+"""Submitting the folds of a run as jobs, running them, and reporting their state."""

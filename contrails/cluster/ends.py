@@ -1,8 +1,8 @@
-"""The end of an attempt as its file says it, and how often it may be followed by another.
+"""`ended.json`: why an attempt ended, and how many retries its cause has left.
 
-`attempts/<nnn>/ended.json` is written by what outlives the attempt: the launcher, or else the teardown of its batch
-script, or else the launcher of the same job's next start. It holds the cause, the last step that a snapshot covers, and
-whether the job was handed over.
+`attempts/<nnn>/ended.json` is written by a process that outlives the attempt: the launcher; otherwise the teardown of
+the batch script; otherwise the launcher of the job's next start. It holds the cause, the last step that a snapshot
+covers, and whether the job handed over to its continuation.
 """
 
 import itertools
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class End:
-    """The content of `ended.json`; `lasted_s` is how long its job had run by then, where that is known."""
+    """The content of `ended.json`; `lasted_s` is how many seconds its job had run, if known."""
 
     cause: Cause
     step: int
@@ -31,13 +31,13 @@ class End:
 def write_end(
     fold: Fold, attempt: Attempt, cause: Cause, *, handed_over: bool = False, lasted_s: float | None = None
 ) -> None:
-    """Say why an attempt ended, for good or, with `handed_over`, until the job starts again."""
+    """Record why an attempt ended; with `handed_over`, the job continues the fold when it starts again."""
     content = {"cause": cause, "step": covered_step(fold), "handed_over": handed_over, "lasted_s": lasted_s}
     write_atomic(attempt.ended, to_json(content))
 
 
 def read_end(attempt: Attempt) -> End | None:
-    """Return why an attempt ended, or None where nobody has said so."""
+    """Return why an attempt ended; None if that was not recorded."""
     content = read_hint(attempt.ended)
     if content.get("cause") not in get_args(Cause):
         return None
@@ -46,17 +46,17 @@ def read_end(attempt: Attempt) -> End | None:
 
 
 def retries_left(fold: Fold, cause: Cause, retries: "Retries") -> int:
-    """Return how often an attempt that ended for this cause may still be followed by another of itself."""
+    """Return how many more attempts may follow one that ended for this cause."""
     return budget(cause, retries) + 1 - num_ended(fold, cause)
 
 
 def budget(cause: Cause, retries: "Retries") -> int:
-    """Return how often in a row an end for this cause is tried again; an error and a cancelled job never are."""
+    """Return how many ends in a row for this cause are retried; 0 for an error or a cancelled job."""
     return cast(int, getattr(retries, cause, 0))
 
 
 def num_ended(fold: Fold, cause: Cause) -> int:
-    """Return how many attempts in a row, up to the last one, have ended for this cause without a new snapshot."""
+    """Return how many attempts in a row, up to the newest, have ended for this cause without a new snapshot."""
     step = covered_step(fold)
     ends = map(read_end, reversed(fold.attempts()))
     same = itertools.takewhile(lambda end: end is not None and (end.cause, end.step) == (cause, step), ends)

@@ -1,4 +1,4 @@
-"""Whether a fold that was killed had come near to the memory of its job: only then does more memory help."""
+"""Whether a killed fold had nearly used up the memory of its job; only then more memory helps."""
 
 import resource
 import sys
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import psutil
 
 _FAR = 0.5
-"""Share of the limit below which a kill was not for memory."""
+"""Fraction of the limit; a process killed below it was not killed for memory."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most memory that was used, and what there was of it, in GB."""
+    """The peak memory in use, and the limit, in GB."""
 
     used_gb: float
     limit_gb: float
 
     @property
     def is_far(self) -> bool:
-        """Whether the limit was far away, so that something else ended what was killed."""
+        """Whether the peak was so far below the limit that memory was not the reason."""
         return self.used_gb < _FAR * self.limit_gb
 
     def __str__(self) -> str:
@@ -27,11 +27,11 @@ class Peak:
 
 
 def peak_of(used_gb: float, memory_gb: float | None) -> Peak:
-    """Return a peak under a job's memory; without a limit of its own, under that of this machine."""
+    """Return a peak with the job's memory as its limit, or this machine's memory if the job has none."""
     return Peak(used_gb, memory_gb or psutil.virtual_memory().total / 1e9)
 
 
 def used_by_children_gb(num_processes: int) -> float:
-    """Return what so many processes side by side have used at most, if each was as large as the largest that ended."""
+    """Return an upper bound of the peak memory of that many processes, each as large as the largest ended child."""
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return num_processes * largest / 1e9

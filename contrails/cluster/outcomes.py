@@ -1,7 +1,6 @@
-"""How an attempt can end: one table of causes, exit codes, whether it is tried again, and what the user does next.
+"""The table of causes for which an attempt can end: exit code, retries, and what the user does next.
 
-The launcher, the teardown of a batch script, `contrails status` and the table in jobs/sites/README.md all say what
-stands here.
+The launcher, the teardown of a batch script, `contrails status` and the table in jobs/sites/README.md all use it.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ Cause = Literal[
     "lost",
     "refused",
 ]
-"""Why an attempt or a job ended without being done."""
+"""Why an attempt or a job ended without finishing its fold."""
 
 _KILLED = 128 + signal.SIGKILL
 _SITE = "then go on with `contrails resume {run} --site {site}`"
@@ -38,19 +37,19 @@ _RESUME = "go on with `contrails resume {run}`"
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row of the table."""
+    """One row of the table."""
 
     seen: str
-    """By what it is known, for jobs/sites/README.md."""
+    """How the cause is recognised; text of jobs/sites/README.md."""
     action: str
-    """What is done without anybody logged in, for jobs/sites/README.md."""
+    """What happens automatically; text of jobs/sites/README.md."""
     next_step: str
-    """What the user does where nothing more is done by itself; `next_step` fills in run, site and dataset."""
+    """What the user does when there are no automatic retries left; `next_step` fills in run, site and dataset."""
     exit_code: int | None = None
-    """Of the fold's process, where that says it, as a shell has it."""
+    """Exit code of the fold's process for this cause, if it has one; 128 + N for signal N."""
     is_final: bool = False
-    """Whether another attempt would meet the same again, so that there is none by itself; else `[retries]` says how
-    often there is."""
+    """Whether another attempt would fail in the same way, so that there are no automatic retries; otherwise
+    `[retries]` of the site profile gives their number."""
 
 
 OUTCOMES: dict[Cause, Outcome] = {
@@ -62,12 +61,12 @@ OUTCOMES: dict[Cause, Outcome] = {
     "preemption": Outcome(
         seen="the scheduler's signal, or a job that it has started again",
         action="snapshot where there is time, then back into the queue",
-        next_step=f"{_RESUME}; --site takes it to a partition that is not preempted",
+        next_step=f"{_RESUME}; with --site it moves to a partition that is not preempted",
     ),
     "node": Outcome(
         seen="the node failed, or lacks the GPU that was asked for",
         action="a job on another node",
-        next_step=f"{_RESUME}; if it comes back, tell the cluster's support which node it was",
+        next_step=f"{_RESUME}; if it happens again, tell the cluster's support which node it was",
         exit_code=NodeError.exit_code,
     ),
     "memory": Outcome(
@@ -80,7 +79,7 @@ OUTCOMES: dict[Cause, Outcome] = {
     "killed": Outcome(
         seen="the same, with less than half of its memory in use",
         action="the same job again",
-        next_step=f"somebody killed it, or its node had no memory left; {_RESUME}",
+        next_step=f"the user, an administrator or a full node killed it; {_RESUME}",
     ),
     "gpu_memory": Outcome(
         seen="CUDA has no memory left",
@@ -98,14 +97,14 @@ OUTCOMES: dict[Cause, Outcome] = {
     "data": Outcome(
         seen="a file that is damaged, missing or not the run's own",
         action="nothing: `contrails status` names file and record",
-        next_step=f"mend the data, then {_RESUME}",
+        next_step=f"repair the data, then {_RESUME}",
         exit_code=DataError.exit_code,
         is_final=True,
     ),
     "error": Outcome(
         seen="a traceback, or a mistake in the recipe",
         action="nothing: `contrails status` says the error and the next step",
-        next_step=f"mend it, then {_RESUME}, or after a change of the code with "
+        next_step=f"fix it, then {_RESUME}, or after a change of the code with "
         "`contrails resume {run} --code current`; another recipe needs a new --name",
         is_final=True,
     ),
@@ -123,7 +122,7 @@ OUTCOMES: dict[Cause, Outcome] = {
     "refused": Outcome(
         seen="a limit of the site does not let the next job in",
         action="asked again while there is time; then the other jobs of the run submit it",
-        next_step="the other jobs of the run submit it when they start or end; where there is none, wait until others "
+        next_step="other jobs of the run submit it when they start or end; if there are none, wait until others "
         f"of your jobs have ended, then {_RESUME}",
     ),
 }
@@ -134,11 +133,11 @@ _STUCK = f"`contrails cancel {{run}}`, change the site profile, {_SITE}"
 
 
 def cause_of_exit(code: int, peak: Peak | None = None) -> Cause:
-    """Return the cause that an exit code stands for.
+    """Return the cause that an exit code means.
 
     Args:
-        code: of a process as Python gives it, negative for a signal, or as a shell does, 128 and the signal.
-        peak: the memory that was used, where it was measured.
+        code: exit code as Python gives it (negative for a signal) or as a shell does (128 + signal).
+        peak: peak memory, if it was measured.
     """
     number = 128 - code if code < 0 else code
     if number == _KILLED and peak is not None and peak.is_far:
@@ -152,14 +151,14 @@ def cause_of_exit(code: int, peak: Peak | None = None) -> Cause:
 def next_step(
     cause: Cause, run: Run, *, never_ran: bool = False, stepless: bool = False, lasted_s: float | None = None
 ) -> str:
-    """Return what to do about a run of which a fold ended for this cause: its commands work when typed.
+    """Return what the user should do after a fold ended for this cause, with commands that work when typed.
 
     Args:
         cause: why it ended.
-        run: whose fold it is.
+        run: the run of the fold.
         never_ran: whether the job was refused before it had a node.
-        stepless: whether the job's last start made no step of the training.
-        lasted_s: how long that start had lasted, None where nobody knows.
+        stepless: whether the job's last start made no training step.
+        lasted_s: seconds that this start had lasted, None if unknown.
     """
     if never_ran and cause == "error":
         return _filled_in(_REFUSED, run)
@@ -170,14 +169,14 @@ def next_step(
 
 
 def unstick(run: Run) -> str:
-    """Return what to do about a job that waits and asks for what it can never get."""
+    """Return what the user should do about a waiting job that can never start."""
     return _filled_in(_STUCK, run)
 
 
 def _filled_in(text: str, run: Run) -> str:
     words = {"run": run.typed, "site": "SITE", "dataset": "DATASET"}
     if "{site}" in text or "{dataset}" in text:
-        with contextlib.suppress(RecipeError, StorageError, KeyError):  # the command itself says what is wrong
+        with contextlib.suppress(RecipeError, StorageError, KeyError):  # the suggested command reports the error
             frozen = read_toml(run.toml, "a run")
             found = {"site": frozen["site"]["name"], "dataset": frozen["recipe"]["data"]["dataset"]}
             words |= {name: shlex.quote(value) for name, value in found.items()}

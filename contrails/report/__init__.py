@@ -1,1 +1,1 @@
-"""What people look at: the page of a run, the log of all runs, two runs side by side."""
+"""Reports for people: the HTML page of a run, the log of all runs, the comparison of two runs."""

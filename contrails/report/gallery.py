@@ -1,4 +1,4 @@
-"""Records to look at: which of them tell most, and their pictures as data URIs."""
+"""The gallery: the most informative records, with their pictures as data URIs."""
 
 import base64
 import io
@@ -17,15 +17,15 @@ from contrails.metrics import NUM_BINS
 from contrails.report.html import render, section
 
 _MOST_PIXELS = 512
-"""Side of a picture; larger records are made smaller."""
+"""Largest side of a picture in pixels; larger records are scaled down."""
 _HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
 _HIT, _FALSE, _MISSED = (255, 255, 255), (230, 120, 0), (60, 160, 255)
-"""White, orange and blue: told apart by all kinds of eyes."""
+"""White, orange and blue, which people with colour blindness can distinguish."""
 
 
 @dataclass(frozen=True)
 class _Record:
-    """A record of the gallery, as its template shows it."""
+    """A record of the gallery, in the form that its template needs."""
 
     record_id: str
     kind: str
@@ -33,7 +33,7 @@ class _Record:
     words: str
     sorted_by: dict[str, str | int]
     pictures: dict[str, str]
-    """Data URIs by name."""
+    """Data URIs by name of the picture."""
 
 
 def gallery_section(
@@ -44,7 +44,7 @@ def gallery_section(
     count: int,
     advance: Callable[[int], None],
 ) -> Markup:
-    """Draw up to `count` records and return the part of the page that shows them; `advance` is told of each."""
+    """Draw up to `count` records and return the section of the page that shows them; `advance` counts them."""
     records = []
     for index, kind in choose(judged, count):
         record_id = scored.dataset.record_ids[int(scored.rows[index])]
@@ -65,7 +65,7 @@ def gallery_section(
 
 
 def _about(judged: Judged, index: int) -> tuple[str, str, dict[str, str | int]]:
-    """Return what a record is called, what is said below its pictures, and what it is sorted by."""
+    """Return a record's label, the text below its pictures, and the values to sort it by."""
     hits, false, missed = (int(each[index]) for each in (judged.hits, judged.false, judged.missed))
     if judged.answers is None:
         dice = judged.dice[index]
@@ -99,15 +99,15 @@ _ORDERS_OF_ANSWERS = {
     "id up": "record",
 }
 _EXPLAINED_ANSWERS = (
-    "Out of fold: each record is shown with the answer of the member that was not trained on it: its probability, and "
-    "the truth, 1 where the record has a positive pixel and 0 where it has none. Found, false and missed are said at "
-    "the threshold of the ensemble. From left to right and top to bottom: false colour image, share of annotators that "
-    "marked a pixel, probability, error, the same for all of a record. Select a record to enlarge it."
+    "Out of fold: each record is shown with the prediction of the member that was not trained on it: its probability, "
+    "and the truth, 1 if the record has a positive pixel and 0 if it has none. Found, false and missed refer to the "
+    "threshold of the ensemble. From left to right and top to bottom: false colour image, fraction of annotators that "
+    "marked a pixel, probability, and error, equal for all pixels of a record. Select a record to enlarge it."
 )
 _EXPLAINED = (
-    "Out of fold: each record is shown as the member saw it that was not trained on it, cut at the threshold of the "
-    "ensemble. From left to right and top to bottom: false colour image, share of annotators that marked a pixel, "
-    "probability, errors. Select a record to enlarge it."
+    "Out of fold: each record is shown with the prediction of the member that was not trained on it, cut at the "
+    "threshold of the ensemble. From left to right and top to bottom: false colour image, fraction of annotators that "
+    "marked a pixel, probability, errors. Select a record to enlarge it."
 )
 
 
@@ -119,7 +119,7 @@ def _pictures(scored: Scored, index: int, threshold: float, steps: Sequence[Step
     image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
     hard, valid = scored.truth(index)
     counted = np.ones_like(hard) if valid is None else valid
-    # of a classifier, one answer to all of a record
+    # a classifier has one truth per record, which applies to all pixels
     hard, counted = (np.broadcast_to(each, probabilities.shape) for each in (hard, counted))
     mask = apply(probabilities, threshold, steps) & counted
     marked = np.where(counted, dataset.votes[row] / max(int(dataset.annotators[row]), 1), 0.0)
@@ -133,7 +133,7 @@ def _pictures(scored: Scored, index: int, threshold: float, steps: Sequence[Step
 
 
 def _errors(image: np.ndarray, mask: np.ndarray, hard: np.ndarray) -> np.ndarray:
-    """Return hits, false alarms and misses over a faint image, uint8 (H, W, 3)."""
+    """Return true positives, false positives and false negatives over a faint image, uint8 (H, W, 3)."""
     grey = image.mean(axis=2, keepdims=True)
     picture = _as_bytes(np.repeat(0.12 + 0.3 * grey, 3, axis=2))
     for where, colour in ((mask & hard, _HIT), (mask & ~hard, _FALSE), (hard & ~mask, _MISSED)):
@@ -142,7 +142,7 @@ def _errors(image: np.ndarray, mask: np.ndarray, hard: np.ndarray) -> np.ndarray
 
 
 def _heat(values: np.ndarray) -> np.ndarray:
-    """Return values from 0 to 1 in colours from black to yellow, uint8 (H, W, 3)."""
+    """Return values from 0 to 1 as colours from black to yellow, uint8 (H, W, 3)."""
     places = np.linspace(0, 1, len(_HEAT))
     channels = [np.interp(values, places, channel) for channel in _HEAT.T]
     return np.stack(channels, axis=2).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Pieces of the page as HTML: made by the templates beside this file, which escape whatever comes from outside."""
+"""Parts of the page as HTML, rendered by the templates beside this file, which escape all text."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ parts: Any = _TEMPLATES.get_template("parts.html").module
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: its text, what it is sorted by if not by that, and classes of the style sheet."""
+    """A cell of a table: its text, the value to sort by (default: the text), and classes of the style sheet."""
 
     text: str
     value: float | str | None = None
@@ -30,12 +30,12 @@ class Cell:
 
 
 def render(template: str, **values: Any) -> Markup:
-    """Return what a template makes of values; text that is no `Markup` is escaped."""
+    """Return a rendered template; text that is not `Markup` is escaped."""
     return Markup(_TEMPLATES.get_template(template).render(**values))  # noqa: S704 - the template has escaped it
 
 
 def section(name: str, title: str, *content: Markup) -> Markup:
-    """Return a part of the page that the navigation leads to."""
+    """Return a section of the page, which the navigation links to."""
     made: Markup = parts.section(name, title, content)
     return made
 
@@ -48,7 +48,7 @@ def table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[Cell | 
 
 
 def number(value: float | None, digits: int = 4) -> Cell:
-    """Return a number as a cell; empty where there is none."""
+    """Return a number as a cell; empty if it is missing or not finite."""
     if value is None or not math.isfinite(value):
         return Cell("", "")
     return Cell(f"{value:.{digits}f}", value)

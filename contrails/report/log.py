@@ -1,7 +1,7 @@
-"""The experiment log: what every run tried, what came of it and what it cost, read from the run folders.
+"""The experiment log: recipe, scores and cost of every run, read from the run folders.
 
-Imports neither torch nor pandas, and reads only small files, so that hundreds of runs are listed at once. A run of an
-older version is listed with what it has.
+Imports neither torch nor pandas and reads only small files, so that hundreds of runs are listed at once. A run of an
+older version is listed with the values that it has.
 """
 
 import hashlib
@@ -26,10 +26,11 @@ from contrails.user import user_name
 class Entry:
     """A run in the log.
 
-    `recipe` has every key of it, defaults filled in; `differs` those that are not as in `compared_to`: the run that it
-    started from, or the baseline. `dice` is the cross-fitted out-of-fold score of its aggregation; of one fold there is
-    none, but `one_fold`, with the threshold that is best on the fold's own validation records. `kind` says what a run
-    is that is no experiment: debug, overfit or drill; `scored_by` what its scores count, pixel or record.
+    `recipe` has every key, with defaults filled in; `differs` has those that differ from `compared_to`, which is the
+    run that it started from, or the baseline. `dice` is the cross-fitted out-of-fold score of the aggregation. An
+    aggregation of one fold has `one_fold` instead, at the threshold that is best on the fold's own validation records.
+    `kind` is debug, overfit or drill for a run that is no experiment. `scored_by` is what the scores count, pixel or
+    record.
     """
 
     name: str
@@ -53,9 +54,9 @@ class Entry:
 
 
 def read_log(runs: Sequence[Run], baseline: Run | None = None) -> list[Entry]:
-    """Return the entries of runs; each differs from the run it started from, or from `baseline`.
+    """Return the entries of runs; each is compared to the run that it started from, or else to `baseline`.
 
-    That is the oldest experiment where none is given.
+    The default baseline is the oldest experiment.
     """
     entries = _remembered(runs)
     recipes = {entry.name: entry.recipe for entry in entries}
@@ -68,18 +69,18 @@ def read_log(runs: Sequence[Run], baseline: Run | None = None) -> list[Entry]:
 
 
 def add_note(run: Run, text: str, leaderboard: float | None) -> None:
-    """Append a remark and a leaderboard score to a run."""
+    """Append a note and a leaderboard score to a run."""
     row = {"time": time.time(), "user": user_name(), "text": text, "leaderboard": leaderboard}
     append_json_line(run.notes, row, durable=True)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of `new` that are not as in `old`; None for a key that only `old` has."""
+    """Return the keys of `new` that differ from `old`; None for a key that only `old` has."""
     return {key: new.get(key) for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
 
 
 def shown(values: dict[str, Any]) -> str:
-    """Return keys and values as one would type them after -o."""
+    """Return keys and values as they would be typed after -o."""
     return ", ".join(f"{key}={_text(value)}" for key, value in values.items())
 
 
@@ -92,7 +93,7 @@ def _text(value: Any) -> str:
 
 
 def _remembered(runs: Sequence[Run]) -> list[Entry]:
-    """Return the entries of runs; those of finished runs are kept in a file under the root, which may be removed."""
+    """Return the entries of runs; those of finished runs are cached in a file under the root, which may be deleted."""
     cache = runs_root() / ".log.json"
     known = read_hint(cache)
     found = {str(run.path): (_stamp(run), run) for run in runs}
@@ -102,13 +103,13 @@ def _remembered(runs: Sequence[Run]) -> list[Entry]:
         entries[path] = _from_json(kept["entry"]) if stamp and kept.get("stamp") == stamp else _entry(run)
     fresh = {path: {"stamp": stamp, "entry": asdict(entries[path])} for path, (stamp, _) in found.items() if stamp}
     if any(known.get(path, {}).get("stamp") != each["stamp"] for path, each in fresh.items()):
-        with suppress(StorageError):  # the root may be somebody else's
+        with suppress(StorageError):  # the root may belong to another user
             write_atomic(cache, to_json({path: each for path, each in (known | fresh).items() if Path(path).exists()}))
     return list(entries.values())
 
 
 def _stamp(run: Run) -> list[int | str]:
-    """Return what changes when the entry of a finished run does; empty for a run that is not finished."""
+    """Return values that change when the entry of a finished run does; empty if the run is not finished."""
     folds = run.folds()
     if not folds or not all(fold.done.exists() for fold in folds):
         return []
@@ -139,7 +140,7 @@ def _read(run: Run) -> Entry:
     best = [result["best_dice"] for result in results if result.get("best_dice") is not None]
     recipe = _filled(frozen) if frozen else {}
     by = "record" if recipe.get("model.task") == "classify" else "pixel"
-    if scores.get("scored_by", "pixel") != by:  # of the first builds, which counted a classifier's pixels
+    if scores.get("scored_by", "pixel") != by:  # the first versions counted a classifier's pixels
         scores = {}
     dice = scores.get("dice", scores.get("dice_cross_fitted"))
     return Entry(
@@ -163,7 +164,7 @@ def _read(run: Run) -> Entry:
 
 
 def _kind(recipe: dict[str, Any]) -> str:
-    """Return what a run is that is no experiment; "" of one that is."""
+    """Return the kind of a run that is no experiment; "" for an experiment."""
     if _OF_DRILL.fullmatch(Path(str(recipe.get("data.dataset", ""))).parent.name):
         return "drill"
     return "overfit" if recipe.get("data.overfit") else "debug" if recipe.get("data.limit") else ""
@@ -179,7 +180,7 @@ def _compared(entry: Entry, recipes: dict[str, dict[str, Any]], base: str) -> En
 
 def _filled(frozen: dict[str, Any]) -> dict[str, Any]:
     values = _DEFAULTS | _flat(frozen.get("recipe", {}))
-    if values.get("train.steps"):  # then they are not used, whatever an older version has written down
+    if values.get("train.steps"):  # then they are unused, whatever an older version recorded
         values.pop("train.epochs", None)
     return values
 
@@ -192,11 +193,11 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 _OF_DRILL = re.compile(r"\.drill-[0-9a-f]{6}")
-"""Folders of the data that drills make for themselves."""
+"""Pattern of the data folders that drills create."""
 
 
 def _defaults() -> dict[str, Any]:
-    """Return the keys of a recipe that nobody set, as TOML would read them; it has no null."""
+    """Return the default values of a recipe as TOML would read them, which has no null."""
     required = {"data": {"dataset": "-", "filelist": "-"}}
     values = _flat(Recipe.model_validate(required).model_dump(mode="json", exclude_none=True))
     return {key: value for key, value in values.items() if value != "-"}
@@ -206,4 +207,4 @@ _DEFAULTS = _defaults()
 _LAYOUT = hashlib.sha256(
     to_json([[each.name for each in (*fields(Entry), *fields(Usage))], _DEFAULTS]).encode()
 ).hexdigest()[:16]
-"""Names what an entry is made of: one that was kept by another version is not used."""
+"""Names of the parts of an entry; a cached entry of another version is not used."""

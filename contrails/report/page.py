@@ -1,7 +1,7 @@
-"""The report of a run: one HTML file that needs nothing but itself.
+"""The report of a run: one HTML file that loads nothing else.
 
-It is made of what is there: while folds still train, of their snapshots' metrics; after an aggregation, of its
-out-of-fold predictions too. What is missing is said in its place.
+It shows what exists: the metrics up to the last snapshot while folds train; also the out-of-fold predictions after an
+aggregation. It says what is missing, and how to make it.
 """
 
 from collections.abc import Sequence
@@ -39,10 +39,10 @@ def build_page(run: Run, states: Sequence[FoldState], folder: Path, num_records:
     """Return the report as HTML.
 
     Args:
-        run: what is reported.
-        states: where its folds stand.
-        folder: of the aggregation whose predictions are shown, if it is there.
-        num_records: how many records the gallery shows.
+        run: the run.
+        states: the states of its folds.
+        folder: folder of the aggregation to show, which may be missing.
+        num_records: number of records in the gallery.
     """
     figures = read_description(folder)
     body = [
@@ -67,7 +67,7 @@ def build_page(run: Run, states: Sequence[FoldState], folder: Path, num_records:
 
 
 def _tiles(run: Run, states: Sequence[FoldState], figures: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """Return the figures at the top of the page, each with what it is."""
+    """Return the numbers at the top of the page, each with its label."""
     done = sum(state.state == "done" for state in states)
     usage = sum((state.usage for state in states), UNUSED)
     device = "GPU-hours" if usage.num_gpus else "hours on the CPU"
@@ -81,7 +81,7 @@ def _tiles(run: Run, states: Sequence[FoldState], figures: dict[str, Any] | None
             f"mean of the best validation {dice_name(run)} of {len(best)} fold{'s' * (len(best) != 1)}",
         ),
         (f"{factor * usage.hours:.2f}", f"{device}, {factor * usage.hours_lost:.2f} of them lost"),
-        ("–" if usage.efficiency is None else f"{100 * usage.efficiency:.1f}%", "of the time in steps that count"),
+        ("–" if usage.efficiency is None else f"{100 * usage.efficiency:.1f}%", "of the time in steps that were kept"),
     ]
 
 
@@ -104,11 +104,11 @@ def _score_tiles(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _predictions(run: Run, folder: Path, figures: dict[str, Any] | None, num_records: int) -> list[Markup]:
-    """Return charts and gallery of the out-of-fold predictions, or why there are none."""
+    """Return charts and gallery of the out-of-fold predictions, or the reason why there are none."""
     if figures is None:
         there = (folder / "ensemble.json").exists()
-        why = "was made by another version of contrails" if there else "is not there yet"
-        return _none(f"The aggregation {folder.name} {why}: run `contrails aggregate {run.typed}` for these parts.")
+        why = "was made by another version of contrails" if there else "does not exist yet"
+        return _none(f"The aggregation {folder.name} {why}: run `contrails aggregate {run.typed}` for this section.")
     try:
         scored = stored_out_of_fold(run, folder, figures)
     except DataError as error:
@@ -130,7 +130,7 @@ def _none(why: str) -> list[Markup]:
 
 
 def _recipe(run: Run) -> Markup:
-    """Return what the run was made of, word for word: also that of a run of an older version."""
+    """Return recipe, data and site of the run as text, unparsed, so that older versions can be shown."""
     text = run.toml.read_text(encoding="utf-8", errors="replace")
     made = read_hint(run.provenance)
     kept = ("command", "commit", "created", "host", "user", "python", "folder")

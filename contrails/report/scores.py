@@ -1,4 +1,4 @@
-"""How good the predictions are: charts of every threshold, calibration, confusion, and the aggregator's decisions."""
+"""Charts of the out-of-fold predictions: Dice by threshold, precision and recall, calibration, confusion, decisions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _POINTS = 200
 
 @dataclass(frozen=True)
 class Words:
-    """What scores count, and what is looked for: the class of the masks, such as contrail."""
+    """What scores count, and the class of the masks, such as contrail."""
 
     by: By
     target: str
@@ -100,11 +100,11 @@ def _reliability(pooled: Histogram, words: Words) -> tuple[Markup, str]:
         f"Expected calibration error {found['calibration_error']:.5f}, cross entropy {found['cross_entropy']:.5f} nats."
     )
     axes = Axis("mean predicted probability", (0, 1)), Axis(words.share, (0, 1))
-    return chart("Predicted probability against what was there", lines, *axes), said
+    return chart("Predicted probability against observed fraction", lines, *axes), said
 
 
 def _confusion(judged: Judged, figures: dict[str, Any], words: Words) -> tuple[Markup, str]:
-    """Return the confusion: of pixels at the ensemble's threshold; of records that of the aggregation."""
+    """Return the confusion matrix: of pixels at the ensemble's threshold; of records as the aggregation computed it."""
     hits, false, missed = (int(part.sum()) for part in (judged.hits, judged.false, judged.missed))
     pixels = int(judged.pixels.sum())
     rest = pixels - hits - false - missed

@@ -1,4 +1,4 @@
-"""Sparklines: a course of numbers in a few characters."""
+"""Sparklines: a series of numbers as a few characters."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:
-    """Return the last of each of `width` stretches as bars between the smallest and the largest of them.
+    """Return the last value of each of `width` intervals as a bar between the smallest and the largest of them.
 
     >>> sparkline([0.0, 0.5, 1.0])
     '▁▅█'

@@ -1,7 +1,7 @@
-"""Line charts and time lines as SVG: coloured by the page's style sheet, so they follow its light and dark.
+"""Line charts and time lines as SVG, coloured by the page's style sheet, so that they follow its light and dark modes.
 
-Numbers come in, markup comes out of the templates; nothing here knows what a fold is. Where the page's script runs, it
-reads the attributes `data-*` to say the values under the pointer.
+This module gets numbers, and the templates render the markup; it knows nothing of folds. The page's script reads the
+attributes `data-*` to show the values under the pointer.
 """
 
 import math
@@ -16,14 +16,14 @@ from contrails.report.html import parts, render
 _WIDTH, _HEIGHT = 440, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 42
 _MOST_POINTS = 300
-"""Points of a line that are drawn: more than pixels to draw them on only make the page heavy."""
+"""Largest number of points drawn per line: more points than pixels would only enlarge the file."""
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart; `style` is a class of the style sheet, and `name` what the legend calls it."""
+    """A line of a chart; `style` is a class of the style sheet, `name` the text of the legend."""
 
     name: str
     points: Sequence[Point | None]
@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis says; `limits` are those of the values where none are given."""
+    """An axis: its label, and its limits, by default those of the values."""
 
     label: str
     limits: tuple[float, float] | None = None
@@ -42,7 +42,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Bar:
-    """A stretch of a row of a time line, from and to in seconds; `text` is told by a pointer on it."""
+    """A bar in a row of a time line, from `start` to `end` in seconds; `text` is shown under the pointer."""
 
     row: int
     start: float
@@ -83,7 +83,7 @@ def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> Markup:
 
 
 def time_line(title: str, rows: Sequence[str], bars: Sequence[Bar], hours_from: float) -> Markup:
-    """Return rows of bars, at least one, over hours since `hours_from`, in seconds since the epoch."""
+    """Return rows of bars (at least one) over hours since `hours_from`, which is in seconds since the epoch."""
     width, left = 900, 60
     hours = max((max(bar.end for bar in bars) - hours_from) / 3600, 1e-3)
     scale = _linear(0, hours, left, width - 16)
@@ -106,7 +106,7 @@ def time_line(title: str, rows: Sequence[str], bars: Sequence[Bar], hours_from: 
 
 @dataclass(frozen=True)
 class _Tick:
-    """A tick of an axis: where, where its text is beside it, and the text."""
+    """A tick of an axis: its position, the position of its text, and the text."""
 
     at: str
     below: str
@@ -139,7 +139,7 @@ class _Drawn:
 
 
 def _drawable(points: Sequence[Point | None], x: Axis, y: Axis) -> Iterator[Point | None]:
-    """Yield the points that can be drawn, at most a few hundred: the lowest and highest of each stretch; else None."""
+    """Yield points for drawing, at most a few hundred: the lowest and highest of each interval; None for a gap."""
     size = 1 if len(points) <= _MOST_POINTS else math.ceil(2 * len(points) / _MOST_POINTS)
     for first in range(0, len(points), size):
         good = [point for point in points[first : first + size] if point is not None and _fits(point, x, y)]
@@ -156,7 +156,7 @@ def _fits(point: Point, x: Axis, y: Axis) -> bool:
 def _scale(
     axis: Axis, values: Sequence[float], low: float, high: float
 ) -> tuple[Callable[[float], float], tuple[float, float]]:
-    """Return the map from values to pixels and the limits of the axis."""
+    """Return the map from values to pixels, and the limits of the axis."""
     first, last = axis.limits or (min(values), max(values))
     if first == last:
         first, last = (first / 2, last * 2) if axis.log else (first - 0.5, last + 0.5)
@@ -174,7 +174,7 @@ def _linear(first: float, last: float, low: float, high: float) -> Callable[[flo
 
 
 def _ticks(first: float, last: float, most: int) -> Iterator[float]:
-    """Yield round numbers: 1, 2 or 5 times a power of ten apart."""
+    """Yield round numbers at distances of 1, 2 or 5 times a power of ten."""
     raw = (last - first) / most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))

@@ -1,4 +1,4 @@
-"""How the training went: a table of folds, curves of all folds, and every attempt in time."""
+"""The progress of training: a table of folds, curves of all folds, and a time line of all attempts."""
 
 import math
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ _CURVES: tuple[tuple[str, tuple[str, ...], Axis], ...] = (
     ("Learning rate", ("train/lr",), Axis("learning rate")),
     ("Gradient norm", ("train/grad_norm",), Axis("before clipping", log=True)),
 )
-"""Each chart with the names of its metric, the first that a run has, and its axis."""
+"""Each chart with the names of its metric, of which the first that a run has is used, and its axis."""
 _CHARTED = {"step", "epoch", *_DICE[0], *(name for _, names, _ in _CURVES for name in names)}
 
 
 def folds_section(states: Sequence[FoldState], dice: str) -> Markup:
-    """Return the table of folds: progress, result and cost; `dice` is what a Dice is called."""
+    """Return the table of folds with progress, result and cost; `dice` is the name of the Dice score."""
     headings = (
         "fold",
         "state",
@@ -65,7 +65,7 @@ def folds_section(states: Sequence[FoldState], dice: str) -> Markup:
 
 
 def curves_section(run: Run, dice: str) -> Markup:
-    """Return charts of the metrics of all folds by epoch; `dice` is what a Dice is called."""
+    """Return charts of the metrics of all folds by epoch; `dice` is the name of the Dice score."""
     histories = {fold.key: fold_metrics(fold) for fold in run.folds()}
     if not any(histories.values()):
         return section("curves", "Training", parts.text("no snapshot covers any metrics yet", "none"))
@@ -81,7 +81,7 @@ def curves_section(run: Run, dice: str) -> Markup:
 
 
 def attempts_section(run: Run, states: Sequence[FoldState]) -> Markup:
-    """Return a time line of all attempts, and where the hours went."""
+    """Return a time line of all attempts, and a table of their hours."""
     found = {state.fold: _judged(spans(run.fold(state.fold)), state) for state in states}
     every = [span for of_fold in found.values() for span in of_fold]
     if not every:
@@ -118,7 +118,7 @@ _KEYS = {
     "running": "running",
     "done": "done",
     "stopped": "stopped with its position saved (walltime, preemption, signal)",
-    "failed": "failed or lost; its paler end had to be trained again",
+    "failed": "failed or lost; the paler part at the end was trained again",
 }
 
 
@@ -140,7 +140,7 @@ def _share(part: float, whole: float) -> Cell:
 
 
 def _judged(found: list[Span], state: FoldState) -> list[Span]:
-    """Return the attempts, the last one with what became of it where it could not say so itself."""
+    """Return the attempts; the last one is marked as lost if it could not record its own end."""
     if found and found[-1].status in {"starting", "running"} and state.state not in {"starting", "running"}:
         found[-1] = replace(found[-1], status="lost")
     return found

@@ -1,1 +1,1 @@
-"""The run folder: its paths, what it was made of, and the metrics of its folds."""
+"""The run folder: its paths, its frozen configuration, and the metrics of its folds."""

@@ -1,4 +1,4 @@
-"""What a run was made of, frozen in its `run.toml`: recipe, data, code, and what decides the bits besides."""
+"""The frozen configuration of a run, `run.toml`: recipe, data, code, and other settings that determine the bits."""
 
 import hashlib
 from pathlib import Path

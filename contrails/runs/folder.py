@@ -1,8 +1,7 @@
-"""The run folder: the only place that composes its paths.
+"""The run folder; only this module composes its paths.
 
-`<root>/<name>/` holds one experiment; Everything inside is reached through
-`Run`, `Fold` and `Attempt`; nobody else joins these names. Reads only names and small JSON files, so a login node
-can look at a run without torch.
+`<root>/<name>/` holds one experiment. All paths inside are obtained from `Run`, `Fold` and `Attempt`. Only names and
+small JSON files are read, so a login node can look at a run without torch.
 """
 
 import os
@@ -33,7 +32,7 @@ def runs_root() -> Path:
     """Return `$CONTRAILS_RUNS`, or `runs` in the current folder.
 
     Raises:
-        RunError: it is no folder.
+        RunError: it is not a folder.
     """
     root = Path(os.environ.get("CONTRAILS_RUNS") or "runs").absolute()
     if root.is_file():
@@ -48,7 +47,7 @@ def open_run(name: str) -> "Run":
     """Return the run called `name` under the root, or at the path `name`.
 
     Raises:
-        RunError: there is none; the nearest names are listed.
+        RunError: there is no such run; the message lists the nearest names.
     """
     for path in (runs_root() / name, Path(name).absolute()):
         if (path / "run.toml").is_file():
@@ -63,12 +62,12 @@ def all_runs() -> list["Run"]:
     """Return every run under the root, by name.
 
     Raises:
-        RunError, StorageError: the root is no folder, or one that may not be read.
+        RunError, StorageError: the root is not a folder, or may not be read.
     """
     root = runs_root()
     with storage(root, "read"):
         if root.exists():
-            next(root.iterdir(), None)  # glob finds nothing where it may not look
+            next(root.iterdir(), None)  # raises if the folder may not be read, where glob would find nothing
     return [Run(path.parent) for path in sorted(root.glob("*/run.toml"))]
 
 
@@ -78,10 +77,10 @@ def run_of(path: Path) -> "Run | None":
 
 
 def new_run_path(name: str) -> Path:
-    """Return where a run called `name` belongs.
+    """Return the folder for a new run called `name`.
 
     Raises:
-        RunError: the name cannot be a folder's.
+        RunError: the name cannot be that of a folder.
     """
     _require_name("run", name)
     return runs_root() / name
@@ -99,7 +98,7 @@ def _require_name(what: str, name: str) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """One experiment; `path` is its folder, absolute."""
+    """One experiment; `path` is its absolute folder."""
 
     path: Path
 
@@ -109,7 +108,7 @@ class Run:
 
     @property
     def typed(self) -> str:
-        """What names the run on a command line, quoted: its name where it lies under the root, else its path."""
+        """The run on a command line, quoted: its name if it lies under the root, else its path."""
         return shlex.quote(self.name if self.path == runs_root() / self.name else str(self.path))
 
     @property
@@ -117,8 +116,8 @@ class Run:
         return self.path / "run.toml"
 
     def read_config(self) -> "RunConfig":
-        """Return what `run.toml` says, whichever version has written it."""
-        # what looks at a run's files alone starts without them
+        """Return the content of `run.toml`, written by this or an earlier version."""
+        # imported here, so that commands that only read small files start without them
         from contrails.recipe.migrations import migrated
         from contrails.recipe.reading import parse
         from contrails.runs.config import RunConfig
@@ -130,7 +129,7 @@ class Run:
 
     @property
     def recipe(self) -> Path:
-        """The recipe in `run.toml` alone, for commands of the run's own code."""
+        """The recipe of `run.toml` in a file of its own, for commands of the run's own code."""
         return self.path / "recipe.toml"
 
     @property
@@ -139,7 +138,7 @@ class Run:
 
     @property
     def code(self) -> Path:
-        """Folder to put on PYTHONPATH: it holds the frozen copy of the package."""
+        """Folder for PYTHONPATH, which holds the frozen copy of the package."""
         return self.path / "code"
 
     @property
@@ -151,25 +150,25 @@ class Run:
         return self.path / "submitit"
 
     def job_folder(self, name: str) -> Path:
-        """Return submitit's folder of a job: its files begin with the job's id, which may be given a second time."""
+        """Return submitit's folder of a job; one per job, since its file names begin with an id that may be reused."""
         return self.submitit / name
 
     def clock(self, job_id: str) -> Path:
-        """Return where a job's launcher says how long its walltime lasts (see `contrails.train.stop`)."""
+        """Return the file in which a job's launcher writes the end of its walltime (see `contrails.train.stop`)."""
         return self.submitit / f"{job_id}_clock.json"
 
     def slot(self, name: str) -> Path:
-        """Return the lock of a slot of a machine, for all runs below one root."""
+        """Return the lock file of a slot of a machine, shared by all runs below one root."""
         return self.path.parent / ".places" / f"{name}.lock"
 
     @property
     def lock(self) -> Path:
-        """Held by whoever submits jobs of this run."""
+        """Lock held while jobs of this run are submitted."""
         return self.path / ".submit.lock"
 
     @property
     def then(self) -> Path:
-        """What is to follow the last fold."""
+        """The command that follows the last fold."""
         return self.path / "then.json"
 
     @property
@@ -178,12 +177,12 @@ class Run:
 
     @property
     def notes(self) -> Path:
-        """Remarks and leaderboard scores, added by hand."""
+        """Notes and leaderboard scores, added by hand."""
         return self.path / "notes.jsonl"
 
     @property
     def wandb_files(self) -> Path:
-        """What wandb keeps for itself: caches, and files that offline runs refer to."""
+        """Files of wandb itself: caches, and files that offline runs refer to."""
         return self.path / "wandb"
 
     @property
@@ -191,16 +190,16 @@ class Run:
         return self.path / "report.html"
 
     def aggregate(self, name: str) -> Path:
-        """Return where the aggregation `name` lies.
+        """Return the folder of the aggregation `name`.
 
         Raises:
-            RunError: the name cannot be a folder's.
+            RunError: the name cannot be that of a folder.
         """
         _require_name("aggregation", name)
         return self.path / "aggregate" / name
 
     def aggregations(self) -> list[Path]:
-        """Return the folders of the aggregations that were made, by name."""
+        """Return the folders of the existing aggregations, by name."""
         return sorted(path.parent for path in (self.path / "aggregate").glob("*/ensemble.json"))
 
     def fold(self, key: str) -> "Fold":
@@ -210,12 +209,12 @@ class Run:
         return Fold(self.path / "folds" / key)
 
     def folds(self) -> list["Fold"]:
-        """Return the folds that were asked for so far, in order."""
+        """Return the folds that were submitted so far, in order."""
         found = [Fold(path) for path in (self.path / "folds").glob("*") if _FOLD.fullmatch(path.name)]
         return sorted(found, key=lambda fold: (fold.key == ALL, fold.key.zfill(9)))
 
     def create_folder(self) -> None:
-        """Make the folder for the user alone: whoever can write to it runs code as the user."""
+        """Create the folder for the user alone, since write access to it means running code as the user."""
         with storage(self.path, "create"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(mode=0o700, exist_ok=True)
@@ -241,7 +240,7 @@ class Fold:
 
     @property
     def sync_log(self) -> Path:
-        """What `contrails sync` beside the job says."""
+        """Output of the `contrails sync` beside the job."""
         return self.path / "sync.log"
 
     @property
@@ -266,7 +265,7 @@ class Fold:
         return self.path / "weights"
 
     def weights_file(self, kind: str, attempt: int) -> Path:
-        """Return where an attempt writes weights: `kind` is epoch0012, ema or swa."""
+        """Return the weights file of an attempt; `kind` is epoch0012, ema or swa."""
         return self.weights / f"{kind}-a{attempt:03d}.safetensors"
 
     def all_weights(self) -> list[tuple[int, int, Path]]:
@@ -293,10 +292,10 @@ class Fold:
         return sorted(found, key=lambda attempt: attempt.number)
 
     def read_done(self) -> dict[str, Any] | None:
-        """Return the content of `done.json`, or None while the fold is not finished.
+        """Return the content of `done.json`; None if the fold is not finished.
 
         Raises:
-            StorageError: the file was damaged.
+            StorageError: the file is damaged.
         """
         content = read_json(self.done)
         if content is None:
@@ -304,7 +303,7 @@ class Fold:
         found = typed(content)
         if missing := [name for name in ("attempt", "step", "epoch") if name not in found]:
             raise StorageError(
-                f"{self.done} is no result of a fold, it lacks {', '.join(missing)}: it was damaged outside of "
+                f"{self.done} is not the result of a fold, it lacks {', '.join(missing)}: it was damaged outside of "
                 f"contrails; restore it, or remove it and go on with `contrails resume {self.run.typed}`"
             )
         return {"best_dice": None} | found
@@ -312,7 +311,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class SnapshotName:
-    """What the name of a snapshot says: the digest is the first 16 hexadecimal digits of its SHA-256."""
+    """The parts of a snapshot's name; the digest is the first 16 hexadecimal digits of its SHA-256."""
 
     step: int
     attempt: int
@@ -321,13 +320,13 @@ class SnapshotName:
 
     @property
     def distrusted(self) -> Path:
-        """What a snapshot is called that nothing goes on from any more (see `contrails.train.verification`)."""
+        """New name of a snapshot that must not be resumed from (see `contrails.train.verification`)."""
         return self.path.with_name(f"{self.path.name}.distrusted")
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One process's try at a fold; everything it writes lies here or carries its number."""
+    """One start of a fold; everything that it writes lies in its folder, or has its number in the name."""
 
     path: Path
 
@@ -345,12 +344,12 @@ class Attempt:
 
     @property
     def ended(self) -> Path:
-        """Why it ended, said by what outlived it; see `contrails.cluster.ends`."""
+        """Why it ended, written by a process that outlived it; see `contrails.cluster.ends`."""
         return self.path / "ended.json"
 
     @property
     def verified(self) -> Path:
-        """What it found out about its data; see `contrails.train.verification`."""
+        """The result of verifying its data; see `contrails.train.verification`."""
         return self.path / "verified.json"
 
     @property
@@ -376,17 +375,17 @@ class Attempt:
 
 
 def local_log(job_folder: Path) -> Path:
-    """Return where submitit says what it does with jobs on this machine."""
+    """Return the log of submitit's local controller."""
     return job_folder.parent / "local.log"
 
 
 def job_log(job_folder: Path, job_id: str, stream: str = "err") -> Path:
-    """Return where submitit sends the output of a job; `stream` is out or err."""
+    """Return submitit's log of a job; `stream` is out or err."""
     return job_folder / f"{job_id}_0_log.{stream}"
 
 
 def job_pickle(job_folder: Path, job_id: str) -> Path:
-    """Return where submitit's process of a job looks for what it is to run."""
+    """Return the pickle of the function that a job runs."""
     return job_folder / f"{job_id}_submitted.pkl"
 
 

@@ -1,7 +1,7 @@
-"""A fold's metrics over all its attempts, read from their files.
+"""The metrics of a fold over all its attempts, read from their files.
 
-The rows of all attempts are joined by step, up to the step that `done.json` or the newest snapshot covers: what lies
-beyond may be trained again. Where several attempts hold a step, the highest one's row is taken.
+The rows of all attempts are joined by step, up to the step that `done.json` or the newest snapshot covers; later steps
+may be trained again. If several attempts have a step, the row of the highest attempt is used.
 """
 
 import sys
@@ -12,9 +12,9 @@ from contrails.runs.folder import Fold
 
 
 def fold_metrics(fold: Fold, *, newest: bool = False) -> list[dict[str, Any]]:
-    """Return the rows of a fold that count, by step; those of training and validation at one step are merged.
+    """Return the rows of a fold by step; the training and validation rows of one step are merged.
 
-    With `newest` also those beyond the last snapshot, which may be trained again.
+    With `newest`, include the rows after the last snapshot, which may be trained again.
     """
     covered = sys.maxsize if newest else covered_step(fold)
     rows: dict[int, dict[str, Any]] = {}
@@ -27,7 +27,7 @@ def fold_metrics(fold: Fold, *, newest: bool = False) -> list[dict[str, Any]]:
 
 
 def covered_step(fold: Fold) -> int:
-    """Return the last step that no kill can take away; 0 for a fold without a snapshot."""
+    """Return the last step that is saved, so that no kill can undo it; 0 for a fold without a snapshot."""
     done = fold.read_done()
     if done is not None:
         return int(done["step"])

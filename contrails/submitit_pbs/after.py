@@ -1,7 +1,7 @@
-"""Jobs that wait for the success of others.
+"""Jobs that wait for the success of other jobs.
 
-PBS's own dependencies see the end of a link, not that of its chain. So what waits is held until the current links of
-those jobs have ended; then it looks into their chains, and puts itself off again where one goes on.
+A PBS dependency sees the end of one link, not of the whole chain. So a waiting job is held until the current links of
+the others have ended. It then reads their chains, and submits itself again, held, if one of them continues.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ from contrails.submitit_pbs.states import COMPLETED, LOST, read_verdict
 
 
 class Unfulfilled(Exception):
-    """A job that was to succeed first has ended otherwise."""
+    """A job that must succeed first has failed, was cancelled or is lost."""
 
 
 def links_to_wait_for(jobs: Sequence[str]) -> list[str]:
-    """Return the ids of the links that must end before it is worth looking again; none: all jobs have succeeded.
+    """Return the ids of the links that must end before the next check; empty if all jobs have succeeded.
 
     Args:
-        jobs: `<folder>/<job id>` of each.
+        jobs: `<folder>/<job id>` of each job.
 
     Raises:
         Unfulfilled: one has failed, was cancelled, or is lost.
@@ -39,15 +39,15 @@ def links_to_wait_for(jobs: Sequence[str]) -> list[str]:
         link = _living(chain, current, found)
         if link is not None and not chain.cancelled:
             waiting.append(link)
-        elif not _has_succeeded(chain):  # meanwhile
-            raise Unfulfilled(f"job {chain.job_id}, which was to succeed first, ended: {LOST}")
+        elif not _has_succeeded(chain):  # it may have succeeded since the check above
+            raise Unfulfilled(f"job {chain.job_id}, which had to succeed first, ended: {LOST}")
     return waiting
 
 
 def _living(chain: Chain, link: str, found: Mapping[str, Mapping[str, str]]) -> str | None:
-    """Return the link of a job that waits or runs: this one, or one that follows it; None where there is none.
+    """Return the waiting or running link of a job: this one, or one that follows it; None if there is none.
 
-    PBS drops a dependency on a job that it does not know, and starts at once what was to wait.
+    This must be checked, since PBS ignores a dependency on an unknown job, and would start the waiting job at once.
     """
     name = name_in(JobPaths(chain.path.parent, chain.job_id).submission_file)
     current: str | None = link
@@ -58,12 +58,12 @@ def _living(chain: Chain, link: str, found: Mapping[str, Mapping[str, str]]) -> 
 
 
 def depends_on(links: Sequence[str]) -> list[str]:
-    """Return the options of qsub for a job that starts when these links have ended, however they ended."""
+    """Return the options of qsub for a job that starts when these links have ended, successfully or not."""
     return ["-W", f"depend=afterany:{':'.join(links)}"] if links else []
 
 
 def _has_succeeded(chain: Chain) -> bool:
     last_word = over(chain.rows())
     if last_word is not None and last_word["state"] != COMPLETED:
-        raise Unfulfilled(f"job {chain.job_id}, which was to succeed first, ended: {last_word['state']}")
+        raise Unfulfilled(f"job {chain.job_id}, which had to succeed first, ended: {last_word['state']}")
     return last_word is not None

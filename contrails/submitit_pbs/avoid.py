@@ -1,9 +1,9 @@
-"""How a job keeps off nodes that failed: PBS has no word for that, only for what a node is to have.
+"""Avoiding nodes that failed: PBS cannot exclude a node, only request properties of a node.
 
-Measured on OpenPBS 23.06: a boolean resource of nodes, such as the `cl_NAME` of a cluster, can be asked for with False,
-and a node without it counts as False. `host=NAME` asks for one node. `host!=NAME` is refused by qsub; `host=^NAME`,
-which some sites have added, is taken everywhere else too, and waits for ever. So a cluster is avoided where the nodes
-say which one they belong to, and else another node is named, one that is free and has all that is asked for.
+Measured on OpenPBS 23.06: a boolean resource of nodes, such as the `cl_NAME` of a cluster, can be requested as False,
+and counts as False on a node without it. `host=NAME` requests one node. qsub refuses `host!=NAME`. `host=^NAME` is an
+extension of some sites; other sites accept it, but the job waits forever. So if the nodes name their cluster, the
+failed node's cluster is avoided; otherwise another node is requested that is free and has everything.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,15 +13,15 @@ from contrails.submitit_pbs.script import select_of
 
 
 def avoiding(options: Sequence[str], nodes: Sequence[Node], failed: Collection[str]) -> dict[str, str] | None:
-    """Return what to ask for in addition, so that a job does not start on a node that failed.
+    """Return additional resources to request, so that a job does not start on a node that failed.
 
     Args:
-        options: of qsub, for the job.
-        nodes: of the cluster.
+        options: options of qsub for the job.
+        nodes: nodes of the cluster.
         failed: hosts on which the job failed.
 
     Returns:
-        Resources of the select; None where there is no other node, or none that can be named.
+        Resources of the select; None if there is no other node, or none that can be requested.
     """
     able = able_nodes(options, nodes)
     bad = [node for node in nodes if any(_is(node, host) for host in failed)]
@@ -37,13 +37,13 @@ def avoiding(options: Sequence[str], nodes: Sequence[Node], failed: Collection[s
 
 
 def _is(node: Node, host: str) -> bool:
-    """Return whether a node is the host of this name; either may be without its domain."""
+    """Return whether a node has this host name; either name may lack the domain."""
     names = {node.name, node.resources.get("host", "")} - {""}
     return any(name.partition(".")[0] == host.partition(".")[0] for name in names)
 
 
 def _mark(bad: Node, nodes: Sequence[Node], good: Sequence[Node], options: Sequence[str]) -> str | None:
-    """Return the boolean resource that the fewest nodes share with a bad one, if enough others lack it."""
+    """Return the boolean resource of a bad node that the fewest nodes share, if some good node lacks it."""
     asked = select_of(options)
     names = [name for name, value in bad.resources.items() if value == "True" and name not in asked]
     left = [name for name in names if any(node.resources.get(name) != "True" for node in good)]

@@ -1,20 +1,19 @@
-"""The chain: links, each a PBS job, that together are one job under the id of the first.
+"""The chain: links, each a PBS job, that together form one job with the id of the first link.
 
-A walltime ends a link, never the work: at its start a link submits its successor, held until the link ends with
-anything but 0 (`afternotok`, which fires after kill -9 too). What happened is appended to `<first id>_chain.jsonl`
-beside submitit's files, always before the link that saw it ends. Rows, by `event`:
-
-    start       a link began; a second one of the same job_id means that PBS ran it again
+The walltime ends a link, but not the job: when a link starts, it submits its successor, held until the link ends with
+any code but 0 (`afternotok`, which also fires after kill -9). Events are appended to `<first id>_chain.jsonl` beside
+submitit's files, each before the link that recorded it ends. Rows, by `event`:
+    start       a link began; a second row with the same job_id means that PBS ran it again
     successor   the next link was submitted: link, job_id, after
-    refused     PBS did not take it: said
+    refused     PBS refused the next link: said
     warning     the walltime is near, the task was told to save
-    term        TERM came; early: before the warning, so somebody or the scheduler ended the job
-    preempted   PBS said that it was the scheduler, to make room
+    term        TERM came; early: before the warning, so a user or the scheduler ended the job
+    preempted   PBS said that the scheduler ended the job, to free the node for others
     ended       the task ended without a result: code
-    replaced    this link made way for one with more memory, or that waits longer for other jobs
-    judged      the next link looked at why its predecessor ended: cause, whether it lacked memory, and its node
-    progress    the task said that it got further; budgets start anew
-    over        the last word: state, reason, has_result, is_orphan (another job was to succeed first, and has not)
+    replaced    this link submitted another in its place, with more memory or a longer wait for other jobs
+    judged      the next link determined why its predecessor ended: cause, whether it lacked memory, and its node
+    progress    the task reported progress; the counts for the budgets restart
+    over        the job has ended: state, reason, has_result, is_orphan (a job that had to succeed first has not)
 """
 
 import os
@@ -44,24 +43,24 @@ from contrails.submitit_pbs.states import (
 JOB_ID, ARRAY_ID = "SUBMITIT_PBS_JOB_ID", "SUBMITIT_PBS_ARRAY_ID"
 """Environment of a task: the first link's id, or that of an array with the index of its element after `_`.
 
-The array's id is there for an element alone; submitit makes the element's id, and the names of its files, of it.
+The array's id is set for an element only; submitit makes the element's id and the names of its files from it.
 """
 
 RESTARTS = "SUBMITIT_PBS_RESTARTS"
-"""Environment of a task: how often the job was started before, by the next links and by PBS's own reruns."""
+"""Environment of a task: how often the job was started before, as a next link or rerun by PBS."""
 
 Rows = Sequence[Mapping[str, Any]]
 
 _SURE = {TIMEOUT, OUT_OF_MEMORY, NODE_FAIL, PREEMPTED}
-"""What PBS alone can know: it goes before what the link itself wrote."""
+"""Causes that only PBS can know; they precede what the link itself recorded."""
 
 
 class Chain:
-    """The story of one job over its links.
+    """The events of one job over all its links.
 
     Args:
         folder: submitit's folder of the job.
-        job_id: the id that submitit knows, the first link's.
+        job_id: the job's id in submitit, which is that of the first link.
     """
 
     def __init__(self, folder: Path, job_id: str) -> None:
@@ -75,87 +74,87 @@ class Chain:
         return self._tombstone.exists()
 
     def cancel(self) -> None:
-        """Leave the tombstone: no link starts from now on."""
+        """Create the tombstone: no link starts from now on."""
         create_exclusive(self._tombstone, "")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return what happened so far."""
+        """Return all events so far."""
         return read_json_lines(self.path)
 
     def append(self, event: str, **details: Any) -> None:
-        """Add a row, on the disk before this returns."""
+        """Append an event, and flush it to the disk."""
         row = {"event": event, "time": time.time(), "host": socket.gethostname(), **details}
         append_json_line(self.path, row, durable=True)
 
 
 def note_progress(environment: Mapping[str, str] = os.environ) -> None:
-    """Say, from a task of this plugin, that it got further since the last failure: the budgets start anew."""
+    """Record, from a task of this plugin, that it has made progress, so that the counts for the budgets restart."""
     Chain(Path(environment["SUBMITIT_FOLDER"]), environment[JOB_ID]).append("progress")
 
 
 def over(rows: Rows) -> Mapping[str, Any] | None:
-    """Return the row with the last word, if it was said."""
+    """Return the row that ends the job; None if there is none yet."""
     return next((row for row in rows if row["event"] == "over"), None)
 
 
 def links_of(rows: Rows, first_id: str) -> list[str]:
-    """Return the ids of all links so far, in the order of their submission."""
+    """Return the ids of all links so far, in the order of submission."""
     later = (str(row["job_id"]) for row in rows if row["event"] in ("successor", "start"))
     return list(dict.fromkeys([first_id, *later]))
 
 
 def current_id(rows: Rows, first_id: str) -> str:
-    """Return the id of the newest link that has started; the first one's before any has."""
+    """Return the id of the newest link that has started; the first link's id if none has."""
     starts = [row for row in rows if row["event"] == "start"]
     return str(max(starts, key=lambda row: row["link"])["job_id"]) if starts else first_id
 
 
 def successor_of(rows: Rows, job_id: str) -> str | None:
-    """Return the id of the link submitted after `job_id`, if there is one."""
+    """Return the id of the link submitted after `job_id`; None if there is none."""
     return next((row["job_id"] for row in rows if row["event"] == "successor" and row["after"] == job_id), None)
 
 
 def cause_of_start(rows: Rows, job_id: str) -> str | None:
-    """Return why the last task ended before the link `job_id` started, as it was judged; None if it handed over."""
+    """Return why the task before the link `job_id` ended, as it was judged; None if it handed over."""
     cause = next((row["cause"] for row in rows if row["event"] == "judged" and row["job_id"] == job_id), None)
     prior = next((row["after"] for row in rows if row["event"] == "successor" and row["job_id"] == job_id), None)
     return cause_of_start(rows, str(prior)) if made_way(rows, str(prior)) else cause
 
 
 def refusal(rows: Rows) -> str | None:
-    """Return what PBS said last when it did not take a next link, if it ever did not."""
+    """Return PBS's last message that refused a next link; None if there is none."""
     return next((str(row["said"]) for row in reversed(rows) if row["event"] == "refused"), None)
 
 
 def made_way(rows: Rows, job_id: str) -> bool:
-    """Return whether a link has submitted another one in its place: it leaves like one that is done."""
+    """Return whether a link has submitted another one in its place; it then exits like a link that is done."""
     return any(row["event"] == "replaced" and row["job_id"] == job_id for row in rows)
 
 
 def is_saving(rows: Rows) -> bool:
-    """Return whether the link that started last got TERM and has not said yet how it ended."""
+    """Return whether the link that started last got TERM and has not recorded its end yet."""
     last = next((row["event"] for row in reversed(rows) if row["event"] in ("start", "term", "ended", "over")), None)
     return last == "term"
 
 
 def memory_failures(rows: Rows) -> int:
-    """Return how many links in a row ended for lack of memory, without progress between."""
+    """Return how many links in a row ended for lack of memory, without progress in between."""
     return _in_a_row(rows, lambda row: bool(row.get("lacked_memory")))
 
 
 def failed_hosts(rows: Rows) -> list[str]:
-    """Return the hosts whose fault it was that links in a row ended, without progress between."""
+    """Return the hosts that caused the end of links in a row, without progress in between."""
     return [str(row["node"]) for row in _since_progress(rows) if row.get("cause") == NODE_FAIL and row.get("node")]
 
 
 def host_of(rows: Rows, job_id: str) -> str | None:
-    """Return where a link started last; None if it has not."""
+    """Return the host where a link started last; None if it has not started."""
     return next((row["host"] for row in reversed(rows) if row["event"] == "start" and row["job_id"] == job_id), None)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a link decides about its start: why its predecessor ended, and, unless it goes on, how the job ends."""
+    """What a link decides at its start: why its predecessor ended; if the job ends, also its final state."""
 
     cause: str | None
     final: str | None = None
@@ -164,13 +163,13 @@ class Judgement:
 
 
 def judge(rows: Rows, prior_id: str, verdict: Verdict | None, budgets: Mapping[str, int]) -> Judgement:
-    """Decide whether the work goes on after the link `prior_id` has ended.
+    """Decide whether the job continues after the link `prior_id` has ended.
 
     Args:
         rows: the chain so far.
         prior_id: the link before this one.
-        verdict: what PBS says about it; None where it does not answer, or has no history.
-        budgets: failures in a row allowed, by cause.
+        verdict: what PBS says about it; None if PBS does not answer, or has no history.
+        budgets: number of failures in a row that are allowed, by cause.
     """
     cause = _cause(rows, prior_id, verdict)
     if cause is None:
@@ -188,9 +187,9 @@ def judge(rows: Rows, prior_id: str, verdict: Verdict | None, budgets: Mapping[s
 
 
 def end_without_next(rows: Rows, job_id: str) -> tuple[str, str] | None:
-    """Return state and reason of a job whose last link, `job_id`, has ended: nobody after it says the last word.
+    """Return state and reason of a job whose last link, `job_id`, has ended and which no later link will end.
 
-    None where another link follows, or the chain does not know.
+    None if another link follows, or the chain does not tell.
     """
     if successor_of(rows, job_id) is not None:
         return None
@@ -221,19 +220,19 @@ def _cause(rows: Rows, prior_id: str, verdict: Verdict | None) -> str | None:
 
 
 def _last_run(rows: Rows, job_id: str) -> list[Mapping[str, Any]]:
-    """Return what a link wrote since it last started; PBS may have run it several times."""
+    """Return the rows of a link since it last started; PBS may have run it several times."""
     own = [row for row in rows if row.get("job_id") == job_id and row["event"] != "successor"]
     starts = [number for number, row in enumerate(own) if row["event"] == "start"]
     return own[starts[-1] :] if starts else own
 
 
 def _in_a_row(rows: Rows, counts: Callable[[Mapping[str, Any]], bool]) -> int:
-    """Return how many judgements since the last progress count."""
+    """Return the number of judgements since the last progress for which `counts` holds."""
     return sum(counts(row) for row in _since_progress(rows))
 
 
 def _since_progress(rows: Rows) -> Iterator[Mapping[str, Any]]:
-    """Yield the judgements since the last progress, the newest first."""
+    """Yield the judgements since the last progress, newest first."""
     for row in reversed(rows):
         if row["event"] == "progress" or (row["event"] == "ended" and row["code"] in HANDED_OVER):
             return

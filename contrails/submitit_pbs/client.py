@@ -1,4 +1,4 @@
-"""The client commands of PBS. Nothing else in the plugin starts them, and none of them runs without a time limit."""
+"""The client commands of PBS; only this module runs them, always with a time limit."""
 
 import os
 import re
@@ -10,37 +10,35 @@ from pathlib import Path
 from contrails.errors import ClusterError
 
 RETRY_S = 5.0
-"""Seconds between two looks for a job whose submission got no answer."""
+"""Seconds between two searches for a job whose submission got no answer."""
 PATIENCE_S = 300.0
-"""Seconds for which a submission goes on asking a server that is down."""
+"""Seconds for which a submission retries while the server is down."""
 MOST_IDS = 20
-"""Ids in one qstat: it connects once for each, and a server has a limited number of ports (20 take 0.3 s, 1000 two
-minutes)."""
+"""Ids per qstat: it connects once for each id, and a server has a limited number of ports (20 ids take 0.3 s, 1000 take
+two minutes)."""
 MOST_ASKED = 100
-"""Ids that are asked for one by one; for more than these all jobs of the server are listed by one connection."""
+"""Ids that are requested individually; for more, all jobs of the server are listed in one connection."""
 
 _TIMEOUT_S = 60.0
 _NO_ANSWER = {162, 255}  # 255 is qstat's
 _UNKNOWN, _FINISHED = 153, 35
-_EXITING = 168  # what qdel says of a job that PBS is just ending
+_EXITING = 168  # qdel's code for a job that is just ending
 LIMITS = {38, 39, 198}
-"""Codes of a limit on the jobs of a user or a queue: the same is taken once others have ended."""
+"""Codes of a limit on the jobs of a user or a queue: the same job is accepted once others have ended."""
 _NEXT_STEP = {
-    **dict.fromkeys(
-        LIMITS, "the site's limit on your jobs, or on those of the queue, is reached: wait for some to end"
-    ),
+    **dict.fromkeys(LIMITS, "the site's limit on your jobs, or on those of the queue, is reached: wait until some end"),
     159: "you may not do this: see the queue's users with `qstat -Qf`",
     166: "correct the value that PBS names",
-    170: "see the queues with `qstat -Q`",
-    173: "the queue takes no jobs now: use another one, see `qstat -Q`",
+    170: "list the queues with `qstat -Q`",
+    173: "the queue accepts no jobs now: use another one, see `qstat -Q`",
     175: "PBS refuses root: submit as a user",
     187: "see the resources of the nodes with `pbsnodes -av`",
-    188: "ask for less, or use another queue: `qstat -Qf` shows the limits",
+    188: "request less, or use another queue: see the limits with `qstat -Qf`",
 }
 
 
 class Unanswered(ClusterError):
-    """The server is down or did not answer in time; what was asked may have been done, or not."""
+    """The server is down or did not answer in time; the request may have been carried out or not."""
 
 
 class Refused(ClusterError):
@@ -52,18 +50,18 @@ class Refused(ClusterError):
 
 
 def submit(options: Sequence[str], script: str, *, name: str, marker: str, patience_s: float | None = None) -> str:
-    """Submit a script and return the job's id. A lost answer is not a failed submission: the job is looked for first.
+    """Submit a script and return the job's id; if the answer is lost, look for the job before submitting again.
 
     Args:
-        options: what goes before the script on qsub's command line.
+        options: options of qsub, which precede the script.
         script: path of the script.
         name: the job's name, as in `options`.
-        marker: text that the command line of no other job holds.
-        patience_s: how long a server that is down is asked again; `PATIENCE_S` by default.
+        marker: text that is on the command line of this job only.
+        patience_s: seconds for which a server that is down is retried; `PATIENCE_S` by default.
 
     Raises:
-        Refused: PBS says why.
-        Unanswered: it did not answer for that long; a job may exist all the same.
+        Refused: PBS refused the job.
+        Unanswered: PBS did not answer for that long; the job may exist nevertheless.
     """
     give_up = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
     while True:
@@ -77,18 +75,18 @@ def submit(options: Sequence[str], script: str, *, name: str, marker: str, patie
 
 
 def query(ids: Iterable[str], timeout_s: float | None = None) -> dict[str, dict[str, str]]:
-    """Return the attributes of jobs by id; what is left out is gone: ended, where the server keeps no history.
+    """Return the attributes of jobs by id; a missing job is gone, or has ended if the server keeps no history.
 
-    First without -x: a server without history, as is the default, says nothing to -x, of running jobs neither. The
-    format is dsv: `-F json` prints only the first of several jobs (openpbs #2672), and is not even JSON where an
-    environment has quotes.
+    The first query is without -x: without a history, the default, a server answers nothing to -x, not even running
+    jobs. The format is dsv, since `-F json` prints only the first of several jobs (openpbs #2672), and invalid JSON if
+    an environment contains quotes.
 
     Args:
-        ids: of jobs; `id@server` for one that has moved.
-        timeout_s: of each call.
+        ids: ids of jobs; `id@server` for one that has moved.
+        timeout_s: time limit of each call.
 
     Raises:
-        Unanswered: the server is down; nothing can be said about any of them.
+        Unanswered: the server is down; nothing is known about any of them.
     """
     wanted = [*ids]
     found = _listed(wanted, timeout_s)
@@ -102,10 +100,10 @@ def query(ids: Iterable[str], timeout_s: float | None = None) -> dict[str, dict[
 
 
 def _listed(wanted: Sequence[str], timeout_s: float | None) -> dict[str, dict[str, str]]:
-    """Return what the server has of jobs that wait or run."""
+    """Return the jobs of `wanted` that wait or run."""
     found: dict[str, dict[str, str]] = {}
     if len(wanted) > MOST_ASKED:
-        every = _qstat("-t", "-f", "-F", "dsv", timeout_s=timeout_s) or {}  # -t: elements of arrays too
+        every = _qstat("-t", "-f", "-F", "dsv", timeout_s=timeout_s) or {}  # -t includes elements of arrays
         found = {job_id: every[job_id] for job_id in wanted if job_id in every}
         wanted = [job_id for job_id in wanted if "@" in job_id]
     for batch in _batches(wanted):
@@ -114,7 +112,7 @@ def _listed(wanted: Sequence[str], timeout_s: float | None) -> dict[str, dict[st
 
 
 def _qstat(*arguments: str, timeout_s: float | None) -> dict[str, dict[str, str]] | None:
-    """Return the jobs of an answer; None where nothing is said of any job, as by a server without history to -x."""
+    """Return the jobs of an answer; None for an empty answer, as without a history to -x."""
     code, said = _run("qstat", *arguments, also={_UNKNOWN, _FINISHED}, timeout_s=timeout_s)
     return parse_dsv(said) if said or code else None
 
@@ -124,34 +122,34 @@ def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def named(name: str, *, ended: bool = True) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield ids and attributes of the jobs called `name`, the newest first: those that wait or run, then `ended` ones.
+    """Yield ids and attributes of the jobs called `name`, newest first: those that wait or run, then `ended` ones.
 
     Raises:
         Unanswered: the server is down.
     """
     seen: set[str] = set()
-    for history in ([], ["-x"]) if ended else ([],):  # without -x first, as in `query`
+    for history in ([], ["-x"]) if ended else ([],):  # first without -x, for the reason given in `query`
         ids = [job_id for job_id in reversed(_said("qselect", *history, "-N", name).split()) if job_id not in seen]
-        for batch in _batches(ids):  # there can be hundreds, of which the newest is wanted
+        for batch in _batches(ids):  # there can be hundreds, and usually the newest is wanted
             found = query(batch)
             yield from ((job_id, found[job_id]) for job_id in batch if job_id in found)
         seen.update(ids)
 
 
 def kill(job_id: str) -> None:
-    """Kill all processes of a job that runs.
+    """Kill all processes of a running job.
 
     Raises:
-        Refused, Unanswered: it lives on.
+        Refused, Unanswered: the job may still run.
     """
     _said("qsig", "-s", "KILL", job_id)
 
 
 def nodes() -> str:
-    """Return what `pbsnodes` says about all nodes, one a line.
+    """Return the output of `pbsnodes` for all nodes, one per line.
 
     Raises:
-        Refused, Unanswered: PBS says why.
+        Refused, Unanswered: PBS refused or did not answer.
     """
     return _said("pbsnodes", "-av", "-F", "dsv")
 
@@ -160,7 +158,7 @@ def queue(name: str) -> dict[str, str]:
     """Return the attributes of a queue.
 
     Raises:
-        Refused, Unanswered: there is none, or the server is down.
+        Refused, Unanswered: there is no such queue, or the server is down.
     """
     return _fields(_said("qstat", "-Q", "-f", "-F", "dsv", name))
 
@@ -169,16 +167,16 @@ def server() -> dict[str, str]:
     """Return the attributes of the server.
 
     Raises:
-        Refused, Unanswered: PBS says why.
+        Refused, Unanswered: PBS refused or did not answer.
     """
     return _fields(_said("qstat", "-B", "-f", "-F", "dsv"))
 
 
 def has_resource(name: str) -> bool:
-    """Return whether the server knows a resource; qsub refuses what asks for one that it does not know.
+    """Return whether the server knows a resource; qsub refuses requests for an unknown one.
 
     Raises:
-        Refused, Unanswered: PBS does not say.
+        Refused, Unanswered: PBS refused or did not answer.
     """
     try:
         _said("qmgr", "-c", f"list resource {name}")
@@ -190,10 +188,10 @@ def has_resource(name: str) -> bool:
 
 
 def delete(job_id: str) -> None:
-    """Delete a job; one that is over or just ending, or unknown, is deleted enough.
+    """Delete a job; ignore one that is over, just ending or unknown.
 
     Raises:
-        Refused, Unanswered: it may live on.
+        Refused, Unanswered: the job may still exist.
     """
     _run("qdel", job_id, also={_UNKNOWN, _FINISHED, _EXITING})
 
@@ -201,14 +199,14 @@ def delete(job_id: str) -> None:
 def parse_dsv(text: str) -> dict[str, dict[str, str]]:
     """Return the attributes of each job in the output of `qstat -f -F dsv`, by id; all values are text.
 
-    The first value of a key is taken: a command line or environment with a bar in it comes after what matters.
+    The first value of a key is used: command line and environment, which may contain bars, come after the attributes.
     """
     lines = [line for line in text.splitlines() if line.startswith("Job Id: ") and "|" in line]
     return {line.partition("|")[0].removeprefix("Job Id: ").strip(): _fields(line) for line in lines}
 
 
 def _fields(line: str) -> dict[str, str]:
-    """Return the attributes in a line of dsv, after what it is about."""
+    """Return the attributes in a line of dsv, without its first field, the object's name."""
     fields: dict[str, str] = {}
     for field in re.split(r"(?<!\\)\|", line.strip())[1:]:
         key, _, value = field.partition("=")
@@ -217,9 +215,9 @@ def _fields(line: str) -> dict[str, str]:
 
 
 def _find(name: str, marker: str, give_up: float) -> str | None:
-    """Return the id of the job with `marker` on its command line, once the server answers again."""
+    """Return the id of the job with `marker` on its command line, once the server answers; None if there is none."""
     while True:
-        time.sleep(RETRY_S)  # a request on its way arrives before the question
+        time.sleep(RETRY_S)  # gives a request that is still on its way time to arrive
         try:
             for job_id, attributes in named(name):
                 if marker in attributes.get("Submit_arguments", ""):
@@ -232,17 +230,17 @@ def _find(name: str, marker: str, give_up: float) -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment; the TMPDIR of a job that is being deleted is gone before the job is."""
+    """Return this process's environment, without a TMPDIR that PBS has already removed from a job being deleted."""
     return {key: value for key, value in os.environ.items() if key != "TMPDIR" or Path(value).is_dir()}
 
 
 def _said(command: str, *arguments: str) -> str:
-    """Return the output of a client command that ends with 0."""
+    """Return the output of a client command that must exit with 0."""
     return _run(command, *arguments)[1]
 
 
 def _run(command: str, *arguments: str, also: Collection[int] = (), timeout_s: float | None = None) -> tuple[int, str]:
-    """Return the code and the output of a client command that ends with 0 or a code of `also`."""
+    """Return exit code and output of a client command that must exit with 0 or a code in `also`."""
     timeout_s = _TIMEOUT_S if timeout_s is None else timeout_s
     try:
         done = subprocess.run(
@@ -266,5 +264,5 @@ def _run(command: str, *arguments: str, also: Collection[int] = (), timeout_s: f
     if code in _NO_ANSWER:
         raise Unanswered(f"{command} could not reach the PBS server ({said}); try again later")
     advice = _NEXT_STEP.get(code, "see the message")
-    asked = command if command == "qsub" else f"{command} {' '.join(arguments)}"  # its options are in the script
+    asked = command if command == "qsub" else f"{command} {' '.join(arguments)}"  # qsub's options are in the script
     raise Refused(f"{asked}: PBS refuses with code {code}: {said}; {advice}", code)

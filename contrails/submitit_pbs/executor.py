@@ -19,10 +19,10 @@ class PbsExecutor(core.Executor):
     """Submits callables to PBS.
 
     Args:
-        folder: where pickles, scripts, chains and logs lie; on storage that the nodes share. Created for you alone:
-            whoever can write there can run code as you.
-        max_num_timeout: how often a callable with checkpoint() may run into the walltime.
-        python: shell command of the interpreter; this one by default.
+        folder: folder for pickles, scripts, chains and logs, on storage that the nodes share. It is created for the
+            user alone, since write access to it means running code as the user.
+        max_num_timeout: how often a callable with checkpoint() may reach the walltime.
+        python: shell command of the interpreter; by default the running one.
 
     Raises:
         ClusterError: this machine has no PBS.
@@ -36,18 +36,18 @@ class PbsExecutor(core.Executor):
         self.python = staging.PYTHON if python is None else python
         if self.affinity() <= 0:
             raise ClusterError(
-                "expected the commands of PBS (qsub, pbsnodes) on the PATH and found none: run this on a machine where "
-                "PBS jobs are submitted, or load its module"
+                "expected the commands of PBS (qsub, pbsnodes) on the PATH, found none: run this on a machine where "
+                "PBS jobs are submitted, or load the PBS module"
             )
 
     @classmethod
     def affinity(cls) -> int:
-        """Return 2 where PBS is: Grid Engine has a qsub as well, but no pbsnodes."""
+        """Return 2 on a PBS machine, else -1; Grid Engine also has qsub, but no pbsnodes."""
         return 2 if shutil.which("qsub") and shutil.which("pbsnodes") else -1
 
     @classmethod
     def _valid_parameters(cls) -> set[str]:
-        """Return the names that `AutoExecutor` takes with the prefix `pbs_`."""
+        """Return the parameters that `AutoExecutor` accepts with the prefix `pbs_`."""
         return {parameter.name for parameter in fields(script.Parameters)} - AutoExecutor._valid_parameters()
 
     def _internal_update_parameters(self, **kwargs: Any) -> None:
@@ -60,20 +60,20 @@ class PbsExecutor(core.Executor):
         chain = parameters.chain
         if chain == script.AUTO:
             chain = script.HELD if has_checkpoint else script.NONE
-        # a dependency on an element of an array is refused, so what has a chain gets a job of its own
+        # PBS refuses a dependency on an array's element, so a callable with a chain gets its own job
         if chain == script.NONE and len(delayed_submissions) > 1:
             return self._submit_group(delayed_submissions, parameters, chain)
         if parameters.array_parallelism is not None and len(delayed_submissions) > 1:
             raise RecipeError(
-                "pbs_array_parallelism: what continues after its walltime cannot be an array on PBS; leave it out, or "
-                "give pbs_chain = 'none'"
+                "pbs_array_parallelism: callables that continue after the walltime cannot form an array on PBS; leave "
+                "it out, or give pbs_chain = 'none'"
             )
         return [job for delayed in delayed_submissions for job in self._submit_group([delayed], parameters, chain)]
 
     def _submit_group(
         self, group: Sequence[utils.DelayedSubmission], parameters: script.Parameters, chain: str
     ) -> list[core.Job[Any]]:
-        """Submit one job, or an array if there are several; then give its files their names."""
+        """Submit one job, or an array for several callables; then rename its files to their final names."""
         count, python = self.max_num_timeout, self.python
         staged = staging.stage(self.folder, group, parameters, chain, max_num_timeout=count, python=python)
         array = _array_options(len(group), parameters)
@@ -87,7 +87,7 @@ class PbsExecutor(core.Executor):
 
 
 def _array_options(count: int, parameters: script.Parameters) -> list[str]:
-    if count == 1:  # PBS refuses an array of one
+    if count == 1:  # PBS refuses an array of one element
         return []
     throttle = "" if parameters.array_parallelism is None else f"%{parameters.array_parallelism}"
     return ["-J", f"0-{count - 1}{throttle}"]

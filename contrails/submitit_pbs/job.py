@@ -1,4 +1,4 @@
-"""submitit's handle on a job: one object for all links of a chain."""
+"""submitit's Job object on PBS: one object for all links of a chain."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -21,19 +21,19 @@ class PbsJob(core.Job[R]):
     watcher = PbsInfoWatcher()
 
     def wait(self) -> None:
-        """Wait until the job is over; where it left no result, none is waited for any longer."""
+        """Wait until the job is over; do not wait for a result that a job without one will never write."""
         super().wait()
         if self.watcher.get_info(self.job_id, mode="cache").get("Result") == "none":
             self._results_timeout_s = 0
 
     def cancel(self, check: bool = True) -> None:
-        """Delete the job with all its links; nothing of it comes back.
+        """Delete the job with all its links, so that none of them starts again.
 
         Args:
             check: raise if PBS does not answer or refuses.
 
         Raises:
-            ClusterError: a link may live on until it looks at the tombstone, before its start.
+            ClusterError: a link may still exist; it exits at its next start, when it finds the tombstone.
         """
         try:
             cancel(self.paths.folder, self.job_id, name_in(self.paths.submission_file))
@@ -46,10 +46,10 @@ class PbsJob(core.Job[R]):
 
 
 def cancel(folder: Path, job_id: str, name: str | None) -> None:
-    """Leave the tombstone of a job called `name`, then delete each of its links that PBS has.
+    """Create the tombstone of a job called `name`, then delete each of its links that PBS has.
 
     Raises:
-        ClusterError: PBS does not answer or refuses; what could be deleted is.
+        ClusterError: PBS does not answer or refuses; all links that could be deleted are deleted.
     """
     chain = Chain(folder, job_id)
     chain.cancel()
@@ -57,7 +57,7 @@ def cancel(folder: Path, job_id: str, name: str | None) -> None:
     for link in links_to_delete(chain.rows(), pbs_id(job_id), name):
         try:
             client.delete(link)
-        except ClusterError as error:  # the others are to go all the same
+        except ClusterError as error:  # still delete the others
             failed = error
     if failed is not None:
         raise failed

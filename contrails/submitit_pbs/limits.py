@@ -1,6 +1,6 @@
-"""Whether a request can ever run: PBS takes what no node can satisfy, and lets it wait for ever.
+"""Whether a request can ever run: PBS accepts what no node can satisfy, and the job waits forever.
 
-Compares the select of a job with the nodes, as `pbsnodes -av -F dsv` prints them.
+Compares the select of a job with the nodes in the output of `pbsnodes -av -F dsv`.
 """
 
 import re
@@ -13,14 +13,14 @@ from contrails.submitit_pbs.script import memory_mb, select_of
 from contrails.submitit_pbs.states import size_of
 
 _OF_NODES = {"ncpus", "mem", "ngpus"}
-"""Resources that only nodes have: what none tells of, none has."""
+"""Resources that only nodes have; if no node lists one, no node has it."""
 _MEMORY_FACTOR = 1.5
 _AWAY = {"offline", "down", "state-unknown", "stale", "unresolvable", "maintenance", "sleep"}
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node: its state, in PBS's words, and what it has in all, used or not, as text by name."""
+    """A node: its name, its states as PBS names them, and its total resources, used or not, as text by name."""
 
     name: str
     state: str
@@ -33,7 +33,7 @@ class Node:
 
 
 def read_nodes() -> list[Node]:
-    """Return the nodes of the cluster; none where PBS does not show them."""
+    """Return the nodes of the cluster; empty if PBS does not list them."""
     try:
         return parse_nodes(client.nodes())
     except ClusterError:
@@ -41,7 +41,7 @@ def read_nodes() -> list[Node]:
 
 
 def parse_nodes(text: str) -> list[Node]:
-    """Return the nodes.
+    """Return the nodes in the output of pbsnodes.
 
     >>> parse_nodes("Name=n1|state=free|resources_available.ncpus=8|resources_assigned.ncpus=8")
     [Node(name='n1', state='free', resources={'ncpus': '8'})]
@@ -57,9 +57,9 @@ def _node(line: str) -> Node:
 
 
 def shortage(options: Sequence[str], nodes: Sequence[Node]) -> str | None:
-    """Return what no node has of what the options of qsub ask for, or None if one could run the job.
+    """Return what no node has of what qsub's options request; None if a node could run the job.
 
-    Any other resource that no node tells of is not judged: it may be the server's, or measured when a job starts.
+    A resource that no node lists is ignored: it may belong to the server, or be measured when a job starts.
     """
     if not nodes:
         return None
@@ -70,17 +70,17 @@ def shortage(options: Sequence[str], nodes: Sequence[Node]) -> str | None:
     if alone:
         return "; ".join(f"{name}={wanted[name]}: nodes have {_range(nodes, name)}" for name in alone)
     asked = ":".join(f"{name}={value}" for name, value in wanted.items())
-    return f"{asked}: some nodes have one of it, none has all"
+    return f"{asked}: some nodes have a part of it, none has all"
 
 
 def able_nodes(options: Sequence[str], nodes: Sequence[Node]) -> list[Node]:
-    """Return the nodes that have all that the options of qsub ask for, whatever runs there now."""
+    """Return the nodes that have everything that qsub's options request, whatever runs there now."""
     wanted = _wanted(options, nodes)
     return [node for node in nodes if _has_all(node, wanted)]
 
 
 def all_away(options: Sequence[str], nodes: Sequence[Node]) -> str | None:
-    """Return which nodes could run the job, with their states, if no job can start on any of them now."""
+    """Return the nodes that could run the job, with their states, if no job can start on any of them now."""
     able = able_nodes(options, nodes)
     if not able or not all(node.is_away for node in able):
         return None
@@ -88,24 +88,24 @@ def all_away(options: Sequence[str], nodes: Sequence[Node]) -> str | None:
 
 
 def largest_mb(options: Sequence[str], nodes: Sequence[Node]) -> int | None:
-    """Return the memory of the largest node that has all else that a job asks for; None where nodes do not tell."""
+    """Return the memory in MB of the largest node that has all other requested resources; None if nodes list none."""
     wanted = {name: value for name, value in _wanted(options, nodes).items() if name != "mem"}
     sizes = [size_of(node.resources.get("mem", "")) for node in nodes if _has_all(node, wanted)]
     return max((int(size / 2**20) for size in sizes if size is not None), default=None)
 
 
 def decide_memory_mb(options: Sequence[str], num_failures: int, nodes: Sequence[Node]) -> int | None:
-    """Return the memory to ask for after failures in a row for lack of it: half as much again for each.
+    """Return the memory to request after failures in a row for lack of it: half as much again for each.
 
-    It is not more than a node has, for which PBS would let the job wait for ever.
+    It is at most what a node has; a larger request would wait forever.
 
     Args:
-        options: of qsub, for the first link of the job.
-        num_failures: in a row, without progress between.
-        nodes: of the cluster.
+        options: options of qsub for the first link of the job.
+        num_failures: number of failures in a row, without progress in between.
+        nodes: nodes of the cluster.
 
     Returns:
-        MB; None where the job did not ask for memory.
+        Memory in MB; None if the job did not request memory.
     """
     first = memory_mb(options)
     if first is None:
@@ -124,10 +124,10 @@ def _has_all(node: Node, wanted: Mapping[str, str]) -> bool:
 
 
 def _has(node: Node, name: str, value: str) -> bool:
-    """Return whether a node has as much as this, or one of these; a boolean that it does not tell of is False."""
+    """Return whether a node has this amount, or one of these values; a boolean that it does not list is False."""
     if value == "False":
         return node.resources.get(name, "False") == "False"
-    if value.startswith("^"):  # some sites have added it: any but this one
+    if value.startswith("^"):  # extension of some sites: any value but this one
         return node.resources.get(name) != value.removeprefix("^")
     found, wanted = size_of(node.resources.get(name, "0")), size_of(value)
     if wanted is not None:

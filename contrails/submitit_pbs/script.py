@@ -1,4 +1,4 @@
-"""From parameters to what qsub gets: its options, and a script. Every value is quoted; nothing here talks to PBS."""
+"""The options and the script for qsub, from parameters. Every value is quoted; nothing here runs PBS commands."""
 
 import json
 import math
@@ -18,12 +18,12 @@ FIRST_ID, LINK, MEM_MB = "SUBMITIT_PBS_FIRST_ID", "SUBMITIT_PBS_LINK", "SUBMITIT
 
 AUTO, HELD, AT_WARNING, NONE = "auto", "held", "at_warning", "none"
 BUDGETS = {"TIMEOUT": 3, "OUT_OF_MEMORY": 2, "NODE_FAIL": 3, "KILLED": 3, "LOST": 3}
-"""How often in a row a link may end for each cause without progress before the chain gives up."""
+"""How many ends in a row for each cause, without progress, a chain retries before it gives up."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What can be asked for: submitit's own parameters, then those that begin with `pbs_`."""
+    """Parameters of a job: submitit's own, then those with the prefix `pbs_`."""
 
     name: str = "submitit"
     timeout_min: float = 5
@@ -44,22 +44,23 @@ class Parameters:
     scratch_local: str | None = None
     cluster: str | None = None
     resources: Mapping[str, str | int] = field(default_factory=dict)
-    """Further resources of the select, as the site calls them: {"gpu_model": "A40"}."""
+    """More resources of the select, as the site calls them, such as {"gpu_model": "A40"}."""
     select: str | None = None
-    """The whole of -l select, instead of what the other parameters make."""
+    """The whole value of -l select, instead of one made from the other parameters."""
     place: str | None = None
     setup: Sequence[str] = ()
     teardown: Sequence[str] = ()
-    """Shell lines before the task, and after it: those may change `$code`, with which it ended, and what follows."""
+    """Shell lines before and after the task; the teardown may change `$code`, the exit code of the task."""
     additional_parameters: Mapping[str, str] = field(default_factory=dict)
-    """Other options of qsub, {"-M": "me@example.org"}."""
+    """Other options of qsub, such as {"-M": "me@example.org"}."""
     after: Sequence[str] = ()
     """`<folder>/<job id>` of jobs of this executor that must have succeeded."""
     array_parallelism: int | None = None
     signal_delay_s: float = 90
     """Seconds before the walltime at which the task is told to save and leave; at most half of the walltime."""
     chain: str = AUTO
-    """When the next link is submitted: held (at the start), at_warning, none; auto: held for what has checkpoint()."""
+    """When the next link is submitted: held (at the start), at_warning, none; auto: held for callables with
+    checkpoint(), else none."""
     max_links: int = 100
     budgets: Mapping[str, int] = field(default_factory=dict)
     """Changes to `BUDGETS`."""
@@ -69,7 +70,7 @@ class Parameters:
         """Return checked parameters.
 
         Raises:
-            RecipeError: one is unknown, or has a value that cannot be right.
+            RecipeError: a parameter is unknown or has an invalid value.
         """
         known = {parameter.name for parameter in fields(cls)}
         for name in values:
@@ -87,7 +88,7 @@ class Parameters:
     def _check(self) -> None:
         if self.nodes != 1:
             raise RecipeError(
-                f"nodes = {self.nodes}: the executor 'pbs' starts its tasks on one node; ask for nodes = 1 and for "
+                f"nodes = {self.nodes}: the executor 'pbs' starts all tasks on one node; give nodes = 1, with "
                 "tasks_per_node and gpus_per_node as needed"
             )
         if self.chain not in (AUTO, HELD, AT_WARNING, NONE):
@@ -104,7 +105,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a job knows about its own submission, so that it can submit the next link: JSON in the script."""
+    """What a job was submitted with, so that it can submit the next link; stored as JSON in its script."""
 
     qsub: list[str]
     name: str
@@ -120,12 +121,12 @@ class Spec:
 
 
 def spec_of(environment: Mapping[str, str]) -> Spec:
-    """Return what the job with this environment was submitted with."""
+    """Return the spec of the job with this environment."""
     return Spec(**json.loads(environment[SPEC]))
 
 
 def name_in(path: Path) -> str | None:
-    """Return the name of the jobs that a script was written for; None while it has not got its final name.
+    """Return the name of the jobs of a script; None if the script does not have its final name yet.
 
     All links of a job have this name.
     """
@@ -135,7 +136,7 @@ def name_in(path: Path) -> str | None:
 
 
 def make_spec(parameters: Parameters, folder: Path, chain: str) -> Spec:
-    """Return what jobs with these parameters are submitted with."""
+    """Return the spec of jobs with these parameters."""
     name = job_name(parameters.name)
     optional = {"-q": parameters.queue, "-A": parameters.account, "-P": parameters.project}
     place = [] if parameters.place is None else ["-l", f"place={parameters.place}"]
@@ -145,9 +146,9 @@ def make_spec(parameters: Parameters, folder: Path, chain: str) -> Spec:
         *("-l", f"select={parameters.select or select(parameters)}"),
         *("-l", f"walltime={format_walltime(parameters.walltime_s)}"),
         *place,
-        # rerunnable: PBS itself starts a job again that it preempted, or whose node failed
+        # rerunnable: PBS itself restarts a job that it preempted, or whose node failed
         *("-r", "y"),
-        # one log written as it grows, in a folder (the name is the job's id); readable by its owner alone
+        # one log, written as it grows, into the folder under the job's id; readable by its owner only
         *("-j", "oe", "-k", "oed", "-o", f"{folder}/", "-W", "umask=077"),
         *(word for pair in parameters.additional_parameters.items() for word in pair),
     ]
@@ -167,9 +168,10 @@ def make_spec(parameters: Parameters, folder: Path, chain: str) -> Spec:
 
 
 def render(spec: Spec, command: str, setup: Sequence[str]) -> str:
-    """Return the script of a job; `command` and `setup` are shell, and not quoted.
+    """Return the script of a job; `command` and `setup` are shell code and not quoted.
 
-    Values go into the script: `qsub -v` strips quotes and splits at commas, and `-V` makes qstat's JSON invalid.
+    The values are part of the script, since `qsub -v` strips quotes and splits at commas, and `-V` makes qstat's JSON
+    invalid.
     """
     lines = [
         "#!/bin/bash",
@@ -186,7 +188,7 @@ def render(spec: Spec, command: str, setup: Sequence[str]) -> str:
 
 
 def _path_of_commands() -> list[str]:
-    """Return the line that makes PBS's commands known to the job: it has the PATH of its node, not the submitter's."""
+    """Return the line that adds PBS's commands to the PATH: a job has the PATH of its node, not the submitter's."""
     qsub = shutil.which("qsub")
     return [] if qsub is None else [f'export PATH="$PATH":{shlex.quote(str(Path(qsub).parent))}']
 
@@ -213,7 +215,7 @@ def select(parameters: Parameters) -> str:
 
 
 def select_of(options: Sequence[str]) -> dict[str, str]:
-    """Return the resources that the options of qsub ask for.
+    """Return the resources that qsub's options request.
 
     >>> select_of(["-l", "select=1:ncpus=4:mem=1024mb"])
     {'ncpus': '4', 'mem': '1024mb'}
@@ -224,7 +226,7 @@ def select_of(options: Sequence[str]) -> dict[str, str]:
 
 
 def memory_mb(options: Sequence[str]) -> int | None:
-    """Return the memory that the options of qsub ask for, if select says it in megabytes."""
+    """Return the memory in MB that qsub's options request; None if select does not give it in megabytes."""
     found = re.search(_MEMORY, " ".join(options))
     return None if found is None else int(found.group(1))
 
@@ -239,7 +241,7 @@ def with_memory(options: Sequence[str], mem_mb: int) -> list[str]:
 
 
 def with_resources(options: Sequence[str], more: Mapping[str, str]) -> list[str]:
-    """Return the options of qsub with further resources in the select.
+    """Return the options of qsub with additional resources in the select.
 
     >>> with_resources(["-l", "select=1:ncpus=4"], {"cl_old": "False"})
     ['-l', 'select=1:ncpus=4:cl_old=False']
@@ -252,7 +254,7 @@ _MEMORY = r":mem=(\d+)mb"
 
 
 def job_name(name: str) -> str:
-    """Return a name that PBS takes: no blanks, no dot in front. Old servers cut at 15 characters, new ones at 230.
+    """Return a valid PBS name: no blanks, no leading dot, 230 characters. Old servers cut names at 15 characters.
 
     >>> job_name("fold 3: first")
     'fold_3__first'
@@ -261,7 +263,7 @@ def job_name(name: str) -> str:
 
 
 def format_walltime(seconds: float) -> str:
-    """Return HH:MM:SS.
+    """Return a duration as HH:MM:SS.
 
     >>> format_walltime(86430)
     '24:00:30'
@@ -274,7 +276,7 @@ def parse_walltime(text: str) -> float:
     """Return the seconds of HH:MM:SS, MM:SS or seconds.
 
     Raises:
-        RecipeError: it is none of them.
+        RecipeError: the text has none of these forms.
     """
     if not re.fullmatch(r"(\d+:){0,2}\d+", text):
         raise RecipeError(f"walltime: expected HH:MM:SS, found '{text}'")
@@ -285,5 +287,5 @@ def parse_walltime(text: str) -> float:
 
 
 def _quoted(value: object) -> str:
-    """Return a value of select; PBS takes a comma as the end of the resource unless the value is in quotes."""
+    """Return a value of select, quoted if it has a comma, which PBS would take as its end."""
     return f'"{value}"' if "," in str(value) else str(value)

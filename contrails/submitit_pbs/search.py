@@ -1,6 +1,6 @@
-"""What PBS has of a job: its links, also one whose submitter was killed before it could write it into the chain.
+"""Searching PBS for the links of a job, including one whose submitter was killed before it could record it.
 
-An id alone says nothing: a server that has lost its state gives ids a second time. So the name must agree too.
+An id alone does not identify a job, since a server that has lost its state reuses ids. So the name must match too.
 """
 
 import re
@@ -13,7 +13,7 @@ from contrails.submitit_pbs.states import ENDED
 
 
 def first_id_of(job_id: str, attributes: Mapping[str, str]) -> str:
-    """Return the id by which the job of a link is known: that of its first link.
+    """Return the id of a link's job, which is that of its first link.
 
     >>> first_id_of("9.h", {"Submit_arguments": "-N a -v SUBMITIT_PBS_FIRST_ID=7.h,SUBMITIT_PBS_LINK=2 a.sh"})
     '7.h'
@@ -23,7 +23,7 @@ def first_id_of(job_id: str, attributes: Mapping[str, str]) -> str:
 
 
 def element_id(array: str, index: str | int) -> str:
-    """Return the id by which an element of an array is known: it names files, so it has no brackets.
+    """Return the id of an array's element, without brackets, since it is used in file names.
 
     >>> element_id("22[].host", 3)
     '22.host_3'
@@ -32,7 +32,7 @@ def element_id(array: str, index: str | int) -> str:
 
 
 def pbs_id(job_id: str) -> str:
-    """Return PBS's id of a job or of an element of an array; a host's name has no underscore before a number.
+    """Return PBS's id of a job or of an array's element, from our id.
 
     >>> pbs_id("22.host_3")
     '22[3].host'
@@ -41,12 +41,12 @@ def pbs_id(job_id: str) -> str:
 
 
 def agrees(name: str | None, attributes: Mapping[str, str]) -> bool:
-    """Return whether these are attributes of a job called `name`, which old servers cut short; None is any name."""
+    """Return whether these are attributes of a job called `name`; old servers shorten names, and None matches any."""
     return name is None or name.startswith(attributes.get("Job_Name", ""))
 
 
 def living_links(first_id: str, name: str) -> dict[str, dict[str, str]]:
-    """Return the links of a job that wait or run, the newest first, with their attributes.
+    """Return the waiting or running links of a job, newest first, with their attributes.
 
     Raises:
         Unanswered: the server is down.
@@ -56,10 +56,10 @@ def living_links(first_id: str, name: str) -> dict[str, dict[str, str]]:
 
 
 def next_link(rows: Rows, job_id: str, first_id: str, name: str | None) -> str | None:
-    """Return the link that goes on after `job_id`, if there is one.
+    """Return the link that continues after `job_id`; None if there is none.
 
     Raises:
-        Unanswered: it is not in the chain, and the server is down.
+        Unanswered: the chain does not name it, and the server is down.
     """
     started, known = current_id(rows, ""), links_of(rows, first_id)
     if not started:
@@ -73,7 +73,7 @@ def next_link(rows: Rows, job_id: str, first_id: str, name: str | None) -> str |
 
 
 def links_to_delete(rows: Rows, first_id: str, name: str | None) -> list[str]:
-    """Return the links of a job that PBS has, the newest first: deleting what one waits for would let it go.
+    """Return the links of a job that PBS has, newest first: deleting one would start the held link that waits for it.
 
     Raises:
         Unanswered: the server is down.
@@ -81,7 +81,7 @@ def links_to_delete(rows: Rows, first_id: str, name: str | None) -> list[str]:
     living = {} if name is None else living_links(first_id, name)
     current = current_id(rows, first_id)
     written = [link for link in (successor_of(rows, current), current) if link is not None and link not in living]
-    known = client.query(written) if written else {}  # one that has moved to another server
+    known = client.query(written) if written else {}  # links that have moved to another server
     mine = [link for link in written if link in known and agrees(name, known[link])]
     return [*living, *(link for link in mine if known[link]["job_state"] not in ENDED)]
 

@@ -1,7 +1,7 @@
-"""The files of a submission, before it has an id and afterwards.
+"""The files of a submission, before and after it has an id.
 
-All of them have one stem that no other submission has; it is on qsub's command line too, so that a job whose id was
-lost on the way is found by it.
+Their names begin with a unique stem, which is also on qsub's command line, so that a job whose id was lost can be found
+by it.
 """
 
 import math
@@ -24,7 +24,7 @@ PYTHON = shlex.quote(sys.executable)
 
 @dataclass(frozen=True)
 class Staged:
-    """What qsub needs: the options, a script, and the pickles that the job will look for."""
+    """The input of qsub: options, a script, and the pickles that the job will look for."""
 
     stem: str
     spec: script.Spec
@@ -32,16 +32,16 @@ class Staged:
     pickles: list[Path]
 
     def submit(self, options: Sequence[str] = (), patience_s: float | None = None) -> str:
-        """Submit the job, with further options, and return its id; see `client.submit`.
+        """Submit the job with additional options, and return its id; see `client.submit`.
 
         Raises:
-            Refused, Unanswered: PBS says why, or does not answer.
-            ClusterError: a job that must have succeeded before has not.
+            Refused, Unanswered: PBS refused or did not answer.
+            ClusterError: a job that must succeed first has not succeeded.
         """
         try:
             links = links_to_wait_for(self.spec.after)
         except Unfulfilled as error:
-            raise ClusterError(f"{error}; see its logs, and submit it again first") from error
+            raise ClusterError(f"{error}; see its logs, and submit that job again first") from error
         return client.submit(
             [*self.spec.qsub, *options, *depends_on(links)],
             str(self.script),
@@ -63,15 +63,15 @@ def stage(
     """Write the files of one job, or of an array.
 
     Args:
-        folder: of submitit; created for you alone.
-        group: the callables, one for each element of an array.
-        parameters: checked ones.
+        folder: submitit's folder; created for the user alone.
+        group: the callables, one per element of an array.
+        parameters: checked parameters.
         chain: held, at_warning or none.
-        max_num_timeout: how often a callable with checkpoint() may run into the walltime.
+        max_num_timeout: how often a callable with checkpoint() may reach the walltime.
         python: shell command of the interpreter.
 
     Raises:
-        StorageError: they cannot be written.
+        StorageError: the files cannot be written.
     """
     own, stem = JobPaths.get_first_id_independent_folder(folder), uuid.uuid4().hex
     spec = script.make_spec(parameters, own, chain)
@@ -88,18 +88,18 @@ def stage(
 
 
 def render(folder: Path, spec: script.Spec, parameters: script.Parameters, python: str = PYTHON) -> str:
-    """Return the script of a job: it runs a link on submitit's folder."""
+    """Return the script of a job, which runs a link on submitit's folder."""
     command = f"{python} -u -m contrails.submitit_pbs.in_job.link {shlex.quote(str(folder))}"
     return script.render(spec, command, parameters.setup)
 
 
 def name_script(folder: Path, pickle: Path, first_id: str) -> None:
-    """Give the script of a job, or of an array, the name under which its links look for it; again is as good as once.
+    """Rename the script of a job, or of an array, to the name that its links look for; may be repeated.
 
     Args:
-        folder: of submitit.
-        pickle: any of the submission.
-        first_id: of the job, or of the array's first element.
+        folder: submitit's folder.
+        pickle: any pickle of the submission.
+        first_id: id of the job, or of the array's first element.
     """
     path = pickle.with_name(f"{pickle.stem.rpartition('_')[0]}.sh")
     if path.exists():
@@ -107,6 +107,6 @@ def name_script(folder: Path, pickle: Path, first_id: str) -> None:
 
 
 def name_pickle(folder: Path, pickle: Path, job_id: str) -> None:
-    """Give a pickle the name under which its job looks for it, for a minute; again is as good as once."""
+    """Rename a pickle to the name that its job waits for; may be repeated."""
     if pickle.exists():
         JobPaths(folder, job_id).move_temporary_file(pickle, "submitted_pickle")

@@ -1,7 +1,6 @@
-"""What PBS says about a job, read with one table: its state, and what a user can do about it.
+"""The state of a job from its attributes in `qstat -f`, and what the user can do about it.
 
-The attributes are those of `qstat -f`, all as text. Exit_status counts only where the job has ended: a job that was
-requeued keeps the one of its last run.
+All attributes are text. Exit_status is used only for a job that has ended: a requeued job keeps that of its last run.
 """
 
 import re
@@ -12,9 +11,9 @@ PENDING, HELD, REQUEUED = "PENDING", "HELD", "REQUEUED"
 RUNNING, SUSPENDED, COMPLETING = "RUNNING", "SUSPENDED", "COMPLETING"
 COMPLETED, FAILED, KILLED, TIMEOUT, OUT_OF_MEMORY = "COMPLETED", "FAILED", "KILLED", "TIMEOUT", "OUT_OF_MEMORY"
 NODE_FAIL, PREEMPTED, CANCELLED, LOST = "NODE_FAIL", "PREEMPTED", "CANCELLED", "LOST"
-REFUSED = "REFUSED"  # PBS did not take the link that would go on
+REFUSED = "REFUSED"  # PBS refused the next link
 OVER = {COMPLETED, FAILED, KILLED, TIMEOUT, OUT_OF_MEMORY, NODE_FAIL, PREEMPTED, CANCELLED, LOST, REFUSED}
-"""States that a job does not leave again by itself."""
+"""Final states."""
 
 _LETTERS = {
     "Q": PENDING,  # queued
@@ -23,73 +22,73 @@ _LETTERS = {
     "M": PENDING,  # moved: another server has it, under id@server
     "H": HELD,
     "R": RUNNING,
-    "B": RUNNING,  # an array of which something has started
-    "S": SUSPENDED,  # by a job that goes before it
-    "U": SUSPENDED,  # because somebody uses the workstation
+    "B": RUNNING,  # an array of which an element has started
+    "S": SUSPENDED,  # by a job with precedence
+    "U": SUSPENDED,  # because the workstation is in use
     "E": COMPLETING,
 }
 ENDED = {"F", "X"}
-"""Letters of what has ended; X is an element of an array that goes on."""
-_DELETED = "91"  # substate of what qdel, or the scheduler to make room, ended
-_WAITS_FOR_ANOTHER_JOB = "22"  # substate of a hold that a dependency makes; its Hold_Types is s as well
+"""Letters of jobs that have ended; X is an ended element of an array that goes on."""
+_DELETED = "91"  # substate of a job that was ended by qdel, or by the scheduler to preempt it
+_WAITS_FOR_ANOTHER_JOB = "22"  # substate of a hold by a dependency; its Hold_Types is also s
 
 _EXITS = {
     0: COMPLETED,
-    -29: TIMEOUT,  # walltime, even where the process caught TERM and left with another code
+    -29: TIMEOUT,  # walltime, even if the process caught TERM and exited with another code
     -27: OUT_OF_MEMORY,
     -26: OUT_OF_MEMORY,  # virtual memory
-    -25: FAILED,  # used more cores than it had asked for
-    -23: FAILED,  # no credentials (a Kerberos ticket that ended)
-    -20: NODE_FAIL,  # the node went away
-    -4: NODE_FAIL,  # the node's PBS was started again
+    -25: FAILED,  # used more cores than requested
+    -23: FAILED,  # no credentials (an expired Kerberos ticket)
+    -20: NODE_FAIL,  # the node was lost
+    -4: NODE_FAIL,  # PBS on the node was restarted
     -3: NODE_FAIL,  # could not be started there
     -2: NODE_FAIL,
     -1: NODE_FAIL,
-    137: KILLED,  # 128 + 9, as a shell tells it: often the kernel, for memory
-    265: KILLED,  # 256 + 9, as PBS tells it: CPU time over the limit, too
+    137: KILLED,  # 128 + 9, as a shell reports it: often the kernel, for memory
+    265: KILLED,  # 256 + 9, as PBS reports it: also CPU time over the limit
 }
-"""Exit_status; what is not here is FAILED. Above 256 it is 256 + the signal that ended the job's shell."""
+"""State by Exit_status; any other one is FAILED. Above 256 it is 256 + the signal that ended the job's shell."""
 
 HANDED_OVER = {75, 255}
-"""Exit codes of a task that saved and goes on in the next link: its own (EX_TEMPFAIL), and submitit's exit(-1)."""
+"""Exit codes of a task that saved and continues in the next link: its own (EX_TEMPFAIL), and submitit's exit(-1)."""
 
 TASK_EXITS = {
-    9: NODE_FAIL,  # the task says that the node lacks what the job asked for
+    9: NODE_FAIL,  # the task reports that the node lacks what the job requested
     135: NODE_FAIL,  # 128 + 7: a mapped file could not be read
     137: KILLED,
-    140: TIMEOUT,  # 128 + 12, the warning: it found a task that had not begun, or does not handle it
+    140: TIMEOUT,  # 128 + 12: the warning signal found a task that had not begun, or does not handle it
 }
-"""Exit codes of a task after which the next link may try again; after any other one the chain gives up."""
+"""Exit codes of a task after which the next link may retry; after any other one the chain gives up."""
 
 _FAR = 0.5
-"""Share of the memory below which a kill was not for memory."""
+"""Fraction of the memory; a process killed below it was not killed for memory."""
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "p": 2**50}
 
-_NEVER = "no node can ever satisfy it: it waits until it is deleted"
-_HELD_BY_PBS = "PBS holds it after failed starts: mend the cause, delete it and submit again"
+_NEVER = "no node can ever satisfy it, so it waits until it is deleted"
+_HELD_BY_PBS = "PBS holds it after failed starts: fix the cause, delete it and submit it again"
 _WAITS = {
     "Can Never Run": _NEVER,
-    "Queue not started": "the queue is stopped: see the others with `qstat -Q`",
-    "limit": "a limit on running jobs: it starts when others have ended",
-    "Insufficient amount of": "others use it now: it starts when they have ended",
+    "Queue not started": "the queue is stopped: list the others with `qstat -Q`",
+    "limit": "a limit on running jobs is reached: it starts when others have ended",
+    "Insufficient amount of": "other jobs use the resource now: it starts when they have ended",
     "Not enough free nodes": "no node is free: it starts when others have ended",
-    "dedicated time": "its walltime does not end before a time that is kept for others",
+    "dedicated time": "its walltime reaches into a time that is reserved for others: it starts after that time",
 }
-"""What to know of a job that waits, by what its comment holds; the first counts."""
-_ADVICE = {SUSPENDED: "another job, or somebody, has suspended it: it goes on where it is when that lets it go"}
+"""Advice on a waiting job, by a text in its comment; the first match is used."""
+_ADVICE = {SUSPENDED: "another job or a user has suspended it: it continues where it is when it is resumed"}
 
 _EXIT_ADVICE = {
-    -27: "ask for more memory (mem_gb)",
-    -26: "ask for more memory (mem_gb)",
-    -25: "ask for more cores (cpus_per_task), or start fewer threads",
+    -27: "request more memory (mem_gb)",
+    -26: "request more memory (mem_gb)",
+    -25: "request more cores (cpus_per_task), or start fewer threads",
     -23: "renew your ticket with kinit, then submit again",
-    -3: "PBS could not start it: does the folder of its logs exist on the node?",
+    -3: "PBS could not start it: check that the folder of its logs exists on the node",
 }
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What PBS says about a job: the state, its comment, and what to do, if there is something to do."""
+    """What PBS says about a job: the state, its comment, and advice if there is any."""
 
     state: str
     comment: str = ""
@@ -98,13 +97,13 @@ class Verdict:
     node: str = ""
     select: str = ""
     stuck: bool = False
-    """Whether it waits, and will never start by itself."""
+    """Whether it waits and will never start by itself."""
     memory_fraction: float | None = None
-    """The share of its memory that it had used at most, as far as PBS has seen."""
+    """The largest fraction of its memory in use, as far as PBS has measured."""
 
     @property
     def memory_was_far(self) -> bool:
-        """Whether its memory was far from full, so that it was killed for something else."""
+        """Whether its memory was far from full, so that it was killed for another reason."""
         return self.memory_fraction is not None and self.memory_fraction < _FAR
 
     @property
@@ -114,7 +113,7 @@ class Verdict:
 
 
 def read_verdict(attributes: Mapping[str, str]) -> Verdict:
-    """Return what the attributes of a job say."""
+    """Return the verdict from the attributes of a job."""
     comment = attributes.get("comment", "")
     if attributes["job_state"] in ENDED:
         state, advice = _ended(attributes, comment)
@@ -133,13 +132,13 @@ def read_verdict(attributes: Mapping[str, str]) -> Verdict:
 
 
 def _memory_fraction(attributes: Mapping[str, str]) -> float | None:
-    """Return the share of a job's memory that was used; None where PBS has not looked: a short job has used 0 kb."""
+    """Return the fraction of a job's memory that was used; None if PBS has not measured (a short job shows 0 kb)."""
     used, asked = (size_of(attributes.get(f"{key}.mem", "")) for key in ("resources_used", "Resource_List"))
     return used / asked if used and asked else None
 
 
 def size_of(text: str) -> float | None:
-    """Return a count, or the bytes of a size, as PBS writes them.
+    """Return the number that PBS writes as a count, or as a size in bytes.
 
     >>> size_of("400mb")
     419430400.0
@@ -164,7 +163,7 @@ def _held(attributes: Mapping[str, str]) -> tuple[str, str | None]:
         return PENDING, None
     if "s" in attributes.get("Hold_Types", ""):
         return HELD, _HELD_BY_PBS
-    return HELD, "somebody holds it: qrls lets it go"
+    return HELD, "a user or an operator holds it: release it with `qrls`"
 
 
 def _ended(attributes: Mapping[str, str], comment: str) -> tuple[str, str | None]:
@@ -172,8 +171,7 @@ def _ended(attributes: Mapping[str, str], comment: str) -> tuple[str, str | None
     if attributes.get("substate") == _DELETED:
         return (PREEMPTED if deleted_by_scheduler(comment) else CANCELLED), None
     if "run_count" not in attributes and not is_array:
-        # never ran: deleted while queued (an element of an array then says Exit_status 0), or what it was to follow
-        # did not happen
+        # never ran: deleted while queued (an array's element then has Exit_status 0), or its dependency was not met
         return CANCELLED, None
     if "Exit_status" not in attributes:
         return LOST, None
@@ -182,5 +180,5 @@ def _ended(attributes: Mapping[str, str], comment: str) -> tuple[str, str | None
 
 
 def deleted_by_scheduler(comment: str) -> bool:
-    """Return whether a comment says that the scheduler, and not a person, ended the job."""
+    """Return whether a comment says that the scheduler, not a person, ended the job."""
     return "terminated by Scheduler@" in comment

@@ -1,10 +1,10 @@
-"""What state each job is in: our own files first, then PBS, asked sparingly.
+"""The state of each job: from our own files first, then from PBS with as few queries as possible.
 
-A result, a tombstone or a last word in the chain needs no question. For the rest, jobs are asked about 20 in a call,
-one round in 30 s at the most, however often and by whatever means a state is wanted; sooner where a link has just
-written that it ended, for PBS alone knows what follows. No answer changes nothing. An answer without a job means that
-it is gone: then its next link is looked for, which PBS lets go in the same moment. Where there is none, the job is
-lost, unless a file of its own that comes late (NFS) says how it has ended.
+A result, a tombstone or an end in the chain needs no query. Otherwise about 20 jobs are queried per call, at most once
+in 30 s, however often and in whatever mode a state is requested; sooner if a link has just recorded its end, since only
+PBS knows what follows. No answer changes nothing. An answer without a job means that the job is gone: then its next
+link is looked for, which PBS releases at the same moment. If there is none, the job is LOST, unless one of its own
+files, which may appear late on NFS, says how it ended.
 """
 
 import math
@@ -33,14 +33,14 @@ from contrails.submitit_pbs.states import (
 DELAY_S = 30.0
 _SOON_S = 2.0
 _JUST_S = 20.0
-"""Rounds come sooner for so long after a link has written that it ended: then PBS knows it too."""
+"""Seconds of faster queries after a link has recorded its end, until PBS knows it too."""
 _ABSENT_BEFORE_LOST = 3
-"""Answers without a job before it is LOST; with 30 s between them NFS has shown what another node wrote."""
+"""Answers without a job before it is LOST; at 30 s intervals, NFS has shown by then what another node wrote."""
 
 
 @dataclass
 class _Watched:
-    """A job and what PBS last said about its current link, `asked`; `before` is the link that was asked before."""
+    """A job and PBS's last answer about its current link, `asked`; `before` is the previous link."""
 
     paths: JobPaths
     chain: Chain
@@ -54,29 +54,29 @@ class _Watched:
     absences: int = 0
     num_ends: int = 0
     ended_at: float = -math.inf
-    """When the last of the ends in the chain was noticed, on the monotonic clock."""
+    """When the newest end in the chain was noticed, on the monotonic clock."""
 
     def note_ends(self) -> None:
-        """Look whether a link has written meanwhile that it ended."""
+        """Check whether a link has recorded its end since the last call."""
         num_ends = sum(row["event"] == "ended" for row in self.chain.rows())
         if num_ends > self.num_ends:
             self.num_ends, self.ended_at = num_ends, time.monotonic()
 
     @property
     def has_just_ended(self) -> bool:
-        """Whether a link wrote a short while ago that it ended, as far as that was noted."""
+        """Whether a link recorded its end a short while ago, as of the last `note_ends`."""
         return time.monotonic() - self.ended_at < _JUST_S
 
     @property
     def name(self) -> str | None:
-        """What PBS calls all links of the job; None while it has no script yet."""
+        """The name of all links of the job; None while the job has no script yet."""
         if self.known_name is None:
             self.known_name = name_in(self.paths.submission_file)
         return self.known_name
 
 
 class PbsInfoWatcher(InfoWatcher):
-    """Shared by all jobs of a process; `unanswered` says why the last round left some as they were."""
+    """Shared by all jobs of a process; `unanswered` is the error of the last round, if PBS did not answer."""
 
     def __init__(self, delay_s: float = DELAY_S) -> None:
         super().__init__()
@@ -85,33 +85,33 @@ class PbsInfoWatcher(InfoWatcher):
         self.unanswered: client.Unanswered | None = None
 
     def watch(self, job_id: str, paths: JobPaths, name: str | None = None) -> bool:
-        """Follow a job; without its name, that is read from its script. Return whether it was not followed before."""
+        """Follow a job, whose name is read from its script if not given; return whether it was not followed before."""
         known = self._jobs.get(job_id)
         if known is not None and name in (None, known.name):
             return False
-        # also where a server that has lost its state has given the id again
+        # also if the name differs: a server that has lost its state has reused the id
         first = pbs_id(job_id)
         self._jobs[job_id] = _Watched(paths, Chain(paths.folder, job_id), first, first, name)
         return True
 
     def is_known(self, job_id: str) -> bool:
-        """Return whether our files, or PBS when it was last asked, know the job or what became of it."""
+        """Return whether our files, or PBS's last answer, tell about the job."""
         job = self._jobs[job_id]
         return _by_files(job) is not None or job.absences == 0
 
     def get_state(self, job_id: str, mode: str = "standard") -> str:
-        """Return the state of a job; `mode` "cache" asks nobody."""
+        """Return the state of a job; the mode "cache" makes no query."""
         return self.get_info(job_id, mode)["State"]
 
     def is_done(self, job_id: str, mode: str = "standard") -> bool:
-        """Return whether the job will not change any more."""
+        """Return whether the job is in a final state."""
         return self.get_state(job_id, mode) in OVER
 
     def get_info(self, job_id: str, mode: str = "standard") -> dict[str, str]:
-        """Return State and JobId (of the current link), and what else there is of a job.
+        """Return State and JobId (of the current link), and other known properties of a job.
 
-        That is Reason, Comment, Advice, Name, Node, Select, Stuck where it will never start by itself, Result
-        (none) where it has ended without one, and Orphan where what was to succeed first has not.
+        These are Reason, Comment, Advice, Name, Node and Select; Stuck if it will never start by itself; Result
+        ("none") if it has ended without a result; and Orphan if a job that had to succeed first has not.
         """
         job = self._jobs[job_id]
         info = _by_files(job)
@@ -122,13 +122,13 @@ class PbsInfoWatcher(InfoWatcher):
         return {"JobId": job.asked} | {key: value for key, value in info.items() if value}
 
     def update_if_long_enough(self, mode: str, delay_s: float | None = None) -> None:
-        """Ask PBS about all jobs that are not over, unless it was asked a short while ago; "force" changes nothing."""
+        """Query PBS about all jobs that are not over, at most once per interval, even in the mode "force"."""
         delay_s = self.delay_s if delay_s is None else delay_s
         if mode != "cache" and time.time() - self._last_status_check >= delay_s:
             self.update()
 
     def update(self) -> None:
-        """Ask PBS about all jobs that are not over."""
+        """Query PBS about all jobs that are not over."""
         self._last_status_check, self.unanswered = time.time(), None
         waiting = [job for job in self._jobs.values() if _by_files(job) is None and not _is_final(job)]
         for job in waiting:
@@ -141,10 +141,10 @@ class PbsInfoWatcher(InfoWatcher):
                     _note(job, answer.get(job.asked))
                 waiting = [job for job in waiting if _has_ended(job) and _turn_to(job, _next(job))]
         except client.Unanswered as error:
-            self.unanswered = error  # what was known stays
+            self.unanswered = error  # the last known states stay
 
     def clear(self) -> None:
-        """Forget what PBS said."""
+        """Forget PBS's answers."""
         super().clear()
         for job in self._jobs.values():
             job.verdict, job.absences = None, 0
@@ -157,7 +157,7 @@ def _by_files(job: _Watched) -> dict[str, str] | None:
         result = "none" if last_word.get("has_result") is False else ""
         orphan = "yes" if last_word.get("is_orphan") else ""
         return {"State": last_word["state"], "Reason": last_word["reason"] or "", "Result": result, "Orphan": orphan}
-    if job.chain.cancelled:  # whatever still saves
+    if job.chain.cancelled:  # even if a process still saves
         return {"State": CANCELLED, "Reason": "cancelled", "Result": "none"}
     if job.verdict is not None and job.verdict.state == CANCELLED:
         return None
@@ -193,25 +193,25 @@ def _is_final(job: _Watched) -> bool:
 def _note(job: _Watched, attributes: dict[str, str] | None) -> None:
     if attributes is None or not agrees(job.name, attributes):
         job.absences += 1
-        if job.verdict_before is not None and job.verdict_before.state == CANCELLED:  # no next link says the last word
+        if job.verdict_before is not None and job.verdict_before.state == CANCELLED:  # no next link records the end
             job.absences, job.verdict = 0, job.verdict_before
         return
     job.absences, job.verdict = 0, read_verdict(attributes)
     if job.before and attributes.get("depend", "").startswith(f"afternotok:{job.before}@"):
-        # PBS lets it go when the link before ends, but not when that is deleted in the queue
+        # a held link is released when the link before ends, but never when that is deleted from the queue
         job.verdict = Verdict(CANCELLED, f"job {job.before} was deleted while it waited", name=job.verdict.name)
-    if attributes["job_state"] == "M":  # the queue is that of another server, which must be asked from now on
+    if attributes["job_state"] == "M":  # moved to another server, which must be asked from now on
         _, at, server = attributes.get("queue", "").partition("@")
         job.server = at + server
 
 
 def _has_ended(job: _Watched) -> bool:
-    """Return whether the current link is gone or over, and another one may go on."""
+    """Return whether the current link is gone or over, so that another one may continue."""
     if job.absences > 0 or job.verdict is None:
         return job.absences > 0
     if job.verdict.state == COMPLETED:
         return made_way(job.chain.rows(), job.asked)
-    return job.verdict.over  # if it was deleted, the next link still starts, and says the last word
+    return job.verdict.over  # even if it was deleted: the next link still starts, and records the end
 
 
 def _newest_started(job: _Watched) -> str:
@@ -226,7 +226,7 @@ def _next(job: _Watched) -> str | None:
 
 
 def _turn_to(job: _Watched, link: str | None) -> bool:
-    """Follow another link from now on; return whether it is another one."""
+    """Follow another link from now on; return False if it is the same one."""
     if link in (None, job.asked):
         return False
     job.before, job.verdict_before = job.asked, job.verdict

@@ -1,1 +1,1 @@
-"""Projections of the metrics into other tools."""
+"""Sending metrics and aggregations to Weights & Biases."""

@@ -1,7 +1,7 @@
-"""Which W&B server, account and project `contrails sync` sends to: looked up as wandb does it, without importing it.
+"""The W&B server, account and project that `contrails sync` sends to, found as wandb does but without importing it.
 
-The environment goes before the settings files, those of the current folder before those of the user. The key is
-`WANDB_API_KEY`, else what the netrc file has for the host of the server's address, else what a settings file says.
+The environment precedes settings files; those of the current folder precede those of the user. The key is
+`WANDB_API_KEY`, else the netrc entry for the server's host, else the key in a settings file.
 """
 
 import configparser
@@ -15,13 +15,13 @@ from contrails.errors import TrackingError
 
 PROJECT = "contrails"
 _SAAS = ("api.wandb.ai", "api.forge.coreweave.com")
-"""Two names of the public server: wandb before and since 0.31 asks for the key of the first, or of the second."""
+"""Two host names of the public server: wandb stores the key under the first before version 0.31, then the second."""
 _NOT_ONLINE = {"offline", "dryrun", "disabled"}
 
 
 @dataclass(frozen=True)
 class Account:
-    """The outcome of the look-up; `source` says where the key was found."""
+    """The account that was found; `source` says where the key was found."""
 
     address: str
     project: str
@@ -36,12 +36,12 @@ class Account:
 
     @property
     def destination(self) -> str:
-        """What changes when rows are sent elsewhere."""
+        """Text that changes if rows are sent to another place."""
         return "/".join((self.address, self.entity or "", self.project)) if self.online else "offline"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What has wandb find the same."""
+        """Environment variables with which wandb finds the same account."""
         found = {"WANDB_PROJECT": self.project, "WANDB_MODE": "online" if self.online else "offline"}
         return (
             found
@@ -51,7 +51,7 @@ class Account:
 
 
 def find_account() -> Account:
-    """Return where `contrails sync` sends to, and with which key."""
+    """Return the account that `contrails sync` uses."""
     files = _settings()
 
     def setting(name: str) -> str | None:
@@ -63,10 +63,10 @@ def find_account() -> Account:
 
 
 def require_address(address: str) -> None:
-    """Refuse what is no address of a server.
+    """Check that a text is the address of a server.
 
     Raises:
-        TrackingError: it is none.
+        TrackingError: it is not.
     """
     try:
         url = urlsplit(address)
@@ -75,8 +75,8 @@ def require_address(address: str) -> None:
         valid = False
     if not valid:
         raise TrackingError(
-            f"'{address}' is no address such as https://wandb.example.org: it is WANDB_BASE_URL, or base_url in a "
-            "settings file of wandb"
+            f"expected an address such as https://wandb.example.org, found '{address}'; correct WANDB_BASE_URL, or "
+            "base_url in a settings file of wandb"
         )
 
 
@@ -105,7 +105,7 @@ def _netrc_path() -> Path:
 
 
 def _settings() -> dict[str, str]:
-    """Return what wandb's settings files say: the user's, then those of the current folder."""
+    """Return the content of wandb's settings files, those of the current folder last."""
     root = Path(os.environ.get("WANDB_DIR") or ".")
     folder = root / (".wandb" if (root / ".wandb").exists() else "wandb")
     user = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
@@ -115,6 +115,6 @@ def _settings() -> dict[str, str]:
         try:
             parser.read(path)
             found |= dict(parser.items("default")) if parser.has_section("default") else {}
-        except (OSError, UnicodeDecodeError, configparser.Error):  # wandb goes on without it, too
+        except (OSError, UnicodeDecodeError, configparser.Error):  # wandb ignores such a file too
             continue
     return found

@@ -1,4 +1,4 @@
-"""What `contrails doctor` says of Weights & Biases: one question to the server, without wandb."""
+"""The check of Weights & Biases in `contrails doctor`: one request to the server, without wandb."""
 
 from contrails.cluster.schedulers.base import Check
 from contrails.errors import TrackingError
@@ -6,11 +6,11 @@ from contrails.tracking.account import Account, find_account, require_address
 from contrails.tracking.server import Server
 
 _NAME = "W&B"
-_OFFLINE = "`contrails sync RUN` writes offline files, `wandb sync` sends them later"
+_OFFLINE = "`contrails sync RUN` then writes offline files, which `wandb sync` sends later"
 
 
 def check_wandb() -> Check:
-    """Return where `contrails sync` sends to, and whether that answers; offline files are as good."""
+    """Check that the server of `contrails sync` answers; offline files are valid too."""
     account = find_account()
     try:
         require_address(account.address)
@@ -25,7 +25,7 @@ def check_wandb() -> Check:
     try:
         return Check(_NAME, True, f"{where}, entity {_entity(account)}, key from {account.source}: it answers")
     except TrackingError as error:
-        advice = f"mend it, or set WANDB_MODE=offline: {_OFFLINE}"
+        advice = f"fix it, or set WANDB_MODE=offline: {_OFFLINE}"
         return Check(_NAME, False, f"{where}, key from {account.source}: {error}", advice)
 
 

@@ -1,4 +1,4 @@
-"""What a sink is told of a fold and of an aggregation. Reads the files of the run."""
+"""The data sent to a sink for a fold and for an aggregation, read from the run folder."""
 
 import hashlib
 import json
@@ -14,13 +14,13 @@ from contrails.runs.metrics import fold_metrics
 from contrails.tracking.sink import Experiment, Picture, References, Sink, Table
 
 _SAMPLES = 16
-"""Records in the table of predictions: each costs three files."""
+"""Number of records in the table of predictions; each takes three files."""
 
 
 def rows_of(fold: Fold, sent: int = 0) -> list[dict[str, Any]]:
-    """Return the rows of a fold that will stay as they are; at least as many as were sent, if there are as many.
+    """Return the final rows of a fold, but at least as many as were sent, if there are as many.
 
-    A fold that goes on from an older snapshot covers fewer rows for a while.
+    A fold that resumes from an older snapshot covers fewer rows for a while.
     """
     rows = fold_metrics(fold)
     if rows and _awaits_validation(fold, rows[-1]):
@@ -29,7 +29,7 @@ def rows_of(fold: Fold, sent: int = 0) -> list[dict[str, Any]]:
 
 
 def _awaits_validation(fold: Fold, row: dict[str, Any]) -> bool:
-    """Return whether this last row may be joined by that of the validation: a snapshot can come between the two."""
+    """Return whether the last row may still be merged with a validation row, if a snapshot came between the two."""
     if fold.done.exists() or not float(row.get("epoch", 0)).is_integer() or any(key.startswith("val/") for key in row):
         return False
     return bool(fold_metrics(fold, newest=True)[-1]["step"] == row["step"])
@@ -41,19 +41,19 @@ def digest_of(rows: list[dict[str, Any]]) -> str:
 
 
 def notes_of(run: Run) -> str:
-    """Return the remarks on a run, one a line."""
+    """Return the notes on a run, one per line."""
     return "\n".join(str(row["text"]) for row in read_json_lines(run.notes) if row.get("text"))
 
 
 def describe_fold(fold: Fold, run_id: str) -> Experiment:
-    """Return what is known of a fold before its first row."""
+    """Return the description of a fold, which precedes its rows."""
     attempts = [read_hint(attempt.job) for attempt in fold.attempts()]
     config = _config(fold.run) | {"fold": fold.key, "attempts": attempts}
     return Experiment(fold.path, run_id, fold.run.name, "train", f"fold{fold.key}", config, notes_of(fold.run))
 
 
 def finish_fold(sink: Sink, fold: Fold) -> Mapping[str, float | str]:
-    """Say where the weights of a finished fold are; return its summary."""
+    """Send the addresses of a finished fold's weights; return its summary."""
     done = fold.read_done()
     if done is None:
         return {}
@@ -63,14 +63,14 @@ def finish_fold(sink: Sink, fold: Fold) -> Mapping[str, float | str]:
 
 
 def describe_aggregation(folder: Path, run_id: str) -> Experiment:
-    """Return what is known of an aggregation before its tables."""
+    """Return the description of an aggregation, which precedes its tables."""
     run, figures = _run_of(folder), _figures(folder)
     config = _config(run) | {key: figures[key] for key in ("options", "request", "members", "folds", "complete")}
     return Experiment(folder, run_id, run.name, "aggregate", folder.name, config, notes_of(run))
 
 
 def fill_aggregation(sink: Sink, folder: Path, skip: int) -> tuple[int, Mapping[str, float | str]]:
-    """Send tables and references of an aggregation, without the first tables; return their number and the summary."""
+    """Send tables and references of an aggregation, except the first `skip` tables; return their number and summary."""
     run, figures = _run_of(folder), _figures(folder)
     scores = figures["scores"]
     tables = {"predictions": _samples(run, folder, figures)}
@@ -89,24 +89,24 @@ def _run_of(folder: Path) -> Run:
 
 
 def _figures(folder: Path) -> dict[str, Any]:
-    # only here: a fold needs no torch
+    # imported here, since a fold needs no torch
     from contrails.aggregate.ensemble import read_description
 
     figures = read_description(folder)
     if figures is None:
         again = f"run `contrails aggregate {_run_of(folder).typed}` again"
-        raise DataError(f"{folder} holds no aggregation of this version; {again}")
+        raise DataError(f"{folder}: expected an aggregation of this version, found none; {again}")
     return figures
 
 
 def _config(run: Run) -> dict[str, Any]:
-    """Return recipe, data and site as they were frozen, and where the run comes from."""
+    """Return the frozen recipe, data and site, and the origin of the run."""
     made = read_hint(run.provenance)
     return read_toml(run.toml, "a run") | {"provenance": {key: made[key] for key in made if key != "changes"}}
 
 
 def _numbers(scores: dict[str, Any], prefix: str = "") -> dict[str, float | str]:
-    """Return the figures with dotted names, without tables."""
+    """Return the scores under dotted names, without tables."""
     found: dict[str, float | str] = {}
     for key, value in scores.items():
         if isinstance(value, dict):
@@ -117,7 +117,7 @@ def _numbers(scores: dict[str, Any], prefix: str = "") -> dict[str, float | str]
 
 
 def _samples(of: Run, folder: Path, figures: dict[str, Any]) -> Table | None:
-    """Return records with their label and the member's out-of-fold mask; None where the predictions are gone."""
+    """Return sample records with label and out-of-fold mask; None if the predictions are missing."""
     from contrails.aggregate.decide.judged import choose, judge
     from contrails.aggregate.decide.postprocess import Step, apply
     from contrails.aggregate.stored import stored_out_of_fold

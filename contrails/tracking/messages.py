@@ -1,4 +1,4 @@
-"""What `contrails sync` and its worker say to each other: one line of JSON each."""
+"""Messages between `contrails sync` and its worker: one line of JSON each."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -9,9 +9,10 @@ from contrails.tracking.sink import Outcome
 
 @dataclass(frozen=True)
 class Task:
-    """Have W&B hold the first `rows` rows of a fold, or an aggregation after `rows` rows of older ones.
+    """A request that W&B hold the first `rows` rows of a fold, or an aggregation after `rows` rows of older tables.
 
-    `digest` is that of the rows, `sent` whether the run is known to W&B. With the outcome "running" it stays open.
+    `digest` is the SHA-256 of the rows; `sent` is True if W&B knows the run. If the outcome is "running", the W&B run
+    stays open.
     """
 
     folder: str
@@ -31,7 +32,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a task: W&B holds `rows` rows; `offline` is the folder that holds them instead."""
+    """The result of a task: W&B holds `rows` rows, or the folder `offline` does."""
 
     rows: int = 0
     offline: str | None = None

@@ -1,7 +1,7 @@
-"""What is to be sent of a fold or an aggregation, judged by its files and by `wandb.json` beside them.
+"""What to send for a fold or an aggregation, from its files and from `wandb.json` beside them.
 
-`wandb.json` keeps the W&B `id`; the number and the SHA-256 of the `rows` that were to be sent under it, written before
-the first of them is; `sent`, where W&B was seen to hold them; and the `stamp` of all that it was told.
+`wandb.json` holds the W&B run's `id`; the number and SHA-256 of the `rows` sent under it, written before the first of
+them is sent; `sent`, the destination that was seen to hold them; and the `stamp`, which covers everything sent.
 """
 
 import secrets
@@ -32,7 +32,7 @@ class Item:
 
     @property
     def rebuild(self) -> str:
-        """The command that makes a new W&B run of it."""
+        """The command that makes a new W&B run for it."""
         return (
             f"contrails sync {self.run.typed}{f' --fold {shlex.quote(self.fold.key)}' if self.fold else ''} --rebuild"
         )
@@ -44,7 +44,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """A task, what `wandb.json` says when it is done, and what the user should know."""
+    """A task, the content of `wandb.json` when it is done, and a message for the user."""
 
     item: Item
     task: Task
@@ -53,11 +53,11 @@ class Plan:
     said: str | None = None
 
     def begin(self) -> None:
-        """Write down what is about to be sent: a kill from here on finds the same id, and knows the rows."""
+        """Record what will be sent, so that after a kill the same id and rows are used."""
         write_atomic(self.item.record, to_json({key: self.record[key] for key in self.record if key != "stamp"}))
 
     def finish(self, answer: Answer) -> None:
-        """Write down that W&B holds it; of a run that stays open only where that is."""
+        """Record that W&B holds it; if the W&B run stays open, only for an online run."""
         if answer.offline is None or self.task.outcome != "running":
             record = self.record | {"sent": self.stamp[0], "held": answer.rows}
             closed = {"stamp": self.stamp} | ({"offline": answer.offline} if answer.offline else {})
@@ -71,14 +71,14 @@ def items_of(run: Run, folds: list[Fold], *, aggregations: bool) -> list[Item]:
 
 
 def plan(item: Item, destination: str, opened: list[Any] | None, *, live: bool, rebuild: bool) -> Plan | None:
-    """Return what is to be sent of an item; None where nothing is new.
+    """Return what to send for an item; None if nothing is new.
 
     Args:
-        item: what is looked at.
-        destination: where it is sent to; see `Account.destination`.
-        opened: stamp of the run that this process has open; None where it has none.
-        live: leave the run open while its fold trains.
-        rebuild: begin a new run, whatever is known.
+        item: a fold or an aggregation.
+        destination: where it is sent; see `Account.destination`.
+        opened: stamp of the W&B run that this process has open; None if it has none.
+        live: whether to leave the W&B run open while its fold trains.
+        rebuild: whether to begin a new W&B run in any case.
     """
     known = read_json(item.record) or {}
     if item.fold is not None:
@@ -93,14 +93,14 @@ def plan(item: Item, destination: str, opened: list[Any] | None, *, live: bool, 
         count, digest, changed = _after_older_tables(item, known, destination)
     outcome = outcome_of(item, live=live)
     attempts = len(item.fold.attempts()) if item.fold else 0
-    if opened and opened[-1] != attempts:  # its configuration names the attempts: it goes on as after any preemption
+    if opened and opened[-1] != attempts:  # the configuration lists the attempts, so the W&B run is opened again
         outcome = "preempted" if outcome == "running" else outcome
     stamp = [destination, digest, outcome, notes_of(item.run), attempts]
     if not (rebuild or changed) and stamp == (opened if outcome == "running" else known.get("stamp")):
         return None
     said, old = None, known.get("id")
     if changed and not rebuild:
-        said = f"what W&B holds as {old} was made again with another result: all of it is in a new W&B run"
+        said = f"the data that W&B holds as {old} have changed since: all of them are sent to a new W&B run"
     if rebuild or changed or old is None:
         known = {"id": secrets.token_hex(4)}
         count = count if item.fold else 0
@@ -111,14 +111,14 @@ def plan(item: Item, destination: str, opened: list[Any] | None, *, live: bool, 
 
 
 def signs_of(fold: Fold) -> list[Any]:
-    """Return what changes when the rows of a fold that count do, without reading them."""
+    """Return file sizes and names that change when the rows of a fold do, without reading the rows."""
     sizes = [each.metrics.stat().st_size if each.metrics.exists() else 0 for each in fold.attempts()]
     notes = fold.run.notes.stat().st_size if fold.run.notes.exists() else 0
     return [sizes, [name.path.name for name in fold.all_snapshots()], fold.done.exists(), notes]
 
 
 def _after_older_tables(item: Item, known: dict[str, Any], destination: str) -> tuple[int, str, bool]:
-    """Return after how many rows the tables of an aggregation come, its digest, and whether that is not known."""
+    """Return the number of rows before an aggregation's tables, its digest, and True if the number is unknown."""
     digest = sha256(item.path / "ensemble.json")
     if known.get("sent") != destination or destination == "offline":
         return 0, digest, "digest" in known and known.get("digest") != digest and destination != "offline"
@@ -128,7 +128,7 @@ def _after_older_tables(item: Item, known: dict[str, Any], destination: str) -> 
 
 
 def outcome_of(item: Item, *, live: bool) -> Outcome:
-    """Return how the W&B run is left."""
+    """Return the state in which to leave the W&B run."""
     if item.fold is None:
         return "finished"
     state = fold_state(item.fold).state

@@ -1,6 +1,6 @@
-"""The worker as `contrails sync` sees it: a process that is given a time for each answer, and killed with its children.
+"""The worker process of `contrails sync`, which must answer in time, and is killed with its children if it does not.
 
-wandb works there alone: whatever becomes of it, a network or wandb-core included, ends as one error here.
+wandb is only used there, so that any failure, of the network or of wandb-core, ends as one error here.
 """
 
 import json
@@ -31,7 +31,7 @@ class Worker:
     """A process of `contrails.tracking.worker` for a run."""
 
     def __init__(self, run: Run, account: Account) -> None:
-        files = run.wandb_files  # below the run's folder: home folders of clusters have small quotas
+        files = run.wandb_files  # in the run folder, since home folders of clusters have small quotas
         with storage(files, "create"):
             files.mkdir(exist_ok=True)
         environment = {"WANDB_INIT_TIMEOUT": "60"} | dict(os.environ) | dict.fromkeys(_FOLDERS, str(files))
@@ -47,13 +47,13 @@ class Worker:
         )
 
     def answers(self, tasks: Sequence[Task], deadline_s: float) -> Iterator[Answer]:
-        """Yield the answer to each task; each comes within `deadline_s` of the one before.
+        """Yield the answer to each task; each must come within `deadline_s` of the previous one.
 
         Raises:
-            TrackingError: one did not come; the worker has ended.
+            TrackingError: an answer did not come; the worker is ended.
         """
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended, as the answer will tell
+        with suppress(BrokenPipeError):  # the worker has ended, which reading the answer reports
             self._process.stdin.write(json.dumps([task.to_json() for task in tasks]).encode() + b"\n")
             self._process.stdin.flush()
         for _ in tasks:
@@ -86,7 +86,7 @@ class Worker:
         return lines[-1] if lines else f"code {code}"
 
     def end(self) -> None:
-        """Kill it and wandb-core, which would say how its runs ended: whoever goes on with them knows better."""
+        """Kill it and wandb-core, which would otherwise report an end of runs that another process may continue."""
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(self._process.pid)
             for each in [*process.children(recursive=True), process]:

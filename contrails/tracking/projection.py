@@ -1,6 +1,6 @@
-"""Folds and aggregations projected into Weights & Biases: one W&B run each, whatever it went through.
+"""Sending folds and aggregations to Weights & Biases: one W&B run for each, over all interruptions.
 
-The truth is the run folder (see `contrails.tracking.plan`); the process that talks to W&B is started for what is new.
+The run folder decides what is sent (see `contrails.tracking.plan`). The worker process is started when there is news.
 """
 
 import shutil
@@ -28,7 +28,7 @@ _LONGEST_PAUSE_S = 600.0
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of an item: `rows` is 0 where nothing was new, `said` what the user should know."""
+    """The result for an item: `rows` is 0 if nothing was new, `said` is a message for the user."""
 
     item: Item
     rows: int = 0
@@ -37,7 +37,7 @@ class Sent:
 
 
 class Projection:
-    """Sends items of a run; a context. With `live` the runs of folds that train stay open until it ends."""
+    """Sends items of a run; a context manager. With `live`, W&B runs of active folds stay open until its end."""
 
     def __init__(self, run: Run, *, live: bool = False) -> None:
         self._run, self._live, self._account = run, live, find_account()
@@ -59,7 +59,7 @@ class Projection:
             self._end()
 
     def send(self, items: Sequence[Item], *, rebuild: bool = False) -> Iterator[Sent]:
-        """Project what is new of items, side by side; yield the outcome of each."""
+        """Send what is new for each item, in parallel; yield the result of each."""
         plans = []
         for item in items:
             if self._is_quiet(item):
@@ -86,13 +86,13 @@ class Projection:
             yield from (Sent(left.item, error=_advised(str(error))) for left in plans[settled:])
 
     def _is_quiet(self, item: Item) -> bool:
-        """Return whether the files of a fold whose run is open are as they were: to read many rows takes a while."""
+        """Return whether the files of an open fold are unchanged, to avoid reading many rows."""
         signs = signs_of(item.fold) if self._live and item.fold else []
         same, self._signs[item.path] = signs == self._signs.get(item.path), signs
         return same and item.path in self._open and outcome_of(item, live=True) == "running"
 
     def _settled(self, of: Plan, answer: Answer) -> Sent:
-        """Write down what W&B holds now, or explain why it does not."""
+        """Record what W&B holds now, or explain why it does not."""
         self._open.pop(of.item.path, None)
         if answer.error is not None:
             again = f"W&B: {answer.error}; make a new W&B run of it with `{of.item.rebuild}`"
@@ -107,12 +107,12 @@ class Projection:
 
     def _lock(self, item: Item) -> None:
         if item.path not in self._locked:
-            busy = f"another contrails sync works on {item.path}; wait for it, or end it"
+            busy = f"another contrails sync works on {item.path}; wait until it ends, or stop it, then try again"
             self._locks.enter_context(sole_writer(item.path / ".wandb.lock", busy))
             self._locked.add(item.path)
 
     def _answers(self, tasks: list[Task], deadline_s: float) -> Iterator[Answer]:
-        """Yield what became of tasks; a worker that failed at one is replaced, whatever it still has open."""
+        """Yield the results of tasks; a worker that failed at one is ended, with all W&B runs that it has open."""
         if not tasks:
             return
         if self._worker is None:
@@ -136,10 +136,10 @@ class Projection:
 
 
 def sync_fold(fold: Fold, *, rebuild: bool = False) -> int:
-    """Project what is new of a fold; return the number of rows that it has now, 0 if nothing was new.
+    """Send what is new for a fold; return its number of rows, 0 if nothing was new.
 
-    Online, rows go on after those that W&B holds. Offline, all of them are written anew as one folder, which takes the
-    place of the one before, so that what `wandb sync` sends is whole.
+    Online, new rows are added to those that W&B holds. Offline, all rows are written to a new folder, which replaces
+    the previous one, so that `wandb sync` sends them completely.
 
     Raises:
         TrackingError: W&B refuses, or does not answer in time.
@@ -154,9 +154,9 @@ def sync_fold(fold: Fold, *, rebuild: bool = False) -> int:
 def follow(
     run: Run, folds: list[Fold], ended: Callable[[Fold], bool], interval_s: float = _INTERVAL_S
 ) -> Iterator[Sent]:
-    """Project what is new of folds every `interval_s` until all have ended; yield what was sent, and each failure.
+    """Send what is new for folds every `interval_s` until all have ended; yield what was sent, and each failure.
 
-    What failed is tried again after pauses that grow.
+    A failure is retried after pauses of increasing length.
     """
     failures, not_before = dict[Path, int](), dict[Path, float]()
     with Projection(run, live=True) as projection:
@@ -179,13 +179,13 @@ def follow(
 
 def _advised(problem: str) -> str:
     return (
-        f"W&B: {problem}; nothing is lost: mend it (key, network), or set WANDB_MODE=offline for offline files; then "
-        "the same command again goes on"
+        f"W&B: {problem}; nothing is lost: fix the cause (key, network), or set WANDB_MODE=offline for offline files, "
+        "then run the same command again"
     )
 
 
 def _remove_others(files: Path, kept: str | None) -> None:
-    """Remove what wandb kept for itself of a run that a server holds, and offline folders that a newer one replaces."""
+    """Remove wandb's files of a run that a server holds, and offline folders that a newer one replaces."""
     if kept is None:
         shutil.rmtree(files, ignore_errors=True)
     for path in files.glob("offline-run-*"):

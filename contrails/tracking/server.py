@@ -1,6 +1,6 @@
-"""Three questions to a W&B server, without wandb: whose the key is, how many rows a run has there, and what files.
+"""Requests to a W&B server without wandb: the key's entity, the number of rows of a run, the state of artifacts.
 
-wandb ends in peace where the server has refused what it sent; what the server holds is what counts.
+They are needed since wandb reports success even if the server refuses what it sent.
 """
 
 import base64
@@ -25,16 +25,16 @@ _FILES = """query ArtifactState($project: String, $entity: String, $name: String
 
 
 class Server:
-    """The W&B server of an account, asked again for `patience_s` where it is busy or broken."""
+    """The W&B server of an account; requests are retried for `patience_s` while it is busy or fails."""
 
     def __init__(self, account: Account, patience_s: float = 0.0) -> None:
         self._account, self._patience_s = account, patience_s
 
     def default_entity(self) -> str:
-        """Return the entity that rows go to where none is set.
+        """Return the entity that is used if none is set.
 
         Raises:
-            TrackingError: it does not answer, or refuses the key.
+            TrackingError: the server does not answer, or refuses the key.
         """
         viewer = self._ask(_VIEWER, {}).get("viewer")
         if not viewer:
@@ -42,10 +42,10 @@ class Server:
         return str(viewer.get("entity") or viewer.get("username"))
 
     def rows(self, entity: str, project: str, run_id: str) -> int | None:
-        """Return how many rows a run has, None where there is no such run.
+        """Return the number of rows of a run; None if there is no such run.
 
         Raises:
-            TrackingError: it does not answer, or refuses.
+            TrackingError: the server does not answer, or refuses.
         """
         model = self._ask(_ROWS, {"project": project, "entity": entity, "name": run_id}).get("model") or {}
         bucket = model.get("bucket")
@@ -55,7 +55,7 @@ class Server:
         """Return whether the newest version of an artifact is complete.
 
         Raises:
-            TrackingError: it does not answer, or refuses.
+            TrackingError: the server does not answer, or refuses.
         """
         variables = {"project": project, "entity": entity, "name": f"{artifact}:latest"}
         found = (self._ask(_FILES, variables).get("project") or {}).get("artifact") or {}
@@ -78,11 +78,11 @@ class Server:
         except urllib.error.HTTPError as error:
             with error:
                 raise TrackingError(self._explain(error)) from error
-        except (OSError, HTTPException) as error:  # OSError: also a URLError and a timeout
+        except (OSError, HTTPException) as error:  # OSError includes URLError and timeouts
             reason = getattr(error, "reason", None) or error
             raise TrackingError(f"{account.address} does not answer ({reason}); check the network") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TrackingError(f"{account.address} answers no W&B server's words; check WANDB_BASE_URL") from error
+            raise TrackingError(f"{account.address} does not answer as a W&B server; check WANDB_BASE_URL") from error
 
     def _patiently(self, request: urllib.request.Request) -> Any:
         end = time.monotonic() + self._patience_s

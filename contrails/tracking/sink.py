@@ -1,7 +1,7 @@
-"""What a tracking tool must offer, in no tool's own words.
+"""The interface of a tracking tool, independent of W&B.
 
-A sink holds one experiment: a fold or an aggregation. Its rows have an order and no row is changed; `open` says how
-many the tool already holds, so that sending again after any kill sends each of them once.
+A sink holds one experiment: a fold or an aggregation. Its rows are ordered and never changed. `open` returns how many
+rows the tool already holds, so that each row is sent once, even after a kill.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Outcome = Literal["running", "preempted", "finished", "failed"]
-"""`running`: more will come from this process; `preempted`: more may come later, from another one."""
+"""`running`: this process will send more; `preempted`: another process may send more later."""
 
 
 class GoneError(TrackingError):
-    """The tool had the experiment and has it no more."""
+    """The tool no longer has an experiment that it had before."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is known before the first row.
+    """The description of an experiment, which precedes its rows.
 
-    The tool may keep files in `folder`, and calls the experiment `id`. `known` is what the tool once had.
+    The tool may keep files in `folder`, and identifies the experiment by `id`. `known` is True if the tool had it.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image: `pixels` are uint8 (H, W, 3), each mask is uint8 (H, W) with 1 where it is set."""
+    """An image: `pixels` are uint8 (H, W, 3); each mask is uint8 (H, W), 1 where it is set."""
 
     pixels: "NDArray[np.uint8]"
     masks: Mapping[str, "NDArray[np.uint8]"]
@@ -50,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table to look at; its cells are numbers, text, None and pictures. It is a row of the experiment."""
+    """A table of numbers, text, None and pictures; it counts as one row of the experiment."""
 
     columns: Sequence[str]
     cells: Sequence[Sequence[Any]]
@@ -58,26 +58,26 @@ class Table:
 
 @dataclass(frozen=True)
 class References:
-    """Files that stay where they are: the tool is told their addresses."""
+    """Files that are not uploaded: the tool gets their addresses."""
 
     kind: str
     files: Sequence[Path] = field(default_factory=tuple)
 
 
 class Sink(Protocol):
-    """One experiment in one tool; every method raises `TrackingError` where the tool does not do it."""
+    """One experiment in one tool; every method raises `TrackingError` if the tool fails."""
 
     def open(self, experiment: Experiment) -> int:
-        """Begin, or go on; return how many rows the tool holds."""
+        """Start or continue the experiment; return how many rows the tool holds."""
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows after those that the tool holds; it may take some seconds until it holds them."""
+        """Append rows; it may take some seconds until the tool holds them."""
 
     def media(self, name: str, media: Table | References) -> None:
-        """Add a table as a row, or say where files are."""
+        """Append a table as a row, or register the addresses of files."""
 
     def held(self) -> int:
-        """Return how many rows the tool holds by now."""
+        """Return how many rows the tool holds now."""
 
     def finish(self, outcome: Outcome, summary: Mapping[str, float | str]) -> None:
-        """Wait until everything was sent, and say how the experiment stands."""
+        """Wait until everything is sent, and set the final state of the experiment."""

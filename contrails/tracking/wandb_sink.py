@@ -1,6 +1,6 @@
 """Weights & Biases as a sink; the only module that imports wandb.
 
-The columns that W&B adds begin with `_`. Never `step=`: W&B drops a row whose step is not larger than the last one.
+Columns added by W&B begin with `_`. `step=` is never passed, since W&B drops a row whose step does not increase.
 """
 
 import re
@@ -25,7 +25,7 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")
 
 
 class WandbSink:
-    """A run of W&B, on its server or as offline files that `wandb sync` sends."""
+    """A W&B run, on its server or as offline files that `wandb sync` sends."""
 
     def __init__(self, account: Account) -> None:
         self._account, self._server = account, Server(account, _PATIENCE_S)
@@ -51,20 +51,20 @@ class WandbSink:
                 notes=experiment.notes or None,
                 config=dict(experiment.config),
             )
-            # of a run that goes on, W&B keeps its own
+            # when a run continues, W&B ignores the configuration given to init
             self._run.config.update(dict(experiment.config), allow_val_change=True)
-        # run.step is 0 in a run that goes on, until its first row
+        # run.step is 0 in a continued run until its first row
         self._sent = int(self._run.starting_step) if self._account.online else 0
         return self._sent
 
     def _look(self, experiment: Experiment) -> None:
-        """Find out at once what wandb would try again for a minute."""
+        """Check for a deleted run, which wandb would retry for a minute."""
         entity = self._account.entity or self._server.default_entity()
         if self._server.rows(entity, self._account.project, experiment.id) is None and experiment.known:
             raise self._gone(experiment.id)
 
     def _gone(self, run_id: str) -> GoneError:
-        return GoneError(f"the run {run_id} was deleted at {self._account.address}, which never takes its id again")
+        return GoneError(f"the run {run_id} was deleted at {self._account.address}, which never accepts its id again")
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         with _explained():
@@ -100,16 +100,16 @@ class WandbSink:
         with _explained():
             self._run.summary.update(dict(summary))
             if outcome == "preempted":
-                self._run.mark_preempting()  # its state follows from this and an exit code that is not 0
+                self._run.mark_preempting()  # with an exit code that is not 0, W&B shows the state "preempted"
             self._run.finish(exit_code=_EXIT[outcome])
-        # wandb says nothing of those that failed
+        # wandb does not report artifacts that failed
         for name in self._artifacts if self._account.online else ():
             if not self._server.holds(self._run.entity, self._run.project, name):
                 raise TrackingError(f"{self._account.address} does not hold the artifact {name}")
 
     @property
     def refusal(self) -> str | None:
-        """What the server answered last to what it did not take: wandb says it in its own log alone."""
+        """The server's last answer to rows that it refused; wandb writes it to its own log only."""
         log = Path(self._run.dir).parent / "logs" / "debug-internal.log"
         found = None
         for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
@@ -119,7 +119,7 @@ class WandbSink:
 
     @property
     def offline_folder(self) -> str | None:
-        """Name of the folder that holds the run where no server does."""
+        """Name of the folder of an offline run; None for an online run."""
         return None if self._account.online else Path(self._run.dir).parent.name
 
 
@@ -142,11 +142,11 @@ def _image(picture: Picture) -> "wandb.Image":
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn what wandb raises into one kind of error."""
+    """Turn all exceptions of wandb into `TrackingError`."""
     try:
         yield
-    # with wandb-core killed: a ConnectionResetError; where the server answers nonsense: a ValueError
+    # a killed wandb-core raises ConnectionResetError; an invalid answer of the server raises ValueError
     except (wandb.Error, OSError, TimeoutError, ValueError) as error:
         kind = GoneError if _DELETED in str(error) else TrackingError
-        said = (str(error).splitlines() or [""])[0]  # advice on settings that nobody can reach here follows
+        said = (str(error).splitlines() or [""])[0]  # further lines advise settings that do not apply here
         raise kind(f"{type(error).__name__}: {said}") from error

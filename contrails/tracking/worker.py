@@ -1,7 +1,7 @@
-"""The process that talks to Weights & Biases for `contrails sync`: `python -m contrails.tracking.worker`.
+"""The process that sends to Weights & Biases for `contrails sync`: `python -m contrails.tracking.worker`.
 
-Each line of input is a list of tasks, answered by one line each, in that order. A run whose fold still trains stays
-open, so that its next rows cost no start of wandb. What an answer says is what the server says that it holds.
+Each line of input is a list of tasks; each task is answered by one line, in order. The W&B run of a fold that still
+trains stays open, so that wandb need not be started for each new row. An answer reports what the server holds.
 """
 
 import json
@@ -31,14 +31,14 @@ from contrails.tracking.sink import GoneError
 from contrails.tracking.wandb_sink import WandbSink
 
 _HOLDS_WITHIN_S = {True: 10.0, False: 30.0}
-"""Patience with a server, once everything was sent to it, and while wandb-core is still at it."""
+"""Seconds to wait for the server to hold all rows: after closing the W&B run, and while wandb-core still sends."""
 _LOOK_EVERY_S = 0.5
 _SIDE_BY_SIDE = 8
 
 
 @dataclass
 class _Opened:
-    """A run that is open: `rows` are those that it should have by now."""
+    """An open W&B run; `rows` is the number of rows that it should have by now."""
 
     id: str
     sink: WandbSink
@@ -47,9 +47,9 @@ class _Opened:
 
 
 def work(tasks: list[Task], opened: dict[str, _Opened]) -> Iterator[Answer]:
-    """Do tasks and yield what became of each; `opened` are the runs that stay open, by folder.
+    """Do tasks and yield their results; `opened` are the W&B runs that stay open, by folder.
 
-    All send side by side, since wandb hands over each row to wandb-core and waits, before the first is settled.
+    All tasks send in parallel before the first one waits for the server, since wandb waits for wandb-core at each row.
     """
     begun = [_caught(partial(_open, task, opened)) for task in tasks]
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
@@ -70,9 +70,9 @@ def _caught(step: Callable[[], Answer]) -> Answer:
 
 
 def _open(task: Task, opened: dict[str, _Opened]) -> Answer:
-    """Open the run of a task, unless it is."""
+    """Open the W&B run of a task, unless it is open."""
     if task.folder in opened and opened[task.folder].id != task.id:
-        opened.pop(task.folder).sink.finish("failed", {})  # another run takes its place
+        opened.pop(task.folder).sink.finish("failed", {})  # a new W&B run replaces it
     if task.folder not in opened:
         fold, sink = _fold_of(task), WandbSink(find_account())
         experiment = describe_fold(fold, task.id) if fold else describe_aggregation(Path(task.folder), task.id)
@@ -86,7 +86,7 @@ def _fold_of(task: Task) -> Fold | None:
 
 
 def _send(task: Task, opened: dict[str, _Opened]) -> Answer:
-    """Add what the run does not have."""
+    """Send what the W&B run lacks."""
     folder, fold, run = Path(task.folder), _fold_of(task), opened[task.folder]
     if fold is None:
         number, run.summary = fill_aggregation(run.sink, folder, max(0, run.rows - task.rows))
@@ -94,7 +94,7 @@ def _send(task: Task, opened: dict[str, _Opened]) -> Answer:
         return Answer()
     rows = rows_of(fold, task.rows)[: task.rows]
     if digest_of(rows) != task.digest:
-        raise TrackingError(f"the rows in {folder} changed meanwhile")
+        raise TrackingError(f"the rows in {folder} changed while they were sent")
     _require_no_more(run.rows, len(rows))
     run.sink.rows(rows[run.rows :])
     run.rows = len(rows)
@@ -103,7 +103,7 @@ def _send(task: Task, opened: dict[str, _Opened]) -> Answer:
 
 
 def _settle(task: Task, opened: dict[str, _Opened]) -> Answer:
-    """Wait until W&B holds the rows, and end a run that does not go on here."""
+    """Wait until W&B holds the rows; finish the W&B run unless it stays open."""
     run = opened[task.folder]
     closed = task.outcome != "running"
     if closed:
@@ -120,12 +120,12 @@ def _settle(task: Task, opened: dict[str, _Opened]) -> Answer:
 
 def _require_no_more(held: int, rows: int) -> None:
     if held > rows:
-        raise GoneError(f"W&B holds {held} rows of {rows}: something else sent to it, too")
+        raise GoneError(f"W&B holds {held} rows, expected {rows}: another program has sent to this run too")
 
 
 def main() -> None:
-    """Answer until the input ends."""
-    # what wandb prints is no answer
+    """Answer tasks until the input ends."""
+    # keep what wandb prints out of the answers
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     opened: dict[str, _Opened] = {}
@@ -136,7 +136,7 @@ def main() -> None:
     for run in opened.values():  # `contrails sync` was killed
         with suppress(ContrailsError, OSError):
             run.sink.finish("preempted", {})
-    os._exit(0)  # wandb's hook would say of runs that failed here that they are finished
+    os._exit(0)  # skips wandb's exit hook, which would mark failed runs as finished
 
 
 if __name__ == "__main__":

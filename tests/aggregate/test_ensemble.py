@@ -184,7 +184,9 @@ def test_all_joins_with_an_inherited_threshold_and_is_unscored(make_run: Callabl
 def test_only_all_has_no_score_and_says_so(make_run: Callable[..., Run]) -> None:
     ensemble = make(train(make_run(train={"epochs": 1}), "all"))
     assert ensemble.threshold == 0.5
-    assert ensemble.scores["records"].startswith("none: no member has validation records, the threshold is a guess")
+    assert ensemble.scores["records"].startswith(
+        "none: no member has validation records, so the threshold is not fitted"
+    )
 
 
 def test_several_runs_merge_in_any_order(make_run: Callable[..., Run], tiny_data: Path) -> None:
@@ -269,12 +271,12 @@ def test_held_out_records_score_the_ensemble_itself(
 
 
 def test_folds_are_averaged_only_with_held_out_records(trained: Run) -> None:
-    with pytest.raises(RunError, match="only held-out records can score"):
+    with pytest.raises(RunError, match="expected held-out records to score the mean of the folds"):
         make(trained, options=Options(average_folds=True))
 
 
 def test_no_finished_fold_is_an_error(make_run: Callable[..., Run]) -> None:
-    with pytest.raises(RunError, match="no fold of run is finished yet"):
+    with pytest.raises(RunError, match="expected a finished fold in run, found none"):
         make(make_run())
 
 

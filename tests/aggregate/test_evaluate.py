@@ -119,7 +119,9 @@ def test_the_command_evaluate(
 
 
 def test_records_that_were_trained_on_have_no_score(ensemble: Ensemble, tiny_data: Path) -> None:
-    with pytest.raises(DataError, match=r"all 12 records of .* were trained on or selected epochs"):
+    with pytest.raises(
+        DataError, match=r"that no member has seen in .*train.h5, found none: all 12 were used to train"
+    ):
         cli(["evaluate", str(ensemble.path), str(tiny_data / "train.h5")], standalone_mode=False)
     with pytest.raises(RunError, match="expected a run called 'nothing'"):
         cli(["evaluate", "nothing", str(tiny_data / "train.h5")], standalone_mode=False)
@@ -176,7 +178,7 @@ def test_masks_go_on_where_a_kill_left_them_and_are_never_mixed(
     with pytest.raises(DataError, match=r"masks holds masks of another ensemble or input; give another folder"):
         cli([*arguments[:2], str(tiny_data / "train.h5"), str(out), "--format", "png"], standalone_mode=False)
     (out / "predicted.json").unlink()
-    with pytest.raises(DataError, match=r"masks holds 2000.png, and nothing that says what it is of"):
+    with pytest.raises(DataError, match=r"masks holds 2000.png, but no predicted.json that names its origin"):
         cli([*arguments, str(out), "--format", "png"], standalone_mode=False)
 
 
@@ -196,8 +198,7 @@ def test_a_damaged_mask_is_told_and_made_again(
     assert {path: path.read_bytes() for path in before} == {path: content for path, (content, _) in before.items()}
     assert intact.stat().st_mtime_ns == before[intact][1]
     assert (
-        f"2 masks that were there are damaged or half written, and are made again: 2000.{kind}, 2001.{kind}"
-        in caplog.messages
+        f"2 existing masks are damaged or incomplete, and are made again: 2000.{kind}, 2001.{kind}" in caplog.messages
     )
 
 

@@ -115,7 +115,7 @@ def test_what_is_given_counts(scenes: Path, make_ensemble: MakeEnsemble) -> None
     with pytest.raises(click.UsageError, match=r"--scenes is for a folder of scenes, and \S+a.tif is one scene"):
         run("predict", ensemble, scenes / "raw/scenes/a.tif", scenes / "x.tif", "--scenes={scene}")
     assert not (scenes / "other").exists()
-    with pytest.raises(click.UsageError, match=r"are for scenes, and \S+train.h5 holds none"):
+    with pytest.raises(click.UsageError, match=r"need scenes as INPUT, and \S+train.h5 holds none"):
         run("predict", ensemble, scenes / "train.h5", scenes / "other", "--tile=64")
 
 
@@ -191,7 +191,9 @@ def test_what_is_there_is_replaced_by_force_alone(scenes: Path, make_ensemble: M
     folder = scenes / "masks"
     folder.mkdir()
     (folder / "a.png").write_text("mine")
-    with pytest.raises(DataError, match=r"holds a.png, and nothing that says what it is of; .*, or --force to replace"):
+    with pytest.raises(
+        DataError, match=r"holds a.png, but no predicted.json that names its origin; .*, or --force to replace"
+    ):
         run("predict", ensemble, data, folder, "--format=png")
     run("predict", ensemble, data, folder, "--format=png", "--force")
     run("predict", ensemble, data, scenes / "others", "--format=png")
@@ -267,7 +269,7 @@ def test_a_folder_of_records_need_not_be_called_test(
         write_record(tmp_path, "mine", f"{index}", seed=index, annotators=0, pixel_mask=False)
     run("predict", ensemble, tmp_path / "mine", tmp_path / "masks")
     assert set(masks_in(tmp_path / "masks")) == {"0", "1"}
-    with pytest.raises(click.UsageError, match=r"are for scenes, and \S+mine holds none"):
+    with pytest.raises(click.UsageError, match=r"need scenes as INPUT, and \S+mine holds none"):
         run("predict", ensemble, tmp_path / "mine", tmp_path / "masks", "--overlap=0")
 
 
@@ -283,7 +285,7 @@ def test_raw_data_that_are_damaged_leave_nothing(scenes: Path, make_ensemble: Ma
 def test_an_ensemble_that_does_not_know_how_to_prepare_says_so(scenes: Path, make_ensemble: MakeEnsemble) -> None:
     dataset = open_dataset(scenes / "train.h5")
     ensemble = make_ensemble(dataset, replace(inputs_of(dataset), options=""))
-    with pytest.raises(DataError, match="nothing says how to prepare it: the ensemble sees blue, green, red and does"):
+    with pytest.raises(DataError, match=r"found one that only names its bands \(blue, green, red\)"):
         run("predict", ensemble, scenes / "raw", scenes / "masks")
 
 
@@ -291,7 +293,7 @@ def test_an_ensemble_that_does_not_know_how_to_prepare_says_so(scenes: Path, mak
 @pytest.mark.parametrize("source", ["raw", "train.h5"])
 def test_only_a_name_of_a_csv_file_makes_a_submission(scenes: Path, name: str, source: str) -> None:
     before = {each.name for each in scenes.iterdir()}
-    with pytest.raises(click.BadParameter, match=rf"{name}': expected an ending .csv .*, found '\.\w+' for .*{source}"):
+    with pytest.raises(click.BadParameter, match=rf"{name}': expected the ending .csv .*'\.\w+' for .*{source}"):
         run("predict", "no-run", scenes / source, scenes / name)
     assert {each.name for each in scenes.iterdir()} == before
 

@@ -146,17 +146,21 @@ def test_again_nothing_is_done_and_another_making_is_refused(trained: Ensemble, 
     assert set(before) == {"fold0.h5", "fold1.h5"}
     write(trained, data)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    with pytest.raises(DataError, match=r"fold0.h5 exists and was made in another way; .* give another folder"):
+    with pytest.raises(DataError, match=r"fold0.h5 exists and was made differently; .* give another folder"):
         write(trained, data, "--frames", "3")
 
 
 def test_what_cannot_be_labelled_is_told(trained: Ensemble, data: Path) -> None:
-    with pytest.raises(RecipeError, match=r"--frames 7: the members see the frames \[4\] .* needs \[7\] as well"):
+    with pytest.raises(
+        RecipeError, match=r"--frames 7: the members use the frames \[4\] .* frames \[7\] are needed too"
+    ):
         write(trained, data, "--frames", "7")
     several = replace(trained.members[0], run="other")
     with pytest.raises(RunError, match="expected single folds of one run, found runs maker, other"):
         next(labels_of(replace(trained, members=(*trained.members, several)), data))
-    with pytest.raises(DataError, match=r"fold 0: \S+ has no record left to pseudo-label: all are labelled"):
+    with pytest.raises(
+        DataError, match=r"fold 0: expected records to pseudo-label in \S+, found none: all are labelled"
+    ):
         write(trained, data, name="train")
 
 

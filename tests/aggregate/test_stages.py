@@ -163,7 +163,9 @@ def test_a_gate_that_does_not_fit_is_refused(
     write_filelist(tmp_path / "turned.csv", turned, "by hand")
     shutil.rmtree(run.path)
     other = positives(gate, make_run, filelist=str(tmp_path / "turned.csv"))
-    with pytest.raises(RunError, match=r"whose folds are not those of .*turned.csv: it may have seen records"):
+    with pytest.raises(
+        RunError, match=r"whose folds differ from those of .*turned.csv: it may have trained on records"
+    ):
         make_ensemble(
             [other], other.aggregate("default"), Options(weights="best", gate=str(gate.path), allow=True), CPU
         )
@@ -207,7 +209,7 @@ def test_an_audit_compares_labels_with_what_members_predicted(
     found = {f["records"][0]: f["reason"] for f in json.loads(capsys.readouterr().out) if f["kind"] == "disagreement"}
     assert found == expected
     assert len(found) >= 6  # all that are positive
-    with pytest.raises(DataError, match=r"was made with the dataset \S+train.h5, \S+test.h5 is another one"):
+    with pytest.raises(DataError, match=r"expected an ensemble of the dataset \S+test.h5, found one of \S+train.h5"):
         cli(["data", "audit", str(tiny_data / "test.h5"), *arguments], standalone_mode=False)
 
 
@@ -324,9 +326,9 @@ def test_scores_by_record_and_by_pixel_do_not_mix(
     assert (row["gate_scored_by"], row["dice_of_gate"]) == ("record", made.scores["dice_cross_fitted"])
     cli(["aggregate", str(run.path), "--weights", "best", "--gate", str(made.path)], standalone_mode=False)
     assert "the gate itself, by record (AUC" in capsys.readouterr().out
-    with pytest.raises(RunError, match=r"found classifiers .* beside segmenters, which do not merge"):
+    with pytest.raises(RunError, match=r"expected runs of one kind, found classifiers .* and segmenters"):
         make_ensemble([classifier, run], run.aggregate("both"), Options(weights="best"), CPU)
-    with pytest.raises(RecipeError, match="--gate: expected masks to empty, found a classifier's runs"):
+    with pytest.raises(RecipeError, match="--gate: expected runs of segmenters, found classifiers"):
         make_ensemble([classifier], classifier.aggregate("b"), Options(weights="best", gate=str(gate.path)), CPU)
     with pytest.raises(DataError, match="expected an ensemble that predicts masks, found one of classifiers"):
         cli(["data", "audit", str(tiny_data / "train.h5"), "--aggregate", str(made.path)], standalone_mode=False)
@@ -363,9 +365,9 @@ def test_masks_of_classifiers_are_told_for_what_they_are(
     cli(["aggregate", str(classifier.path), "--weights", "best", "--data", test], standalone_mode=False)
     folder = classifier.aggregate("default")
     warning = (
-        f"warning: {folder} is of classifiers (model.task = 'classify'), which say whether a record holds anything, "
-        "not where: each mask, or row of a submission, holds all pixels of its record or none; to empty the masks of "
-        f"segmenters by it: `contrails aggregate RUN --gate {folder}`"
+        f"warning: {folder} consists of classifiers (model.task = 'classify'), which say whether a record is positive, "
+        "not where: each mask, or row of a submission, holds all pixels of its record or none; to use it with "
+        f"segmenters: `contrails aggregate RUN --gate {folder}`"
     )
     assert warning in capsys.readouterr().err
     for out, kind in (("a.csv", "submission"), ("masks", "npy"), ("p.h5", "probabilities")):

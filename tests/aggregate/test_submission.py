@@ -84,8 +84,8 @@ def test_a_noisy_mask_is_no_longer_than_a_file_may_hold(tmp_path: Path) -> None:
     [
         ("", "expected the header record_id,encoded_pixels, found nothing"),
         ("id,rle\na,-\n", "expected the header record_id,encoded_pixels, found id,rle"),
-        (HEADER, "holds no record below its header"),
-        (HEADER + "a,-\na,-\n", "line 3: record a stands there twice"),
+        (HEADER, "expected records below its header, found none"),
+        (HEADER + "a,-\na,-\n", "line 3: record a appears twice"),
         (HEADER + "a,-\n\nb,1 2,3\n", "line 4: expected record_id,encoded_pixels, found 3 fields"),
         (HEADER + "a,-\nb,\n", "record b: expected pairs of start and length, or '-', found 0 numbers"),
         (HEADER + "a,-\nb,4 2 1 2\n", r"record b: run 2 \(start 1, length 2\) begins before .* not sorted"),

@@ -19,11 +19,11 @@ def test_a_submission_of_another_dataset_is_not_overwritten(make_run: MakeRun, t
     path.parent.mkdir(parents=True)
     path.write_text("record_id,encoded_pixels\n2000,-\n2001,-\n2002,-\n")
     with pytest.raises(
-        DataError, match=r"submission.csv is the submission of another dataset, .*; give --name for one"
+        DataError, match=r"submission.csv is the submission of another dataset, .*; give another --name"
     ):
         aggregate(run.path, "--data", tiny_data / "train.h5")
     for arguments in ((tiny_data / "test.h5",), (tiny_data / "train.h5", "--name", "train")):
-        with pytest.raises(RunError, match="no fold of run is finished yet"):  # so far it went on
+        with pytest.raises(RunError, match="expected a finished fold in run, found none"):  # so far it went on
             aggregate(run.path, "--data", *arguments)
 
 
@@ -37,11 +37,11 @@ def test_a_gate_without_an_ensemble_is_refused_with_what_comes_next(
         with pytest.raises(RunError, match=f"expected an ensemble in {gate.aggregate('default')}, found none; {step}"):
             aggregate(run.path, "--gate", "my gate")
 
-    refused("no fold of it is finished yet: look with `contrails status 'my gate'`, then aggregate it")
+    refused("no fold has finished yet: check with `contrails status 'my gate'`, and aggregate it afterwards")
     gate.fold("0").path.mkdir(parents=True)
     gate.fold("0").done.write_text("{}")
     refused("make it with `contrails aggregate 'my gate'`")
     other = gate.aggregate("other") / "ensemble.json"
     other.parent.mkdir(parents=True)
     other.write_text("{}")
-    refused(f"give the folder of the one that you want, such as '{other.parent}'")
+    refused(f"give the folder of another ensemble of this run, such as '{other.parent}'")

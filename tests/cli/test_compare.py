@@ -32,7 +32,7 @@ def test_side_by_side(
     assert found["recipe"] == {"train.lr": [0.003, 0.5]}
     assert found["paired"]["num_records"] == 12
     assert len(found["curves"]["val/dice"][0]) == 3
-    with pytest.raises(click.UsageError, match=r"are one run; expected two"):
+    with pytest.raises(click.UsageError, match=r"expected two runs, found one: .* are the same"):
         compared(capsys, str(other.path), f"{other.path}/")
     figures = json.loads((other.aggregate("default") / "ensemble.json").read_text())
     figures["scores"] = {"dice_fitted_threshold": 0.3125}  # as of one fold

@@ -85,7 +85,7 @@ def test_info_as_json_has_everything(tiny_data: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(("name", "ending"), [("p.xyz", ".xyz"), ("p", ""), ("p.", "[.]?"), ("p.pgf", ".pgf")])
 def test_an_unknown_picture_is_refused_before_any_work(tmp_path: Path, name: str, ending: str) -> None:
-    message = rf"expected the ending of a picture, found '{ending}'; known: .*jpg, pdf, png, "
+    message = rf"expected the file name of a picture, found the ending '{ending}'; known endings: .*jpg, pdf, png, "
     with pytest.raises(click.BadParameter, match=message) as caught:
         data("info", str(tmp_path / "nothing.h5"), "--plot", str(tmp_path / name))
     assert caught.value.param_hint == "--plot"
@@ -93,6 +93,8 @@ def test_an_unknown_picture_is_refused_before_any_work(tmp_path: Path, name: str
 
 
 def test_a_picture_in_no_folder_is_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(click.BadParameter, match=r"'.*p.png': there is no folder .*/none; make it first") as caught:
+    with pytest.raises(
+        click.BadParameter, match=r"'.*p.png': expected a folder .*/none, found none; make it"
+    ) as caught:
         data("info", str(tmp_path / "nothing.h5"), "--plot", str(tmp_path / "none" / "p.png"))
     assert caught.value.param_hint == "--plot"

@@ -195,7 +195,7 @@ def test_an_unknown_command_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["submit"], 2, "there is no jobs/default.toml"),
+        (["submit"], 2, "expected jobs/default.toml in"),
         (["submit", "nothing.toml"], 3, "expected a recipe at nothing.toml, found no such file"),
         (["status", "nothing"], 5, "expected a run called 'nothing'"),
         (["data", "info", "nothing.h5"], 4, "expected a dataset file at nothing.h5"),

@@ -116,7 +116,7 @@ def test_logs_say_why_there_are_none(make_run: MakeRun, capsys: pytest.CaptureFi
     run = make_run()
     run.fold("0").path.mkdir(parents=True)
     cli(["logs", str(run.path)], standalone_mode=False)
-    assert "fold 0 has written nothing yet; look with `contrails status" in capsys.readouterr().err
+    assert "fold 0 has written nothing yet; look at it with `contrails status" in capsys.readouterr().err
     write_atomic(run.fold("0").attempt(1).state, to_json({"status": "done"}))
     cli(["logs", str(run.path)], standalone_mode=False)
     assert "fold 0 has no log: it was trained in the foreground" in capsys.readouterr().err

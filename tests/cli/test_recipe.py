@@ -115,7 +115,7 @@ def test_show_takes_the_default_recipe(
     with pytest.raises(SystemExit) as caught:
         cli(["recipe", "show"])
     assert caught.value.code == 2
-    assert "there is no jobs/default.toml" in capsys.readouterr().err
+    assert "expected jobs/default.toml in" in capsys.readouterr().err
     (path.parent / "jobs").mkdir()
     path.rename(path.parent / "jobs" / "default.toml")
     run("show")

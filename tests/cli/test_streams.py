@@ -78,7 +78,7 @@ def test_names_that_an_encoding_lacks_are_written_all_the_same(
 def test_names_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"b\xffd")
     folder.mkdir()
-    message = rb"expected names in UTF-8, found b'\S*b\\xffd'; rename what is called so"
+    message = rb"expected names in UTF-8, found b'\S*b\\xffd'; rename that file or folder"
     for done in (
         shell("contrails status b$(printf '\\377')d", tmp_path),
         shell("contrails status", tmp_path, CONTRAILS_RUNS=str(folder)),

@@ -140,7 +140,7 @@ def test_it_imports_nothing_heavy(run: Run) -> None:
         ("aggregate --help", "expected work"),
         ("aggregate --data missing.h5", "expected a dataset file at missing.h5, found none"),
         ("aggregate --data {data} --sample missing.csv", "missing.csv"),
-        ("aggregate --sample missing.csv", "give that, too"),
+        ("aggregate --sample missing.csv", "give --data too"),
         ("aggregate --tta d5", "expected words joined by +"),
         ("aggregate --merge meen", "did you mean 'mean'"),
         ("aggregate --weights bets", "did you mean 'best'"),

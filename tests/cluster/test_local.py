@@ -49,7 +49,7 @@ def test_a_killed_fold_says_so_and_goes_on_when_submitted_again(site: Site) -> N
     os.kill(read_json(fold.attempt(1).job)["pid"], signal.SIGKILL)
     killed = site.wait_for("tiny", "0", "failed")
     assert killed["reason"].startswith("killed (SIGKILL): it had used at most ")
-    assert killed["reason"].endswith("its node had no memory left; go on with `contrails resume tiny`")
+    assert killed["reason"].endswith("a full node killed it; go on with `contrails resume tiny`")
     assert killed["step"] > 0
     assert site.run(*arguments).returncode == 0
     eventually(lambda: len(fold.attempts()) == 2)

@@ -196,7 +196,7 @@ def test_a_limit_lets_some_jobs_of_a_run_in_and_these_the_others(site: PbsRuns) 
     site.profile("warned", next_job="at_warning")
     with site.limit(2):
         said = site.submit("some", *EPOCHS, fold="0,1,2", site="warned")
-        assert "some fold 2: not taken yet (qsub: PBS refuses with code 38" in said
+        assert "some fold 2: not accepted yet (qsub: PBS refuses with code 38" in said
         eventually(lambda: site.states("some")["2"]["cause"] == "refused")  # not while a job that starts tries again
         site.wait_for_attempt(site.fold("1", "some"), 1)
         os.kill(site.pid("some", "1"), signal.SIGSTOP)  # it ends after the other one, which leaves room then
@@ -244,7 +244,7 @@ def test_a_suspended_fold_is_told_from_one_that_trains(site: PbsRuns) -> None:
     site.wait_for_attempt(site.fold("0", "suspended"), 1)
     site.fake.order("suspend", site.links("suspended")[-1])
     state = site.wait_for("suspended", "0", "suspended")
-    assert "it goes on where it is" in state["reason"]
+    assert "it continues where it is" in state["reason"]
     site.fake.order("let go", site.links("suspended")[-1])
     site.wait_for("suspended", "0", "running")
     assert site.run("cancel", "suspended").returncode == 0
@@ -298,10 +298,10 @@ def test_a_run_after_one_that_fails_starts_when_that_goes_on(site: PbsRuns) -> N
     loop.write_text("")  # the code is no longer what was frozen
     site.submit("later", *SHORT, "--after", "broken")
     site.fake.configure(slots=4)
-    eventually(lambda: "which was to succeed first" in (site.states("later")["0"]["reason"] or ""))
+    eventually(lambda: "which had to succeed first" in (site.states("later")["0"]["reason"] or ""))
     state = site.states("later")["0"]
     assert state["state"] == "waiting"
-    assert "go on with `contrails resume broken`, and this follows; or end it with" in state["reason"]
+    assert "go on with `contrails resume broken`, and this run follows; or end it with" in state["reason"]
     loop.write_text(right)
     assert site.run("resume", "broken").returncode == 0
     site.wait_for_done("later")

@@ -159,7 +159,7 @@ def test_a_job_that_ends_without_a_word_made_no_error_and_its_successor_waits_fo
     signal_batch_shell(site, "wordless", signal.SIGKILL)
     state = site.wait_for("wordless", "0", "lost", "failed")
     assert (state["state"], state["cause"]) == ("lost", "lost")
-    assert state["reason"].startswith("attempt 1 ended without a word at step ")
+    assert state["reason"].startswith("attempt 1 ended without a message at step ")
     assert "the scheduler says FAILED" in state["reason"]
     assert state["reason"].endswith("go on with `contrails resume wordless`")
     # as if its node were another machine, of which nobody here can tell what runs there
@@ -284,7 +284,7 @@ def test_a_run_that_waits_for_another_follows_its_successors(site: SlurmSite) ->
     assert len(submissions(fold.run)) == 2
     assert site.states("after")["0"]["reason"] == "PENDING (Dependency)"
     site.cluster.command("scancel", site.job("before"))
-    orphaned = "the run that it waits for failed: go on with `contrails resume before`, and this follows"
+    orphaned = "the run that it waits for failed: go on with `contrails resume before`, and this run follows"
     eventually(lambda: orphaned in site.states("after")["0"]["reason"])
     refused = site.run("submit", "tiny.toml", "--name", "third", "--fold", "0", "--site", "test", "--after", "before")
     assert refused.returncode == 5

@@ -189,15 +189,15 @@ def test_what_was_to_follow_and_did_not_is_said(site: SlurmSite, tmp_path: Path,
     vanishing.unlink()
     site.wait_for_done("mute")
     site.wait_for_done("failing")
-    eventually(lambda: "what was to follow could not be started (" in site.run("status", "mute").stdout)
+    eventually(lambda: "last fold could not be started (" in site.run("status", "mute").stdout)
     site.profile("mute")
     assert site.run("resume", "mute", "--site", "mute").returncode == 0
     eventually((site.root / "runs/mute/aggregate/default/ensemble.json").exists)
-    eventually(lambda: "what was to follow failed with exit code 4" in site.run("status", "failing").stdout)
+    eventually(lambda: "last fold failed with exit code 4" in site.run("status", "failing").stdout)
     site.submit("failing", *SHORT, "--then", "aggregate")
     eventually((site.root / "runs/failing/aggregate/default/ensemble.json").exists)
     eventually(lambda: read_hint(Run(site.root / "runs/failing").then_claim).get("code") == 0)
-    assert "what was to follow" not in site.run("status", "failing").stdout
+    assert "the command after the last fold" not in site.run("status", "failing").stdout
     site.submit("failing", *SHORT, "--then", "aggregate")  # it has followed
     assert [job.name[-2:] for job in submissions(Run(site.root / "runs/failing"))] == ["a1", "a1", "a2"]
 
@@ -241,7 +241,7 @@ def test_preparation_by_jobs_makes_the_same_bytes(site: SlurmSite, tiny_data: Pa
     assert done.returncode == 0, done.stderr
     (site.package / "new.py").touch()
     refused = site.run(*arguments)
-    assert (refused.returncode, "run the code of an earlier version" in refused.stderr) == (6, True)
+    assert (refused.returncode, "to run this version of the code, found another version" in refused.stderr) == (6, True)
     (site.package / "new.py").unlink()
     site.cluster.command("scontrol", "update", "partitionname=low", "state=up")
     eventually((site.root / "joined.h5").exists)

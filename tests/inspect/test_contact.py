@@ -49,5 +49,5 @@ def test_recipe_show_writes_a_sheet(tiny_data: Path, tmp_path: Path, capsys: pyt
     cli([*arguments, str(sheet)], standalone_mode=False)
     assert capsys.readouterr() == ("", f"{sheet}: 6 records\n")
     assert size(sheet)[0] > 100
-    with pytest.raises(click.BadParameter, match=r"expected the ending of a picture, found '.txt'"):
+    with pytest.raises(click.BadParameter, match=r"expected the file name of a picture, found the ending '.txt'"):
         cli([*arguments, str(tmp_path / "sheet.txt")], standalone_mode=False)

@@ -188,7 +188,7 @@ def test_damaged_and_older_runs_hide_no_other(three: list[Run], capsys: pytest.C
         (["runs", "learning>1"], "no such column or key"),
         (["runs", "dice>high"], "expected a number after >, found 'high'"),
         (["note", "first"], "nothing to note"),
-        (["note", "first", "--lb", "nan"], "expected a number"),
+        (["note", "first", "--lb", "nan"], "expected a finite number"),
     ],
 )
 def test_what_is_refused(three: list[Run], arguments: list[str], message: str) -> None:

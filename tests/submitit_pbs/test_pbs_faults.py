@@ -300,7 +300,7 @@ def test_a_limit_that_lasts_is_the_end_and_says_so(site: Site, fake: FakePbs, tm
     assert job.state == "REFUSED"
     reason = job.get_info()["Reason"]
     assert "would exceed queue generic's per-user limit" in reason
-    assert "wait for some to end" in reason
+    assert "wait until some end" in reason
     assert len(fake.calls("qsub")) >= 3  # the job itself, the next link at its start, and again within the margin
 
 

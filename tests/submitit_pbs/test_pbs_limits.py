@@ -23,10 +23,10 @@ NODES = parse_nodes(
         ("1:ncpus=64", "ncpus=64: nodes have 4, 8"),
         ("1:ncpus=1:mem=2048gb:ngpus=3", "mem=2048gb: nodes have 64gb, 512gb; ngpus=3: nodes have 0, 2"),
         ("1:ncpus=1:gpu_cap=cuda75", "gpu_cap=cuda75: nodes have sm_80,compute_80"),
-        ("1:ncpus=8:ngpus=1", "ncpus=8:ngpus=1: some nodes have one of it, none has all"),
+        ("1:ncpus=8:ngpus=1", "ncpus=8:ngpus=1: some nodes have a part of it, none has all"),
         ("1:ncpus=1:cluster=nowhere", "cluster=nowhere: nodes have galdor, small"),
         ("1:ncpus=1:cl_small=False", None),  # a node that does not tell is one where it is false
-        ("1:ncpus=4:ngpus=2:cl_big=False", "ncpus=4:ngpus=2:cl_big=False: some nodes have one of it, none has all"),
+        ("1:ncpus=4:ngpus=2:cl_big=False", "ncpus=4:ngpus=2:cl_big=False: some nodes have a part of it, none has all"),
         ("1:ncpus=1:cluster=^small", None),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_job_object_can_be_pickled(site: Site) -> None:
 
 @history_does_not_matter
 def test_what_the_server_refuses_says_why(site: Site) -> None:
-    with pytest.raises(ClusterError, match=r"(?s)code 170: .*Unknown queue; see the queues with `qstat -Q`"):
+    with pytest.raises(ClusterError, match=r"(?s)code 170: .*Unknown queue; list the queues with `qstat -Q`"):
         site.executor(pbs_queue="nosuch").submit(pbs_tasks.add, 1, 2)
 
 
@@ -166,7 +166,7 @@ def test_what_the_server_refuses_says_why(site: Site) -> None:
 def test_unknown_parameters_are_refused_with_the_list(site: Site) -> None:
     with pytest.raises(NameError, match=r"'quue' for executor 'pbs'.*Valid arguments: .*queue"):
         site.executor(pbs_quue="gpu")
-    with pytest.raises(RecipeError, match="nodes = 2: the executor 'pbs' starts its tasks on one node"):
+    with pytest.raises(RecipeError, match="nodes = 2: the executor 'pbs' starts all tasks on one node"):
         site.executor(nodes=2)
 
 
@@ -200,4 +200,4 @@ def test_a_job_after_others_starts_when_their_chains_have_succeeded(site: Site, 
     assert first.done(force_check=True)
     bad.wait()
     assert bad.state == "CANCELLED"
-    assert f"job {fails.job_id}, which was to succeed first, ended: FAILED" in bad.get_info()["Reason"]
+    assert f"job {fails.job_id}, which had to succeed first, ended: FAILED" in bad.get_info()["Reason"]

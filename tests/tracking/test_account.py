@@ -115,7 +115,7 @@ def test_an_address_that_is_none(address: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WANDB_BASE_URL", address)
     found = check_wandb()
     assert not found.holds
-    assert f"'{address}' is no address such as https://wandb.example.org" in found.found
+    assert f"expected an address such as https://wandb.example.org, found '{address}'" in found.found
 
 
 def test_a_server_of_something_else(server: WandbServer) -> None:

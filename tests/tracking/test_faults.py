@@ -28,7 +28,7 @@ def test_what_the_server_did_wrong_is_said_and_made_good(trained: Fold, server: 
     if case.told is None:
         assert sync_fold(trained) == 6
     else:
-        with pytest.raises(TrackingError, match=f"W&B: .*{case.told}.*the same command again goes on"):
+        with pytest.raises(TrackingError, match=f"W&B: .*{case.told}.*then run the same command again"):
             sync_fold(trained)
     assert sum(len(run.rows) for run in server.held.runs.values()) == case.held
     end(server)
@@ -41,7 +41,7 @@ def test_killed_at_any_stage_nothing_is_lost_or_doubled(trained: Fold, server: W
     write_atomic(trained.wandb, to_json({"id": "0123abcd"}))
     done = sync_killed(trained, stage)
     assert done.returncode == (-9 if stage in SYNC_STAGES else 10), done.stderr
-    assert stage in SYNC_STAGES or re.search("W&B: .*the same command again goes on", done.stderr)
+    assert stage in SYNC_STAGES or re.search("W&B: .*then run the same command again", done.stderr)
     assert sync_fold(trained) == 6
     assert holds_all(server, trained)
     assert read_json(trained.wandb)["id"] == "0123abcd"
@@ -55,7 +55,7 @@ def test_a_run_deleted_on_the_server(trained: Fold, server: WandbServer) -> None
     server.held.delete(old)
     trained.done.write_text(done)
     with pytest.raises(
-        TrackingError, match=r"was deleted at .* never takes its id again; .*`contrails sync .* --fold 0 --rebuild`"
+        TrackingError, match=r"was deleted at .* never accepts its id again; .*`contrails sync .* --fold 0 --rebuild`"
     ):
         sync_fold(trained)
     assert sync_fold(trained, rebuild=True) == 6
@@ -80,7 +80,7 @@ def test_a_run_that_holds_more_than_was_sent(trained: Fold, server: WandbServer)
     held = server.held.runs["0123abcd"].lines["wandb-history.jsonl"]
     held += held
     write_atomic(trained.wandb, to_json({"id": "0123abcd"}))
-    with pytest.raises(TrackingError, match=r"W&B holds 12 rows of 6: .*`contrails sync .* --fold 0 --rebuild`"):
+    with pytest.raises(TrackingError, match=r"W&B holds 12 rows, expected 6: .*`contrails sync .* --fold 0 --rebuild`"):
         sync_fold(trained)
 
 

@@ -282,6 +282,6 @@ def test_a_follower_that_is_stopped_leaves_a_run_that_goes_on(make_run: MakeRun,
             metrics.write_text(metrics.read_text().replace('"train/loss":', '"train/loss":1', 1))
             (sent,) = projection.send(items)
             new = run_of(server, fold.path)
-            assert sent.said is not None and f"W&B holds as {old.name} was made again" in sent.said
+            assert sent.said is not None and f"W&B holds as {old.name} have changed" in sent.said
             assert (old.state, new.state, new.rows) == ("failed", "running", fold_metrics(fold))
         assert new.state == "preempted"

@@ -143,7 +143,7 @@ def test_no_network_is_one_warning(trained: Fold, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patched:
         patched.setenv("WANDB_API_KEY", "0" * 40)
         patched.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-        with pytest.raises(TrackingError, match=r"W&B: .*nothing is lost: mend it \(key, network\)"):
+        with pytest.raises(TrackingError, match=r"W&B: .*nothing is lost: fix the cause \(key, network\)"):
             cli(["sync", str(trained.run.path)], standalone_mode=False)
     assert sync_fold(trained) == 6
     assert history(trained.path) == fold_metrics(trained)

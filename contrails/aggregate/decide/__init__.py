@@ -1,1 +1,1 @@
-"""From probabilities to masks: threshold, calibration, post-processing, two stages."""
+"""Fitting how probabilities become masks: threshold, calibration, post-processing, two stages."""

@@ -1,7 +1,7 @@
-"""Calibration: whether a pixel with probability p is contrail in a share p of cases, and what that says without labels.
+"""Calibration: whether a fraction p of the pixels with probability p is positive, and thresholds without labels.
 
-Temperature (one number) and Platt (two) map the logit to a*logit + b and are fitted on the histogram of stored
-probabilities, so a fit costs milliseconds whatever the number of records.
+Temperature scaling (one parameter) and Platt scaling (two) map the logit to a*logit + b. They are fitted on the
+histogram of stored probabilities, so a fit takes milliseconds for any number of records.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from contrails.metrics import NUM_BINS, Histogram
 
 _RELIABILITY_BINS = 10
 _LOGITS = np.log((np.arange(NUM_BINS) + 0.5) / (NUM_BINS - np.arange(NUM_BINS) - 0.5))
-"""Logit of each stored probability; half a step keeps 0 and 1 finite."""
+"""Logit of each stored probability; half a step is added so that 0 and 1 stay finite."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibrated probability = sigmoid(slope * logit + bias); a temperature is 1 / slope with no bias."""
+    """Calibrated probability = sigmoid(slope * logit + bias); temperature scaling is slope = 1 / T without bias."""
 
     slope: float = 1.0
     bias: float = 0.0
@@ -32,12 +32,12 @@ class Calibration:
 
 
 def fit(histogram: Histogram, *, with_bias: bool) -> Calibration:
-    """Return the calibration of the smallest cross entropy; the identity where a class is absent or it has none."""
+    """Return the calibration with the smallest cross entropy; the identity if a class is missing or it has none."""
     positive, all_of = histogram.positive.astype(np.float64), (histogram.positive + histogram.negative).astype(float)
     if not 0 < positive.sum() < all_of.sum():
         return Calibration()
     features = np.stack([_LOGITS, np.ones(NUM_BINS)])[: 1 + with_bias]
-    share = 1 / all_of.sum()  # the mean over pixels, so that the solver's tolerances mean the same for any number
+    share = 1 / all_of.sum()  # use the mean over pixels, so that the solver's tolerances do not depend on their number
 
     def loss(found: np.ndarray) -> float:
         mean: float = share * _loss(found @ features, positive, all_of)
@@ -58,7 +58,7 @@ def fit(histogram: Histogram, *, with_bias: bool) -> Calibration:
 
 
 def reliability(histogram: Histogram, calibration: Calibration) -> dict[str, Any]:
-    """Return cross entropy, expected calibration error, and (mean probability, share of contrail, pixels) by bin."""
+    """Return cross entropy, expected calibration error, and (mean probability, positive fraction, pixels) per bin."""
     probs = calibration.probabilities()
     all_of = histogram.positive + histogram.negative
     bins = np.minimum((probs * _RELIABILITY_BINS).astype(int), _RELIABILITY_BINS - 1)
@@ -75,11 +75,11 @@ def reliability(histogram: Histogram, calibration: Calibration) -> dict[str, Any
 
 
 def label_free(counts: np.ndarray, calibration: Calibration) -> dict[str, float]:
-    """Return thresholds that need no label, from how often each stored probability comes, int64 (65536,).
+    """Return thresholds that need no labels, from the number of pixels of each stored probability, int64 (65536,).
 
-    `expected_dice` maximises the Dice (and with it the IoU, which grows with it) that calibrated probabilities
-    promise; `half_dice` cuts where the calibrated probability reaches half of that (Lipton, Elkan, Naryanaswamy 2014).
-    Where both differ from the optimum on labels, the probabilities are not calibrated.
+    `expected_dice` maximises the Dice expected from calibrated probabilities (and the IoU, which is monotonic in it).
+    `half_dice` is where the calibrated probability reaches half of that Dice (Lipton, Elkan, Naryanaswamy 2014). If
+    both differ from the optimum on labels, the probabilities are not calibrated.
     """
     probs = calibration.probabilities()
     promised = counts * probs

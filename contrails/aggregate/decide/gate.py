@@ -1,8 +1,8 @@
-"""Two stages: a gate says whether a record holds a contrail at all, another ensemble says where.
+"""Two stages: a gate decides whether a record has positive pixels at all, another ensemble decides where.
 
-The gate is an ensemble too: of a classifier, or of a segmenter on all records. Its score of a record is the mean logit
-of its 100 most probable pixels; below a cut the record is empty. Cut and threshold are fitted together out of fold, the
-masks may come from members that were trained on positive records only.
+The gate is also an ensemble, of a classifier or of a segmenter trained on all records. Its score of a record is the
+mean logit of the 100 most probable pixels; a record with a score below the cut gets an empty mask. Cut and threshold
+are fitted together out of fold. The members for the masks may be trained on positive records only.
 """
 
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ from contrails.aggregate.members.prediction_files import PredictRows
 from contrails.aggregate.members.scored import LEVELS, Scored
 
 _CUTS = 64
-"""Quantiles of the scores that are tried as cuts."""
+"""Number of quantiles of the scores that are tried as cuts."""
 
 NO_GATE = -1e9
-"""Below every score: all records pass."""
+"""A cut below every score, so that no record is emptied."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The score below which records are empty: for each fold as fitted on the others, and as fitted on all.
+    """The cuts of a gate: for each fold as fitted on the other folds, and as fitted on all.
 
     Shape:
         scores float64 (N,).
@@ -34,11 +34,11 @@ class Gate:
     cut: float
 
     def cross_fitted(self, scored: Scored) -> Scored:
-        """Return the records with probabilities of 0 where the gate sees nothing, each by the cut of its fold."""
+        """Return the records with probabilities of 0 where the gate's score is below the cut of the record's fold."""
         return self._applied(scored, np.array([self.by_fold[str(fold)] for fold in scored.folds]))
 
     def final(self, scored: Scored) -> Scored:
-        """Return the same by the cut that was fitted on all."""
+        """Return the same with the cut that was fitted on all folds."""
         return self._applied(scored, np.full(len(scored), self.cut))
 
     def _applied(self, scored: Scored, cuts: np.ndarray) -> Scored:
@@ -50,10 +50,13 @@ class Gate:
 
 
 def fit_gate(scored: Scored, scores: np.ndarray) -> Gate:
-    """Return the cuts that are best for global Dice, each with a threshold of its own, among 256.
+    """Return the cuts that maximise global Dice, each together with the best of 256 thresholds.
+
+    Each record is counted in the interval between two cuts that holds its score. Sums over these intervals then give
+    the counts for every cut, so that all cuts and thresholds are compared in one pass over the records.
 
     Shape:
-        scores float64 (N,), of the records in their order.
+        scores float64 (N,), in the order of the records.
     """
     cuts = np.unique(np.quantile(scores, np.arange(_CUTS) / _CUTS, method="lower"))
     cuts[0] = NO_GATE
@@ -72,7 +75,7 @@ def fit_gate(scored: Scored, scores: np.ndarray) -> Gate:
 
 
 def behind_gate(masks: PredictRows, gate: PredictRows, cut: float) -> PredictRows:
-    """Return what predicts masks, with probabilities of 0 where the gate sees nothing."""
+    """Return a function that predicts masks, with probabilities of 0 where the gate's score is below the cut."""
 
     def predict(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for batch, probabilities in masks(rows):
@@ -84,7 +87,7 @@ def behind_gate(masks: PredictRows, gate: PredictRows, cut: float) -> PredictRow
 
 
 def _best(positive: np.ndarray, negative: np.ndarray) -> int:
-    """Return the cut of the largest Dice; both int64 (cuts, levels), of records between one cut and the next."""
+    """Return the index of the cut with the largest Dice; both int64 (cuts, levels), by the interval of the score."""
     kept = positive[::-1].cumsum(0)[::-1], negative[::-1].cumsum(0)[::-1]
     hits, wrong = (counts[:, ::-1].cumsum(1)[:, ::-1] for counts in kept)
     total = hits + wrong + positive.sum()

@@ -1,4 +1,4 @@
-"""Masks of scored records counted against their labels, record by record, and those that tell most."""
+"""Comparing the masks of scored records with their labels, and choosing the most informative records."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,29 +11,29 @@ from contrails.draws import generator
 from contrails.metrics import NUM_BINS
 
 KINDS = {
-    "worst": "the lowest Dice where something is there",
+    "worst": "the lowest Dice of the records with positive pixels",
     "best": "the highest Dice",
-    "false positive": "nothing is there, and something was found",
-    "missed": "most pixels not found",
-    "random": "drawn by chance",
+    "false positive": "no positive pixels, but some were predicted",
+    "missed": "the most positive pixels that were not predicted",
+    "random": "chosen at random",
 }
-"""Why a record is worth a look."""
+"""Why a record was chosen for the gallery."""
 
 KINDS_OF_ANSWERS = {
     "farthest": "the probability is farthest from the truth",
     "nearest": "the probability is nearest to the truth",
-    "false positive": "nothing is there, and the record was found",
-    "missed": "something is there, and the record was not found",
-    "random": "drawn by chance",
+    "false positive": "the record is negative, but was predicted positive",
+    "missed": "the record is positive, but was predicted negative",
+    "random": "chosen at random",
 }
-"""The same of a classifier, which answers for a whole record."""
+"""The same for a classifier, which makes one prediction per record."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Pixels of every record, int64 (N,) each: found, found where nothing is, and not found; all that count.
+    """Pixels of every record, int64 (N,) each: true positives, false positives, false negatives, all that count.
 
-    Of a classifier a record is one pixel, and `answers` are its probabilities, float64 (N,).
+    For a classifier a record counts as one pixel, and `answers` are its probabilities, float64 (N,).
     """
 
     hits: np.ndarray
@@ -44,24 +44,24 @@ class Judged:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Why a record is worth a look, with what that means."""
+        """The reasons why a record may be chosen, with their meaning."""
         return KINDS if self.answers is None else KINDS_OF_ANSWERS
 
     @property
     def counts(self) -> np.ndarray:
-        """Hits, predicted and actual of each record, int64 (3, N)."""
+        """True positives, predicted and actual positives of each record, int64 (3, N)."""
         return np.stack([self.hits, self.hits + self.false, self.hits + self.missed])
 
     @property
     def dice(self) -> np.ndarray:
-        """Dice of each record, float64 (N,); NaN where nothing is there and nothing was found."""
+        """Dice of each record, float64 (N,); NaN if nothing is positive and nothing was predicted."""
         total = 2 * self.hits + self.false + self.missed
         dice: np.ndarray = np.divide(2.0 * self.hits, total, out=np.full(len(total), np.nan), where=total > 0)
         return dice
 
 
 def judge(scored: Scored, thresholds: Mapping[str, float], steps: Sequence[Step] = ()) -> Judged:
-    """Cut every record at the threshold of its fold, post-process, and count."""
+    """Cut each record at the threshold of its fold, post-process, and count pixels."""
     counts = np.zeros((4, len(scored)), np.int64)
     answers = np.zeros(len(scored)) if scored.by == "record" else None
     for index in range(len(scored)):
@@ -78,7 +78,7 @@ def judge(scored: Scored, thresholds: Mapping[str, float], steps: Sequence[Step]
 
 
 def choose(judged: Judged, count: int) -> list[tuple[int, str]]:
-    """Return up to `count` records with the kind that each was chosen for, every record once."""
+    """Return up to `count` different records, each with the reason why it was chosen."""
     actual, dice = judged.hits + judged.missed, judged.dice
     random = generator(0, "gallery").permutation(len(actual))
     false, missed = (actual == 0) & (judged.false > 0), judged.missed > 0

@@ -1,8 +1,8 @@
-"""What is done to a mask after the threshold, and the evidence that decides which of it is kept.
+"""Post-processing of masks, and the test that decides which steps are kept.
 
-A step is kept if it gains global Dice out of fold by more than its noise: its value is fitted on the other folds, the
-gain is that over all folds, and the noise is twice the standard error of this gain by a bootstrap over groups.
-Masks are kept as bits meanwhile, 8 KB a record of 256 x 256 pixels.
+A step is kept if it increases the global Dice out of fold by more than its noise. Its value is fitted on the other
+folds; the gain is measured over all folds; the noise is twice the standard error of the gain, by a bootstrap over
+groups. Masks are stored as bits, 8 KB per record of 256 x 256 pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,14 +25,14 @@ _CROSS, _SQUARE = ndimage.generate_binary_structure(2, 1), ndimage.generate_bina
 
 @dataclass(frozen=True)
 class Step:
-    """One change of a mask: `name` is a key of `OPERATIONS` or `empty_below`, `value` its strength."""
+    """One change of a mask: `name` is a key of `OPERATIONS` or `empty_below`, `value` its parameter."""
 
     name: str
     value: float
 
 
 def apply(probabilities: np.ndarray, threshold: float, steps: Sequence[Step]) -> np.ndarray:
-    """Return the mask of stored probabilities.
+    """Return the post-processed mask of stored probabilities.
 
     Shape:
         uint16 (H, W) to bool (H, W).
@@ -62,13 +62,13 @@ def _opened(mask: np.ndarray, times: float) -> np.ndarray:
 
 
 def _closed(mask: np.ndarray, times: float) -> np.ndarray:
-    padding = int(times)  # beyond the edge there is nothing, which erosion would take for the end of the contrail
+    padding = int(times)  # outside the image is background, which erosion would let grow into the mask at the edge
     found: np.ndarray = ndimage.binary_closing(np.pad(mask, padding), _SQUARE, iterations=padding)
     return found[padding:-padding, padding:-padding]
 
 
 def _without_holes(mask: np.ndarray, largest: float) -> np.ndarray:
-    holes, count = ndimage.label(~mask, _CROSS)  # a diagonal of the mask closes a hole
+    holes, count = ndimage.label(~mask, _CROSS)  # 4-connected: pixels of the mask that touch diagonally close a hole
     sizes = np.bincount(holes.ravel(), minlength=count + 1)
     edge = np.concatenate([holes[0], holes[-1], holes[:, 0], holes[:, -1]])
     fill = sizes <= largest
@@ -99,16 +99,16 @@ _VALUES: dict[str, tuple[float, ...]] = {
     "fill_holes_to": (8, 64),
     "min_area": (5, 10, 20, 40, 80, 160),
 }
-"""Strengths that are tried, in pixels; the empty rule has an exact optimum instead."""
+"""Parameters that are tried, in pixels; the rule for empty records has an exact optimum instead."""
 
 
 Row = dict[str, Any]
-"""Of the table of decisions: step, value, dice, gain, noise, kept."""
+"""A row of the table of decisions: step, value, dice, gain, noise, kept."""
 
 
 @dataclass(frozen=True)
 class Decided:
-    """The steps that are kept, the table, and the counts that they leave: hits, predicted, actual, int64 (3, N)."""
+    """The steps that are kept, the table, and the resulting counts: hits, predicted, actual, int64 (3, N)."""
 
     steps: tuple[Step, ...]
     rows: list[Row]
@@ -116,11 +116,11 @@ class Decided:
 
 
 def decide(scored: Scored, thresholds: dict[str, float]) -> Decided:
-    """Try each step on the masks that those before it left.
+    """Try each step on the masks after the steps that were kept before it.
 
     Args:
-        scored: records of two parts or more.
-        thresholds: of each fold, fitted on the others.
+        scored: records of at least two parts.
+        thresholds: threshold of each fold, fitted on the others.
     """
     trial = _Trial(scored)
     steps: list[Step] = []
@@ -151,7 +151,7 @@ def decide(scored: Scored, thresholds: dict[str, float]) -> Decided:
 def compare(
     step: str, value: float, before: tuple[Scored, dict[str, float]], after: tuple[Scored, dict[str, float]]
 ) -> Row:
-    """Return what a step is worth that changes probabilities; each side with the thresholds of its parts."""
+    """Return the table row of a step that changes probabilities; each side has the thresholds of its parts."""
     trials = [_Trial(scored) for scored, _ in (before, after)]
     with bar(step, sum(len(trial.scored) for trial in trials)) as advance:
         for trial, (_, thresholds) in zip(trials, (before, after), strict=True):
@@ -160,7 +160,11 @@ def compare(
 
 
 class _Trial:
-    """The masks of scored records as bits, their counts int64 (3, N): hits, predicted, actual; and top logits (N,)."""
+    """The masks of scored records while steps are tried, so that nothing is predicted or cut twice.
+
+    `counts` int64 (3, N) are hits, predicted and actual; `scores` (N,) are top logits. Empty masks are not stored:
+    no step adds pixels to one.
+    """
 
     def __init__(self, scored: Scored) -> None:
         self.scored, self.groups = scored, scored.groups
@@ -176,7 +180,7 @@ class _Trial:
             advance(1)
 
     def attempt(self, name: str, values: Sequence[float], advance: Advance) -> np.ndarray:
-        """Return the counts that each strength of a step would leave, int64 (values, 3, N)."""
+        """Return the counts for each value of a step, int64 (values, 3, N)."""
         found = np.repeat(self.counts[None], len(values), axis=0)
         for index in range(len(self.scored)):
             if index in self._bits:
@@ -187,7 +191,7 @@ class _Trial:
         return found
 
     def take(self, name: str, values: Sequence[float], choices: np.ndarray, counts: np.ndarray) -> None:
-        """Change each record's mask by the strength chosen for it: 0 is none, n is number n - 1."""
+        """Apply a step to each record's mask with the value chosen for it: 0 means none, n means number n - 1."""
         for index in list(self._bits):
             if choices[index]:
                 self._set(index, OPERATIONS[name](self._mask(index), values[choices[index] - 1]))
@@ -211,7 +215,7 @@ class _Trial:
 
 
 def _dice(counts: np.ndarray) -> np.ndarray:
-    """Return the global Dice over the last axis, of (..., 3, N)."""
+    """Return the global Dice over the last axis of counts (..., 3, N)."""
     hits, predicted, actual = np.moveaxis(counts.sum(-1), -1, 0)
     total = predicted + actual
     dice: np.ndarray = np.divide(2.0 * hits, total, out=np.zeros(np.shape(total)), where=total > 0)
@@ -219,7 +223,7 @@ def _dice(counts: np.ndarray) -> np.ndarray:
 
 
 def _cross_fitted(trial: _Trial, counts: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the best strength for each record judged on the other parts, int64 (N,), and that on all; 0 is none."""
+    """Return for each record the best value on the other parts, int64 (N,), and the best on all; 0 means none."""
     options = np.concatenate([trial.counts[None], counts])
     choices = np.zeros(options.shape[-1], np.int64)
     for fold in np.unique(trial.scored.folds):
@@ -235,7 +239,7 @@ def _taken(current: np.ndarray, counts: np.ndarray, choices: np.ndarray) -> np.n
 
 
 def _empty_cuts(trial: _Trial) -> tuple[np.ndarray, float]:
-    """Return for each record the score below which records are empty, fitted on the other parts, and that on all."""
+    """Return for each record the cut below which it is empty, fitted on the other parts, and the cut fitted on all."""
     cuts = np.zeros(len(trial.scores))
     for fold in np.unique(trial.scored.folds):
         inside = trial.scored.folds == fold
@@ -244,7 +248,7 @@ def _empty_cuts(trial: _Trial) -> tuple[np.ndarray, float]:
 
 
 def _best_cut(counts: np.ndarray, scores: np.ndarray) -> float:
-    """Return the score with the largest Dice when all records below it are emptied; below all scores: none are."""
+    """Return the cut with the largest Dice when all records with a lower score are emptied; it may empty none."""
     order = np.argsort(scores, kind="stable")
     lost = np.concatenate([np.zeros((2, 1), np.int64), counts[:2, order].cumsum(1)], axis=1)
     hits, predicted = counts[:2].sum(1)[:, None] - lost

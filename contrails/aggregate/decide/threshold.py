@@ -1,7 +1,7 @@
-"""The threshold: the exact optimum of global Dice on scored records, and how sure both are.
+"""The threshold: the exact optimum of global Dice on scored records, with intervals of both.
 
-Probabilities are stored in 65,536 steps, so two histograms hold the Dice of every threshold and nothing is predicted
-twice. What is fitted on records is judged on others: each fold is cut at the optimum of the other folds.
+Probabilities are stored in 65,536 steps, so two histograms give the Dice at every threshold without predicting again.
+A fitted value is scored on other records: each fold is cut at the optimum of the other folds.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ _INTERVAL = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Confusion:
-    """Pixels: true positives, positives in the prediction and in the label, all."""
+    """Numbers of pixels: true positives, predicted positives, actual positives, all."""
 
     hits: int
     predicted: int
@@ -34,7 +34,7 @@ class Confusion:
 
 
 def confusion_at(histogram: Histogram, threshold: float) -> Confusion:
-    """Return the pixels of a histogram that a threshold makes."""
+    """Return the counts at a threshold from a histogram."""
     first = level_of(threshold)
     hits, false = int(histogram.positive[first:].sum()), int(histogram.negative[first:].sum())
     actual = int(histogram.positive.sum())
@@ -47,12 +47,12 @@ def level_of(threshold: float) -> int:
 
 
 def cross_fitted(tally: Tally) -> dict[str, float]:
-    """Return for each fold the threshold that is best for all others."""
+    """Return for each fold the threshold that is best on all other folds."""
     return {fold: tally.others(fold).best()[1] for fold in tally.by_fold}
 
 
 def confusion_of_folds(tally: Tally, thresholds: dict[str, float]) -> Confusion:
-    """Return the pixels of all folds, each at its own threshold."""
+    """Return the counts over all folds, each at its own threshold."""
     by_fold = (confusion_at(histogram, thresholds[fold]) for fold, histogram in tally.by_fold.items())
     return sum(by_fold, Confusion(0, 0, 0, 0))
 
@@ -63,10 +63,10 @@ def cross_fitted_dice(tally: Tally, thresholds: dict[str, float]) -> float:
 
 
 def threshold_interval(tally: Tally) -> dict[str, list[float]]:
-    """Return the 95% interval of the best `threshold`, by a bootstrap over groups, among 256; empty of one group."""
+    """Return the 95% interval of the best `threshold`, bootstrapped over groups on 256 levels; empty for one group."""
     if len(tally.positive) < 2:
         return {}
-    # the tail sums say the Dice at each level; the redraws weigh groups
+    # tail sums give the counts at each level; each redraw weights the groups
     hits = tally.positive[:, ::-1].cumsum(1)[:, ::-1].astype(np.float64)
     total = hits + tally.negative[:, ::-1].cumsum(1)[:, ::-1] + tally.positive.sum(1, keepdims=True)
     weights = np.stack(list(redraws(len(hits), _DRAWS, "threshold")))
@@ -77,12 +77,12 @@ def threshold_interval(tally: Tally) -> dict[str, list[float]]:
 
 
 def dice_interval(groups: np.ndarray, counts: np.ndarray, purpose: str) -> list[float] | None:
-    """Return the 95% interval of the global Dice of these counts, by a bootstrap over groups; None of fewer than two.
+    """Return the 95% interval of the global Dice of these counts, bootstrapped over groups; None for one group.
 
     Args:
         groups: number of each record's group, int64 (N,).
-        counts: hits, predicted and actual of each record, int64 (3, N): those that the figure itself is made of.
-        purpose: names the draws.
+        counts: hits, predicted and actual of each record, int64 (3, N), from which the score itself is computed.
+        purpose: name of the random draws.
     """
     hits, predicted, actual = counts
     by_group = np.stack([np.bincount(groups, 2 * hits), np.bincount(groups, predicted + actual)])

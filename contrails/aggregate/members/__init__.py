@@ -1,1 +1,1 @@
-"""Members: weights of finished folds, and what each of them predicts."""
+"""Members: choosing weights of finished folds, and predicting with them."""

@@ -1,8 +1,8 @@
-"""Averages of weights: of epochs of one training (SWA, greedy soup), or of trainings where that is asked for.
+"""Averages of weights: over epochs of one training (SWA, greedy soup), or over folds if requested.
 
-Files are streamed: memory holds one running sum and the tensor that is read. They are taken in the order of their
-names, so the result does not depend on that of the arguments. Batch-norm statistics belong to one set of weights alone;
-after averaging they are estimated again on training records.
+Files are streamed, so that memory holds one running sum and one tensor. They are sorted by name, so that the result
+does not depend on the order of the arguments. Batch-norm statistics of the parts do not fit the average, so they are
+estimated again on training records.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ Tensors = dict[str, torch.Tensor]
 
 
 def average_weights(paths: Sequence[Path]) -> Tensors:
-    """Return the mean of each tensor over weights files; integers are those of the first.
+    """Return the mean of each tensor over weights files; integer tensors are those of the first file.
 
     Raises:
-        DataError: a file is damaged or foreign, holds values that are not finite, or is of another architecture.
+        DataError: a file is damaged, no weights file, not finite, or of another architecture.
     """
     first, *others = sorted(paths, key=lambda path: (path.name, str(path)))
     mean = {name: tensor.clone() for name, tensor in stream_weights(first)}
@@ -36,7 +36,9 @@ def average_weights(paths: Sequence[Path]) -> Tensors:
             if tensor.is_floating_point():
                 mean[name].add_(tensor)
         if absent := sorted(mean.keys() - names):
-            raise DataError(f"{path} lacks {absent[0]}, which {first} has: weights of two architectures have no mean")
+            raise DataError(
+                f"{path} lacks {absent[0]}, which {first} has: expected weights of one architecture; leave one out"
+            )
     for tensor in mean.values():
         if tensor.is_floating_point():
             tensor.div_(1 + len(others))
@@ -47,28 +49,29 @@ def average_weights(paths: Sequence[Path]) -> Tensors:
 
 
 def is_finite(tensors: Tensors) -> bool:
-    """Return whether all floating-point values are."""
+    """Return whether all floating-point values are finite."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point())
 
 
 def refresh_batch_norm(model: nn.Module, source: Source, rows: np.ndarray, batch_size: int) -> int:
-    """Estimate batch-norm statistics on records in their order, each batch alike; return how many records that took.
+    """Estimate batch-norm statistics on records in their order, each batch alike; return the number of records used.
 
-    As `torch.optim.swa_utils.update_bn`, but with all other layers as in inference: dropout would make it a draw.
+    Like `torch.optim.swa_utils.update_bn`, except that all other layers are in evaluation mode: dropout would make the
+    result random.
 
     Raises:
-        DataError: they are not finite.
+        DataError: the statistics are not finite.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return 0
-    # an incomplete last batch would count as much as a whole one
+    # an incomplete last batch would get the weight of a whole one
     rows = rows[: max(len(rows) // batch_size, 1) * batch_size] if len(rows) > batch_size else rows
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
+        norm.momentum = None  # makes the statistics the plain mean over batches
         norm.train()
     with torch.no_grad():
         for batch in in_order(source, rows, batch_size):
@@ -79,7 +82,7 @@ def refresh_batch_norm(model: nn.Module, source: Source, rows: np.ndarray, batch
     if not is_finite(model.state_dict()):
         raise DataError(
             f"the batch-norm statistics of averaged weights on {len(rows)} training records are not finite: the "
-            "weights have grown too large; choose --weights that are no average, such as best"
+            "weights are too large; choose --weights that are not averaged, such as best"
         )
     return len(rows)
 
@@ -87,7 +90,7 @@ def refresh_batch_norm(model: nn.Module, source: Source, rows: np.ndarray, batch
 def greedy_soup(
     ranked: Sequence[Path], score: Callable[[Sequence[Path]], float], tick: Callable[[], None] = lambda: None
 ) -> list[Path]:
-    """Return the files whose mean is best: each, from the best one on, joins where the score gains (Wortsman, 2022)."""
+    """Return the files with the best mean: in order of rank, each is added if the score improves (Wortsman, 2022)."""
     chosen: list[Path] = []
     best = -1.0
     for path in ranked:
@@ -102,6 +105,6 @@ def _require_like(mean: Tensors, name: str, tensor: torch.Tensor, path: Path, fi
     if name not in mean or mean[name].shape != tensor.shape:
         expected = f"{tuple(mean[name].shape)} as in {first}" if name in mean else f"no such tensor, as in {first}"
         raise DataError(
-            f"{path}: {name}: expected {expected}, found {tuple(tensor.shape)}; weights of two architectures have no "
-            "mean"
+            f"{path}: {name}: expected {expected}, found {tuple(tensor.shape)}; weights of different architectures "
+            "cannot be averaged"
         )

@@ -1,6 +1,6 @@
-"""What an ensemble's members were trained on, band by band: unit and usual values, which other inputs must share.
+"""The units and usual values of the training data per band, which other inputs must share.
 
-Numbers alone do not say what they are: a network takes 8-bit colours for kelvin, and answers.
+Without this check, a network trained on kelvin would also accept 8-bit colours, and return wrong probabilities.
 """
 
 import logging
@@ -23,17 +23,17 @@ _MOST_RECORDS = 64
 _EVERY_PX = 2
 _PERCENTILES = (0.1, 99.9)
 _MARGIN = 1 / 8
-"""How far beyond the usual values of a band others may lie, in distances between these."""
+"""Allowed distance of other values beyond the usual range of a band, as a fraction of that range."""
 
 _MOST_ODD, _SOME_ODD = 0.5, 0.02
-"""Shares of a band's values beyond the margin: above the first they are refused, above the second told."""
+"""Fractions of a band's values beyond that distance: above the first is an error, above the second a warning."""
 
 _SMALL_PART, _NEARLY_ALL, _MANY_VALUES = 1 / 128, 0.99, 32
-"""Counts of fewer bits than their type has are a picture of many values in the lowest part of what their type holds;
-what is dark has few values there."""
+"""Counts that use fewer bits than their type have many different values within the lowest part of its range; a dark
+image has few different values there."""
 
 Ends = tuple[float, float]
-"""Between these are the values that counts stand for without being cut off."""
+"""The values between which counts are not clipped."""
 
 _NO_ENDS = (-np.inf, np.inf)
 
@@ -42,14 +42,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the training data are.
+    """Properties of the training data.
 
     Attributes:
-        values: how their integers are read.
-        usual: the percentiles 0.1 and 99.9 of each band, in its unit.
-        options: those that they were prepared with.
+        values: how the stored integers are converted.
+        usual: percentiles 0.1 and 99.9 of each band, in its unit.
+        options: the options of `contrails prepare` that made it.
         size: height and width of a record.
-        convention: how masks stand in a table.
+        convention: format of masks in a table.
     """
 
     values: Values
@@ -60,7 +60,7 @@ class Inputs:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Return what `dataclasses.asdict` made, from JSON."""
+        """Return the object that `dataclasses.asdict` converted, from JSON."""
         usual = {band: (low, high) for band, (low, high) in content["usual"].items()}
         height, width = content["size"]
         convention = Convention(**content["convention"] | {"columns": tuple(content["convention"]["columns"])})
@@ -68,7 +68,7 @@ class Inputs:
 
 
 def inputs_of(dataset: Dataset) -> Inputs:
-    """Return what a dataset holds, by some of its records."""
+    """Return the properties of a dataset, measured on a sample of its records."""
     usual = {}
     for band, values in _sample(dataset, dataset.band_names).items():
         low, high = np.percentile(values, _PERCENTILES) if values.size else (0.0, 0.0)
@@ -78,38 +78,38 @@ def inputs_of(dataset: Dataset) -> Inputs:
 
 
 def require_like(inputs: Inputs | None, dataset: Dataset, bands: Collection[str], again: str) -> None:
-    """Check that a dataset is of the kind that the members of an ensemble know, in the bands that they see.
+    """Check that a dataset has the units and usual values of an ensemble's training data, in the bands that it uses.
 
     Args:
-        inputs: what they know, or None in an ensemble of the first builds.
-        dataset: to predict.
-        bands: that they see.
+        inputs: properties of the training data; None for an ensemble of the first versions.
+        dataset: the dataset to predict.
+        bands: the bands that the members use.
         again: the command that makes the ensemble again.
 
     Raises:
-        DataError: its unit or its values are others.
+        DataError: its unit or its values differ.
     """
     if inputs is None:
         _warn(again)
         return
     values = values_in(dataset)
     _require_unit(inputs, dataset.path, values.units, share=is_fraction(values))
-    # values beyond a range were cut off when they were packed, so that none lies beyond it any more
+    # values outside the range were clipped when they were packed, so they cannot be detected any more
     ends = _ends(values, -0.5) if "range" in read_options(dataset.options) else _NO_ENDS
     _require_usual(inputs, dataset.path, _sample(dataset, sorted(bands)), ends)
 
 
 def values_for(inputs: Inputs | None, raster: Raster, bands: Collection[str], again: str) -> Values:
-    """Return how an image is packed for the members of an ensemble, after a check that it is of the kind they know.
+    """Return how an image is packed for an ensemble, after checking its units and usual values.
 
     Args:
-        inputs: what they know, or None in an ensemble of the first builds.
-        raster: to predict.
-        bands: that they see.
+        inputs: properties of the training data; None for an ensemble of the first versions.
+        raster: the image to predict.
+        bands: the bands that the members use.
         again: the command that makes the ensemble again.
 
     Raises:
-        DataError: its unit or its values are others, or they cannot be compared.
+        DataError: its unit or its values differ, or cannot be compared.
     """
     native = None if needs_span([raster]) else values_of([raster])
     if inputs is None:
@@ -117,8 +117,8 @@ def values_for(inputs: Inputs | None, raster: Raster, bands: Collection[str], ag
         if native is None or not is_plain:
             raise DataError(
                 f"{raster.path}: expected 8 or 16 bits without a scale, found {raster.bits or 'no'} bits of "
-                f"{raster.dtype} scaled by {raster.scales[0]:g}: the ensemble is of a version that did not keep "
-                f"what its members know; make it again with `{again}`"
+                f"{raster.dtype} scaled by {raster.scales[0]:g}: the ensemble is of a version that did not record the "
+                f"values of its training data; make it again with `{again}`"
             )
         _warn(again)
         return native
@@ -131,33 +131,33 @@ def values_for(inputs: Inputs | None, raster: Raster, bands: Collection[str], ag
 
 
 def _require_unit(inputs: Inputs, path: Path, unit: str, *, share: bool | None) -> None:
-    """Check the unit, which is "" where a file does not say it, and whether numbers are shares of what bits hold."""
+    """Check the unit ("" if the file names none) and whether numbers are fractions of the full range of their bits."""
     known = inputs.values
-    kinds = {True: "shares of what the bits hold", False: f"values in {known.units}, with a scale"}
+    kinds = {True: "fractions of the full range of the bits", False: f"values in {known.units}, with a scale"}
     if unit and unit != known.units:
         raise DataError(
-            f"{path}: expected values in {known.units}, which the members were trained on, found values in {unit}; "
-            "convert them, or give other data"
+            f"{path}: expected values in {known.units}, as in training, found values in {unit}; convert them, or give "
+            "other data"
         )
     if share is not None and share != is_fraction(known):
         raise DataError(
-            f"{path}: expected {kinds[not share]}, which the members were trained on, found {kinds[share]}; convert "
-            "the files, or give other data"
+            f"{path}: expected {kinds[not share]}, as in training, found {kinds[share]}; convert the files, or give "
+            "other data"
         )
 
 
 def _ends(values: Values, steps: float) -> Ends:
-    """Return the values of the smallest and the largest count, moved outwards by a number of counts."""
+    """Return the values of the smallest and the largest count, moved outwards by this number of counts."""
     limits = np.iinfo(values.dtype)
     low, high = limits.min - steps, limits.max + steps
     return low * values.scale_factor + values.add_offset, high * values.scale_factor + values.add_offset
 
 
 def _require_usual(inputs: Inputs, path: Path, sample: Mapping[str, np.ndarray], ends: Ends) -> None:
-    """Check that most values of each band are among the usual ones, and tell where many are not.
+    """Check that most values of each band are in its usual range; warn if many are not.
 
     Raises:
-        DataError: most values of a band lie beyond, or those of all bands fill only the lowest part.
+        DataError: most values of a band are outside, or all bands fill only the lowest part of it.
     """
     odd = {band: _fraction_beyond(inputs.usual[band], values, ends) for band, values in sample.items() if values.size}
     small = {band: _fills_lowest_part(inputs.usual[band], sample[band]) for band in odd}
@@ -166,28 +166,28 @@ def _require_usual(inputs: Inputs, path: Path, sample: Mapping[str, np.ndarray],
     worst = max(odd, key=lambda band: odd[band])
     (low, high), found = inputs.usual[worst], sample[worst]
     known = f"from about {low:.4g} to {high:.4g} {inputs.values.units}"
-    check = "check its unit and scale, let the file say which value means no data, or give other data"
+    check = "check its unit and scale, check that the file names its nodata value, or give other data"
     if odd[worst] > _MOST_ODD:
         raise DataError(
-            f"{path}: expected the band {worst} {known}, as the members know it, found {found.min():.4g} to "
-            f"{found.max():.4g}, mostly beyond it; {check}"
+            f"{path}: expected the band {worst} {known}, as in training, found {found.min():.4g} to "
+            f"{found.max():.4g}, mostly outside; {check}"
         )
     if is_fraction(inputs.values) and all(small.values()):
         raise DataError(
-            f"{path}: expected the band {worst} {known}, as the members know it, found all bands in the lowest "
+            f"{path}: expected the band {worst} {known}, as in training, found all bands in the lowest "
             f"1/{1 / _SMALL_PART:.0f} of it ({found.min():.4g} to {found.max():.4g}), as if the counts had fewer bits "
             "than their type; scale them to the full range of the type, or give other data"
         )
     if odd[worst] > _SOME_ODD:
         log.warning(
-            "%s: about %.2g of the values lie beyond those that the members know: band %s, found %.4g to %.4g, "
-            "expected %s",
+            "%s: about %.2g of the values are outside the usual range of the training data: band %s, found %.4g to "
+            "%.4g, expected %s",
             *(path, odd[worst], worst, found.min(), found.max(), known),
         )
 
 
 def _fraction_beyond(usual: tuple[float, float], values: np.ndarray, ends: Ends) -> float:
-    """Return the share of values that lie beyond the usual ones, or that are cut off where the usual ones are not."""
+    """Return the fraction of values outside the usual range, or clipped where the usual values are not."""
     margin = _MARGIN * max(usual[1] - usual[0], 1e-6)
     lowest = max(usual[0] - margin, ends[0] if ends[0] < usual[0] else -np.inf)
     highest = min(usual[1] + margin, ends[1] if ends[1] > usual[1] else np.inf)
@@ -200,7 +200,7 @@ def _fills_lowest_part(usual: tuple[float, float], values: np.ndarray) -> bool:
 
 
 def _sample(dataset: Dataset, bands: Collection[str]) -> dict[str, np.ndarray]:
-    """Return values of bands where some records have data, float64, each (any number)."""
+    """Return a sample of each band's values where records have data, float64, of any length."""
     count = min(dataset.num_records, _MOST_RECORDS)
     rows = np.linspace(0, dataset.num_records - 1, count).round().astype(int)
     shown = {row: has_data(dataset, row)[::_EVERY_PX, ::_EVERY_PX] for row in rows.tolist()}
@@ -216,6 +216,6 @@ def _sample(dataset: Dataset, bands: Collection[str]) -> dict[str, np.ndarray]:
 
 def _warn(again: str) -> None:
     log.warning(
-        "the ensemble does not say which units and values its members know, so nothing is checked; make it again: `%s`",
+        "the ensemble has no record of its training units and values, so they are not checked; make it again: `%s`",
         again,
     )

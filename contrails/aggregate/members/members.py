@@ -1,8 +1,8 @@
-"""What finished folds left behind, and the weights of it that become members of an ensemble.
+"""Finished folds, and the weights of each that become a member of an ensemble.
 
 A fold offers the files that its `done.json` names (final, best, averages made in training) and the epochs that it kept.
-From these come averages of the last or the best epochs and greedy soups, with batch-norm statistics of the fold's own
-training records and scored on the fold's own validation records. What was made is kept with its lineage and used again.
+From the epochs, averages and greedy soups are made, with batch-norm statistics of the fold's own training records, and
+scored on its own validation records. The files that were made are kept with their lineage and reused.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ from contrails.train.fold_data import training_rows
 from contrails.train.saved.finite import NotFiniteError
 
 _TRIED = ("best5", "last5")
-"""Averages that `auto` compares with what the folds left."""
+"""Averages that `auto` compares with the files of the folds."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Finished:
 
     @property
     def scored_by(self) -> By:
-        """What its scores count: pixels, or records where it is a classifier."""
+        """What its scores count: pixels, or records if it is a classifier."""
         return "record" if self.recipe.model.task == "classify" else "pixel"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights, where it comes from, and how good it is on its fold's validation records, if it has any."""
+    """A weights file, its origin, and its score on its fold's validation records, if there are any."""
 
     path: Path
     kind: str
@@ -71,19 +71,19 @@ class Weights:
     dice: float | None
     threshold: float | None
     sources: tuple[str, ...]
-    """SHA-256 of the files that it was made of."""
+    """SHA-256 of the files that it was made from."""
 
 
 def finished_folds(run: Run, *, allow: bool) -> list[Finished]:
     """Return the finished folds of a run.
 
     Raises:
-        RunError: none is finished, or recipe or code are not those that the run was made with (unless `allow`).
-        DataError: the dataset or the file list are not those that the run was made for (unless `allow`).
+        RunError: none is finished, or recipe or code differ from those of the run (unless `allow`).
+        DataError: the dataset or the file list differ from those of the run (unless `allow`).
     """
     found = [(fold, done) for fold in run.folds() if (done := fold.read_done()) is not None]
     if not found:
-        raise RunError(f"no fold of {run.name} is finished yet; look with `contrails status {run.typed}`")
+        raise RunError(f"expected a finished fold in {run.name}, found none; check with `contrails status {run.typed}`")
     config = run.read_config()
     dataset, filelist = open_dataset(config.recipe.data.dataset), read_filelist(config.recipe.data.filelist)
     if not allow:
@@ -96,10 +96,10 @@ def choose_weights(
 ) -> tuple[list[Weights], dict[str, float]]:
     """Return the weights of each fold of one run, and the mean validation Dice of each kind that was compared.
 
-    `auto` takes the kind that is best over all folds: one choice for the run, made on the folds' validation records.
+    `auto` takes the kind with the best mean: one choice for the run, made on the folds' validation records.
 
     Raises:
-        RecipeError: some fold does not have this kind.
+        RecipeError: a fold lacks this kind.
     """
     kinds = _comparable(folds) if kind == AUTO else [kind]
     made = {each: [_make(fold, each, folder, device, tick) for fold in folds] for each in kinds}
@@ -112,12 +112,12 @@ def choose_weights(
 
 
 def num_made(folds: Sequence[Finished], kind: str) -> int:
-    """Return how many files `choose_weights` looks at, for progress."""
+    """Return how many files `choose_weights` makes or scores, for the progress bar."""
     return len(folds) * len(_comparable(folds) if kind == AUTO else [kind])
 
 
 def load_member(path: Path, dataset: Dataset, device: torch.device) -> tuple[Segmenter, Source]:
-    """Return the network of a weights file, in evaluation mode, and the dataset as it sees it.
+    """Return the network of a weights file, in evaluation mode, and the dataset as the network's input.
 
     Raises:
         DataError: the file is damaged, was changed, or holds values that are not finite.
@@ -136,9 +136,11 @@ def _build(
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise DataError(f"{path} does not fit the model of its own recipe: {error}; it was changed") from error
+        raise DataError(
+            f"{path} does not fit the model of its own recipe, so it was changed: {error}; restore it"
+        ) from error
     if device.type == "cpu":
-        model.channels_last()  # a quarter less time
+        model.channels_last()  # saves a quarter of the time on a CPU
     return model.eval().to(device), source_of(dataset, recipe, Composite.from_dict(about["composite"]), device)
 
 
@@ -156,7 +158,7 @@ def _require_unchanged(run: Run, config: RunConfig, dataset: Dataset) -> None:
     ]
     if wrong:
         raise DataError(
-            f"{run.name}: changed since the run was made: {', '.join(wrong)}; put the old one back, or give --allow "
+            f"{run.name}: changed since the run was made: {', '.join(wrong)}; restore the old version, or give --allow "
             "to merge members of different data or code"
         )
 
@@ -176,7 +178,7 @@ def _finished(
 
 
 def _require_of_run(path: Path, config: RunConfig, run: Run) -> None:
-    """Check that weights are of the run as it is now; `contrails resume --code current` changes its code on the way."""
+    """Check that weights match the run's current recipe, data and code; `resume --code current` changes the code."""
     about, its_data = read_about(path), config.data.model_dump(mode="json")
     same = {
         "recipe": parse(Recipe, migrated(about["recipe"]), str(path)) == config.recipe,
@@ -185,13 +187,13 @@ def _require_of_run(path: Path, config: RunConfig, run: Run) -> None:
     }
     if differing := [what for what, is_same in same.items() if not is_same]:
         raise RunError(
-            f"{path} was trained with other {' and '.join(differing)} than {run.toml} says; give --allow to "
-            "merge it all the same"
+            f"{path} was trained with other {' and '.join(differing)} than {run.toml} has; give --allow to merge it "
+            "nevertheless"
         )
 
 
 def _comparable(folds: Sequence[Finished]) -> list[str]:
-    """Return the kinds that every fold with validation records has, the plainest first."""
+    """Return the kinds that every fold with validation records has, the simplest first."""
     scored = [fold for fold in folds if len(fold.validation)] or list(folds)
     named = [name for name in scored[0].done["weights"] if all(name in fold.done["weights"] for fold in scored)]
     plainest_first = sorted(named, key=lambda name: (name != "best", name != "final", name))
@@ -205,7 +207,7 @@ def _make(fold: Finished, kind: str, folder: Path, device: torch.device, tick: C
         made = _chosen(fold, kind, folder, device)
     except NotFiniteError as error:
         raise DataError(
-            f"{fold.name}, --weights {kind}: {error}: they have grown too large; choose another --weights of "
+            f"{fold.name}, --weights {kind}: {error}: they are too large; choose another --weights of "
             f"{', '.join(fold.done['weights'])}, or train the fold with a lower train.lr under a new --name"
         ) from error
     tick()
@@ -222,7 +224,7 @@ def _chosen(fold: Finished, kind: str, folder: Path, device: torch.device) -> We
 
 
 def _unscored_kind(kind: str, fold: Finished) -> str:
-    """Return what stands for a kind where no epoch is better than another, as in `--fold all`."""
+    """Return the kind to use instead for a fold without validation records, such as `--fold all`."""
     if kind in fold.done["weights"] or kind.startswith("last"):
         return kind
     counted = AVERAGE.fullmatch(kind)
@@ -257,7 +259,7 @@ def _averaged(fold: Finished, kind: str, folder: Path, device: torch.device) -> 
 
 
 def _about_of(path: Path) -> dict[str, Any]:
-    """Return what an average is; empty where there is none, or a damaged one, which is made anew."""
+    """Return the description of an average; empty if it is missing or damaged, so that it is made again."""
     try:
         return read_about(path) if path.is_file() else {}
     except DataError:
@@ -265,7 +267,7 @@ def _about_of(path: Path) -> dict[str, Any]:
 
 
 def _offered(fold: Finished, kind: str) -> list[Path]:
-    """Return the epochs that go into an average, or the best one first for a soup."""
+    """Return the epochs that go into an average; for a soup, sorted by score."""
     kept = _kept(fold)
     by_dice = sorted((path for path in kept if _dice_of(path) is not None), key=lambda path: -(_dice_of(path) or 0))
     if kind == SOUP:
@@ -277,13 +279,13 @@ def _offered(fold: Finished, kind: str) -> list[Path]:
         chosen = kept[-number:] if counted[1] == "last" else by_dice[:number]
     if not chosen:
         raise RunError(
-            f"{fold.name} kept no epoch that --weights {kind} could use; choose {', '.join(fold.done['weights'])}"
+            f"{fold.name} kept no epoch for --weights {kind}; choose one of {', '.join(fold.done['weights'])}"
         )
     return chosen
 
 
 def _kept(fold: Finished) -> list[Path]:
-    """Return the weights of the epochs that are on disk, one file an epoch, in order."""
+    """Return the weights of the epochs on disk, one file per epoch, in order."""
     by_epoch = {epoch: path for epoch, _, path in fold.fold.all_weights() if epoch <= fold.done["epoch"]}
     return list(by_epoch.values())
 
@@ -294,7 +296,7 @@ def _dice_of(path: Path) -> float | None:
 
 
 def _mean_of(fold: Finished, paths: Sequence[Path], device: torch.device) -> tuple[Tensors, dict[str, Any]]:
-    """Return the mean of epochs with batch-norm statistics of its own, and what it is, scored."""
+    """Return the mean of epochs with its own batch-norm statistics, and its description with scores."""
     about = read_about(paths[0]) | {"epoch": None, "step": None, "dice": None, "threshold": None}
     batch_size = fold.recipe.train.batch_size
     model, source = _build(average_weights(paths), about, paths[0], fold.dataset, device)
@@ -309,21 +311,21 @@ def _soup_dice(fold: Finished, device: torch.device, paths: Sequence[Path]) -> f
 
 
 def is_all(fold: Finished) -> bool:
-    """Return whether a fold trained on every record and has no validation score of its own."""
+    """Return whether a fold trained on every record, so that it has no validation score."""
     return fold.fold.key == ALL
 
 
 def mean_of_folds(folds: Sequence[Finished], weights: Sequence[Weights], path: Path, device: torch.device) -> None:
-    """Write the mean of several folds' weights; its batch-norm statistics are of all records that a fold trained on.
+    """Write the mean of several folds' weights, with batch-norm statistics from all of their training records.
 
     Raises:
-        DataError: the folds see channels with normalisations of their own.
+        DataError: the folds normalise their channels differently.
     """
     abouts = [read_about(made.path) for made in weights]
     if any(about["composite"] != abouts[0]["composite"] for about in abouts):
         raise DataError(
-            "the folds normalise their channels by statistics of their own training records, so their weights have no "
-            "common mean; merge their predictions instead"
+            "the folds normalise their channels by statistics of their own training records, so their weights cannot "
+            "be averaged; merge their predictions by leaving out --average-folds"
         )
     lineage = {"kind": "mean of folds", "used": [[made.path.name, sha256(made.path)] for made in weights]}
     about = abouts[0] | dict.fromkeys(("epoch", "step", "dice", "threshold"))

@@ -1,8 +1,7 @@
-"""How the probabilities of members become one, and how much each counts.
+"""Merging the probabilities of members.
 
-Every rule gives a number from 0 to 1 that a threshold cuts, so what follows (threshold, post-processing, submission)
-does not ask which it was. Members are taken in the order of their names: the result does not depend on that of the
-arguments.
+Every rule returns a number from 0 to 1 that a threshold cuts, so later steps (threshold, post-processing, submission)
+do not depend on the rule. Members are sorted by name, so that the result does not depend on the order of the arguments.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from contrails.metrics import NUM_BINS
 
 _TOP = NUM_BINS - 1
 _MORE_THAN_HALF = 0.5005
-"""Above one half by more than rounding, below what one vote of a thousand adds to it."""
+"""More than one half by more than rounding errors, and by less than one vote of a thousand."""
 
 Merge = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -23,12 +22,12 @@ def _mean(probs: torch.Tensor, weights: torch.Tensor, _: torch.Tensor) -> torch.
 
 
 def _logits(probs: torch.Tensor, weights: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    # 0 and 1 have no logit; within half a step of the stored probabilities nothing is known
+    # 0 and 1 have no logit; the stored probabilities are only known to half a step
     return torch.sigmoid(_mean(torch.logit(probs, eps=0.25 / NUM_BINS), weights, weights))
 
 
 def _median(probs: torch.Tensor, weights: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """Return the smallest value that half of the weight does not exceed, or the middle where it falls between two."""
+    """Return the weighted median: the middle of two values if exactly half of the weight is below."""
     ordered, order = probs.sort(dim=0)
     below = weights[order].cumsum(0)
     half = 0.5 * weights.sum()
@@ -49,7 +48,7 @@ MERGES: dict[str, Merge] = {
     "median-mean": _median,
     "vote": _vote,
 }
-"""Rules by name; `median-mean` cuts the median at the mean of the members' thresholds, `vote` needs more than half."""
+"""Rules by name. `median-mean` cuts the median at the mean of the members' thresholds; `vote` needs a majority."""
 
 
 def merge(rule: str, probs: torch.Tensor, weights: Sequence[float], thresholds: Sequence[float]) -> torch.Tensor:
@@ -57,12 +56,12 @@ def merge(rule: str, probs: torch.Tensor, weights: Sequence[float], thresholds: 
 
     Args:
         rule: a name in `MERGES`.
-        probs: of each member.
-        weights: of each member; what counts is their ratio.
-        thresholds: of each member, for a vote.
+        probs: probabilities of each member.
+        weights: weight of each member; only their ratios matter.
+        thresholds: threshold of each member, for a vote.
 
     Shape:
-        probs float32 (M, ...) to uint16-sized int32 (...), rounded as `contrails.metrics` says.
+        probs float32 (M, ...) to int32 (...) in the range of uint16, rounded as in `contrails.metrics`.
     """
     shares = torch.tensor(weights, dtype=torch.float32, device=probs.device)
     cuts = torch.tensor(thresholds, dtype=torch.float32, device=probs.device)
@@ -71,7 +70,7 @@ def merge(rule: str, probs: torch.Tensor, weights: Sequence[float], thresholds: 
 
 
 def fixed_threshold(rule: str, thresholds: Sequence[float], weights: Sequence[float]) -> float | None:
-    """Return the threshold that a rule brings with it, None where it is fitted to the merged probabilities."""
+    """Return the threshold that a rule defines; None if it is fitted on the merged probabilities."""
     if rule == "vote":
         return _MORE_THAN_HALF
     if rule == "median-mean":

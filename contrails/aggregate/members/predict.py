@@ -1,4 +1,4 @@
-"""Predictions of an ensemble: its members' probabilities, merged, record by record."""
+"""Predicting with an ensemble: the merged probabilities of its members, record by record."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +17,9 @@ from contrails.inputs.batches import Source, in_order
 from contrails.models.segmenter import Segmenter
 
 _BATCH_SIZES = {"cpu": 4, "cuda": 64}
-"""Records at once to begin with, fewer where they are larger than usual; halved where they do not fit into a GPU.
+"""Initial batch sizes, fewer for records larger than usual; halved when a batch does not fit into the GPU.
 
-A CPU gains nothing from more, and what lies between layers is most of its memory.
+On a CPU larger batches are not faster, and activations take most of the memory.
 """
 
 _USUAL_PIXELS = 256 * 256
@@ -27,7 +27,7 @@ _USUAL_PIXELS = 256 * 256
 
 @dataclass(frozen=True)
 class Predictor:
-    """Members in memory, and how they become one; memory does not grow with the number of records."""
+    """Loaded members and the rule that merges them; memory does not grow with the number of records."""
 
     models: Sequence[tuple[Segmenter, Source]]
     paths: Sequence[Path]
@@ -38,11 +38,11 @@ class Predictor:
     pad: int
 
     def __call__(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield rows and their merged probabilities, in batches of their order.
+        """Yield rows and their merged probabilities, in batches, in the order of `rows`.
 
         Raises:
             DataError: a record is damaged, or a member's output is not finite.
-            NodeError: one record does not fit into the memory.
+            NodeError: a single record does not fit into the memory.
 
         Shape:
             rows int64 (B,), probabilities uint16 (B, H, W).
@@ -58,12 +58,12 @@ class Predictor:
             except torch.OutOfMemoryError as error:
                 if batch_size == 1:
                     raise NodeError(
-                        f"one record does not fit into the GPU's memory: {error}; use --device cpu"
+                        f"one record does not fit into the GPU's memory: {error}; use --device cpu, or a larger GPU"
                     ) from error
                 batch_size //= 2
 
     def on(self, dataset: Dataset) -> "Predictor":
-        """Return the same members for records of another dataset with the same bands and frames."""
+        """Return the same members for another dataset with the same bands and frames."""
         return replace(self, models=[(model, replace(source, dataset=dataset)) for model, source in self.models])
 
     def _batches(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -88,7 +88,7 @@ class Predictor:
         records = [self.models[0][1].dataset.record_ids[row] for row in rows[bad.any(0)]]
         return DataError(
             f"the output of {', '.join(members)} is not finite for the records {', '.join(records)}: these weights "
-            "have grown too large; make the ensemble of others, with another --weights"
+            "are too large; make the ensemble with other --weights"
         )
 
 
@@ -103,6 +103,6 @@ def load_predictor(
     views: Sequence[View] = (View(),),
     pad: int = 0,
 ) -> Predictor:
-    """Load members for a dataset; one member needs no rule."""
+    """Load members for a dataset; the rule does not matter for a single member."""
     models = [load_member(path, dataset, device) for path in paths]
     return Predictor(models, paths, rule, weights, thresholds, views, pad)

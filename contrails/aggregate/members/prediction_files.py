@@ -1,8 +1,8 @@
-"""Files of predictions: rounded probabilities by record, written as they come and resumed after a kill.
+"""Files of predictions: rounded probabilities by record, which are resumed after a kill.
 
-HDF5: `/probabilities` uint16 (N, H, W), p = value / 65535; `/record_id`; `/member`, who predicted the row; and
-`/digests/probabilities` uint8 (N, 32), the SHA-256 of every row. A row counts where its digest fits, so whatever a kill
-or a full disk left half written is predicted again. Readable by h5py and xarray without this package.
+HDF5: `/probabilities` uint16 (N, H, W), p = value / 65535; `/record_id`; `/member`, the member that predicted the row;
+`/digests/probabilities` uint8 (N, 32), the SHA-256 of every row. A row is valid only if it matches its digest, so rows
+that a kill or a full disk left half written are predicted again. h5py and xarray can read it without this package.
 """
 
 import hashlib
@@ -27,14 +27,15 @@ VERSION = 1
 _ARRAYS = ("probabilities", "digests/probabilities")
 
 PredictRows = Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
-"""From rows of a dataset to batches of them, each with its probabilities, uint16 (B, H, W)."""
+"""A function from rows of a dataset to batches of rows, each with its probabilities, uint16 (B, H, W)."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a file of predictions is to hold.
+    """Description of a file of predictions.
 
-    `rows` are those of the dataset, int64 (N,); `about` names all that decides the values: another value, another file.
+    `rows` are rows of the dataset, int64 (N,). `about` has everything that determines the values; if it differs, the
+    file is made again.
     """
 
     rows: np.ndarray
@@ -45,16 +46,16 @@ class Wanted:
 
 
 def complete(path: Path, wanted: Wanted, predict: PredictRows, description: str) -> np.ndarray:
-    """Return all probabilities that are wanted, mapped; those that the file lacks are predicted into it first.
+    """Return all wanted probabilities, memory-mapped, after predicting those that the file lacks.
 
     Raises:
         RunError: another process writes the file.
-        StorageError: the disk is full; what was written stays.
+        StorageError: the disk is full; finished rows are kept.
 
     Shape:
         uint16 (N, H, W) in the order of `wanted.rows`.
     """
-    busy = f"another process predicts into {path}; wait for it, or end it, then run the same command again"
+    busy = f"another process predicts into {path}; wait until it ends, or stop it, then run the same command again"
     with sole_writer(path.with_name(f".{path.name}.lock"), busy):
         if not is_of(path, wanted):
             _create(path, wanted)
@@ -65,10 +66,10 @@ def complete(path: Path, wanted: Wanted, predict: PredictRows, description: str)
 
 
 def read_predictions(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the records of a finished file and their probabilities, mapped, uint16 (N, H, W).
+    """Return the record ids of a finished file and their probabilities, memory-mapped, uint16 (N, H, W).
 
     Raises:
-        DataError: it is no file of predictions, or not all of them are in it.
+        DataError: it is no file of predictions, or lacks some.
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -82,12 +83,12 @@ def read_predictions(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{path} is no complete file of predictions ({error}); make it with {made_by(path)}") from error
     if missing:
-        raise DataError(f"{path} lacks {missing} of {len(record_ids)} predictions; go on with {made_by(path)}")
+        raise DataError(f"{path} lacks {missing} of {len(record_ids)} predictions; resume with {made_by(path)}")
     return record_ids, _map(path, "probabilities")
 
 
 def is_complete(path: Path, wanted: Wanted) -> bool:
-    """Return whether a file holds all that is wanted."""
+    """Return whether a file holds all wanted predictions."""
     return is_of(path, wanted) and not len(_missing(path))
 
 
@@ -106,13 +107,13 @@ def _fill(path: Path, wanted: Wanted, missing: np.ndarray, predict: PredictRows,
 
 
 def is_of(path: Path, wanted: Wanted) -> bool:
-    """Return whether a file holds, or was begun to hold, what is wanted."""
+    """Return whether a file was created for these predictions; it may be incomplete."""
     if not path.is_file():
         return False
     try:
         with h5py.File(path, "r", locking=False) as file:
             return bool(file.attrs.get("about") == _identity(wanted))
-    except OSError:  # no HDF5: it is made anew, as predictions can be
+    except OSError:  # not an HDF5 file: it is made again, since predictions can be
         return False
 
 
@@ -134,11 +135,11 @@ def _create(path: Path, wanted: Wanted) -> None:
 
 
 def _missing(path: Path) -> np.ndarray:
-    """Return the indices of the rows whose digest does not fit, int64."""
+    """Return the indices of the rows that do not match their digest, int64."""
     offsets = _row_offsets(path)
     with h5py.File(path, "r", locking=False) as file:
         count = len(file["record_id"])
-    # read, not mapped: on a full disk a mapped page that nobody has written yet is a signal, not an error
+    # read, not mapped: on a full disk, touching a page that was never written raises SIGBUS instead of an error
     with storage(path, "read"), path.open("rb") as file:
 
         def row(name: str, index: int) -> bytes:
@@ -152,7 +153,7 @@ def _missing(path: Path) -> np.ndarray:
 
 
 def _row_offsets(path: Path) -> dict[str, tuple[int, int]]:
-    """Return offset and bytes a row of each array."""
+    """Return the offset of each array in the file and its bytes per row."""
     with h5py.File(path, "r", locking=False) as file:
         return {
             name: (file[name].id.get_offset(), file[name].dtype.itemsize * int(np.prod(file[name].shape[1:])))

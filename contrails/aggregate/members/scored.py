@@ -1,7 +1,7 @@
-"""Labelled records with their probabilities: what thresholds, weights and post-processing are fitted and judged on.
+"""Labelled records with their probabilities, on which thresholds, weights and post-processing are fitted and scored.
 
-A segmenter is scored by pixel. A classifier is scored by record, which is an image of one pixel here: its probability,
-and whether the record has a positive pixel. So whatever counts pixels counts records.
+A segmenter is scored by pixel. A classifier is scored by record: a record then is an image of one pixel, with its
+probability, and whether it has any positive pixel. So the same code counts pixels and records.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,15 +18,15 @@ By = Literal["pixel", "record"]
 """What scores count."""
 
 LEVELS = 256
-"""Coarse bins of probability, for histograms of every group."""
+"""Number of coarse bins of probability, for histograms of every group."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Records of a dataset, each of one fold (held-out records count as one), with their merged probabilities.
+    """Records of a dataset with merged probabilities, each of one fold; held-out records are one more.
 
     Shape:
-        rows int64 (N,); folds str (N,); images: from an index to uint16 (H, W).
+        rows int64 (N,); folds str (N,); images: a function from an index to uint16 (H, W).
     """
 
     dataset: Dataset
@@ -36,18 +36,18 @@ class Scored:
     by: By = "pixel"
 
     def probabilities(self, index: int) -> np.ndarray:
-        """Return the probabilities that are scored, uint16 (H, W); by record (1, 1)."""
+        """Return the probabilities to score, uint16 (H, W); by record (1, 1)."""
         return self.images(index) if self.by == "pixel" else of_record(self.images(index))
 
     @property
     def groups(self) -> np.ndarray:
-        """Number of each record's group, int64 (N,): records of one place and time are drawn together."""
+        """Number of each record's group, int64 (N,): records of one location and time are drawn together."""
         names = np.array([self.dataset.groups[row] for row in self.rows])
         numbers: np.ndarray = np.unique(names, return_inverse=True)[1]
         return numbers
 
     def truth(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return where a record is positive, bool (H, W), and where it counts; None: everywhere. By record (1, 1)."""
+        """Return the positive pixels, bool (H, W), and those that count, None for all; by record (1, 1)."""
         row = self.rows[index]
         ignored, hard = self.dataset.votes[row] == IGNORE, self.dataset.hard(row)
         if self.by == "record":
@@ -59,12 +59,12 @@ class Scored:
 
 
 def of_record(image: np.ndarray) -> np.ndarray:
-    """Return what a classifier says of a record, uint16 (1, 1): it says the same of each pixel, but for rounding."""
+    """Return a classifier's probability of a record, uint16 (1, 1); all its pixels are equal except for rounding."""
     return np.full((1, 1), round(float(image.mean())), np.uint16)
 
 
 def any_of(mask: np.ndarray) -> np.ndarray:
-    """Return whether a record has a pixel in a mask, bool (1, 1)."""
+    """Return whether a mask of a record has any pixel, bool (1, 1)."""
     return np.full((1, 1), mask.any())
 
 
@@ -85,13 +85,13 @@ class Tally:
         return sum(self.by_fold.values(), Histogram.empty())
 
     def others(self, fold: str) -> Histogram:
-        """Return the histogram of all folds but one; of that one where there is no other."""
+        """Return the histogram of all folds but this one; of this one if there is no other."""
         rest = [histogram for name, histogram in self.by_fold.items() if name != fold]
         return sum(rest, Histogram.empty()) if rest else self.by_fold[fold]
 
 
 def tally(scored: Scored) -> Tally:
-    """Count, in one pass over the records."""
+    """Return the histograms, in one pass over the records."""
     groups = scored.groups
     by_fold = {str(fold): Histogram.empty() for fold in np.unique(scored.folds)}
     positive, negative = np.zeros((2, int(groups.max(initial=-1)) + 1, LEVELS), np.int64)
@@ -110,7 +110,7 @@ def tally(scored: Scored) -> Tally:
 
 
 def redraws(num_groups: int, draws: int, purpose: str) -> Iterator[np.ndarray]:
-    """Yield how often each group is drawn, float64 (groups,): the bootstrap over groups, the same at every call."""
+    """Yield how often each group is drawn in each bootstrap sample, float64 (groups,); the same at every call."""
     random = generator(0, "bootstrap", purpose)
     for _ in range(draws):
         yield np.bincount(random.integers(0, num_groups, num_groups), minlength=num_groups).astype(np.float64)

@@ -1,4 +1,4 @@
-"""From predictions of tiles to predictions of the scenes that they were cut from."""
+"""Merging predictions of tiles into predictions of the scenes that they were cut from."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from contrails.dataset.store import IGNORE, Dataset, Scene
 from contrails.sources.tiles import Blend, Blender, Strip
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
-"""Rows of a dataset in their order, int64 (B,), with their probabilities, uint16 (B, H, W)."""
+"""Rows of a dataset in order, int64 (B,), with their probabilities, uint16 (B, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Whole:
 
 
 def untile(dataset: Dataset, batches: Batches, blend: Blend = "hann") -> Iterator[Whole]:
-    """Yield whole scenes from predictions of all records; records that are no tiles come as they are.
+    """Yield whole scenes from predictions of all records; records that are not tiles are yielded unchanged.
 
-    One scene is in memory at a time. Where a scene has no data nothing counts as predicted.
+    One scene is in memory at a time. Pixels where a scene has no data do not count as predicted.
     """
     if not dataset.placements:
         for rows, images in batches:
@@ -57,12 +57,12 @@ def in_batches(probabilities: np.ndarray) -> Batches:
 
 
 def has_data(dataset: Dataset, row: int) -> np.ndarray:
-    """Return where a tile shows anything, bool (H, W): what is ignored is nodata if all its bands are 0."""
+    """Return the pixels of a tile with data, bool (H, W): an ignored pixel has none if all its bands are 0."""
     shown: np.ndarray = (dataset.votes[row] != IGNORE) | (dataset.bands[row] != 0).any(axis=(0, 1))
     return shown
 
 
 def joined(scene: Scene, strips: list[Strip]) -> Whole:
-    """Put all strips of a scene together."""
+    """Return the scene that consists of these strips."""
     values, predicted = (np.concatenate([getattr(strip, name) for strip in strips]) for name in ("values", "predicted"))
     return Whole(scene, values, predicted)

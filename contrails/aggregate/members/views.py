@@ -1,9 +1,10 @@
-"""Test-time augmentation: a model sees a record in several views, and what it answers is brought back and averaged.
+"""Test-time augmentation: a model predicts several views of a record, which are transformed back and averaged.
 
-Labels sit off the image by `label_offset_px` (see `contrails.inputs.augment`), and so do the predictions of a model
-that learned from them. A view maps the image point x to Ax, with A a dihedral move or a scale; its prediction for x
-lies at Ax + d, where the label has x + d. So u in the label is looked up at A(u - d) + d: a whole-pixel shift for
-dihedral moves, a part of a pixel for scales. Without it augmentation loses more than it gains.
+Labels are shifted against the image by `label_offset_px` d (see `contrails.inputs.augment`), and so are the predictions
+of a model trained on them. A view maps the image point x to Ax, where A is an element of the dihedral group or a scale;
+its prediction for x is at Ax + d, and the label of x is at x + d. So the label's point u is looked up at A(u - d) + d:
+a shift of whole pixels for the dihedral group, of a fraction of a pixel for scales. Without this correction,
+augmentation loses more than it gains.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ _SCALES = (1.0, 0.8, 1.25)
 
 @dataclass(frozen=True)
 class View:
-    """A dihedral element, a scale of the model's input, and the share of each side that it sees, around the centre."""
+    """A dihedral element, a scale of the model's input, and the visible fraction of each side, around the centre."""
 
     element: int = 0
     scale: float = 1.0
@@ -32,10 +33,10 @@ class View:
 
 
 def parse_views(text: str) -> tuple[View, ...]:
-    """Return the views of words such as `d4`, `flips+scales` or `none`; the unchanged record comes first.
+    """Return the views for words such as `d4`, `flips+scales` or `none`; the unchanged record comes first.
 
     Raises:
-        RecipeError: an unknown word.
+        RecipeError: a word is unknown.
     """
     require_views(text)
     words = text.split("+")
@@ -48,14 +49,14 @@ def parse_views(text: str) -> tuple[View, ...]:
 def predict_views(
     model: Segmenter, inputs: torch.Tensor, views: Sequence[View], offset_px: tuple[float, float], pad: int = 0
 ) -> torch.Tensor:
-    """Return the mean of the views' probabilities; a view counts where it saw the pixel; NaN where it is not finite.
+    """Return the mean probability over the views that see a pixel; NaN where a prediction is not finite.
 
     Args:
-        model: in evaluation mode.
-        inputs: as the model was trained on.
-        views: the first sees all of the record.
-        offset_px: of the dataset's labels.
-        pad: pixels that the record is continued by beyond its edges, mirrored, before the model sees it.
+        model: the network in evaluation mode.
+        inputs: inputs as in training.
+        views: the views; the first one must see the whole record.
+        offset_px: label offset of the dataset.
+        pad: pixels by which the record is padded on each side, mirrored, before prediction.
 
     Shape:
         inputs (B, C, H, W) or (B, T, C, H, W), square where a view transposes, to float32 (B, H, W).
@@ -79,26 +80,26 @@ def predict_views(
 def _moved(
     model: Segmenter, inputs: torch.Tensor, view: View, offset_px: tuple[float, float], pad: int
 ) -> torch.Tensor:
-    """Return the probabilities of a view in its own frame, at the scale of the label."""
+    """Return the probabilities of a view in its own coordinates, at the resolution of the label."""
     inputs = move_image(inputs, view.element)
     if pad >= min(inputs.shape[-2:]):
-        raise RecipeError(f"--pad {pad}: expected fewer pixels than there are to mirror, {min(inputs.shape[-2:])}")
+        raise RecipeError(f"--pad {pad}: expected less than {min(inputs.shape[-2:])} pixels, the side of the input")
     seen = functional.pad(inputs, (pad,) * 4, mode="reflect") if pad else inputs
-    # a model with an input size of its own enlarges whatever it gets to that: a part of a record gets a part of it
+    # a model with a fixed input size enlarges any input to it, so a part of a record must get a part of that size
     share = seen.shape[-1] / inputs.shape[-1] * view.crop if model.size is not None else 1.0
     logits = model(seen, view.scale * share).mask[..., pad : pad + inputs.shape[-2], pad : pad + inputs.shape[-1]]
-    # an infinite logit has a probability, and nobody would notice
+    # sigmoid would turn an infinite logit into a valid probability and hide the error
     probs = torch.where(torch.isfinite(logits), torch.sigmoid(logits), torch.nan)
     return _resampled(probs, tuple(part * (1 / view.scale - 1) for part in offset_px)) if view.scale != 1 else probs
 
 
 def _back(probs: torch.Tensor, view: View, offset_px: tuple[float, float]) -> torch.Tensor:
-    """Undo the dihedral move; pixels that the label's shift exposes become 0."""
+    """Undo the dihedral move; pixels exposed by the shift of the label become 0."""
     return move_label(probs, inverse(view.element), offset_px, 0.0) if view.element else probs
 
 
 def _resampled(image: torch.Tensor, shift: tuple[float, ...]) -> torch.Tensor:
-    """Return the image looked up `shift` (down, right) pixels further, bilinear, the edge continued."""
+    """Return the image shifted by `shift` (down, right) pixels, bilinear, with edge pixels repeated."""
     if not any(shift):
         return image
     height, width = image.shape[-2:]

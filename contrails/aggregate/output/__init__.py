@@ -1,1 +1,1 @@
-"""What an ensemble writes: submissions, masks, scenes, pseudo-labels."""
+"""Files that an ensemble writes: submissions, masks, scenes, pseudo-labels."""

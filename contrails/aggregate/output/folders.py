@@ -1,7 +1,7 @@
-"""Raw data that an ensemble is to predict: prepared as its training data were, where nobody says otherwise.
+"""Raw data as the input of an ensemble, prepared with the options of its training data unless others are given.
 
-A folder of GOES records, scenes or images is packed into a dataset file beside what is made of it, which goes when that
-is done. A scene alone is not packed: what is said here is how it is cut.
+A folder of GOES records, scenes or images is packed into a temporary dataset file beside the output. A single scene is
+not packed; this module only decides how it is tiled.
 """
 
 import logging
@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Given:
-    """What a user says of the input; the rest is as it was for the training data.
+    """The options of the input that the user gave; others are those of the training data.
 
-    `bands` names those of scenes in their order, `scenes` is the pattern by which they are found.
+    `bands` names the bands of scenes in order; `scenes` is the pattern of their paths.
     """
 
     tile: int | None = None
@@ -44,18 +44,18 @@ class Given:
 
 
 def layout_of(ensemble: Ensemble) -> str:
-    """Return the layout that the training data had."""
+    """Return the layout of the training data."""
     return read_options(ensemble.inputs.options).get("layout", "goes") if ensemble.inputs else "goes"
 
 
 def bands_of(ensemble: Ensemble, given: Given) -> tuple[str, ...]:
-    """Return the names of a scene's bands, or none where its files have to say them."""
+    """Return the names of a scene's bands; empty if they must be in its files."""
     trained = _scene_options(ensemble)
     return given.bands or (trained.bands if trained else ())
 
 
 def tiling_of(ensemble: Ensemble, raster: Raster, given: Given, blend: Blend) -> Tiling:
-    """Return how a scene is cut: as for the training data; where these were whole images, it is one tile."""
+    """Return how a scene is tiled: as the training data; if those were whole images, as a single tile."""
     trained = _scene_options(ensemble)
     if trained is None and layout_of(ensemble) == "images-rle" and given.tile is None:
         assert ensemble.inputs is not None
@@ -65,7 +65,7 @@ def tiling_of(ensemble: Ensemble, raster: Raster, given: Given, blend: Blend) ->
 
 
 def _tiling(trained: scenes.SceneOptions | None, given: Given) -> tuple[int, int]:
-    """Return side and overlap of tiles: as given, as in training, or the usual ones; and say which they are."""
+    """Return side and overlap of tiles in pixels, as given, as in training, or the defaults; print which."""
     tile = given.tile or (trained.tile if trained else TILE)
     overlap = usual_overlap(tile, trained.overlap if trained else OVERLAP) if given.overlap is None else given.overlap
     if trained is not None and (tile, overlap) == (trained.tile, trained.overlap):
@@ -93,11 +93,11 @@ def opened(ensemble: Ensemble, source: Path, out: Path, given: Given) -> Iterato
     for warning in plan.warnings:
         log.warning("%s", warning)
     folder, lock = out.with_name(f".{out.name}.input"), out.with_name(f".{out.name}.input.lock")
-    busy = f"another process predicts into {out}; wait for it, or end it, then run the same command again"
+    busy = f"another process predicts into {out}; wait until it ends, or stop it, then run the same command again"
     packed = folder / f"{source.resolve().name}.h5"
     with sole_writer(lock, busy):
         try:
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed; its raw data may have changed
+            shutil.rmtree(folder, ignore_errors=True)  # left by a killed process; its raw data may have changed
             pack(replace(plan, warnings=()), packed, 1)
             yield open_dataset(packed)
         finally:
@@ -106,7 +106,7 @@ def opened(ensemble: Ensemble, source: Path, out: Path, given: Given) -> Iterato
 
 
 def _plan(ensemble: Ensemble, folder: Path, given: Given) -> Plan[Any]:
-    """Return how a folder is packed: without labels, with the options of the training data."""
+    """Return the plan that packs a folder without labels, with the options of the training data."""
     layout, inputs = layout_of(ensemble), ensemble.inputs
     if layout == "goes":
         return _plan_goes(ensemble, folder)
@@ -142,27 +142,27 @@ def _plan_goes(ensemble: Ensemble, folder: Path) -> Plan[Any]:
     numbers = [int(band.removeprefix("b")) for band in bands if band.removeprefix("b").isdecimal()]
     if len(numbers) < len(bands):
         raise DataError(
-            f"{folder} is a folder, and nothing says how to prepare it: the ensemble sees {', '.join(bands)} and does "
-            "not keep how its training data were prepared; make it again with `contrails aggregate RUN`, or give a "
-            "dataset file"
+            f"{folder}: expected an ensemble that records how its training data were prepared, found one that only "
+            f"names its bands ({', '.join(bands)}); make it again with `contrails aggregate RUN`, or give a dataset "
+            "file"
         )
     plan = goes.make_plan(folder.parent, folder.name, numbers, frames)
-    return _as_test(replace(plan, warnings=folders_in(folder).warnings()))  # nobody deals these records out to folds
+    return _as_test(replace(plan, warnings=folders_in(folder).warnings()))  # warnings about folds do not apply here
 
 
 def _as_test(plan: Plan[Any]) -> Plan[Any]:
-    """Return a plan of records that need no label."""
+    """Return a plan that needs no labels."""
     return replace(plan, header=replace(plan.header, split="test"))
 
 
 def _scene_options(ensemble: Ensemble) -> scenes.SceneOptions | None:
-    """Return how the scenes of the training data were cut; None where they were none."""
+    """Return how the scenes of the training data were tiled; None if they were not scenes."""
     inputs = ensemble.inputs
     return scenes.SceneOptions.parse(inputs.options) if inputs and layout_of(ensemble) == "scenes" else None
 
 
 def _pattern(folder: Path, trained: str) -> str:
-    """Return the pattern of the training data if there is what it names, else that of files in the folder itself."""
+    """Return the pattern of the training data if the folder matches it, else that of files in the folder itself."""
     where = trained.partition("{")[0].rpartition("/")[0]
     return trained if "{band}" in trained or (where and (folder / where).is_dir()) else "{scene}"
 
@@ -172,8 +172,8 @@ def _padded_size(inputs: Inputs, height: int, width: int) -> tuple[int, int]:
     size = max(height, inputs.size[0]), max(width, inputs.size[1])
     if size != inputs.size:
         log.warning(
-            "images of %d x %d pixels are larger than the %d x %d that the members were trained on: what they show may "
-            "appear at another size",
+            "images of %d x %d pixels are larger than the %d x %d of the training images: objects may appear at "
+            "another size",
             *(height, width, *inputs.size),
         )
     return size

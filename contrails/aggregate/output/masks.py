@@ -1,8 +1,8 @@
-"""Masks on disk: a file a record or scene, complete or absent, so that a killed command goes on with what is missing.
+"""Masks on disk: one complete file per record or scene, so that an interrupted command continues with missing ones.
 
-What is there is read before it counts: a disk, or a copy that was cut short, may have damaged it.
+Existing files are read before they count as done, since a disk or an interrupted copy may have damaged them.
 
-`predicted.json` in the folder says which ensemble and input they are of; masks of others are never mixed with them.
+`predicted.json` in the folder names the ensemble and the input of the masks, so that masks of others are never mixed.
 """
 
 import io
@@ -31,7 +31,7 @@ from contrails.sources.tiles import Blend
 log = logging.getLogger(__name__)
 
 _KINDS = ("npy", "png", "tif")
-"""Endings of masks; one note is of all kinds."""
+"""File endings of masks; one `predicted.json` is about all of them."""
 
 
 def write_masks(
@@ -44,16 +44,16 @@ def write_masks(
     *,
     force: bool = False,
 ) -> int:
-    """Write `<id>.<kind>`: npy, bool (H, W); png, 8 bits with 255 for contrail; tif, 0 and 1, where the scene lies.
+    """Write `<id>.<kind>`: npy bool (H, W); png 8 bits, 255 for positive; tif 0 and 1, with the scene's georeference.
 
-    Returns how many were missing or damaged. With `force` masks that are of something else are replaced.
+    Returns how many masks were missing or damaged. With `force`, masks of another ensemble or input are replaced.
 
     Raises:
         DataError: the members were trained on other data, or the folder holds masks of another ensemble or input.
     """
-    predict = predictor(ensemble, dataset, device)  # refuses other data before there is a folder
+    predict = predictor(ensemble, dataset, device)  # raises for unsuitable data before the folder is created
     paths = {name: folder / f"{name}.{kind}" for name in dataset.whole_shapes}
-    busy = f"another process predicts into {folder}; wait for it, or end it, then run the same command again"
+    busy = f"another process predicts into {folder}; wait until it ends, or stop it, then run the same command again"
     with sole_writer(folder / "predicted.lock", busy):
         _claim(folder, list(paths.values()), made_of(ensemble, dataset, device, blend), force=force)
         missing = _missing(paths, dataset.whole_shapes)
@@ -66,31 +66,31 @@ def write_masks(
 
 
 def made_of(ensemble: Ensemble, dataset: Dataset, device: torch.device, blend: Blend) -> dict[str, Any]:
-    """Return all that decides the masks of a dataset."""
+    """Return everything that determines the masks of a dataset."""
     about = identity_of(ensemble, device) | {"dataset": dataset.fingerprint, "threshold": ensemble.threshold}
     return about | {"steps": [asdict(step) for step in ensemble.steps], "blend": blend}
 
 
 def _missing(paths: Mapping[str, Path], shapes: Mapping[str, tuple[int, int]]) -> set[str]:
-    """Return the names of masks that are not there, or cannot be read whole, which is told."""
+    """Return the names of missing and damaged masks; warn of damaged ones."""
     damaged = {name for name, path in paths.items() if path.exists() and not _is_whole(path, shapes[name])}
     if damaged:
         log.warning(
-            "%d masks that were there are damaged or half written, and are made again: %s",
+            "%d existing masks are damaged or incomplete, and are made again: %s",
             *(len(damaged), names_in(sorted(paths[name].name for name in damaged))),
         )
     return damaged | {name for name, path in paths.items() if not path.exists()}
 
 
 def _is_whole(path: Path, shape: tuple[int, int]) -> bool:
-    """Return whether all of a mask can be read, and has the size of its record."""
+    """Return whether a mask can be read completely, and has the size of its record."""
     try:
         if path.suffix == ".npy":
             found: tuple[int, ...] = np.load(path, allow_pickle=False).shape
         elif path.suffix == ".png":
             with Image.open(path) as picture:
                 found = picture.height, picture.width
-                picture.verify()  # the checksums of all its chunks, also of the last one
+                picture.verify()  # checks the checksums of all chunks, including the last one
         else:
             found = read_scene(path).shape
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, DataError):
@@ -99,20 +99,20 @@ def _is_whole(path: Path, shape: tuple[int, int]) -> bool:
 
 
 def _claim(folder: Path, paths: list[Path], about: dict[str, Any], *, force: bool) -> None:
-    """Note what the masks are of, or compare with what is noted; with `force` others are removed."""
+    """Record the origin of the masks, or compare it with the recorded one; with `force`, remove other masks."""
     noted, note = folder / "predicted.json", to_json(about)
     found = read_json(noted)
     if found is not None:
-        found = {"blend": "hann"} | found  # folders from before the note said it
+        found = {"blend": "hann"} | found  # older versions did not record it
     if found is None:
         there = [path.name for path in paths if path.exists()]
-        what = f"{there[0]}, and nothing that says what it is of" if there else None
+        what = f"{there[0]}, but no predicted.json that names its origin" if there else None
     else:
         what = "masks of another ensemble or input" if to_json(found) != note else None
     if what is not None and not force:
         raise DataError(f"{folder} holds {what}; give another folder, or --force to replace the masks of these names")
     if what is not None:
-        if found is not None:  # it was of masks of all kinds, and would soon say of them what they are not
+        if found is not None:  # it was about masks of all kinds, and would be wrong about those left in the folder
             paths = [
                 path.with_name(f"{path.name.removesuffix(path.suffix)}.{kind}") for path in paths for kind in _KINDS
             ]

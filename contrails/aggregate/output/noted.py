@@ -1,6 +1,6 @@
-"""What a file of predictions is of: `<name>.json` beside it says so, with the file's digest.
+"""The origin of a file of predictions, recorded in `<name>.json` beside it with the file's digest.
 
-The same command finds its work done by it, and what is of another ensemble or input is never replaced unasked.
+By it, the same command finds its work done, and a file of another ensemble or input is never replaced unintentionally.
 """
 
 from pathlib import Path
@@ -11,25 +11,25 @@ from contrails.files import read_hint, sha256, to_json, write_atomic
 
 
 def note_of(path: Path) -> Path:
-    """Return the file that says what a file of predictions is of."""
+    """Return the path of the record beside a file of predictions."""
     return path.with_name(f"{path.name}.json")
 
 
 def require_noted(path: Path) -> None:
-    """Check that a file may be a finished one of the same command: something says what it is of.
+    """Check that a file has a record of its origin, so that it may be a finished file of the same command.
 
     Raises:
-        DataError: nothing does.
+        DataError: it has none.
     """
     if not note_of(path).is_file():
-        raise _other(path, f"nothing beside it ({note_of(path).name}) says what it is of")
+        raise _other(path, f"no {note_of(path).name} beside it names its ensemble and input")
 
 
 def is_made(path: Path, about: dict[str, Any], *, force: bool) -> bool:
-    """Return whether a file is there already and is, to the byte, what was made of `about`.
+    """Return whether a file exists that was made from `about` and is unchanged.
 
     Raises:
-        DataError: another one is there, which is not to be replaced.
+        DataError: another file exists, and may not be replaced.
     """
     if not path.exists():
         return False
@@ -43,11 +43,9 @@ def is_made(path: Path, about: dict[str, Any], *, force: bool) -> bool:
 
 
 def note(path: Path, about: dict[str, Any]) -> None:
-    """Say what a file is of that has just been written."""
+    """Record the origin of a file that has just been written."""
     write_atomic(note_of(path), to_json({"of": about, "sha256": sha256(path)}))
 
 
 def _other(path: Path, what: str) -> DataError:
-    return DataError(
-        f"{path} exists, and {what}; give another name for what is predicted now, or --force to replace it"
-    )
+    return DataError(f"{path} exists, and {what}; give another name for the new file, or --force to replace it")

@@ -1,8 +1,8 @@
-"""Pseudo-labels: a dataset file a fold, whose votes are what that fold's member alone predicts.
+"""Pseudo-labels: one dataset file per fold, whose votes are the predictions of that fold's member alone.
 
-For records without a label, and for other frames of labelled ones. Left out are records that the fold validates on or
-that are held out from all, in any frame, and what shares its place and time with one of these: a member trained on
-its own answers about them would be scored on records that it knows.
+They are made for unlabelled records, and for other frames of labelled ones. Left out, in any frame, are the records
+that the fold validates on, those held out from all folds, and unlabelled records of the same location and time:
+otherwise a member would be scored on records that are close to its training data.
 """
 
 import hashlib
@@ -31,26 +31,26 @@ from contrails.progress import bar
 from contrails.runs.folder import ALL
 
 _APART_S = 24 * 3600
-"""How far apart in time an unlabelled record and a judged one of its place must be, as in `contrails split`."""
+"""Minimum distance in time of an unlabelled record from a scored one of the same location, as in `contrails split`."""
 
 
 def write_pseudo_labels(
     ensemble: Ensemble, dataset: Dataset, folder: Path, frames: tuple[int, ...], device: torch.device
 ) -> Iterator[tuple[Path, int]]:
-    """Write the file of each member, and yield it with its number of records; what a kill left undone goes on.
+    """Write the file of each member, and yield it with its number of records; resumes after a kill.
 
     Args:
-        ensemble: single folds of one run.
-        dataset: records to label.
-        folder: gets fold0.h5 and so on.
-        frames: to label, besides what a person has labelled; empty: the labelled one.
-        device: to predict on.
+        ensemble: an ensemble of single folds of one run.
+        dataset: the records to label.
+        folder: folder for fold0.h5 and so on.
+        frames: frames to label in addition to human labels; if empty, the labelled frame.
+        device: device that predicts.
 
     Raises:
-        RunError: the members are not single folds of one run, or the run's dataset is gone.
+        RunError: the members are not single folds of one run, or the run's dataset has changed.
         RecipeError: the dataset lacks a frame.
-        DataError: another file has the name of one of them, no record is left, or the dataset has other units or values
-            than the members know.
+        DataError: a file of the same name was made differently, no record is left, or the dataset's units or values
+            differ from those of the training data.
     """
     _require_single_folds(ensemble)
     ensemble.require_like(dataset)
@@ -69,33 +69,33 @@ def write_pseudo_labels(
 def _require_single_folds(ensemble: Ensemble) -> None:
     if ensemble.scored_by == "record":
         raise RunError(
-            f"{ensemble.path}: expected members that predict masks, found classifiers, whose labels would be whole "
-            "records; give an ensemble of segmenters"
+            f"{ensemble.path}: expected members that predict masks, found classifiers, which label whole records; give "
+            "an ensemble of segmenters"
         )
     runs = {member.run for member in ensemble.members}
     several = [member.fold for member in ensemble.members if not (member.fold.isdecimal() or member.fold == ALL)]
     if len(runs) > 1 or several:
         found = f"runs {', '.join(sorted(runs))}" if len(runs) > 1 else f"a {several[0]}"
         raise RunError(
-            f"{ensemble.path}: expected single folds of one run, found {found}: pseudo-labels of a fold are those "
-            "of its member alone; aggregate one run, without --average-folds"
+            f"{ensemble.path}: expected single folds of one run, found {found}: the pseudo-labels of a fold must be "
+            "predicted by its member alone; aggregate one run, without --average-folds"
         )
 
 
 def _dataset_of(ensemble: Ensemble) -> Dataset:
-    """Return the dataset that the members were trained on: it says which records of the file list have a label."""
+    """Return the dataset that the members were trained on, which tells which records of the file list are labelled."""
     expected = ensemble.request["dataset"]
     dataset = open_dataset(Path(expected["path"]))
     if dataset.fingerprint != expected["fingerprint"]:
         raise RunError(
-            f"{dataset.path} is not what {ensemble.path} was made with (expected {expected['fingerprint'][:16]}, found "
-            f"{dataset.fingerprint[:16]}); put the old file back, it says which records must not be pseudo-labelled"
+            f"{dataset.path} is not the dataset of {ensemble.path} (expected {expected['fingerprint'][:16]}, found "
+            f"{dataset.fingerprint[:16]}); restore the old file, which tells which records must not be pseudo-labelled"
         )
     return dataset
 
 
 def _allowed(dataset: Dataset, trained_on: Dataset, filelist: FileList, labelled: set[str], fold: str) -> list[int]:
-    """Return the rows that a fold may be trained on with pseudo-labels, in whatever frame."""
+    """Return the rows that a fold may train on with pseudo-labels, in any frame."""
     fold_of = dict(zip(filelist.record_ids, filelist.folds, strict=True))
     judged_folds = {HELD_OUT} | ({int(fold)} if fold != ALL else set())
     judged = defaultdict[str, list[float]](list)
@@ -104,31 +104,31 @@ def _allowed(dataset: Dataset, trained_on: Dataset, filelist: FileList, labelled
             judged[trained_on.groups[row]].append(float(trained_on.timestamps[row]))
     rows = []
     for row, name in enumerate(dataset.record_ids):
-        if name in labelled:  # one that no fold knows is there to evaluate on
+        if name in labelled:  # a labelled record that is in no fold is for evaluation
             allowed = fold_of.get(name, HELD_OUT) not in judged_folds
         else:
             apart_s = np.abs(np.array(judged.get(dataset.groups[row], [])) - dataset.timestamps[row])
-            allowed = bool((apart_s > _APART_S).all())  # an unknown time may be any
+            allowed = bool((apart_s > _APART_S).all())  # False for NaN: an unknown time may be close
         if allowed:
             rows.append(row)
     return rows
 
 
 def _rows(dataset: Dataset, allowed: list[int], labelled: set[str], frame: int) -> np.ndarray:
-    """Return the rows to label in a frame, int64: where a person has done so, nothing is to be added."""
+    """Return the rows to label in a frame, int64, without those that have a human label there."""
     known = labelled if frame == dataset.label_frame else set()
     return np.array([row for row in allowed if dataset.record_ids[row] not in known], np.int64)
 
 
 def _seen_from(dataset: Dataset, frame: int, needed: tuple[int, ...]) -> Dataset:
-    """Return the dataset with its frames numbered as if `frame` were the labelled one."""
+    """Return the dataset with its frames renumbered as if `frame` were the labelled one."""
     shift = frame - dataset.label_frame
     missing = [number + shift for number in needed if number + shift not in dataset.frames]
     if missing:
         raise RecipeError(
-            f"--frames {frame}: the members see the frames {list(needed)} of a label at {dataset.label_frame}, so "
-            f"this needs {missing} as well, and {dataset.path} holds {list(dataset.frames)}; choose "
-            "others, or prepare more frames"
+            f"--frames {frame}: the members use the frames {list(needed)} for a label at {dataset.label_frame}, so "
+            f"frames {missing} are needed too, and {dataset.path} holds {list(dataset.frames)}; choose other frames, "
+            "or prepare more"
         )
     return replace(dataset, frames=tuple(number - shift for number in dataset.frames))
 
@@ -141,7 +141,7 @@ def _write(
     dataset: Dataset,
     device: torch.device,
 ) -> None:
-    """Predict and write one member's file, unless it is there."""
+    """Predict and write one member's file, unless it exists."""
     origin = {
         "run": member.run,
         "fold": member.fold,
@@ -156,13 +156,13 @@ def _write(
     if path.exists():
         if read_origin(path) != origin:
             raise DataError(
-                f"{path} exists and was made in another way; runs may depend on it: give another folder, or remove it"
+                f"{path} exists and was made differently; runs may use it: give another folder, or remove it"
             )
         return
     if not parts:
         raise DataError(
-            f"fold {member.fold}: {dataset.path} has no record left to pseudo-label: all are labelled or held back "
-            "from this fold; give a dataset with unlabelled records, or other --frames of labelled ones"
+            f"fold {member.fold}: expected records to pseudo-label in {dataset.path}, found none: all are labelled, or "
+            "validated by this fold or held out; give a dataset with unlabelled records, or other --frames"
         )
     begun = path.with_name(f".{path.stem}")
     probabilities = {
@@ -182,7 +182,7 @@ def _predict(
     rows: np.ndarray,
     device: torch.device,
 ) -> np.ndarray:
-    """Return a member's probabilities of a frame, uint16 (N, H, W), mapped; resumes."""
+    """Return a member's probabilities of a frame, uint16 (N, H, W), memory-mapped; resumes after a kill."""
     height, width = seen.votes.shape[1:]
     views, pad = parse_views(ensemble.options.tta), ensemble.options.pad
     wanted = Wanted(
@@ -205,7 +205,7 @@ def _assemble(
     frames: tuple[int, ...],
     origin: dict[str, Any],
 ) -> None:
-    """Write the dataset file: the frames that a member sees, under the numbers that it knows, and its votes."""
+    """Write the dataset file: the frames that a member uses, under the numbers that it knows, and its votes."""
     samples = [(frame, int(row)) for frame, (_, rows) in parts.items() for row in rows]
     header = replace(
         header_of(dataset),

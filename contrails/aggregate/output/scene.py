@@ -1,8 +1,8 @@
-"""One scene from a file to a file, however large: tiles, prediction and blending strip by strip.
+"""Predicting one scene of any size from file to file: tiles, prediction and blending strip by strip.
 
-A row of tiles is read, predicted and blended at a time, so that memory grows with the width of a scene and not with its
-height. It is the same as to prepare the scene, to predict the tiles and to put them together. Finished strips are kept
-until the file is complete: killed and started again, it goes on below the last one.
+A row of tiles is read, predicted and blended at a time, so that memory grows with the width of a scene but not with its
+height. The result is the same as preparing the scene, predicting its tiles and merging them. Finished strips are kept
+until the file is complete, so that an interrupted prediction continues below the last one.
 """
 
 import logging
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a scene is cut and put together: height and width of its tiles, their overlap, and what blends them."""
+    """How a scene is tiled and merged: height and width of tiles, their overlap, and the blending window."""
 
     size: tuple[int, int] = (TILE, TILE)
     overlap: int = OVERLAP
@@ -55,13 +55,13 @@ def predict_scene(
     *,
     force: bool = False,
 ) -> tuple[Scene, bool]:
-    """Predict an image file into a GeoTIFF or a PNG file; `bands` names its bands where the file does not.
+    """Predict an image file into a GeoTIFF or a PNG file; `bands` names its bands if the file does not.
 
-    Returns the scene, and whether the file was not there already. With `force` another file is replaced.
+    Returns the scene, and False if the file was complete already. With `force`, another file is replaced.
 
     Raises:
-        DataError: the file is damaged, lacks a band that the members see, or has other units or values than they know;
-            `out` is there and holds something else.
+        DataError: the file is damaged, lacks a band that the members use, or its units or values differ from those of
+            the training data; or `out` exists and has another origin.
         RunError: another process predicts into `out`.
     """
     raster = _named(describe(path), bands)
@@ -80,13 +80,13 @@ def predict_scene(
     if is_made(out, made_of, force=force):
         return scene, False
     kept = StripFile(out.with_name(f".{out.name}.strips"), raster.width, about)
-    busy = f"another process predicts into {out}; wait for it, or end it, then run the same command again"
+    busy = f"another process predicts into {out}; wait until it ends, or stop it, then run the same command again"
     with sole_writer(kept.path, busy):
         remove_leftovers(out)
         try:
             with scene_file(out, scene, kind) as write:
                 _write(ensemble, scene, kind, _all_strips(ensemble, raster, values, tiling, device, kept), write)
-        except DataError:  # it would not end otherwise the next time
+        except DataError:  # a repetition from the kept strips would fail again
             kept.path.unlink()
             raise
         note(out, made_of)
@@ -95,16 +95,16 @@ def predict_scene(
 
 
 def require_bands(ensemble: Ensemble, path: Path, found: Sequence[str], hint: str = "") -> None:
-    """Check that a scene has the bands that the members see; `hint` is what else may be wrong with it.
+    """Check that a scene has the bands that the members use; `hint` is appended to the message.
 
     Raises:
-        DataError: it lacks one.
+        DataError: it lacks a band.
     """
     needed, _ = ensemble.needs()
     if missing := sorted(set(needed) - set(found)):
         raise DataError(
             f"{path}: expected the bands {names_in(needed)}, found {names_in(found)} (no {names_in(missing)}); name "
-            f"them in their order with --bands{hint}"
+            f"the bands in their order with --bands{hint}"
         )
 
 
@@ -118,7 +118,7 @@ def _write(ensemble: Ensemble, scene: Scene, kind: Kind, strips: Iterator[Strip]
         write(0, mask_values(mask, whole.predicted, kind))
     else:
         if ensemble.steps:
-            log.warning("%s is too large for post-processing, which needs all of it: cut at the threshold", scene.name)
+            log.warning("%s is too large for post-processing: only the threshold is applied", scene.name)
         for strip in strips:
             write(strip.row, mask_values(apply(strip.values, ensemble.threshold, ()), strip.predicted, kind))
 
@@ -138,7 +138,7 @@ def _all_strips(
 def predict_strips(
     ensemble: Ensemble, raster: Raster, values: Values, tiling: Tiling, device: torch.device, first: int = 0
 ) -> Iterator[Strip]:
-    """Yield the blended probabilities of a scene from top to bottom, from the row `first` on."""
+    """Yield the blended probabilities of a scene from top to bottom, starting at the row `first`."""
     placements = grid(raster.height, raster.width, tiling.size, tiling.overlap)
     by_row: dict[int, list[Placement]] = {}
     for placement in placements if first < raster.height else ():
@@ -149,19 +149,19 @@ def predict_strips(
     left = sum(map(len, by_row.values()))
     with bar(f"tiles of {raster.path.name}", len(placements), done=len(placements) - left) as advance:
         for in_row in by_row.values():
-            # of one tile, since it is kept
+            # made with a dataset of a single tile, since the function keeps its dataset in memory
             predict_on = predict_on or predictors(ensemble, _tiles(raster, values, in_row[:1], tiling.size), device)
             tiles = _tiles(raster, values, in_row, tiling.size)
             for rows, images in predict_on(tiles)(np.arange(len(in_row))):
                 for row, image in zip(rows, images, strict=True):
                     yield from below(first, blender.add(in_row[row], image, has_data(tiles, row)))
                 advance(len(rows))
-            del tiles  # before the next row is read
+            del tiles  # frees the memory before the next row is read
         yield from below(first, blender.close())
 
 
 def _stamp(path: Path) -> list[int]:
-    """Return what changes when a file is written anew; to read all of it would take as long as the tiles do."""
+    """Return size and time of a file, which change when it is rewritten; a digest would take as long as predicting."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
@@ -176,7 +176,7 @@ def _named(raster: Raster, bands: Sequence[str]) -> Raster:
 
 
 def _tiles(raster: Raster, values: Values, placements: Sequence[Placement], size: tuple[int, int]) -> Dataset:
-    """Read a row of tiles as a dataset in memory."""
+    """Return a row of tiles as a dataset in memory."""
     top = placements[0].row
     header = Header(
         split="test",

@@ -1,4 +1,4 @@
-"""Predictions of scenes as image files, written strip by strip: GeoTIFF with the scene's georeference, or PNG."""
+"""Writing predictions of scenes as image files, strip by strip: GeoTIFF with the scene's georeference, or PNG."""
 
 import json
 import warnings
@@ -18,30 +18,30 @@ from contrails.sources.optional import require
 
 Kind = Literal["tif", "png", "probabilities"]
 NODATA = 255
-"""Value of a GeoTIFF mask where nothing was predicted; the others are 0 and 1."""
+"""Value of a GeoTIFF mask where nothing was predicted; other values are 0 and 1."""
 
 _BLOCK = 512
 _CACHE_MB = 64
 
 
 class WriteStrip(Protocol):
-    """Writes rows of a scene, from `row` on: uint8 (rows, width), or uint16 of probabilities."""
+    """Function that writes rows of a scene, starting at `row`: uint8 (rows, width), or uint16 for probabilities."""
 
     def __call__(self, row: int, values: np.ndarray) -> None: ...
 
 
 @contextmanager
 def scene_file(path: Path, scene: Scene, kind: Kind) -> Iterator[WriteStrip]:
-    """Yield what writes the rows of a scene into `path`, which is there when all are written, or not at all.
+    """Yield a function that writes the rows of a scene into `path`, which exists only once all of them are written.
 
-    A mask is 0 and 1 with 255 for nodata in a GeoTIFF, 0 and 255 in a PNG file; probabilities are uint16 with a scale,
-    as a GeoTIFF.
+    A mask is 0 and 1 with 255 for no data in a GeoTIFF, 0 and 255 in a PNG file. Probabilities are uint16 with a scale,
+    in a GeoTIFF.
 
     Raises:
         StorageError: the file cannot be written.
     """
     rasterio = require("rasterio", f"writing {path.name}")
-    # GDAL would take a twentieth of the machine's memory for blocks that are half written
+    # by default GDAL uses 5% of the machine's memory for blocks that are not yet complete
     with rasterio.Env(GDAL_CACHEMAX=_CACHE_MB), atomic_path(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         draft = temporary.with_name(f"{temporary.name}.draft") if kind == "png" else temporary
@@ -58,10 +58,10 @@ def scene_file(path: Path, scene: Scene, kind: Kind) -> Iterator[WriteStrip]:
                 yield write
                 if kind == "probabilities":
                     file.scales = (1 / (NUM_BINS - 1),)
-            if kind == "png":  # a PNG file cannot be written part by part
+            if kind == "png":  # GDAL cannot write a PNG file strip by strip
                 require("rasterio.shutil", "writing a PNG file").copy(draft, temporary, driver="PNG")
             _require_written(temporary, written, path)
-        except require("rasterio._err", f"writing {path.name}").CPLE_BaseError as error:  # GDAL's own, of a full disk
+        except require("rasterio._err", f"writing {path.name}").CPLE_BaseError as error:  # raised on a full disk
             raise _not_written(path, str(error)) from error
         finally:
             if kind == "png":
@@ -69,7 +69,7 @@ def scene_file(path: Path, scene: Scene, kind: Kind) -> Iterator[WriteStrip]:
 
 
 def _write_location(file: Any, scene: Scene) -> None:
-    """Write what places a scene that no affine map does."""
+    """Write the georeference of a scene that has no affine transform."""
     control = json.loads(scene.control) if scene.control else {}
     if points := control.get("gcps"):
         point = require("rasterio.control", "writing a GeoTIFF").GroundControlPoint
@@ -80,12 +80,12 @@ def _write_location(file: Any, scene: Scene) -> None:
 
 
 def _require_written(temporary: Path, written: list[tuple[int, int, int]], path: Path) -> None:
-    """Read back what was written: GDAL writes its last blocks when a file is closed, and tells nobody that it failed.
+    """Read back what was written: GDAL writes its last blocks on closing, and does not report their errors.
 
     Args:
-        temporary: the file.
+        temporary: path of the file.
         written: first row, number of rows and CRC-32 of each strip.
-        path: what it is going to be called.
+        path: final path of the file, for the error.
     """
     rasterio = require("rasterio", f"reading {path.name}")
     try:
@@ -93,16 +93,16 @@ def _require_written(temporary: Path, written: list[tuple[int, int, int]], path:
             for row, count, checksum in written:
                 values = file.read(1, window=((row, row + count), (0, file.width)))
                 if zlib.crc32(values.tobytes()) != checksum:
-                    raise _not_written(path, f"its rows from {row} on are not what was written")
+                    raise _not_written(path, f"its rows from {row} on differ from what was written")
     except rasterio.errors.RasterioError as error:
-        raise _not_written(path, "it cannot be read as it was written") from error
+        raise _not_written(path, "the written file cannot be read") from error
 
 
 def read_scene(path: Path) -> np.ndarray:
     """Return the first band of a scene's file, (H, W).
 
     Raises:
-        DataError: it cannot be read whole.
+        DataError: it cannot be read completely.
     """
     rasterio = require("rasterio", f"reading {path.name}")
     try:
@@ -122,7 +122,7 @@ def _not_written(path: Path, reason: str) -> StorageError:
 
 
 def mask_values(mask: np.ndarray, predicted: np.ndarray, kind: Kind) -> np.ndarray:
-    """Return the pixels of a mask as a file of this kind has them, uint8 (H, W)."""
+    """Return the pixel values of a mask in a file of this kind, uint8 (H, W)."""
     if kind == "png":
         return np.where(mask & predicted, np.uint8(255), np.uint8(0))
     return np.where(predicted, mask.astype(np.uint8), np.uint8(NODATA))
@@ -142,6 +142,6 @@ def _profile(scene: Scene, kind: Kind) -> dict[str, object]:
         profile |= {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK}
     if kind != "png":
         rasterio = require("rasterio", "writing a GeoTIFF")
-        profile |= {"crs": scene.crs} if scene.crs and '"gcps"' not in scene.control else {}  # one of the two
+        profile |= {"crs": scene.crs} if scene.crs and '"gcps"' not in scene.control else {}  # GDAL allows one of both
         profile |= {"transform": rasterio.Affine(*scene.transform)} if scene.transform != NOWHERE else {}
     return profile | ({"nodata": NODATA} if kind == "tif" else {})

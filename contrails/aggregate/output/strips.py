@@ -1,8 +1,8 @@
-"""Finished strips of a scene, kept beside what is made of them, so that a kill costs a row of tiles and not the scene.
+"""Finished strips of a scene, kept beside the output, so that a kill costs one row of tiles and not the whole scene.
 
-A line of JSON that says what they are of; then, from top to bottom, each strip: its number of rows as uint32, the
-probabilities as uint16, where anything was predicted as bits, and the SHA-256 of these. What does not fit its digest
-ends the file.
+The file begins with a line of JSON that describes the strips. Each strip follows, from top to bottom: its number of
+rows as uint32, the probabilities as uint16, the predicted pixels as bits, and the SHA-256 of these. The first strip
+that does not match its digest ends the file.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from contrails.sources.tiles import Strip
 
 @dataclass(frozen=True)
 class StripFile:
-    """Strips `width` pixels wide; `about` names all that decides their values: another value, other strips."""
+    """Strips of `width` pixels; `about` determines their values: if it differs, the strips are dropped."""
 
     path: Path
     width: int
     about: dict[str, Any]
 
     def read(self) -> Iterator[Strip]:
-        """Yield what an earlier call has kept, and cut off what it had left half written.
+        """Yield the strips that were kept, and truncate an incomplete one at the end.
 
         Raises:
             StorageError: the file cannot be read or written.
@@ -45,7 +45,7 @@ class StripFile:
             file.truncate(end if row else len(head))
 
     def keep(self, strip: Strip) -> None:
-        """Add the strip below the last one.
+        """Append the strip below the last one.
 
         Raises:
             StorageError: the disk is full.

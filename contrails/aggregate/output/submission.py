@@ -1,4 +1,4 @@
-"""Submission files: `record_id,encoded_pixels` (or what the dataset's convention says), written and checked."""
+"""Submission files, written and checked: `record_id,encoded_pixels`, or the format of the dataset's convention."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Summary:
-    """What a submission holds: `empty` masks have no pixel, `whole` ones all of their record."""
+    """Summary of a submission: `empty` masks have no positive pixel, `whole` masks have all pixels of their record."""
 
     records: int
     empty: int
@@ -37,7 +37,7 @@ def write_submission(
 ) -> None:
     """Encode masks, bool (H, W) by record id, into a submission; a sample submission fixes ids, order and columns.
 
-    Of a sample with several classes only the rows of the convention's class are written.
+    If the sample has several classes, only the rows of the convention's class are written.
 
     Raises:
         DataError: a record comes twice, or the records are not exactly those of the sample.
@@ -45,7 +45,7 @@ def write_submission(
     encoded: dict[str, str] = {}
     for record_id, mask in masks:
         if record_id in encoded:
-            raise DataError(f"record {record_id} is predicted twice; a submission holds it once")
+            raise DataError(f"record {record_id} is predicted twice; expected one mask per record")
         encoded[record_id] = encode(mask, convention)
     columns, ids = convention.header, {record_id: convention.written(record_id) for record_id in encoded}
     if sample is not None:
@@ -61,10 +61,10 @@ def write_submission(
 
 
 def sample_ids(sample: Path, predicted: set[str], convention: Convention = DEFAULT) -> dict[str, str]:
-    """Return how a sample submission writes the id of each record, in its order.
+    """Return each record's id as the sample submission writes it, in the order of the sample.
 
     Raises:
-        DataError: its records are not exactly those that are predicted.
+        DataError: its records are not exactly the predicted ones.
     """
     entries = _entries(sample, convention, predicted)
     _require_ids(predicted, set(entries), f"the predicted dataset, compared with {sample},")
@@ -77,11 +77,11 @@ def check_submission(
     sample: Path | None = None,
     convention: Convention = DEFAULT,
 ) -> Summary:
-    """Decode every row of a submission; `shape` is that of all masks, or of each record, which fixes the ids as well.
+    """Decode every row of a submission; `shape` is that of all masks, or by record, which also fixes the ids.
 
     Raises:
-        DataError: another header, no record, a record twice, other ids than the sample's, or rows that do not decode;
-            the first of these are named.
+        DataError: the header is wrong, there is no record, a record comes twice, the ids are not the sample's, or rows
+            do not decode; the first problems are listed.
     """
     entries = _entries(path, convention, shape if isinstance(shape, Mapping) else ())
     if sample is not None:
@@ -113,9 +113,9 @@ def check_submission(
 
 
 def _entries(path: Path, convention: Convention, known: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Return the id as it is written, and the mask, of each record in a submission; of the convention's class alone.
+    """Return the written id and the mask of each record in a submission, for the convention's class only.
 
-    An id that is of none of the `known` records is that of a record of its own.
+    An id that matches none of the `known` records is a record of its own.
     """
     _, rows = _read(path, convention)
     lines = [line for line, *_ in rows]
@@ -125,14 +125,14 @@ def _entries(path: Path, convention: Convention, known: Collection[str]) -> dict
         if match.known and match.label not in ("", convention.label):
             continue
         if match.record_id in found:
-            twice = f"record {match.record_id} stands there twice"
+            twice = f"record {match.record_id} appears twice"
             raise DataError(f"{path}, line {line}: {twice}; remove one of the lines")
         found[match.record_id] = (written, text)
     return found
 
 
 def _read(path: Path, convention: Convention) -> tuple[list[str], list[tuple[int, str, str]]]:
-    """Return the columns of a submission, and line, id and mask of the rows that a class column does not rule out."""
+    """Return the columns of a submission, and (line, id, mask) of its rows of the convention's class."""
     columns = ",".join(convention.header)
     rows = read_rows(path, "a submission")
     _, header = rows[0] if rows else (1, [])
@@ -147,7 +147,7 @@ def _read(path: Path, convention: Convention) -> tuple[list[str], list[tuple[int
             written, text = (fields[column] for column in convention.columns)
             found.append((line, written, text))
     if not found:
-        raise DataError(f"{path} holds no record below its header")
+        raise DataError(f"{path}: expected records below its header, found none; write it again")
     return header, found
 
 

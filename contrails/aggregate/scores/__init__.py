@@ -1,1 +1,1 @@
-"""What is fitted on records that members have not seen, and how good the result is."""
+"""Fitting on records that members have not seen, and scoring the result."""

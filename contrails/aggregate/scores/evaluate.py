@@ -1,4 +1,4 @@
-"""How good an ensemble is on labelled records: scores over all of them, of each, by group, time and size.
+"""Scores of an ensemble on labelled records: over all of them, per record, and by group, time and size.
 
 They count pixels; those of a classifier count records.
 """
@@ -29,14 +29,14 @@ _SIZE_NAMES = ("none", "1 to 99 px", "100 to 999 px", "1000 px or more")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`table` has a row a record: record_id, group, time, tp, fp, fn, tn, dice, mean probability, positive pixels."""
+    """`table` has a row per record: record_id, group, time, tp, fp, fn, tn, dice, mean probability, positive pixels."""
 
     table: pd.DataFrame
     histogram: Histogram
     scored_by: By = "pixel"
 
     def summary(self) -> dict[str, Any]:
-        """Return counts and global scores, post-processed, and the AUC-PR of the probabilities; by record also AUC."""
+        """Return counts and global scores of the post-processed masks, and AUC-PR; by record also AUC."""
         ranked = {"auc_pr": average_precision(self.histogram)}
         ranked |= {"auc": roc_auc(self.histogram)} if self.scored_by == "record" else {}
         return scores(self.table) | ranked | {"num_records": len(self.table), "scored_by": self.scored_by}
@@ -53,7 +53,7 @@ class Evaluation:
 
 
 def evaluate_ensemble(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, device: torch.device) -> Evaluation:
-    """Predict labelled records and compare; memory does not grow with their probabilities.
+    """Predict labelled records and compare them with their labels; probabilities are not kept in memory.
 
     Raises:
         DataError: no record has a label.
@@ -76,12 +76,12 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, de
                 found.append(about | _pixels(mask, hard, valid) | {"mean_probability": _mean(image)})
             advance(len(part))
     table = pd.DataFrame(found)
-    table["dice"] = 2 * table["tp"] / (2 * table["tp"] + table["fp"] + table["fn"])  # NaN: nothing there, none found
+    table["dice"] = 2 * table["tp"] / (2 * table["tp"] + table["fp"] + table["fn"])  # NaN if all three are 0
     return Evaluation(table, Histogram(positive, negative), by)
 
 
 def seen_in_training(dataset: Dataset, filelist: FileList) -> np.ndarray:
-    """Return the rows of records that some fold trained on or was selected by, int64; of tiles, all of their scenes."""
+    """Return the rows of records that a fold trained on or was selected by, int64; for a tile, its whole scene."""
     used = {name for name, fold in zip(filelist.record_ids, filelist.folds, strict=True) if fold != HELD_OUT}
     scenes = {scene_of(name) for name in used} if dataset.placements else set()
     names = enumerate(dataset.record_ids)
@@ -89,7 +89,7 @@ def seen_in_training(dataset: Dataset, filelist: FileList) -> np.ndarray:
 
 
 def scores(table: pd.DataFrame) -> dict[str, Any]:
-    """Return counts, and Dice, IoU, precision and recall over all of them; NaN where nothing is there to divide by."""
+    """Return counts, and Dice, IoU, precision and recall over all of them; NaN where the denominator is 0."""
     tp, fp, fn, tn = (int(table[name].sum()) for name in ("tp", "fp", "fn", "tn"))
     return {
         "tp": tp, "fp": fp, "fn": fn, "tn": tn,

@@ -1,6 +1,6 @@
-"""What an ensemble takes from labelled records: threshold, post-processing, and figures that say how good it is.
+"""Fitting threshold and post-processing of an ensemble on labelled records, and scoring the result.
 
-Every figure says which records it is of and whether anything was fitted on them.
+Every score says which records it is of, and whether anything was fitted on them.
 """
 
 import math
@@ -28,7 +28,7 @@ from contrails.metrics import average_precision, roc_auc
 
 @dataclass(frozen=True)
 class Fit:
-    """What is fitted, and the figures; `weights` are those of the runs, in the order of the series."""
+    """The fitted values and the scores; `weights` are those of the runs, in the order of the series."""
 
     threshold: float
     steps: tuple[Step, ...]
@@ -38,13 +38,17 @@ class Fit:
 
 
 def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scores: np.ndarray | None = None) -> Fit:
-    """Fit on out-of-fold predictions, merged by a rule; the reported figures are cross-fitted by fold.
+    """Fit on out-of-fold predictions merged by a rule; the reported scores are cross-fitted by fold.
+
+    The order matters: run weights, then the gate with its own thresholds (kept only if it increases the cross-fitted
+    Dice by more than its noise), then the final threshold on all folds, then post-processing. What is scored on a fold
+    was always fitted on the other folds; the returned values are fitted on all folds.
 
     Args:
         found: the predictions.
         rule: how runs are merged.
-        fit_weights: weigh the runs too.
-        gate_scores: of each record, float64 (N,), where another ensemble says which of them hold anything.
+        fit_weights: whether to fit the weights of the runs too.
+        gate_scores: the gate's score of each record, float64 (N,); None without a gate.
     """
     by_fold, weights = found.equal_weights(), [1 / len(found.series)] * len(found.series)
     if fit_weights:
@@ -85,7 +89,7 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
         "intervals": {} if fixed is not None else threshold_interval(counted),
         "decisions": decided.rows,
     }
-    if rule != "vote":  # shares of votes are no probabilities
+    if rule != "vote":  # fractions of votes are not probabilities
         scores["calibration"] = _calibration(counted)
     if several:
         scores["dice_cross_fitted"] = cross_fitted_dice(counted, thresholds)
@@ -99,7 +103,7 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
 
 
 def _of_records(counted: Tally, thresholds: dict[str, float]) -> dict[str, Any]:
-    """Return what else is said of a classifier: AUC, average precision, and records by answer and truth."""
+    """Return further scores of a classifier: AUC, average precision, and numbers of records by answer and truth."""
     pixels = confusion_of_folds(counted, thresholds)
     false, missed = pixels.predicted - pixels.hits, pixels.actual - pixels.hits
     confusion = {"tp": pixels.hits, "fp": false, "fn": missed, "tn": pixels.pixels - pixels.hits - false - missed}
@@ -109,9 +113,9 @@ def _of_records(counted: Tally, thresholds: dict[str, float]) -> dict[str, Any]:
 
 
 def held_out_scores(scored: Scored, threshold: float, steps: tuple[Step, ...]) -> dict[str, Any]:
-    """Return the Dice of the whole ensemble on records that nothing was fitted on, with a 95% interval over groups.
+    """Return the Dice of the whole ensemble on held-out records, with a 95% interval by a bootstrap over groups.
 
-    Of fewer than two groups there is no interval.
+    With fewer than two groups the interval is None.
     """
     counts = judge(scored, dict.fromkeys(map(str, scored.folds), threshold), steps).counts
     hits, predicted, actual = counts.sum(1)
@@ -124,7 +128,7 @@ def held_out_scores(scored: Scored, threshold: float, steps: tuple[Step, ...]) -
 
 
 def _thresholds(found: OutOfFold, rule: str, weights: dict[str, list[float]], counted: Tally) -> dict[str, float]:
-    """Return the threshold of each fold's records, which knows nothing of them."""
+    """Return the threshold of each fold's records, which was not fitted on them."""
     brings = {fold: _fixed(found, rule, weights[fold], fold) for fold in counted.by_fold}
     return {fold: known for fold, known in brings.items() if known is not None} or cross_fitted(counted)
 
@@ -141,7 +145,7 @@ def _label(found: OutOfFold, *, several: bool) -> str:
 
 
 def _calibration(counted: Tally) -> dict[str, Any]:
-    """Return temperature and Platt scaling, with the reliability before and, each fold by the others' fit, after."""
+    """Return temperature and Platt scaling, with the reliability before and (each fold by the others' fit) after."""
     pooled = counted.pooled
     result: dict[str, Any] = {"before": reliability(pooled, Calibration())}
     for name, with_bias in (("temperature", False), ("platt", True)):

@@ -1,6 +1,6 @@
-"""The gate of two stages: opened, asked out of fold, and kept in the folder of what it gates.
+"""The gate of two stages: reading it, scoring records with it out of fold, and copying it into the ensemble.
 
-How it is fitted and used stands in `contrails.aggregate.decide.gate`.
+`contrails.aggregate.decide.gate` fits and applies it.
 """
 
 import shutil
@@ -19,17 +19,18 @@ from contrails.files import atomic_path, sha256
 
 
 def open_gate(fold: Finished, path: Path, options: Options) -> Ensemble:
-    """Read the ensemble that says which records hold anything.
+    """Read the ensemble that serves as the gate.
 
     Raises:
-        RunError: it is of another file list, so its folds have seen records that these are scored on.
-        RecipeError: --gate does not go together with another option.
+        RunError: it has another file list, so its folds may have trained on records that these validate on.
+        RecipeError: --gate cannot be combined with another option.
     """
     gate, filelist = read_ensemble(Path(options.gate)), fold.recipe.data.filelist
     if gate.request["filelist"]["sha256"] != sha256(filelist):
         raise RunError(
-            f"{gate.path} was made with the file list {gate.request['filelist']['path']}, whose folds are not those of "
-            f"{filelist}: it may have seen records that are scored here; give a gate with the same file list"
+            f"{gate.path} was made with the file list {gate.request['filelist']['path']}, whose folds differ from "
+            f"those of {filelist}: it may have trained on records that are scored here; give a gate with the same "
+            "file list"
         )
     if gate.path.resolve() == path.resolve():
         raise RecipeError(f"--gate: {path} would be its own gate; give the new ensemble another --name")
@@ -40,14 +41,14 @@ def open_gate(fold: Finished, path: Path, options: Options) -> Ensemble:
 
 
 def copy_gate(gate: Ensemble, folder: Path) -> None:
-    """Copy what prediction needs of an ensemble; its description comes last."""
+    """Copy the files of an ensemble that prediction needs; its description comes last, so that a copy is complete."""
     for name in (FILELIST, *(member.file for member in gate.members), DESCRIPTION):
         with atomic_path(folder / name) as temporary:
             shutil.copyfile(gate.path / name, temporary)
 
 
 def figures_of(gate: Ensemble) -> dict[str, Any]:
-    """Return how good a gate is on its own, out of fold, for the table of what is behind it; a classifier by record."""
+    """Return the gate's own scores, out of fold, for the table of stages; those of a classifier count records."""
     of_records = {key: gate.scores[key] for key in ("auc", "auc_pr", "confusion") if key in gate.scores}
     by = gate.scores.get("scored_by", "pixel")
     return {"dice_of_gate": gate.scores.get("dice_cross_fitted"), "gate_scored_by": by} | of_records
@@ -57,13 +58,13 @@ def gate_scores(gate: Ensemble, found: OutOfFold) -> np.ndarray:
     """Return the gate's score of each record, out of fold, float64 (N,).
 
     Raises:
-        RunError: the gate lacks some of them.
+        RunError: the gate has no prediction of some of them.
     """
     predicted, dataset = StoredProbabilities(gate, found.first.dataset), found.first.dataset
     names = [dataset.record_ids[row] for row in found.rows]
     if missing := [name for name in names if name not in predicted]:
         raise RunError(
-            f"{gate.path} predicted {len(missing)} of {len(names)} records not out of fold, such as {missing[0]}; "
-            "train and aggregate the folds of the gate that these runs have"
+            f"{gate.path} has no out-of-fold prediction of {len(missing)} of {len(names)} records, such as "
+            f"{missing[0]}; train and aggregate the same folds for the gate as for these runs"
         )
     return np.array([top_logit(predicted[name]) for name in names])

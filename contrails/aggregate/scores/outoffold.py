@@ -1,8 +1,8 @@
-"""Out-of-fold predictions: every member predicts the records that its fold validated on, and no others.
+"""Out-of-fold predictions: every member predicts exactly the records that its fold validated on.
 
-Within a run a record has one such prediction. Several runs on one file list give it one each, which are merged as the
-ensemble merges, so what is fitted on them is fitted on merged probabilities. One file a member, so that folds that
-finish later, and jobs that share the work, add theirs.
+Within a run, each record has one such prediction. With several runs on one file list it has one per run; these are
+merged like the ensemble, so that everything is fitted on merged probabilities. There is one file per member, so that
+folds that finish later, and parallel jobs, can add theirs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from contrails.metrics import NUM_BINS
 def predict_out_of_fold(
     fold: Finished, weights: Weights, folder: Path, views: Sequence[View], pad: int, device: torch.device
 ) -> np.ndarray:
-    """Return the member's probabilities of its fold's validation records, uint16 (N, H, W), mapped; resumes."""
+    """Return a member's probabilities of its fold's validation records, uint16 (N, H, W), memory-mapped; resumes."""
     dataset, rows = fold.dataset, fold.validation
     height, width = dataset.votes.shape[1:]
     about = {"weights": sha256(weights.path), "dataset": dataset.fingerprint, "pad": pad, "device": device.type}
@@ -54,14 +54,14 @@ class Series:
     thresholds: dict[str, float]
 
     def threshold(self, fold: str | None) -> float:
-        """Return the mean of the members' thresholds, without that of a fold whose records are judged."""
+        """Return the mean of the members' thresholds, without that of the fold whose records are scored."""
         chosen = [value for key, value in self.thresholds.items() if key != fold]
         return float(np.mean(chosen or list(self.thresholds.values())))
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """The series of all runs over the records that each of them predicted.
+    """The series of all runs, for the records that every run has predicted.
 
     Shape:
         rows int64 (N,) and folds str (N,), fold by fold.
@@ -81,8 +81,8 @@ class OutOfFold:
 
         Args:
             rule: how runs are merged.
-            weights: of each run, by the fold of the record.
-            cross_fitted: whether thresholds that members bring with them leave out those of the record's own fold.
+            weights: weights of the runs, by the fold of the record.
+            cross_fitted: whether to leave out the threshold of the member of the record's own fold.
         """
         starts = {fold: int(np.argmax(self.folds == fold)) for fold in np.unique(self.folds)}
 
@@ -103,7 +103,7 @@ class OutOfFold:
         return {str(fold): [1 / len(self.series)] * len(self.series) for fold in np.unique(self.folds)}
 
     def fitted_weights(self, rule: str) -> tuple[dict[str, list[float]], list[float]]:
-        """Return the weights of the runs: for each fold those fitted on the other folds, and those fitted on all."""
+        """Return the weights of the runs: for each fold as fitted on the other folds, and as fitted on all."""
         probs, hard, folds = self._sample()
         thresholds = [series.threshold(None) for series in self.series]
         by_fold = {}
@@ -116,7 +116,7 @@ class OutOfFold:
     def _sample(self) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         """Return probabilities float32 (runs, pixels), truth and fold of every n-th pixel of every record.
 
-        By record, each is one pixel.
+        By record, each record is one pixel.
         """
         scored = self.scored("mean", self.equal_weights(), cross_fitted=False)
         every = 1 if self.by == "record" else -(-len(self.rows) * self.first.dataset.votes[0].size // MAX_PIXELS)
@@ -138,17 +138,17 @@ class OutOfFold:
 
 
 class StoredProbabilities(Mapping[str, np.ndarray]):
-    """An ensemble's out-of-fold probabilities by record, uint16 (H, W): the mean of those of its runs.
+    """An ensemble's out-of-fold probabilities by record, uint16 (H, W); the mean over its runs.
 
     Raises:
-        DataError: the ensemble is of another dataset, or has no out-of-fold predictions.
+        DataError: the ensemble was made with another dataset, or has no out-of-fold predictions.
     """
 
     def __init__(self, ensemble: Ensemble, dataset: Dataset) -> None:
         if ensemble.request["dataset"]["fingerprint"] != dataset.fingerprint:
             raise DataError(
-                f"{ensemble.path} was made with the dataset {ensemble.request['dataset']['path']}, {dataset.path} is "
-                "another one; give that, or aggregate a run on this one"
+                f"{ensemble.path}: expected an ensemble of the dataset {dataset.path}, found one of "
+                f"{ensemble.request['dataset']['path']}; give that dataset, or aggregate a run on this one"
             )
         self._images = dict[str, list[np.ndarray]]()
         names = {f"{member.run}-fold{member.fold}.h5" for member in ensemble.members}
@@ -174,10 +174,10 @@ class StoredProbabilities(Mapping[str, np.ndarray]):
 
 
 def join_series(folds: Sequence[tuple[Finished, Weights, np.ndarray]]) -> OutOfFold | None:
-    """Put the out-of-fold predictions of members together; None where there are none.
+    """Join the out-of-fold predictions of members; None if there are none.
 
     Raises:
-        RunError: no fold is there in all runs, or runs validated a fold on different records.
+        RunError: no fold is finished in all runs, or runs validated a fold on different records.
     """
     by_run: dict[str, dict[str, tuple[Finished, Weights, np.ndarray]]] = {}
     for entry in folds:
@@ -186,7 +186,9 @@ def join_series(folds: Sequence[tuple[Finished, Weights, np.ndarray]]) -> OutOfF
         return None
     common = sorted(set.intersection(*(set(run) for run in by_run.values())), key=int)
     if not common:
-        raise RunError(f"no fold is finished in all of {', '.join(by_run)}: train one in all, or leave a run out")
+        raise RunError(
+            f"no fold is finished in all of {', '.join(by_run)}: train the same fold in all, or leave a run out"
+        )
     first = next(iter(by_run.values()))
     for name, run in by_run.items():
         if wrong := [k for k in common if not np.array_equal(run[k][0].validation, first[k][0].validation)]:

@@ -1,8 +1,8 @@
-"""Whether one run is better than another: a paired bootstrap over groups, from out-of-fold predictions.
+"""Comparing two runs: a paired bootstrap over groups, on out-of-fold predictions.
 
-Both are judged on the records that both predicted out of fold, each cut at the threshold that its other folds chose.
-Groups (one place within a time window) are drawn with replacement, the same for both, so what makes a record hard for
-both cancels out.
+Both are scored on the records that both have predicted, each fold cut at the threshold fitted on the run's other folds.
+Groups (one location within a time window) are drawn with replacement, the same for both runs, so that the difficulty of
+a record affects both equally.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ _INTERVAL = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Paired:
-    """Global Dice of both over `num_records`, second less first with its 95% interval, and in which share of the draws
-    the second is better; `scored_by` is what the Dice counts."""
+    """Global Dice of both runs on `num_records`, the difference second - first with its 95% interval, and the fraction
+    of the draws in which the second is better; `scored_by` is what the Dice counts."""
 
     first: float
     second: float
@@ -34,7 +34,7 @@ class Paired:
 
     @property
     def is_real(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return not self.interval[0] <= 0 <= self.interval[1]
 
 
@@ -42,7 +42,7 @@ def compare_paired(first: Scored, second: Scored) -> Paired:
     """Compare two runs.
 
     Raises:
-        DataError: they have no records in common, different labels for one, or scores of which one counts records.
+        DataError: they share no records, have different labels, or only one of them is scored by record.
     """
     if first.by != second.by:
         raise DataError(
@@ -81,7 +81,7 @@ def compare_paired(first: Scored, second: Scored) -> Paired:
 
 
 def _counts(scored: Scored, chosen: np.ndarray) -> np.ndarray:
-    """Return twice the hits, predicted and actual pixels together, and actual pixels of records, int64 (3, N)."""
+    """Return 2 TP, predicted plus actual positives, and actual positives of records, int64 (3, N)."""
     judged: Judged = judge(scored, cross_fitted(tally(scored)))
     actual = judged.hits + judged.missed
     counts: np.ndarray = np.stack([2 * judged.hits, 2 * judged.hits + judged.false + judged.missed, actual])[:, chosen]
@@ -89,7 +89,7 @@ def _counts(scored: Scored, chosen: np.ndarray) -> np.ndarray:
 
 
 def _dice(sums: np.ndarray) -> np.ndarray:
-    """Return the Dice of (runs, 2, ...) sums; 0 where nothing is there and nothing was found."""
+    """Return the Dice of (runs, 2, ...) sums; 0 where the denominator is 0."""
     hits, total = sums[:, 0].astype(np.float64), sums[:, 1]
     dice: np.ndarray = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
     return dice

@@ -1,6 +1,6 @@
-"""Weights of several runs, fitted on the records that each of them predicted out of fold.
+"""Weights of several runs, fitted on the records that each run predicted out of fold.
 
-Within one run every record has one out-of-fold prediction, so folds cannot be weighed against each other; runs can.
+Within one run every record has only one out-of-fold prediction, so folds cannot be compared with each other.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,14 @@ from contrails.metrics import NUM_BINS, Histogram
 
 _ROUNDS = 12
 MAX_PIXELS = 2_000_000
-"""Pixels that weights are fitted on, drawn evenly from all records."""
+"""Largest number of pixels that weights are fitted on, taken evenly from all records."""
 
 
 def fit_weights(rule: str, probs: torch.Tensor, hard: np.ndarray, thresholds: Sequence[float]) -> list[float]:
-    """Return the weight of each run: how often it joins when the one whose joining gains most does, again and again.
+    """Return the weight of each run by greedy selection: in each round the run that improves the Dice most is added.
 
-    Caruana et al. 2004, "Ensemble selection from libraries of models": with replacement, so that it cannot overfit by
-    more than a few choices.
-
+    Caruana et al. 2004, "Ensemble selection from libraries of models". A run can be added several times; the few
+    choices limit overfitting.
     Shape:
         probs float32 (runs, pixels); hard bool (pixels,).
     """

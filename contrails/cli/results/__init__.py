@@ -1,1 +1,1 @@
-"""Commands that make and compare results."""
+"""Commands that make, show and compare results."""

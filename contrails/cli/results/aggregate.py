@@ -1,4 +1,4 @@
-"""`contrails aggregate`: finished folds to an ensemble, its scores and a submission."""
+"""`contrails aggregate`: merge finished folds into an ensemble, score it and write a submission."""
 
 import json
 from dataclasses import asdict
@@ -22,40 +22,54 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run_names", metavar="RUN...", shell_complete=complete_runs, nargs=-1, required=True)
-@click.option("--data", type=FilePath(), help="Dataset file to predict: writes submission.csv.")
-@click.option("--sample", type=FilePath(), help="The competition's sample submission: fixes the ids.")
+@click.option("--data", type=FilePath(), help="Dataset file to predict; writes submission.csv into the ensemble.")
+@click.option("--sample", type=FilePath(), help="The competition's sample submission; fixes the ids and their order.")
 @click.option(
     "--weights",
     default="auto",
     show_default=True,
-    help="Of each fold: best, final or another name in its done.json (ema, swa); last5 or best5, an average of epochs; "
-    "soup, a greedy one; auto, whichever but soup is best over all folds.",
+    help="Weights of each fold: best, final or another name in its done.json (ema, swa); last5 or best5, the average "
+    "of that many epochs; soup, a greedy average; auto, the kind except soup with the best mean score.",
 )
 @click.option(
     "--merge",
     default="mean",
     show_default=True,
-    help="mean (of probabilities), logits, median, median-mean (cut at the mean of the members' thresholds), vote.",
+    help="How members are merged: mean (of probabilities), logits, median, median-mean (the median, cut at the mean "
+    "of the members' thresholds) or vote.",
 )
 @click.option(
-    "--tta", default="none", show_default=True, help="Views of each record: flips, d4, scales, crop, joined by +."
+    "--tta",
+    default="none",
+    show_default=True,
+    help="Test-time augmentation: flips, d4, scales or crop, several joined by +; none predicts each record once.",
 )
-@click.option("--pad", type=click.IntRange(0), default=0, help="Continue records by N mirrored pixels.", metavar="N")
-@click.option("--fit-weights", is_flag=True, help="Weigh several runs by their out-of-fold predictions.")
 @click.option(
-    "--average-folds", is_flag=True, help="One model, the mean of the folds' weights; needs held-out records."
+    "--pad",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Pad each record by N mirrored pixels on each side before prediction.",
+    metavar="N",
+)
+@click.option("--fit-weights", is_flag=True, help="Fit the weight of each of several runs on out-of-fold predictions.")
+@click.option(
+    "--average-folds", is_flag=True, help="Merge the folds into one model by averaging weights; needs held-out records."
 )
 @click.option(
     "--gate",
     shell_complete=complete_runs,
-    help="Ensemble of a classifier, or of a segmenter on all records: a record that it finds empty is empty.",
+    help="Ensemble that decides first whether a record is empty, such as a classifier; the mask of such a record is "
+    "empty. A path or the name of a run.",
 )
-@click.option("--allow", is_flag=True, help="Merge members though data, recipe or code have changed.")
-@click.option("--shard", metavar="I/N", help="Only predict out of fold, for every N-th fold from the I-th on.")
-@click.option("--jobs", "num_jobs", type=click.IntRange(1), help="Predict out of fold by this many jobs of a site.")
-@click.option("--site", "site_name", shell_complete=complete_sites, help="Where the jobs run; see `contrails sites`.")
-@click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate.")
-@click.option("-o", "--out", type=FilePath(), help="Folder of the ensemble, instead of --name.")
+@click.option("--allow", is_flag=True, help="Merge members although their data, recipe or code differ.")
+@click.option("--shard", metavar="I/N", help="Only make the out-of-fold predictions of every N-th fold from the I-th.")
+@click.option("--jobs", "num_jobs", type=click.IntRange(1), help="Number of jobs for the out-of-fold predictions.")
+@click.option(
+    "--site", "site_name", shell_complete=complete_sites, help="Site of --jobs; default: as `contrails sites` shows."
+)
+@click.option("--name", default="default", show_default=True, help="Name of the ensemble's folder in RUN/aggregate.")
+@click.option("-o", "--out", type=FilePath(), help="Folder of the ensemble, instead of RUN/aggregate/NAME.")
 @device_option
 @json_option
 def aggregate(
@@ -80,10 +94,10 @@ def aggregate(
 ) -> None:
     """Merge the finished folds of RUN into an ensemble.
 
-    With --data, its submission is written. Threshold and post-processing are fitted on out-of-fold predictions; the
-    figures say what they are of. Several runs may differ in recipe, size and code, but not in data and file list. The
-    same command again goes on where it was stopped, and after more folds are finished makes the ensemble anew. A
-    submission of another dataset is never overwritten: give --name.
+    With --data, also writes a submission. Threshold and post-processing are fitted on out-of-fold predictions; each
+    score says which records it is of. Several runs may differ in recipe, size and code, but not in data and file list.
+    Running the same command again continues an interrupted aggregation, and makes a new ensemble if more folds have
+    finished. The submission of another dataset is never overwritten; choose another --name for it.
 
     \b
     Example:
@@ -132,11 +146,11 @@ def aggregate(
 
 
 def check(context: click.Context) -> None:
-    """Check what can be before hours of work, without torch and before the runs are finished.
+    """Check the options before hours of work, without torch and before the runs have finished.
 
     Raises:
-        click.UsageError: options that do not go together.
-        RecipeError, RunError, DataError: an option that has no such value; a run, a gate or a file that is not there.
+        click.UsageError: two options that cannot be combined.
+        RecipeError, RunError, DataError: an option has an invalid value; a run, a gate or a file is missing.
     """
     from contrails.aggregate.output.submission import sample_ids
     from contrails.dataset.store import open_dataset
@@ -144,13 +158,13 @@ def check(context: click.Context) -> None:
     given = context.params
     Options(weights=given["weights"], merge=given["merge"], tta=given["tta"]).require_known()
     if given["num_jobs"] is not None and given["weights"] == AUTO:
-        raise RecipeError("--jobs: --weights auto compares all folds; choose a kind, such as --weights best5")
+        raise RecipeError("--jobs: --weights auto compares all folds; choose one kind, such as --weights best5")
     if given["num_jobs"] is not None and given["shard"] is not None:
         raise click.UsageError("give --jobs N for all shards, or --shard I/N for one, not both")
     if given["num_jobs"] is None and given["site_name"] is not None:
-        raise click.UsageError("--site is for --jobs; without them the ensemble is made here")
+        raise click.UsageError("--site is for --jobs; without --jobs the ensemble is made on this machine")
     if given["sample"] is not None and given["data"] is None:
-        raise click.UsageError("--sample fixes the ids of the submission of --data: give that, too")
+        raise click.UsageError("--sample fixes the ids of a submission, which needs --data; give --data too")
     if given["shard"] is not None:
         read_shard(given["shard"])
     for run_name in given["run_names"][1:]:
@@ -164,7 +178,7 @@ def check(context: click.Context) -> None:
 
 
 def options_of(context: click.Context, **instead: Any) -> list[str]:
-    """Return the further runs and the options of a command, for a process in any folder; `instead` replaces values."""
+    """Return further runs and options as words of a command that runs in any folder; `instead` replaces values."""
     values = context.params | instead
     if values["gate"] is not None:
         values["gate"] = find_ensemble(values["gate"])
@@ -189,10 +203,10 @@ def _submit_jobs(runs: list[Run], path: Path, num_jobs: int, site_name: str | No
 
 
 def _require_same_records(submission: Path, dataset: "Dataset") -> None:
-    """Check that a submission which is there already is of this dataset's records, so that it may be made anew.
+    """Check that an existing submission has the record ids of this dataset, so that it may be replaced.
 
     Raises:
-        DataError: it is of others.
+        DataError: it has other ids.
     """
     from contrails.aggregate.output.submission import sample_ids
 
@@ -203,7 +217,7 @@ def _require_same_records(submission: Path, dataset: "Dataset") -> None:
     except DataError as error:
         raise DataError(
             f"{submission} is the submission of another dataset, with other records; "
-            "give --name for one of its own, or remove it"
+            "give another --name, or remove the file"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""`contrails compare`: two runs side by side."""
+"""`contrails compare`: compare two runs."""
 
 import json
 from dataclasses import asdict
@@ -22,14 +22,14 @@ _CURVES = {"val/dice": "validation Dice", "val/loss": "validation loss"}
 @click.command()
 @click.argument("first", metavar="A", shell_complete=complete_runs)
 @click.argument("second", metavar="B", shell_complete=complete_runs)
-@click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate of both.")
+@click.option("--name", default="default", show_default=True, help="Name of the ensemble's folder in both runs.")
 @json_option
 def compare(first: str, second: str, name: str, as_json: bool) -> None:
-    """Show two runs side by side.
+    """Compare two runs: recipes, curves and scores.
 
-    Recipes, curves, scores, and whether the difference is real. Both need an aggregation: a paired bootstrap over
-    groups of their out-of-fold predictions gives the 95% interval of the difference in Dice, each fold cut at the
-    threshold that the others chose.
+    Also tests whether the difference in Dice is significant. Both runs need an aggregation: a paired bootstrap over
+    groups of their out-of-fold predictions gives the 95% interval of the difference. The threshold of each fold is
+    chosen on the other folds.
 
     \b
     Example:
@@ -37,7 +37,7 @@ def compare(first: str, second: str, name: str, as_json: bool) -> None:
     """
     runs = [open_run(first), open_run(second)]
     if runs[0] == runs[1]:
-        raise click.UsageError(f"{first} and {second} are one run; expected two")
+        raise click.UsageError(f"expected two runs, found one: {first} and {second} are the same; give another name")
     entries = read_log(runs)
     curves = {key: [_mean_curve(run, key) for run in runs] for key in _CURVES}
     paired, why_not = _paired(runs, name)
@@ -58,7 +58,7 @@ def compare(first: str, second: str, name: str, as_json: bool) -> None:
 
 
 def _paired(runs: list[Run], name: str) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the comparison of the runs' out-of-fold predictions, or why there is none."""
+    """Return the comparison of the runs' out-of-fold predictions, or the reason why there is none."""
     from contrails.aggregate.ensemble import read_description
     from contrails.aggregate.scores.paired import compare_paired
     from contrails.aggregate.stored import stored_out_of_fold
@@ -85,17 +85,17 @@ def _verdict(paired: dict[str, Any], runs: list[Run]) -> str:
     better, worse = (runs[1], runs[0]) if paired["difference"] > 0 else (runs[0], runs[1])
     answer = f"{better.name} is better than {worse.name}" if paired["is_real"] else "the difference may be chance"
     name = dice_by(paired["scored_by"])
-    ahead = f"{runs[1].name} is ahead in {100 * paired['second_better']:.1f}% of the draws"
+    ahead = f"{runs[1].name} is ahead in {100 * paired['second_better']:.1f}% of the bootstrap draws"
     return (
         f"{answer}: {name} {paired['first']:.4f} and {paired['second']:.4f}, difference {paired['difference']:+.4f} "
         f"(95% interval {low:+.4f} to {high:+.4f}); {ahead}. Of "
         f"{paired['num_records']} records in {paired['num_groups']} groups, out of fold, without post-processing; "
-        "epochs were selected on these records."
+        "epochs were selected on these records, so both scores are optimistic."
     )
 
 
 def _mean_curve(run: Run, key: str) -> list[float]:
-    """Return the mean over the folds at each epoch that all folds with this metric have reached."""
+    """Return the mean of a metric over the folds, up to the last epoch that all folds with this metric have."""
     rows = [[row[key] for row in fold_metrics(fold) if isinstance(row.get(key), float | int)] for fold in run.folds()]
     return [sum(values) / len(values) for values in zip(*filter(None, rows), strict=False)]
 

@@ -1,4 +1,4 @@
-"""`contrails evaluate`: an ensemble on labelled records."""
+"""`contrails evaluate`: score an ensemble on labelled records."""
 
 import json
 import math
@@ -20,16 +20,18 @@ _SHOWN = 5
 @click.command()
 @click.argument("name", metavar="ENSEMBLE", shell_complete=complete_runs)
 @click.argument("data", type=FilePath())
-@click.option("--csv", "csv_path", type=FilePath(dir_okay=False), help="Write a row a record there.")
-@click.option("--by", type=click.Choice(["group", "time", "size"]), help="Show the scores of parts of the records too.")
+@click.option("--csv", "csv_path", type=FilePath(dir_okay=False), help="CSV file to write, with one row per record.")
+@click.option(
+    "--by", type=click.Choice(["group", "time", "size"]), help="Also show the scores of subsets of the records."
+)
 @device_option
 @json_option
 def evaluate(name: str, data: Path, csv_path: Path | None, by: str | None, device: str, as_json: bool) -> None:
     """Score ENSEMBLE on the labelled records of DATA.
 
-    ENSEMBLE is its folder, or a run's name; DATA is a dataset file. Records that a member was trained on or selected by
-    are left out, and their number is said. Scores count pixels; those of a classifier (model.task = "classify") count
-    records.
+    ENSEMBLE is the folder of an ensemble, or the name of a run; DATA is a dataset file. Records that a member was
+    trained on or selected by are left out, and their number is shown. Scores count pixels; those of a classifier
+    (model.task = "classify") count records.
 
     \b
     Example:
@@ -48,8 +50,8 @@ def evaluate(name: str, data: Path, csv_path: Path | None, by: str | None, devic
     rows = np.setdiff1d(np.arange(dataset.num_records), seen)
     if not len(rows):
         raise DataError(
-            f"all {dataset.num_records} records of {data} were trained on or selected epochs: a score on them means "
-            "nothing; the out-of-fold figures stand in ensemble.json, or give another dataset"
+            f"expected records that no member has seen in {data}, found none: all {dataset.num_records} were used to "
+            "train or to select epochs; give another dataset, or use the out-of-fold scores in ensemble.json"
         )
     result = evaluate_ensemble(ensemble, dataset, rows, choose_device(device))
     if csv_path is not None:
@@ -83,7 +85,7 @@ def evaluate(name: str, data: Path, csv_path: Path | None, by: str | None, devic
 
 
 def _farthest(table: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the records of a classifier, the worst answer first; none whose pixels are all ignored."""
+    """Return the records of a classifier, largest error first, without records whose pixels are all ignored."""
     table = table[table[["tp", "fp", "fn", "tn"]].sum(axis=1) > 0]
     truth = table["tp"] + table["fn"]
     found = table[["record_id", "time"]].assign(truth=truth, probability=table["mean_probability"])
@@ -101,7 +103,7 @@ def _text(value: object) -> str:
 
 
 def _without_nan(value: Any) -> Any:
-    """Return the value with null for what is not a number, which JSON does not have."""
+    """Return a value with NaN replaced by None, since JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _without_nan(each) for key, each in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value

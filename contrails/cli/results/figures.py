@@ -1,4 +1,4 @@
-"""An ensemble's figures on a terminal."""
+"""Printing the scores of an ensemble."""
 
 import shlex
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _NO_INTERVAL = "no interval, which needs two groups"
 
 
 def show_ensemble(ensemble: Ensemble) -> None:
-    """Print members, decisions and figures, each with what it is of."""
+    """Print the members, the decisions and the scores of an ensemble, and which records each score is of."""
     _show_members(ensemble)
     if ensemble.scores.get("decisions"):
         _show_decisions(ensemble.scores["decisions"])
@@ -30,12 +30,12 @@ def show_ensemble(ensemble: Ensemble) -> None:
 
 
 def warn_of_classifiers(ensemble: Ensemble) -> None:
-    """Say what the masks of classifiers are, before they are made: hardly what a submission is to hold."""
+    """Warn that a classifier makes no useful masks, before hours of prediction."""
     if ensemble.scored_by == "record":
         tell(
-            f"warning: {ensemble.path} is of classifiers (model.task = 'classify'), which say whether a record holds "
-            "anything, not where: each mask, or row of a submission, holds all pixels of its record or none; to empty "
-            f"the masks of segmenters by it: `contrails aggregate RUN --gate {shlex.quote(str(ensemble.path))}`"
+            f"warning: {ensemble.path} consists of classifiers (model.task = 'classify'), which say whether a record "
+            "is positive, not where: each mask, or row of a submission, holds all pixels of its record or none; to "
+            f"use it with segmenters: `contrails aggregate RUN --gate {shlex.quote(str(ensemble.path))}`"
         )
 
 
@@ -112,12 +112,12 @@ def _figures(ensemble: Ensemble) -> Iterator[str]:
 
 
 def _dice(ensemble: Ensemble) -> str:
-    """Return what a Dice is called: that of a classifier counts records."""
+    """Return the name of the Dice score: that of a classifier counts records."""
     return dice_by(ensemble.scores.get("scored_by"))
 
 
 def _of_records(scores: dict[str, Any]) -> Iterator[str]:
-    """Yield what else is said of a classifier: AUC, average precision, records by answer and truth."""
+    """Yield further scores of a classifier: AUC, average precision, number of records by answer and truth."""
     for key, name in (("auc", "AUC"), ("auc_pr", "average precision")):
         if key in scores:
             yield f"{name} {scores[key]:.4f}"
@@ -127,7 +127,7 @@ def _of_records(scores: dict[str, Any]) -> Iterator[str]:
 
 
 def _of_dice(scores: dict[str, Any]) -> Iterator[str]:
-    """Yield the interval of a Dice in words; nothing of figures of the first builds, which have that of another one."""
+    """Yield the interval of a Dice score as text; nothing if the ensemble was written without one by an old version."""
     if "interval" in scores:
         found = scores["interval"]
         yield _NO_INTERVAL if found is None else "95% interval {:.4f} to {:.4f}".format(*found)

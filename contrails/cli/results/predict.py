@@ -1,4 +1,4 @@
-"""`contrails predict`: masks, probabilities or a submission of any records or scenes, from an ensemble."""
+"""`contrails predict`: predict masks, probabilities or a submission from any records or scenes."""
 
 import json
 import logging
@@ -34,20 +34,27 @@ _SCENE_FORMATS = ("tif", "png", "probabilities")
     "--format",
     "kind",
     type=click.Choice(_FORMATS),
-    help="A CSV file (default where OUT ends on .csv); a folder with a mask a record or scene (default where it has no "
-    "ending); an HDF5 file of uint16 probabilities; or a folder with a dataset file of pseudo-labels a fold. Of one "
-    "scene: a GeoTIFF or PNG file, by OUT's ending, or a GeoTIFF of probabilities.",
+    help="What to write. submission: a CSV file, default if OUT ends on .csv. npy, png or tif: a folder with one mask "
+    "per record or scene, default if OUT has no ending. probabilities: an HDF5 file of uint16. pseudo: a folder with "
+    "one dataset file of pseudo-labels per fold. For one scene: tif, png or probabilities (as GeoTIFF), default by the "
+    "ending of OUT.",
 )
-@click.option("--frames", help="With --format pseudo: frames to label, such as 2,3,5; default: the labelled one.")
-@click.option("--sample", type=FilePath(), help="Sample submission: fixes the ids and their order.")
-@click.option("--tile", type=click.IntRange(32), help="Scenes: side of their tiles; default: as in training.")
-@click.option("--overlap", type=click.IntRange(0), help="Scenes: of their tiles, in pixels; default: as in training.")
+@click.option("--frames", help="Frames to label with --format pseudo, such as 2,3,5; default: the labelled frame.")
+@click.option("--sample", type=FilePath(), help="Sample submission; fixes the ids and their order.")
+@click.option("--tile", type=click.IntRange(32), help="Side of a scene's tiles in pixels; default: as in training.")
 @click.option(
-    "--blend", type=click.Choice(["hann", "gaussian"]), default="hann", show_default=True, help="How tiles are blended."
+    "--overlap", type=click.IntRange(0), help="Overlap of the tiles of a scene in pixels; default: as in training."
 )
-@click.option("--bands", default="", help="Scenes: names of their bands in their order; default: as in training.")
-@click.option("--scenes", default="", help="A folder of scenes: where they lie, as in contrails prepare.")
-@click.option("--force", is_flag=True, help="Replace OUT, or the masks in it, where they are of something else.")
+@click.option(
+    "--blend",
+    type=click.Choice(["hann", "gaussian"]),
+    default="hann",
+    show_default=True,
+    help="Window that weights the pixels of overlapping tiles.",
+)
+@click.option("--bands", default="", help="Names of a scene's bands, in the file's order; default: as in training.")
+@click.option("--scenes", default="", help="Pattern of the scenes' paths in a folder, as in contrails prepare.")
+@click.option("--force", is_flag=True, help="Replace OUT, or masks in it, of another ensemble or input.")
 @device_option
 def predict(
     name: str,
@@ -64,20 +71,21 @@ def predict(
     force: bool,
     device: str,
 ) -> None:
-    """Predict INPUT with ENSEMBLE into OUT.
+    """Predict the masks of INPUT with ENSEMBLE into OUT.
 
-    ENSEMBLE is its folder, or a run's name. INPUT is a dataset file; a folder of raw data as the run was trained on: a
-    folder a GOES record, such as data/demo/raw/test, scenes or images; or one scene, a GeoTIFF, JPEG 2000, PNG or .npy
-    file of any size, which is read, predicted and written strip by strip. Raw data are cut, named and scaled as for
-    training, where nothing else is given. Tiles are put together to scenes. As many records go through at once as the
-    GPU holds. Killed and started again, it goes on where it was, and does nothing where all of it is there. What is of
-    another ensemble or input is never replaced without --force.
+    ENSEMBLE is the folder of an ensemble, or the name of a run. INPUT is one of three: a dataset file; a folder of raw
+    data in the layout that the run was trained on (a folder per GOES record, such as data/demo/raw/test, scenes or
+    images); or one scene, a GeoTIFF, JPEG 2000, PNG or .npy file of any size, which is processed strip by strip. Raw
+    data are tiled, named and scaled as for training unless options say otherwise. Tiles are merged into scenes. The
+    batch size is chosen to fit the GPU. Running the command again continues an interrupted prediction, and does
+    nothing if all of it exists. Files of another ensemble or input are replaced only with --force.
 
-    Masks hold 0 and 1, and 255 where there are no data, as GeoTIFF; 0 and 255 as PNG. Probabilities are uint16, of
-    which 65535 is 1, and 0 where there are no data.
+    Masks are 0 and 1 in GeoTIFF, with 255 for no data; 0 and 255 in PNG. Probabilities are uint16, where 65535 is 1;
+    no data is 0.
 
-    Pseudo-labels are made of records without a label, and of other frames of labelled ones; a fold's file by that
-    fold's member alone, without what the fold validates on or nobody may see. Recipes mix them in as [[data.pseudo]].
+    Pseudo-labels are made for records without a label, and for other frames of labelled records. The file of a fold is
+    predicted by that fold's member alone, and has none of the fold's validation records or the held-out records. A
+    recipe uses them as [[data.pseudo]].
 
     \b
     Example:
@@ -93,7 +101,7 @@ def predict(
     _require_paths(source, out)
     if not is_scene:
         _require_out(source, out, kind)
-    if out.is_file() and not force and (is_scene or kind != "probabilities"):  # a file of these may be half done
+    if out.is_file() and not force and (is_scene or kind != "probabilities"):  # probabilities can be resumed
         require_noted(out)
     from contrails.aggregate.ensemble import read_ensemble
     from contrails.aggregate.output.folders import Given, layout_of, opened
@@ -106,7 +114,7 @@ def predict(
         click.echo(f"partial: an ensemble of {ensemble.folds}", err=True)
     if kind == "pseudo":
         if force:
-            raise click.UsageError("--force: a dataset file is never replaced; give another folder for --format pseudo")
+            raise click.UsageError("--force: a dataset file is never replaced; give another OUT for --format pseudo")
         _write_pseudo(ensemble, source, out, frames, chosen)
         return
     if frames is not None:
@@ -117,7 +125,9 @@ def predict(
         _predict_scene(ensemble, source, out, kind, given, blend, chosen, force=force)
         return
     if given != Given() and not (source.is_dir() and layout_of(ensemble) == "scenes"):
-        raise click.UsageError(f"--tile, --overlap, --bands and --scenes are for scenes, and {source} holds none")
+        raise click.UsageError(
+            f"--tile, --overlap, --bands and --scenes need scenes as INPUT, and {source} holds none; leave them out"
+        )
     if kind is None and not out.suffix:
         kind = "tif" if layout_of(ensemble) == "scenes" else "png"
     with opened(ensemble, source, out, given) as dataset:
@@ -189,31 +199,31 @@ def _write_submission(
         masks = masks_of(ensemble, dataset, in_batches(probabilities), blend)
         write_submission(out, ((whole.scene.name, mask) for whole, mask in masks), sample, dataset.convention)
         note(out, about)
-        shutil.rmtree(begun, ignore_errors=True)  # another process, which made the same of it, may be at it
+        shutil.rmtree(begun, ignore_errors=True)  # another process may be making the same submission
     click.echo(_said(out, f"{len(dataset.whole_shapes)} masks", made=made))
 
 
 def _said(out: Path, what: str, *, made: bool) -> str:
-    """Return what a command says at its end of what it wrote, or had written before."""
+    """Return the last message of a command: what OUT holds, and whether it was complete before."""
     return f"{out}: {what}" if made else f"{out}: {what}, complete already: nothing to do"
 
 
 def _require_paths(source: Path, out: Path) -> None:
-    """Check that there is something to predict, before minutes of loading."""
+    """Check that INPUT exists and differs from OUT, before minutes of loading."""
     if not source.exists():
         raise DataError(f"{source}: expected a dataset file, a scene or a folder of raw data as INPUT, found nothing")
     if source.is_dir() and next(source.iterdir(), None) is None:
         raise DataError(f"{source}: expected a folder of raw data as INPUT, found an empty folder")
     if out.exists() and out.samefile(source):
-        raise click.BadParameter(f"{out} is INPUT itself, which would be lost; give another name", param_hint="OUT")
+        raise click.BadParameter(f"{out} is also INPUT, which would be lost; give another name", param_hint="OUT")
 
 
 def _require_out(source: Path, out: Path, kind: str | None) -> None:
-    """Check that the name of what is made of many records is one of what it will be."""
+    """Check that the name OUT fits what will be written for many records."""
     if kind is None and out.suffix.lower() not in ("", ".csv"):
         raise click.BadParameter(
-            f"'{out}': expected an ending .csv for a submission, or none for a folder of masks, found '{out.suffix}' "
-            f"for {source}, which is not one scene; give another name, or --format",
+            f"'{out}': expected the ending .csv for a submission, or no ending for a folder of masks, found "
+            f"'{out.suffix}' for {source}, which is not one scene; give another name, or --format",
             param_hint="OUT",
         )
     is_file = kind in ("submission", "probabilities") or (kind is None and bool(out.suffix))
@@ -235,7 +245,7 @@ def _predict_scene(
     force: bool,
 ) -> None:
     if given.scenes:
-        raise click.UsageError(f"--scenes is for a folder of scenes, and {source} is one scene")
+        raise click.UsageError(f"--scenes is for a folder of scenes, and {source} is one scene; leave it out")
     from contrails.aggregate.output.folders import bands_of, tiling_of
     from contrails.aggregate.output.scene import predict_scene
     from contrails.sources.rasters import describe
@@ -243,14 +253,17 @@ def _predict_scene(
     chosen = kind or out.suffix.lower().removeprefix(".").replace("tiff", "tif")
     if chosen not in _SCENE_FORMATS:
         raise click.BadParameter(
-            f"'{chosen}': expected one of {', '.join(_SCENE_FORMATS)} for one scene; give it, or let {out} end so",
+            f"'{chosen}': expected one of {', '.join(_SCENE_FORMATS)} for one scene; give --format, or an OUT with "
+            f"such an ending instead of {out}",
             param_hint="--format",
         )
     endings = (".png",) if chosen == "png" else (".tif", ".tiff")
     if out.is_dir():
         raise click.BadParameter(f"{out}: expected the name of a file for {source}, found a folder", param_hint="OUT")
     if out.suffix.lower() not in endings:
-        raise click.BadParameter(f"{out}: expected an ending {' or '.join(endings)} for {chosen}", param_hint="OUT")
+        raise click.BadParameter(
+            f"{out}: expected a name that ends on {' or '.join(endings)} for the format {chosen}", param_hint="OUT"
+        )
     cut, bands = tiling_of(ensemble, describe(source), given, blend), bands_of(ensemble, given)
     scene, made = predict_scene(ensemble, source, out, chosen, cut, bands, device, force=force)  # type: ignore[arg-type]
     click.echo(_said(out, f"{scene.height} x {scene.width} pixels", made=made))
@@ -264,4 +277,4 @@ def _write_pseudo(ensemble: "Ensemble", source: Path, out: Path, frames: str | N
     for path, count in write_pseudo_labels(ensemble, open_dataset(source), out, numbers, device):
         click.echo(f"{path}: {count} records")
     folder, run = json.dumps(str(out)), json.dumps(ensemble.members[0].run)
-    click.echo(f"in a recipe:\n[[data.pseudo]]\nfolder = {folder}\nrun = {run}\nweight = 0.5")
+    click.echo(f"to use them, add to a recipe:\n[[data.pseudo]]\nfolder = {folder}\nrun = {run}\nweight = 0.5")

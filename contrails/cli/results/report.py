@@ -1,4 +1,4 @@
-"""`contrails report`: a run as one HTML file."""
+"""`contrails report`: write a report of a run as one HTML file."""
 
 from pathlib import Path
 
@@ -13,14 +13,16 @@ from contrails.runs.folder import open_run
 
 @click.command()
 @click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
-@click.option("-o", "--out", type=FilePath(), help="The HTML file; default: report.html in the run.")
-@click.option("--name", default="default", show_default=True, help="Name of the folder under RUN/aggregate to show.")
-@click.option("--records", type=click.IntRange(0, 500), default=60, show_default=True, help="Records in the gallery.")
+@click.option("-o", "--out", type=FilePath(), help="HTML file to write; default: report.html in the run folder.")
+@click.option("--name", default="default", show_default=True, help="Name of the ensemble's folder in RUN/aggregate.")
+@click.option(
+    "--records", type=click.IntRange(0, 500), default=60, show_default=True, help="Number of records in the gallery."
+)
 def report(run_name: str, out: Path | None, name: str, records: int) -> None:
-    """Write RUN as one HTML file that needs no network.
+    """Write a report of RUN as one HTML file.
 
-    It holds curves, scores, attempts and pictures. Works while folds still train; run it again for a newer one. Scores
-    and pictures come with an aggregation.
+    It shows curves, scores, attempts and pictures, and loads nothing from the network. It can be written while folds
+    still train; run the command again to update it. Scores and pictures need an aggregation.
 
     \b
     Example:

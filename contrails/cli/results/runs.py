@@ -1,4 +1,4 @@
-"""`contrails runs`: the experiment log."""
+"""`contrails runs`: list all runs."""
 
 import csv
 import io
@@ -34,39 +34,40 @@ _COLUMNS: dict[str, Callable[[Entry], Any]] = {
     "differs": lambda entry: shown(entry.differs),
     "notes": lambda entry: entry.problem or "; ".join(entry.notes),
 }
-"""What each column says; a score is sorted with the best first, anything else from small to large."""
+"""The value of each column; --sort puts the best score first, and other values in ascending order."""
 _SCORES = {"dice", "one_fold", "best", "held_out", "leaderboard"}
 _LEFT_OUT = (
     *("differs", "one_fold", "best", "leaderboard", "held_out", "kind", "notes"),
     *("gpu_hours", "lost", "hours", "created", "user"),
 )
-"""What a narrow table does without: the last of these first; run, folds and dice stay."""
+"""Columns that a narrow table leaves out, from the last of these on; run, folds and dice always stay."""
 _CONDITION = re.compile(r"([\w.]+)(>=|<=|=|>|<)(.*)")
 
 
 @click.command()
 @click.argument("conditions", metavar="[FILTER]...", shell_complete=complete_runs, nargs=-1)
-@click.option("--sort", default="created", show_default=True, help=f"One of {', '.join(_COLUMNS)}.")
+@click.option("--sort", default="created", show_default=True, help=f"Column to sort by: {', '.join(_COLUMNS)}.")
 @click.option(
     "--baseline",
     metavar="RUN",
     shell_complete=complete_runs,
-    help="What runs are compared to that start from no other; else the oldest.",
+    help="Run to compare with, for runs that do not continue another one; default: the oldest run.",
 )
-@click.option("--csv", "style", flag_value="csv", help="Print CSV.")
-@click.option("--markdown", "style", flag_value="markdown", help="Print a table for a page or a pull request.")
-@click.option("--all", "every", is_flag=True, help="List runs of --debug, --overfit and drills, too.")
+@click.option("--csv", "style", flag_value="csv", help="Print the table as CSV.")
+@click.option("--markdown", "style", flag_value="markdown", help="Print the table as Markdown.")
+@click.option("--all", "every", is_flag=True, help="Also list runs of --debug, of --overfit and of drills.")
 @json_option
 def runs(
     conditions: tuple[str, ...], sort: str, baseline: str | None, style: str | None, every: bool, as_json: bool
 ) -> None:
-    """List every experiment.
+    """List all runs with scores, hours and changed recipe keys.
 
-    With what differs in its recipe, folds done, scores, hours and remarks. FILTER is a word that stands in a run's
-    name, differences or remarks, or a condition on a column or a key of the recipe, such as dice>0.6 or
-    model.encoder=resnet34; all must hold. Dice is that of the aggregation, out of fold and cross-fitted; one_fold that
-    of an aggregation of one fold, at the threshold that is best on its own validation records; best is the mean of the
-    folds' best epochs. That of a classifier counts records.
+    FILTER is a word in a run's name, changed keys or notes, or a condition on a column or a recipe key, such as
+    dice>0.6 or model.encoder=resnet34. All filters must match.
+
+    The column dice is the score of the aggregation, out of fold and cross-fitted. one_fold is the score of an
+    aggregation of one fold, at the threshold that is best on its own validation records. best is the mean over the
+    folds of the score of the best epoch. Scores of a classifier count records.
 
     \b
     Example:
@@ -121,7 +122,7 @@ def _require_known(condition: str, entries: Sequence[Entry]) -> None:
 
 
 def _key(entry: Entry, name: str) -> str:
-    """Return the key of the recipe that `name` is, or the end of; empty if there is none."""
+    """Return the recipe key that is, or ends with, `name`; empty if there is none."""
     return name if name in entry.recipe else next((key for key in entry.recipe if key.endswith(f".{name}")), "")
 
 
@@ -133,7 +134,7 @@ def _number(value: Any) -> float | None:
 
 
 def _order(value: Any, *, best_first: bool) -> tuple[bool, Any]:
-    """Return what to sort by: what is missing comes last."""
+    """Return the sort key of a value; missing values come last."""
     missing = value is None or value == ""
     return missing, 0 if missing else -value if best_first else value
 
@@ -153,7 +154,7 @@ def _texts(entry: Entry) -> list[str]:
 
 
 def _counted(entry: Entry, name: str) -> str:
-    """Return what a Dice counts, where it is not pixels."""
+    """Return " by record" for a Dice score that counts records, else nothing."""
     return " by record" if entry.scored_by == "record" and name in ("dice", "one_fold", "best", "held_out") else ""
 
 
@@ -175,7 +176,7 @@ def _markdown(entries: Sequence[Entry]) -> str:
 
 def _print(entries: Sequence[Entry]) -> None:
     if not entries:
-        click.echo("no runs to list; start one with `contrails submit --folds 5`, or give other filters")
+        click.echo("no runs to list; start one with `contrails submit --folds 5`, or change the filters")
         return
     rows = [_texts(entry) for entry in entries]
     used = [index for index, name in enumerate(_COLUMNS) if name == "run" or any(row[index] for row in rows)]

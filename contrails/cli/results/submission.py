@@ -1,4 +1,4 @@
-"""`contrails submission`: look at submission files."""
+"""`contrails submission`: check submission files."""
 
 import json
 import re
@@ -12,19 +12,19 @@ from contrails.cli.options import FilePath
 
 @click.group()
 def submission() -> None:
-    """Look at submission files."""
+    """Check submission files."""
 
 
 @submission.command()
 @click.argument("path", metavar="FILE", type=FilePath())
-@click.option("--sample", type=FilePath(), help="Sample submission: the ids must be the same.")
-@click.option("--shape", default="256,256", show_default=True, help="Height and width of a mask in pixels.")
-@click.option("--data", type=FilePath(), help="Dataset file that was predicted: has ids, shapes and convention.")
+@click.option("--sample", type=FilePath(), help="Sample submission; its ids must be the same.")
+@click.option("--shape", default="256,256", show_default=True, help="Height,width of all masks in pixels.")
+@click.option("--data", type=FilePath(), help="Predicted dataset file; its ids, shapes and convention are used.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def check(path: Path, sample: Path | None, shape: str, data: Path | None, as_json: bool) -> None:
     """Decode every row of FILE and summarise it.
 
-    A wrong row is named by its record (exit code 4).
+    An invalid row is an error that names its record (exit code 4).
 
     \b
     Example:
@@ -48,7 +48,7 @@ def check(path: Path, sample: Path | None, shape: str, data: Path | None, as_jso
     elif summary.whole + summary.empty == summary.records:
         click.echo(
             f"warning: {summary.whole} masks hold all pixels of their records, the others none, as a classifier's do: "
-            "masks of parts of a record come from segmenters, with the classifier as their --gate",
+            "for masks of parts of a record, use segmenters with the classifier as their --gate",
             err=True,
         )
     if as_json:

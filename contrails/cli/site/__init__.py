@@ -1,1 +1,1 @@
-"""Commands about the place where jobs run."""
+"""Commands about the sites where jobs run."""

@@ -1,4 +1,4 @@
-"""`contrails doctor`: whether folds can run at a site, and what to do where they cannot."""
+"""`contrails doctor`: check whether folds can run at a site, and say how to fix what fails."""
 
 import json
 import sys
@@ -14,16 +14,16 @@ from contrails.errors import NodeError
 
 @click.command()
 @click.option(
-    "--site", "site_name", shell_complete=complete_sites, help="Which site; default: the one that this machine takes."
+    "--site", "site_name", shell_complete=complete_sites, help="Site to check; default: as `contrails sites` shows."
 )
-@click.option("--recipe", type=FilePath(), help="Check the memory for its dataset, too.")
-@click.option("--job", is_flag=True, help="Check a compute node as well, by a tiny job.")
-@click.option("--node", is_flag=True, help="Check this machine as one that trains, and nothing else.")
+@click.option("--recipe", type=FilePath(), help="Also check that a job has enough memory for this recipe's dataset.")
+@click.option("--job", is_flag=True, help="Also check a compute node, with a small job.")
+@click.option("--node", is_flag=True, help="Check only this machine, as a node that trains.")
 @json_option
 def doctor(site_name: str | None, recipe: Path | None, job: bool, node: bool, as_json: bool) -> None:
     """Check the scheduler, the environment and the GPU of a site.
 
-    Its limits, files and clock are checked too, and the W&B server.
+    Also checks the site's limits, files and clock, and the W&B server. Exit code 9 means that a check failed.
 
     \b
     Example:
@@ -54,6 +54,6 @@ def doctor(site_name: str | None, recipe: Path | None, job: bool, node: bool, as
                 click.echo(f"     {check.advice}")
     failed = [check.name for check in checks if not check.holds]
     if failed and not as_json:
-        raise NodeError(f"{', '.join(failed)}: see above")
+        raise NodeError(f"these checks failed: {', '.join(failed)}; follow the advice below each of them")
     if failed:
         sys.exit(NodeError.exit_code)

@@ -1,4 +1,4 @@
-"""`contrails drill`: see with your own eyes that interruptions change nothing."""
+"""`contrails drill`: prove that interruptions do not change the result of a training."""
 
 import json
 import secrets
@@ -24,21 +24,24 @@ _HEADINGS = ("times", "steps lost, most", "seconds to a new step, median")
 
 
 @click.command()
+@click.option("--site", "site_name", shell_complete=complete_sites, help="Site to train at; default: this machine.")
 @click.option(
-    "--site", "site_name", shell_complete=complete_sites, help="Where; default: this machine. See `contrails sites`."
+    "--kills",
+    type=click.IntRange(1),
+    default=9,
+    show_default=True,
+    help="Number of interruptions, of each kind in turn.",
 )
-@click.option(
-    "--kills", type=click.IntRange(1), default=9, show_default=True, help="Interruptions, of all kinds in turn."
-)
-@click.option("--seed", type=int, help="Of the moments of the kills; default: another one each time, printed.")
-@click.option("--keep", is_flag=True, help="Keep the data and the runs.")
+@click.option("--seed", type=int, help="Seed of the moments of the interruptions; default: random, and printed.")
+@click.option("--keep", is_flag=True, help="Keep the data and the runs; default: removed if the results are equal.")
 @json_option
 def drill(site_name: str | None, kills: int, seed: int | None, keep: bool, as_json: bool) -> None:
-    """Kill a small training at random moments and compare the bits.
+    """Kill a small training repeatedly and compare its results.
 
-    A small model is trained twice, once undisturbed and once killed. On this machine it kills processes, and takes
-    about 6 seconds a kill. With --site it submits jobs, and does to them what the scheduler offers: signals, kills,
-    requeues; a kill then takes as long as the queue. Exit code 8 says that the bits differ; the runs are kept then.
+    A small model is trained twice: once undisturbed, and once interrupted at random moments. The weights must be
+    byte-identical; otherwise the exit code is 8 and the runs are kept. On this machine, processes are killed, about
+    6 seconds per kill. With --site, jobs are submitted and interrupted in every way that the scheduler offers (signal,
+    kill, requeue); each interruption then takes as long as the queue.
 
     \b
     Example:
@@ -70,11 +73,14 @@ def drill(site_name: str | None, kills: int, seed: int | None, keep: bool, as_js
         print_table(columns, rows, f"{outcome.steps} steps, undisturbed in {outcome.undisturbed_s:.0f} s")
         click.echo(f"survived {len(outcome.kills)} kills; bits equal: {'yes' if outcome.equal else 'NO'}")
     if not outcome.equal:
-        raise TrainingError(f"the interrupted training ended in other bits; compare {runs_root() / name}-*")
+        raise TrainingError(
+            f"expected the interrupted training to end with the same bits, found others; compare "
+            f"{runs_root() / name}-undisturbed with {name}-killed"
+        )
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder; the last job may still write its end there."""
+    """Remove a folder; retry for some seconds, since the last job may still write to it."""
     end = time.monotonic() + _LAST_WORDS_S
     while path.exists():
         with storage(path, "remove"):

@@ -1,4 +1,4 @@
-"""`contrails sites`: where folds can run."""
+"""`contrails sites`: list the sites where folds can run."""
 
 import json
 from dataclasses import replace
@@ -20,9 +20,9 @@ _COLUMNS = (
 @click.command()
 @json_option
 def sites(as_json: bool) -> None:
-    """List the sites.
+    """List the sites where folds can run.
 
-    With what each gives five folds, and which one this machine takes where none is named.
+    Shows what each site gives to five folds, and which site is the default on this machine.
 
     \b
     Example:
@@ -52,7 +52,7 @@ def _row(name: str, profile: Profile, *, is_default: bool) -> list[str]:
 
 
 def _resolved(profile: Profile) -> Profile:
-    """Return what a site gives five folds here, or why it gives them nothing."""
+    """Return the profile resolved for five folds on this machine, or with the problem that makes it unusable."""
     if profile.site is None:
         return profile
     try:

@@ -1,4 +1,4 @@
-"""`contrails usage`: where the hours went, and what to ask for next time."""
+"""`contrails usage`: show where the hours went, and suggest what to request next time."""
 
 import json
 from collections.abc import Mapping
@@ -32,10 +32,11 @@ _COLUMNS = (
 @click.argument("run_name", metavar="[RUN]", shell_complete=complete_runs, required=False)
 @json_option
 def usage(run_name: str | None, as_json: bool) -> None:
-    """Show the hours of RUN by fold, or of all runs by run and user.
+    """Show the hours used by RUN per fold, or by all runs.
 
-    Hours used, lost to interruptions, waiting for data and queued. Efficiency is the share of the hours that went into
-    steps that count. For RUN, ends with a walltime and a memory for the next submission, from what was measured.
+    Shows hours used, lost to interruptions, spent waiting for data, and queued; without RUN, per run and per user.
+    Efficiency is the fraction of the hours spent in training steps that were kept. With RUN, it also suggests the
+    walltime and memory of the next submission, from the measured values.
 
     \b
     Example:
@@ -76,7 +77,7 @@ def _show_run(run: Run, as_json: bool) -> None:
     _print("fold", by_fold)
     asked = {"walltime_min": found.walltime_min, "memory_gb": found.memory_gb}
     lines = [f"{key} = {value:g}" for key, value in asked.items() if value is not None]
-    click.echo(f"for a job of one fold next time: {', '.join(lines) or 'no suggestion'} ({found.reason})")
+    click.echo(f"suggested for a job of one fold: {', '.join(lines) or 'nothing'} ({found.reason})")
 
 
 def _plain(of: Usage) -> dict[str, float | int | None]:

@@ -1,1 +1,1 @@
-"""Commands that follow what trains."""
+"""Commands that show what is training."""

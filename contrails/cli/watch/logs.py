@@ -1,4 +1,4 @@
-"""`contrails logs`: what a fold's attempts wrote, across restarts."""
+"""`contrails logs`: print the output of a fold's attempts, across restarts."""
 
 import shlex
 import time
@@ -20,12 +20,14 @@ _LOOK_S = 15.0
 @click.command()
 @click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
 @click.option("--fold", default="0", show_default=True, help="Number of the fold, or 'all'.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is written, also by later attempts.")
-@click.option("-n", "--lines", type=click.IntRange(1), default=40, show_default=True, help="Lines to begin with.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new output, also of later attempts.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(1), default=40, show_default=True, help="Number of last lines to print first."
+)
 def logs(run_name: str, fold: str, follow: bool, lines: int) -> None:
     """Print the log of a fold's newest attempt.
 
-    Where there is none yet, that of its job.
+    If no attempt has written anything yet, prints the log of the fold's job.
 
     \b
     Example:
@@ -33,7 +35,7 @@ def logs(run_name: str, fold: str, follow: bool, lines: int) -> None:
     """
     chosen = open_run(run_name).fold(fold)
     if not chosen.path.is_dir():
-        raise RunError(f"{run_name} has no fold {fold}; look with `contrails status {shlex.quote(run_name)}`")
+        raise RunError(f"{run_name} has no fold {fold}; list its folds with `contrails status {shlex.quote(run_name)}`")
     first = max((attempt.number for attempt in chosen.attempts() if _outputs(attempt)), default=1)
     files = _files(chosen, first)
     for path in files:
@@ -45,8 +47,8 @@ def logs(run_name: str, fold: str, follow: bool, lines: int) -> None:
 
 
 def _why_none(fold: Fold) -> str:
-    """Return why there is nothing to print."""
-    look = f"look with `contrails status {fold.run.typed}`"
+    """Return the reason why there is no log, with the next step."""
+    look = f"look at it with `contrails status {fold.run.typed}`"
     attempts = fold.attempts()
     if attempts and not any(attempt.stdout.exists() or attempt.stderr.exists() for attempt in attempts):
         return (
@@ -56,7 +58,7 @@ def _why_none(fold: Fold) -> str:
 
 
 def _files(fold: Fold, first: int) -> list[Path]:
-    """Return the logs that there are: those of the attempts from `first` on, or else the job's."""
+    """Return the existing logs of the attempts from `first` on; without attempts, those of the fold's job."""
     attempts = [attempt for attempt in fold.attempts() if attempt.number >= first]
     if not attempts and (job := last_submission(fold.run, fold.key)) is not None:
         return _written(*(job.log(fold.run, stream) for stream in ("out", "err")))
@@ -77,13 +79,13 @@ def _print_end(path: Path, lines: int) -> None:
 
 
 def _follow(fold: Fold, first: int, read: dict[Path, int]) -> None:
-    """Print what is added by the attempts from `first` on, until nobody trains the fold any more."""
+    """Print what the attempts from `first` on write, until the fold is neither queued nor running."""
     state, looked = "waiting", time.monotonic()
     while True:
         if time.monotonic() - looked >= _LOOK_S or fold.done.exists():
             looked = time.monotonic()
             state = next((row.state for row in overview([fold.run])[fold.run] if row.fold == fold.key), DAMAGED)
-        for path in _files(fold, first):  # what was written before its end is there by now
+        for path in _files(fold, first):  # after the state was read, so that the last output is not missed
             if path not in read:
                 click.echo(f"==> {path} <==")
             with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""`contrails status`: where the folds of a run stand."""
+"""`contrails status`: show the state of the folds of runs."""
 
 import json
 from collections.abc import Sequence
@@ -32,18 +32,18 @@ _COLUMNS = (
     Column("exact", 1, right=True),
 )
 _FOLLOWING = "--then"
-"""Key of what follows the folds, in JSON."""
+"""Key in the JSON output for the command given with `--then`; no run can have this name."""
 
 
 @click.command()
 @click.argument("run_name", metavar="[RUN]", shell_complete=complete_runs, required=False)
-@click.option("--watch", is_flag=True, help="A live table with loss, Dice and rates, until they end.")
+@click.option("--watch", is_flag=True, help="Show a live table with loss, Dice and rates until all folds end.")
 @json_option
 def status(run_name: str | None, watch: bool, as_json: bool) -> None:
     """Show the folds of RUN, or of every run.
 
-    Of each: its state, its progress, what it cost and what was lost; then what was to follow the last fold. The
-    scheduler is asked once for all of them. Where it does not answer, the last known state is shown as stale.
+    For each fold: its state, progress, hours used and hours lost; then the command given with --then. The scheduler
+    is asked once for all folds. If it does not answer, the last known state is shown, marked as stale.
 
     \b
     Example:
@@ -53,7 +53,7 @@ def status(run_name: str | None, watch: bool, as_json: bool) -> None:
 
     runs = [open_run(run_name)] if run_name else all_runs()
     if watch and as_json:
-        raise click.UsageError("--watch and --json: give one of them; a script asks again when it wants to know")
+        raise click.UsageError("--watch and --json: give one of them; to watch from a script, repeat --json")
     if watch:
         watch_folds(lambda: overview([open_run(run_name)] if run_name else all_runs()))
         said = ask_schedulers(runs)
@@ -66,7 +66,7 @@ def status(run_name: str | None, watch: bool, as_json: bool) -> None:
 
 
 def _as_json(runs: list[Run]) -> dict[str, Any]:
-    """Return the rows of each run by its name and, by a key that no run can have, what follows their folds."""
+    """Return the folds of each run by its name, and under `--then` the commands that follow the runs."""
     said = ask_schedulers(runs)
     rows = {run.name: [asdict(state) for state in states] for run, states in overview(runs, said).items()}
     after = {run.name: asdict(row) for run in runs if (row := following(run, said.get(run))) is not None}
@@ -85,7 +85,7 @@ def _print(runs: list[Run]) -> None:
 
 
 def _print_following(run: Run, row: Following | None) -> None:
-    """Print what was asked for with `--then`, in one line."""
+    """Print the state of the command given with `--then`, in one line."""
     if row is None:
         return
     done = {fold.key for fold in run.folds() if fold.done.exists()}
@@ -98,7 +98,7 @@ def _print_following(run: Run, row: Following | None) -> None:
 
 
 def print_states(run: Run, states: Sequence[FoldState]) -> None:
-    """Print one run as a table, and the reason of every fold that needs a hand."""
+    """Print a run as a table, then the reason of each fold that needs attention."""
     print_table(_COLUMNS, [_cells(state) for state in states], title(run))
     console = new_console()
     for state in states:

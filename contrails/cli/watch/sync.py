@@ -1,4 +1,4 @@
-"""`contrails sync`: metrics and aggregations to Weights & Biases, from the login node or beside a job."""
+"""`contrails sync`: send metrics and aggregations to Weights & Biases, from the login node or beside a job."""
 
 import signal
 
@@ -12,21 +12,19 @@ from contrails.runs.folder import Fold, Run, open_run
 
 @click.command()
 @click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
-@click.option("--fold", help="One fold only, and no aggregation.")
-@click.option("--follow", is_flag=True, help="Keep up to date until the folds end.")
-@click.option(
-    "--rebuild", is_flag=True, help="Make new W&B runs, where the old ones are beyond repair or were deleted."
-)
+@click.option("--fold", help="Number of the only fold to send, without aggregations; default: all folds.")
+@click.option("--follow", is_flag=True, help="Send new rows until the folds end, then exit.")
+@click.option("--rebuild", is_flag=True, help="Make new W&B runs for those that were deleted or cannot be continued.")
 def sync(run_name: str, fold: str | None, follow: bool, rebuild: bool) -> None:
     """Send RUN to Weights & Biases.
 
-    One W&B run a fold and one an aggregation, grouped by run. Only rows that a snapshot covers are sent, each once.
-    Without a key, or with WANDB_MODE=offline, they go into offline files in the fold's folder, which `wandb sync` sends
-    from a machine that has one.
+    Makes one W&B run per fold and one per aggregation, in one group per run. Sends each row once, as soon as a
+    snapshot covers it. Without a W&B key, or with WANDB_MODE=offline, writes offline files into the fold's folder;
+    `wandb sync` sends them from a machine that has a key.
 
-    `--follow` belongs on the login node: `nohup contrails sync RUN --follow &`. With `sync = true` in the site profile
-    each fold starts one in its job, which is killed with the job (under Slurm at the end of a step); what it has not
-    sent is sent by the next one, or by this command at any time.
+    Run --follow on the login node: `nohup contrails sync RUN --follow &`. With `sync = true` in the site profile,
+    each fold starts one inside its job. It ends with the job (under Slurm with the job step); the next one, or this
+    command at any time, sends what is left.
 
     \b
     Example:
@@ -40,13 +38,13 @@ def sync(run_name: str, fold: str | None, follow: bool, rebuild: bool) -> None:
     run = open_run(run_name)
     folds = [run.fold(fold)] if fold is not None else run.folds()
     if not any(each.path.is_dir() for each in folds):
-        raise RunError(f"{run.name} has no fold {fold or 'yet'}; look with `contrails status {run.typed}`")
+        raise RunError(f"{run.name} has no fold {fold or 'yet'}; list its folds with `contrails status {run.typed}`")
     if not find_account().online:
         click.echo(
             "no W&B key (WANDB_API_KEY or `wandb login`), or WANDB_MODE=offline: writing offline files", err=True
         )
     if follow:
-        # a scheduler signals all processes of the job that this one runs beside; it sends what is left, then ends
+        # a scheduler signals all processes of a job; this one sends what is left when the training has ended
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         _follow(run, folds)
@@ -70,7 +68,7 @@ def _follow(run: Run, folds: list[Fold]) -> None:
 
 
 def _send(run: Run, folds: list[Fold], *, aggregations: bool, rebuild: bool) -> None:
-    """Project folds and aggregations; one that fails keeps none of the others."""
+    """Send folds and aggregations; a failed one does not stop the others."""
     from contrails.tracking.plan import items_of
     from contrails.tracking.projection import Projection
 
@@ -89,5 +87,5 @@ def _send(run: Run, folds: list[Fold], *, aggregations: bool, rebuild: bool) -> 
 
 
 def _ended(fold: Fold) -> bool:
-    # "not submitted": a training in the foreground that starts this process just before its own first attempt
+    # "not submitted": a training in the foreground starts this process just before its first attempt
     return fold_state(fold).state not in ALIVE | {"not submitted"}

@@ -1,4 +1,4 @@
-"""The live table of `status --watch` and `submit --wait`; plain lines where the output is no terminal."""
+"""The live table of `status --watch` and `submit --wait`; plain lines if the output is not a terminal."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ from contrails.runs.metrics import fold_metrics
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "damaged": "red", "stopped": "yellow"}
 _INTERVAL_S, _INTERVAL_OF_QUEUE_S = 1.0, 15.0
-"""How often to look; a scheduler that is asked serves others too."""
+"""Seconds between updates; less often for a queue, since the scheduler serves other users too."""
 _PLAIN_INTERVAL_S = 60.0
 _COLUMNS = (
     Column("fold", right=True),
@@ -41,11 +41,11 @@ _ASK = Callable[[], Mapping[Run, Sequence[FoldState]]]
 
 
 def watch_folds(ask: _ASK, *, stderr: bool = False) -> Mapping[Run, Sequence[FoldState]]:
-    """Show folds again and again until none of them lives; return what they are then.
+    """Show folds repeatedly until none is queued or running; return their last states.
 
     Args:
-        ask: returns them as they are now.
-        stderr: show them there, as the output is for another program.
+        ask: returns the current states of the folds.
+        stderr: print to standard error, when the output is read by a program.
     """
     if not (sys.stderr if stderr else sys.stdout).isatty():
         return _print_lines(ask, stderr=stderr)
@@ -63,7 +63,7 @@ def _interval_s(runs: Iterable[Run]) -> float:
 
 
 def _print_lines(ask: _ASK, *, stderr: bool) -> Mapping[Run, Sequence[FoldState]]:
-    """Print a line for each fold that has changed, at most once a minute while it only trains."""
+    """Print a line for each fold whose state has changed, and for each active fold once per minute."""
     said: dict[tuple[str, str], tuple[str, float]] = {}
     while True:
         found = ask()
@@ -80,7 +80,7 @@ def _print_lines(ask: _ASK, *, stderr: bool) -> Mapping[Run, Sequence[FoldState]
 
 
 def _line(run: Run, state: FoldState) -> str:
-    """Return what there is to say of a fold, in one line."""
+    """Return the state, progress and reason of a fold in one line."""
     known = list(zip(_COLUMNS, _row(run, state), strict=True))[2:]
     words = [f"{column.heading} {text}" for column, text in known if text]
     reason = [state.reason] if state.reason else []
@@ -88,7 +88,7 @@ def _line(run: Run, state: FoldState) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as 1:02:03 or 2:03."""
+    """Return a duration as h:mm:ss or m:ss."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
@@ -114,8 +114,8 @@ def _tables(found: Mapping[Run, Sequence[FoldState]]) -> RenderableType:
 
 
 def _row(run: Run, state: FoldState) -> list[str]:
-    """Return the cells of a fold, empty where nothing is known."""
-    if not state.fold:  # of a run that cannot be read
+    """Return the cells of a fold; a cell is empty if its value is not known."""
+    if not state.fold:  # a run whose files cannot be read has one row without a fold
         return ["", state.state, *[""] * (len(_COLUMNS) - 2)]
     fold = run.fold(state.fold)
     rows, attempts = fold_metrics(fold, newest=True), fold.attempts()
@@ -138,7 +138,7 @@ def _row(run: Run, state: FoldState) -> list[str]:
 
 
 def _values(rows: Sequence[Mapping[str, Any]], *names: str) -> list[float]:
-    """Return the course of a metric: of the first of its names that is there."""
+    """Return the values of a metric, under the first of its `names` that the rows have."""
     name = next((name for name in names if any(name in row for row in rows)), names[0])
     return [float(row[name]) for row in rows if isinstance(row.get(name), float | int)]
 

@@ -1,1 +1,1 @@
-"""Whether folds can run at a site: looked at, or tried by a drill."""
+"""Checks of a site, and the drill that interrupts a training to test its recovery."""

@@ -1,6 +1,6 @@
-"""What must hold before folds can run at a site, each point with what to do where it does not.
+"""The checks of `contrails doctor`, each with advice for when it fails.
 
-`check_site` looks from the login node, `check_node` from wherever it runs: here, or in a tiny job on a compute node.
+`check_site` runs on the login node; `check_node` runs on the machine that trains, here or in a small job.
 """
 
 import fcntl
@@ -38,7 +38,7 @@ _WAIT_S = 600.0
 
 
 def check_site(site: Site, root: Path, recipe: Recipe | None) -> Iterator[Check]:
-    """Yield what can be seen from a login node; `root` is the folder of the runs."""
+    """Yield the checks that work on a login node; `root` is the folder of the runs."""
     if scheduler_of(site).CAPABILITIES.has_queue:
         here = found_schedulers()[site.scheduler]
         yield Check("scheduler", here, site.scheduler if here else f"no {site.scheduler} here", "log in to the cluster")
@@ -52,7 +52,7 @@ def check_site(site: Site, root: Path, recipe: Recipe | None) -> Iterator[Check]
 
 
 def check_node(site: Site, root: Path) -> Iterator[Check]:
-    """Yield what only the machine that trains can say; `root` is the folder of the runs."""
+    """Yield the checks that must run on the machine that trains; `root` is the folder of the runs."""
     runs_here = scheduler_of(site).CAPABILITIES.runs_here
     if not runs_here:
         yield from _shared_files(root)
@@ -65,7 +65,7 @@ def check_node(site: Site, root: Path) -> Iterator[Check]:
     for event, command in (("on_done", site.on_done), ("on_failed", site.on_failed)):
         if command:
             found = shutil.which(command[0])
-            yield Check(event, found is not None, found or f"no command {command[0]}", "correct the site's profile")
+            yield Check(event, found is not None, found or f"no command {command[0]}", "correct the site profile")
     if (folder := site.own_stage_dir()) is not None:
         writable = folder.is_dir() and os.access(folder, os.W_OK)
         found = f"{folder} {'is writable' if writable else 'is missing or not writable'}"
@@ -73,7 +73,7 @@ def check_node(site: Site, root: Path) -> Iterator[Check]:
 
 
 def _shared_files(root: Path) -> Iterator[Check]:
-    """Try on the runs' file system what claims, snapshots and journals rely on."""
+    """Test the operations on the runs' file system that claims, snapshots and journals need."""
     folder = root / f".doctor-{os.getpid()}-{secrets.token_hex(4)}"
     advice = "put the runs on another file system: $CONTRAILS_RUNS"
     try:
@@ -111,7 +111,7 @@ def _locks(path: Path) -> Check:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        advice = "do not start the same command twice at a time, or put the runs elsewhere: $CONTRAILS_RUNS"
+        advice = "do not start the same command twice at the same time, or set $CONTRAILS_RUNS to another file system"
         return Check("file locks", False, str(error), advice)
     return Check("file locks", True, str(path.parent.parent))
 
@@ -124,7 +124,7 @@ def _space(root: Path) -> Check:
 
 
 def _memory(site: Site, recipe: Recipe) -> Check:
-    """Compare the dataset with a job's memory; only a private copy must fit, mapped pages can be given back."""
+    """Compare the dataset's size with a job's memory; only residency "ram" needs memory for a private copy."""
     path = recipe.data.dataset
     if not path.is_file():
         return Check("dataset", False, f"no file {path}", made_from_raw(path))
@@ -138,7 +138,7 @@ def _memory(site: Site, recipe: Recipe) -> Check:
 
 
 def _imports(package: str) -> Check:
-    """Import in a process of its own: some packages crash where they do not fit the machine."""
+    """Import a package in a process of its own, since a package built for another CPU can crash."""
     code = f"import {package}; print(getattr({package}, '__version__', ''))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     found = done.stdout.strip() if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it crashed"])[-1]
@@ -146,12 +146,12 @@ def _imports(package: str) -> Check:
 
 
 def _gpus(*, needed: bool) -> Check:
-    """Return which GPUs this process may use, by their UUIDs."""
+    """Check which GPUs this process may use, by their UUIDs."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         devices = visible_devices()
     except NodeError as error:
-        return Check("GPU", False, str(error), "correct it, or `unset CUDA_VISIBLE_DEVICES`")
+        return Check("GPU", False, str(error), "correct the variable, or `unset CUDA_VISIBLE_DEVICES`")
     found = f"{len(devices)} of the {len(listed_gpus())} that the driver lists"
     found += "" if hidden is None else f", by CUDA_VISIBLE_DEVICES='{hidden}'"
     advice = "check CUDA_VISIBLE_DEVICES, and num_gpus and constraint of the site"
@@ -171,23 +171,23 @@ def _cuda() -> Check:
 
 
 def judge_gpus(gpus: Sequence[tuple[str, tuple[int, int]]], built_for: Sequence[str]) -> Check:
-    """Compare the GPUs, with their names and capabilities, with the architectures that torch was built for."""
+    """Compare the GPUs (name, compute capability) with the architectures that torch was built for."""
     without = [(name, major, minor) for name, (major, minor) in gpus if not has_kernels((major, minor), built_for)]
     if not without:
         return Check("CUDA", True, ", ".join(name for name, _ in gpus))
     shown = ", ".join(f"{name} is sm_{major}{minor}" for name, major, minor in without)
     advice = (
-        "ask for another GPU in the site's profile (gpu_cap of [resources] on PBS, gpu_type or constraint on Slurm), "
-        "or install a torch that was built for this one"
+        "request another GPU in the site profile (gpu_cap of [resources] on PBS, gpu_type or constraint on Slurm), "
+        "or install a torch that was built for this GPU"
     )
     return Check("CUDA", False, f"{shown}, and this torch has kernels for {', '.join(built_for)}", advice)
 
 
 def check_by_job(site: Site, run: Run) -> list[Check]:
-    """Return what `check_node` finds in a job of the site; `run` is a folder for its files.
+    """Return the results of `check_node` in a job of the site; `run` is a folder for its files.
 
     Raises:
-        ClusterError: the site has no scheduler, or the job does not end or says nothing.
+        ClusterError: the site has no scheduler, or the job does not end or prints no result.
     """
     if not scheduler_of(site).CAPABILITIES.has_queue:
         raise ClusterError(f"--job needs a site with a scheduler, {site.name} is this machine; leave --job out")
@@ -202,15 +202,15 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
     log = job_log(folder, job_id, "out")
     answers = [line for line in log.read_text().splitlines() if line.startswith("[")] if log.exists() else []
     if not answers:
-        raise ClusterError(f"job {job_id} said nothing; what it has left is in {folder}")
+        raise ClusterError(f"expected the checks of job {job_id} in its output, found none; its files are in {folder}")
     return [replace(Check(**row), name=f"job: {row['name']}") for row in json.loads(answers[-1])]
 
 
 def _wait(site: Site, reference: Reference) -> None:
-    """Wait for the end of a job; one that does not start in time, or never can, is ended.
+    """Wait until a job has ended; cancel it if it does not start in time or never can.
 
     Raises:
-        ClusterError: it has not run.
+        ClusterError: the job has not run.
     """
     scheduler, end = scheduler_of(site), time.monotonic() + _WAIT_S
     while True:
@@ -222,6 +222,6 @@ def _wait(site: Site, reference: Reference) -> None:
         time.sleep(2)
     scheduler.cancel([reference])
     raise ClusterError(
-        f"job {job.job_id} did not look at its node ({job.native}) and is cancelled; change the profile of "
-        f"{site.name}, or run the same command again later"
+        f"expected job {job.job_id} to check its node within {_WAIT_S:.0f} s, found it {job.native}; it was "
+        f"cancelled; change the profile of {site.name}, or run the same command again later"
     )

@@ -1,8 +1,8 @@
-"""A drill: the same small training twice, undisturbed and killed in every way, and whether the bits are equal.
+"""The drill: train twice, once undisturbed and once interrupted, and compare the results bit by bit.
 
-It makes its own data and runs under the root of all runs, through the same jobs as any other run. What it shows is true
-of this site, its file system and this version of the code. On this machine it kills processes; at a site with a
-scheduler it does to the job what the scheduler offers, and waits for what comes back by itself.
+It makes its own data and runs under the root of all runs, and uses the same jobs as any other run. The result is valid
+for this site, its file system and this version of the code. On this machine it kills processes. At a site with a
+scheduler it interrupts the job by the scheduler's commands and waits for the job to continue.
 """
 
 import itertools
@@ -41,12 +41,12 @@ from contrails.synthetic.goes import Parameters, make_dataset
 
 _FOLD = "0"
 _PATIENCE_S = 120.0
-"""Longest time without a new step."""
+"""Longest time in seconds without a new step."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One interruption: in which way, how many steps were trained twice, and seconds until there was a new one."""
+    """One interruption: its kind, the number of steps trained twice, and the seconds until the next new step."""
 
     way: str
     steps_lost: int
@@ -55,7 +55,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a drill showed; `equal` compares the SHA-256 of all weights, their scores and every row of metrics."""
+    """The result of a drill; `equal` compares the SHA-256 of all weights, their scores and all rows of metrics."""
 
     kills: tuple[Kill, ...]
     equal: bool
@@ -67,7 +67,7 @@ def drill(site: Site, name: str, data: Path, num_kills: int, seed: int) -> Outco
     """Train twice and compare; the runs are called `name`-undisturbed and `name`-killed.
 
     Raises:
-        TrainingError: a training did not go on.
+        TrainingError: a training did not continue.
     """
     recipe = _recipe(data, num_kills)
     undisturbed, killed = (_create(recipe, site, f"{name}-{kind}") for kind in ("undisturbed", "killed"))
@@ -93,7 +93,7 @@ def make_data(folder: Path, num_records: int = 16) -> None:
 
 
 def _recipe(data: Path, num_kills: int) -> Recipe:
-    """Return a training that lasts long enough to be killed so often."""
+    """Return a recipe that trains long enough for this number of interruptions."""
     return Recipe.model_validate(
         {
             "data": {"dataset": data / "train.h5", "filelist": data / "folds.csv"},
@@ -119,7 +119,7 @@ def _submit(run: Run) -> None:
 
 
 def _killed(run: Run, site: Site, num_kills: int, chance: random.Random) -> Iterator[Kill]:
-    """Kill a run again and again, each time when it trains, and let it finish then."""
+    """Interrupt a run repeatedly, each time while it trains, and then let it finish."""
     fold, ways = run.fold(_FOLD), _ways(site)
     order = itertools.cycle(chance.sample(list(ways), len(ways)))
     _submit(run)
@@ -133,7 +133,7 @@ def _killed(run: Run, site: Site, num_kills: int, chance: random.Random) -> Iter
             killed_at = time.time()
             _wait(run, partial(_has_left, fold, attempt), "to end")
             last = max(_steps(attempt))
-            if _state(fold).state not in ALIVE:  # else the scheduler, or the job's own end, brings it back
+            if _state(fold).state not in ALIVE:  # otherwise the scheduler, or the end of the job, starts it again
                 _submit(run)
             later = _new_step(run, last)
             rows = [row for row in read_json_lines(later.telemetry) if row["step"] > last]
@@ -148,12 +148,12 @@ def _has_left(fold: Fold, attempt: Attempt) -> bool:
 
 
 def _state(fold: Fold) -> FoldState:
-    """Return the state of the fold with the scheduler's word."""
+    """Return the state of the fold, with what the scheduler knows of it."""
     return next(row for row in overview([fold.run])[fold.run] if row.fold == fold.key)
 
 
 def _new_step(run: Run, last: int) -> Attempt:
-    """Wait until the newest attempt has made a step beyond `last`, or all is done; return it."""
+    """Wait until an attempt has made a step beyond `last`, or the fold is done; return the newest attempt."""
     fold = run.fold(_FOLD)
 
     def made() -> bool:
@@ -169,7 +169,7 @@ def _steps(attempt: Attempt) -> list[int]:
 
 
 def _wait(run: Run, condition: Callable[[], object], what: str) -> None:
-    """Wait for a condition, as long as there are new steps or the job is in a queue."""
+    """Wait for a condition, as long as new steps appear or the job is queued."""
     fold = run.fold(_FOLD)
     seen, end, poll_s = -1, 0.0, 1.0 if scheduler_of(site_of(run)).CAPABILITIES.has_queue else 0.02
     while not condition():
@@ -178,8 +178,8 @@ def _wait(run: Run, condition: Callable[[], object], what: str) -> None:
             seen, end = state.step, time.monotonic() + _PATIENCE_S
         if time.monotonic() > end:
             raise TrainingError(
-                f"expected {run.name} {what}, found it {state.state} ({state.reason}) at step {state.step}; "
-                f"look into {run.path}"
+                f"expected {run.name} {what}, found it {state.state} ({state.reason}) at step {state.step} for "
+                f"{_PATIENCE_S:.0f} s; read its logs in {run.path}"
             )
         time.sleep(poll_s)
 
@@ -196,7 +196,7 @@ def _send(number: signal.Signals) -> Callable[[Attempt], None]:
 
 
 def _kill_when(condition: Callable[[Path, int], bool]) -> Callable[[Attempt], None]:
-    """Return a way to kill a process at the moment when its folder of snapshots looks so."""
+    """Return a function that kills a process at the moment when `condition` holds for its folder of snapshots."""
 
     def kill(attempt: Attempt) -> None:
         fold = Fold(attempt.path.parent.parent)
@@ -218,9 +218,10 @@ def _written(snapshots: Path, newest: int) -> bool:
 
 
 def _walltime(attempt: Attempt) -> None:
-    """Let the clock of the attempt's job say that its time is over (see `contrails.train.stop`)."""
+    """Set the end of the job's walltime to the past (see `contrails.train.stop`)."""
     run = Fold(attempt.path.parent.parent).run
-    write_atomic(run.clock(read_hint(attempt.job)["job_id"]), to_json({"end": 0.0}))  # another host's clock, maybe
+    # 0.0 is in the past for the monotonic clock of every host
+    write_atomic(run.clock(read_hint(attempt.job)["job_id"]), to_json({"end": 0.0}))
 
 
 def _kill_launcher(attempt: Attempt) -> None:
@@ -228,7 +229,7 @@ def _kill_launcher(attempt: Attempt) -> None:
 
 
 def _ways(site: Site) -> dict[str, Callable[[Attempt], None]]:
-    """Return what can interrupt a training at a site."""
+    """Return the interruptions that are possible at a site, by name."""
     scheduler = scheduler_of(site)
     if scheduler.CAPABILITIES.runs_here:
         return _WAYS

@@ -1,4 +1,4 @@
-"""What the user's quota leaves: said by `lfs quota` on Lustre, by `quota` elsewhere, by nobody on many machines."""
+"""The space that the user's quota leaves: from `lfs quota` on Lustre, from `quota` elsewhere; often neither exists."""
 
 import os
 import subprocess
@@ -10,14 +10,14 @@ from contrails.user import user_name
 
 
 def quota_left_gb(path: Path) -> float | None:
-    """Return the GB that the user's quota leaves at a path, None where there is none or nobody tells."""
+    """Return the GB that the user's quota leaves at a path; None if there is no quota or no command to read it."""
     said = _run("lfs", "quota", "-q", "-u", user_name(), str(path))
     left = parse_quota(said, None)
     return left if left is not None else parse_quota(_run("quota", "-w", "-p"), _device(path))
 
 
 def parse_quota(text: str, device: str | None) -> float | None:
-    """Return what is left of a quota in GB, from lines of file system, KiB used, quota and limit.
+    """Return the space left in GB, from lines with a file system and its KiB used, quota and limit.
 
     >>> parse_quota("/dev/sda1 1000000* 900000 2000000 0 7 0 0 0", "/dev/sda1")
     1.024
@@ -33,7 +33,7 @@ def parse_quota(text: str, device: str | None) -> float | None:
 
 
 def _device(path: Path) -> str:
-    """Return what is mounted where a path lies."""
+    """Return the device that is mounted at a path."""
     mounted = {Path(part.mountpoint): part.device for part in psutil.disk_partitions(all=True)}
     return next((mounted[folder] for folder in (path, *path.parents) if folder in mounted), "")
 
@@ -44,4 +44,4 @@ def _run(*command: str) -> str:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
     except (FileNotFoundError, PermissionError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout  # quota's exit code also says that a quota is used up
+    return done.stdout  # not the exit code: quota also fails when a quota is exceeded

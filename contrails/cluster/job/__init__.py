@@ -1,1 +1,1 @@
-"""What a job runs: launcher, hand-over, teardown."""
+"""The code that runs inside a job: launcher, hand-over, teardown."""

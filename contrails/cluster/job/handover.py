@@ -1,7 +1,7 @@
-"""In a scheduler's job: the clock of its time, the way back into the queue, and who trains after a restart.
+"""Inside a scheduler's job: its time limit, requeueing it, and which folds it trains after a restart.
 
-The launcher asks here; what ends an attempt is written beside it (`contrails.cluster.ends`), where the teardown of the
-batch script, the next start of the job and `contrails status` read it.
+The launcher uses these functions. The end of an attempt is recorded in `contrails.cluster.ends`, where the teardown of
+the batch script, the next start of the job and `contrails status` read it.
 """
 
 import signal
@@ -23,20 +23,20 @@ from contrails.runs.metrics import covered_step
 from contrails.train.attempt import OVER, is_made_by
 
 _EARLY_S = 61
-"""Slurm sends the signal of a time that is nearly over up to a minute too early."""
+"""Slurm sends the signal before the time limit up to a minute too early."""
 
 CAUSES: dict[Standing, Cause] = {
     "timeout": "walltime", "lost": "lost", "requeued": "preemption", "cancelled": "cancelled"
 }  # fmt: skip
-"""What the scheduler's word says about why a job ends; while it lets the job run, other signs count."""
+"""The cause of a job's end by its standing; while the standing is "running", signals and exit codes decide."""
 
 
 @dataclass
 class Clock:
-    """When the job must hand over; the scheduler is asked again when that seems to be now.
+    """The end of the job's time; the scheduler is asked again when that end seems near, since it can be extended.
 
-    The end stands in the file `path` too, for the trainings, which know how long a step and a snapshot take (see
-    `contrails.train.stop`); `margin_s` is for what they do not know.
+    The end is also written to the file `path`, for the trainings: they know how long a step and a snapshot take (see
+    `contrails.train.stop`). `margin_s` covers what they do not know.
     """
 
     scheduler: Scheduler
@@ -49,24 +49,24 @@ class Clock:
         self._ask()
 
     def due(self) -> bool:
-        """Return whether it is time to save and leave."""
+        """Return whether it is time to save and to hand over."""
         if not self._within(self.margin_s):
             return False
-        self._ask()  # somebody may have given it more
+        self._ask()  # the limit may have been extended
         return self._within(self.margin_s)
 
     def cause(self) -> Cause:
-        """Return what a signal of the scheduler means now."""
+        """Return the cause that a signal of the scheduler means now."""
         return "walltime" if self._within(self.margin_s + _EARLY_S) else "preemption"
 
     def lasted_s(self, site: Site) -> float | None:
-        """Return how long the job has run; None where the scheduler does not say when its time is over."""
+        """Return how many seconds the job has run; None if the scheduler does not say when it will end."""
         return None if self.deadline is None else 60 * site.walltime_min - (self.deadline - time.time())
 
     def _ask(self) -> None:
         self.deadline = self.scheduler.end_time(self.job) or self.deadline
         if self.deadline is None:
-            self.path.unlink(missing_ok=True)  # of an earlier start of the job
+            self.path.unlink(missing_ok=True)  # left by an earlier start of the job
         else:
             write_atomic(self.path, to_json({"end": time.monotonic() + self.deadline - time.time()}))
 
@@ -75,21 +75,21 @@ class Clock:
 
 
 class Progress:
-    """Tells the scheduler, once, that a fold of this start has got further than the earlier ones."""
+    """Tells the scheduler once that a fold has made progress since this start of the job."""
 
     def __init__(self, scheduler: Scheduler, job: ThisJob, folds: list[Fold]) -> None:
         self._scheduler, self._job = scheduler, job
         self._steps = {fold: covered_step(fold) for fold in folds}
 
     def note(self) -> None:
-        """Look for new snapshots."""
+        """Check for new snapshots."""
         if any(covered_step(fold) > step for fold, step in self._steps.items()):
             self._scheduler.note_progress(self._job)
             self._steps = {}
 
 
 def own_attempt(fold: Fold, job: ThisJob) -> Attempt | None:
-    """Return the attempt that this start of the job made at a fold, if it got that far."""
+    """Return the attempt that this start of the job made at a fold, if any."""
     attempts = fold.attempts()
     owner = read_hint(attempts[-1].job) if attempts else {}
     mine = is_made_by(owner, job.job_id, job.name) and owner.get("restart_count") == job.restart_count
@@ -97,7 +97,7 @@ def own_attempt(fold: Fold, job: ThisJob) -> Attempt | None:
 
 
 def record_silent_end(fold: Fold, job: ThisJob, site: Site) -> None:
-    """Write why the last start of this job ended where it left no word, and whether the job goes on with the fold."""
+    """Record the end of the job's last start if nothing else did, and whether the job goes on with the fold."""
     if not _is_open(fold) or (attempt := _last_attempt(fold, job)) is None or read_end(attempt) is not None:
         return
     cause = scheduler_of(site).why_restarted(job)
@@ -107,7 +107,7 @@ def record_silent_end(fold: Fold, job: ThisJob, site: Site) -> None:
 
 
 def is_wanted(fold: Fold, job: ThisJob, site: Site) -> bool:
-    """Return whether a fold is to be trained by this start of the job, which has recorded silent ends before."""
+    """Return whether this start of the job trains a fold; silent ends must be recorded before."""
     if not _is_open(fold):
         return False
     attempt = _last_attempt(fold, job)
@@ -120,15 +120,15 @@ def _is_open(fold: Fold) -> bool:
 
 
 def _last_attempt(fold: Fold, job: ThisJob) -> Attempt | None:
-    """Return the last attempt at a fold, if a start of this job made it."""
+    """Return the last attempt at a fold if any start of this job made it."""
     attempts = fold.attempts()
     return attempts[-1] if attempts and is_made_by(read_hint(attempts[-1].job), job.job_id, job.name) else None
 
 
 def ended_jobs(folds: list[Fold], scheduler: Scheduler, job: ThisJob) -> list[str]:
-    """Return the names of jobs that the scheduler calls ended, of those whose attempts have not said their end.
+    """Return the names of jobs that the scheduler calls ended, whose attempts have not recorded their end.
 
-    Where it knows nothing of one, or does not answer, its attempt is waited for (see `contrails.train.attempt`).
+    If it does not know a job, or does not answer, the new attempt waits for the old one (`contrails.train.attempt`).
     """
     wanted = []
     for fold in folds:
@@ -140,20 +140,20 @@ def ended_jobs(folds: list[Fold], scheduler: Scheduler, job: ThisJob) -> list[st
     try:
         known = scheduler.look([reference(folds[0].run, one) for one in wanted]) if wanted else {}
     except ClusterError as error:
-        tell(f"warning: earlier jobs are waited for: {error}")
+        tell(f"warning: the scheduler does not answer, so attempts of earlier jobs are waited for: {error}")
         return []
     return [name for name, one in known.items() if one.state == "ended"]
 
 
 def may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:
-    """Return whether this start of the job, which ended for this cause, may be followed by another for the fold."""
+    """Return whether another start of the job may follow this one, which ended for this cause, for the fold."""
     return num_failures(fold, cause, job) <= budget(cause, site.retries)
 
 
 def num_failures(fold: Fold, cause: Cause, job: ThisJob) -> int:
-    """Return how many starts in a row, this one included, have ended for this cause without a new snapshot.
+    """Return how many starts in a row, including this one, have ended for this cause without a new snapshot.
 
-    Starts that left no word may have ended for any cause.
+    A start whose cause was not recorded counts for every cause.
     """
     attempts, count = fold.attempts(), 0
     owner = read_hint(attempts[-1].job) if attempts else {}
@@ -173,20 +173,20 @@ def num_failures(fold: Fold, cause: Cause, job: ThisJob) -> int:
 
 
 def note_end(fold: Fold, cause: Cause, job: ThisJob, lasted_s: float | None = None) -> None:
-    """Write into the journal why this start of the job ended, which has no attempt to write it to; the first counts."""
+    """Record in the journal why this start of the job ended without an attempt; the first record is kept."""
     last = last_submission(fold.run, fold.key)
     if last is not None and last.name == job.name and job.restart_count not in last.fruitless:
         record(fold.run, "ended", name=last.name, cause=cause, start=job.restart_count, lasted_s=lasted_s)
 
 
 def ignore_signals() -> None:
-    """Let no signal of the scheduler end this process any more: a requeue sends TERM to all processes of the job."""
+    """Ignore the scheduler's signals from now on: a requeue sends TERM to all processes of the job."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
-    """Send the job back into the queue for folds that stopped and have budget left; return whether it goes."""
+    """Requeue the job for stopped folds that have retries left; return whether it will start again."""
     ignore_signals()
     standing, lasted_s = clock.scheduler.standing(clock.job), clock.lasted_s(site)
     cause = CAUSES.get(standing) or clock.cause()
@@ -197,7 +197,7 @@ def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:
             note_end(fold, cause, clock.job, lasted_s)
         else:
             if read_hint(attempt.state).get("asked_by") == "walltime":
-                cause = "walltime"  # it needed more than the margin
+                cause = "walltime"  # the training stopped before the margin, since a step takes longer than that
             write_end(fold, attempt, cause, lasted_s=lasted_s)
         if standing != "cancelled" and may_retry(fold, cause, clock.job, site):
             going_on.append((fold, attempt))

@@ -1,7 +1,7 @@
-"""Commands of the site profile that are told how a fold ended: `on_done` and `on_failed`.
+"""The commands `on_done` and `on_failed` of the site profile, which report the end of a fold.
 
-They get the names of the run and of the fold as two more arguments, no shell sees them, and nothing that they do or
-fail to do touches the fold.
+They get the names of the run and of the fold as two additional arguments, without a shell. Their failure does not
+affect the fold.
 """
 
 import subprocess
@@ -19,12 +19,12 @@ Hook = subprocess.Popen[bytes]
 
 
 def start_hook(site: dict[str, Any], event: Event, fold: Fold) -> list[Hook]:
-    """Start the command of an event; empty where the site has none, or it cannot be started.
+    """Start the command of an event; return an empty list if the site has none or it cannot be started.
 
     Args:
-        site: the profile as `run.toml` has it.
-        event: what happened.
-        fold: to which fold.
+        site: the site profile as in `run.toml`.
+        event: the event.
+        fold: the fold that ended.
     """
     command = site.get(event)
     if not command:
@@ -37,7 +37,7 @@ def start_hook(site: dict[str, Any], event: Event, fold: Fold) -> list[Hook]:
 
 
 def finish_hooks(hooks: Sequence[Hook]) -> None:
-    """Wait a minute for the commands, then end them."""
+    """Wait up to a minute for the commands, then kill those that still run."""
     end = time.monotonic() + _PATIENCE_S
     for hook in hooks:
         try:

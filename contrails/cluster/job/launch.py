@@ -1,8 +1,8 @@
-"""The launcher: what a job runs. It starts one child process a fold and has the last word on how each ended.
+"""The launcher: the process of a job that starts one child process per fold and records how each ended.
 
-It imports no torch, numpy or h5py, so it is small, and what ends a fold (a mapped file that vanishes, no memory) does
-not end it. submitit pickles `run_folds` by name with a folder and folds, nothing else; everything else is read from
-the run folder when the job starts. `python -m contrails.cluster.job.launch RUN FOLD` trains a fold in the foreground.
+It imports no torch, numpy or h5py, so it is small, and survives what kills a child (a mapped file that vanishes, no
+memory). submitit pickles only the name `run_folds`, a folder and folds; everything else is read from the run folder
+when the job starts. `python -m contrails.cluster.job.launch RUN FOLD` trains a fold in the foreground.
 """
 
 import itertools
@@ -39,14 +39,14 @@ from contrails.train.attempt import OVER
 from contrails.train.context import JobContext
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals of schedulers; that of Ctrl-C reaches the children without help, a terminal sends it to all of them."""
+"""Signals of schedulers, forwarded to the children; Ctrl-C needs no forwarding, a terminal sends it to all of them."""
 
 _POLL_S = 0.1
 _LOOK_S = 2.0
-"""How often a launcher looks for tombstones and at the clock."""
+"""Seconds between looks for cancelled folds and at the clock."""
 
 _Share = tuple[str | None, list[int]]
-"""What a child gets of the machine: its GPUs, if it trains on such, and the descriptors of its slots."""
+"""Resources of a child: its GPUs, if it trains on GPUs, and the descriptors of its slots."""
 
 T = TypeVar("T")
 
@@ -58,12 +58,12 @@ class _Child:
 
 
 def run_folds(run_path: str, folds: list[str]) -> None:
-    """Train folds in a job, with the output in the attempts' logs; in a scheduler's job, hand over what stopped.
+    """Train folds in a job, with output in the attempts' logs; a scheduler's job hands over the folds that stopped.
 
     Raises:
-        SystemExit: not every fold finished; the code is that of `launch`.
+        SystemExit: not every fold has finished; the exit code is as described in `launch`.
     """
-    # submitit lets TERM pass by and asks for a new job at USR2; while there are no children, they just end the job
+    # submitit's handlers ignore TERM and resubmit at USR2; until the children exist, both should just end the job
     for number in FORWARDED:
         signal.signal(number, signal.SIG_DFL)
     run = Run(Path(run_path))
@@ -74,12 +74,12 @@ def run_folds(run_path: str, folds: list[str]) -> None:
     code = _run_job(run, config, site, folds) if has_queue else _run_here(run, config, site, folds)
     tell_failure(start_if_due, run, config, site)
     if code:
-        sys.exit(code)  # the teardown goes on from here
+        sys.exit(code)  # the teardown in the batch script decides what follows
     tell_failure(partial(submit_refused, is_leaving=True), run, config, site)
 
 
 def tell_failure(what: Callable[[Run, RunConfig, Site], None], run: Run, config: RunConfig, site: Site) -> None:
-    """Do something for the run as a whole; that it fails is no fault of these folds, and `contrails status` says it."""
+    """Call `what` for the run; print its error, which `contrails status` shows too, but do not fail the folds."""
     try:
         what(run, config, site)
     except ContrailsError as error:
@@ -103,7 +103,7 @@ def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
 
 
 def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
-    """Train in a scheduler's job what is left to do, and send the job back into the queue for what stopped."""
+    """Train the remaining folds in a scheduler's job, and requeue the job for those that stopped."""
     scheduler = scheduler_of(site)
     here = scheduler.this_job()
     clock = Clock(scheduler, here, site.margin_s, run.clock(here.job_id))
@@ -133,7 +133,7 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     stopped = [fold for fold in stopped if not fold.cancelled.exists()]
     if not stopped:
         return _exit_code(list(codes.values()))
-    # a job that goes on has not failed, whatever became of its other folds
+    # a job that continues has not failed, even if another fold in it has
     goes_on = hand_over(stopped, clock, site)
     return Stopped.exit_code if goes_on else scheduler.last_code(_exit_code(list(codes.values())))
 
@@ -144,12 +144,13 @@ def launch(run: Run, config: RunConfig, folds: list[str], job: JobContext, slots
     Args:
         run: the run whose frozen code this process imports.
         config: its frozen configuration.
-        folds: keys of the folds; child i gets the i-th slot and its GPU (one for each rank), beginning again after the
-            last one.
-        job: what the children are told about the job.
-        slots: descriptor that holds each slot; closed here when the children have theirs. May be empty.
+        folds: keys of the folds; child i gets the i-th slot and its GPU (one per rank), starting over after the last
+            slot.
+        job: information about the job for the children.
+        slots: the descriptor that holds each slot; closed here once the children have inherited it. May be empty.
 
     Returns:
+        0 if every fold succeeded; the exit code of one that failed; 75 if some only stopped.
         0 if every fold ended well; else the exit code of one that failed, or 75 where they only stopped.
     """
     return _exit_code(list(_run_children(run, config, folds, job, _dealt_slots(config, slots)).values()))
@@ -163,7 +164,7 @@ def _dealt_slots(config: RunConfig, slots: Mapping[Slot, int]) -> list[_Share]:
 
 
 def _dealt(items: Sequence[T], num_ranks: int) -> list[Sequence[T]]:
-    """Return the slots or GPUs of each fold, one for each of its ranks."""
+    """Split slots or GPUs into one group per fold, of one per rank."""
     return [items[start : start + num_ranks] for start in range(0, len(items), num_ranks)]
 
 
@@ -175,8 +176,8 @@ def _run_children(
     shares: list[_Share],
     is_due: Callable[[], bool] = lambda: False,
 ) -> dict[str, int]:
-    """Train each fold in a child, with a share of the machine each; return their exit codes."""
-    # Ctrl-C finds children that are just started as they are: see `contrails.cluster.job.task`
+    """Train each fold in a child process with its own GPUs and slots; return the exit codes by fold."""
+    # blocked while the children start, so that Ctrl-C does not kill them (see `contrails.cluster.job.task`)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     asked = _catch_signals()
     clock = None if job.job_id is None else str(run.clock(job.job_id))
@@ -189,18 +190,18 @@ def _run_children(
         _start(run.fold(key), job, gpu, [*held, *memory])
         for key, (gpu, held) in zip(folds, itertools.cycle(shares or [(None, [])]), strict=False)
     ]
-    if signal.SIGINT in signal.sigpending():  # it may have come before some child was there
+    if signal.SIGINT in signal.sigpending():  # sent before all children existed
         for child in children:
             child.process.send_signal(signal.SIGINT)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     for descriptor in (*(one for _, held in shares for one in held), *memory):
-        os.close(descriptor)  # a slot is free, and the memory too, when the last child that has it ends
+        os.close(descriptor)  # slots and memory are freed when the last child that inherited them ends
     stopping = _wait(children, asked, config, is_due, job.memory_gb)
     return {child.fold.key: _code(child.process.returncode, stopping) for child in children}
 
 
 def _catch_signals() -> deque[int]:
-    """Return what will hold the signals that arrive from now on; none of them ends this process."""
+    """Install handlers that only append signals to the returned deque, so that none ends this process."""
     asked: deque[int] = deque()
     for number in FORWARDED:
         signal.signal(number, lambda received, _frame: asked.append(received))
@@ -222,7 +223,7 @@ def _wait(
     is_due: Callable[[], bool],
     memory_gb: float | None,
 ) -> bool:
-    """Forward signals until every child has ended and was looked at; return whether they were told to stop."""
+    """Forward signals until every child has ended, and record each end; return whether a stop was requested."""
     alive, stopping, looked, hooks = children, False, time.monotonic(), list[Hook]()
     while alive:
         time.sleep(_POLL_S)
@@ -249,7 +250,7 @@ def _wait(
 
 
 def _event(child: _Child, config: RunConfig, stopping: bool) -> Event | None:
-    """Return what the site's commands are told; in a scheduler's job, its teardown knows what is tried again."""
+    """Return the site's event for a child that ended; None if it is retried, or if the teardown decides that."""
     code = _code(child.process.returncode, stopping)
     if code == 0:
         return "on_done"
@@ -262,15 +263,15 @@ def _event(child: _Child, config: RunConfig, stopping: bool) -> Event | None:
 def _code(returncode: int, stopping: bool) -> int:
     """Return the exit code of a child, with 128 + N for signal N as in a shell."""
     if (stopping and -returncode in FORWARDED) or returncode == -signal.SIGINT:
-        return Stopped.exit_code  # it was still importing, and had nothing to save
+        return Stopped.exit_code  # it was still importing and had nothing to save
     return returncode if returncode >= 0 else 128 - returncode
 
 
 def _look_at(child: _Child, config: RunConfig, stopping: bool, peak: Peak) -> None:
-    """Write why a child ended; if a signal ended it, it had no time to say so itself."""
+    """Record why a child ended; also write its state if a signal left it no time to do so."""
     code = _code(child.process.returncode, stopping)
     if child.process.returncode == -signal.SIGINT:
-        tell(f"fold {child.fold.key}: stopped (SIGINT) before it began; {next_step('lost', child.fold.run)}")
+        tell(f"fold {child.fold.key}: stopped (SIGINT) before training began; {next_step('lost', child.fold.run)}")
     if code in (0, Stopped.exit_code):
         return
     attempt = _attempt_of(child)
@@ -280,7 +281,7 @@ def _look_at(child: _Child, config: RunConfig, stopping: bool, peak: Peak) -> No
             _say(child, attempt, _reason(-child.process.returncode, config, peak), cause)
         if attempt is not None:
             write_end(child.fold, attempt, cause)
-    except StorageError as error:  # it must not end the other folds
+    except StorageError as error:  # the other folds go on
         tell(f"error: {error}")
 
 
@@ -298,7 +299,7 @@ def _reason(number: int, config: RunConfig, peak: Peak) -> str:
     if number == signal.SIGBUS:
         mapped = f"{path} (or its copy in {stage_dir})" if stage_dir else str(path)
         return (
-            f"dataset vanished or I/O error: the mapped file {mapped} was cut short, removed, or could not be read "
+            f"dataset vanished or I/O error: the mapped file {mapped} was truncated, removed, or could not be read "
             "(SIGBUS)"
         )
     if number == signal.SIGKILL:
@@ -308,7 +309,7 @@ def _reason(number: int, config: RunConfig, peak: Peak) -> str:
 
 
 def _attempt_of(child: _Child) -> Attempt | None:
-    """Return the attempt that a child which has ended had claimed."""
+    """Return the attempt that an ended child had claimed, if any."""
     for attempt in reversed(child.fold.attempts()):
         owner = process_in(read_hint(attempt.job))
         if owner is not None and owner.pid == child.process.pid and owner.is_dead():
@@ -317,7 +318,7 @@ def _attempt_of(child: _Child) -> Attempt | None:
 
 
 def _exit_code(codes: list[int]) -> int:
-    """Return one code for all children; a failure goes before a stop."""
+    """Return one exit code for all children: a failure if there is one, else 75 if one stopped, else 0."""
     return next((code for code in codes if code not in (0, Stopped.exit_code)), max(codes, default=0))
 
 

@@ -1,8 +1,8 @@
-"""Jobs that the scheduler did not take: the other jobs of the run submit them when they start and end.
+"""Jobs that the scheduler refused for a limit: other jobs of the run submit them when they start or end.
 
-A site may allow so few queued jobs that one which must go on finds no room for its next job while its time lasts, or
-that a run gets some of its jobs only. Room comes when other jobs end, which those of the same run see first. A job that
-ends takes up room until it is gone: where all of them end at once, the last one waits until the others are gone.
+A site may limit the queued jobs so much that a job cannot submit its continuation in time, or that a run gets only
+some of its jobs. The limit allows another job when one has ended, which the jobs of the same run notice first. A job
+counts until it has left the queue: if all jobs of a run end at once, the last one waits until the others are gone.
 """
 
 import time
@@ -26,14 +26,14 @@ _RETRY_S = 5.0
 
 
 def submit_refused(run: Run, config: RunConfig, site: Site, *, is_leaving: bool = False) -> None:
-    """Submit the folds of a run that nobody goes on with since the scheduler refused their job.
+    """Submit the folds of a run that nothing trains because the scheduler refused their job.
 
     Args:
-        run: whose folds they are.
+        run: the run of the folds.
         config: its frozen configuration.
         site: its site profile.
-        is_leaving: whether the job in which this runs ends then. If all other jobs of the run end too, it waits for a
-            minute until they are gone.
+        is_leaving: whether the calling job is about to end. If all other jobs of the run are about to end too, it
+            waits up to a minute until they have left the queue.
 
     Raises:
         ClusterError: the scheduler refuses again, or does not answer; the next call tries again.
@@ -68,20 +68,20 @@ def _submit_refused(run: Run, config: RunConfig, site: Site) -> None:
         try:
             submit_job(run, site, request)
         except ClusterError as error:
-            if request.name not in {row.name for row in submissions(run) if not row.void}:  # else it may be there
+            if request.name not in {row.name for row in submissions(run) if not row.void}:  # otherwise it may exist
                 leave_to_others(run, request, error)
             raise
 
 
 def _record_leaving(run: Run, name: str) -> None:
-    """Write that this job is about to end; the lock is held, so one of those that leave is the last to do so."""
+    """Record that this job is about to end; the caller holds the lock, so exactly one job is the last to do so."""
     known = {job.name: job for job in submissions(run) if job.folds}
-    if name in known and not known[name].is_leaving:  # somebody may have renamed the job
+    if name in known and not known[name].is_leaving:  # unknown if the user has renamed the job
         record(run, "leaving", name=name)
 
 
 def _all_others_leave(run: Run, site: Site, name: str) -> bool:
-    """Return whether there are other jobs with folds of the run than this one, and all of them leave."""
+    """Return whether the run has other jobs with folds, and all of them are about to end."""
     known = {job.name: job for job in submissions(run) if job.folds}
     alive = {job.name for job in reconcile(run, site).values() if job.state != "ended"}
     others = [known[other] for other in alive - {name} if other in known]
@@ -89,7 +89,7 @@ def _all_others_leave(run: Run, site: Site, name: str) -> bool:
 
 
 def _may_be_refused(fold: Fold) -> bool:
-    """Return whether nobody may go on with a fold, by its own files; else the scheduler need not be asked."""
+    """Return whether, by its own files, nothing may be training a fold; otherwise the scheduler need not be asked."""
     if fold.done.exists() or fold.cancelled.exists():
         return False
     last, attempts = newest_asked(submissions(fold.run)).get(fold.key), fold.attempts()
@@ -101,14 +101,14 @@ def _may_be_refused(fold: Fold) -> bool:
 
 
 def _record_silent_end(fold: Fold) -> None:
-    """Write that the last attempt is lost, if there is one and it left no word."""
+    """Record that the last attempt is lost, if it has not recorded its end."""
     attempts = fold.attempts()
     if attempts and read_end(attempts[-1]) is None:
         write_end(fold, attempts[-1], "lost")
 
 
 def _has_budget(fold: Fold, site: Site) -> bool:
-    """Return whether the last attempt, if there is one, may be followed by another."""
+    """Return whether the last attempt, if any, may be followed by another."""
     attempts = fold.attempts()
     end = read_end(attempts[-1]) if attempts else None
     return end is None or retries_left(fold, end.cause, site.retries) > 0

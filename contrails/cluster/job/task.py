@@ -1,4 +1,4 @@
-"""What trains one fold: a process of its own, a child of the launcher, from the run's frozen code.
+"""The process that trains one fold: a child of the launcher, which imports the run's frozen code.
 
 `python -m contrails.cluster.job.task RUN FOLD JOB`, where JOB is a `JobContext` as JSON.
 """
@@ -24,11 +24,11 @@ from contrails.train.context import JobContext
 def main() -> None:
     """Train a fold; the exit code is that of the error."""
     run, fold_key, job = Run(Path(sys.argv[1])), sys.argv[2], JobContext.from_json(sys.argv[3])
-    # until training handles it, Ctrl-C just ends this process, without a traceback of what was being imported
+    # until training installs its handler, Ctrl-C ends this process without a traceback from the imports
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # the launcher has held it back
-    # it saves its position then and stops: a scheduler that kills the launcher takes the job for ended, and nobody
-    # would see, stop or account for a fold that trains on
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # the launcher has blocked it
+    # if the launcher dies, the training saves its position and stops: the scheduler takes the job for ended, and
+    # nothing would see, stop or account for a fold that trains on
     if job.launcher_pid is not None:
         end_with(job.launcher_pid, signal.SIGTERM)
     try:
@@ -56,7 +56,7 @@ def run_task(fold: Fold, job: JobContext) -> None:
 
 
 def _start_sync(fold: Fold) -> None:
-    """Start `contrails sync --follow` in a session of its own: nothing that happens to it touches training."""
+    """Start `contrails sync --follow` in a session of its own, so that its failure does not affect training."""
     command = [sys.executable, "-m", "contrails", "sync", str(fold.run.path), "--fold", fold.key, "--follow"]
     with fold.sync_log.open("ab") as log_file:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)

@@ -1,8 +1,8 @@
-"""The end of a batch script: what the job itself could not say or do any more, without anybody logged in.
+"""The last step of a batch script: retries folds that the launcher could not hand over, without a user logged in.
 
-`python -m contrails.cluster.job.teardown RUN FOLD[,FOLD...] CODE`, with the exit code of the launcher. A job that
-handed itself over is left alone. Otherwise each unfinished fold's cause is looked at against its budget: the job is
-requeued, or another one is submitted that asks for more memory or avoids the node.
+`python -m contrails.cluster.job.teardown RUN FOLD[,FOLD...] CODE` gets the exit code of the launcher. It does nothing
+if the job handed itself over. Otherwise it compares the cause of each unfinished fold with its retries, and requeues
+the job, or submits another one that asks for more memory or avoids the node.
 """
 
 import signal
@@ -33,11 +33,11 @@ from contrails.train.attempt import OVER
 
 _MORE = 1.5
 _UNFINISHED = 1
-"""Exit code of a job that has left a fold unfinished, though srun says 0 (its slurmstepd was killed)."""
+"""Exit code of a job with an unfinished fold although srun returned 0, as when its slurmstepd was killed."""
 
 
 def main() -> None:
-    """Apply the budgets; the batch script goes on to end with the code of this process."""
+    """Retry what may be retried; the batch script ends with the exit code of this process."""
     run, keys, code = Run(Path(sys.argv[1])), sys.argv[2].split(","), int(sys.argv[3])
     config = run.read_config()
     site = parse(Site, config.site, str(run.toml))
@@ -46,14 +46,14 @@ def main() -> None:
     except ContrailsError as error:
         tell(f"error: {error}")
         code = code or error.exit_code
-    tell_failure(start_if_due, run, config, site)  # the launcher may have ended just before it could
+    tell_failure(start_if_due, run, config, site)  # the launcher may have died just before it could
     if code != Stopped.exit_code:
         tell_failure(partial(submit_refused, is_leaving=True), run, config, site)
     sys.exit(code)
 
 
 def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: int) -> int:
-    """Return the code with which the job is to end, which says to a chain of jobs whether it goes on."""
+    """Return the exit code of the job, which tells a chain of jobs whether to go on."""
     scheduler = scheduler_of(site)
     job = scheduler.this_job()
     open_folds = [fold for fold in folds if not fold.done.exists() and not fold.cancelled.exists()]
@@ -69,7 +69,7 @@ def _settle(run: Run, config: RunConfig, site: Site, folds: list[Fold], code: in
         return scheduler.last_code(code)
     again = [fold for fold in open_folds if may_retry(fold, causes[fold], job, site) and _is_newest(fold, job)]
     given_up = [fold for fold in open_folds if fold not in again]
-    # they may take a minute, in which others submit; a requeue would end them
+    # before the lock is taken, since other jobs submit meanwhile, and before a requeue, which would kill the hooks
     finish_hooks([hook for fold in given_up for hook in start_hook(config.site, "on_failed", fold)])
     with submitting(run):
         again = [fold for fold in again if _is_newest(fold, job)]
@@ -94,7 +94,7 @@ def _own_end(fold: Fold, job: ThisJob) -> End | None:
 
 
 def _record_causes(folds: list[Fold], job: ThisJob, site: Site, code: int, standing: Standing) -> dict[Fold, Cause]:
-    """Write down and return why each fold's attempt ended: where nobody has said so yet, by scheduler and exit code."""
+    """Record and return why each fold's attempt ended; if unrecorded, by the scheduler's answer and the exit code."""
     causes = {fold: end.cause for fold in folds if (end := _own_end(fold, job)) is not None}
     unsaid = [fold for fold in folds if fold not in causes]
     peak = _peak(job, site) if unsaid and code == 128 + signal.SIGKILL and standing == "running" else None
@@ -114,7 +114,7 @@ def _record_causes(folds: list[Fold], job: ThisJob, site: Site, code: int, stand
 
 
 def _noted(fold: Fold, job: ThisJob) -> Cause | None:
-    """Return why this start of the job ended, as the launcher has noted it where there was no attempt yet."""
+    """Return why this start of the job ended, if the launcher recorded it for a fold without an attempt."""
     last = last_submission(fold.run, fold.key)
     said = last.fruitless.get(job.restart_count) if last is not None and last.name == job.name else None
     return None if said is None else said.cause
@@ -132,7 +132,7 @@ def _say(attempt: Attempt, reason: str) -> None:
 
 
 def _is_newest(fold: Fold, job: ThisJob) -> bool:
-    """Return whether nobody has submitted the fold again in the meantime."""
+    """Return whether this job is still the fold's newest one."""
     last = last_submission(fold.run, fold.key)
     return last is not None and last.name == job.name
 
@@ -140,7 +140,7 @@ def _is_newest(fold: Fold, job: ThisJob) -> bool:
 def _submit_changed(
     run: Run, config: RunConfig, site: Site, folds: list[Fold], changes: set[Cause], job: ThisJob
 ) -> None:
-    """Submit the folds as a new job: this one's memory and nodes can no longer be changed."""
+    """Submit the folds as a new job, since memory and nodes of this one can no longer be changed."""
     last = last_submission(run, folds[0].key)
     memory_gb, exclude = (last.memory_gb, last.exclude) if last else (None, ())
     if "memory" in changes:
@@ -158,14 +158,14 @@ def _submit_changed(
 
 
 def _avoided(before: tuple[str, ...], node: str, num_in_a_row: int) -> tuple[str, ...]:
-    """Return the nodes of the failures in a row, newest last: like the budget, they are forgotten after progress."""
+    """Return the nodes to avoid: those of the failures in a row, newest last; progress resets them like the retries."""
     return (*before[max(0, len(before) - num_in_a_row + 1) :], node)
 
 
 def _more_memory_gb(run: Run, site: Site, folds: list[Fold], job: ThisJob) -> float:
-    """Return half as much again as the site's memory for each kill in a row: like the budget, it starts anew.
+    """Return the memory in GB: half as much again for each kill in a row; progress resets it like the retries.
 
-    It is not more than a node has: such a job would be refused, or wait for ever.
+    It is at most what a node has; a larger request would be refused or wait forever.
     """
     first_gb = site.memory_gb or min(
         [job.memory_gb or 1.0, *(one.memory_gb / _MORE for one in submissions(run) if one.memory_gb is not None)]

@@ -1,1 +1,1 @@
-"""The names that the submitit plugin had: entry points and jobs of earlier versions use them."""
+"""Former module names of the submitit plugin, kept for entry points and jobs of earlier versions."""

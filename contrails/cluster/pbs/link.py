@@ -1,4 +1,4 @@
-"""See `contrails.submitit_pbs.in_job.link`; scripts of jobs that wait start it by this name."""
+"""See `contrails.submitit_pbs.in_job.link`; scripts of jobs queued by earlier versions start this module."""
 
 from contrails.submitit_pbs.in_job.link import main
 

@@ -1,1 +1,1 @@
-"""Jobs that are asked for: journalled, named, from frozen code."""
+"""Submitting jobs: their names, the journal, and the frozen code that they run."""

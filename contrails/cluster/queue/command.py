@@ -1,6 +1,6 @@
-"""One of contrails' own commands as a job: an aggregation, a shard of a dataset.
+"""Jobs that run one of contrails' own commands, such as an aggregation or a shard of a dataset.
 
-The job runs the frozen code of its folder; what the command has half done, it goes on with when the job starts again.
+The job runs the frozen code of its folder. When it is started again, the command continues from what is complete.
 """
 
 import subprocess
@@ -19,9 +19,9 @@ def run_command(arguments: list[str]) -> None:
     """Run `contrails ARGUMENTS` in a job.
 
     Raises:
-        SystemExit: it failed; the code is its own.
+        SystemExit: the command failed; the exit code is the command's.
     """
-    # in a process of its own: this one has submitit's handlers, which let signals pass by
+    # in a new process, since submitit's signal handlers in this one ignore signals
     if code := subprocess.run([sys.executable, "-m", "contrails", *arguments], check=False).returncode:
         sys.exit(code if code > 0 else 128 - code)
 
@@ -35,7 +35,7 @@ def command_request(
     after: Mapping[str, Path] | None = None,
     teardown: tuple[str, ...] = (),
 ) -> Request:
-    """Return the job that runs a command; `what` begins its name, such as g0 or p3. For the rest see `Request`."""
+    """Return the job that runs a command; its name begins with `what`, such as g0 or p3. See also `Request`."""
     return Request(
         name=job_name(run.path, what, [job.name for job in submissions(run)]),
         function=f"{__name__}:run_command",

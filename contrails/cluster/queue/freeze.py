@@ -1,6 +1,6 @@
-"""The frozen copy of the package that every attempt of a run imports.
+"""The frozen copy of the package, which every attempt of a run imports.
 
-Editing the clone, or installing another version, changes nothing in a run that exists.
+Editing the clone or installing another version does not change an existing run.
 """
 
 import shutil
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def freeze_code(run: Run, *, before: Path | None = None) -> str:
-    """Copy the package that runs now into the run's `code/`, unless it is there; return its SHA-256.
+    """Copy the running package into the run's `code/` unless it exists; return its SHA-256.
 
-    With `before`, what is there is kept under that name once the copy is complete.
+    With `before`, an existing copy is renamed to that path once the new one is complete.
     """
     source, target = package_folder(), run.code / "contrails"
     if before is not None or not target.exists():
@@ -33,23 +33,23 @@ def freeze_code(run: Run, *, before: Path | None = None) -> str:
 
 @cache
 def imported_code() -> str:
-    """Return the SHA-256 of the package as it is imported now, which no edit of its files changes any more."""
+    """Return the SHA-256 of the imported package, computed once, so that later edits of its files do not change it."""
     return code_digest(package_folder())
 
 
 def package_folder() -> Path:
-    """Return the folder of the package as it is imported now."""
+    """Return the folder of the imported package."""
     assert contrails.__file__ is not None
     return Path(contrails.__file__).resolve().parent
 
 
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(512 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
-"""Memory that a step frees stays with the process for the next one: glibc would give it back, and to get it again costs
-a page fault per 4 KiB, on a CPU a third of the time of making batches."""
+"""Settings of glibc's malloc that keep freed memory in the process for the next step. Otherwise it is returned to the
+system, and the page faults of getting it again take a third of the time of making batches on a CPU."""
 
 
 def job_environment(run: Run, num_threads: int) -> dict[str, str]:
-    """Return what the environment of a job has of its own: the frozen code first, threads, repeatable kernels."""
+    """Return the environment of a job: frozen code first on the import path, threads, deterministic kernels."""
     return ALLOCATOR | {
         "PYTHONPATH": str(run.code),
         # keeps the working folder, which may be a clone, off the import path
@@ -65,18 +65,21 @@ def require_frozen(run: Run, config: "RunConfig") -> None:
     """Check that this process imports the run's own code, unchanged.
 
     Raises:
-        RunError: it does not.
+        RunError: it imports other code, or the code was changed.
     """
     if package_folder() != (run.code / "contrails").resolve():
-        raise RunError(f"expected to run the code frozen in {run.code}, found {package_folder()} on the import path")
+        raise RunError(
+            f"expected to run the code frozen in {run.code}, found {package_folder()} on the import path; continue "
+            f"with `contrails resume {run.typed}`"
+        )
     require_unchanged(run, config)
 
 
 def require_unchanged(run: Run, config: "RunConfig") -> None:
-    """Check that the code in a run's folder is what was frozen there.
+    """Check that the code in a run's folder is unchanged since it was frozen.
 
     Raises:
-        RunError: it is not.
+        RunError: it was changed.
     """
     found = code_digest(run.code / "contrails")
     if found != config.code:

@@ -1,6 +1,6 @@
-"""The journal of a run: every job that was asked of a scheduler, written before it is asked and after it has answered.
+"""The journal of a run: each job is recorded before the scheduler is asked, and again after it has answered.
 
-An intent without an answer is a submission that was killed, or whose answer was lost: the job may exist.
+An intent without an answer is a submission that was killed, or whose answer was lost; the job may exist.
 """
 
 import time
@@ -18,7 +18,7 @@ from contrails.train.attempt import is_made_by
 
 @dataclass(frozen=True)
 class Fruitless:
-    """Why a start of a job ended without an attempt, and how long it had lasted, None where nobody knows."""
+    """Why a start of a job ended without an attempt, and the seconds it had lasted, None if unknown."""
 
     cause: Cause
     lasted_s: float | None = None
@@ -26,12 +26,12 @@ class Fruitless:
 
 @dataclass(frozen=True)
 class Submission:
-    """A job as the journal knows it.
+    """A job as recorded in the journal.
 
-    `time` is when it was asked for, in seconds since the epoch; `job_id` is None while the scheduler has not answered,
-    and `void` is True when it turned out to know no such job, or has refused it: `refusal` is what it said where it is
-    left to the other jobs of the run; `process` is the job's process where it runs here; `is_leaving`: it was about to
-    end when it was refused a job.
+    `time` is when it was requested, in seconds since the epoch. `job_id` is None until the scheduler has answered.
+    `void` is True if the scheduler knows no such job or has refused it; `refusal` is its message if other jobs of the
+    run shall submit it again. `process` is the job's process if it runs on this machine. `is_leaving` is True if the
+    job was about to end when it was refused a job.
     """
 
     name: str
@@ -44,37 +44,37 @@ class Submission:
     memory_gb: float | None = None
     exclude: tuple[str, ...] = ()
     after: tuple[Run, ...] = ()
-    """Runs that it waits for."""
+    """Runs whose jobs it waits for."""
     process: Process | None = None
     fruitless: Mapping[int, Fruitless] = field(default_factory=dict)
-    """Its starts, by number, that ended without an attempt and could say so."""
+    """Starts of the job, by number, that recorded their end without having made an attempt."""
     is_leaving: bool = False
 
     def is_that_of(self, owner: Mapping[str, Any]) -> bool:
-        """Return whether an attempt with this `job.json` was made by the job."""
+        """Return whether this job made the attempt with this `job.json`."""
         return is_made_by(owner, self.job_id, self.name)
 
     def folder(self, run: Run) -> Path:
-        """Return submitit's folder of the job; older versions had one for all jobs of a run."""
+        """Return submitit's folder of the job; older versions had one folder for all jobs of a run."""
         own = run.job_folder(self.name)
         return own if own.is_dir() else run.submitit
 
     def log(self, run: Run, stream: str = "err") -> Path:
-        """Return where the job's own output goes, before an attempt takes it; `stream` is out or err."""
+        """Return the log of the job's output before an attempt redirects it; `stream` is out or err."""
         return job_log(self.folder(run), str(self.job_id), stream)
 
 
 _NEEDED = {"intent": {"folds", "time", "exclude"}, "submitted": {"job_id"}, "ended": {"start", "cause"}}
-"""What a row of each event says."""
+"""Fields that a row of each event must have."""
 
 
 def record(run: Run, event: str, **details: Any) -> None:
-    """Append an event, flushed to the disk before this returns."""
+    """Append an event, and flush it to the disk."""
     append_json_line(run.journal, {"event": event, "time": time.time(), **details}, durable=True)
 
 
 def submissions(run: Run) -> list[Submission]:
-    """Return the jobs of a run in the order in which they were asked for."""
+    """Return the jobs of a run in the order in which they were requested."""
     found: dict[str, Submission] = {}
     for row in map(typed, read_json_lines(run.journal)):
         name, event = row.get("name"), row.get("event")
@@ -94,7 +94,7 @@ def submissions(run: Run) -> list[Submission]:
             found[name] = replace(found[name], job_id=row["job_id"], process=process_in(row.get("process", {})))
         elif event == "ended" and name in found:
             start = {row["start"]: Fruitless(row["cause"], row.get("lasted_s"))}
-            found[name] = replace(found[name], fruitless=start | dict(found[name].fruitless))  # the first word counts
+            found[name] = replace(found[name], fruitless=start | dict(found[name].fruitless))  # the first record wins
         elif event == "void" and name in found:
             found[name] = replace(found[name], void=True, refusal=row.get("refusal"))
         elif event == "leaving" and name in found:
@@ -103,15 +103,15 @@ def submissions(run: Run) -> list[Submission]:
 
 
 def last_submission(run: Run, fold: str) -> Submission | None:
-    """Return the newest job that was submitted for a fold, or None if there was none."""
+    """Return the newest job that was submitted for a fold; None if there is none."""
     return newest_submissions(submissions(run)).get(fold)
 
 
 def newest_submissions(jobs: list[Submission]) -> dict[str, Submission]:
-    """Return the newest job of each fold that the scheduler took."""
+    """Return the newest job of each fold that the scheduler accepted."""
     return {fold: job for job in jobs if job.job_id is not None for fold in job.folds}
 
 
 def newest_asked(jobs: list[Submission]) -> dict[str, Submission]:
-    """Return the newest job of each fold that was asked for, also where the scheduler did not take it."""
+    """Return the newest job of each fold that was requested, even if the scheduler did not accept it."""
     return {fold: job for job in jobs for fold in job.folds}

@@ -1,4 +1,4 @@
-"""Names of jobs: they say run, purpose and link in 15 characters, so that a lost job can be found by its name alone."""
+"""Names of jobs: 15 characters that identify run, purpose and link, so that a lost job is found by its name."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,12 +8,12 @@ from contrails.runs.folder import ALL
 
 
 def prefix(run_path: Path) -> str:
-    """Return what the names of all jobs of a run begin with."""
+    """Return the prefix of the names of all jobs of a run."""
     return f"ct{hashlib.sha256(str(run_path).encode()).hexdigest()[:6]}"
 
 
 def job_name(run_path: Path, what: str, taken: Iterable[str]) -> str:
-    """Return the name of the next job: `what` is a purpose and a number, and the link counts the jobs of that name.
+    """Return the name of the next job; `what` is its purpose and number, followed by the number of the link.
 
     >>> job_name(Path("/runs/first"), "f0", [])
     'ct93f0b8f0a1'
@@ -24,7 +24,7 @@ def job_name(run_path: Path, what: str, taken: Iterable[str]) -> str:
 
 
 def fold_name(folds: Iterable[str]) -> str:
-    """Return what a job of these folds is called: by the lowest of them, A for the fold of all records.
+    """Return the part of a job's name for its folds: the lowest number, or A for the fold of all records.
 
     >>> fold_name(["2", "1", "all"])
     'f1'

@@ -1,7 +1,7 @@
-"""Commands that a run's own code carries out: what submits, resumes or follows its jobs is the code frozen in it.
+"""Running commands with a run's own frozen code, which submits, resumes and follows its jobs.
 
-Each is a process of its own, so that an update of the clone changes nothing in a run that exists. What is handed over
-is a command line, which stays the same where modules and formats change.
+Each command is a separate process, so that an update of the clone does not change an existing run. The interface is a
+command line, since that stays stable when modules and formats change.
 """
 
 import json
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def is_imported(config: "RunConfig") -> bool:
-    """Return whether this process imports the code that is frozen in a run, and can serve it itself."""
+    """Return whether this process imports the code frozen in a run, and can serve the run itself."""
     return imported_code() == config.code
 
 
 def become(run: Run, config: "RunConfig", words: Sequence[str]) -> NoReturn:
-    """Go on as `contrails WORDS` with the run's own code, in the place of this process.
+    """Replace this process by `contrails WORDS` with the run's own code.
 
     Raises:
         RunError: that code was changed.
@@ -48,19 +48,19 @@ def submit(
     after: str | None = None,
     then: str | None = None,
 ) -> dict[str, str]:
-    """Submit folds by `contrails submit` of the run's own code; return what happened to each, as `submit_folds` does.
+    """Submit folds with `contrails submit` of the run's own code; return the outcome of each as `submit_folds` does.
 
     Args:
-        run: the run, which exists.
+        run: the existing run.
         config: its frozen configuration.
-        folds: keys of the folds that are wanted.
-        folds_per_job: how many train side by side in one job.
-        site: name of the site that the command names, which must be that of `after`.
+        folds: keys of the folds.
+        folds_per_job: folds that train side by side in one job.
+        site: name of the site for the command, which must be that of `after`.
         after: name or path of a run whose jobs must have succeeded before.
         then: the command that follows the last fold.
 
     Raises:
-        ContrailsError: it failed, and has said why; the kind is that of its exit code.
+        ContrailsError: the command failed and has printed why; the class is that of its exit code.
     """
     words = ["submit", own_recipe(run), "--name", run.name, "--fold", ",".join(folds), "--json"]
     words += ["--folds-per-job", str(folds_per_job)]
@@ -70,13 +70,15 @@ def submit(
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         kinds = {kind.exit_code: kind for kind in ContrailsError.__subclasses__()}
-        raise kinds.get(done.returncode, RunError)(f"{run.name} was not submitted by the code frozen in it; see above")
+        raise kinds.get(done.returncode, RunError)(
+            f"{run.name} was not submitted by the code frozen in it; see its message above"
+        )
     outcomes: dict[str, str] = json.loads(done.stdout)[run.name]["folds"]
     return outcomes
 
 
 def own_recipe(run: Run) -> str:
-    """Return the path of the run's recipe as its own code has written it, which a later code might write otherwise."""
+    """Return the path of the run's recipe as its own code wrote it; newer code might write it differently."""
     write_atomic(run.recipe, tomli_w.dumps(read_toml(run.toml, "a run")["recipe"]))
     return str(run.recipe)
 

@@ -1,4 +1,4 @@
-"""The jobs that contrails asks for: folds side by side, or one of its own commands."""
+"""The job that trains folds side by side."""
 
 import shlex
 import sys
@@ -21,7 +21,7 @@ def fold_request(
     memory_gb: float | None = None,
     exclude: tuple[str, ...] = (),
 ) -> Request:
-    """Return the job that trains folds side by side; its name is the next one that the journal has not seen."""
+    """Return the job that trains folds side by side, under the next name that the journal does not have."""
     return Request(
         name=job_name(run.path, fold_name(folds), [job.name for job in submissions(run)]),
         function="contrails.cluster.job.launch:run_folds",
@@ -36,9 +36,9 @@ def fold_request(
 
 
 def _teardown(run: Run, folds: list[str]) -> str:
-    """Return the shell line that ends the job; the folds' files say whether there is anything to do, not the code.
+    """Return the shell line that ends the job: the teardown, unless the files of all folds say that they are over.
 
-    srun says 0 as well where what it had started was lost without a word.
+    The exit code alone is not enough, since srun also returns 0 when it loses what it had started.
     """
     command = [sys.executable, "-m", "contrails.cluster.job.teardown", str(run.path), ",".join(folds)]
     over = [

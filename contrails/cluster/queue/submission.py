@@ -1,7 +1,7 @@
-"""Jobs under the journal: nothing is asked of a scheduler that the journal does not know, and nothing twice.
+"""Submission through the journal: every job is recorded before the scheduler is asked, and no job is submitted twice.
 
-Order: the intent with the name and the pickle, the scheduler, its answer; each is on the disk before the next. Whoever
-is killed in between leaves an intent without an answer, which `reconcile` settles by the job's name.
+The order is: the intent with name and pickle, the scheduler, its answer; each is on the disk before the next. A
+process that is killed in between leaves an intent without an answer; `reconcile` settles it by the job's name.
 """
 
 import logging
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def submitting(run: Run) -> Iterator[None]:
-    """Hold the run's lock: a user and the jobs of the run itself may submit at the same time, on several nodes."""
+    """Hold the run's lock, since the user and the run's own jobs may submit at the same time on several nodes."""
     with locked(run.lock):
         yield
 
 
 def submit_job(run: Run, site: "Site", request: Request) -> str:
-    """Submit a job and return its id; the lock is held.
+    """Submit a job and return its id; the caller holds the lock.
 
     Raises:
-        LimitReached: the scheduler refused; it takes the job once others have ended.
+        LimitReached: the scheduler refused for a limit; it accepts the job once others have ended.
         ClusterError: the scheduler refused.
     """
     folder = make_job_folder(run, request.name)
@@ -57,15 +57,15 @@ def submit_job(run: Run, site: "Site", request: Request) -> str:
 
 
 def submit_jobs(run: Run, site: "Site", requests: Sequence[Request], *, is_alone: bool) -> dict[str, str]:
-    """Submit jobs that train folds, and return what happened to each fold; the lock is held.
+    """Submit jobs that train folds, and return the outcome of each fold; the caller holds the lock.
 
-    Those that a limit of the site does not let in are left to the other jobs of the run.
+    Jobs that exceed a limit of the site are left to the other jobs of the run.
 
     Args:
-        run: whose folds they train.
-        site: where.
+        run: the run of the folds.
+        site: site of the jobs.
         requests: the jobs.
-        is_alone: whether the run has no other job, to which the first one could be left.
+        is_alone: whether the run has no other job that could submit the first one later.
 
     Raises:
         ClusterError: the scheduler refuses or does not answer.
@@ -77,7 +77,7 @@ def submit_jobs(run: Run, site: "Site", requests: Sequence[Request], *, is_alone
         except LimitReached as error:
             if is_alone and number == 0:
                 raise
-            said = f"not taken yet ({error}): the other jobs of the run submit it when they start or end"
+            said = f"not accepted yet ({error}): other jobs of the run submit it when they start or end"
             for left in requests[number:]:
                 leave_to_others(run, left, error)
                 outcomes |= dict.fromkeys(left.folds, said)
@@ -87,7 +87,7 @@ def submit_jobs(run: Run, site: "Site", requests: Sequence[Request], *, is_alone
 
 
 def leave_to_others(run: Run, request: Request, refusal: ClusterError) -> None:
-    """Have the other jobs of the run submit a job that a limit of the site did not let in; the lock is held.
+    """Record a job that exceeded a limit of the site, for other jobs of the run to submit; the caller holds the lock.
 
     See `contrails.cluster.job.refused`.
     """
@@ -97,7 +97,7 @@ def leave_to_others(run: Run, request: Request, refusal: ClusterError) -> None:
 
 
 def make_job_folder(run: Run, name: str) -> Path:
-    """Make submitit's folder of a job, for the user alone: whoever can write to it runs code as the user."""
+    """Make submitit's folder of a job for the user alone: write access to it means running code as the user."""
     folder = run.job_folder(name)
     with storage(folder, "create"):
         folder.parent.mkdir(mode=0o700, exist_ok=True)
@@ -106,7 +106,7 @@ def make_job_folder(run: Run, name: str) -> Path:
 
 
 def pass_on(run: Run, scheduler: Scheduler) -> None:
-    """Have the jobs of other runs that wait for a fold wait for its newest job."""
+    """Make jobs of other runs that wait for a job of a fold wait for its newest job instead."""
     known = submissions(run)
     newest = {fold: str(job.job_id) for fold, job in newest_submissions(known).items()}
     successors = {
@@ -120,11 +120,11 @@ def pass_on(run: Run, scheduler: Scheduler) -> None:
     try:
         scheduler.pass_on(replaced)
     except ClusterError as error:
-        log.warning("jobs that wait for this run may wait for a job that has failed: %s", error)
+        log.warning("jobs that wait for this run may still wait for a failed job: %s", error)
 
 
 def _find_again(run: Run, scheduler: Scheduler, request: Request) -> str | None:
-    """Return the id of a job whose submission failed: the answer may be lost while the job is there."""
+    """Return the id of a job whose submission failed, if it exists: only the answer may have been lost."""
     asked = [job for job in submissions(run) if job.name == request.name]
     if not asked:
         return None  # it failed before the scheduler was asked
@@ -132,12 +132,12 @@ def _find_again(run: Run, scheduler: Scheduler, request: Request) -> str | None:
 
 
 def reference(run: Run, job: Submission) -> Reference:
-    """Return what a scheduler finds a job of the journal by."""
+    """Return what identifies a job of the journal to the scheduler."""
     return Reference(job.name, job.folder(run), job.time, job.job_id)
 
 
 def reconcile(run: Run, site: "Site") -> dict[str, Job]:
-    """Settle what earlier submissions left open, and return what the scheduler knows of the run's newest jobs, by name.
+    """Settle earlier submissions without an answer; return what the scheduler knows of the run's newest jobs, by name.
 
     Raises:
         ClusterError: the scheduler does not answer.
@@ -151,7 +151,7 @@ def reconcile(run: Run, site: "Site") -> dict[str, Job]:
     for submission in unsettled:
         _settle(run, scheduler, submission, jobs)
     for submission in known:
-        if submission.job_id and submission.pickle:  # killed after the answer: the job waits a minute for its pickle
+        if submission.job_id and submission.pickle:  # if killed after the answer, the pickle lacks its final name
             scheduler.complete(submission.folder(run), Path(submission.pickle), submission.job_id)
     return jobs
 
@@ -175,9 +175,9 @@ def _accept(run: Run, request: Request, job_id: str, process: Process | None) ->
 
 
 def _settle(run: Run, scheduler: Scheduler, submission: Submission, jobs: dict[str, Job]) -> str | None:
-    """Record the job that a submission without an answer has become, or that there is none.
+    """Record the job of a submission without an answer, or that there is none.
 
-    Slurm keeps for a while what it has refused, as a job that has failed and never ran.
+    Slurm lists a job that it has refused for a while, as a failed job that never ran.
     """
     job = jobs.get(submission.name)
     if job is None or job.never_ran:

@@ -1,10 +1,10 @@
-"""What comes after the last fold: `contrails submit --then aggregate`.
+"""The command that follows the last fold: `contrails submit --then aggregate`.
 
-`then.json` in the run holds the command and the folds that it waits for. Whoever finds all of them finished claims it
-under the run's lock with `then.claim` and starts the command: in a job of its own, or here without a scheduler. The
-claim names the job or the process that works on it, and says at last how the command ended. A job that nobody has
-asked for, or that the scheduler no longer knows, and a process that is over leave the claim to the next who looks:
-the end of a job of the run, `contrails resume` or `contrails submit`.
+`then.json` in the run folder holds the command and the folds that it waits for. The first process that finds all of
+them finished claims the command with `then.claim`, under the run's lock, and starts it: in a job of its own, or on this
+machine if there is no scheduler. The claim names the job or the process, and at last the exit code. A claim is free
+again if its job was never submitted, or is unknown to the scheduler, or if its process is gone. It is checked when a
+job of the run ends, and by `contrails resume` and `contrails submit`.
 """
 
 import os
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def ask_for(run: Run, command: list[str], folds: list[str]) -> None:
-    """Have a command follow the last of the folds; another one than before begins anew."""
+    """Record the command that follows the last of the folds; a changed command starts anew."""
     asked = {"command": command, "folds": folds}
     if read_hint(run.then) != asked:
         run.then_claim.unlink(missing_ok=True)
@@ -42,14 +42,14 @@ def ask_for(run: Run, command: list[str], folds: list[str]) -> None:
 
 
 def forget_failure(run: Run) -> None:
-    """Let `start_if_due` start a command again that has failed, unless its job has started again by itself."""
+    """Let `start_if_due` start a failed command again, unless its job has already started again."""
     claim = read_hint(run.then_claim)
     if claim.pop("code", 0):
         write_atomic(run.then_claim, to_json(claim))
 
 
 def start_if_due(run: Run, config: "RunConfig", site: "Site") -> None:
-    """Start what was asked for if every fold is finished, nobody works on it and it has not ended.
+    """Start the command if every fold is finished, nothing works on it and it has not ended.
 
     Raises:
         ClusterError: the scheduler refuses or does not answer; the next call tries again.
@@ -70,7 +70,7 @@ def start_if_due(run: Run, config: "RunConfig", site: "Site") -> None:
 
 
 def unfinished_job(run: Run) -> Submission | None:
-    """Return the job that was submitted for the command and has not said that it succeeded; None if there is none."""
+    """Return the job submitted for the command that has not recorded success; None if there is none."""
     claim = read_hint(run.then_claim)
     if claim.get("code") == 0 or "job_name" not in claim:
         return None
@@ -79,9 +79,9 @@ def unfinished_job(run: Run) -> Submission | None:
 
 @dataclass(frozen=True)
 class Following:
-    """Where the command stands that comes after the last of some folds.
+    """The state of the command that follows the last fold.
 
-    `state` is one of: waiting (for folds), not started, queued, running, done, failed, lost. It is `stale` where the
+    `state` is one of: waiting (for folds), not started, queued, running, done, failed, lost. `stale` is True if the
     scheduler was asked about its job and did not answer.
     """
 
@@ -94,13 +94,13 @@ class Following:
 
 
 def following(run: Run, jobs: Mapping[str, Job] | None) -> Following | None:
-    """Return where the command stands; None where none was asked for, or the journal cannot be read.
+    """Return the state of the command; None if there is no command, or the journal cannot be read.
 
-    Nothing is written.
+    Writes nothing.
 
     Args:
         run: the run.
-        jobs: what the scheduler knows of its jobs, by name; None where it was not asked or did not answer.
+        jobs: what the scheduler knows of its jobs, by name; None if it was not asked or did not answer.
     """
     asked = read_hint(run.then)
     if not asked.get("folds"):
@@ -108,23 +108,27 @@ def following(run: Run, jobs: Mapping[str, Job] | None) -> Following | None:
     row = Following(shlex.join(["contrails", *asked.get("command", [])]), tuple(map(str, asked["folds"])), "waiting")
     try:
         return _judge(row, run, jobs) if _is_due(run) else row
-    except StorageError:  # as the states of the folds say
+    except StorageError:  # the states of the folds report it
         return None
 
 
 def left_to_do(run: Run, jobs: Mapping[str, Job] | None) -> str | None:
-    """Return what became of the command if it is due and did not succeed, and what to type now; else None.
+    """Return what happened to a command that is due but has not succeeded, with the next step; else None.
 
-    For the arguments see `following`.
+    The arguments are those of `following`.
     """
     row = following(run, jobs)
     if row is None or row.state not in ("not started", "failed", "lost"):
         return None
-    return f"what was to follow {row.reason}; try it again with `contrails resume {run.typed}`"
+    return f"the command after the last fold {row.reason}; try it again with `contrails resume {run.typed}`"
 
 
 def _judge(row: Following, run: Run, jobs: Mapping[str, Job] | None) -> Following:
-    """Return the row of a command that is due, with its state."""
+    """Return the row of a command that is due, with its state.
+
+    The order matters: a job that is alive counts before the exit code in the claim, which may be that of its earlier
+    start; a claim without job or code is one of a process on this machine.
+    """
     claim, job = read_hint(run.then_claim), unfinished_job(run)
     if job is not None:
         row, known = replace(row, job_id=job.job_id), None if jobs is None else jobs.get(job.name)
@@ -149,7 +153,7 @@ def _judge(row: Following, run: Run, jobs: Mapping[str, Job] | None) -> Followin
 
 
 def _lives(job: Submission, jobs: Mapping[str, Job] | None) -> bool:
-    """Return whether a job of folds may still be there, and starts the command as the last thing it does."""
+    """Return whether a job of folds may still run; it starts the command when it ends."""
     if job.process:
         return not is_gone(job.process, [job.time])
     return not job.void and (jobs is None or _is_alive(jobs.get(job.name)))
@@ -161,9 +165,9 @@ def _is_due(run: Run) -> bool:
 
 
 def _is_free(run: Run, jobs: Mapping[str, Job]) -> bool:
-    """Return whether nobody works on the command and it has not ended; the lock is held.
+    """Return whether nothing works on the command and it has not ended; the caller holds the lock.
 
-    The claim is read after the scheduler was asked for the jobs: the command may have ended between.
+    The claim is read after the scheduler was asked for jobs, since the command may end in between.
     """
     claim = read_hint(run.then_claim)
     if _is_alive(jobs.get(str(claim.get("job_name")))):
@@ -176,19 +180,19 @@ def _is_alive(job: Job | None) -> bool:
 
 
 def _is_abandoned(run: Run, claim: dict[str, Any]) -> bool:
-    """Return whether the process of a claim is over."""
+    """Return whether the process of a claim is gone."""
     return is_gone(process_in(claim), (claim.get("time", 0.0), run.then_claim.stat().st_mtime))
 
 
 def _claim(run: Run, owner: dict[str, Any]) -> bool:
-    """Put a claim in the place of one that is free; the first wins, also where the file system has no locks."""
+    """Replace a free claim; the first process wins, even on a file system without locks."""
     if run.then_claim.exists():
         run.then_claim.unlink()
     return create_exclusive(run.then_claim, to_json(owner))
 
 
 def _submit(run: Run, config: "RunConfig", site: "Site") -> None:
-    """Submit a job for the command; the claim comes first, and the journal knows what became of a job of this name."""
+    """Submit a job for the command; the claim comes first, since the journal records the job under this name."""
     request = command_request(run, "g0", read_hint(run.then)["command"], config.compute.num_threads)
     end = shlex.join([sys.executable, "-m", "contrails.cluster.queue.then", str(run.path), request.name])
     owner = {"job_name": request.name}
@@ -196,17 +200,17 @@ def _submit(run: Run, config: "RunConfig", site: "Site") -> None:
         return
     try:
         submit_job(run, site, replace(request, teardown=(f'{end} "$code"',)))
-    except ClusterError as error:  # some sites let no node submit: `contrails status` says so
+    except ClusterError as error:  # some sites forbid submission from nodes; `contrails status` shows the error
         write_atomic(run.then_claim, to_json(owner | {"error": str(error)}))
         raise
 
 
 def _run_here(run: Run) -> None:
-    """Run the command in a process of its own, and say now and then that it goes on."""
+    """Run the command in a child process, and renew the claim regularly while it runs."""
     command = [sys.executable, "-m", "contrails", *read_hint(run.then)["command"]]
     devices = os.environ.get(DEVICES)
     environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": devices} if devices else {})
-    # what `contrails submit --json` prints stays JSON
+    # stdout to stderr, so that `contrails submit --json` prints nothing but JSON
     with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
         owner, code = process_of(process.pid).to_json(), None
         while code is None:
@@ -219,10 +223,10 @@ def _run_here(run: Run) -> None:
 
 
 def main() -> None:
-    """Write down how the command's job has ended: `python -m contrails.cluster.queue.then RUN NAME CODE`."""
+    """Record the exit code of the command's job: `python -m contrails.cluster.queue.then RUN NAME CODE`."""
     claim, name, code = Run(Path(sys.argv[1])).then_claim, sys.argv[2], int(sys.argv[3])
     known = read_hint(claim)
-    if known.get("job_name") == name:  # else another job has taken its place
+    if known.get("job_name") == name:  # otherwise a newer job has replaced it
         write_atomic(claim, to_json(known | {"code": code}))
 
 

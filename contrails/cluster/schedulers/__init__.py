@@ -1,1 +1,1 @@
-"""Schedulers, this machine among them, and the sites where they start jobs."""
+"""The schedulers, including this machine, and the sites where they run jobs."""

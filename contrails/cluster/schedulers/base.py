@@ -1,7 +1,8 @@
-"""What contrails asks of a scheduler, whichever it is: submit, look, cancel, and hand a job over from inside.
+"""The interface of a scheduler: submit, look up and cancel jobs, and hand a job over from inside.
 
-A scheduler is a module that satisfies `Scheduler`: its text is rendered and parsed there, its states and causes go
-through one table, and nothing above knows its commands or compares its name: what differs, `Capabilities` says.
+A scheduler is a module that satisfies `Scheduler`. It renders and parses the scheduler's text, and maps its states and
+causes through one table. Code above it uses none of the scheduler's commands and never compares its name;
+`Capabilities` says how schedulers differ.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -22,23 +23,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """A job to be: a module's function with paths and names, nothing that could grow stale in a pickle."""
+    """A job to submit: a function by name, with paths and names as arguments, so that its pickle cannot be outdated."""
 
     name: str
     function: str
-    """As `module:name`: what is above may be named here, and is imported where the job is submitted."""
+    """As `module:name`; it may name a module of a higher layer, and is imported when the job is submitted."""
     arguments: tuple[Any, ...]
     folds: tuple[str, ...] = ()
     environment: dict[str, str] | None = None
     after: Mapping[str, Path] = field(default_factory=dict)
     """Ids of jobs that must have succeeded, with submitit's folder of each."""
     teardown: tuple[str, ...] = ()
-    """Shell lines that run when the function has ended; `$code` is its exit code."""
+    """Shell lines that run after the function has ended; `$code` is its exit code."""
     memory_gb: float | None = None
     exclude: tuple[str, ...] = ()
 
     def delayed(self) -> "DelayedSubmission":
-        """Return what submitit pickles."""
+        """Return the object that submitit pickles."""
         from submitit.core.utils import DelayedSubmission
 
         return DelayedSubmission(resolve_name(self.function), *self.arguments)
@@ -46,41 +47,41 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """What the scheduler says about a job; `cause` only where it has ended and the scheduler knows why."""
+    """The scheduler's answer about a job; `cause` is set only if it has ended and the scheduler knows why."""
 
     job_id: str
     name: str
     state: Literal["waiting", "running", "suspended", "ended"]
     native: str
-    """The scheduler's own word for it, with its reason and what to do about that, where there is something."""
+    """The scheduler's own name of the state, with its reason and what to do about it, if anything."""
     cause: Cause | None = None
     node: str = ""
     stuck: bool = False
-    """Whether it waits, and asks for what it can never get: only another site profile helps."""
+    """Whether it waits for something that it can never get, so that only another site profile helps."""
     never_ran: bool = False
-    """Whether it has ended without ever having had a node: refused after all, or ended while it waited."""
+    """Whether it ended without ever having a node: it was refused later, or ended while it waited."""
     is_orphan: bool = False
-    """Whether it waits for a job that has failed; where it has ended, it is submitted again once that one goes on."""
+    """Whether it waits for a job that has failed; if it has ended, it is submitted again when that one continues."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a job is looked up by and ended by: its name and, where it is known, its id, which must both agree.
+    """What identifies a job to the scheduler: its name and, if known, its id, which must both match.
 
-    A scheduler that has lost its state gives ids a second time: an id alone may be that of somebody else's job.
+    A scheduler that has lost its state reuses ids, so an id alone may be that of another user's job.
     """
 
     name: str
     folder: Path
     """submitit's folder of the job."""
     since: float
-    """When it was asked for, in seconds since the epoch; a run that was removed may have had a job of the same name."""
+    """When it was requested, in seconds since the epoch; a removed run may have had a job of the same name."""
     job_id: str | None = None
 
 
 @dataclass(frozen=True)
 class ThisJob:
-    """What a process inside of a job knows about it."""
+    """The job that a process runs in, as that process sees it."""
 
     name: str
     job_id: str
@@ -92,7 +93,7 @@ class ThisJob:
 
 @dataclass(frozen=True)
 class Check:
-    """One point of `contrails doctor`: whether it holds, what was found, and what to do if it does not."""
+    """One check of `contrails doctor`: whether it holds, what was found, and what to do if it does not."""
 
     name: str
     holds: bool
@@ -105,41 +106,40 @@ SCHEDULERS = {
     "slurm": "contrails.cluster.schedulers.slurm",
     "pbs": "contrails.cluster.schedulers.pbs",
 }
-"""The module of each."""
+"""The module of each scheduler."""
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """In what schedulers differ for those who use them."""
+    """How schedulers differ for the code that uses them."""
 
     has_queue: bool
-    """Whether jobs wait in a queue, which others use too: it can be asked, may refuse a job, and lets jobs wait for
-    each other."""
+    """Whether jobs wait in a queue shared with others; it can be asked, may refuse a job, and supports dependencies."""
     runs_here: bool
-    """Whether jobs run on the machine on which they are submitted, and share its slots and GPUs."""
+    """Whether jobs run on the machine where they are submitted, and share its slots and GPUs."""
     starts_again: bool
-    """Whether a job whose folds have failed may start again, or be followed by another, by itself."""
+    """Whether a job whose folds have failed may be started again, or followed by another, automatically."""
 
 
 Standing = Literal["running", "timeout", "lost", "requeued", "cancelled"]
-"""How the scheduler takes the job that this process runs in; lost: its batch script was killed.
+"""How the scheduler sees the job that this process runs in; "lost" means that its batch script was killed.
 
-The first three may be requeued, the others not.
+A job that is running, timed out or lost may be requeued, the others not.
 """
 
 
 class Scheduler(Protocol):
-    """What a scheduler's module offers."""
+    """The functions that a scheduler's module provides."""
 
     @property
     def CAPABILITIES(self) -> Capabilities:  # noqa: N802 - a constant of the module
-        """What it can do."""
+        """What the scheduler can do."""
 
     def preview(self, folder: Path, site: "Site", request: Request) -> str:
-        """Return the command that submits a job, in a comment, and its batch script; empty where there is none."""
+        """Return the command that submits a job, as a comment, and its batch script; empty if there is none."""
 
     def check(self, site: "Site") -> Iterable[Check]:
-        """Look whether queues, limits and nodes can satisfy the site; nothing is submitted."""
+        """Check whether queues, limits and nodes can satisfy the site, without submitting anything."""
 
     def submit(
         self,
@@ -152,79 +152,80 @@ class Scheduler(Protocol):
         """Submit a job and return its id.
 
         Args:
-            folder: where submitit keeps pickles, scripts and logs.
-            site: what the job may use.
+            folder: folder for submitit's pickles, scripts and logs.
+            site: the site profile.
             request: the job.
             announce: called with the path of the pickle before the scheduler is asked.
-            accept: called with the id as soon as the scheduler has answered, and with the process that is the job
-                where it runs on this machine, None elsewhere.
+            accept: called with the job's id as soon as the scheduler has answered; also with the job's process if it
+                runs on this machine, else None.
 
         Raises:
-            LimitReached: the scheduler refused, and will not once other jobs have ended.
+            LimitReached: the scheduler refused for a limit; it accepts the job once others have ended.
             ClusterError: the scheduler refused, or its answer was lost.
         """
 
     def complete(self, folder: Path, pickle: Path, job_id: str) -> None:
-        """Finish what a submission that was killed had left undone after the scheduler took the job."""
+        """Finish a submission that was killed after the scheduler had accepted the job."""
 
     def look(self, jobs: Collection[Reference]) -> dict[str, Job]:
-        """Return what the scheduler knows of these jobs, by name; those that it has forgotten are left out.
+        """Return what the scheduler knows of these jobs, by name, without those that it has forgotten.
 
         Raises:
-            ClusterError: it does not answer.
+            ClusterError: the scheduler does not answer.
         """
 
     def cancel(self, jobs: Collection[Reference]) -> None:
-        """End jobs for good, whatever `look` says about them; one that is over or unknown is ended enough.
+        """End jobs for good, whatever `look` returns for them; ignore one that is over or unknown.
 
         Raises:
             ClusterError: the scheduler refuses or does not answer.
         """
 
     def pass_on(self, successors: Mapping[str, Collection[str]]) -> None:
-        """Have jobs that wait for one of these, the keys, wait for the jobs in its place instead.
+        """Make jobs that wait for one of the keys wait for the jobs of its value instead.
 
         Raises:
             ClusterError: the scheduler refuses or does not answer.
         """
 
     def interruptions(self) -> dict[str, Callable[[Reference], object]]:
-        """Return what a drill may do to a running job: each of it may happen to any job."""
+        """Return the ways in which a drill may interrupt a running job; each of them can happen to any job."""
 
     def this_job(self) -> ThisJob:
         """Return the job that this process runs in."""
 
     def end_time(self, job: ThisJob) -> float | None:
-        """Return when the job's time is over, in seconds since the epoch; None if the scheduler does not say."""
+        """Return when the job's time ends, in seconds since the epoch; None if the scheduler does not say."""
 
     def standing(self, job: ThisJob) -> Standing:
-        """Return how the scheduler takes this job now."""
+        """Return how the scheduler sees this job now."""
 
     def requeue(self, job: ThisJob, changes: Collection[Cause]) -> bool:
-        """Have the job that this process runs in start again later; return whether it will.
+        """Make the job that this process runs in start again later; return whether it will.
 
         Args:
-            job: this one.
-            changes: "memory" for more of it, "node" for another one; whoever cannot do that with the same job says no.
+            job: this job.
+            changes: "memory" for more memory, "node" for another node; a scheduler that cannot change the same job
+                returns False.
         """
 
     def peak_gb(self, job: ThisJob) -> float | None:
-        """Return the most memory that the processes of this job have used, which have ended; None if nobody knows.
+        """Return the peak memory in GB of this job's ended processes; None if it is unknown.
 
-        It is infinite where the scheduler says that they ended for memory.
+        It is infinite if the scheduler says that they were killed for memory.
         """
 
     def largest_memory_gb(self, site: "Site") -> float | None:
-        """Return the memory of the largest node that the site's jobs can get; None where the scheduler does not say."""
+        """Return the memory in GB of the largest node that the site's jobs can get; None if it is unknown."""
 
     def last_code(self, code: int) -> int:
-        """Return the exit code of a job that is not to start again, where `code` would say that it is."""
+        """Return `code`, or another exit code if the scheduler would start the job again for `code`."""
 
     def why_restarted(self, job: ThisJob) -> Cause:
-        """Return why this job was started again after a start that left no word."""
+        """Return why this job was started again after a start that recorded no end."""
 
     def note_progress(self, job: ThisJob) -> None:
-        """Say that the job has got further than its earlier starts, where the scheduler counts those that fail."""
+        """Report that the job has made progress, if the scheduler counts failed starts."""
 
 
 def scheduler_of(site: "Site") -> Scheduler:

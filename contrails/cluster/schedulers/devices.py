@@ -1,6 +1,6 @@
-"""The GPUs of this machine that its user may use: what the driver lists, less what CUDA_VISIBLE_DEVICES leaves out.
+"""The GPUs that the user may use here: those that the driver lists, restricted by CUDA_VISIBLE_DEVICES.
 
-Without torch. A device is called by its UUID, which means the same in every shell, whatever order CUDA counts in.
+It works without torch. A device is identified by its UUID, which is unambiguous whatever order CUDA numbers GPUs in.
 """
 
 import os
@@ -13,12 +13,12 @@ from contrails.errors import NodeError
 _GPU = re.compile(r"GPU (\d+): (.*) \(UUID: (GPU-[^)]+)\)")
 _INSTANCE = re.compile(r"\s+MIG .*\(UUID: (MIG-[^)]+)\)")
 _NOTHING = {"", "-1", "NoDevFiles"}
-"""Values that hide every GPU; the last one is Slurm's."""
+"""Values of CUDA_VISIBLE_DEVICES that hide every GPU; the last one is Slurm's."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A line of `nvidia-smi -L`, with the UUIDs of the instances that a GPU is divided into (MIG)."""
+    """A GPU in the output of `nvidia-smi -L`, with the UUIDs of its MIG instances if it is divided."""
 
     number: int
     kind: str
@@ -27,7 +27,7 @@ class Gpu:
 
 
 def listed_gpus() -> list[Gpu]:
-    """Return the GPUs that the driver lists; none without a driver."""
+    """Return the GPUs that the driver lists; empty without a driver."""
     try:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
     except (FileNotFoundError, PermissionError, subprocess.TimeoutExpired):
@@ -45,7 +45,7 @@ def visible_devices() -> tuple[str, ...]:
     """Return the UUIDs of the GPUs and MIG instances that this process may use, in the order of CUDA_VISIBLE_DEVICES.
 
     Raises:
-        NodeError: an entry of that list is no GPU of this machine, is there twice, or can mean several.
+        NodeError: an entry of that variable is not a GPU of this machine, appears twice, or is ambiguous.
     """
     gpus, wanted = listed_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None or not gpus:
@@ -53,19 +53,19 @@ def visible_devices() -> tuple[str, ...]:
     if wanted.strip() in _NOTHING:
         return ()
     entries = [entry.strip() for entry in wanted.split(",")]
-    if "-1" in entries:  # CUDA reads no further
+    if "-1" in entries:  # CUDA ignores what follows
         entries = entries[: entries.index("-1")]
     found = [_device(entry, gpus) for entry in entries]
     if len(set(found)) < len(found):
-        raise _wrong("a GPU is there twice", gpus)
+        raise _wrong("a GPU is listed twice", gpus)
     return tuple(found)
 
 
 def require_devices(count: int) -> tuple[str, ...]:
-    """Return what `visible_devices` does where a fold can train on it.
+    """Return `visible_devices`, after checking that there are enough of them.
 
     Raises:
-        NodeError: there are fewer than the `count` that it needs.
+        NodeError: there are fewer GPUs than the `count` that a fold needs.
     """
     found = visible_devices()
     if len(found) < count:
@@ -79,7 +79,7 @@ def require_devices(count: int) -> tuple[str, ...]:
 
 
 def _device(entry: str, gpus: list[Gpu]) -> str:
-    """Return the UUID of a number, or of a UUID or its beginning."""
+    """Return the UUID for a number, a UUID or the beginning of a UUID."""
     matches = [gpu for gpu in gpus if str(gpu.number) == entry or (entry.startswith("GPU-") and entry in gpu.uuid)]
     instances = [name for gpu in gpus for name in gpu.instances if entry.startswith("MIG-") and name.startswith(entry)]
     if len(matches) + len(instances) != 1:
@@ -88,11 +88,11 @@ def _device(entry: str, gpus: list[Gpu]) -> str:
         return instances[0]
     (gpu,) = matches
     if gpu.instances:
-        raise _wrong(f"'{entry}' is divided (MIG): name its instances", gpus)
+        raise _wrong(f"'{entry}' is divided (MIG): give its instances", gpus)
     is_counted_by_speed = os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len({gpu.kind for gpu in gpus}) > 1
     if entry.isdecimal() and is_counted_by_speed:
         raise _wrong(
-            f"CUDA numbers GPUs of several kinds by their speed, so '{entry}' may be another one than nvidia-smi's; "
+            f"CUDA numbers GPUs of different types by speed, so '{entry}' may be another GPU than in nvidia-smi; "
             "give UUIDs, or `export CUDA_DEVICE_ORDER=PCI_BUS_ID`",
             gpus,
         )

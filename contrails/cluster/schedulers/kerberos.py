@@ -1,4 +1,4 @@
-"""Kerberos: how long the user's ticket lasts. Where home folders need one, neither files nor jobs go on without it."""
+"""Kerberos: how long the user's ticket is valid. Where home folders need one, files and jobs fail without it."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ _LEAST_H = 1.0
 
 
 def ticket_check(now: datetime) -> Check | None:
-    """Return whether the ticket lasts for an hour; None where there is no Kerberos, or no ticket was ever asked for."""
+    """Check that the ticket is valid for an hour; None if there is no Kerberos, or no ticket was ever requested."""
     if shutil.which("klist") is None:
         return None
     answer = subprocess.run(["klist"], capture_output=True, text=True, timeout=20, check=False)
@@ -19,12 +19,12 @@ def ticket_check(now: datetime) -> Check | None:
     if ends is None:
         return None
     hours = (ends - now).total_seconds() / 3600
-    found = f"lasts for {hours:.1f} h more" if hours > 0 else "has ended"
-    return Check("Kerberos ticket", hours >= _LEAST_H, found, "renew it with `kinit`; a new one lasts for about 10 h")
+    found = f"valid for {hours:.1f} h more" if hours > 0 else "has expired"
+    return Check("Kerberos ticket", hours >= _LEAST_H, found, "renew it with `kinit`; a new one lasts about 10 h")
 
 
 def parse_klist(text: str) -> datetime | None:
-    """Return when the ticket-granting ticket ends.
+    """Return when the ticket-granting ticket expires.
 
     >>> parse_klist("11/21/26 10:00:00  11/21/26 20:00:00  krbtgt/META@META")
     datetime.datetime(2026, 11, 21, 20, 0)

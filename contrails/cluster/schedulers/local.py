@@ -1,8 +1,8 @@
-"""This machine: jobs in the background, each under submitit's local controller, in a session of its own.
+"""This machine as a scheduler: jobs in the background, each under submitit's local controller in its own session.
 
-Closing the terminal or Ctrl-C reaches none of them. There is no queue: a job waits for a slot of the machine by itself
-(see `contrails.cluster.schedulers.slots`), its launcher looks for the tombstones of its folds, and its state is that of
-its process, which the journal names. So most of what is asked of a scheduler has a plain answer here.
+Closing the terminal or Ctrl-C does not reach them. There is no queue: a job waits for a slot of the machine by itself
+(see `contrails.cluster.schedulers.slots`), its launcher looks for cancelled folds, and its state is that of its
+process, which the journal records. So most functions of a scheduler are trivial here.
 """
 
 import os
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 CAPABILITIES = Capabilities(has_queue=False, runs_here=True, starts_again=False)
 
 _NO_LIMIT_MIN = 60 * 24 * 365 * 10
-"""submitit's local controller ends a job after its time; a machine of one's own has no walltime."""
+"""submitit's local controller needs a time limit; this machine has no walltime, so it is ten years."""
 
 _controllers: list["subprocess.Popen[bytes]"] = []
-"""Those that this process has started and that still run: Python warns of one that is forgotten."""
+"""Controllers that this process started and that still run: Python warns if one is garbage-collected."""
 
 
 def preview(_folder: Path, _site: "Site", _request: Request) -> str:
@@ -41,7 +41,7 @@ def preview(_folder: Path, _site: "Site", _request: Request) -> str:
 
 
 def check(_site: "Site") -> tuple[Check, ...]:
-    """Return nothing: what is asked of a machine that trains is all that there is to check."""
+    """Return nothing: the checks of a machine that trains are enough."""
     return ()
 
 
@@ -52,7 +52,7 @@ def submit(
     announce: Callable[[Path], None],
     accept: Callable[[str, Process | None], None],
 ) -> str:
-    """Start a job and return its id, the number of its controller's process; see `Scheduler`."""
+    """Start a job and return its id, which is the pid of its controller; see `Scheduler`."""
 
     pickle = folder / f"{uuid.uuid4().hex}.pkl"
     delayed = request.delayed()
@@ -81,7 +81,7 @@ def _start(folder: Path, request: Request) -> "subprocess.Popen[bytes]":
         "SUBMITIT_LOCAL_NODEID": "0",
         "SUBMITIT_LOCAL_WITH_SHELL": "",
         "SUBMITIT_STDERR_TO_STDOUT": "",
-        "CUDA_VISIBLE_DEVICES": "",  # a child of the launcher gets its own
+        "CUDA_VISIBLE_DEVICES": "",  # the launcher sets it for each child
     }
     with storage(folder.parent), local_log(folder).open("ab") as log:
         try:
@@ -94,24 +94,27 @@ def _start(folder: Path, request: Request) -> "subprocess.Popen[bytes]":
                 start_new_session=True,
             )
         except OSError as error:
-            raise ClusterError(f"the job {request.name} could not be started: {error.strerror}") from error
+            raise ClusterError(
+                f"the job {request.name} could not be started: {error.strerror}; check the limits of this machine with "
+                "`ulimit -a`, then run the same command again"
+            ) from error
     _controllers[:] = [*(known for known in _controllers if known.poll() is None), process]
     return process
 
 
 def complete(folder: Path, pickle: Path, job_id: str) -> None:
-    """Give the pickle the name under which the job looks for it, for a minute, and then gives up."""
+    """Rename the pickle to the name that the job waits for; the job gives up after a minute."""
     if pickle.exists():
         pickle.rename(job_pickle(folder, job_id))
 
 
 def look(_jobs: Collection[Reference]) -> dict[str, Job]:
-    """Return nothing: the journal names the process of each job."""
+    """Return nothing: the journal records the process of each job."""
     return {}
 
 
 def cancel(_jobs: Collection[Reference]) -> None:
-    """Do nothing: the launcher of each job looks for the tombstones of its folds."""
+    """Do nothing: the launcher of each job looks for cancelled folds itself."""
 
 
 def pass_on(_successors: Mapping[str, Collection[str]]) -> None:
@@ -119,7 +122,7 @@ def pass_on(_successors: Mapping[str, Collection[str]]) -> None:
 
 
 def interruptions() -> dict[str, Callable[[Reference], object]]:
-    """Return nothing: what can happen to a job here, happens to its processes."""
+    """Return nothing: the drill interrupts the job's processes instead."""
     return {}
 
 
@@ -129,36 +132,36 @@ def this_job() -> ThisJob:
 
 
 def end_time(_job: ThisJob) -> None:
-    """Return None: a job may last for ever."""
+    """Return None: there is no time limit."""
 
 
 def standing(_job: ThisJob) -> Standing:
-    """Return that the job runs: nobody takes its place."""
+    """Return "running": nothing requeues or cancels a job here."""
     return "running"
 
 
 def requeue(_job: ThisJob, _changes: Collection[Cause]) -> bool:
-    """Return False: nobody starts it again."""
+    """Return False: nothing starts a job again here."""
     return False
 
 
 def peak_gb(_job: ThisJob) -> None:
-    """Return None: the launcher alone measures it."""
+    """Return None: the launcher measures it."""
 
 
 def largest_memory_gb(_site: "Site") -> None:
-    """Return None: a job does not ask for memory."""
+    """Return None: a job does not request memory."""
 
 
 def last_code(code: int) -> int:
-    """Return the code as it is: no job is started again for it."""
+    """Return the code unchanged: no job is started again for its exit code."""
     return code
 
 
 def why_restarted(_job: ThisJob) -> Cause:
-    """Return that nobody knows: no job is started again."""
+    """Return "lost": no job is started again here."""
     return "lost"
 
 
 def note_progress(_job: ThisJob) -> None:
-    """Do nothing: nobody counts starts."""
+    """Do nothing: starts are not counted here."""

@@ -1,7 +1,7 @@
-"""OpenPBS and PBS Pro: jobs through our own submitit plugin (`contrails.submitit_pbs`), as chains of links.
+"""OpenPBS and PBS Pro: jobs through our own submitit plugin (`contrails.submitit_pbs`), as chains of PBS jobs.
 
-A chain is one job here, with the id of its first link, and each further link, or PBS's own rerun, is a restart of it.
-Whether there is a next link is decided by the exit code with which the launcher, or else the teardown, leaves.
+A chain counts as one job with the id of its first link. Each further link, and each rerun by PBS, is a restart of it.
+The exit code of the launcher, or of the teardown, decides whether there is a next link.
 """
 
 import functools
@@ -52,7 +52,7 @@ _STATES: dict[str, tuple[_State, Cause | None]] = {
     "LOST": ("ended", "lost"),
     "REFUSED": ("ended", "refused"),
 }
-"""Every state of the plugin (`contrails.submitit_pbs.states`)."""
+"""All states of the plugin (`contrails.submitit_pbs.states`)."""
 
 
 def preview(folder: Path, site: Site, request: Request) -> str:
@@ -94,7 +94,7 @@ def submit(
 
 
 def _require_shared(folder: Path) -> None:
-    """Refuse a path that means another folder on another frontend, as /home does where there is a /storage."""
+    """Refuse a path under /home if /storage exists: /home then is another folder on each machine."""
     if folder.is_relative_to("/home") and Path("/storage").is_dir():
         raise ClusterError(
             f"{folder}: expected a path under /storage, which is the same on all machines; go there, or "
@@ -103,7 +103,7 @@ def _require_shared(folder: Path) -> None:
 
 
 def complete(folder: Path, pickle: Path, job_id: str) -> None:
-    """Give the files of a job the names under which its links look for them."""
+    """Rename the files of a job to the names that its links look for."""
     from contrails.submitit_pbs import staging
 
     staging.name_script(folder, pickle, job_id)
@@ -111,10 +111,9 @@ def complete(folder: Path, pickle: Path, job_id: str) -> None:
 
 
 def look(jobs: Collection[Reference]) -> dict[str, Job]:
-    """Return what PBS knows of jobs: about 20 of them in a call, and of the same ones once in 30 s.
+    """Return what PBS knows of jobs; one call asks for about 20 jobs, and for each job at most once in 30 s.
 
-    Without a history it knows nothing of a job that has ended: that is left out, and whether its next link is there
-    was looked at.
+    Without a history, PBS forgets jobs that have ended. Such a job is left out, after a look for its next link.
     """
     from submitit.core.utils import JobPaths
 
@@ -123,7 +122,7 @@ def look(jobs: Collection[Reference]) -> dict[str, Job]:
     found = (job if job.job_id is not None else _with_id(job) for job in jobs)
     known = {
         str(job.job_id): job for job in sorted(filter(None, found), key=lambda job: job.since)
-    }  # the newest of an id
+    }  # PBS may reuse an id: the newest job of an id wins
     watcher = PbsJob.watcher
     if [job_id for job_id, job in known.items() if watcher.watch(job_id, JobPaths(job.folder, job_id), job.name)]:
         watcher.update()
@@ -140,7 +139,7 @@ def look(jobs: Collection[Reference]) -> dict[str, Job]:
 
 
 def cancel(jobs: Collection[Reference]) -> None:
-    """End jobs for good, with all their links, also those whose answer was lost or that PBS says nothing about."""
+    """End jobs for good with all their links, including those without an answer or unknown to PBS."""
     from contrails.submitit_pbs import job as pbs_job
 
     failed: ClusterError | None = None
@@ -148,26 +147,26 @@ def cancel(jobs: Collection[Reference]) -> None:
         try:
             if (known := job if job.job_id is not None else _with_id(job)) is not None:
                 pbs_job.cancel(job.folder, str(known.job_id), job.name)
-        except ClusterError as error:  # the others are to go all the same
+        except ClusterError as error:  # still cancel the others
             failed = error
     if failed is not None:
         raise failed
 
 
 def pass_on(_successors: Mapping[str, Collection[str]]) -> None:
-    """Do nothing: what waits for a job that has ended badly has found out and left; see `Job.is_orphan`."""
+    """Do nothing: a job that waits for one that failed has noticed it and left; see `Job.is_orphan`."""
 
 
 def interruptions() -> dict[str, Callable[[Reference], object]]:
-    """Return what a drill may do to a running job: TERM would mean a deletion here, and a job's shell dies of USR2."""
+    """Return the ways in which a drill may interrupt a job; TERM would mean qdel, and USR2 kills the job's shell."""
     return {"SIGKILL of the whole job": lambda job: client.kill(_running_link(job))}
 
 
 def _running_link(job: Reference) -> str:
-    """Return the id of the link that runs now; all links of a job have its name."""
+    """Return the id of the running link; all links of a job have its name."""
     running = [link for link, attributes in client.named(job.name) if attributes["job_state"] == "R"]
     if not running:
-        raise ClusterError(f"no link of the job {job.name} runs; see `qstat -u $USER`")
+        raise ClusterError(f"expected a running link of the job {job.name}, found none; see `qstat -u $USER`")
     return running[0]
 
 
@@ -185,46 +184,46 @@ def this_job() -> ThisJob:
 
 
 def end_time(_job: ThisJob) -> float:
-    """Return when this link's time is over; `qextend` or an operator may have changed it since the last call."""
+    """Return when this link's time ends; `qextend` or an operator may have changed it since the last call."""
     return time.time() + Clock.of_this_job().ask()
 
 
 def standing(_job: ThisJob) -> Standing:
-    """Return whether somebody has cancelled the job.
+    """Return whether the job was cancelled with contrails.
 
-    What TERM means only the next link learns, when PBS says how this one ended; if that was qdel, it leaves at once.
+    What a TERM meant is only known to the next link, when PBS says how this one ended; after qdel it leaves at once.
     """
     return "cancelled" if _this_chain().cancelled else "running"
 
 
 def requeue(_job: ThisJob, _changes: Collection[Cause]) -> bool:
-    """Return whether there is a next link, which starts if the launcher leaves with the right exit code.
+    """Return whether there is a next link; the exit code of the launcher decides whether it starts.
 
-    It has more memory if that is what was lacking, and keeps off a node that failed: see `pbs.avoid`.
+    It gets more memory if memory was lacking, and avoids a failed node: see `contrails.submitit_pbs.avoid`.
     """
     return script.spec_of(os.environ).chain != script.NONE
 
 
 def peak_gb(_job: ThisJob) -> None:
-    """Return None: PBS measures now and then."""
+    """Return None: PBS samples the memory too rarely."""
 
 
 def largest_memory_gb(site: Site) -> float | None:
-    """Return the memory of the largest node that could run the site's jobs; None where PBS does not show its nodes."""
+    """Return the memory of the largest node that could run the site's jobs; None if PBS does not list its nodes."""
     found = largest_mb(spec_for(Path(), site, Request("ctmemory", "builtins:print", ())).qsub, read_nodes())
     return None if found is None else found / 1024
 
 
 def last_code(code: int) -> int:
-    """Return the code of a training that cannot go on in place of one after which the next link would."""
+    """Replace an exit code for which the next link would start by that of a training error."""
     return TrainingError.exit_code if code in HANDED_OVER or code in TASK_EXITS else code
 
 
 def why_restarted(_job: ThisJob) -> Cause:
-    """Return why the last start ended, as the first act of this one has judged it."""
+    """Return why the last start ended, as this start recorded it at its beginning."""
     rows, link = _this_chain().rows(), os.environ["PBS_JOBID"]
     if len([row for row in rows if row["event"] == "start" and row["job_id"] == link]) > 1:
-        return "preemption"  # or its node failed: PBS has run the same link again, and does not say why
+        return "preemption"  # or a failed node: PBS ran the same link again and does not say why
     judged = next((row for row in rows if row["event"] == "judged" and row["job_id"] == link), {})
     if judged.get("cause") == KILLED and not judged.get("lacked_memory", True):
         return "killed"
@@ -233,7 +232,7 @@ def why_restarted(_job: ThisJob) -> Cause:
 
 
 def note_progress(_job: ThisJob) -> None:
-    """Have the chain forget earlier failures of links."""
+    """Make the chain forget earlier failures of its links."""
     chain.note_progress()
 
 
@@ -249,7 +248,7 @@ def _job(job_id: str, info: Mapping[str, str], nodes: Callable[[], list[Node]]) 
         if (lacking := shortage(options, nodes())) is not None:
             advice, stuck = f"no node has it: {lacking}", True
         elif (away := all_away(options, nodes())) is not None:
-            advice = f"the nodes that could run it are away: {away}"
+            advice = f"the nodes that could run it are down or offline: {away}"
     words = [info.get("Reason", ""), info.get("Comment", ""), advice]
     shown = [word for word in words if word] if what in ("waiting", "suspended") else words[:1]
     native = f"{info['State']} ({'; '.join(shown)})" if any(shown) else info["State"]
@@ -258,7 +257,7 @@ def _job(job_id: str, info: Mapping[str, str], nodes: Callable[[], list[Node]]) 
 
 
 def _with_id(job: Reference) -> Reference | None:
-    """Return the job of this name with its id; a run that was removed may have had jobs of the same names before."""
+    """Return the job of this name with its id; ignore older jobs, which may belong to a removed run."""
     for link, attributes in client.named(job.name):
         asked = datetime.strptime(attributes["ctime"], "%a %b %d %H:%M:%S %Y").timestamp()
         if asked >= job.since - _SKEW_S:

@@ -1,4 +1,4 @@
-"""What `contrails doctor` looks for on PBS; nothing is submitted."""
+"""The checks of `contrails doctor` on PBS; they submit nothing."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ from contrails.submitit_pbs.limits import read_nodes, shortage
 
 
 def check(site: Site) -> Iterator[Check]:
-    """Look whether the server starts jobs and the queue takes them, a node can run one, and the user's ticket lasts."""
+    """Check the server, the queue, the requested resources, the nodes, the memory and the user's ticket."""
     yield from _server(site)
     select = spec_for(Path(), site, Request("ctdoctor", "builtins:print", ())).qsub
     yield _resources(site, select)
     lacking = shortage(select, read_nodes())
-    advice = f"ask for less in the profile of {site.name}; `pbsnodes -av` says what there is"
+    advice = f"request less in the profile of {site.name}; `pbsnodes -av` lists the nodes"
     yield Check("a node for the job", lacking is None, lacking or "there is one", advice)
     has_memory = site.memory_gb is not None
     found = f"{site.memory_gb} GB" if has_memory else "the server's default, often 400 MB"
@@ -30,7 +30,7 @@ def check(site: Site) -> Iterator[Check]:
 
 
 def _server(site: Site) -> Iterator[Check]:
-    """Look at what the server and the queue say of themselves."""
+    """Check the attributes of the server and the queue."""
     try:
         said = client.server()
     except ClusterError as error:
@@ -39,28 +39,28 @@ def _server(site: Site) -> Iterator[Check]:
     starts = said.get("scheduling") != "False"
     yield Check("server", starts, "it starts jobs" if starts else "scheduling is off: no job starts", "ask support")
     keeps = said.get("job_history_enable") == "True"
-    found = f"kept for {said.get('job_history_duration', 'a while')}" if keeps else "off, as by default: PBS forgets "
-    yield Check("job history", True, found + ("" if keeps else "a job when it ends, and why; the run's files say that"))
+    found = f"kept for {said.get('job_history_duration', 'a while')}" if keeps else "off, the default: PBS forgets "
+    yield Check("job history", True, found + ("" if keeps else "jobs when they end; the run's files keep their ends"))
     queue = {}
     if (name := site.partition or said.get("default_queue")) is not None:
         try:
             queue = client.queue(name)
         except ClusterError as error:
-            yield Check("queue", False, str(error), "see the queues with `qstat -Q`")
+            yield Check("queue", False, str(error), "list the queues with `qstat -Q`")
         else:
             takes = queue.get("enabled") == queue.get("started") == "True"
-            found = f"{name} {'takes and runs jobs' if takes else 'is stopped or disabled'}"
+            found = f"{name} {'accepts and starts jobs' if takes else 'is stopped or disabled'}"
             yield Check("queue", takes, found, "ask support")
     limits = re.findall(r"u:PBS_GENERIC=(\d+)", f"{said.get('max_queued')} {queue.get('max_queued')}")
     if limits:
         most = min(map(int, limits))
-        found = f"{most} of a user, running and held ones counted; a fold has two, the next one is held"
-        advice = f'with next_job = "at_warning" in the profile of {site.name} it has two when it goes on only'
+        found = f"{most} per user, including running and held jobs; a fold has two, as its next job is held"
+        advice = f'with next_job = "at_warning" in the profile of {site.name} a fold has two only when it hands over'
         yield Check("limit of jobs", most > 1, found, advice)
 
 
 def _resources(site: Site, options: Sequence[str]) -> Check:
-    """Look whether the server knows what a job asks for: qsub refuses the rest."""
+    """Check that the server knows the requested resources; qsub refuses unknown ones."""
     names = [name for name in script.select_of(options) if name not in ("ncpus", "mem", "mpiprocs")]
     try:
         unknown = [name for name in names if not client.has_resource(name)]

@@ -1,4 +1,4 @@
-"""What a site and a request mean to PBS: the parameters of the plugin, and the shell lines around the task."""
+"""The parameters of the PBS plugin, and the shell lines around the task, from a site and a request."""
 
 import shlex
 from pathlib import Path
@@ -9,17 +9,17 @@ from contrails.submitit_pbs import script
 
 
 def spec_for(folder: Path, site: Site, request: Request) -> script.Spec:
-    """Return what a job is submitted with."""
+    """Return the options and the script of a job."""
     return script.make_spec(parameters_for(site, request), folder, chain_of(site, request))
 
 
 def chain_of(site: Site, request: Request) -> str:
-    """Return when the next link is submitted: contrails' own commands have none, PBS alone runs them again."""
+    """Return when the next link is submitted; a contrails command has no links, only PBS's reruns."""
     return site.next_job if request.folds else script.NONE
 
 
 def parameters_for(site: Site, request: Request) -> script.Parameters:
-    """Return what the plugin is told about a job."""
+    """Return the plugin's parameters for a job."""
     retries = site.retries
     return script.Parameters(
         name=request.name,
@@ -46,7 +46,7 @@ def parameters_for(site: Site, request: Request) -> script.Parameters:
 
 
 def _setup(site: Site, request: Request) -> list[str]:
-    """Return the lines before the task; a job inherits nothing from the shell that submits it."""
+    """Return the shell lines before the task; a PBS job does not inherit the environment of the submitting shell."""
     lines = [*site.prologue]
     if site.environment is not None:
         lines.append(f"source {shlex.quote(str(site.environment.absolute()))}")
@@ -56,7 +56,7 @@ def _setup(site: Site, request: Request) -> list[str]:
 
 
 def _clean_up(site: Site) -> list[str]:
-    """Return the lines that empty the job's scratch folder; the folder itself is not ours to remove."""
+    """Return the shell lines that empty the job's scratch folder; PBS removes the folder itself."""
     if "SCRATCHDIR" not in str(site.stage_dir):
         return []
     return ['if [ -d "$SCRATCHDIR" ]; then find "$SCRATCHDIR" -mindepth 1 -delete; fi']

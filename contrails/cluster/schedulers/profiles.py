@@ -1,4 +1,4 @@
-"""Where the profiles of sites lie, and which sites need none."""
+"""The files of site profiles, and the built-in sites that need none."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,10 +6,10 @@ from typing import Literal
 from contrails.user import home
 
 BUILT_IN: tuple[Literal["local", "slurm", "pbs"], ...] = ("local", "slurm", "pbs")
-"""Each is the scheduler of this name with its own defaults."""
+"""Each is the scheduler of the same name with its defaults."""
 
 
 def profile_files() -> list[Path]:
-    """Return the profiles' files by name of the site; of one name the last counts, which is the nearest."""
+    """Return the profile files; of several with one name, the last one in the list counts."""
     folders = (home() / ".config/contrails/sites", Path("jobs/sites"))
     return [path for folder in folders for path in sorted(folder.glob("*.toml"))]

@@ -1,7 +1,7 @@
-"""Slots: how many folds train at once on this machine, over all runs below one root; of a GPU, over all roots.
+"""Slots: the limit on folds that train at once on this machine; per root of runs, and per GPU for all roots.
 
-A slot is a lock on a file. It belongs to whoever has the descriptor, children that inherited it included, and the
-kernel frees it when the last of them has ended, however they ended.
+A slot is a lock on a file. It is held by every process that has the descriptor, including children, and the kernel
+releases it when the last of them has ended, however it ended.
 """
 
 import os
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from contrails.runs.config import ComputeSection
 
 DEVICES = "CONTRAILS_DEVICES"
-"""Variable with the GPUs that a job of this machine may use: submitit hides those of the shell from its jobs."""
+"""Variable with the GPUs that a job of this machine may use; submitit does not pass on CUDA_VISIBLE_DEVICES."""
 
 _RETRY_S = 0.5
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A turn of one process that trains: its lock, and its GPU where it trains on one."""
+    """Permission for one training process: its lock, and its GPU if it trains on one."""
 
     lock: Path
     device: str | None = None
@@ -46,8 +46,11 @@ def slots_of(run: Run, site: "Site", compute: "ComputeSection") -> list[Slot]:
         return [Slot(run.slot(f"{host}-{number}")) for number in range(wanted)]
     devices = [name for name in os.environ.get(DEVICES, "").split(",") if name]
     if len(devices) < num_ranks:
-        raise NodeError(f"expected {num_ranks} GPUs for a fold, found {', '.join(devices) or 'none'}")
-    # the ranks of a fold have a GPU each; folds of one process share one where the profile wants more of them
+        raise NodeError(
+            f"expected {num_ranks} GPUs for a fold, found {', '.join(devices) or 'none'}; check `nvidia-smi -L` and "
+            f"CUDA_VISIBLE_DEVICES, then go on with `contrails resume {run.typed}`"
+        )
+    # each rank of a fold needs its own GPU; folds of one process share a GPU if the profile allows more of them
     count = (wanted if num_ranks == 1 else min(wanted, len(devices))) or len(devices)
     folder = Path.home() / ".cache" / "contrails" / "slots"
     return [
@@ -58,10 +61,10 @@ def slots_of(run: Run, site: "Site", compute: "ComputeSection") -> list[Slot]:
 
 
 def take_slots(slots: Sequence[Slot], wanted: int, given_up: Callable[[], bool]) -> dict[Slot, int]:
-    """Wait until `wanted` of the slots are free at the same moment, and take them.
+    """Wait until `wanted` slots are free at the same moment, and take them.
 
     Returns:
-        The descriptor that holds each slot; none if it was given up meanwhile.
+        The descriptor that holds each slot; empty if `given_up` returned True meanwhile.
     """
     assert 1 <= wanted <= len(slots)
     for folder in {slot.lock.parent for slot in slots}:
@@ -75,7 +78,7 @@ def take_slots(slots: Sequence[Slot], wanted: int, given_up: Callable[[], bool])
 
 
 def _try(slots: Sequence[Slot], wanted: int) -> dict[Slot, int] | None:
-    """Take all or none: two jobs that each held half would wait for each other for ever."""
+    """Take all slots or none: two jobs that each held half would deadlock."""
     taken: dict[Slot, int] = {}
     for number, slot in enumerate(slots):
         descriptor = _lock(slot.lock)
@@ -83,7 +86,7 @@ def _try(slots: Sequence[Slot], wanted: int) -> dict[Slot, int] | None:
             taken[slot] = descriptor
         if len(taken) == wanted:
             return taken
-        # giving up at once leaves the others to whoever was faster, who then gets them all
+        # stop early and release, so that a competing job gets all of its slots
         if len(taken) + len(slots) - number - 1 < wanted:
             break
     for descriptor in taken.values():

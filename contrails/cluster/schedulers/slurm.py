@@ -1,6 +1,6 @@
-"""Slurm: jobs through submitit, its state through squeue and sacct, and the way back into the queue from inside a job.
+"""Slurm: jobs through submitit, their state through squeue and sacct, and requeueing from inside a job.
 
-submitit names the files of a job and runs the pickled function under srun, which is what gets the scheduler's signals.
+submitit names the files of a job and runs the pickled function under srun, which receives the scheduler's signals.
 """
 
 import os
@@ -52,9 +52,9 @@ def preview(folder: Path, site: Site, request: Request) -> str:
 
 
 def check(site: Site) -> Iterator[Check]:
-    """Ask Slurm whether partition, account, limits and nodes can satisfy the site.
+    """Check whether partition, account, limits and nodes can satisfy the site.
 
-    It takes jobs that are longer than their partition allows, and lets them wait for ever.
+    The walltime is checked separately: Slurm accepts jobs longer than the partition allows, and never starts them.
     """
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "test.sh"
@@ -63,7 +63,7 @@ def check(site: Site) -> Iterator[Check]:
         line = [*before, "--test-only", str(path)]
         answer = subprocess.run(line, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     said = [line for line in answer.stderr.splitlines() if line.startswith("sbatch:")] or [answer.stderr.strip()]
-    advice = f"change the profile of {site.name}; `sinfo` and `scontrol show partition` say what there is"
+    advice = f"change the profile of {site.name}; see `sinfo` and `scontrol show partition`"
     yield Check("partition and limits", answer.returncode == 0, said[-1], advice)
     limit_s = parse_duration(_partition(site).get("MaxTime", ""))
     found = f"{site.walltime_min} min, the partition allows {'any' if limit_s is None else f'{limit_s / 60:.0f} min'}"
@@ -71,7 +71,7 @@ def check(site: Site) -> Iterator[Check]:
 
 
 def _partition(site: Site) -> dict[str, str]:
-    """Return what Slurm says about the site's partition, or else the default one; empty if it does not say."""
+    """Return the attributes of the site's partition, or of the default one; empty if Slurm does not answer."""
     try:
         return parse_partition(_ask("scontrol", "--oneliner", "show", "partition"), site.partition)
     except ClusterError:
@@ -108,19 +108,19 @@ def submit(
 
 
 def complete(folder: Path, pickle: Path, job_id: str) -> None:
-    """Give the pickle the name under which the job looks for it, for a minute, and then gives up."""
+    """Rename the pickle to the name that the job waits for; the job gives up after a minute."""
     if pickle.exists():
         pickle.rename(job_pickle(folder, job_id))
 
 
 def look(jobs: Collection[Reference]) -> dict[str, Job]:
-    """Return what Slurm knows of these jobs: one call of squeue, and sacct only for those that it has forgotten."""
+    """Return what Slurm knows of these jobs: from one call of squeue, and sacct for those that squeue has forgotten."""
     found = matching(jobs, parse_squeue(_ask(*SQUEUE)))
     return found | _look_back([job for job in jobs if job.name not in found])
 
 
 def _look_back(jobs: Collection[Reference]) -> dict[str, Job]:
-    """Ask the accounting, which is not everywhere: then what squeue has forgotten is unknown."""
+    """Return jobs from the accounting; empty if the cluster has none, so that they are unknown."""
     ids = sorted(job.job_id for job in jobs if job.job_id is not None)
     unsettled = [job for job in jobs if job.job_id is None]
     found: dict[str, Job] = {}
@@ -143,12 +143,12 @@ def cancel(jobs: Collection[Reference]) -> None:
 
 
 def _scancel(job: Reference, *options: str) -> None:
-    """Signal or end a job by its name alone, which no other job of this user has: its id may be another's by now."""
+    """Signal or end a job by its name, which is unique among the user's jobs; its id may have been reused."""
     _ask("scancel", *options, f"--user={user_name()}", f"--name={job.name}")
 
 
 def pass_on(successors: Mapping[str, Collection[str]]) -> None:
-    """Have jobs that wait for one of these, the keys, wait for the jobs in its place instead."""
+    """Make jobs that wait for one of the keys wait for the jobs of its value instead."""
     for line in _ask("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i|%E").splitlines():
         job_id, _, dependency = line.partition("|")
         if (changed := pass_on_dependency(dependency, successors)) is not None:
@@ -156,9 +156,9 @@ def pass_on(successors: Mapping[str, Collection[str]]) -> None:
 
 
 def interruptions() -> dict[str, Callable[[Reference], object]]:
-    """Return what a drill may do to a running job."""
+    """Return the ways in which a drill may interrupt a running job."""
     return {
-        # without --full scancel signals what srun started, and not the batch shell, whose teardown acts then
+        # without --full, scancel signals what srun started but not the batch shell, so that its teardown runs
         "SIGKILL": lambda job: _scancel(job, "--signal=KILL"),
         "SIGKILL of the whole job": lambda job: _scancel(job, "--signal=KILL", "--full"),
         "SIGTERM": lambda job: _scancel(job, "--signal=TERM"),
@@ -182,7 +182,7 @@ def this_job() -> ThisJob:
 
 
 def end_time(job: ThisJob) -> float | None:
-    """Return when the job's time is over; an administrator may have changed it since the last call."""
+    """Return when the job's time ends; an administrator may have changed it since the last call."""
     try:
         name, _, end = _ask("squeue", "--noheader", f"--jobs={job.job_id}", "--format=%j|%e").strip().partition("|")
     except ClusterError:
@@ -193,30 +193,30 @@ def end_time(job: ThisJob) -> float | None:
 def standing(job: ThisJob) -> Standing:
     """Return whether Slurm lets this job run, has requeued it, or ends it for good.
 
-    Slurm sends TERM for scancel, for preemption and for a time that is over, and a requeue brings back a job in any of
-    these cases. Its state is COMPLETING in all of them; what tells them apart is that a preempted job still runs in its
-    grace time or counts a restart already, and that the time was over or not.
+    Slurm sends TERM for scancel, preemption and timeout, and a requeue restarts the job in each case. The state is
+    COMPLETING in all three. They differ in this: a preempted job still runs in its grace time, or already counts a
+    restart; and after a timeout the time limit has passed.
     """
     try:
         return parse_standing(_show(job), job.restart_count)
     except ClusterError:
-        return "running"  # the controller may answer again when it is asked to requeue
+        return "running"  # the controller may answer again by the time it is asked to requeue
 
 
 def _show(job: ThisJob) -> str:
-    """Return what Slurm says about the job that this process runs in.
+    """Return the attributes of the job that this process runs in.
 
     Raises:
-        ClusterError: it does not answer, or has lost the job and given its id to another one.
+        ClusterError: Slurm does not answer, or has lost the job and reused its id.
     """
     said = _ask("scontrol", "--oneliner", "show", "job", job.job_id)
     if f" JobName={job.name} " not in said:
-        raise ClusterError(f"Slurm has lost the job {job.name}, and given its id {job.job_id} to another one")
+        raise ClusterError(f"Slurm has lost the job {job.name} and given its id {job.job_id} to another job")
     return said
 
 
 def requeue(job: ThisJob, changes: Collection[Cause]) -> bool:
-    """Have the job that this process runs in start again later; its memory and nodes can no longer be changed."""
+    """Requeue the job that this process runs in; memory and nodes of a Slurm job cannot be changed by then."""
     if changes:
         return False
     end = time.monotonic() + _PATIENCE_S
@@ -226,11 +226,11 @@ def requeue(job: ThisJob, changes: Collection[Cause]) -> bool:
             _ask("scontrol", "requeue", job.job_id)
             return True
         except ClusterError as error:
-            if "pending execution" in str(error):  # somebody was faster: preemption, or an administrator
+            if "pending execution" in str(error):  # already requeued, by preemption or an administrator
                 return True
         if time.monotonic() > end or _answers():
             return False
-        time.sleep(_RETRY_S)  # a controller that is restarted comes back
+        time.sleep(_RETRY_S)  # the controller may be restarting
 
 
 def _answers() -> bool:
@@ -241,7 +241,7 @@ def _answers() -> bool:
 
 
 def peak_gb(job: ThisJob) -> float | None:
-    """Return the most memory that the job's last step has used, once the accounting knows of its end."""
+    """Return the peak memory in GB of the job's last step; waits some seconds until the accounting has it."""
     end = time.monotonic() + _ACCOUNTED_S
     try:
         while (peak := parse_peak(_ask(*PEAK, f"--jobs={job.job_id}"))) is None and time.monotonic() < end:
@@ -252,7 +252,7 @@ def peak_gb(job: ThisJob) -> float | None:
 
 
 def largest_memory_gb(site: Site) -> float | None:
-    """Return the memory of the largest node of the site's partition, or what that allows; None if Slurm is silent."""
+    """Return the memory of the largest node of the partition, at most its limit; None if Slurm does not answer."""
     partition = _partition(site)
     try:
         listed = _ask("sinfo", "--noheader", "--Node", "--format=%m", f"--partition={partition['PartitionName']}")
@@ -265,24 +265,24 @@ def largest_memory_gb(site: Site) -> float | None:
 
 
 def last_code(code: int) -> int:
-    """Return the code as it is: Slurm starts no job again for its exit code."""
+    """Return the code unchanged: Slurm does not start a job again for its exit code."""
     return code
 
 
 def why_restarted(_job: ThisJob) -> Cause:
-    """Return why a start of the job left no word: Slurm took its node away, and started it again."""
+    """Return "preemption": a start that recorded no end was taken off its node by Slurm and started again."""
     return "preemption"
 
 
 def note_progress(_job: ThisJob) -> None:
-    """Do nothing: Slurm counts no starts."""
+    """Do nothing: Slurm does not count failed starts."""
 
 
 def _ask(*arguments: str) -> str:
-    """Run a command of Slurm and return what it prints.
+    """Return the output of a Slurm command.
 
     Raises:
-        ClusterError: it is not there, fails, or does not answer.
+        ClusterError: the command is missing, fails, or does not answer in time.
     """
     try:
         answer = subprocess.run(arguments, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)

@@ -10,7 +10,7 @@ from contrails.cluster.schedulers.sites import Site
 from contrails.errors import ClusterError
 
 _SIGNALS = "TERM USR1 USR2"
-"""What Slurm may send to the batch shell, which must live on to see how srun ended."""
+"""Signals that Slurm sends to the batch shell too, which must survive them to see the exit code of srun."""
 
 
 def script(folder: Path, site: Site, request: Request) -> str:
@@ -22,7 +22,7 @@ def script(folder: Path, site: Site, request: Request) -> str:
 def command(script: Path) -> list[str]:
     """Return the command that submits a script.
 
-    Inside of a job it leaves out what that job's environment says of memory and cores: srun refuses the mixture.
+    Inside a job, the variables of that job's memory and cores are removed; srun refuses a mixture of both jobs.
     """
     stale = [name for name in os.environ if name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF"]
     clean = ["env", *(part for name in sorted(stale) for part in ("-u", name))] if stale else []
@@ -33,12 +33,12 @@ def executor_of(folder: Path, site: Site, request: Request) -> Any:
     """Return submitit's executor for a job of the site.
 
     Raises:
-        ClusterError: the folder cannot hold the logs.
+        ClusterError: the folder's path contains a %.
     """
     from submitit import SlurmExecutor
 
     class Executor(SlurmExecutor):
-        """Slurm as submitit sees it; also where srun is missing, to show a script."""
+        """submitit's executor; also works without srun, to show a script."""
 
         @classmethod
         def affinity(cls) -> int:
@@ -48,14 +48,14 @@ def executor_of(folder: Path, site: Site, request: Request) -> Any:
             return command(submission_file_path)
 
     if "%" in str(folder):
-        raise ClusterError(f"{folder}: Slurm puts other text for a % in the path of a log; choose another folder")
+        raise ClusterError(f"{folder}: Slurm replaces the character % in paths of logs; choose another folder")
     executor = Executor(folder)
     executor.update_parameters(**_parameters(site, request))
     return executor
 
 
 def _parameters(site: Site, request: Request) -> dict[str, Any]:
-    """Return what submitit is told about a job, in its words."""
+    """Return submitit's parameters for a job."""
     memory = request.memory_gb or site.memory_gb
     gpus = f"{site.gpu_type}:{site.num_gpus}" if site.gpu_type else site.num_gpus
     return {
@@ -75,10 +75,10 @@ def _parameters(site: Site, request: Request) -> dict[str, Any]:
         "exclude": ",".join(request.exclude) or None,
         "wckey": None,
         "additional_parameters": {"requeue": True, **site.scheduler_arguments},
-        # srun does not take the number of cores from its job, since Slurm 22.05
+        # since Slurm 22.05, srun does not inherit the number of cores from its job
         "srun_args": [f"--cpus-per-task={site.num_cpus}"],
         "setup": _setup(site, request),
-        # the lines between, and the job's own result, need the code of srun
+        # the teardown lines, and the job's own result, need the exit code of srun
         "teardown": ["code=$?", *request.teardown, "exit $code"],
     }
 
@@ -88,5 +88,5 @@ def _setup(site: Site, request: Request) -> list[str]:
     if site.environment is not None:
         lines.append(f"source {shlex.quote(str(site.environment.absolute()))}")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted((request.environment or {}).items())]
-    # a handler, not '', which srun would inherit
+    # a handler that does nothing, since srun would inherit an ignored signal
     return [*lines, f"trap : {_SIGNALS}"]

@@ -1,4 +1,4 @@
-"""What Slurm's commands print, parsed: text in, plain values out, so that all of it can be tested without a cluster."""
+"""Parsers for the output of Slurm's commands, which need no cluster to be tested."""
 
 import math
 import re
@@ -14,45 +14,45 @@ SACCT = ("sacct", "--noheader", "--parsable2", "--format=JobID,JobName,State,Exi
 
 PEAK = ("sacct", "--noheader", "--parsable2", "--format=JobID,State,MaxRSS")
 
-_RELEASE = "`scontrol release {job_id}` lets it start"
+_RELEASE = "start it with `scontrol release {job_id}`"
 _ORPHAN = "DependencyNeverSatisfied"
 _HINTS = {
     _ORPHAN: "the run that it waits for failed",
     "JobHeldUser": _RELEASE,
-    "JobHeldAdmin": "an administrator holds it, and only they let it start",
+    "JobHeldAdmin": "an administrator holds it, and only they can release it",
     "JobHoldMaxRequeue": f"it was started too often; {_RELEASE}",
-    "launch failed requeued held": f"a node could not start it; {_RELEASE} again",
+    "launch failed requeued held": f"a node could not start it; {_RELEASE}",
     "job requeued in held state": _RELEASE,
-    "Partition(Down|Inactive)": "an administrator has stopped the partition: `sinfo` says which ones are up",
-    "ReqNodeNotAvail|NodeDown|Nodes required for job are": "nodes that could run it are down, drained or reserved: "
-    "`sinfo -R` says why",
-    r"(Assoc|QOS)Grp\w*Minutes": "the hours that the account or QOS may use are used up: see `sshare`, ask its owner",
+    "Partition(Down|Inactive)": "an administrator has stopped the partition; list the others with `sinfo`",
+    "ReqNodeNotAvail|NodeDown|Nodes required for job are": "nodes that could run it are down, drained or reserved; "
+    "see why with `sinfo -R`",
+    r"(Assoc|QOS)Grp\w*Minutes": "the account or QOS has used up its hours; see `sshare`, and ask its owner",
     r"(Assoc|QOS)(Grp|MaxJobs|Max\w*PerUser)|Max\w+PerAccount|AssociationJobLimit|(Association|QOS)ResourceLimit|"
-    "QOSJobLimit|AccountingPolicy": "you, the account or the QOS have as much as is allowed: it starts when other jobs "
-    "of theirs end",
-    "QOSUsageThreshold": "the account has used too much lately for this QOS: it starts later, or under another qos",
+    "QOSJobLimit|AccountingPolicy": "you, the account or the QOS have reached a limit; it starts when other jobs of "
+    "theirs end",
+    "QOSUsageThreshold": "the account has used too much of this QOS recently; it starts later, or under another qos",
 }
-"""What to do about reasons of squeue(1) that do not pass by themselves, by how they begin; the first one counts."""
+"""Advice on temporary reasons of squeue(1), by a pattern for their beginning; the first match is used."""
 
 _STUCK = {
-    "PartitionTimeLimit": "walltime_min is more than the partition allows: `sinfo -o '%P %l'` says how much",
+    "PartitionTimeLimit": "walltime_min is more than the partition allows; see the limit with `sinfo -o '%P %l'`",
     "Partition(Node|Config|Min|Max)": "the partition has no node with as many CPUs, or as much memory",
-    "BadConstraints": "no node has what it asks for: `sinfo -N -l` says what they have",
-    "MaxMemPerLimit": "memory_gb is more than the partition allows a job",
-    r"AssocMax\w*Per(Job|Node)": "it asks for more than the account allows one job: see `sacctmgr show assoc`",
-    "AssociationTimeLimit": "walltime_min is more than the account allows: see `sacctmgr show assoc`",
-    r"QOSMax\w*Per(Job|Node)|QOSTimeLimit": "it asks for more than the QOS allows one job: see `sacctmgr show qos`",
-    "QOSMin": "it asks for less than the QOS demands: see `sacctmgr show qos`",
-    "InvalidAccount|AccountNotAllowed": "the account may not be used: `sacctmgr show assoc user=$USER` lists yours",
-    "InvalidQOS|QOSNotAllowed": "the qos may not be used: `sacctmgr show assoc user=$USER format=qos` lists yours",
-    "ReservationDeleted": "the reservation is gone: `scontrol show reservation` lists those that there are",
+    "BadConstraints": "no node has what it requests; list the nodes with `sinfo -N -l`",
+    "MaxMemPerLimit": "memory_gb is more than the partition allows per job",
+    r"AssocMax\w*Per(Job|Node)": "it requests more than the account allows per job; see `sacctmgr show assoc`",
+    "AssociationTimeLimit": "walltime_min is more than the account allows; see `sacctmgr show assoc`",
+    r"QOSMax\w*Per(Job|Node)|QOSTimeLimit": "it requests more than the QOS allows per job; see `sacctmgr show qos`",
+    "QOSMin": "it requests less than the QOS demands; see `sacctmgr show qos`",
+    "InvalidAccount|AccountNotAllowed": "you may not use the account; list yours: `sacctmgr show assoc user=$USER`",
+    "InvalidQOS|QOSNotAllowed": "you may not use the qos; list yours: `sacctmgr show assoc user=$USER format=qos`",
+    "ReservationDeleted": "the reservation was deleted; list those left with `scontrol show reservation`",
 }
-"""The same for reasons that never pass: the job asks for what it cannot get."""
+"""Advice on permanent reasons: the job requests what it can never get."""
 
 _KILLED = "JobLaunchFailure|RaisedSignal|SystemFailure"
-"""Reasons of a job whose batch script somebody or something has killed."""
+"""Reasons of a job whose batch script was killed."""
 
-_SUSPENDED = "it keeps its node, and goes on when a job that goes before it has ended, or an administrator resumes it"
+_SUSPENDED = "it keeps its node, and continues when a job with precedence ends, or when an administrator resumes it"
 
 _IN_GB = {"": 2**-30, "K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2.0**10}
 
@@ -63,7 +63,7 @@ _STATES: dict[str, tuple[_State, Cause | None]] = {
     "REQUEUED": ("waiting", None),
     "REQUEUE_FED": ("waiting", None),
     "REQUEUE_HOLD": ("waiting", None),  # until `scontrol release`
-    "SPECIAL_EXIT": ("waiting", None),  # held as well
+    "SPECIAL_EXIT": ("waiting", None),  # also held
     "RESV_DEL_HOLD": ("waiting", None),
     "RUNNING": ("running", None),
     "SUSPENDED": ("suspended", None),
@@ -71,7 +71,7 @@ _STATES: dict[str, tuple[_State, Cause | None]] = {
     "SIGNALING": ("running", None),
     "RESIZING": ("running", None),
     "STAGE_OUT": ("running", None),
-    "COMPLETING": ("running", None),  # its processes end; a requeued job passes through it too
+    "COMPLETING": ("running", None),  # its processes end; a requeued job passes through this state too
     "COMPLETED": ("ended", None),
     "FAILED": ("ended", "error"),
     "CANCELLED": ("ended", "cancelled"),
@@ -81,9 +81,9 @@ _STATES: dict[str, tuple[_State, Cause | None]] = {
     "NODE_FAIL": ("ended", "node"),
     "BOOT_FAIL": ("ended", "node"),
     "OUT_OF_MEMORY": ("ended", "memory"),
-    "REVOKED": ("ended", "lost"),  # a federation runs it elsewhere
+    "REVOKED": ("ended", "lost"),  # another cluster of a federation runs it
 }
-"""Every state of squeue(1) and sacct(1); one that is not here is a newer Slurm's, and taken for a job that lives."""
+"""All states of squeue(1) and sacct(1); an unknown one is that of a newer Slurm, and counts as running."""
 
 
 def parse_squeue(text: str) -> list[Job]:
@@ -98,7 +98,7 @@ def parse_squeue(text: str) -> list[Job]:
 def parse_sacct(text: str) -> list[Job]:
     """Return the jobs that `SACCT` lists.
 
-    A cgroup that runs out of memory ends as OUT_OF_MEMORY in the row of a step, below a job that says only FAILED.
+    After a cgroup ran out of memory, OUT_OF_MEMORY is the state of a step; the job's own row says only FAILED.
     """
     jobs: dict[str, Job] = {}
     for line in text.splitlines():
@@ -115,9 +115,9 @@ def parse_sacct(text: str) -> list[Job]:
 
 
 def parse_peak(text: str) -> float | None:
-    """Return the most memory, in GB, of the steps that `PEAK` lists, infinite where one ran out of it.
+    """Return the peak memory in GB of the steps that `PEAK` lists; infinite if one was killed for memory.
 
-    None if one has not ended, or nothing was measured.
+    None if a step has not ended, or nothing was measured.
 
     >>> parse_peak("7|RUNNING|\\n7.batch|RUNNING|\\n7.0|CANCELLED|2097152K\\n")
     2.0
@@ -133,7 +133,7 @@ def parse_peak(text: str) -> float | None:
 
 
 def parse_partition(text: str, name: str | None) -> dict[str, str]:
-    """Return the fields of a partition, without a name of the default one, in `scontrol --oneliner show partition`.
+    """Return the attributes of a partition, by default the default one, from `scontrol --oneliner show partition`.
 
     >>> parse_partition("PartitionName=a Default=NO MaxTime=1-00:00:00\\nPartitionName=b Default=YES", None)
     {'PartitionName': 'b', 'Default': 'YES'}
@@ -144,7 +144,7 @@ def parse_partition(text: str, name: str | None) -> dict[str, str]:
 
 
 def parse_standing(text: str, restart_count: int) -> Standing:
-    """Return how a job that has been started `restart_count` times before stands in `scontrol --oneliner show job`."""
+    """Return the standing of a job with `restart_count` earlier starts, from `scontrol --oneliner show job`."""
     fields = dict(word.split("=", 1) for word in text.split() if "=" in word)
     if int(fields.get("Restarts", 0)) > restart_count:
         return "requeued"
@@ -158,7 +158,7 @@ def parse_standing(text: str, restart_count: int) -> Standing:
 
 
 def pass_on_dependency(text: str, successors: Mapping[str, Collection[str]]) -> str | None:
-    """Return a dependency as squeue shows it with other jobs in the place of some, None if it names none of them.
+    """Return a dependency of squeue with some jobs replaced by their successors; None if it names none of them.
 
     >>> pass_on_dependency("afterok:7(failed),afterok:8(unfulfilled)", {"7": ["11", "9"]})
     'afterok:9,afterok:11,afterok:8'
@@ -172,7 +172,7 @@ def pass_on_dependency(text: str, successors: Mapping[str, Collection[str]]) -> 
 
 
 def parse_duration(text: str) -> float | None:
-    """Return the seconds of a limit, None where there is none.
+    """Return the seconds of a time limit; None if there is no limit.
 
     >>> parse_duration("1-02:00:00"), parse_duration("00:01:00"), parse_duration("UNLIMITED")
     (93600.0, 60.0, None)
@@ -192,7 +192,7 @@ def _seconds(moment: str) -> float:
 
 
 def matching(wanted: Iterable[Reference], listed: Iterable[Job]) -> dict[str, Job]:
-    """Return those of the listed jobs that are wanted, by name; of several that agree the last one counts."""
+    """Return the listed jobs that are wanted, by name; of several matches the last one counts."""
     ids = {job.name: job.job_id for job in wanted}
     return {job.name: job for job in listed if job.name in ids and ids[job.name] in (None, job.job_id)}
 
@@ -202,7 +202,7 @@ def _job(job_id: str, name: str, state: str, reason: str, node: str) -> Job:
     what, cause = _STATES.get(base, ("running", None))
     reason = "" if reason == "None" else reason
     if base == "FAILED" and node and reason not in ("", "NonZeroExitCode"):
-        cause = "lost"  # its script was killed, or could not be started: only an exit code is its own word
+        cause = "lost"  # its script was killed or did not start; only a plain exit code comes from the script
     shown = f"{base} ({reason})" if reason and what in ("waiting", "ended") else base
     stuck, hint = (_first(table, reason) if what == "waiting" else "" for table in (_STUCK, _HINTS))
     advice = _SUSPENDED if what == "suspended" else (stuck or hint).format(job_id=job_id)
@@ -212,6 +212,6 @@ def _job(job_id: str, name: str, state: str, reason: str, node: str) -> Job:
 
 
 def _first(table: Mapping[str, str], reason: str) -> str:
-    """Return the first hint that fits a reason, empty if none does."""
-    spelled = reason.replace("_", " ")  # newer versions join the words of a reason
+    """Return the first hint whose pattern matches a reason; empty if there is none."""
+    spelled = reason.replace("_", " ")  # newer versions join the words of a reason by underscores
     return next((hint for begins, hint in table.items() if re.match(begins, spelled)), "")

@@ -1,1 +1,1 @@
-"""What became of folds, and what they cost; nothing here writes."""
+"""The state of folds and their cost; nothing here writes."""

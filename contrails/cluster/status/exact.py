@@ -1,6 +1,6 @@
-"""Whether a fold's attempts ran on the same kind of machine, with the same code and libraries.
+"""Whether all attempts of a fold ran on the same kind of machine, with the same code and libraries.
 
-Only then does a fold that was interrupted end in the bits of one that was not.
+Only then is the result of an interrupted fold byte-identical to that of an undisturbed one.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ _DECISIVE = ("code", "recipe", "device", "num_threads", "cpu", "simd", "gpu", "d
 
 
 def differences(fold: Fold) -> tuple[str, ...]:
-    """Return in what later attempts that trained differ from the first one; empty: the result is exact."""
+    """Return how later attempts that trained differ from the first one; empty if the result is exact."""
     owners = [(a.number, read_hint(a.job)) for a in fold.attempts() if read_hint(a.state).get("step")]
     known = [(number, _decisive(owner)) for number, owner in owners if owner]
     if not known:
@@ -21,7 +21,7 @@ def differences(fold: Fold) -> tuple[str, ...]:
     return tuple(
         f"attempt {number}: {_difference(name, str(values[name]), str(first[name]))}"
         for number, values in known[1:]
-        for name in sorted(first.keys() & values.keys())  # older versions did not write down all of them
+        for name in sorted(first.keys() & values.keys())  # older versions recorded fewer of them
         if values[name] != first[name]
     )
 
@@ -29,7 +29,7 @@ def differences(fold: Fold) -> tuple[str, ...]:
 def _difference(name: str, value: str, first: str) -> str:
     if name == "simd":
         unshared = " ".join(sorted(set(value.split()) ^ set(first.split())))
-        return f"{name} {_short(unshared)} on one of the two machines alone"
+        return f"{name} {_short(unshared)} on only one of the two machines"
     return f"{name} {_short(value)}, was {_short(first)}"
 
 

@@ -1,7 +1,7 @@
-"""What state a fold is in, judged by its own files first.
+"""The state of a fold, from its own files first.
 
-`done.json` is the truth; below it come the newest attempt's files, then the journal, and what the scheduler says is a
-hint: a job that it no longer knows is lost, never done or failed. Nothing here imports torch.
+`done.json` decides; then the newest attempt's files, then the journal. What the scheduler says is a hint: a job that
+it does not know is lost, never done or failed. Nothing here imports torch.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class FoldState:
     """A row of `contrails status`.
 
     `state` is one of: not submitted, waiting, starting, running, suspended, stopped, failed, cancelled, lost, damaged,
-    done. It is `stale` where the scheduler was asked and did not answer.
+    done. `stale` is True if the scheduler was asked and did not answer.
     """
 
     fold: str
@@ -44,7 +44,7 @@ class FoldState:
     eta_s: float | None = None
     reason: str | None = None
     differences: tuple[str, ...] = ()
-    """In what its attempts differ, so that the result is not exact (see `contrails.cluster.status.exact`)."""
+    """How its attempts differ, so that the result is not exact (see `contrails.cluster.status.exact`)."""
     cause: str | None = None
     job_id: str | None = None
     node: str | None = None
@@ -56,8 +56,8 @@ def fold_state(fold: Fold, jobs: Mapping[str, Job] | None = None) -> FoldState:
     """Return the state of a fold.
 
     Args:
-        fold: of any run.
-        jobs: what the scheduler says, by the names of the jobs; None where there is none, or it was not asked.
+        fold: a fold of any run.
+        jobs: what the scheduler knows, by the names of the jobs; None if there is no scheduler or it was not asked.
     """
     attempts = fold.attempts()
     state = read_hint(attempts[-1].state) if attempts else {}
@@ -68,10 +68,10 @@ def fold_state(fold: Fold, jobs: Mapping[str, Job] | None = None) -> FoldState:
     if attempts:
         owner = read_hint(attempts[-1].job)
         known |= {
-            "node": owner.get("node") or owner.get("host"),  # as the scheduler calls it, where there is one
+            "node": owner.get("node") or owner.get("host"),  # the scheduler's name of the node, if it has one
             "usage": usage_of(fold),
             "differences": differences(fold),
-            # state.json lags behind by a moment
+            # state.json is written at intervals, so a snapshot may be newer
             "step": max([known.get("step", 0), *(snapshot.step for snapshot in fold.all_snapshots())]),
         }
     try:
@@ -102,16 +102,21 @@ def _judge(
     submission: Submission | None,
     jobs: Mapping[str, Job] | None,
 ) -> FoldState:
-    """Return the row of an unfinished fold with its state, and why if there is a reason to tell."""
+    """Return the row of an unfinished fold with its state, and the reason if there is one.
+
+    The order of the cases matters. Files of an attempt count only if the fold's newest job made it. A tombstone counts
+    before the job's state, since the job may go on for other folds. After that the scheduler's answer about the job is
+    compared with the attempt's own files, and only if neither says that it lives, its end is looked for.
+    """
     owner = read_hint(attempts[-1].job) if attempts else {}
     if submission is None or submission.process:
         return _judge_here(row, fold, owner, state, submission)
     if not submission.is_that_of(owner):
-        state, attempts = {}, []  # the newest job has not got to an attempt
+        state, attempts = {}, []  # the newest job has made no attempt yet
     end = read_end(attempts[-1]) if attempts else None
     status = state.get("status")
     job = jobs.get(submission.name) if jobs is not None else None
-    if fold.cancelled.exists() and status not in {"starting", "running"}:  # whatever its job still does for other folds
+    if fold.cancelled.exists() and status not in {"starting", "running"}:  # even if its job goes on for other folds
         return _over(row, fold, state.get("reason") or f"its job {row.job_id} is cancelled", "cancelled")
     if job is not None and (job.state in ("waiting", "suspended") or job.is_orphan):
         advice = f": {unstick(fold.run)}" if job.stuck else _adopt(fold.run, submission) if job.is_orphan else ""
@@ -123,7 +128,7 @@ def _judge(
         reason = job.native if job.native != "RUNNING" else None
         return replace(row, state="starting", reason=reason, node=job.node or None)
     if job is not None and job.state == "running" and end is not None and not OUTCOMES[end.cause].is_final:
-        reason = f"{state.get('reason')} ({end.cause}): its job looks at its budget when no other fold trains in it"
+        reason = f"{state.get('reason')} ({end.cause}): its job decides about a retry when no other fold trains in it"
         return replace(row, state="waiting", reason=reason, cause=end.cause)
     if jobs is None and (end is None or end.handed_over):
         return replace(row, state="waiting")
@@ -131,11 +136,11 @@ def _judge(
 
 
 def _adopt(run: Run, submission: Submission) -> str:
-    """Return what to do about a job that waits for a run which has failed."""
+    """Return the advice about a job that waits for a failed run."""
     commands = " and ".join(f"`contrails resume {other.typed}`" for other in submission.after)
     return (
-        f": go on with {commands or 'that run'}, and this follows; or end it with `contrails cancel {run.typed}`, and "
-        "submit it without --after"
+        f": go on with {commands or 'that run'}, and this run follows; or end it with "
+        f"`contrails cancel {run.typed}`, and submit it without --after"
     )
 
 
@@ -144,17 +149,17 @@ def _judge_end(
 ) -> FoldState:
     """Return the row of a fold whose newest job has ended; `attempt` is the last one that this job made.
 
-    Why the job's last start ended counts, and what was written down then goes before what the scheduler says.
+    The end of the job's last start counts. The cause that was recorded then precedes that of the scheduler.
     """
     end = read_end(attempt) if attempt is not None else None
     start = read_hint(attempt.job).get("restart_count") or 0 if attempt is not None else -1
     fruitless = next((submission.fruitless[n] for n in sorted(submission.fruitless, reverse=True) if n > start), None)
     known = job.cause if job is not None else None
-    if job is not None and known == "refused":  # whatever the attempt ended for, that is why nobody goes on
-        return _over(row, fold, f"the job that was to go on was not taken: {job.native}", known)
+    if job is not None and known == "refused":  # this, not the attempt's own end, is why the fold does not continue
+        return _over(row, fold, f"its next job was not accepted: {job.native}", known)
     if attempt is not None and fruitless is None and not (end is not None and end.handed_over):
         state = read_hint(attempt.state)
-        said = state.get("reason") or f"attempt {attempt.number} ended without a word at step {row.step}"
+        said = state.get("reason") or f"attempt {attempt.number} ended without a message at step {row.step}"
         said += "" if end is not None or state.get("reason") else _traces(job, attempt.stderr)
         stepless = state.get("seconds_per_step") is None and not attempt.telemetry.exists()
         return _over(row, fold, said, end.cause if end else known, stepless=stepless, lasted_s=end and end.lasted_s)
@@ -167,7 +172,7 @@ def _judge_end(
 
 
 def _over(row: FoldState, fold: Fold, said: str, cause: Cause | None, **circumstances: Any) -> FoldState:
-    """Return the row of a fold that nobody trains any more; for the circumstances see `next_step`."""
+    """Return the row of a fold that nothing trains any more; for `circumstances` see `next_step`."""
     if fold.cancelled.exists():
         cause = "cancelled"
     name = "cancelled" if cause == "cancelled" else "lost" if cause in (None, "lost") else "failed"
@@ -177,11 +182,11 @@ def _over(row: FoldState, fold: Fold, said: str, cause: Cause | None, **circumst
 
 
 def _traces(job: Job | None, log: Path) -> str:
-    """Return what there is to see of a job that has ended without a word: the scheduler's, and its last lines."""
+    """Return what is known of a job that ended without a message: the scheduler's state, and the end of its log."""
     word = f"; the scheduler says {job.native}" if job is not None and job.state == "ended" else ""
     if not log.exists():
         return word
-    # submitit's own words are left out
+    # lines of submitit itself are left out
     lines = [line for line in log.read_text(errors="replace").splitlines() if line and "submitit INFO" not in line]
     shown = f" ({' | '.join(lines[-3:])})" if lines else ""
     return f"{word}{shown}; see {log}"
@@ -190,14 +195,14 @@ def _traces(job: Job | None, log: Path) -> str:
 def _judge_here(
     row: FoldState, fold: Fold, owner: dict[str, Any], state: dict[str, Any], submission: Submission | None
 ) -> FoldState:
-    """Judge a fold of this machine by its processes."""
+    """Return the row of a fold of this machine, by its processes."""
     status, attempts = state.get("status"), fold.attempts()
     launcher = submission.process if submission else None
     lives = bool(attempts) and status not in OVER and not is_lost(attempts[-1], launcher)
-    if fold.cancelled.exists() and not lives:  # also while its job still waits for a place
+    if fold.cancelled.exists() and not lives:  # even if its job still waits for a slot
         return replace(row, state="cancelled", cause="cancelled", reason=next_step("cancelled", fold.run))
     if submission is not None and not submission.is_that_of(owner) and not (launcher and launcher.is_dead()):
-        return replace(row, state="waiting", reason=_elsewhere(fold, launcher))  # its job lives and waits for a place
+        return replace(row, state="waiting", reason=_elsewhere(fold, launcher))  # its job waits for a slot
     if lives:
         return replace(row, state=str(status or "starting"))
     if status in {"stopped", "failed"}:
@@ -207,7 +212,7 @@ def _judge_here(
         return replace(row, state=str(status), reason=f"{state.get('reason', f'it {status}')}; {what}", cause=cause)
     if attempts:
         silent = f"it has written nothing for {SILENCE_S:.0f} s on {owner.get('host', 'its machine')}"
-        dead = "its process ended without a word (killed, out of memory, or its machine restarted)"
+        dead = "its process ended without a message (killed, out of memory, or its machine restarted)"
         process = process_in(owner) or launcher
         return _lost(row, fold, dead if process is not None and process.is_dead() else silent)
     if submission is None:
@@ -216,18 +221,18 @@ def _judge_here(
 
 
 def _elsewhere(fold: Fold, launcher: Process | None) -> str | None:
-    """Return what to know of a job that waits on another host, which alone can tell whether it still does."""
+    """Return advice about a job that waits on another host, since only that host knows whether it still does."""
     run = fold.run.typed
     if launcher is None or launcher.is_of_this_host():
         return None
     return (
-        f"its job waits for its turn on {launcher.host}; if that machine was restarted since, end it with "
+        f"its job waits for a slot on {launcher.host}; if that machine was restarted since, end it with "
         f"`contrails cancel {run} --fold {fold.key}`, then go on with `contrails resume {run}`"
     )
 
 
 def _lost(row: FoldState, fold: Fold, what: str) -> FoldState:
     advice = next_step("lost", fold.run)
-    # the launcher's last words, which know more, may have said what to do
+    # the end of the launcher's log may already contain the advice
     said = what if f"`contrails resume {fold.run.typed}" in what else f"{what}; {advice}"
     return replace(row, state="lost", cause="lost", reason=said)

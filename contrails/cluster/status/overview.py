@@ -1,4 +1,4 @@
-"""The folds of runs with the scheduler's word: asked once, however many runs and jobs there are."""
+"""The states of the folds of many runs, with a single query per scheduler."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,13 +13,13 @@ from contrails.files import read_toml
 from contrails.runs.folder import Run
 
 Words = dict[str, Job] | None
-"""What a scheduler knows of jobs, by name; None where it does not answer."""
+"""What a scheduler knows of jobs, by name; None if it does not answer."""
 
 
 def ask_schedulers(runs: Iterable[Run]) -> dict[Run, Words]:
-    """Return what the scheduler knows of each run's jobs that have something left to do; without runs of this machine.
+    """Return what the schedulers know of each run's unfinished jobs, without runs of this machine.
 
-    A run of another version, whose scheduler cannot be read, is judged by its files.
+    A run of another version, whose scheduler cannot be read, is left out and judged by its files.
     """
     names = {run: name for run in runs if (name := _scheduler_name(run)) is not None}
     words = {
@@ -30,21 +30,21 @@ def ask_schedulers(runs: Iterable[Run]) -> dict[Run, Words]:
 
 
 def overview(runs: Sequence[Run], said: Mapping[Run, Words] | None = None) -> dict[Run, list[FoldState]]:
-    """Return the state of every fold of the runs; where a scheduler does not answer, the last known and stale.
+    """Return the state of every fold of the runs; the last known state, marked stale, if a scheduler does not answer.
 
-    `said` is what the schedulers have said; without it they are asked.
+    `said` is the result of `ask_schedulers`, which is called if it is not given.
     """
     said = ask_schedulers(runs) if said is None else said
     return {run: _states(run, said) for run in runs}
 
 
 def has_queue(run: Run) -> bool:
-    """Return whether a scheduler has the jobs of a run."""
+    """Return whether the jobs of a run are in the queue of a scheduler."""
     return _scheduler_name(run) is not None
 
 
 def _states(run: Run, said: Mapping[Run, Words]) -> list[FoldState]:
-    """Return the states of a run's folds; one row about all of them where its files cannot be read."""
+    """Return the states of a run's folds; a single row for the run if its files cannot be read."""
     jobs = said.get(run)
     stale = run in said and jobs is None
     try:
@@ -55,7 +55,7 @@ def _states(run: Run, said: Mapping[Run, Words]) -> list[FoldState]:
 
 
 def _scheduler_name(run: Run) -> str | None:
-    """Return which scheduler has the jobs of a run; None where there is no queue. The rest of its site is not read."""
+    """Return the name of the run's scheduler, None if it has no queue; other keys of the site are not read."""
     try:
         submissions(run)
         site = read_toml(run.toml, "a run").get("site")
@@ -66,7 +66,7 @@ def _scheduler_name(run: Run) -> str | None:
 
 
 def _ask(scheduler: Scheduler, runs: list[Run]) -> Words:
-    """Return what the scheduler knows of the jobs of the runs' unfinished folds and of what follows them, by name."""
+    """Return what the scheduler knows of the jobs of unfinished folds and of `--then` commands, by name."""
     newest = {run: newest_submissions(submissions(run)) for run in runs}
     wanted = {
         job.name: reference(run, job)

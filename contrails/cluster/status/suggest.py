@@ -1,4 +1,4 @@
-"""What to ask of the scheduler next time, from what the attempts of a run measured."""
+"""A suggestion of walltime and memory for the next submission, from what a run's attempts have measured."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _STEP_GB = 0.5
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Keys of a site profile for a job of one fold, and what they rest on; None where nothing was measured."""
+    """Keys of a site profile for a job of one fold, with the reason; None where nothing was measured."""
 
     walltime_min: int | None
     memory_gb: float | None
@@ -24,27 +24,27 @@ class Suggestion:
 def suggest(states: Sequence[FoldState], margin_s: int, num_ranks: int = 1) -> Suggestion:
     """Return a walltime in which each fold ends in one job, and the memory that it needs.
 
-    The longest fold counts, without hours that were lost, and with a fifth more; of a fold that still trains, its whole
-    course at its pace. Memory is the most that was seen and a quarter more.
+    The walltime is that of the longest fold without lost hours, plus a fifth and the margin; a fold that still trains
+    is extrapolated at its pace. The memory is the largest that was measured, plus a quarter.
 
     Args:
         states: the folds of a run.
-        margin_s: what a job keeps for its hand-over.
-        num_ranks: processes of a fold.
+        margin_s: seconds that a job keeps for its hand-over.
+        num_ranks: processes per fold.
     """
     minutes = [60 * hours for state in states if (hours := _whole_hours(state)) is not None]
     memories = [state.usage.memory_gb for state in states if state.usage.memory_gb is not None]
     walltime = _up(_SPARE_TIME * max(minutes) + margin_s / 60, _STEP_MIN) if minutes else None
     memory = _up(_SPARE_MEMORY * num_ranks * max(memories), _STEP_GB) if memories else None
     said = [f"the longest fold takes {max(minutes):.1f} min"] if minutes else []
-    said += [f"a process had {max(memories):.2f} GB at most"] if memories else []
+    said += [f"a process used at most {max(memories):.2f} GB"] if memories else []
     return Suggestion(
         None if walltime is None else int(walltime), memory, ", ".join(said) or "no fold has made a step yet"
     )
 
 
 def _whole_hours(state: FoldState) -> float | None:
-    """Return how long a fold takes without interruptions, as far as it is known."""
+    """Return how many hours a fold takes without interruptions; None if it is unknown."""
     useful = state.usage.hours - state.usage.hours_lost
     if not state.step or not state.num_steps or useful <= 0:
         return None

@@ -1,4 +1,4 @@
-"""What a fold's attempts cost, from their files: hours, and where they went."""
+"""The hours that a fold's attempts used, and how many of them were lost, from their files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from contrails.train.attempt import is_made_by
 
 @dataclass(frozen=True)
 class Usage:
-    """Hours of a fold's attempts, and of these the hours whose steps were lost and those spent waiting for data.
+    """Hours of a fold's attempts; of these, the hours whose steps were lost, and those spent waiting for data.
 
-    `hours_queued` come before them. `num_gpus` is that of each attempt, 0 on a CPU; `memory_gb` the most that its first
-    process had.
+    `hours_queued` precede them. `num_gpus` is the number per attempt, 0 on a CPU. `memory_gb` is the peak memory of
+    the first process.
     """
 
     hours: float = 0.0
@@ -30,7 +30,7 @@ class Usage:
 
     @property
     def efficiency(self) -> float | None:
-        """The share of the hours that went into steps that count."""
+        """The fraction of the hours spent in steps that were kept."""
         return max(0.0, 1 - (self.hours_lost + self.hours_waiting) / self.hours) if self.hours else None
 
     def __add__(self, other: "Usage") -> "Usage":
@@ -50,11 +50,11 @@ UNUSED = Usage()
 
 @dataclass(frozen=True)
 class Span:
-    """An attempt in time; `queued`, `started` and `ended` in seconds since the epoch.
+    """One attempt on the time axis; `queued`, `started` and `ended` are seconds since the epoch.
 
-    `queued` is when its job was asked for, or when the attempt before it in the same job ended; None in the foreground.
-    `status` is what it said of itself last: starting, running, stopped, failed or done; or lost, where another attempt
-    came after one that was still running.
+    `queued` is when its job was requested, or when the attempt before it in the same job ended; None in the foreground.
+    `status` is the last one that it wrote: starting, running, stopped, failed or done; or lost, if it was still running
+    when another attempt began.
     """
 
     attempt: int
@@ -92,7 +92,7 @@ def usage_of(fold: Fold, jobs: Sequence[Submission] | None = None) -> Usage:
 
 
 def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:
-    """Return the attempts of a fold in time; one lasts until the last change of its state."""
+    """Return the attempts of a fold on the time axis; each lasts until the last change of its state."""
     attempts, found = fold.attempts(), list[Span]()
     jobs = submissions(fold.run) if jobs is None else jobs
     before: dict[str, Any] = {}
@@ -101,7 +101,7 @@ def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:
         started, last = _seconds(owner.get("started", "")), last_json_line(attempt.telemetry)
         if started is None or not attempt.state.exists():
             continue
-        # a copy of the folder may have lost the files' own times
+        # the files' own times may be lost in a copy of the folder
         ended = max(started, state.get("time") or attempt.state.stat().st_mtime)
         memory = last.get("resident", last.get("memory"))
         status = state.get("status", "starting")
@@ -127,7 +127,7 @@ def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:
 
 
 def _seconds(moment: str) -> float | None:
-    """Return a time in seconds since the epoch; None where it is none."""
+    """Return a time in seconds since the epoch; None if the text is not a time."""
     try:
         return datetime.fromisoformat(moment).timestamp()
     except ValueError:
@@ -140,7 +140,7 @@ def _asked(jobs: Sequence[Submission], owner: dict[str, Any], started: float) ->
 
 
 def _hours_lost(fold: Fold, attempt: Attempt, *, is_last: bool) -> float:
-    """Return the time of the steps that no snapshot covered when the attempt ended."""
+    """Return the hours of the steps that no snapshot covered when the attempt ended."""
     state, end = read_hint(attempt.state), read_end(attempt)
     if end is None and (is_last or state.get("status") in {"stopped", "done"}):
         return 0.0

@@ -1,1 +1,1 @@
-"""Runs that are created, folds that are submitted or cancelled."""
+"""Creating runs, and submitting and cancelling their folds."""

@@ -1,4 +1,4 @@
-"""A run is created once: its recipe, site, data and code are frozen in its folder, after all checks.
+"""Creating a run: after all checks, recipe, site, data and code are frozen in its folder.
 
 `run.toml` is written last and makes the run exist, so an interrupted creation leaves nothing that looks like a run.
 """
@@ -37,14 +37,14 @@ from contrails.user import user_name
 
 
 def choose_folds(recipe: Recipe, num_folds: int | None, fold: str | None) -> list[str]:
-    """Return the folds that `--folds N` or `--fold 0,3` or `--fold all` mean; all of the file list without either.
+    """Return the folds that `--folds N`, `--fold 0,3` or `--fold all` select; without either, all of the file list.
 
     Raises:
-        RecipeError: the file list has another number of folds, or not this fold.
+        RecipeError: the file list has another number of folds, or no such fold.
     """
     available = read_filelist(recipe.data.filelist).num_folds
     if num_folds is not None and num_folds != available:
-        other = (  # what a single fold trains on are others
+        other = (  # one fold cannot be split
             f"make a file list with `contrails split {shlex.quote(str(recipe.data.dataset))} --folds {num_folds} "
             "-o NEW.csv`"
             if num_folds > 1
@@ -65,11 +65,11 @@ def choose_folds(recipe: Recipe, num_folds: int | None, fold: str | None) -> lis
 
 
 def create_run(recipe: Recipe, site: Site, name: str, folds: Sequence[str] = ()) -> tuple[Run, RunConfig]:
-    """Create the run `name`, or open it if it exists with this recipe and these data; `folds` are to be trained first.
+    """Create the run `name`, or open it if it exists with the same recipe and data; `folds` will be trained first.
 
     Raises:
-        RunError: a run of this name has another recipe, or a fold lacks what it starts from; nothing is created.
-        RecipeError, DataError: dataset, file list, pseudo-labels and recipe do not fit together; nothing is created.
+        RunError: a run of this name has another recipe, or a fold lacks its start weights; nothing is created.
+        RecipeError, DataError: dataset, file list, pseudo-labels and recipe do not match; nothing is created.
     """
     run, config = plan_run(recipe, site, name)
     if run.toml.is_file():
@@ -110,12 +110,12 @@ def plan_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
 
 
 def move(run: Run, config: RunConfig, site: Site) -> RunConfig:
-    """Let a run go on at another site, with its own number of threads; return what `run.toml` says from now on.
+    """Move a run to another site, keeping its number of threads; return the new content of `run.toml`.
 
-    Folds that are alive keep what they have where only the profile has changed, such as the memory that it asks for.
+    Folds may be alive if only the profile has changed, such as its memory; they keep what they have.
 
     Raises:
-        RunError: a fold is alive where the run was, under another scheduler or on another device.
+        RunError: a fold is alive, and scheduler or device change.
         RecipeError, NodeError: the site lacks a file that its profile names, or a GPU.
     """
     resolved = resolve(site.with_files(), config.data.num_folds)
@@ -134,7 +134,7 @@ def move(run: Run, config: RunConfig, site: Site) -> RunConfig:
 
 
 def refreeze(run: Run, config: RunConfig) -> RunConfig:
-    """Put the code of today in the place of a run's frozen code, which is kept beside it.
+    """Replace the frozen code of a run by the running code; the old code is kept beside it.
 
     Raises:
         RunError: a fold is alive.
@@ -150,13 +150,13 @@ def _require_nothing_alive(run: Run, what: str) -> None:
     alive = [fold.key for fold in run.folds() if fold_state(fold).state in ALIVE]
     if alive:
         raise RunError(
-            f"{run.name} {what}, and its folds {', '.join(alive)} are alive; wait for their end, or stop them first "
+            f"{run.name} {what}, but its folds {', '.join(alive)} are alive; wait until they end, or stop them first "
             f"with `contrails cancel {run.typed}`"
         )
 
 
 def require_inputs(run: Run, config: RunConfig, folds: Sequence[str]) -> None:
-    """Check that folds have what they start from, and their pseudo-labels; raises as `create_run` does."""
+    """Check that folds have their start weights and pseudo-labels; raises as `create_run` does."""
     require_parents(run, config, folds)
     require_pseudo(config, folds)
 
@@ -172,7 +172,7 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def _check_data(recipe: Recipe) -> DataIdentity:
-    """Open what the recipe names and check that it fits, before anything is created."""
+    """Open the files that the recipe names and check that they match, before anything is created."""
     require_known(recipe)
     require_useful(recipe)
     dataset, filelist = open_dataset(recipe.data.dataset), read_filelist(recipe.data.filelist)
@@ -196,8 +196,8 @@ def _require_memory(site: Site, recipe: Recipe) -> None:
     path, memory_gb = recipe.data.dataset, site.memory_gb
     if recipe.data.residency == "ram" and memory_gb is not None and not holds_copy(memory_gb, path):
         raise RecipeError(
-            f"data.residency = 'ram': {path} has {path.stat().st_size / 1e9:.3g} GB, and a job at {site.name} has "
-            f"{memory_gb:g} GB in all; raise memory_gb of the site's profile, or set data.residency = 'mmap'"
+            f"data.residency = 'ram': {path} has {path.stat().st_size / 1e9:.3g} GB, but a job at {site.name} has only "
+            f"{memory_gb:g} GB; raise memory_gb of the site profile, or set data.residency = 'mmap'"
         )
 
 
@@ -229,7 +229,7 @@ def _shown(value: Any) -> str:
 
 
 def _provenance() -> dict[str, Any]:
-    """Return who made the run, from what and with which versions."""
+    """Return who made the run, from which commit and with which versions."""
     clone = package_folder().parent
     return {
         "command": shlex.join(sys.argv),

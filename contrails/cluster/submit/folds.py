@@ -1,4 +1,4 @@
-"""Folds that are submitted: whatever of a run is not finished and not alive."""
+"""Submitting the folds of a run that are neither finished nor alive."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,17 +33,17 @@ def grouped(folds: list[str], folds_per_job: int) -> list[list[str]]:
 def submit_folds(
     run: Run, config: RunConfig, folds: list[str], folds_per_job: int = 1, *, after: Mapping[str, Path] | None = None
 ) -> dict[str, str]:
-    """Submit the folds that are neither finished nor alive, `folds_per_job` to a job.
+    """Submit the folds that are neither finished nor alive, `folds_per_job` per job.
 
     Args:
-        run: the run, which exists.
-        config: its frozen configuration; the site in it says where.
-        folds: keys of the folds that are wanted.
-        folds_per_job: how many train side by side in one job.
+        run: the existing run.
+        config: its frozen configuration, which includes the site.
+        folds: keys of the wanted folds.
+        folds_per_job: folds that train side by side in one job.
         after: ids of jobs that must have succeeded before, with submitit's folder of each.
 
     Returns:
-        What happened to each: a job id, or its state.
+        The outcome of each fold: a job id, or its state.
 
     Raises:
         ClusterError: the scheduler refuses or does not answer.
@@ -79,7 +79,7 @@ def _with_devices(request: Request, devices: Sequence[str]) -> Request:
 
 
 def _end_what_is_left(run: Run, site: Site, folds: Sequence[str]) -> None:
-    """End what a scheduler may keep of the last jobs of folds that nobody trains: a held one that will never start."""
+    """Cancel the last jobs of folds that nothing trains: the scheduler may keep a held one that never starts."""
     newest = {fold: job for fold, job in newest_submissions(submissions(run)).items() if fold in folds}
     jobs = {job.name: job for job in newest.values() if set(job.folds) <= set(folds)}
     if jobs:
@@ -87,7 +87,7 @@ def _end_what_is_left(run: Run, site: Site, folds: Sequence[str]) -> None:
 
 
 def plan_folds(run: Run, config: RunConfig, folds: list[str], folds_per_job: int = 1) -> dict[str, str]:
-    """Return what `submit_folds` would do with each fold, after the same checks; nothing is submitted."""
+    """Return what `submit_folds` would do with each fold, after the same checks, without submitting."""
     states = _checked_states(run, config, folds, None)
     planned = {key: f"{state}, stays as it is" for key, state in states.items()}
     for number, group in enumerate(grouped(_wanted(states), folds_per_job), start=1):
@@ -109,7 +109,7 @@ def _wanted(states: dict[str, str]) -> list[str]:
 
 
 def _prepare(fold: Fold) -> None:
-    """Make the fold's folder, and forget that it was cancelled."""
+    """Create the fold's folder, and rename its tombstone away."""
     with storage(fold.path, "create"):
         fold.path.mkdir(parents=True, exist_ok=True)
         if fold.cancelled.exists():

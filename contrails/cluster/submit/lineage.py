@@ -1,6 +1,6 @@
-"""Runs that start from the weights of another: fold k from fold k, with the same file list.
+"""Runs that start from the weights of another run: fold k from fold k, under the same file list.
 
-Under another file list, fold k's weights would have seen records that the new fold k is scored on.
+Under another file list, fold k's weights would have been trained on records that the new fold k is scored on.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from contrails.runs.folder import Run, open_run
 
 
 def find_lineage(recipe: Recipe, identity: DataIdentity) -> dict[str, WeightsFile]:
-    """Return what each finished fold of the recipe's `init.run` offers; empty for a recipe without one.
+    """Return the start weights from each finished fold of the recipe's `init.run`; empty without `init.run`.
 
     Raises:
-        RunError: that run has another file list, no finished fold, or not the weights that are asked for.
+        RunError: that run has another file list, no finished fold, or no weights of the wanted kind.
     """
     if recipe.init.run is None:
         return {}
@@ -27,15 +27,17 @@ def find_lineage(recipe: Recipe, identity: DataIdentity) -> dict[str, WeightsFil
         )
     finished = {fold.key: done for fold in parent.folds() if (done := fold.read_done()) is not None}
     if not finished:
-        raise RunError(f"no fold of {parent.name} is finished; look with `contrails status {parent.typed}`")
+        raise RunError(
+            f"expected a finished fold in {parent.name}, found none; check it with `contrails status {parent.typed}`"
+        )
     return {key: _weights(parent, key, done["weights"], recipe.init.weights) for key, done in finished.items()}
 
 
 def require_parents(run: Run, config: RunConfig, folds: Sequence[str]) -> None:
-    """Check that every fold has what it starts from, if the run starts from another.
+    """Check that every fold has its start weights, if the run starts from another run.
 
     Raises:
-        RunError: it does not for some.
+        RunError: some folds have none.
     """
     missing = [key for key in folds if key not in config.lineage]
     if config.recipe.init.run is not None and missing:
@@ -48,5 +50,5 @@ def require_parents(run: Run, config: RunConfig, folds: Sequence[str]) -> None:
 
 def _weights(parent: Run, key: str, offered: dict[str, dict[str, str]], asked: str) -> WeightsFile:
     if asked not in offered:
-        raise RunError(f"fold {key} of {parent.name} has no weights '{asked}'. {choices(asked, offered)}")
+        raise RunError(f"fold {key} of {parent.name} has no weights '{asked}'; {choices(asked, offered)}")
     return WeightsFile(path=parent.fold(key).weights / offered[asked]["file"], sha256=offered[asked]["sha256"])

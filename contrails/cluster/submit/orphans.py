@@ -1,7 +1,7 @@
-"""Jobs that were to start after another run and have left the queue, as that has failed: PBS keeps none of them.
+"""Jobs that waited for another run and left the PBS queue when that run failed; PBS keeps no such job.
 
-They are submitted again when that run goes on, and wait for its new jobs. On Slurm they stay in the queue, and
-`contrails.cluster.queue.submission.pass_on` tells them what to wait for.
+They are submitted again when that run continues, and then wait for its new jobs. On Slurm they stay in the queue, and
+`contrails.cluster.queue.submission.pass_on` changes what they wait for.
 """
 
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def adopt_orphans(run: Run) -> None:
-    """Submit again what has left because this run had failed; the same command again tries again what fails here."""
+    """Submit again the jobs that left because this run had failed; a failure here can be repeated."""
     newest = newest_submissions(submissions(run))
     parents = {str(job.job_id): job.folder(run) for key, job in newest.items() if not run.fold(key).done.exists()}
     for path in sorted(run.path.parent.glob("*/run.toml")):
@@ -31,11 +31,14 @@ def adopt_orphans(run: Run) -> None:
             if waits and _adopt(other, run, parents):
                 adopt_orphans(other)
         except ContrailsError as error:
-            log.warning("%s, which was to start after %s, was not submitted again: %s", other.name, run.name, error)
+            log.warning(
+                "%s, which waits for %s, was not submitted again: %s; retry with `contrails resume %s`",
+                *(other.name, run.name, error, run.typed),
+            )
 
 
 def _adopt(other: Run, parent: Run, parents: Mapping[str, Path]) -> bool:
-    """Submit again the folds of a run whose jobs have left; return whether there were any for this process to see."""
+    """Submit again the folds of a run whose jobs have left; return whether this process did so for any."""
     site, config = site_of(other), other.read_config()
     if not scheduler_of(site).CAPABILITIES.has_queue:
         return False
@@ -49,11 +52,11 @@ def _adopt(other: Run, parent: Run, parents: Mapping[str, Path]) -> bool:
             return bool(left)
     for _, folds in left:
         own_code.submit(other, config, folds, len(folds), after=str(parent.path))
-    return False  # its own code has looked for those that wait for it
+    return False  # its own code has already looked for runs that wait for it
 
 
 def _left(other: Run, parent: Run, known: Mapping[str, Job]) -> list[tuple[Submission, list[str]]]:
-    """Return the jobs of a run that have left because its parent failed, each with the folds to submit again."""
+    """Return the jobs of a run that left because its parent failed, each with the folds to submit again."""
     newest = newest_submissions(submissions(other))
     left = {job.name: job for job in newest.values() if parent in job.after and _has_left(known.get(job.name))}
     wanted = [

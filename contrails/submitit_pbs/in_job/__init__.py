@@ -1,1 +1,1 @@
-"""What the plugin runs inside of a PBS job."""
+"""The part of the plugin that runs inside a PBS job."""

@@ -1,6 +1,6 @@
-"""The walltime clock of a job: how long it has left. A PBS job is not warned; it must look at the clock itself.
+"""The walltime clock of a job: how much time it has left. PBS sends no warning, so the job must check the clock.
 
-A callable that stops between two steps of its own does without submitit's `checkpoint()`:
+A callable that stops between two of its own steps does not need submitit's `checkpoint()`:
 
     clock = Clock.of_this_job()
     while not done:
@@ -23,15 +23,15 @@ class Clock:
     """Time until PBS ends a job.
 
     Args:
-        job_id: the running job.
-        started: when it started, in seconds since the epoch.
-        walltime_s: its limit when it was submitted.
-        margin_s: how long before the limit the job is told to save and leave.
+        job_id: id of the running job.
+        started: its start, in seconds since the epoch.
+        walltime_s: its walltime at submission.
+        margin_s: seconds before the walltime at which the job shall save and leave.
     """
 
     def __init__(self, job_id: str, started: float, walltime_s: float, margin_s: float) -> None:
         self._job_id, self._walltime_s, self._margin_s = job_id, walltime_s, margin_s
-        # from here on the clock of the kernel counts, which nobody sets
+        # from here on the monotonic clock is used, which nobody can set
         self._start = time.monotonic() - max(0.0, time.time() - started)
         self._ends = False
 
@@ -40,29 +40,29 @@ class Clock:
         """Return the clock of the job that this process belongs to.
 
         Raises:
-            ClusterError: it belongs to none that this plugin submitted.
+            ClusterError: it belongs to no job of this plugin.
         """
         if SPEC not in environment:
             raise ClusterError(
-                f"no walltime clock: {SPEC} is not set, so this process is no job of submitit's executor 'pbs'; "
+                f"no walltime clock: {SPEC} is not set, so this process is not in a job of submitit's executor 'pbs'; "
                 "submit it with submitit.AutoExecutor(folder, cluster='pbs')"
             )
         spec = spec_of(environment)
         return cls(environment["PBS_JOBID"], float(environment[STARTED]), spec.walltime_s, spec.margin_s)
 
     def seconds_left(self) -> float:
-        """Return the seconds until the walltime is over, as far as this process knows; PBS is not asked."""
+        """Return the seconds until the walltime ends, without asking PBS."""
         return self._start + self._walltime_s - time.monotonic()
 
     def ask(self) -> float:
-        """Ask PBS for the limit, which `qextend` or an operator may have moved; return the seconds that are left."""
+        """Ask PBS for the walltime, which `qextend` or an operator may have changed; return the seconds left."""
         self._walltime_s = self._limit_now()
         return self.seconds_left()
 
     def is_near_end(self) -> bool:
         """Return whether it is time to save and leave.
 
-        Before it says so for the first time it asks PBS once.
+        Before it returns True for the first time, it asks PBS once.
         """
         if self._ends or self.seconds_left() > self._margin_s:
             return self._ends
@@ -74,6 +74,6 @@ class Clock:
             # a server that hangs must not use up the time for saving
             attributes = client.query([self._job_id], timeout_s=self._margin_s / 4).get(self._job_id, {})
         except ClusterError:
-            return self._walltime_s  # nobody says that there is more
+            return self._walltime_s  # no answer: assume that it is unchanged
         limit = attributes.get("Resource_List.walltime")
         return self._walltime_s if limit is None else parse_walltime(limit)

@@ -1,4 +1,4 @@
-"""What a task sees of its job, and how it leaves: submitit's side of the job process."""
+"""submitit's view of a PBS job from inside a task, and how the task stops on a signal."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from contrails.submitit_pbs.chain import ARRAY_ID, JOB_ID
 
 
 class PbsJobEnvironment(job_environment.JobEnvironment):
-    """Describes the job to the callable; all links of a chain have the id of the first."""
+    """Describes the job to the callable; all links of a chain have the id of the first link."""
 
     _env: ClassVar[dict[str, str]] = {
         "job_id": JOB_ID,
@@ -34,8 +34,8 @@ class PbsJobEnvironment(job_environment.JobEnvironment):
 
     def _handle_signals(self, paths: utils.JobPaths, submission: utils.DelayedSubmission) -> None:
         handler = _SignalHandler(self, paths, submission)
-        # TERM: somebody deletes the job, or the scheduler needs the node; the link that started this task knows more.
-        # There are ten seconds: save, and leave
+        # TERM means that the job is deleted or preempted (the link finds out which); PBS leaves ten seconds for
+        # saving, so no question is asked before
         signal.signal(signal.SIGTERM, handler.checkpoint_and_exit)
         signal.signal(signal.SIGCONT, handler.bypass)
         signal.signal(self._usr_sig(), handler.checkpoint_and_try_requeue)
@@ -46,9 +46,9 @@ class PbsJobEnvironment(job_environment.JobEnvironment):
 
 class _SignalHandler(job_environment.SignalHandler):
     def has_timed_out(self) -> bool:
-        """The walltime clock alone sends this signal, so there is nothing to guess."""
+        """Return True: only the walltime clock sends this signal."""
         return True
 
     def checkpoint_and_exit(self, signum: int, frame: types.FrameType | None = None) -> None:
-        signal.signal(signum, signal.SIG_IGN)  # a second one must not save in the middle of saving
+        signal.signal(signum, signal.SIG_IGN)  # a second TERM must not start saving again
         super().checkpoint_and_exit(signum, frame)

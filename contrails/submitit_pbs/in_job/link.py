@@ -1,8 +1,8 @@
-"""A link: what a PBS job of this plugin runs. `python -m contrails.submitit_pbs.in_job.link FOLDER`
+"""A link: the program of a PBS job of this plugin, `python -m contrails.submitit_pbs.in_job.link FOLDER`.
 
-It decides whether there is anything to do, submits the next link, starts the tasks (submitit's own runner, with the
-output in submitit's logs), looks at the walltime clock for them, and has the last word in the chain. It is a process
-of its own, so that no crash, kill or signal handler of a task can keep it from that.
+It decides whether there is work to do, submits the next link, starts the tasks (submitit's own runner, with output in
+submitit's logs), watches the walltime for them, and records the end of the job in the chain. It is a separate process,
+so that no crash, kill or signal handler of a task can prevent this.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ _POLL_S = 0.1
 _GHOST_POLL_S = 10.0
 _TERM_GRACE_S = 0.5
 _SAVING_S = 30.0
-"""How long the processes of a link that got TERM may live on after PBS calls it ended."""
+"""Seconds that the processes of a link may still save after TERM, although PBS already calls the link ended."""
 _ASK_S = 2.0
 _LAST_WORD_S = 2.0
 _TERMINATED = 128 + signal.SIGTERM
@@ -81,14 +81,14 @@ class Link:
         self._deleted: bool | None = None
 
     def run(self) -> int:
-        """Do the work of this link; return the exit code, which is 0 only if nothing is to follow."""
+        """Run this link; return its exit code, which is 0 only if no link shall follow."""
         signal.signal(signal.SIGTERM, self._on_term)
         self._log_to(self.tasks[0])
         self._await_saving()
         if self._is_settled():
             self._say("the job is cancelled or over: nothing to do")
             return 0
-        if self._has_result():  # the link before was ended after its tasks had written all there is to write
+        if self._has_result():  # the previous link was ended after its tasks had written their results
             self._finish(COMPLETED, None)
             return 0
         self._remove_leftovers()
@@ -113,17 +113,17 @@ class Link:
         self._term_came = True
 
     def _log_to(self, task: JobPaths) -> None:
-        """Have what this process says in the log that `job.stderr()` shows."""
+        """Redirect this process's stderr to the log that `job.stderr()` shows."""
         task.folder.mkdir(parents=True, exist_ok=True)
         with (task.stdout if self.spec.stderr_to_stdout else task.stderr).open("ab") as file:
             os.dup2(file.fileno(), sys.stderr.fileno())
 
     def _say(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a log on a full disk ends no job
+        with contextlib.suppress(OSError):  # a full disk must not end the job
             print(f"link {self.number}, job {self.job_id}: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
     def _await_saving(self) -> None:
-        """Wait until the link before, or this one's run before, has saved: to PBS it ended at TERM."""
+        """Wait until the previous link, or the previous run of this link, has saved; PBS calls it ended after TERM."""
         give_up = time.monotonic() + _SAVING_S
         while is_saving(self.chain.rows()) and time.monotonic() < give_up and not self._term_came:
             time.sleep(_POLL_S)
@@ -133,7 +133,7 @@ class Link:
         return self.chain.cancelled or over(rows) is not None or made_way(rows, self.job_id)
 
     def _remove_leftovers(self) -> None:
-        """Remove what a killed write has left: submitit refuses all later ones for it."""
+        """Remove temporary files of killed writers: submitit cannot save while one exists."""
         for task in self.tasks:
             for path in (task.result_pickle, task.submitted_pickle):
                 path.with_suffix(f"{path.suffix}.save_tmp").unlink(missing_ok=True)
@@ -144,10 +144,10 @@ class Link:
     # the predecessor
 
     def _record_judgement(self) -> Judgement:
-        """Decide why the predecessor ended and what is done about it, and write that into the chain."""
+        """Determine why the predecessor ended and what follows from it, and record that in the chain."""
         rows = self.chain.rows()
         prior = next((row["after"] for row in rows if row.get("job_id") == self.job_id and "after" in row), None)
-        if prior is None:  # its submitter was killed before it could write this link down
+        if prior is None:  # its submitter was killed before it could record this link
             prior = next(
                 row["job_id"] for row in reversed(rows) if row["event"] == "start" and row["link"] < self.number
             )
@@ -160,41 +160,41 @@ class Link:
         return judgement
 
     def _submit_with_more_memory(self, judgement: Judgement) -> bool:
-        """Submit a link with more memory in place of this one, if memory is what the predecessor lacked."""
+        """Submit a link with more memory in place of this one, if the predecessor lacked memory."""
         has = self._memory_mb()
         if not judgement.lacked_memory or has is None:
             return False
         wanted = decide_memory_mb(self.spec.qsub, memory_failures(self.chain.rows()), read_nodes())
         if wanted is None or wanted <= has:
             return False
-        self._say(f"{judgement.cause} with {has} MB: asking for {wanted} MB")
+        self._say(f"{judgement.cause} with {has} MB: requesting {wanted} MB")
         return self._submit_in_place([], wanted)
 
     def _submit_off_failed_nodes(self, judgement: Judgement) -> bool:
-        """Submit a link in place of this one that avoids the nodes that failed, if it has started on one of them."""
+        """Submit a link in place of this one that avoids failed nodes, if this one has started on such a node."""
         failed = failed_hosts(self.chain.rows())
         if judgement.cause != NODE_FAIL or socket.gethostname() not in failed:
             return False
         more = avoiding(self.spec.qsub, read_nodes(), failed)
         if more is None:
-            self._say(f"this node, {socket.gethostname()}, has failed before, and PBS has no other one for this job")
+            self._say(f"this node, {socket.gethostname()}, has failed before, but PBS has no other node for this job")
             return False
-        self._say(f"avoiding {', '.join(dict.fromkeys(failed))}: asking for {more}")
+        self._say(f"avoiding {', '.join(dict.fromkeys(failed))}: requesting {more}")
         return self._submit_in_place([], self._memory_mb(), more)
 
     def _submit_in_place(
         self, options: Sequence[str], memory_mb: int | None, more: Mapping[str, str] | None = None
     ) -> bool:
-        """Submit another link in place of this one; return whether PBS took it."""
+        """Submit another link in place of this one; return whether PBS accepted it."""
         if self.next.submit(options, memory_mb, more) is None:
             return False
         self.chain.append("replaced", job_id=self.job_id)
         return True
 
     def _submit_if_others_go_on(self) -> bool:
-        """Submit a link in place of this one that waits longer, if a job that must have succeeded before goes on.
+        """Submit a link in place of this one that waits longer, if a job that must succeed first has not ended.
 
-        Where PBS does not answer, or does not take that link, this one waits. Return whether this link leaves.
+        If PBS does not answer or refuses that link, this one waits itself. Return whether this link must exit.
         """
         while True:
             try:
@@ -203,14 +203,14 @@ class Link:
                     return False
                 if self._submit_in_place(depends_on(links), self._memory_mb()):
                     return True
-                why = f"it could not wait for other jobs any longer: {self.next.refusal}"
+                why = f"it could not wait any longer for other jobs: {self.next.refusal}"
             except Unfulfilled as error:
                 self._finish(CANCELLED, str(error), is_orphan=True)
                 return True
             except ClusterError as error:
                 why = str(error)
             if self._term_came or self.clock.is_near_end():
-                self._finish(FAILED, why)  # whoever submits it again asks again
+                self._finish(FAILED, why)  # a new submission checks the other jobs again
                 return True
             time.sleep(_GHOST_POLL_S)
 
@@ -221,7 +221,7 @@ class Link:
     # the tasks
 
     def _run_tasks(self) -> int | None:
-        """Run all tasks to their end; return 0 or the code of one that failed, None if this link is a ghost."""
+        """Run all tasks to their end; return 0 or the code of one that failed; None if this link is a ghost."""
         processes = start_tasks(self.tasks, self.first_id, self._restarts(), self.spec.stderr_to_stdout)
         looked = time.monotonic()
         failed = 0
@@ -232,12 +232,12 @@ class Link:
             if not running:
                 return failed if failed >= 0 else 128 - failed
             if failed:
-                kill_tasks(running)  # they would wait for the one that failed for ever
+                kill_tasks(running)  # they would wait forever for the failed one
             elif not self._warned and self.clock.is_near_end():
                 self._warned = True
                 self._warn(running)
             elif self._warned:
-                self.next.try_again(self._memory_mb())  # while they save
+                self.next.try_again(self._memory_mb())  # while the tasks save
             elif time.monotonic() - looked > _GHOST_POLL_S:
                 looked = time.monotonic()
                 if self._is_ghost():
@@ -246,7 +246,7 @@ class Link:
             time.sleep(_POLL_S)
 
     def _torn_down(self, code: int) -> int:
-        """Run the shell lines that come after the tasks; return the code with which they leave."""
+        """Run the shell lines after the tasks; return their exit code."""
         if not self.spec.teardown:
             return code
         lines = "\n".join(["trap : TERM", *self.spec.teardown, "exit $code"])
@@ -259,24 +259,24 @@ class Link:
         return len([link for link in starts if not made_way(rows, link)]) - 1
 
     def _write_term(self) -> None:
-        """Write down that TERM came, once; a handler may run anywhere, and must not."""
+        """Record once that TERM came; done here since a signal handler may not write files safely."""
         if not self._term_came or self._deleted is not None:
             return
-        # after the warning it can be the walltime, which began before this process; PBS may know more
+        # after the warning, TERM may mean the walltime, which PBS counts from before this process started
         self._deleted = not self._warned
         self.chain.append("term", job_id=self.job_id, early=self._deleted)
         if self._deleted and deleted_by_scheduler(_comment(self.job_id)):
             self.chain.append("preempted", job_id=self.job_id)
 
     def _warn(self, processes: list[Process]) -> None:
-        """Tell the tasks to save and leave; while they do, see to it that there is a next link."""
+        """Tell the tasks to save and leave; meanwhile make sure that there is a next link."""
         self.chain.append("warning", job_id=self.job_id, seconds_left=round(self.clock.seconds_left(), 1))
         for process in processes:
             process.send_signal(signal.SIGUSR2)
         self.next.ensure(self._memory_mb())
 
     def _is_ghost(self) -> bool:
-        """Return whether PBS gave this node up and started the job again elsewhere."""
+        """Return whether PBS gave up this node and started the job again elsewhere."""
         starts = [row["token"] for row in self.chain.rows() if row["event"] == "start"]
         return bool(starts[-1] != self._token)
 
@@ -284,20 +284,20 @@ class Link:
 
     def _conclude(self, code: int | None) -> int:
         if code is None or self._is_ghost():
-            self._say("this job was started again elsewhere: leaving all to that")
+            self._say("this job was started again elsewhere; leaving the chain to that run")
             return 1
-        # a warning, or TERM, can come between a task's result and its end: submitit then leaves as if it had saved
+        # a warning or TERM may come between a task's result and its end; submitit then exits as if it had saved
         if code == 0 or (code in HANDED_OVER and self._has_result()):
             self._finish(COMPLETED, None)
             return 0
         if not self._term_came and code in {*HANDED_OVER, _TERMINATED}:
-            time.sleep(_TERM_GRACE_S)  # PBS sends TERM to one process after the other
+            time.sleep(_TERM_GRACE_S)  # PBS sends TERM to one process after another, so it may still come
         self._write_term()
         if self._deleted:
             return self._leave(code)
         if code not in {*HANDED_OVER, *TASK_EXITS}:
             return self._give_up(FAILED, code, "see the logs for the error of the task")
-        # it is there, or the task left before the warning, or it was refused until now
+        # the next link may be missing if the task left before the warning, or if PBS has refused it so far
         seconds = min(self.spec.margin_s, self.clock.seconds_left() - _LAST_WORD_S)
         if self.next.insist(self._memory_mb(), seconds, lambda: self._term_came):
             return self._leave(code)
@@ -322,7 +322,7 @@ class Link:
 
 
 def _ask(job_id: str) -> Verdict | None:
-    """Return what PBS says about a job; None where it does not answer, or does not know it."""
+    """Return what PBS says about a job; None if it does not answer or does not know the job."""
     try:
         attributes = client.query([job_id]).get(job_id)
     except ClusterError:
@@ -331,7 +331,7 @@ def _ask(job_id: str) -> Verdict | None:
 
 
 def _comment(job_id: str) -> str:
-    """Return what PBS says about this job, of which it knows for a moment after TERM, also where it has no history."""
+    """Return PBS's comment on this job, which it still knows shortly after TERM even without a history."""
     try:
         return client.query([job_id], timeout_s=_ASK_S).get(job_id, {}).get("comment", "")
     except ClusterError:

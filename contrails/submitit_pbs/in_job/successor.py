@@ -1,8 +1,8 @@
-"""The link after this one: it waits, held, for the end of this one, or is submitted when the walltime is near.
+"""Submitting the next link: held at the start of this one, or when the walltime is near.
 
-A site may refuse it for a while, for a limit on queued jobs. Then it is asked again at the warning, while the tasks
-save, and when they have ended, as long as the margin lasts. The later links of such a job hold none: the room that
-there is, is for jobs that can run.
+A site may refuse it because of a limit on queued jobs. It is then submitted again at the warning, while the tasks save,
+and after they have ended, as long as the margin lasts. Later links of such a job hold none, so that the limit is left
+for jobs that can run.
 """
 
 import random
@@ -16,7 +16,7 @@ from contrails.submitit_pbs.chain import Chain, refusal, successor_of
 
 _POLL_S = 0.1
 _TRIES = 20
-"""How often in a margin a submission that was refused is tried again."""
+"""Number of retries of a refused submission within the margin."""
 _WAIT_FOR_SCRIPT_S = 60.0
 
 
@@ -24,12 +24,12 @@ class Successor:
     """The next link of a chain.
 
     Args:
-        chain: of the job.
+        chain: chain of the job.
         spec: what all of its links are submitted with.
-        job_id: this link.
-        number: of this link.
-        script_path: the script of all links.
-        say: tells the user's log something.
+        job_id: id of this link.
+        number: number of this link.
+        script_path: script of all links.
+        say: writes a line to the job's log.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Successor:
 
     @property
     def may_exist(self) -> bool:
-        """Whether there is to be a next link."""
+        """Whether this job may have a next link."""
         return self._spec.chain != script.NONE and self._number < self._spec.max_links
 
     def hold(self, mem_mb: int | None, *, is_rerun: bool) -> bool:
@@ -63,7 +63,7 @@ class Successor:
         return self.ensure(mem_mb, is_rerun=is_rerun)
 
     def ensure(self, mem_mb: int | None, *, is_rerun: bool = False) -> bool:
-        """Have a successor wait for the end of this job; return False if the job was cancelled meanwhile."""
+        """Submit a successor that waits for the end of this job; return False if the job was cancelled meanwhile."""
         if self.may_exist and not self.exists and not (is_rerun and self._is_unrecorded()):
             self.submit(["-W", f"depend=afternotok:{self._job_id}"], mem_mb)
         if self._chain.cancelled:
@@ -72,14 +72,14 @@ class Successor:
         return True
 
     def try_again(self, mem_mb: int | None) -> None:
-        """Do the same again, unless that was a short while ago."""
+        """Call `ensure` again, unless the last try was a short while ago."""
         if self.may_exist and time.monotonic() - self._tried > self._spec.margin_s / _TRIES and not self.exists:
             self.ensure(mem_mb)
 
     def insist(self, mem_mb: int | None, seconds: float, is_over: Callable[[], bool]) -> bool:
-        """Try to submit it for about so long, until somebody says that it is over; return whether there is one.
+        """Retry the submission for about this time, or until `is_over`; return whether there is a next link.
 
-        Links that fill a limit together wait for each other: one of them must be the first to leave.
+        The time is random, since links that fill a limit together wait for each other, and one must leave first.
         """
         give_up = time.monotonic() + seconds * random.uniform(0.5, 1)  # noqa: S311 - moments, not secrets
         while not self.exists and self.may_exist and time.monotonic() < give_up:
@@ -90,12 +90,12 @@ class Successor:
         return self.exists
 
     def submit(self, options: Sequence[str], mem_mb: int | None, more: Mapping[str, str] | None = None) -> str | None:
-        """Submit the next link and write it down; return None, and say why, if that is not possible.
+        """Submit the next link and record it; if that fails, log why and return None.
 
         Args:
-            options: further ones of qsub.
-            mem_mb: its memory, if it is to have another amount.
-            more: resources that this link alone is to have.
+            options: additional options of qsub.
+            mem_mb: its memory in MB, if it differs.
+            more: additional resources for this link only.
         """
         marker = f"{script.FIRST_ID}={self._chain.job_id},{script.LINK}={self._number + 1}"
         qsub = script.with_resources(self._spec.qsub, more or {})
@@ -129,11 +129,11 @@ class Successor:
             return
         try:
             client.delete(job_id)
-        except ClusterError as error:  # it will find the last word in the chain, and leave
+        except ClusterError as error:  # when it starts, it finds in the chain that the job is over
             self._say(f"the next link, {job_id}, could not be deleted: {error}")
 
     def _is_unrecorded(self) -> bool:
-        """Return whether this job was killed between the submission and the row: PBS knows who waits for it."""
+        """Return whether this job was killed between submission and record: PBS knows which job waits for it."""
         try:
             return "beforenotok:" in client.query([self._job_id]).get(self._job_id, {}).get("depend", "")
         except ClusterError:
@@ -141,7 +141,7 @@ class Successor:
 
 
 def _await(path: Path) -> None:
-    """Wait until the submitter has given the script its final name, which it can only after qsub has answered."""
+    """Wait until the submitter has renamed the script, which it does after qsub has answered."""
     give_up = time.monotonic() + _WAIT_FOR_SCRIPT_S
     while not path.exists() and time.monotonic() < give_up:
         time.sleep(_POLL_S)

@@ -1,4 +1,4 @@
-"""The tasks of a link: processes of submitit's own runner, with their output in submitit's logs."""
+"""The tasks of a link: processes of submitit's own runner, with output in submitit's logs."""
 
 import os
 import subprocess
@@ -13,20 +13,20 @@ Process = subprocess.Popen[bytes]
 
 
 def start_tasks(tasks: Sequence[JobPaths], job_id: str, restarts: int, stderr_to_stdout: bool) -> list[Process]:
-    """Start one process a task; each finds its rank in its environment.
+    """Start one process per task; each reads its rank from its environment.
 
     Args:
-        tasks: the paths of each.
-        job_id: the id that submitit knows.
+        tasks: paths of each task.
+        job_id: the job's id in submitit.
         restarts: how often the job was started before.
-        stderr_to_stdout: one log for both.
+        stderr_to_stdout: whether to use one log for both.
     """
     common = os.environ | job_environment(tasks, job_id, restarts)
     return [_start(task, common | {"SUBMITIT_PBS_RANK": str(task.task_id)}, stderr_to_stdout) for task in tasks]
 
 
 def job_environment(tasks: Sequence[JobPaths], job_id: str, restarts: int) -> dict[str, str]:
-    """Return what tasks and teardown are told about their job; see `start_tasks`."""
+    """Return the variables that describe the job to tasks and teardown; see `start_tasks`."""
     array = {ARRAY_ID: job_id.rpartition("_")[0]} if "PBS_ARRAY_ID" in os.environ else {}
     return array | {
         "SUBMITIT_FOLDER": str(tasks[0].folder),

@@ -68,7 +68,7 @@ def test_a_command_that_this_machine_lacks_is_refused_before_anything_is_made(
     (tmp_path / "jobs" / "sites").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for profile, said in (
-        ('on_done = ["/no/such"]', "on_done of the site here: expected the path or name of a command, found /no/such"),
+        ('on_done = ["/no/such"]', "on_done of the site here: expected a command or its path, found /no/such"),
         (
             'scheduler = "slurm"\nenvironment = "envs/none.sh"',
             f"expected a script at {tmp_path}/envs/none.sh, found none",

@@ -27,7 +27,7 @@ from dataset_edits import flip_a_bit
 from local_site import Site, eventually
 
 LONG = ("-o", "train.epochs=2000")
-VANISHED = "dataset vanished or I/O error: the mapped file {0} was cut short"
+VANISHED = "dataset vanished or I/O error: the mapped file {0} was truncated"
 
 
 @pytest.fixture

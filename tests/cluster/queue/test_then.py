@@ -88,7 +88,7 @@ def test_it_follows_the_last_fold_and_once(run: Run) -> None:
     start(run)
     assert times(run) == 0
     write_atomic(run.fold("1").done, run.fold("0").done.read_bytes())
-    assert "what was to follow has not been started" in str(left_to_do(run, None))
+    assert "the command after the last fold has not been started" in str(left_to_do(run, None))
     start(run)
     start(run)
     ask_for(run, ["note", str(run.path), "it came"], ["0", "1"])
@@ -100,13 +100,13 @@ def test_status_says_where_it_stands_and_writes_nothing(run: Run, capsys: pytest
     ask_for(run, ["note", "first", "it came"], ["0", "1"])
     assert "then `contrails note first 'it came'`: waiting, for 1 of 2 folds\n" in told(run, capsys)
     write_atomic(run.fold("1").done, run.fold("0").done.read_bytes())
-    assert "'it came'`: not started\nevery fold is finished; what was to follow has not been" in told(run, capsys)
+    assert "'it came'`: not started\nevery fold is finished; the command after the last fold has" in told(run, capsys)
     write_atomic(run.then_claim, to_json(process_of(os.getpid()).to_json() | {"time": time.time()}))
     assert "'it came'`: running\n" in told(run, capsys)
     write_atomic(run.then_claim, to_json(ended()))
-    assert "'it came'`: lost\nevery fold is finished; what was to follow was interrupted" in told(run, capsys)
+    assert "'it came'`: lost\nevery fold is finished; the command after the last fold was" in told(run, capsys)
     write_atomic(run.then_claim, to_json({"code": 5}))
-    assert "'it came'`: failed\nevery fold is finished; what was to follow failed with exit code 5" in told(run, capsys)
+    assert "'it came'`: failed\nevery fold is finished; the command after the last fold failed" in told(run, capsys)
     write_atomic(run.then_claim, to_json({"code": 0}))
     assert told(run, capsys).endswith("'it came'`: done\n")
     ask_for(run, [], [])
@@ -136,7 +136,7 @@ def test_a_job_of_the_run_that_is_still_there_starts_it(run: Run) -> None:
     assert left_to_do(run, None) is None
     launcher.kill()
     launcher.wait()
-    assert "what was to follow has not been started" in str(left_to_do(run, None))
+    assert "the command after the last fold has not been started" in str(left_to_do(run, None))
 
 
 def test_several_at_once_start_it_once(run: Run) -> None:

@@ -124,13 +124,13 @@ def test_a_shell_has_the_gpus_of_its_list(
         (FOUR, "0,,1", "'' is none of"),
         (FOUR, "GPU-", "'GPU-' is several of"),
         (FOUR, "GPU-9", "'GPU-9' is none of"),
-        (FOUR, "1,GPU-1111", "a GPU is there twice"),
+        (FOUR, "1,GPU-1111", "a GPU is listed twice"),
         (
             MIXED,
             "1",
-            "several kinds by their speed, so '1' may be another one .* `export CUDA_DEVICE_ORDER=PCI_BUS_ID`",
+            "different types by speed, so '1' may be another GPU .* `export CUDA_DEVICE_ORDER=PCI_BUS_ID`",
         ),
-        (DIVIDED, "0", r"'0' is divided \(MIG\): name its instances; known: 0 = MIG-aaaa-1, MIG-bbbb-2"),
+        (DIVIDED, "0", r"'0' is divided \(MIG\): give its instances; known: 0 = MIG-aaaa-1, MIG-bbbb-2"),
         (DIVIDED, "MIG-cccc", "'MIG-cccc' is none of"),
     ],
 )

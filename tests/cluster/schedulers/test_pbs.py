@@ -94,7 +94,7 @@ def test_what_doctor_says(fake: FakePbs, history: bool) -> None:
     assert {name: found.holds for name, found in good.items()} == dict.fromkeys(
         ("server", "job history", "queue", "resources", "a node for the job", "memory of a job"), True
     )
-    assert ("kept for" if history else "off, as by default") in good["job history"].found
+    assert ("kept for" if history else "off, the default") in good["job history"].found
     bad = doctor(partition="nowhere", num_cpus=1000)
     wrong = {"queue", "a node for the job", "memory of a job"}
     assert {name for name, found in bad.items() if not found.holds} == wrong
@@ -179,7 +179,7 @@ def test_a_job_that_waits_says_what_for(fake: FakePbs, tmp_path: Path, comment: 
     ("node", "state", "said", "stuck"),
     [
         ({"ncpus": "2", "mem": "64gb"}, "free", "no node has it: ncpus=4: nodes have 2", True),
-        ({"ncpus": "8", "mem": "64gb"}, "offline", "are away: fake1 is offline", False),
+        ({"ncpus": "8", "mem": "64gb"}, "offline", "are down or offline: fake1 is offline", False),
     ],
 )
 def test_a_job_that_waits_for_nodes_says_which(
@@ -198,7 +198,7 @@ def test_a_suspended_job_is_not_running(fake: FakePbs, tmp_path: Path) -> None:
     fake.alter(str(job.job_id), state="S", run_count=1, comment="Not Running: Not enough free nodes available")
     found = openpbs.look([job])["ctnameg0a1"]
     assert found.state == "suspended"
-    assert "it goes on where it is" in found.native
+    assert "it continues where it is" in found.native
 
 
 def test_a_next_link_alone_is_the_job(fake: FakePbs, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ Valid starting       Expires              Service principal
 
 @pytest.mark.parametrize(
     ("text", "hour", "holds", "found"),
-    [(KLIST, 12, True, "lasts for 8.0 h more"), (KLIST, 19, True, "1.0 h"), (KLIST, 21, False, "has ended")],
+    [(KLIST, 12, True, "valid for 8.0 h more"), (KLIST, 19, True, "1.0 h"), (KLIST, 21, False, "has expired")],
 )
 def test_a_ticket_that_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, hour: int, holds: bool, found: str

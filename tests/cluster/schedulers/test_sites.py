@@ -46,7 +46,7 @@ def test_the_nearer_profile_wins(tmp_path: Path) -> None:
 
 
 def test_an_unknown_site_names_the_nearest() -> None:
-    with pytest.raises(RecipeError, match=r"--site locl: no profile .*did you mean 'local'"):
+    with pytest.raises(RecipeError, match=r"--site locl: expected the name of a site; did you mean 'local'"):
         find_site("locl")
 
 
@@ -65,10 +65,10 @@ def test_a_wrong_profile_is_in_the_way_of_nobody_who_does_not_ask_for_it(
     assert "bad.toml is not TOML" in shown["bad"]["problem"]
     assert shown["good"]["num_cpus"] == 1
     monkeypatch.setattr(sites, "has_slurm", lambda: True)  # there it would have been taken, and nothing else is
-    with pytest.raises(RecipeError, match=r"num_thread.*; mend it, or choose --site local\|slurm\|pbs\|good"):
+    with pytest.raises(RecipeError, match=r"num_thread.*; fix it, or choose --site local\|slurm\|pbs\|good"):
         find_site(None)
     (tmp_path / "jobs/sites/abc.toml").unlink()
-    with pytest.raises(RecipeError, match=r"bad.toml is not TOML.*; mend it"):
+    with pytest.raises(RecipeError, match=r"bad.toml is not TOML.*; fix it"):
         find_site(None)
     write(tmp_path / "jobs/sites/bad.toml", "scheduler = 'slurm'\ndefault = false\nnum_thread = 4")
     assert find_site(None).name == "good"
@@ -111,8 +111,11 @@ def test_what_a_machine_carries(
         ('[resources]\ngpu_cap = "cuda75"', "gpu_cap 'cuda75': expected compute_75 or sm_75"),
         ('[resources]\ngpu_cap = "sm_75,80"', "gpu_cap '80'"),
         ('[resources]\n"gpu mem" = "1gb"', "expected the name of a resource"),
-        ('constraint = "a100"', r"constraint is Slurm's; say it in \[resources\]"),
-        ('[scheduler_arguments]\nreservation = "x"', "'reservation' is none of qsub's M, P, a, m, p"),
+        ('constraint = "a100"', r"constraint is for Slurm only; on PBS set .* in \[resources\]"),
+        (
+            '[scheduler_arguments]\nreservation = "x"',
+            r"an option of qsub \(M, P, a, m, p\), found 'reservation'",
+        ),
     ],
 )
 def test_a_wrong_profile_for_pbs(tmp_path: Path, text: str, message: str) -> None:

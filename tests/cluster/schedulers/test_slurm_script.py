@@ -74,10 +74,10 @@ def test_the_script_ends_with_the_code_of_the_launcher(tmp_path: Path) -> None:
     [
         ({"partition": "low\n#SBATCH --uid=0"}, "partition"),
         ({"prologue": ["one\ntwo"]}, "prologue"),
-        ({"scheduler_arguments": {"time": 3}}, "'time' is given by contrails itself"),
+        ({"scheduler_arguments": {"time": 3}}, "'time' is set by contrails itself"),
         ({"scheduler_arguments": {"--time": 3}}, "expected the long name of an argument without dashes"),
         ({"walltime_min": 0}, "walltime_min"),
-        ({"walltime_min": 2}, "margin_s = 120 leaves nothing of walltime_min = 2: expected less than 120 seconds"),
+        ({"walltime_min": 2}, "margin_s = 120 leaves no time within walltime_min = 2: expected less than 120 seconds"),
         ({"retries": {"memori": 1}}, "unknown key retries.memori; did you mean 'memory'"),
     ],
 )
@@ -87,7 +87,7 @@ def test_what_a_site_may_not_say(keys: dict[str, object], message: str) -> None:
 
 
 def test_a_path_that_slurm_would_change_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="Slurm puts other text for a %"):
+    with pytest.raises(ClusterError, match="Slurm replaces the character %"):
         slurm_script.script(tmp_path / "100%j", site(), Request("ct", "builtins:print", ()))
 
 

@@ -87,7 +87,7 @@ def test_a_job_that_was_refused_never_ran_and_one_that_was_killed_made_no_error(
 def test_a_suspended_job_does_not_run() -> None:
     jobs = parse_squeue("1|ct0|SUSPENDED|None|n1\n2|ct1|STOPPED|None|n1\n")
     assert [job.state for job in jobs] == ["suspended", "suspended"]
-    assert jobs[0].native.startswith("SUSPENDED: it keeps its node, and goes on when")
+    assert jobs[0].native.startswith("SUSPENDED: it keeps its node, and continues when")
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_a_suspended_job_does_not_run() -> None:
     [
         ("PartitionTimeLimit", "walltime_min is more than the partition allows"),
         ("PartitionConfig", "the partition has no node with as many CPUs"),
-        ("BadConstraints", "no node has what it asks for"),
-        ("AssocMaxWallDurationPerJobLimit", "it asks for more than the account allows one job"),
-        ("AssocMaxCpuMinutesPerJobLimit", "it asks for more than the account allows one job"),
-        ("QOSMaxMemoryPerNode", "it asks for more than the QOS allows one job"),
+        ("BadConstraints", "no node has what it requests"),
+        ("AssocMaxWallDurationPerJobLimit", "it requests more than the account allows per job"),
+        ("AssocMaxCpuMinutesPerJobLimit", "it requests more than the account allows per job"),
+        ("QOSMaxMemoryPerNode", "it requests more than the QOS allows per job"),
         ("QOSMinGRES", "less than the QOS demands"),
-        ("InvalidAccount", "the account may not be used"),
-        ("ReservationDeleted", "the reservation is gone"),
+        ("InvalidAccount", "you may not use the account"),
+        ("ReservationDeleted", "the reservation was deleted"),
     ],
 )
 def test_what_can_never_start_is_stuck(reason: str, hint: str) -> None:
@@ -118,8 +118,8 @@ def test_what_can_never_start_is_stuck(reason: str, hint: str) -> None:
         ("AssocGrpCpuLimit", "it starts when other jobs"),
         ("QOSMaxGRESPerUser", "it starts when other jobs"),
         ("MaxCpuPerAccount", "it starts when other jobs"),
-        ("AssocGrpCPUMinutesLimit", "are used up"),
-        ("QOSGrpCPURunMinutesLimit", "are used up"),
+        ("AssocGrpCPUMinutesLimit", "has used up its hours"),
+        ("QOSGrpCPURunMinutesLimit", "has used up its hours"),
         ("PartitionDown", "an administrator has stopped the partition"),
         ("ReqNodeNotAvail, UnavailableNodes:n1", "down, drained or reserved"),
         ("Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved_for_jobs_in_higher_priority_partitions", "`sinfo -R`"),

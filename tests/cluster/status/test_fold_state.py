@@ -50,7 +50,7 @@ def test_a_damaged_result_is_said_and_a_damaged_hint_is_nothing(fold: Fold) -> N
 def test_a_failure_keeps_its_reason_and_a_stop_its_step(fold: Fold) -> None:
     write_atomic(fold.attempt(1).state, to_json({"status": "failed", "reason": "DataError: no"}))
     assert fold_state(fold).state == "failed"
-    assert str(fold_state(fold).reason).startswith("DataError: no; mend it, then go on with `contrails resume ")
+    assert str(fold_state(fold).reason).startswith("DataError: no; fix it, then go on with `contrails resume ")
     write_atomic(fold.attempt(2).state, to_json({"status": "stopped", "step": 5, "num_steps": 10}))
     state = fold_state(fold)
     assert (state.state, state.attempt, state.step) == ("stopped", 2, 5)
@@ -129,7 +129,7 @@ def test_a_job_that_waits_on_another_machine_says_where(fold: Fold) -> None:
     record(fold.run, "submitted", name="a1", job_id=str(os.getpid()), process=launcher)
     state = fold_state(fold)
     assert state.state == "waiting"
-    assert "waits for its turn on elsewhere" in str(state.reason)
+    assert "waits for a slot on elsewhere" in str(state.reason)
 
 
 def test_a_result_that_was_removed_is_lost_not_done(fold: Fold) -> None:
@@ -165,7 +165,7 @@ def test_an_attempt_that_ended_without_a_word_is_not_called_one_that_never_began
     state = said(submitted, "ended", native="FAILED (JobLaunchFailure)", cause="lost", node="n1")
     assert (state.state, state.cause) == ("lost", "lost")
     assert str(state.reason).startswith(
-        "attempt 1 ended without a word at step 9; the scheduler says FAILED (JobLaunchFailure) (lost): go on with "
+        "attempt 1 ended without a message at step 9; the scheduler says FAILED (JobLaunchFailure) (lost): go on with "
     )
 
 
@@ -231,7 +231,7 @@ def test_a_job_that_waits_for_a_run_which_has_failed_names_that_run(make_run: Ma
     record(second, "submitted", name="a1", job_id="8")
     found = fold_state(second.fold("0"), {"a1": parse_squeue("8|a1|PENDING|DependencyNeverSatisfied|")[0]})
     assert found.state == "waiting"
-    assert f"go on with `contrails resume {first.typed}`, and this follows; or end it with" in str(found.reason)
+    assert f"go on with `contrails resume {first.typed}`, and this run follows; or end it with" in str(found.reason)
 
 
 def test_a_job_that_was_not_taken_is_refused_until_it_is(fold: Fold) -> None:

@@ -187,7 +187,7 @@ def test_processors_of_one_name_differ_in_their_instructions(tmp_path: Path) -> 
     for number, owner in enumerate(owners, start=1):
         write_atomic(fold.attempt(number).job, to_json(owner))
         write_atomic(fold.attempt(number).state, to_json({"step": number}))
-    assert differences(fold) == ("attempt 3: simd avx512f fma on one of the two machines alone",)
+    assert differences(fold) == ("attempt 3: simd avx512f fma on only one of the two machines",)
 
 
 def test_an_attempt_says_what_vector_instructions_its_machine_has(tmp_path: Path) -> None:
