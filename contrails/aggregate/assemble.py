@@ -338,6 +338,6 @@ def _held_out_rows(fold: Finished) -> np.ndarray:
 
 def _score_held_out(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, device: torch.device) -> dict[str, Any]:
     probabilities = predict_into(ensemble, dataset, rows, ensemble.path / "held_out.h5", device)
-    parts = np.full(len(rows), "held out")
-    scored = Scored(dataset, rows, parts, lambda index: probabilities[index], ensemble.scored_by)
+    folds = np.full(len(rows), "held out")
+    scored = Scored(dataset, rows, folds, lambda index: probabilities[index], ensemble.scored_by)
     return held_out_scores(scored, ensemble.threshold, ensemble.steps)

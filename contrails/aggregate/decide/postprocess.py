@@ -119,7 +119,7 @@ def decide(scored: Scored, thresholds: dict[str, float]) -> Decided:
     """Try each step on the masks after the steps that were kept before it.
 
     Args:
-        scored: records of at least two parts.
+        scored: records of at least two folds.
         thresholds: threshold of each fold, fitted on the others.
     """
     trial = _Trial(scored)
@@ -151,7 +151,7 @@ def decide(scored: Scored, thresholds: dict[str, float]) -> Decided:
 def compare(
     step: str, value: float, before: tuple[Scored, dict[str, float]], after: tuple[Scored, dict[str, float]]
 ) -> Row:
-    """Return the table row of a step that changes probabilities; each side has the thresholds of its parts."""
+    """Return the table row of a step that changes probabilities; each side has the thresholds of its folds."""
     trials = [_Trial(scored) for scored, _ in (before, after)]
     with bar(step, sum(len(trial.scored) for trial in trials)) as advance:
         for trial, (_, thresholds) in zip(trials, (before, after), strict=True):
@@ -223,7 +223,7 @@ def _dice(counts: np.ndarray) -> np.ndarray:
 
 
 def _cross_fitted(trial: _Trial, counts: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return for each record the best value on the other parts, int64 (N,), and the best on all; 0 means none."""
+    """Return for each record the best value on the other folds, int64 (N,), and the best on all; 0 means none."""
     options = np.concatenate([trial.counts[None], counts])
     choices = np.zeros(options.shape[-1], np.int64)
     for fold in np.unique(trial.scored.folds):
@@ -239,7 +239,7 @@ def _taken(current: np.ndarray, counts: np.ndarray, choices: np.ndarray) -> np.n
 
 
 def _empty_cuts(trial: _Trial) -> tuple[np.ndarray, float]:
-    """Return for each record the cut below which it is empty, fitted on the other parts, and the cut fitted on all."""
+    """Return for each record the cut below which it is empty, fitted on the other folds, and the cut fitted on all."""
     cuts = np.zeros(len(trial.scores))
     for fold in np.unique(trial.scored.folds):
         inside = trial.scored.folds == fold

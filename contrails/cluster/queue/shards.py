@@ -95,7 +95,7 @@ def _alive(run: Run, site: Site) -> dict[str, Job]:
 
 
 def _submit(
-    run: Run, site: Site, share: ShardJob, after: Mapping[str, Path], alive: dict[str, Job]
+    run: Run, site: Site, shard: ShardJob, after: Mapping[str, Path], alive: dict[str, Job]
 ) -> tuple[str, Path]:
     """Submit the job of a shard unless it exists; return its id and submitit's folder."""
     request = command_request(run, shard.what, shard.words, site.num_cpus, after=after)
