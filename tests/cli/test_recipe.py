@@ -166,11 +166,11 @@ def test_show_refuses_a_key_without_effect(path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["loss.classes=0.5"], "loss.classes needs a head to act on; set model.classifier = true"),
-        (["loss.share=0.5"], "loss.share needs a head to act on; set model.share = true"),
-        (["loss.aux=0.5"], "loss.aux needs a head to act on; set model.deep_supervision = 1"),
-        (["loss.gate=true"], "loss.gate needs a head to act on; set model.classifier = true"),
-        (["model.heads=2", 'loss.terms=[{name="bce", head=2}]'], "bce has head = 2, found model.heads = 2"),
+        (["loss.classes=0.5"], "loss.classes needs a head that the model does not have; set model.classifier = true"),
+        (["loss.share=0.5"], "loss.share needs a head that the model does not have; set model.share = true"),
+        (["loss.aux=0.5"], "loss.aux needs a head that the model does not have; set model.deep_supervision = 1"),
+        (["loss.gate=true"], "loss.gate needs a head that the model does not have; set model.classifier = true"),
+        (["model.heads=2", 'loss.terms=[{name="bce", head=2}]'], "bce has head = 2 and model.heads = 2; expected"),
         (["model.temporal.merge=conv3d"], "needs several frames"),
         (["train.freeze.encodr=1"], "did you mean 'encoder'"),
     ],
