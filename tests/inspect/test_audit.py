@@ -139,7 +139,7 @@ def test_excluded_records_are_validated_on_and_not_trained_on(
     [
         ("record_id,why\n", "expected the columns record_id,reason, found record_id,why"),
         ("record_id,reason\n1,2,3\n", "line 2: expected record_id,reason, found '1,2,3'"),
-        ("record_id,reason\n1,a\n1,b\n", "line 3: record 1 stands there twice"),
+        ("record_id,reason\n1,a\n1,b\n", "line 3: expected each record once, found 1 twice"),
         (
             "record_id,reason\nelse,a\n",
             "such as else; remove these lines, or make it again with `contrails data audit",

@@ -104,7 +104,7 @@ def test_what_cannot_work_is_refused(model: dict[str, Any], message: str) -> Non
         (
             {"temporal": {"merge": "gru", "levels": [2, 2]}},
             {"frames": [3, 4]},
-            r"expected numbers from 1 on, each once",
+            r"expected different numbers from 1 on",
         ),
         ({"encoder": "cnn3d"}, {}, r"encoder = 'cnn3d' and temporal.merge = 'volume' need each other"),
         ({"task": "classify", "heads": 2}, {}, r"task = 'classify' has no mask"),

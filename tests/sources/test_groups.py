@@ -103,7 +103,7 @@ def test_tables_that_do_not_fit_are_refused(images: Path, table: str, message: s
 def test_expressions_that_do_not_fit_are_refused(images: Path) -> None:
     with pytest.raises(DataError, match=r"--group-by 's\[12\]' finds no group in 2 of 6 names, such as s3/s3_01"):
         prepare(images, "images-rle", "--group-by=s[12]")
-    with pytest.raises(click.BadParameter, match="'s\\(' is no regular expression: missing"):
+    with pytest.raises(click.BadParameter, match="'s\\(': expected a regular expression: missing"):
         prepare(images, "images-rle", "--group-by=s(")
     with pytest.raises(click.UsageError, match="give --group-by or --groups, not both"):
         prepare(images, "images-rle", "--group-by=s", "--groups=g.csv")

@@ -202,7 +202,7 @@ def test_given_file_lists_are_kept(listed: Path, tmp_path: Path, caplog: pytest.
 def test_without_file_lists_there_is_nothing_to_keep(tmp_path: Path) -> None:
     write_scene(tmp_path / "raw", "a")
     prepare(tmp_path / "raw", tmp_path / "d.h5")
-    with pytest.raises(DataError, match=r"no labelled record came on a list 'val' \(found: no lists"):
+    with pytest.raises(DataError, match=r"found none on val \(lists: none"):
         split(tmp_path / "d.h5", tmp_path / "x.csv", "--given")
 
 
@@ -273,7 +273,7 @@ def test_what_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--frames=4"], "--frames: not for --layout scenes, which has --bands, --tile"),
+        (["--frames=4"], "expected options of --layout scenes (--bands, --tile"),
         (["--mask-values=0=2"], "expected each value once with 0, 1 or ignore"),
         (["--mask-values=0=0,0=1"], "expected each value once"),
     ],
