@@ -1,4 +1,4 @@
-"""One HTML page with a picture for each finding of an audit; opens in any browser, from the disk."""
+"""The HTML page of an audit, a single file with the pictures of all findings."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from contrails.inspect.audit import Finding
 from contrails.inspect.colours import colours_of, labelled_frame
 
 _MOST_SHOWN = 6
-"""Records of one finding that are drawn."""
+"""Largest number of records drawn per finding."""
 
 _MARKED, _PREDICTED = (255, 0, 255), (0, 255, 255)
 _PAGE = Path(__file__).with_name("audit.html")
@@ -25,7 +25,7 @@ _PAGE = Path(__file__).with_name("audit.html")
 
 @dataclass(frozen=True)
 class _Record:
-    """A record as the page shows it: data URIs of its picture without and with outlines, and what is said below."""
+    """A record on the page: data URIs of its picture without and with outlines, and the caption."""
 
     plain: str
     outlined: str
@@ -40,7 +40,7 @@ def write_page(
     cut: int,
     about: str,
 ) -> None:
-    """Write the page; each record is drawn twice, as it is and with outlines of its label and of what was predicted."""
+    """Write the page; each record is drawn twice, without and with the outlines of its label and prediction."""
     shown = [
         {
             "title": f"{finding.kind}: {finding.reason}",
@@ -68,7 +68,7 @@ def _record(dataset: Dataset, row: int, predicted: Mapping[str, np.ndarray], cut
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """Return the pixels around a mask, bool (H, W), so that none of it is hidden."""
+    """Return the pixels around a mask, bool (H, W), so that the outline hides none of its pixels."""
     around: np.ndarray = ndimage.binary_dilation(mask) & ~mask
     return around
 

@@ -147,7 +147,7 @@ def test_noise_acts_on_kelvin_before_channels_and_normalisation(framed: Dataset,
 
 def test_frames_that_cannot_be_reversed_are_named(framed: Dataset, recipe_with: MakeRecipe) -> None:
     reversal = {"time_reversal": {"probability": 0.5}}
-    with pytest.raises(RecipeError, match=r"data.frames are \[-2, -1, 0\] from it; choose such as"):
+    with pytest.raises(RecipeError, match=r"data.frames at distances \[-2, -1, 0\] from it; choose for"):
         source_of(framed, recipe_with(data={"frames": [2, 3, 4]}, augment=reversal), KELVIN, CPU)
 
 
