@@ -88,7 +88,7 @@ def test_show_names_the_empty_keys(path: Path, capsys: pytest.CaptureFixture[str
     ("override", "message"),
     [
         ('data.composite=["b14 * b15"]', "a product of bands is not linear"),
-        ("data.composite=b14-b17", "needs the bands b17, there are b01, "),
+        ("data.composite=b14-b17", "expected bands of b01, "),
         ("data.composite=ashh", "did you mean 'ash'"),
         ("model.encoder=resnet19", "did you mean 'resnet18'"),
     ],
@@ -159,7 +159,7 @@ def test_show_takes_the_size_of_the_records_where_it_is_known(
 
 
 def test_show_refuses_a_key_without_effect(path: Path) -> None:
-    with pytest.raises(RecipeError, match="relu_features = 'add': the features of resnet18 have passed a ReLU"):
+    with pytest.raises(RecipeError, match="relu_features = 'add': expected features without a ReLU, resnet18 has one"):
         run("show", path, "-o", "model.relu_features=add")
 
 

@@ -162,7 +162,7 @@ def test_missing_shards_are_named_with_their_command(out: Path) -> None:
     with pytest.raises(DataError) as caught:
         join(out)
     assert str(caught.value).splitlines() == [
-        f"2 of 3 shards are missing in {out.parent}; make them:",
+        f"expected 3 shards in {out.parent}, 2 of them are missing; make them:",
         f"d-1of3.h5: `contrails prepare RAW {out} {options} --shard 1/3`",
         f"d-3of3.h5: `contrails prepare RAW {out} {options} --shard 3/3`",
     ]
@@ -183,14 +183,16 @@ def test_the_command_of_the_message_makes_the_shard(made: Path, out: Path) -> No
 
 def test_two_divisions_are_refused(made: Path, out: Path) -> None:
     make_shard(made / "raw", out, 2, 4)
-    with pytest.raises(DataError, match=r"of one number N .*, found those of 2 numbers, such as d-1of3.h5 and d-2of4.h5 in"):
+    with pytest.raises(
+        DataError, match=r"of one number N .*, found those of 2 numbers, such as d-1of3.h5 and d-2of4.h5 in"
+    ):
         join(out)
 
 
 def test_a_foreign_shard_is_named(out: Path, tmp_path: Path) -> None:
     shard_path(out, 2, 3).unlink()
     make_shard(make_raw(tmp_path / "others", tile="other"), out, 2)
-    with pytest.raises(DataError, match=r"d-2of3.h5 differ from d-1of3.h5: .*ids, places or times; .*--shard 2/3"):
+    with pytest.raises(DataError, match=r"d-2of3.h5 differ from d-1of3.h5: .*ids, locations or times; .*--shard 2/3"):
         join(out)
     assert not out.exists()
 
@@ -226,7 +228,7 @@ def test_it_is_said_in_what_a_shard_differs(made: Path, out: Path, tmp_path: Pat
 
 def test_a_whole_file_is_no_shard(made: Path, out: Path) -> None:
     shutil.copy(made / "whole.h5", shard_path(out, 2, 3))
-    with pytest.raises(DataError, match=r"d-2of3.h5 : expected a shard, found a whole dataset file") as caught:
+    with pytest.raises(DataError, match=r"d-2of3.h5: expected a shard, found a whole dataset file") as caught:
         join(out)
     keep, make = str(caught.value).split("`")[1::2]
     assert "remove" not in str(caught.value)
@@ -262,7 +264,7 @@ def test_a_damaged_row_is_named(out: Path, array: str) -> None:
 def test_a_shard_whose_records_were_changed_is_refused(out: Path) -> None:
     with h5py.File(shard_path(out, 2, 3), "r+") as file:
         file["group"][0] = "elsewhere"
-    with pytest.raises(DataError, match="is not what was planned: at least one of them was changed"):
+    with pytest.raises(DataError, match=r"of the plan, found others in .*: at least one file was changed"):
         join(out)
 
 

@@ -184,7 +184,7 @@ def test_records_without_masks_belong_to_test(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("size", "offset", "message"),
-    [(40, 0.0, r"record 20 .* is \(40, 40\) pixels large, the first one \(32, 32\)"),
+    [(40, 0.0, r"record 20 .* expected \(32, 32\) pixels .*, found \(40, 40\)"),
      (32, 500.0, r"record 20 .*expected kelvin, .*found values from")],
 )  # fmt: skip
 def test_a_record_unlike_the_others_is_named(raw: Path, tmp_path: Path, size: int, offset: float, message: str) -> None:

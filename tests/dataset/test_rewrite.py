@@ -88,16 +88,16 @@ def change(path: Path, how: Change) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        (_stored("votes", chunks=(1, 8, 8)), "/votes is chunked"),
-        (_stored("bands", compression="gzip"), "/bands is compressed or filtered"),
-        (_stored("marks", dtype=">u2"), "/marks is big-endian"),
+        (_stored("votes", chunks=(1, 8, 8)), "/votes contiguous and little-endian, found it chunked"),
+        (_stored("bands", compression="gzip"), "/bands contiguous and little-endian, found it compressed or filtered"),
+        (_stored("marks", dtype=">u2"), "/marks contiguous and little-endian, found it big-endian"),
         (_linked("bands"), "/bands in the file itself, found a link to other.h5"),
         (_linked("record_id"), "/record_id in the file itself, found a link to other.h5"),
         (_linked("digests/bands"), "/digests/bands in the file itself, found a link to other.h5"),
         (_virtual, "/bands contiguous and little-endian, found it virtual, made of other files"),
         (_elsewhere, "/votes contiguous and little-endian, found it kept in another file"),
         (lambda file: file["digests"].pop("votes"), "expected the digests of votes"),
-        (_as_netcdf, "/bands is compressed or filtered"),
+        (_as_netcdf, "/bands contiguous and little-endian, found it compressed or filtered"),
     ],
 )
 def test_what_is_stored_otherwise_is_refused_and_repaired(
@@ -144,7 +144,9 @@ def test_another_file_that_is_not_there_is_named(path: Path, how: Change) -> Non
     change(path, how)
     for other in ("other.h5", "votes.raw"):
         path.with_name(other).unlink(missing_ok=True)
-    with pytest.raises(DataError, match=r"/(bands|votes) (is a link to|in) \S+, (which does not exist|found no such file); put that"):
+    with pytest.raises(
+        DataError, match=r"/(bands|votes) (is a link to|in) \S+, (which does not exist|found no such file); put that"
+    ):
         rewrite(path, path.with_name("new.h5"))
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 

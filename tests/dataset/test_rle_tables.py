@@ -107,9 +107,13 @@ def test_ids_of_test_images_are_written_as_in_the_sample(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        (FISH, [], r"such as x.jpg_Fish \(Fish, Sugar_cane\); choose one when .*, such as --rle-class Fish"),
+        (FISH, [], r"such as x.jpg_Fish \(Fish, Sugar_cane\); choose a class .*, such as --rle-class Fish"),
         (FISH, ["--rle-class=Fisch"], "the class Fisch behind the ids, found Fish, Sugar_cane; did you mean 'Fish'"),
-        (STEEL, ["--rle-class=1"], "found none; if a column has it .*ImageId, ClassId, Enc.*: --rle-class COLUMN=1"),
+        (
+            STEEL,
+            ["--rle-class=1"],
+            "found no class; if one of the columns .*ImageId, ClassId, Enc.* --rle-class COLUMN=1",
+        ),
         (STEEL, ["--rle-class=ClassId=2"], "expected the class 2 in the column ClassId, found 1, 3"),
         (STEEL, ["--rle-class=Class=1"], r"\(no Class\); name them with --rle-class"),
         ("record_id,encoded_pixels\nx.jpg,-\ny,-\n", [], "expected ids with one ending, found x.jpg and y; write all"),

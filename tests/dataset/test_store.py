@@ -44,12 +44,15 @@ def _as_float(file: h5py.File) -> None:
         (_edit(lambda file: file.attrs.modify("version", 2)), "version 1, found 'contrails-dataset' version 2"),
         (_edit(lambda file: file.attrs.modify("format", "other")), "found 'other' version 1"),
         (_edit(lambda file: file.pop("group")), "expected the arrays group"),
-        (_edit(_chunk), r"/votes is chunked.*: `contrails data join \S+/d.h5 -o \S+/d-repaired.h5`"),
+        (_edit(_chunk), r"/votes .*, found it chunked.*: `contrails data join \S+/d.h5 -o \S+/d-repaired.h5`"),
         (
             _edit(lambda file: file["votes"].attrs.pop("label_frame")),
             "incomplete header .*label_frame.*copy the file again",
         ),
-        (_edit(lambda file: file["digests"].pop("bands")), "expected the digests of bands, found none; repair the file"),
+        (
+            _edit(lambda file: file["digests"].pop("bands")),
+            "expected the digests of bands, found none; repair the file",
+        ),
         (_edit(lambda file: file["record_id"].__setitem__(7, "1003")), "each record once, found 1003 in several rows"),
         (_edit(lambda file: file["record_id"].write_direct(np.array([b"\xb5"] * 12, object))), "incomplete header"),
         (lambda path: path.write_bytes(path.read_bytes().replace(b"b14", b"b1\xb4")), "incomplete header"),

@@ -152,9 +152,9 @@ def _nothing(raw: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_an_id_twice, r"the id a is there twice: \S+/a.png and \S+/more/a.tif"),
+        (_an_id_twice, r"one image per id, found two of a: \S+/a.png and \S+/more/a.tif"),
         (_colours, r"expected the bands \w.* as in most of the images, found the bands \w.* \(1 such files\)"),
-        (_palette, r"a.png holds numbers of a palette's colours, .*`gdal_translate -expand rgb \S+/a.png OUT`"),
+        (_palette, r"a.png: .* colour numbers of a palette; convert it: `gdal_translate -expand rgb \S+/a.png OUT`"),
         (_nothing, "expected image files in .*train"),
     ],
 )

@@ -104,7 +104,9 @@ def test_nodata_counts_more_than_a_range_and_less_than_a_value(tmp_path: Path) -
 @pytest.mark.parametrize(("nodata", "middle"), [(0, "0=0,1-127=0"), (255, "128-254=1,255=1")])
 def test_a_range_is_never_lost_to_nodata_without_a_word(tmp_path: Path, nodata: int, middle: str) -> None:
     path = write_raster(tmp_path / "a.tif", STRIPES * np.uint8(255), nodata=nodata)
-    with pytest.raises(DataError, match=f"than its nodata value {nodata}; say what it means") as caught:
+    with pytest.raises(
+        DataError, match=f"found only its nodata value {nodata} in all masks; give its meaning"
+    ) as caught:
         table_of([describe(path)], parse("0-127=0,128-255=1"))
     as_class, left_out = [parse(text) for text in re.findall("--mask-values ([^ ]+)", str(caught.value))]
     assert middle in said(as_class)
@@ -209,7 +211,7 @@ def _alpha(path: Path) -> Path:
         (_floats(0.5), r"expected the values 0, 1, 255, found 0.5 \(float32\); .* nearest neighbours"),
         (_floats(np.nan), r"expected the values 0, 1, 255, found nan \(float32\); .*-a_nodata nan FILE"),
         (_floats(np.inf), r"expected the values 0, 1, 255, found inf \(float32\)"),
-        (_floats(2), r"found 2 \(float32\); say what they mean, such as --mask-values 0=0,1=1,255=1,2=ignore"),
+        (_floats(2), r"found 2 \(float32\); give their meanings, such as --mask-values 0=0,1=1,255=1,2=ignore"),
         (
             lambda path: write_raster(path, np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE).astype(np.float32)),
             r"found 0.000625391, .*, \.\.\. \(float32\)",
@@ -220,7 +222,7 @@ def _alpha(path: Path) -> Path:
         ),
         (
             lambda path: write_raster(path, STRIPES * np.uint8(255), nodata=255),
-            "no class, found 255; .* --mask-values 0=0,255=1 counts .*, --mask-values 0=0,255=ignore leaves it out",
+            "no class, found 255; .* --mask-values 0=0,255=1 makes .*, --mask-values 0=0,255=ignore ignores it",
         ),
         (
             lambda path: write_with_band(path, STRIPES, STRIPES > 0),

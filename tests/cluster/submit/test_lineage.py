@@ -73,7 +73,7 @@ def test_a_2d_run_continues_with_merged_frames(site: Site) -> None:
     eventually(fold.done.exists)
     (line,) = (line for line in fold.attempt(1).stderr.read_text().splitlines() if "starting from" in line)
     assert "do not fit" not in line
-    _, _, names = line.partition(" are of layers that are new: ")
+    _, _, names = line.partition(" are new in this model: ")
     assert names
     assert all(name.startswith("model.merge.") for name in names.split(", ")), line
 
