@@ -101,7 +101,8 @@ def _read_parts(out: Path) -> list[_Part]:
             f"make each of them: `contrails prepare RAW {shlex.quote(str(out))} --shard 1/5`"
         )
     if len(counts) > 1:
-        names = " and ".join(shard_path(out, *next(key for key in found if key[1] == count)).name for count in counts)
+        first_of = {count: index for index, count in reversed(found)}
+        names = " and ".join(shard_path(out, first_of[count], count).name for count in counts)
         raise DataError(
             f"expected shards I of one number N for {out}, found those of {len(counts)} numbers, such as {names} in "
             f"{out.parent}; move the shards of the other numbers to another folder"
@@ -191,10 +192,10 @@ def _difference(mate: _Part, foreign: _Part) -> str:
 
 
 def _columns(parts: list[_Part]) -> _Columns:
-    return _Columns(
-        b"".join(part.annotators.tobytes() for part in parts),
-        {name: b"".join(part.digests[name].tobytes() for part in parts) for name in parts[0].digests},
-    )
+    digests = {}
+    for name in parts[0].digests:
+        digests[name] = b"".join(part.digests[name].tobytes() for part in parts)
+    return _Columns(b"".join(part.annotators.tobytes() for part in parts), digests)
 
 
 def _require_same(out: Path, whole: Header, columns: _Columns) -> None:

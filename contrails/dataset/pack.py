@@ -232,5 +232,5 @@ def _pack_row(plan: Plan[Any], descriptor: int, where: Places, row: int) -> _Row
 def _write_small(part: Path, written: dict[int, _Row]) -> None:
     """Write the columns that are known only after all rows: annotators and digests."""
     rows = [written[row] for row in range(len(written))]
-    digests = {name: b"".join(bytes.fromhex(row.digests[name]) for row in rows) for name in rows[0].digests}
+    digests = {name: bytes.fromhex("".join(row.digests[name] for row in rows)) for name in rows[0].digests}
     write_columns(part, bytes(row.annotators for row in rows), digests)

@@ -69,7 +69,10 @@ def read_labels(path: Path, convention: Convention, known: Collection[str]) -> L
     for line, row in rows[1:]:
         if len(row) != len(header):
             raise DataError(f"{path}, line {line}: expected {','.join(header)}, found {len(row)} fields")
-    columns = {name: [row[header.index(name)].strip() for _, row in rows[1:]] for name in header}
+    columns = {}
+    for name in header:
+        number = header.index(name)
+        columns[name] = [row[number].strip() for _, row in rows[1:]]
     ids, texts = (columns[name] for name in convention.columns)
     matches = match_ids(path, ids, known, convention)
     labels = columns[convention.label_column] if convention.label_column else [match.label for match in matches]

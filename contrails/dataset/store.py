@@ -176,7 +176,8 @@ class Dataset:
     def whole_shapes(self) -> dict[str, tuple[int, int]]:
         """Height and width of each whole image by name: of scenes if records are parts of scenes, else of records."""
         if self.placements:
-            scenes = [self.scenes[number] for number in sorted({placement.scene for placement in self.placements})]
+            numbers = sorted({placement.scene for placement in self.placements})
+            scenes = [self.scenes[number] for number in numbers]
             return {scene.name: (scene.height, scene.width) for scene in scenes}
         height, width = self.votes.shape[1:]
         return dict.fromkeys(self.record_ids, (height, width))

@@ -171,7 +171,11 @@ class RowCheck:
         self.intact = True
 
     def _left(self) -> Iterator[tuple["_Rows", int]]:
-        return ((rows, row) for rows in self._files for row in rows.rows if rows.found[row] != rows.mark)
+        """Yield the rows that are not known to be intact, also by other folds of the job."""
+        for rows in self._files:
+            for row in rows.rows:
+                if rows.found[row] != rows.mark:
+                    yield rows, row
 
     def _compare(self, rows: "_Rows", row: int) -> None:
         wrong = tuple(_wrong(rows.dataset, rows.descriptor, rows.where, row, READ))

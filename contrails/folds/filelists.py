@@ -245,12 +245,12 @@ def leaks(filelist: FileList, groups: Mapping[str, str]) -> Iterator[str]:
             folds_of[False, groups[record_id]].setdefault(fold, record_id)
             if own:
                 folds_of[True, own].setdefault(fold, record_id)
-    sentences = (
-        f"group {group} is spread over folds: {', '.join(f'{record} in fold {fold}' for fold, record in folds.items())}"
-        for (_, group), folds in folds_of.items()
-        if len(folds) > 1
-    )
-    yield from dict.fromkeys(sentences)
+    sentences = []
+    for (_, group), folds in folds_of.items():
+        if len(folds) > 1:
+            where = ", ".join(f"{record} in fold {fold}" for fold, record in folds.items())
+            sentences.append(f"group {group} is spread over folds: {where}")
+    yield from dict.fromkeys(sentences)  # a group of the list and one by time can be the same
 
 
 def _deal(size: Mapping[str, tuple[int, int]], share: np.ndarray, seed: int) -> dict[str, int]:

@@ -9,6 +9,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -126,8 +127,8 @@ def with_pseudo(dataset: Dataset, others: Sequence[Dataset], frames: tuple[int, 
         votes=cast(np.ndarray, Rows([each.votes for each in all_of])),
         marks=None,
         annotators=np.concatenate([each.annotators for each in all_of]),
-        record_ids=tuple(name for each in all_of for name in each.record_ids),
-        groups=tuple(name for each in all_of for name in each.groups),
+        record_ids=tuple(chain.from_iterable(each.record_ids for each in all_of)),
+        groups=tuple(chain.from_iterable(each.groups for each in all_of)),
         timestamps=np.concatenate([each.timestamps for each in all_of]),
         digests={},
         frames=wanted,

@@ -65,7 +65,7 @@ class Channel:
         """Return the channel `factor * self + shift`; the factor is positive."""
         # a ratio n / d becomes (factor * n + shift * d) / d
         below, of_one = self.divisor or ({}, 1.0)
-        bands = [*self.weights, *(band for band in below if band not in self.weights)]
+        bands = dict.fromkeys([*self.weights, *below])
         return replace(
             self,
             weights={band: factor * self.weights.get(band, 0.0) + shift * below.get(band, 0.0) for band in bands},
@@ -200,7 +200,7 @@ def compose(
     import torch
 
     # Each band is converted once for all channels, and all operations are in place: memory traffic is the bottleneck.
-    used = {band for channel in composite.channels for band in channel.bands}
+    used = set[str]().union(*(channel.bands for channel in composite.channels))
     counts = {band: packed[:, :, band_names.index(band)].float() for band in used}
     if factors is not None:
         for count in counts.values():  # (scale * count + offset) * factor, expressed as a count again
@@ -304,7 +304,7 @@ def _scaled(ratio: _Ratio, factor: float) -> _Ratio:
 
 
 def _plus(left: _Linear, right: _Linear) -> _Linear:
-    return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in [*left, *(n for n in right if n not in left)]}
+    return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in dict.fromkeys([*left, *right])}
 
 
 def _add(left: _Ratio, right: _Ratio) -> _Ratio:

@@ -58,8 +58,9 @@ class Finding:
 
     def to_dict(self, dataset: Dataset) -> dict[str, Any]:
         """Return plain values for JSON, with ids of records."""
-        ids = {key: [dataset.record_ids[row] for row in getattr(self, key)] for key in ("rows", "excluded")}
-        return {"kind": self.kind, "reason": self.reason, "records": ids["rows"], "excluded": ids["excluded"]}
+        records = [dataset.record_ids[row] for row in self.rows]
+        excluded = [dataset.record_ids[row] for row in self.excluded]
+        return {"kind": self.kind, "reason": self.reason, "records": records, "excluded": excluded}
 
 
 def audit(

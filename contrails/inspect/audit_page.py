@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +42,12 @@ def write_page(
     about: str,
 ) -> None:
     """Write the page; each record is drawn twice, without and with the outlines of its label and prediction."""
-    shown = [
-        {
-            "title": f"{finding.kind}: {finding.reason}",
-            "records": (_record(dataset, row, predicted, cut, finding) for row in finding.rows[:_MOST_SHOWN]),
-            "left": max(0, len(finding.rows) - _MOST_SHOWN),
-        }
-        for finding in findings
-    ]
+    shown = []
+    for finding in findings:
+        # records are drawn while the page is written, so that all pictures are never in memory together
+        draw = partial(_record, dataset, predicted=predicted, cut=cut, finding=finding)
+        title, left = f"{finding.kind}: {finding.reason}", max(0, len(finding.rows) - _MOST_SHOWN)
+        shown.append({"title": title, "records": map(draw, finding.rows[:_MOST_SHOWN]), "left": left})
     page = Template(_PAGE.read_text(encoding="utf-8"), autoescape=True, undefined=StrictUndefined)
     title = f"Audit of {dataset.path.name}"
     with atomic_path(path) as temporary:

@@ -5,6 +5,7 @@ It imports only the base class of the sections, so that a command loads no secti
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
@@ -55,7 +56,7 @@ def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldI
 def tables_of(field: FieldInfo) -> list[type[Section]]:
     """Return the classes of tables that the list of a field can hold; empty if it is no list of tables."""
     items = get_args(field.annotation)[:1] if get_origin(field.annotation) is tuple else ()
-    kinds = [kind for item in items for kind in _members_of(item)]
+    kinds = chain.from_iterable(map(_members_of, items))
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
 
 

@@ -60,7 +60,7 @@ def _by_pattern(pattern: re.Pattern[str], names: Mapping[str, str]) -> dict[str,
     """Return the match of the pattern in each name: its capturing groups if it has any, else the whole match."""
     matches = {key: pattern.search(name) for key, name in names.items()}
     parts = {key: match.groups() or (match[0],) for key, match in matches.items() if match}
-    found = {key: "-".join(part for part in of_name if part) for key, of_name in parts.items()}
+    found = {key: "-".join(filter(None, of_name)) for key, of_name in parts.items()}
     if lost := [name for key, name in names.items() if not found.get(key)]:
         raise DataError(
             f"--group-by '{pattern.pattern}': expected a group in all {len(names)} names, found none in {len(lost)}, "
@@ -71,7 +71,7 @@ def _by_pattern(pattern: re.Pattern[str], names: Mapping[str, str]) -> dict[str,
 
 def _by_table(path: Path, names: Mapping[str, str]) -> dict[str, str]:
     """Return the group of each name from a table; names of the table that are unknown (of other splits) are ignored."""
-    rows = [(line, [field.strip() for field in row]) for line, row in read_rows(path, "a table of groups")]
+    rows = [(line, list(map(str.strip, row))) for line, row in read_rows(path, "a table of groups")]
     header = rows[0][1] if rows else []
     if _COLUMN not in header or len(header) < 2:
         raise DataError(

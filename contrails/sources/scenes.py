@@ -7,7 +7,7 @@ put several scenes in one group.
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -156,8 +156,10 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
         lists = "the file lists name none" if subsets else "there are no file lists"
         warnings += (f"--split {split}: {lists}, so all {len(names)} scenes are packed, as --split train packs them",)
     learned = {scene.name for scene in scenes if scene.subset == "train"} or set(names)
-    of_training = [each for scene in scenes if scene.name in learned for each in scene.files]
-    others = [each for scene in scenes if scene.name not in learned for each in scene.files]
+    of_training: list[Raster] = []
+    others: list[Raster] = []
+    for scene in scenes:
+        (of_training if scene.name in learned else others).extend(scene.files)
     choice = choose_values([scene.whole for scene in scenes], of_training, others, options.span)
     groups, said_of_groups = options.grouping.groups(*[{name: name for name in names}] * 2)
     scenes = [replace(scene, group=groups[scene.name]) for scene in scenes]
@@ -222,13 +224,17 @@ def _left_out(files: Files, masks: Files, of_scenes: Found, of_masks: Found, opt
     used = set(chain.from_iterable(each.values() for each in (*files.values(), *masks.values())))
     names = ("paths", "skipped", "unknown")
     both = [dict.fromkeys([*getattr(of_scenes, name), *getattr(of_masks, name)]) for name in names]
-    merged = [[path for path in each if path not in used] for each in both]
+    merged = [_without(each, used) for each in both]
     where = "--scenes and --masks say" if options.masks else "--scenes says"
     told = {
         f"left out, because they are not where {where} (move them there)": merged[0],
         "masks without a scene": [masks[name][""] for name in sorted(masks.keys() - files.keys())],
     }
     return Found(*merged).warnings() + tuple(f"{what}: {some(paths)}" for what, paths in told.items() if paths)
+
+
+def _without(paths: Iterable[Path], used: Set[Path]) -> list[Path]:
+    return [path for path in paths if path not in used]
 
 
 def _said_of_masks(masks: Sequence[Raster], given: Meanings) -> tuple[str, ...]:
@@ -261,8 +267,8 @@ def _describe(name: str, files: Mapping[str, Path], mask: Path | None, subset: s
     whole = replace(
         first,
         band_names=names,
-        scales=tuple(scale for raster in rasters.values() for scale in raster.scales),
-        offsets=tuple(offset for raster in rasters.values() for offset in raster.offsets),
+        scales=tuple(chain.from_iterable(raster.scales for raster in rasters.values())),
+        offsets=tuple(chain.from_iterable(raster.offsets for raster in rasters.values())),
     )
     label = None if mask is None else describe(mask)
     if label is not None:

@@ -67,7 +67,9 @@ def make_dataset(out: Path, parameters: Parameters) -> None:
     """
     claim(out, dataclasses.asdict(parameters))
     seed = parameters.seed
-    entries = {split: [_entry(seed, split, index) for index in range(getattr(parameters, split))] for split in SPLITS}
+    entries = {}
+    for split in SPLITS:
+        entries[split] = [_entry(seed, split, index) for index in range(getattr(parameters, split))]
     with bar("records", sum(len(rows) for rows in entries.values())) as advance:
         for split, rows in entries.items():
             for index, entry in enumerate(rows):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -290,7 +291,7 @@ class Loop:
         except OutputNotFiniteError as error:
             bad = [error]
         if bad := self.ranks.collect(bad):
-            records = [record for each in bad for record in each.records]
+            records = list(chain.from_iterable(each.records for each in bad))
             overflows = all(each.overflows for each in bad)
             raise OutputNotFiniteError(records, len(self.validation_rows), overflows=overflows)
         if self.ranks.count == 1:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from contrails.errors import ContrailsError, NodeError, Stopped, TrainingError
@@ -55,7 +56,8 @@ def _reason(loop: Loop, error: NotFiniteError) -> ContrailsError:
         replay.run()
         replay.averaged_weights()
     except _AtStep as found:
-        records = [loop.source.dataset.record_ids[row] for batch in found.batches for row in batch.rows]
+        ids = loop.source.dataset.record_ids
+        records = [ids[row] for row in np.concatenate([batch.rows for batch in found.batches])]
         return TrainingError(
             f"{what}: it began in step {replay.state.step - 1}, with the records {', '.join(records)} (the batch is in "
             f"{_keep(loop, found.batches)}); check these records, or {_change(loop)}, and submit under a new --name"
@@ -100,7 +102,11 @@ def _once(loop: Loop, what: str) -> ContrailsError:
 
 
 def _keep(loop: Loop, batches: list[Batch]) -> Path:
-    tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("inputs", "target", "valid")}
+    tensors = {
+        "inputs": torch.cat([batch.inputs for batch in batches]),
+        "target": torch.cat([batch.target for batch in batches]),
+        "valid": torch.cat([batch.valid for batch in batches]),
+    }
     save_tensors(loop.attempt.bad_batch, tensors)
     return loop.attempt.bad_batch
 

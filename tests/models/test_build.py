@@ -120,5 +120,5 @@ def test_damaged_and_foreign_weights_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"a": torch.ones(1)}, path)
-    with pytest.raises(DataError, match="was not written by contrails"):
+    with pytest.raises(DataError, match="contrails did not write the file"):
         load_weights(path)

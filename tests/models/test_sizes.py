@@ -85,7 +85,7 @@ def test_the_smallest_size_trains_and_a_smaller_one_does_not(model: dict[str, An
     assert network(torch.zeros(2, 3, side, side)).mask.shape == (2, side, side)
     smaller = side - 2**asked.model.encoder_depth
     if smaller:
-        with pytest.raises(RecipeError, match="pixels a side"):
+        with pytest.raises(RecipeError, match="pixels per side"):
             require_size(asked, smaller, smaller)
         with pytest.raises(RuntimeError):
             network(torch.zeros(2, 3, smaller, smaller))

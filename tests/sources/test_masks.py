@@ -72,7 +72,9 @@ def test_palettes_and_single_bits_are_classes(tmp_path: Path) -> None:
         assert np.array_equal(classes_of(tmp_path / name), STRIPES)
     write_raster(tmp_path / "bit.tif", STRIPES, NBITS=1)
     write_raster(tmp_path / "white.tif", STRIPES, NBITS=1, photometric="miniswhite")
-    with pytest.raises(DataError, match=r"zero is white in 1 of 1 masks; .*: --mask-values 0=1,1=0 if what is white"):
+    with pytest.raises(
+        DataError, match=r"zero is white in 1 of 1 masks; .*: --mask-values 0=1,1=0 if the class is displayed"
+    ):
         table_of([describe(tmp_path / "white.tif")], ())
     Image.fromarray(STRIPES > 0).save(tmp_path / "bit.png")
     for name in ("bit.tif", "bit.png"):
@@ -226,9 +228,9 @@ def _alpha(path: Path) -> Path:
         ),
         (
             lambda path: write_with_band(path, STRIPES, STRIPES > 0),
-            r"the value 0 lie where the file's mask band says .* `gdal_translate -b 1 -mask none \S+/a.tif OUT.tif`",
+            r"the value 0, found that the file's mask band .* `gdal_translate -b 1 -mask none \S+/a.tif OUT.tif`",
         ),
-        (_alpha, "all pixels of the value 0 lie where the file's alpha says"),
+        (_alpha, "valid pixels of the value 0, found that the file's alpha masks"),
     ],
 )
 def test_a_class_is_never_lost_without_a_word(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:

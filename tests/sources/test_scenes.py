@@ -89,9 +89,9 @@ def test_arrays_with_their_bands_in_front_are_told_in_few_words(tmp_path: Path) 
     with pytest.raises(DataError) as caught:
         prepare(tmp_path / "raw", tmp_path / "d.h5", "--split=test", "--bands=red,green,blue,nir")
     assert str(caught.value).split("\n")[0] == (
-        f"{path}: expected 4 bands (red, green, blue, nir), found 128 (b01, b02, b03 and 125 more); name all of them "
-        "with --bands, or remove the others from the file; the bands of an array come last, and this one has 20 rows and 128 "
-        "bands: if they come first, save np.moveaxis(array, 0, -1)"
+        f"{path}: expected 4 bands (red, green, blue, nir), found 128 (b01, b02, b03 and 125 more); name all bands "
+        "with --bands, or remove the others from the file; the bands of an array come last, and this one has 20 rows "
+        "and 128 bands: if they come first, save np.moveaxis(array, 0, -1)"
     )
 
 
@@ -286,7 +286,7 @@ def test_wrong_usage(options: list[str], message: str, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("pattern", ["scenes/x", "{band}/{scene}"])
 def test_a_pattern_names_scene_and_bands(tmp_path: Path, pattern: str) -> None:
-    with pytest.raises(DataError, match=r"expected \{scene\} where the name of the scene stands"):
+    with pytest.raises(DataError, match=r"expected \{scene\} in place of the scene's name"):
         prepare(tmp_path, tmp_path / "d.h5", f"--scenes={pattern}")
     with pytest.raises(DataError, match=r"expected scenes as scenes/\{scene\} in .* found nothing; give the folder"):
         prepare(tmp_path, tmp_path / "d.h5")

@@ -54,7 +54,7 @@ def test_logits_that_overflow_in_validation_alone(
         train_fold(fold)
     said = str(found.value)
     assert f"not finite for 2 of 4 records ({', '.join(records)}), in the validation of epoch 1 after step 4" in said
-    assert "in fp32 it is finite, and fp16 ends at 6.55e+04: set train.precision to 'bf16'" in said
+    assert "it is finite in fp32, and the largest fp16 is 6.55e+04: set train.precision to 'bf16'" in said
     assert "node" not in said
     assert read_json(fold.attempt(1).state)["reason"] == f"TrainingError: {said}"
     assert not fold.attempt(1).bad_batch.exists()

@@ -62,7 +62,9 @@ def info(path: Path, as_json: bool, plot: Path | None) -> None:
     print_table([Column(""), Column("")], [[key.replace("_", " "), text] for key, text in _readable(found).items()])
     unit = "" if found["units"] == "1" else f" {found['units']}"
     headings = ("band", *(f"{name}{unit}" for name in ("min", "mean", "std", "max")))
-    rows = [[band, *(f"{value:.{2 if unit else 4}f}" for value in values.values())] for band, values in bands.items()]
+    rows, digits = [], 2 if unit else 4
+    for band, values in bands.items():
+        rows.append([band, *(f"{value:.{digits}f}" for value in values.values())])
     print_table([Column(heading, right=True) for heading in headings], rows)
 
 

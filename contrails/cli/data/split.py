@@ -163,5 +163,8 @@ def _print(table: list[dict[str, int]], leaks: list[str], as_json: bool) -> None
         return
     names = {-1: "held out", -2: "always trained"}
     columns = [Column(heading, right=True) for heading in ("fold", "records", "positive", "groups")]
-    rows = [[names.get(row["fold"], str(row["fold"])), *(str(row[key]) for key in list(row)[1:])] for row in table]
+    rows = []
+    for row in table:
+        fold, *counts = row.values()
+        rows.append([names.get(fold, str(fold)), *map(str, counts)])
     print_table(columns, rows)

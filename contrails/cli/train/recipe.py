@@ -165,12 +165,11 @@ def _type_name(field: FieldInfo) -> str:
         return "list of tables"
     name = _annotation_name(field.annotation)
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    limits = [
-        f"{sign} {getattr(limit, attribute)}"
-        for limit in field.metadata
-        for attribute, sign in signs.items()
-        if hasattr(limit, attribute)
-    ]
+    limits = []
+    for limit in field.metadata:
+        for attribute, sign in signs.items():
+            if hasattr(limit, attribute):
+                limits.append(f"{sign} {getattr(limit, attribute)}")
     return " ".join([name, ", ".join(limits)]).strip()
 
 

@@ -237,9 +237,9 @@ def _follow(runs: list[Run], folds: list[str]) -> None:
     except KeyboardInterrupt:
         click.echo(f"\nthe folds continue in the background; see `contrails status {runs[0].typed}`", err=True)
         sys.exit(130)
-    unfinished = [
-        f"{run.name} fold {state.fold}" for run, states in found.items() for state in states if state.state != DONE
-    ]
+    unfinished = []
+    for run, states in found.items():
+        unfinished += [f"{run.name} fold {state.fold}" for state in states if state.state != DONE]
     if unfinished:
         for run, states in found.items():
             print_states(run, states)
@@ -247,4 +247,7 @@ def _follow(runs: list[Run], folds: list[str]) -> None:
 
 
 def _states(runs: list[Run], folds: list[str]) -> dict[Run, list[FoldState]]:
-    return {run: [row for row in rows if row.fold in folds or not row.fold] for run, rows in overview(runs).items()}
+    states = {}
+    for run, rows in overview(runs).items():
+        states[run] = [row for row in rows if row.fold in folds or not row.fold]
+    return states
