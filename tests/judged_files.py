@@ -127,7 +127,7 @@ def _lost_class(truth: Truth) -> str:
     if truth.nodata in there & {0, 1, 255}:
         return "expected a nodata value that is no class"
     if (lost & {0, 1, 255}) - there:
-        return "lie where the file's"
+        return "masks all of them out"
     if truth.zero_is_white:
         return "found that zero is white"
     return "expected 0 and 1, or 0 and 255, found 0, 1 and 255" if {1, 255} <= there else ""

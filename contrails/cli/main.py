@@ -26,16 +26,16 @@ _SECTIONS = {
     "Data": {
         "demo": ("contrails.cli.data.demo", "Write a synthetic dataset to OUT."),
         "prepare": ("contrails.cli.data.prepare", "Pack raw data into the dataset file OUT."),
-        "split": ("contrails.cli.data.split", "Deal the records of DATA out to folds."),
-        "data": ("contrails.cli.data.data", "Look at dataset files, audit their labels, join their shards."),
+        "split": ("contrails.cli.data.split", "Assign the records of DATA to folds."),
+        "data": ("contrails.cli.data.data", "Inspect dataset files, audit their labels, join their shards."),
     },
     "Train": {
-        "recipe": ("contrails.cli.train.recipe", "Look at recipes."),
-        "weights": ("contrails.cli.train.weights", "Fetch and list pretrained weights of encoders."),
+        "recipe": ("contrails.cli.train.recipe", "Show recipes with their defaults, and the keys of a recipe."),
+        "weights": ("contrails.cli.train.weights", "Download and list pretrained encoder weights."),
         "submit": ("contrails.cli.train.submit", "Train the folds of RECIPE in the background."),
-        "train": ("contrails.cli.train.train", "Train one fold of RECIPE here and now."),
-        "resume": ("contrails.cli.train.resume", "Go on with the folds of RUN that nobody trains."),
-        "continue": ("contrails.cli.train.continue_", "Make a new run that starts from the weights of RUN."),
+        "train": ("contrails.cli.train.train", "Train one fold of RECIPE in the foreground."),
+        "resume": ("contrails.cli.train.resume", "Continue the unfinished folds of RUN."),
+        "continue": ("contrails.cli.train.continue_", "Start a new run from the weights of RUN."),
         "cancel": ("contrails.cli.train.cancel", "Cancel the unfinished folds of RUN."),
     },
     "Watch": {

@@ -1,1 +1,1 @@
-"""The dataset file: HDF5 with integers, votes and digests, and what holds it in RAM."""
+"""The dataset file: an HDF5 file with packed integers, votes and digests, and its copies in RAM and on nodes."""

@@ -1,6 +1,6 @@
-"""Shards to the file that they are slices of: the same bytes as if one `contrails prepare` had packed all records.
+"""Joining of shards to one dataset file, byte-identical to one that a single `contrails prepare` has packed.
 
-Every row is compared with its digest on its way. The file gets its name when it is complete; the shards stay.
+Every row is compared with its digest. The file gets its name when it is complete; the shards are kept.
 """
 
 import hashlib
@@ -38,12 +38,12 @@ _SAME_IN_ALL = {
     "split": "split", "band_names": "bands", "frames": "frames", "size": "size", "with_marks": "marks",
     "values": "type and scale", "source": "source", "options": "options", "convention": "convention of masks",
 }  # fmt: skip
-"""Fields of a header that all shards of a plan share, in the words of an error."""
+"""Fields of the header that are equal in all shards of a plan, with their names in errors."""
 
 
 @dataclass(frozen=True)
 class Joined:
-    """What a join did: `made` is False where the file was there already."""
+    """The result of a join; `made` is False if the file existed already."""
 
     num_records: int
     num_shards: int
@@ -54,10 +54,10 @@ def join(out: Path) -> Joined:
     """Write the dataset file `out` from the shards beside it, such as train-2of5.h5 for train.h5.
 
     Raises:
-        DataError: a shard is missing, damaged or not made with the others; `out` exists and holds something else.
+        DataError: a shard is missing, damaged or of another plan; `out` exists with other content.
         StorageError: the folder cannot be written or is full.
     """
-    if out.exists() and not _find(out):  # the shards were removed, as they can be
+    if out.exists() and not _find(out):  # the shards may be removed after joining
         existing = open_dataset(out)
         require_rows(existing, "make its shards again, remove it, and run the same command again")
         return Joined(existing.num_records, 0, made=False)
@@ -76,7 +76,7 @@ def join(out: Path) -> Joined:
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard without its large arrays: mapped, they would cost a few file descriptors each."""
+    """A shard without its large arrays, as each mapped array would hold a file descriptor."""
 
     path: Path
     header: Header
@@ -101,17 +101,20 @@ def _read_shards(out: Path) -> list[_Shard]:
             f"make each of them: `contrails prepare RAW {shlex.quote(str(out))} --shard 1/5`"
         )
     if len(counts) > 1:
-        names = " and ".join(shard_path(out, *next(key for key in found if key[1] == count)).name for count in counts)
+        first_of = {count: index for index, count in reversed(found)}
+        names = " and ".join(shard_path(out, first_of[count], count).name for count in counts)
         raise DataError(
-            f"expected the shards of one division of {out}, found those of {len(counts)}, such as {names} in "
-            f"{out.parent}; move what is not of the division that you want to another folder"
+            f"expected shards I of one number N for {out}, found those of {len(counts)} numbers, such as {names} in "
+            f"{out.parent}; move the shards of the other numbers to another folder"
         )
     parts = [_read_shard(out, *numbers) for numbers in found]
     missing = sorted(set(range(1, counts[0] + 1)) - {index for index, _ in found})
     if missing:
         lines = [f"{shard_path(out, i, counts[0]).name}: `{_command(out, parts[0], i)}`" for i in missing[:20]]
         raise DataError(
-            "\n".join([f"{len(missing)} of {counts[0]} shards are missing in {out.parent}; make them:", *lines])
+            "\n".join(
+                [f"expected {counts[0]} shards in {out.parent}, {len(missing)} of them are missing; make them:", *lines]
+            )
         )
     return parts
 
@@ -132,28 +135,28 @@ def _read_shard(out: Path, index: int, count: int) -> _Shard:
     if header.shard is None:
         kept = shlex.join(["mv", str(path), str(path.with_name(f"{path.stem}.whole{path.suffix}"))])
         raise DataError(
-            f"{path} has a shard's name and is a whole dataset file: it lacks the attributes 'shard' and 'plan'; keep "
-            f"it under another name: `{kept}`, then make the shard, if there is to be one: "
+            f"{path}: expected a shard, found a whole dataset file (without the attributes 'shard' and 'plan'); keep "
+            f"it under another name: `{kept}`, then make the shard if you need it: "
             f"`contrails prepare RAW {shlex.quote(str(out))} --shard {index}/{count}`"
         )
     if (header.shard.index, header.shard.count) != (index, count):
         raise DataError(
             f"{path}: expected shard {index} of {count}, found shard {header.shard.index} of {header.shard.count}; "
-            "give it back its name"
+            f"rename it to {shard_path(out, header.shard.index, header.shard.count).name}"
         )
     return _Shard(path, header, header.shard, dataset.annotators, dataset.digests)
 
 
 def _whole(out: Path, parts: list[_Shard]) -> Header:
-    """Return the header of the whole file, from shards that were cut from one."""
+    """Return the header of the whole file, from the headers of all shards."""
     common = Counter(part.shard.plan for part in parts).most_common(1)[0][0]
     mate = next(part for part in parts if part.shard.plan == common)
     foreign = [part for part in parts if part.shard.plan != common]
     if foreign:
         raise DataError(
             f"expected shards of one plan, found that {_names(foreign)} differ from {mate.path.name}: "
-            f"{foreign[0].path.name} {_difference(mate, foreign[0])}; move what is foreign to another folder, and make "
-            f"the shard: `{_command(out, mate, foreign[0].shard.index)}`"
+            f"{foreign[0].path.name} {_difference(mate, foreign[0])}; move these files to another folder, and make the "
+            f"shard again: `{_command(out, mate, foreign[0].shard.index)}`"
         )
     whole = replace(
         mate.header,
@@ -166,33 +169,33 @@ def _whole(out: Path, parts: list[_Shard]) -> Header:
     changed = [part for part in parts if whole.slice(part.shard.index, len(parts)).differences(part.header)]
     if changed:
         raise DataError(
-            f"what {_names(changed)} say of records, bands or frames is not what was planned: "
-            "at least one of them was changed after it was made; copy them again, or make them again"
+            f"expected the records, bands and frames of the plan, found others in {_names(changed)}: at least one file "
+            "was changed after it was made; copy them again, or make them again"
         )
     return whole
 
 
 def _difference(mate: _Shard, foreign: _Shard) -> str:
-    """Return in what a shard differs from one that it cannot be joined with, as far as two slices tell."""
+    """Return a phrase for the difference of a shard from one of another plan, as far as two slices show it."""
     mine, other = mate.header, foreign.header
     options = [name for name in mine.differences(other) if name in _SAME_IN_ALL]
     if options:
         return "has " + ", ".join(
-            f"{_SAME_IN_ALL[name]} {getattr(other, name)} where {getattr(mine, name)} is expected" for name in options
+            f"{_SAME_IN_ALL[name]} {getattr(other, name)}, expected {getattr(mine, name)}" for name in options
         )
     if abs(len(other.record_ids) - len(mine.record_ids)) > 1:  # slices of one plan are of nearly equal size
-        return f"has a number of records of {len(other.record_ids)} where {len(mine.record_ids)} is expected"
+        return f"has {len(other.record_ids)} records, expected about {len(mine.record_ids)}"
     twice = sorted(set(other.record_ids) & set(mine.record_ids))
     if twice:
-        return f"has the ids of other records: {twice[0]} is in both"
-    return "was cut from records of another number, or with other ids, places or times"
+        return f"has records of another shard: {twice[0]} is in both"
+    return "was made from another number of records, or with other ids, locations or times"
 
 
 def _columns(parts: list[_Shard]) -> _Columns:
-    return _Columns(
-        b"".join(part.annotators.tobytes() for part in parts),
-        {name: b"".join(part.digests[name].tobytes() for part in parts) for name in parts[0].digests},
-    )
+    digests = {}
+    for name in parts[0].digests:
+        digests[name] = b"".join(part.digests[name].tobytes() for part in parts)
+    return _Columns(b"".join(part.annotators.tobytes() for part in parts), digests)
 
 
 def _require_same(out: Path, whole: Header, columns: _Columns) -> None:
@@ -201,10 +204,10 @@ def _require_same(out: Path, whole: Header, columns: _Columns) -> None:
     different = header_of(existing).differences(whole) or (["rows"] if found != columns else [])
     if different:
         raise DataError(
-            f"{out} exists and holds something else than the shards beside it (other {', '.join(different)}); "
-            "a dataset file is never rewritten: move it to another folder, then run the same command again"
+            f"{out} exists and differs from the shards beside it (in {', '.join(different)}); an existing dataset file "
+            "is never overwritten: move it to another folder, then run the same command again"
         )
-    require_rows(existing, "remove it, and run the same command again while the shards are there")
+    require_rows(existing, "remove it, and run the same command again with the shards beside it")
 
 
 def _make(out: Path, whole: Header, parts: list[_Shard], columns: _Columns) -> None:
@@ -221,9 +224,9 @@ def _make(out: Path, whole: Header, parts: list[_Shard], columns: _Columns) -> N
 
 
 def _rows(out: Path, part: _Shard) -> Iterator[dict[str, bytes]]:
-    """Yield the bytes of each row of each array, compared with their digests."""
+    """Yield the bytes of each row of each array after comparing them with their digests."""
     where = row_offsets(part.path)
-    # read, not mapped: a bad disk is an error here, not a signal, and the memory stays flat
+    # read, not mapped: an I/O error is an exception, not SIGBUS, and memory use stays constant
     with storage(part.path, "read"), part.path.open("rb") as file:
         for row, record_id in enumerate(part.header.record_ids):
             payloads = {name: _read_row(file.fileno(), *where[name], row) for name in part.digests}
@@ -245,7 +248,7 @@ def _names(parts: list[_Shard]) -> str:
 
 
 def _command(out: Path, mate: _Shard, index: int) -> str:
-    """Return the command that makes a shard which goes with `mate`."""
+    """Return the command that makes shard `index` of the same plan as `mate`."""
     header = mate.header
     bands = ",".join(name.removeprefix("b").lstrip("0") for name in header.band_names)
     frames = ",".join(map(str, header.frames))

@@ -1,7 +1,7 @@
-"""The bytes of a dataset file: what its header says, where each array lies, and how rows get into their places.
+"""The byte layout of a dataset file: its header, the offsets of its arrays, and writing of rows.
 
-Arrays are allocated before anything is written, so processes can fill disjoint rows and the order does not matter.
-Packing and joining make their files here, so equal headers and rows are equal bytes.
+Arrays are allocated before any row is written, so that processes can write disjoint rows in any order. Packing and
+joining both create their files here, so that equal headers and rows give byte-identical files.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ from contrails.files import storage, to_json
 _PAGE = 4096
 
 _LATER = {"control", "ending", "label", "label_column"}
-"""Fields that the first builds did not have; where they are empty, shards of all builds can be joined."""
+"""Fields added since the first versions; the digest leaves them out if empty, so that shards of all versions join."""
 
 RowOffsets = dict[str, tuple[int, int]]
-"""Offset and bytes a row of each array, in the file."""
+"""Offset in the file and bytes per row of each array."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Which of `count` contiguous slices a file holds, from 1 on, and the digest of the whole file's header."""
+    """The number of a shard, from 1 to `count`, and the digest `plan` of the whole file's header."""
 
     index: int
     count: int
@@ -43,7 +43,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Values:
-    """How the integers of the bands are read: value = count * scale_factor + add_offset, in `units`."""
+    """Type and scale of the bands: value = integer * scale_factor + add_offset, in `units`."""
 
     dtype: str
     scale_factor: float
@@ -53,10 +53,10 @@ class Values:
 
 @dataclass(frozen=True)
 class Header:
-    """All that decides the bytes of a file before its rows are written.
+    """Everything that determines the bytes of a file except its rows.
 
-    `size` is (height, width); `source` says in words what the raw data are, `options` those of `contrails prepare` that
-    its other fields do not tell; `placements` has an entry for each record, or none where records are whole.
+    `size` is (height, width); `source` describes the raw data; `options` are the options of `contrails prepare` that
+    the other fields do not hold; `placements` has one entry per record, or none if records are whole images.
     """
 
     split: str
@@ -79,12 +79,12 @@ class Header:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what the header says; where it says what the first builds knew, it is theirs."""
+        """SHA-256 of the header; equal to that of the first versions if all later fields are empty."""
         content = asdict(self, dict_factory=_without_later)
         return hashlib.sha256(to_json([FORMAT, VERSION, content]).encode()).hexdigest()
 
     def slice(self, index: int, count: int) -> "Header":
-        """Return the header of a shard: an equal share of the records, in their order."""
+        """Return the header of shard `index` of `count`: a contiguous slice of the records, nearly equal in size."""
         first, last = shard_rows(len(self.record_ids), index, count)
         return replace(
             self,
@@ -96,7 +96,7 @@ class Header:
         )
 
     def differences(self, other: "Header") -> list[str]:
-        """Return the names of the fields that differ; an unknown time equals another."""
+        """Return the names of the fields that differ; unknown times (NaN) are equal."""
         mine, others = asdict(self), asdict(other)
         return [field.name for field in fields(self) if to_json(mine[field.name]) != to_json(others[field.name])]
 
@@ -106,13 +106,13 @@ def _without_later(fields_of: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_options(text: str) -> dict[str, str]:
-    """Return the options that a header says, such as {"layout": "scenes", "tile": "512"}."""
+    """Return the options in a header, such as {"layout": "scenes", "tile": "512"}."""
     words = shlex.split(text.replace("--layout ", "--layout=", 1))
     return dict(word.removeprefix("--").split("=", 1) for word in words)
 
 
 def target_of(dataset: Dataset) -> str:
-    """Return what the masks of a dataset show: as `contrails prepare` was told, their class, or what the layout has."""
+    """Return what the masks of a dataset show: --target-name, else their class, else the usual name of the layout."""
     options = read_options(dataset.options)
     usual = "contrail" if "layout" not in options else "positive"
     return options.get("target-name") or dataset.convention.label or usual
@@ -124,7 +124,7 @@ def shard_rows(num_records: int, index: int, count: int) -> tuple[int, int]:
 
 
 def shard_path(out: Path, index: int, count: int) -> Path:
-    """Return where a shard of `out` lies: data/train.h5 has data/train-2of5.h5."""
+    """Return the path of a shard of `out`, such as data/train-2of5.h5 for data/train.h5."""
     return out.with_name(f"{out.stem}-{index}of{count}{out.suffix}")
 
 
@@ -153,7 +153,7 @@ def header_of(dataset: Dataset) -> Header:
 
 
 def values_in(dataset: Dataset) -> Values:
-    """Return how the integers of a dataset are read."""
+    """Return type and scale of the bands of a dataset."""
     return Values(dataset.bands.dtype.name, dataset.scale_factor, dataset.add_offset, dataset.units)
 
 
@@ -166,9 +166,12 @@ def _shard_of(path: Path) -> Shard | None:
 
 
 def create(header: Header, path: Path, attributes: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Lay out the file with all its arrays allocated and page-aligned, and the attributes that say what they are.
+    """Create the file with all arrays allocated and page-aligned, and their attributes.
 
-    `attributes` are further ones; those that the header decides stay what it says.
+    Args:
+        header: content of the file except its rows.
+        path: the file to create.
+        attributes: further attributes of the file; those of the header take precedence.
     """
     count = len(header.record_ids)
     with new_file(path, alignment_threshold=_PAGE // 2, alignment_interval=_PAGE) as file:
@@ -206,7 +209,7 @@ def create(header: Header, path: Path, attributes: Mapping[str, Any] = MappingPr
 
 @contextmanager
 def new_file(path: Path, **options: int) -> Iterator[h5py.File]:
-    """Yield a new HDF5 file that is written to `path` when the body is over; `options` are those of h5py."""
+    """Yield a new HDF5 file in RAM and write it to `path` after the body; `options` are those of h5py."""
     draft = SparseFile()
     with h5py.File(draft, "w", **options) as file:
         yield file
@@ -214,7 +217,7 @@ def new_file(path: Path, **options: int) -> Iterator[h5py.File]:
 
 
 def row_offsets(path: Path) -> RowOffsets:
-    """Return where the rows of each array lie in a file."""
+    """Return the offset and the row size of each array in a file."""
     with h5py.File(path, "r", locking=False) as file:
         names = ["bands", "votes", "annotators", *(f"digests/{name}" for name in file["digests"])]
         names += ["marks"] if "marks" in file else []
@@ -226,7 +229,7 @@ def row_offsets(path: Path) -> RowOffsets:
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """Yield a descriptor to write a file's rows with; what was written is on the disk afterwards."""
+    """Yield a descriptor for writing rows of a file, and flush it to the disk (fsync) afterwards."""
     with storage(path):
         descriptor = os.open(path, os.O_WRONLY)
         try:
@@ -237,14 +240,14 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def write_row(descriptor: int, offsets: tuple[int, int], row: int, payload: bytes | memoryview) -> None:
-    """Write a row of an array; `offsets` are those of the array: its first byte, and the bytes of a row."""
+    """Write a row of the array with offset and row size `place`."""
     offset, size = offsets
     assert len(payload) == size
     _write_all(descriptor, payload, offset + row * size)
 
 
 def write_columns(path: Path, annotators: bytes, digests: Mapping[str, bytes]) -> None:
-    """Write what is known only when all rows are: a byte a record of annotators, 32 of each array's digests."""
+    """Write the columns that are known only after all rows: annotators (1 byte per record), digests (32 bytes each)."""
     found = row_offsets(path)
     with opened(path) as descriptor:
         for name, column in {"annotators": annotators, **{f"digests/{k}": v for k, v in digests.items()}}.items():
@@ -266,7 +269,7 @@ def _describe(file: h5py.File, header: Header) -> None:
 
 
 def _write_placements(file: h5py.File, header: Header) -> None:
-    """Write which part of which scene each record shows; groups, so that xarray needs no names for their axes."""
+    """Write the placement of each record in its scene; in groups, so that xarray needs no names for these axes."""
     file.create_group("placement").attrs["long_name"] = "which part of which scene a record shows, in pixels"
     file.create_group("scene").attrs["long_name"] = "whole images; transform: from (column, row) to coordinates"
     for field in fields(Placement):
@@ -274,13 +277,13 @@ def _write_placements(file: h5py.File, header: Header) -> None:
     for field in fields(Scene):
         column = [getattr(scene, field.name) for scene in header.scenes]
         if field.name == "control" and not any(column):
-            continue  # equal content is equal bytes, also of files of the first builds
+            continue  # the first versions had no such column, and equal content must give equal bytes
         kind = h5py.string_dtype() if field.type is str else np.float64 if field.name == "transform" else np.int64
         file.create_dataset(f"scene/{field.name}", data=column, dtype=kind)
 
 
 def _name_axes(file: h5py.File, ids: h5py.Dataset, arrays: list[h5py.Dataset]) -> None:
-    """Attach dimension scales, so that xarray names the axes and the bands."""
+    """Attach dimension scales, from which xarray reads the names of axes and bands."""
     sizes = {"frame": np.array(file.attrs["frames"])}
     sizes |= {"y": np.arange(file["bands"].shape[3]), "x": np.arange(file["bands"].shape[4])}
     scales = {"record_id": ids} | {name: file.create_dataset(name, data=values) for name, values in sizes.items()}
@@ -294,12 +297,12 @@ def _name_axes(file: h5py.File, ids: h5py.Dataset, arrays: list[h5py.Dataset]) -
 
 
 def allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
-    """Create a contiguous array whose place in the file is fixed now and which nobody fills."""
+    """Create a contiguous array with its offset fixed at once (early allocation) and without filling it."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    properties.set_obj_track_times(False)  # equal content is equal bytes
+    properties.set_obj_track_times(False)  # times would make equal content differ in bytes
     links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     links.set_create_intermediate_group(True)
     space = h5py.h5s.create_simple(shape)

@@ -1,7 +1,7 @@
-"""The large arrays of a dataset file, mapped where they lie: each in one piece, in the file itself, little-endian.
+"""Memory mapping of the large arrays of a dataset file: contiguous, in the file itself, little-endian.
 
-What other programs made of a file (chunks, compression, links to other files) is refused with the command that repairs
-it, since mapping it would show other bytes.
+A file that another program has rewritten (with chunks, compression or links to other files) cannot be mapped; it is
+refused, and the error names the command that repairs it.
 """
 
 import shlex
@@ -17,7 +17,7 @@ KINDS = {
     "votes": (("uint8",), "NHW"),
     "marks": (("uint16",), "NHW"),
 }
-"""Types and axes of the large arrays."""
+"""Allowed types, and axes, of the large arrays."""
 
 _LAYOUTS = {
     h5py.h5d.COMPACT: "kept in the header",
@@ -27,10 +27,10 @@ _LAYOUTS = {
 
 
 def map_array(path: Path, name: str, dataset: h5py.Dataset) -> np.ndarray:
-    """Map an array of the file at `path`, which is called `name`; no page of it is read.
+    """Map the array `name` of the file at `path` without reading it.
 
     Raises:
-        DataError: it is not in one piece in this file, of another type, or cut short.
+        DataError: the array is not contiguous in this file, has another type, or is truncated.
     """
     require_kind(path, name, dataset)
     offset, properties = dataset.id.get_offset(), dataset.id.get_create_plist()
@@ -42,23 +42,23 @@ def map_array(path: Path, name: str, dataset: h5py.Dataset) -> np.ndarray:
     elif dataset.dtype != dataset.dtype.newbyteorder("<"):
         found = "big-endian"
     if found:
-        raise DataError(f"{path}: /{name} is {found}, expected it in one piece, little-endian; {repaired_by(path)}")
+        raise DataError(f"{path}: expected /{name} contiguous and little-endian, found it {found}; {repaired_by(path)}")
     if offset is None:
-        raise DataError(f"{path}: /{name} was never written; prepare it again")
+        raise DataError(f"{path}: expected the array /{name}, found it empty, never written; prepare the file again")
     needed = offset + dataset.size * dataset.dtype.itemsize
     if path.stat().st_size < needed:
         raise DataError(
-            f"{path}: expected {needed} bytes, found {path.stat().st_size}: it was cut short; copy it again"
+            f"{path}: expected {needed} bytes, found {path.stat().st_size}: the file is truncated; copy it again"
         )
-    # copy-on-write: the pages are shared and the file cannot change, while torch sees an array that it may wrap
+    # copy-on-write ("c"): pages are shared and the file cannot change, but torch gets a writable array without warning
     return np.memmap(path, dataset.dtype, "c", offset, dataset.shape)
 
 
 def require_kind(path: Path, name: str, dataset: h5py.Dataset) -> None:
-    """Check type and axes of the large array `name`.
+    """Check the type and the number of axes of the large array `name`.
 
     Raises:
-        DataError: they are others.
+        DataError: they differ from those of a dataset file.
     """
     dtypes, axes = KINDS[name]
     if dataset.dtype.name not in dtypes or dataset.ndim != len(axes):
@@ -69,37 +69,37 @@ def require_kind(path: Path, name: str, dataset: h5py.Dataset) -> None:
 
 
 def require_own(path: Path, file: h5py.File) -> None:
-    """Check that nothing in a file is a link to another one, which a copy of it would lack.
+    """Check that a file has no links to other files, which a copy of it would lack.
 
     Raises:
-        DataError: something is, or the other file is not there.
+        DataError: it has one, or the other file is missing.
     """
     for name, other in links(path, file).items():
-        raise DataError(f"{path}: /{name} is a link to {other}, expected it in the file itself; {repaired_by(path)}")
+        raise DataError(f"{path}: expected /{name} in the file itself, found a link to {other}; {repaired_by(path)}")
 
 
 def links(path: Path, file: h5py.File) -> dict[str, str]:
-    """Return the names that are links to other files, and these.
+    """Return the names in a file that are links to other files, with the paths of these.
 
     Raises:
-        DataError: one of them is not there.
+        DataError: another file is missing.
     """
     found = {name: file.get(name, getlink=True) for name in _names(file)}
     others = {name: link.filename for name, link in found.items() if isinstance(link, h5py.ExternalLink)}
     for name, other in others.items():
         if not (path.parent / other).exists():
-            raise DataError(f"{path}: /{name} is a link to {other}, which is not there; put that file back")
+            raise DataError(f"{path}: /{name} is a link to {other}, which does not exist; put that file back")
     return others
 
 
 def repaired_by(path: Path) -> str:
-    """Return what to do about a file that another program has written anew."""
+    """Return the advice for a file that another program has rewritten."""
     new = path.with_name(f"{path.stem}-repaired{path.suffix}")
     return f"repair the file: `contrails data join {shlex.quote(str(path))} -o {shlex.quote(str(new))}`"
 
 
 def _names(group: h5py.Group) -> list[str]:
-    """Return the names of all links below a group; those of other files are not followed."""
+    """Return the names of all links below a group, without following links to other files."""
     names = []
     for name in group:
         names.append(name)

@@ -1,8 +1,8 @@
-"""Raw records to a dataset file: several processes write disjoint rows of arrays that were laid out beforehand.
+"""Packing of raw records into a dataset file, by several processes that write disjoint rows of allocated arrays.
 
-The file grows under `.<name>.part` with a journal beside it; a row counts as written once its data is flushed and
-its digest stands in the journal. Killed at any moment and started again, packing goes on with the rows that are
-missing, and the file ends in the same bytes as one made without interruption. It gets its name when it is complete.
+The file is written as `.<name>.part`, with a journal beside it. A row is finished when its data are flushed and its
+digest is in the journal. Packing that was killed continues with the missing rows, and the result is byte-identical to
+that of an uninterrupted call. The file gets its name when it is complete.
 """
 
 import hashlib
@@ -52,11 +52,11 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Plan(Generic[R]):
-    """What goes into a file: equal plans make equal files.
+    """The records and the header of a file; equal plans make byte-identical files.
 
-    `read` makes a record's arrays, and says how many annotators it has; other processes call it, so it is a function of
-    a module. The `warnings` are told when packing begins, and the `notes` say what
-    was found out for it.
+    `read` returns the arrays of a record and its number of annotators. Worker processes call it, so it must be a
+    function of a module, which can be pickled. `warnings` are logged when packing begins; `notes` describe what was
+    found in the raw data.
     """
 
     root: str
@@ -74,31 +74,31 @@ class Plan(Generic[R]):
         """
         if count > len(self.records):
             raise DataError(
-                f"expected at most as many shards as there are records, found {count} shards of {len(self.records)} "
-                f"records of '{self.header.split}' in {self.root}; make {len(self.records)} shards or fewer"
+                f"expected at most one shard per record, found {count} shards of {len(self.records)} records of "
+                f"'{self.header.split}' in {self.root}; make {len(self.records)} shards or fewer"
             )
         first, last = shard_rows(len(self.records), index, count)
         return replace(self, header=self.header.slice(index, count), records=self.records[first:last])
 
 
 def labelled_tests(split: str, num_labelled: int, num_all: int, what: str = "records") -> tuple[str, ...]:
-    """Return what to tell where records, or scenes, that are to be predicted have labels."""
+    """Return a warning if records or scenes of the split test have labels."""
     if split != "test" or not num_labelled:
         return ()
     found = f"{num_labelled} of {num_all} {what} of the split test have masks, and are packed with these labels"
-    return (f"{found}: make sure that nothing is trained on them",)
+    return (f"{found}: make sure that no training uses them",)
 
 
 def pack(plan: Plan[Any], out: Path, num_workers: int) -> bool:
-    """Write the dataset file of a plan; return False if it was there already.
+    """Write the dataset file of a plan; return False if it exists already.
 
     Raises:
-        DataError: a record is not as expected, or another file has this name.
-        StorageError: the folder cannot be written or is full; what is packed stays for the next try.
+        DataError: a record is not as expected, or `out` exists with other content.
+        StorageError: the folder cannot be written or is full; finished rows are kept for the next call.
     """
     with storage(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        exists = out.exists()  # fails in a folder that may not be entered
+        exists = out.exists()  # fails if the folder may not be searched
     if exists:
         _require_same(plan, out)
         return False
@@ -118,7 +118,7 @@ def pack(plan: Plan[Any], out: Path, num_workers: int) -> bool:
 
 @dataclass(frozen=True)
 class _Row:
-    """What the journal says of a finished row; digests are hexadecimal."""
+    """The journal's entry of a finished row; digests are hexadecimal."""
 
     row: int
     annotators: int
@@ -130,14 +130,14 @@ def _require_same(plan: Plan[Any], out: Path) -> None:
     different = header_of(existing).differences(plan.header)
     if different:
         raise DataError(
-            f"{out} exists and holds something else (other {', '.join(different)}; it has {existing.num_records} "
-            f"records of '{existing.split}', bands {names_in(existing.band_names)}, frames {list(existing.frames)}); "
-            "a dataset file is never rewritten: choose another name, or remove it"
+            f"{out} exists and differs in {', '.join(different)} (found {existing.num_records} records of "
+            f"'{existing.split}', bands {names_in(existing.band_names)}, frames {list(existing.frames)}); an existing "
+            "dataset file is never overwritten: choose another name, or remove it"
         )
 
 
 def _resume(plan: Plan[Any], part: Path, journal: Path) -> dict[int, _Row]:
-    """Return the rows that an earlier try of the same plan finished; begin anew where there is none."""
+    """Return the rows that an earlier call with the same plan finished; without one, start an empty file."""
     identity = hashlib.sha256(to_json([plan.root, plan.header.digest]).encode()).hexdigest()
     entries = read_json_lines(journal)
     if part.exists() and entries and entries[0].get("plan") == identity:
@@ -153,7 +153,7 @@ def _resume(plan: Plan[Any], part: Path, journal: Path) -> dict[int, _Row]:
 def _write_rows(plan: Plan[Any], part: Path, journal: Path, written: dict[int, _Row], num_workers: int) -> None:
     missing = [row for row in range(len(plan.records)) if row not in written]
     tasks = (missing[start : start + _ROWS_A_TASK] for start in range(0, len(missing), _ROWS_A_TASK))
-    # forkserver: a worker starts from a clean process, whatever threads the caller has
+    # forkserver: workers start from a clean process; forking a caller with threads could deadlock
     with (
         bar(f"packing {plan.header.split}", len(plan.records), done=len(written)) as advance,
         ProcessPoolExecutor(
@@ -161,7 +161,7 @@ def _write_rows(plan: Plan[Any], part: Path, journal: Path, written: dict[int, _
         ) as pool,
     ):
         try:
-            # only a few tasks are under way, so that an error or Ctrl-C ends the work soon
+            # only a few tasks are submitted at a time, so that an error or Ctrl-C ends the work soon
             running = {_submit(pool, rows) for rows in itertools.islice(tasks, 2 * num_workers)}
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -173,20 +173,21 @@ def _write_rows(plan: Plan[Any], part: Path, journal: Path, written: dict[int, _
                     running |= {_submit(pool, more) for more in itertools.islice(tasks, 1)}
         except KeyboardInterrupt:
             log.warning(
-                "stopped: %d of %d records are packed; the same command goes on from there",
+                "stopped: %d of %d records are packed; the same command continues from there",
                 *(len(written), len(plan.records)),
             )
             raise
         except BrokenProcessPool as error:
             raise StorageError(
-                f"a process that packed {part.name} was killed, probably for memory; run the same command again"
+                f"a process that packed {part.name} was killed, probably for lack of memory; run the same command "
+                "again, with fewer --workers"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _submit(pool: ProcessPoolExecutor, rows: list[int]) -> "Future[list[_Row]]":
-    """Give rows to a worker, which may be started for it, and has not imported yet what ignores Ctrl-C."""
+    """Submit rows with SIGINT blocked: a worker that starts now ignores Ctrl-C only after its imports."""
     with held_back([signal.SIGINT]):
         return pool.submit(_pack_rows, rows)
 
@@ -196,15 +197,15 @@ _worker: tuple[Plan[Any], Path, RowOffsets]
 
 def _start_worker(plan: Plan[Any], part: Path, where: RowOffsets) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches workers too: they finish their rows
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to workers too; they finish their rows
     _worker = (plan, part, where)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """End this worker when the process that started it is gone, however that ended.
+    """End this worker when its parent process has ended in any way.
 
-    Otherwise it waits for tasks for ever, and those that it still has may go into the file of the next try.
+    Otherwise it would wait for tasks for ever, and could still write rows into the file of the next call.
     """
     parent = parent_process()
     assert parent is not None
@@ -213,7 +214,7 @@ def _end_with_parent() -> None:
 
 
 def _pack_rows(rows: list[int]) -> list[_Row]:
-    """Read, pack and write rows in a worker process; return what the journal needs."""
+    """Read, pack and write rows in a worker process; return their journal entries."""
     plan, part, where = _worker
     with opened(part) as descriptor:
         return [_pack_row(plan, descriptor, where, row) for row in rows]
@@ -231,7 +232,7 @@ def _pack_row(plan: Plan[Any], descriptor: int, where: RowOffsets, row: int) -> 
 
 
 def _write_small(part: Path, written: dict[int, _Row]) -> None:
-    """Write what is known only when all rows are: annotators and digests."""
+    """Write the columns that are known only after all rows: annotators and digests."""
     rows = [written[row] for row in range(len(written))]
-    digests = {name: b"".join(bytes.fromhex(row.digests[name]) for row in rows) for name in rows[0].digests}
+    digests = {name: bytes.fromhex("".join(row.digests[name] for row in rows)) for name in rows[0].digests}
     write_columns(part, bytes(row.annotators for row in rows), digests)

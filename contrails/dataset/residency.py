@@ -1,8 +1,8 @@
-"""Where the data lie while a job trains: mapped from the file, or in RAM as a private copy of the job.
+"""Residency of the data while a job trains: mapped from the file, or a private copy of the job in RAM.
 
-A mapped file is held once a node, in the page cache, whatever number of folds and jobs see it; it is read ahead in the
-background. A private copy is an anonymous file in RAM that all folds of one job map; it cannot be evicted, and it
-survives a file server that goes away, but every job pays for its own.
+A mapped file is in the page cache once per node, for any number of folds and jobs, and is read ahead in the background.
+A private copy is an anonymous file in RAM that all folds of one job map. It cannot be evicted and does not depend on a
+file server, but every job needs memory for its own copy.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from contrails.locks import locked
 
 _GB = 1e9
 _HEADROOM = 1 * 1024**3
-"""Bytes that a private copy leaves free for the training itself."""
+"""Bytes that must stay free for the training beside a private copy."""
 
 _NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "fuse", "afs", "9p", "pvfs", "panfs", "wekafs")
-"""How the names of file systems begin whose mapped pages can vanish with a server."""
+"""Prefixes of the names of network file systems: mapped pages are lost if the server fails."""
 
 _DESCRIPTORS = Path("/proc/self/fd")
 
@@ -37,10 +37,10 @@ Poll = Callable[[], None]
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that this process may still use.
+    """The memory that this process may still use, in bytes.
 
-    `limited` says that its control group sets a limit of its own, `granted` that the scheduler gave the job so much;
-    without either they are what the whole node has free.
+    `limited` says that its control group has a limit, `granted` that the scheduler gave the job a fixed amount; without
+    either it is the free memory of the whole node.
     """
 
     available: int
@@ -61,21 +61,21 @@ def open_resident(
     poll: Poll,
     job_memory_gb: float | None = None,
 ) -> Dataset:
-    """Open a dataset file for training, where `mode` says.
+    """Open a dataset file for training, with the residency `mode`.
 
     Args:
         path: the dataset file.
         mode: the recipe's data.residency.
         stage_dir: node-local folder for a copy of the file, which is then mapped.
-        ram_fd: empty anonymous file that the folds of a job share, None to make one.
+        ram_fd: descriptor of the anonymous file that the folds of a job share; None to make one.
         poll: called while bytes are copied; may raise to stop.
-        job_memory_gb: what the scheduler gave the job, in GB of 2^30 bytes; None where there is none, or nobody knows.
+        job_memory_gb: memory of the job in GB of 2^30 bytes; None without a job, or if unknown.
 
     Raises:
-        RecipeError: a private copy was asked for and does not fit into the memory.
+        RecipeError: the mode is "ram" and the copy does not fit into the memory.
     """
     dataset, size, memory = open_dataset(path), path.stat().st_size, read_memory(job_memory_gb)
-    if ram_fd is not None:  # what another fold of the job has copied is not needed a second time
+    if ram_fd is not None:  # bytes that another fold of the job has already copied need no further memory
         memory = replace(memory, available=memory.available + os.fstat(ram_fd).st_size)
     if choose(path, mode, size, memory, on_network=stage_dir is None and _on_network(path)) == "ram":
         descriptor = _anonymous_file() if ram_fd is None else ram_fd
@@ -83,49 +83,49 @@ def open_resident(
             copy = copy_to_ram(path, descriptor, poll)
         return open_dataset(path, copy)
     if stage_dir is not None and (copy := stage(path, stage_dir, poll)) != path:
-        dataset = replace(open_dataset(copy), path=path, copy=copy)  # equal content may lie at other places
+        dataset = replace(open_dataset(copy), path=path, copy=copy)  # array offsets in the copy can differ
     if size <= memory.available:
         threading.Thread(target=_read_ahead, args=(dataset.mapped,), name="read-ahead", daemon=True).start()
     return dataset
 
 
 def choose(path: Path, mode: str, size: int, memory: Memory, *, on_network: bool) -> Literal["mmap", "ram"]:
-    """Decide between a mapped file and a private copy, and say so in the log.
+    """Decide between a mapped file and a private copy, and log the decision.
 
-    `auto` copies where the file lies on network storage and the memory that the scheduler set aside for this job holds
-    it; elsewhere one mapped copy a node is cheaper and as fast.
+    `auto` copies if the file is on network storage and fits into the memory limit of this job's control group.
+    Otherwise one mapped copy per node costs less memory and is as fast.
 
     Raises:
-        RecipeError: `ram` was asked for and does not fit.
+        RecipeError: the mode is "ram" and the copy does not fit.
     """
     fits = size + _HEADROOM <= memory.available
     numbers = f"{size / _GB:.1f} GB, {memory}"
     if mode == "ram" and not fits:
         raise RecipeError(
-            f"data.residency = 'ram': {path} does not fit ({numbers}, of which {_HEADROOM / _GB:.1f} GB stay free); "
-            "set data.residency to 'mmap', ask for more memory, or prepare fewer --bands and --frames"
+            f"data.residency = 'ram': {path} does not fit ({numbers}, of which {_HEADROOM / _GB:.1f} GB must stay "
+            "free); set data.residency to 'mmap', ask for more memory, or prepare fewer --bands and --frames"
         )
     if mode == "ram" or (mode == "auto" and on_network and memory.limited and fits):
         log.info("the dataset is copied to RAM, once for all folds of this job (%s)", numbers)
         return "ram"
     if size > memory.available:
         log.warning(
-            "the dataset stays mapped from %s and is larger than the memory (%s): batches come from the disk; ask for "
+            "the dataset is mapped from %s and is larger than the memory (%s): batches are read from the disk; ask for "
             "more memory, or prepare fewer --bands and --frames",
             *(path, numbers),
         )
     else:
-        log.info("the dataset stays mapped from the file, once for all folds on this node (%s)", numbers)
+        log.info("the dataset is mapped from the file, once for all folds on this node (%s)", numbers)
     return "mmap"
 
 
 def copy_to_ram(path: Path, descriptor: int, poll: Poll) -> Path:
-    """Fill the anonymous file once, whoever of the job's folds comes first; return a path that opens it."""
+    """Copy the file to the anonymous file if no other fold of the job has; return a path that opens the copy."""
     if not hasattr(os, "memfd_create"):
         raise RecipeError("data.residency = 'ram' needs Linux; set data.residency to 'mmap'")
     copy = _DESCRIPTORS / str(descriptor)
     with locked(copy, poll), copy.open("r+b") as ram, path.open("rb") as source:
-        # bytes are appended, so the size tells a whole copy from one whose writer was killed
+        # bytes are appended, so a smaller size means that the process that copied was killed
         if os.fstat(ram.fileno()).st_size != os.fstat(source.fileno()).st_size:
             ram.truncate(0)
             copy_blocks(source, ram, poll)
@@ -133,7 +133,7 @@ def copy_to_ram(path: Path, descriptor: int, poll: Poll) -> Path:
 
 
 def discard_copy(dataset: Dataset) -> None:
-    """Remove a damaged copy of a dataset, so that it is made anew; what is in RAM ends with its job."""
+    """Remove a damaged copy of a dataset, so that it is copied again; a copy in RAM ends with its job."""
     if dataset.copy is not None and dataset.copy.parent != _DESCRIPTORS:
         with storage(dataset.copy, "remove"):
             dataset.copy.unlink(missing_ok=True)
@@ -142,18 +142,19 @@ def discard_copy(dataset: Dataset) -> None:
 def read_memory(
     job_memory_gb: float | None = None, proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")
 ) -> Memory:
-    """Return the memory that is free on this node, in every control group that this process is in, and in its job."""
+    """Return the free memory: the least of this node, the control groups of this process, and its job."""
     left = [free_bytes for free_bytes in _group_memory(proc, cgroups) if free_bytes is not None]
     limited, granted = bool(left), job_memory_gb is not None
-    if job_memory_gb is not None:  # not every scheduler makes it a limit of the group
+    if job_memory_gb is not None:  # not every scheduler enforces it by the limit of a control group
         left.append(max(0, int(job_memory_gb * 1024**3) - psutil.Process().memory_info().rss))
     return Memory(min([psutil.virtual_memory().available, *left]), limited=limited, granted=granted)
 
 
 def _group_memory(proc: Path, cgroups: Path) -> Iterator[int | None]:
-    """Yield what each control group with a limit leaves, version 2 or 1.
+    """Yield the free memory of each control group of this process (v2 or v1), None for groups without a limit.
 
-    Cached file pages can be given back, those of files in RAM cannot, though they are counted among them.
+    Cached file pages count as free, as the kernel can evict them; pages of files in RAM (shmem), which it lists among
+    them, do not.
     """
     try:
         lines = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
@@ -168,7 +169,7 @@ def _group_memory(proc: Path, cgroups: Path) -> Iterator[int | None]:
         else:
             continue
         inner = root / name.strip("/")
-        # a container may see its own group as the root
+        # in a container the path can be outside of the mounted hierarchy, whose root is then the own group
         for group in (inner, *inner.parents) if inner.is_dir() else (root,):
             if group == root.parent:
                 break
@@ -188,7 +189,7 @@ def _left(group: Path, limit_name: str, used_name: str, cached_name: str, in_ram
 
 
 def _on_network(path: Path) -> bool:
-    """Return whether a file lies on network storage, by the name of its file system."""
+    """Return whether a file is on network storage, by the type of its file system."""
     parents = {str(parent) for parent in (path.resolve(), *path.resolve().parents)}
     mounts = [mount for mount in psutil.disk_partitions(all=True) if mount.mountpoint in parents]
     nearest = max(mounts, key=lambda mount: len(mount.mountpoint), default=None)
@@ -200,8 +201,8 @@ def _anonymous_file() -> int:
 
 
 def _read_ahead(path: Path) -> None:
-    """Bring the file into the page cache in order, which disks and file servers do faster than in any other."""
-    # what cannot be read here is reported where it is used
+    """Read the file into the page cache sequentially, which is the fastest order for disks and file servers."""
+    # an error is reported where the data are used
     with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
         block = bytearray(8 << 20)
         while file.readinto(block):

@@ -1,7 +1,7 @@
-"""A dataset file that another program wrote anew, chunked, compressed or with links to other files, as a file again.
+"""Repair of a dataset file that another program has rewritten: chunked, compressed or with links to other files.
 
-Every row is read by HDF5, whatever way it is stored, and gets a new digest. What the old digests say of the rows is
-told: rows may have been changed on purpose, or may be damaged.
+HDF5 reads every row, however it is stored, and the row gets a new digest. Records whose rows do not match the old
+digests are reported: they were changed on purpose, or are damaged.
 """
 
 import hashlib
@@ -28,8 +28,14 @@ _AGAIN = "get the whole file again, or prepare the raw data again"
 
 @dataclass(frozen=True)
 class Rewritten:
-    """What was written: `changed` records have rows that are not what their digests say; `made` is False where the file
-    was there already; `shard` says which part of a dataset it is, where it is not a whole one."""
+    """The result of a repair.
+
+    Attributes:
+        num_records: number of records.
+        changed: ids of records with rows that do not match their old digests.
+        made: False if the file existed already.
+        shard: the shard that the file holds; None for a whole dataset.
+    """
 
     num_records: int
     changed: tuple[str, ...]
@@ -38,15 +44,15 @@ class Rewritten:
 
 
 def rewrite(path: Path, out: Path) -> Rewritten:
-    """Write the rows of the file `path` into the dataset file `out`, with digests made anew.
+    """Write the rows of the file `path` to the dataset file `out`, with new digests.
 
     Raises:
-        DataError: `path` is no dataset file, or lacks what belongs to it; `out` exists and holds something else.
+        DataError: `path` is no dataset file or is incomplete; `out` exists with other content.
         StorageError: the folder cannot be written or is full.
     """
     with storage(out, "read"):
         if path.exists() and out.exists() and out.samefile(path):
-            raise DataError(f"{out} is the file that is read, which is never rewritten; give another name with -o")
+            raise DataError(f"{out} is the input file, which is never overwritten; give another name with -o")
     dataset = _read(path)
     header = header_of(dataset)
     lock = out.with_name(f".{out.name}.lock")
@@ -55,16 +61,15 @@ def rewrite(path: Path, out: Path) -> Rewritten:
         digests = _write(path, out, header, dataset) if made else dict(_digests(path, header, dataset.annotators))
         if not made:
             _require_same(path, out, header, digests)
-    changed = tuple(
-        record_id
-        for row, record_id in enumerate(header.record_ids)
-        if any(rows[row].tobytes() != digests[name][row] for name, rows in dataset.digests.items())
-    )
-    return Rewritten(dataset.num_records, changed, made, header.shard)
+    changed = []
+    for row, record_id in enumerate(header.record_ids):
+        if any(rows[row].tobytes() != digests[name][row] for name, rows in dataset.digests.items()):
+            changed.append(record_id)
+    return Rewritten(dataset.num_records, tuple(changed), made, header.shard)
 
 
 def _read(path: Path) -> Dataset:
-    """Return what a file says of itself; of its large arrays only shapes and types."""
+    """Read the header and the small arrays of a file; large arrays have only their shapes and types."""
 
     def only_shape(name: str, array: h5py.Dataset) -> np.ndarray:
         require_kind(path, name, array)
@@ -78,18 +83,18 @@ def _read(path: Path) -> Dataset:
         dataset = read_dataset(path, file, only_shape)
     if "--layout" in dataset.options and not dataset.placements:
         raise DataError(
-            f"{path} lacks /scene and /placement, which say where its records lie: the program that wrote it left the "
-            "groups of the file out; prepare the raw data again"
+            f"{path}: expected /scene and /placement, which locate its records, found neither: the program that wrote "
+            "the file left out its groups; prepare the raw data again"
         )
     return dataset
 
 
 def _require_written(path: Path, name: str, array: h5py.Dataset) -> None:
-    """Check that all of an array was written, here or in other files; HDF5 reads what is missing as zeros."""
+    """Check that an array was written completely, here or in other files; HDF5 reads missing data as zeros."""
     folder, properties = Path(array.file.filename).parent, array.id.get_create_plist()
     for source, offset, size in array.external or ():
         _require_source(path, name, folder / source)
-        needed = offset + min(size, array.nbytes)  # a size may be unlimited
+        needed = offset + min(size, array.nbytes)  # the size can be H5F_UNLIMITED
         if (found := (folder / source).stat().st_size) < needed:
             raise DataError(
                 f"{path}: expected {needed} bytes of /{name} in {source}, found {found}; put that file back"
@@ -99,13 +104,13 @@ def _require_written(path: Path, name: str, array: h5py.Dataset) -> None:
     elif array.chunks:
         number = math.prod(-(-side // chunk) for side, chunk in zip(array.shape, array.chunks, strict=True))
         if (found := array.id.get_num_chunks()) < number:
-            raise DataError(f"{path}: expected {number} chunks of /{name}, found {found} that were written; {_AGAIN}")
+            raise DataError(f"{path}: expected {number} chunks of /{name}, found {found}; {_AGAIN}")
     elif properties.get_layout() == h5py.h5d.CONTIGUOUS and not array.external and array.id.get_offset() is None:
         raise DataError(f"{path}: /{name} was never written; {_AGAIN}")
 
 
 def _require_covered(path: Path, name: str, array: h5py.Dataset, folder: Path) -> None:
-    """Check that datasets of files in a folder are there, and make up all of a virtual array."""
+    """Check that the source datasets of a virtual array exist and cover all of it."""
     covered = 0
     for source in array.virtual_sources():
         other = Path(array.file.filename) if source.file_name == "." else folder / source.file_name
@@ -114,26 +119,25 @@ def _require_covered(path: Path, name: str, array: h5py.Dataset, folder: Path) -
             part = file.get(source.dset_name)
             if not isinstance(part, h5py.Dataset):
                 raise DataError(
-                    f"{path}: /{name} is made of {source.dset_name} in {other}, found no such array there; put back "
-                    "the file that has it"
+                    f"{path}: expected the array {source.dset_name} of /{name} in {other}, found none; put back the "
+                    "file that has it"
                 )
             if not _holds(part, source):
                 raise DataError(
-                    f"{path}: /{name} is made of more than {source.dset_name} in {other} has, {part.shape}; put back "
-                    "the file that has all of it"
+                    f"{path}: expected a larger array {source.dset_name} for /{name} in {other}, found {part.shape}; "
+                    "put back the complete file"
                 )
             _require_written(path, name, part)
         covered += source.vspace.get_select_npoints()
     if covered < array.size:
         raise DataError(
-            f"{path}: expected other files to make up all of /{name}, found {covered:,} of {array.size:,} values; "
-            f"{_AGAIN}"
+            f"{path}: expected other files with all {array.size:,} values of /{name}, found {covered:,}; {_AGAIN}"
         )
 
 
 def _holds(part: h5py.Dataset, source: Any) -> bool:
-    """Return whether an array has all that a virtual one takes of it."""
-    if source.src_space.get_select_type() == h5py.h5s.SEL_ALL:  # whose extent HDF5 does not keep
+    """Return whether an array holds everything that a virtual array maps of it."""
+    if source.src_space.get_select_type() == h5py.h5s.SEL_ALL:  # HDF5 stores no extent for such a selection
         return bool(part.size >= source.vspace.get_select_npoints())
     _, last = source.src_space.get_select_bounds()
     return all(end < side for end, side in zip(last, part.shape, strict=True))
@@ -141,20 +145,20 @@ def _holds(part: h5py.Dataset, source: Any) -> bool:
 
 def _require_source(path: Path, name: str, source: Path) -> None:
     if not source.exists():
-        raise DataError(f"{path}: /{name} is kept in {source}, which is not there; put that file back")
+        raise DataError(f"{path}: expected /{name} in {source}, found no such file; put that file back")
 
 
 def _require_votes(path: Path, record_id: str, votes: np.ndarray, annotators: int) -> None:
     """Check that no pixel of a record has more votes than annotators."""
     if (most := int(votes[votes != IGNORE].max(initial=0))) > annotators:
         raise DataError(
-            f"{path}, record {record_id}: expected at most {annotators} votes, as many as annotators, found {most}; "
+            f"{path}, record {record_id}: expected at most {annotators} votes, one per annotator, found {most}; "
             f"{_AGAIN}"
         )
 
 
 def _rows(path: Path, header: Header, annotators: np.ndarray) -> Iterator[dict[str, bytes]]:
-    """Yield the bytes of each row of each array, as a dataset file has them."""
+    """Yield the bytes of each row of each array, in the byte order of a dataset file."""
     with h5py.File(path, "r", locking=False) as file, bar(f"reading {path.name}", len(header.record_ids)) as advance:
         arrays = {name: file[name] for name in DIGESTED if name in file}
         for row, record_id in enumerate(header.record_ids):
@@ -195,7 +199,7 @@ def _write(path: Path, out: Path, header: Header, dataset: Dataset) -> dict[str,
 
 
 def _attributes(path: Path) -> dict[str, Any]:
-    """Return what a file says of itself, such as which member made its pseudo-labels, without netCDF's own notes."""
+    """Return the attributes of a file, such as the origin of its pseudo-labels, without those that netCDF adds."""
     with h5py.File(path, "r", locking=False) as file:
         return {name: file.attrs[name] for name in sorted(file.attrs) if not name.startswith("_")}
 
@@ -205,7 +209,7 @@ def _require_same(path: Path, out: Path, header: Header, digests: Mapping[str, l
     found = {name: [row.tobytes() for row in rows] for name, rows in existing.digests.items()}
     if header_of(existing).differences(header) or found != digests:
         raise DataError(
-            f"{out} exists and holds something else than {path}; a dataset file is never rewritten: choose another "
+            f"{out} exists and differs from {path}; an existing dataset file is never overwritten: choose another "
             "name, or remove it"
         )
-    require_rows(existing, f"remove it, and run the same command again while {path} is there")
+    require_rows(existing, f"remove it, and run the same command again with {path} in its folder")

@@ -1,8 +1,9 @@
 """Run-length encoding of masks.
 
-A mask is `start length start length ...` with runs in rising order that do not overlap. Contests differ in whether
-pixels are numbered down the columns or along the rows, in how a start is written, and in what stands for an empty mask;
-`Convention` says which, and a dataset file carries the one of its labels, so that its submission is written alike.
+A mask is written as `start length start length ...`, with runs in ascending order that do not overlap. Competitions
+differ in whether pixels are numbered down the columns or along the rows, in how a start is written, and in the text of
+an empty mask. `Convention` holds these choices. A dataset file stores the convention of its labels, so that submissions
+use the same one.
 """
 
 from dataclasses import dataclass
@@ -13,22 +14,22 @@ import numpy as np
 from contrails.errors import DataError
 
 _MAX_DIGITS = 18
-"""So few that a sum of two numbers fits into 64 bits."""
+"""Largest number of digits, so that the sum of two numbers fits into 64 bits."""
 
 
 @dataclass(frozen=True)
 class Convention:
-    """How masks stand in a table.
+    """How masks are written in a table.
 
     Attributes:
-        starts: absolute ones number the pixels from 1; a relative one counts the pixels since the end of the run
-            before, from 0.
-        order: top to bottom, then left to right, or the other way round.
+        starts: "absolute" starts are pixel numbers from 1; "relative" starts are distances from the end of the
+            previous run, from 0.
+        order: pixels are numbered down the "columns" (then left to right) or along the "rows" (then top to bottom).
         empty: the text of an empty mask.
-        columns: the names of the columns of ids and masks.
-        ending: what ids have in the table besides their record's, such as ".jpg".
-        label: the class whose masks count, or "" where the table knows one class alone.
-        label_column: the column of the class; "": it stands at the end of the id, as in x.jpg_Fish.
+        columns: the names of the columns with the ids and the masks.
+        ending: text after the record's id in the table, such as ".jpg".
+        label: the class whose masks are used, or "" if the table has a single class.
+        label_column: the column of the class; "" if the id ends with the class, as in x.jpg_Fish.
     """
 
     starts: Literal["absolute", "relative"] = "absolute"
@@ -41,11 +42,11 @@ class Convention:
 
     @property
     def suffix(self) -> str:
-        """What stands at the end of an id for the class, or ""."""
+        """The class at the end of an id, such as "_Fish", or ""."""
         return f"_{self.label}" if self.label and not self.label_column else ""
 
     def written(self, record_id: str) -> str:
-        """Return the id of a record as it stands in a table."""
+        """Return the id of a record as it is written in a table."""
         return f"{record_id}{self.ending}{self.suffix}"
 
     @property
@@ -54,7 +55,7 @@ class Convention:
         return [*self.columns, *([self.label_column] if self.label_column else [])]
 
     def options(self) -> list[str]:
-        """Return the options of `contrails prepare` that say this."""
+        """Return the options of `contrails prepare` for this convention."""
         words = [f"--rle-starts={self.starts}", f"--rle-order={self.order}", f"--rle-empty={self.empty}"]
         words.append(f"--rle-columns={','.join(self.columns)}")
         label = f"{self.label_column}={self.label}" if self.label_column else self.label
@@ -62,7 +63,7 @@ class Convention:
 
 
 DEFAULT = Convention()
-"""That of the OpenContrails competition."""
+"""The convention of the OpenContrails competition."""
 
 
 def encode(mask: np.ndarray, convention: Convention = DEFAULT) -> str:
@@ -70,12 +71,12 @@ def encode(mask: np.ndarray, convention: Convention = DEFAULT) -> str:
     assert mask.ndim == 2
     assert mask.dtype == bool
     if not mask.any():
-        return convention.empty  # most masks are, and this is 30 times as fast
+        return convention.empty  # the most frequent case, and 30 times as fast as the general one
     if convention.order == "rows":
         mask = mask.T
     height, width = mask.shape
-    # changes alternate between the start of a run and the pixel after its end; to find them down the columns and then
-    # sort them is faster than to transpose the mask
+    # Changes of value alternate between the start of a run and the pixel after its end. Finding them down the columns
+    # and sorting them is faster than transposing the mask.
     y, x = np.divmod(np.flatnonzero(mask[1:] != mask[:-1]), width)
     across = (np.flatnonzero(mask[0, 1:] != mask[-1, :-1]) + 1) * height
     ends = [0] * bool(mask[0, 0]) + [mask.size] * bool(mask[-1, -1])
@@ -91,7 +92,7 @@ def decode(text: str, shape: tuple[int, int], convention: Convention = DEFAULT) 
     """Return the bool mask (H, W) of an encoding.
 
     Raises:
-        DataError: no pairs of whole numbers, or a run that is empty, leaves the image, is out of order or overlaps.
+        DataError: no pairs of integers, or a run that is empty, outside of the image, out of order or overlapping.
     """
     if text.strip() == convention.empty:
         return np.zeros(shape, bool)
@@ -104,7 +105,7 @@ def decode(text: str, shape: tuple[int, int], convention: Convention = DEFAULT) 
     numbers = np.array(fields, dtype=np.int64)
     size = shape[0] * shape[1]
     starts, lengths = numbers[::2], numbers[1::2]
-    _refuse(lengths < 1, starts, lengths, "is empty")
+    _refuse(lengths < 1, starts, lengths, "is empty")  # bounds come first: they keep the sums below 64 bits
     _refuse((starts > size) | (lengths > size), starts, lengths, f"leaves the image of {size} pixels")
     written = starts
     if convention.starts == "relative":

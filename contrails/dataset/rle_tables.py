@@ -1,7 +1,7 @@
-"""Tables of run-length encodings: of labels, and of submissions.
+"""Tables of run-length encodings, for labels and submissions.
 
-An id in a table is that of a record, or has an ending and a class behind it: x, x.jpg or x.jpg_Fish. Ids are matched to
-the records that are known, so that no name has to follow a rule, and submissions have them as the table has.
+An id in a table is the id of a record, optionally with an ending and a class: x, x.jpg or x.jpg_Fish. Ids are matched
+to the known records, so that names need not follow a rule, and submissions use the ids of the table.
 """
 
 import re
@@ -23,7 +23,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Match:
-    """The record that an id of a table is of, and the ending and the class behind it; `known`: there is this record."""
+    """The record, the ending and the class of an id in a table; `known` is False if there is no such record."""
 
     record_id: str
     ending: str = ""
@@ -33,9 +33,9 @@ class Match:
 
 @dataclass(frozen=True)
 class Labels:
-    """Masks of a table: the encodings of each record, one for each of its rows; none where it is empty.
+    """The masks of a table: the encodings of each record, one per row of the table, none for an empty mask.
 
-    `ending` stands behind ids in the table; `warnings` are about what else it holds.
+    `ending` follows the ids in the table; `warnings` are about other content of the table.
     """
 
     masks: dict[str, tuple[str, ...]]
@@ -44,19 +44,19 @@ class Labels:
 
 
 def read_labels(path: Path, convention: Convention, known: Collection[str]) -> Labels:
-    """Return the masks of a table of labels; records of which it has other classes alone are empty.
+    """Return the masks of a table of labels; a record that has only other classes gets an empty mask.
 
-    Other columns are left alone, and so are spaces around names and fields. Besides the convention's own word, `-`,
-    `-1` and nothing stand for an empty mask.
+    Other columns and spaces around names and fields are ignored. Besides the text of the convention, `-`, `-1` and an
+    empty field stand for an empty mask.
 
     Args:
-        path: of the table.
-        convention: how masks stand in it.
-        known: ids of records.
+        path: the table.
+        convention: how masks are written in it.
+        known: ids of the records.
 
     Raises:
-        DataError: a column is missing, a row is too short, a record is not known or is said to be empty and is not, or
-            the class that is asked for is not there.
+        DataError: a column is missing, a row has another number of fields, a record is unknown or has both an empty and
+            another mask, or the class of the convention does not occur.
     """
     rows = read_rows(path, "a table of masks")
     header = [name.strip() for name in rows[0][1]] if rows else []
@@ -69,7 +69,10 @@ def read_labels(path: Path, convention: Convention, known: Collection[str]) -> L
     for line, row in rows[1:]:
         if len(row) != len(header):
             raise DataError(f"{path}, line {line}: expected {','.join(header)}, found {len(row)} fields")
-    columns = {name: [row[header.index(name)].strip() for _, row in rows[1:]] for name in header}
+    columns = {}
+    for name in header:
+        number = header.index(name)
+        columns[name] = [row[number].strip() for _, row in rows[1:]]
     ids, texts = (columns[name] for name in convention.columns)
     matches = match_ids(path, ids, known, convention)
     labels = columns[convention.label_column] if convention.label_column else [match.label for match in matches]
@@ -77,7 +80,8 @@ def read_labels(path: Path, convention: Convention, known: Collection[str]) -> L
         raise _no_such_class(path, convention, labels, header)
     if lost := sorted({match.record_id for match in matches if not match.known}):
         raise DataError(
-            f"{path} names {len(lost)} images that are not there: {_some(lost)}; get them, or remove their rows"
+            f"{path}: expected ids of existing images, found {len(lost)} others: {_some(lost)}; add these images, or "
+            "remove their rows"
         )
     chosen = [not convention.label or label == convention.label for label in labels]
     found: dict[str, list[str]] = {match.record_id: [] for match in matches}
@@ -89,8 +93,8 @@ def read_labels(path: Path, convention: Convention, known: Collection[str]) -> L
             found[match.record_id].append(text)
     if contradicted := sorted(name for name in empty if found[name]):
         raise DataError(
-            f"{path}: {contradicted[0]} has a row that says its mask is empty and one with pixels "
-            f"({len(contradicted)} such ids); remove one of the two"
+            f"{path}: expected an empty mask or masks with pixels for {contradicted[0]}, found both "
+            f"({len(contradicted)} such ids); remove one of the rows"
         )
     others = {name: values for name, values in columns.items() if name not in convention.header}
     warnings = () if convention.label else tuple(_joined(path, others))
@@ -98,17 +102,17 @@ def read_labels(path: Path, convention: Convention, known: Collection[str]) -> L
 
 
 def ending_of(sample: Path, convention: Convention, known: Collection[str]) -> str:
-    """Return what stands behind ids of records in a sample submission; raises as `match_ids`."""
+    """Return the text after the records' ids in a sample submission; raises as `match_ids`."""
     rows = read_rows(sample, "a sample submission")
     ids = [row[0].strip() for _, row in rows[1:] if row]
     return _ending(match_ids(sample, ids, known, convention))
 
 
 def match_ids(path: Path, ids: Sequence[str], known: Collection[str], convention: Convention) -> list[Match]:
-    """Return the record that each id of a table is of; one that fits no record is that of a stranger.
+    """Return the match of each id of a table; an id that fits no record is marked as not known.
 
     Raises:
-        DataError: ids have several endings, or a class that nobody has chosen.
+        DataError: ids have different endings, or end with a class and none was chosen.
     """
     with_class = bool(convention.suffix)
     matches = [match_id(written, known, with_class=with_class) or Match(written, known=False) for written in ids]
@@ -116,8 +120,8 @@ def match_ids(path: Path, ids: Sequence[str], known: Collection[str], convention
     if len(endings) > 1:
         first = {match.ending: written for written, match in zip(ids, matches, strict=True) if match.known}
         raise DataError(
-            f"{path}: expected ids that end alike, found {' and '.join(sorted(first.values())[:_SHOWN])}; write all of "
-            "them with the same ending, or without"
+            f"{path}: expected ids with one ending, found {' and '.join(sorted(first.values())[:_SHOWN])}; write all "
+            "of them with the same ending, or without"
         )
     if not with_class and any(not match.known for match in matches):
         strangers = [written for written, match in zip(ids, matches, strict=True) if not match.known]
@@ -125,14 +129,14 @@ def match_ids(path: Path, ids: Sequence[str], known: Collection[str], convention
         if labels := sorted({match.label for _, match in classes if match is not None}):
             example = next(written for written, match in classes if match is not None)
             raise DataError(
-                f"{path}: ids have a class behind their record's, such as {example} ({_some(labels)}); choose one when "
-                f"the data are prepared, such as --rle-class {labels[0]}"
+                f"{path}: expected ids of records, found ids that end with a class, such as {example} "
+                f"({_some(labels)}); choose a class for `contrails prepare RAW OUT`, such as --rle-class {labels[0]}"
             )
     return matches
 
 
 def match_id(written: str, known: Collection[str], *, with_class: bool = False) -> Match | None:
-    """Return the longest record id that an id begins with, if all that follows is an ending and a class."""
+    """Return the longest record id that an id begins with, if only an ending and a class follow; else None."""
     if not with_class and written in known:
         return Match(written)
     pattern = _ENDING_AND_CLASS if with_class else _ENDING
@@ -151,8 +155,8 @@ def _no_such_class(path: Path, convention: Convention, labels: Sequence[str], he
     where = f"in the column {convention.label_column}" if convention.label_column else "behind the ids"
     if not found:
         return DataError(
-            f"{path}: expected the class {convention.label} {where}, found none; if a column has it (there are "
-            f"{', '.join(header)}), say which: --rle-class COLUMN={convention.label}"
+            f"{path}: expected the class {convention.label} {where}, found no class; if one of the columns "
+            f"{', '.join(header)} holds it, give --rle-class COLUMN={convention.label}"
         )
     return DataError(
         f"{path}: expected the class {convention.label} {where}, found {_some(found)}; "
@@ -161,13 +165,13 @@ def _no_such_class(path: Path, convention: Convention, labels: Sequence[str], he
 
 
 def _joined(path: Path, columns: dict[str, list[str]]) -> Iterable[str]:
-    """Yield a warning about each column that seems to hold classes, of which none was chosen."""
+    """Yield a warning about each column that seems to hold classes if no class was chosen."""
     for name, values in columns.items():
         classes = sorted(set(values) - {""})
         if _CLASS_COLUMN.search(name) and 1 < len(classes) <= _MOST_CLASSES:
             yield (
-                f"{path} has a column {name} ({_some(classes)}): the masks of all of them are taken together; choose "
-                f"one class with --rle-class {name}={classes[0]}"
+                f"{path} has a column {name} ({_some(classes)}): the masks of all classes are merged; to choose one "
+                f"class, give --rle-class {name}={classes[0]}"
             )
 
 

@@ -1,7 +1,7 @@
-"""A file in RAM of which only what was written takes room.
+"""A sparse file in RAM, in which only written pages use memory.
 
-HDF5 files are laid out here and then written at once: where what it holds does not fit on the disk, HDF5 crashes when
-it closes the file.
+HDF5 files are created in it and then written to the disk at once, because HDF5 crashes when it closes a file on a full
+disk.
 """
 
 import io
@@ -16,14 +16,14 @@ _PAGE = 4096
 
 
 class SparseFile(io.RawIOBase):
-    """A file to write to, read from and seek in; what nobody has written is zero."""
+    """A readable, writable and seekable file; bytes that were never written are zero."""
 
     def __init__(self) -> None:
         self._pages: dict[int, bytearray] = {}
         self._position = self._size = 0
 
     def save(self, path: Path) -> None:
-        """Write the file to `path`, sparse where the file system can be.
+        """Write the file to `path`, as a sparse file if the file system supports it.
 
         Raises:
             OSError: the disk is full, or the file cannot be written.
@@ -61,7 +61,7 @@ class SparseFile(io.RawIOBase):
         return len(view)
 
     def _parts(self, count: int) -> list[tuple[int, int, int, int]]:
-        """Return the pages that the next `count` bytes lie on: number, offset in the page, first and end of `count`."""
+        """Return the pages of the next `count` bytes: number, offset in the page, first and end byte of `count`."""
         parts, start = [], 0
         while start < count:
             number, within = divmod(self._position + start, _PAGE)

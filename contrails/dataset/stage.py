@@ -1,4 +1,4 @@
-"""A node-local copy of a dataset file, made once and used by every fold that sees the folder."""
+"""Node-local copies of dataset files, shared by all folds on the node."""
 
 import logging
 from collections.abc import Callable
@@ -14,14 +14,19 @@ log = logging.getLogger(__name__)
 
 
 def stage(path: Path, folder: Path, poll: Callable[[], None] = lambda: None) -> Path:
-    """Return a copy of a dataset file in `folder`, verified row by row; `path` itself where there is no room for one.
+    """Return a verified copy of a dataset file in `folder`, or `path` itself if there is no space for a copy.
 
     The first fold copies while the others wait for its lock. A copy gets its name when it is complete and verified, and
-    the name carries the content's fingerprint, so a copy that is there is used; its rows are not read again, but one
-    that was cut short or says something else is made anew. `poll` is called meanwhile and may raise to stop.
+    the name holds the fingerprint of the content. An existing copy is used without reading its rows again; one that is
+    truncated or has another fingerprint is copied again.
+
+    Args:
+        path: the dataset file.
+        folder: a folder on a disk of this node.
+        poll: called during the copy; may raise to stop.
 
     Raises:
-        DataError: the file, or what arrived of it, is damaged.
+        DataError: the file or its new copy is damaged.
     """
     fingerprint = open_dataset(path).fingerprint
     target = folder / f"{path.stem}-{fingerprint[:16]}.h5"
@@ -32,7 +37,7 @@ def stage(path: Path, folder: Path, poll: Callable[[], None] = lambda: None) -> 
             if not _is_copy(target, fingerprint):
                 _copy(path, target, fingerprint, poll)
     except StorageError as error:
-        log.warning("the dataset stays where it is, shared and slower: %s", error)
+        log.warning("no copy of the dataset on this node, so training reads the slower shared file: %s", error)
         return path
     return target
 
@@ -43,10 +48,10 @@ def _is_copy(target: Path, fingerprint: str) -> bool:
     try:
         if open_dataset(target).fingerprint == fingerprint:
             return True
-        problem = "its content is not that of its name"
-    except DataError as error:  # nobody looks after a node's own disk: what is there may have been cut short
+        problem = "its fingerprint is not the one in its name"
+    except DataError as error:  # files on a node's disk can be truncated, for example by a clean-up
         problem = str(error)
-    log.warning("%s is damaged and copied again: %s", target, problem)
+    log.warning("%s is damaged and is copied again: %s", target, problem)
     return False
 
 
@@ -59,7 +64,7 @@ def _copy(path: Path, target: Path, fingerprint: str, poll: Callable[[], None]) 
         copied = open_dataset(temporary)
         damaged = list(damaged_rows(copied, poll))
         if copied.fingerprint != fingerprint:
-            damaged.append("the records' ids, times or annotators are not those of the file")
+            damaged.append("the records' ids, times or annotators differ from those of the file")
         if damaged:
             raise DataError(
                 "\n".join([f"the copy of {path} is damaged; run `contrails data verify {path}`:", *damaged[:5]])

@@ -1,12 +1,12 @@
 """The dataset file, version 1: its names and attributes, and how it is opened.
 
-An HDF5 file a split. `/bands` int16 (N, T, C, H, W), `/votes` uint8 (N, H, W), optionally `/marks` uint16 (N, H, W) and
-the small arrays below are contiguous and page-aligned, so they are mapped straight from the file: opening reads the
-header alone, and all folds on a node share one copy in the page cache. Any HDF5 reader can read it.
-`/digests/<array>` uint8 (N, 32) holds the SHA-256 of every row. A file is never rewritten under its name.
+There is one HDF5 file per split. `/bands` int16 (N, T, C, H, W), `/votes` uint8 (N, H, W), optionally `/marks` uint16
+(N, H, W), and the small arrays below are contiguous and page-aligned, so that they can be mapped from the file. Opening
+reads only the header, and all folds on a node share one copy in the page cache. Any HDF5 reader can read the file.
+`/digests/<array>` uint8 (N, 32) holds the SHA-256 of every row. An existing file is never overwritten.
 
-Of other imagery `/bands` keeps its uint8, uint16 or int16, and records may be tiles or padded images: `/placement` says
-which part of which scene a record shows, `/scene` how large each scene is and where it lies on Earth.
+For other imagery `/bands` can be uint8, uint16 or int16, and records can be tiles or padded images: `/placement`
+locates each record in its scene, and `/scene` holds the size of each scene and its location on Earth.
 """
 
 import hashlib
@@ -30,27 +30,28 @@ from contrails.files import storage, to_json
 FORMAT = "contrails-dataset"
 VERSION = 1
 DIGESTED = ("bands", "votes", "marks")
-"""Arrays with a digest for each row; marks may be missing."""
+"""Arrays with a digest per row; marks are optional."""
 
 IGNORE = 255
-"""Value of a vote that says: this pixel does not count."""
+"""Value in `votes` of pixels that are ignored."""
 
 NOWHERE = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-"""The map of a scene without a georeference: from pixels to themselves."""
+"""The transform of a scene without a georeference: the identity."""
 
 _LATER = ("rle_ending", "rle_label", "rle_label_column")
-"""Attributes that files of the first builds lack."""
+"""Attributes that files of the first versions lack."""
 
 _REQUIRED = ("bands", "votes", "annotators", "record_id", "group", "timestamp")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image that records are parts of.
+    """An image that was cut into records.
 
-    `transform` maps (column, row) to coordinates, as rasterio's Affine(a, b, c, d, e, f); `crs` is the WKT of their
-    system, "" where it is unknown; `subset` names the file list (train, val, test) that came with it, or ""; `control`
-    are ground control points or rational polynomials, as JSON, of an image that no such map places, or "".
+    `transform` maps (column, row) to coordinates, as rasterio's Affine(a, b, c, d, e, f). `crs` is the WKT of the
+    coordinate system, "" if unknown. `subset` is the file list (train, val or test) that the scene was on, or "".
+    `control` holds ground control points or rational polynomials as JSON, for images without an affine transform, or
+    "".
     """
 
     name: str
@@ -64,7 +65,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Placement:
-    """Which part of which scene a record shows: its top left `height` x `width` pixels, the rest is padding."""
+    """The location of a record in its scene; its top left `height` x `width` pixels are image, the rest is padding."""
 
     scene: int
     row: int
@@ -79,9 +80,9 @@ class Dataset:
 
     Shape:
         bands int16, uint8 or uint16 (N, T, C, H, W): value = bands * scale_factor + add_offset, in `units`; votes uint8
-        (N, H, W), IGNORE = does not count; marks uint16 (N, H, W) or None; annotators uint8 (N,), 0 = unlabelled;
-        timestamps float64 (N,) seconds, NaN = unknown; digests uint8 (N, 32) for each of bands, votes and marks;
-        placements one a record, or none where records are whole.
+        (N, H, W), IGNORE = ignored pixel; marks uint16 (N, H, W) or None; annotators uint8 (N,), 0 = unlabelled;
+        timestamps float64 (N,) in seconds, NaN = unknown; digests uint8 (N, 32) for each of bands, votes and marks;
+        placements one per record, or none if records are whole images.
     """
 
     path: Path
@@ -107,11 +108,11 @@ class Dataset:
     scenes: tuple[Scene, ...] = ()
     placements: tuple[Placement, ...] = ()
     copy: Path | None = None
-    """What is mapped instead of `path`: the same bytes, on this node or in RAM."""
+    """A byte-identical copy on this node or in RAM that is mapped instead of `path`."""
 
     @property
     def mapped(self) -> Path:
-        """The file whose bytes the large arrays are."""
+        """The file from which the large arrays are mapped."""
         return self.copy or self.path
 
     @property
@@ -120,7 +121,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over what the file says: equal content is an equal fingerprint, wherever the file lies."""
+        """SHA-256 of the content; it does not depend on the path."""
         digest = hashlib.sha256()
         header = {
             "bands": self.band_names,
@@ -131,13 +132,13 @@ class Dataset:
             "groups": self.groups,
         }
         if self.placements:
-            # the first builds did not know control points
+            # without control points the fingerprint is that of the first versions, which had no such field
             header["scenes"] = [astuple(scene)[: None if scene.control else -1] for scene in self.scenes]
             header["placements"] = [astuple(placement) for placement in self.placements]
         digest.update(to_json(header).encode())
         digest.update(self.timestamps.tobytes() + self.annotators.tobytes())
         for name, rows in self.digests.items():
-            # an array's digest is that of its rows' digests
+            # the digest of an array is the SHA-256 of the digests of its rows, so that no data are read
             digest.update(name.encode() + hashlib.sha256(rows.tobytes()).digest())
         return digest.hexdigest()
 
@@ -152,70 +153,71 @@ class Dataset:
         if unknown:
             raise DataError(
                 f"{self.path} does not hold {len(unknown)} of {len(record_ids)} records, such as {unknown[0]}; "
-                f"{choices(unknown[0], self.record_ids[:5])}, ... Is the file list made for this file?"
+                f"{choices(unknown[0], self.record_ids[:5])}, ...; give the file list that was made for this file"
             )
         return np.array([position[record_id] for record_id in record_ids], dtype=np.int64)
 
     def frame_positions(self, frames: tuple[int, ...]) -> tuple[int, ...]:
-        """Return where frames lie along axis T; the labelled frame where none is named.
+        """Return the positions of frames along axis T; the labelled frame if `frames` is empty.
 
         Raises:
-            RecipeError: the file does not hold one of them.
+            RecipeError: the file does not hold one of the frames.
         """
         wanted = frames or (self.label_frame,)
         missing = [frame for frame in wanted if frame not in self.frames]
         if missing:
             raise RecipeError(
-                f"data.frames = {list(wanted)}: {self.path} holds the frames {list(self.frames)}, not {missing}; "
-                "choose among them, or prepare the dataset again with --frames"
+                f"data.frames = {list(wanted)}: expected frames of {self.path}, which holds {list(self.frames)}, found "
+                f"{missing}; choose others, or prepare the dataset again with --frames"
             )
         return tuple(self.frames.index(frame) for frame in wanted)
 
     @property
     def whole_shapes(self) -> dict[str, tuple[int, int]]:
-        """Height and width of each whole image by its name: of scenes where records are parts of them."""
+        """Height and width of each whole image by name: of scenes if records are parts of scenes, else of records."""
         if self.placements:
-            scenes = [self.scenes[number] for number in sorted({placement.scene for placement in self.placements})]
+            numbers = sorted({placement.scene for placement in self.placements})
+            scenes = [self.scenes[number] for number in numbers]
             return {scene.name: (scene.height, scene.width) for scene in scenes}
         height, width = self.votes.shape[1:]
         return dict.fromkeys(self.record_ids, (height, width))
 
     def whole(self, row: int) -> str:
-        """Return the name of the whole image that a record is of or part of."""
+        """Return the name of the whole image that a record belongs to."""
         return self.scenes[self.placements[row].scene].name if self.placements else self.record_ids[row]
 
     def subset(self, row: int) -> str:
-        """Return the file list (train, val, test) that a record's scene came on, or ""."""
+        """Return the file list (train, val or test) that the scene of a record was on, or ""."""
         return self.scenes[self.placements[row].scene].subset if self.placements else ""
 
     def unpadded(self, row: int) -> tuple[slice, slice]:
-        """Return the rows and columns of a record that are no padding."""
+        """Return the rows and columns of a record that are not padding."""
         if not self.placements:
             return slice(None), slice(None)
         return slice(self.placements[row].height), slice(self.placements[row].width)
 
     def hard(self, row: int) -> np.ndarray:
-        """Return where more than half of a record's annotators marked a pixel, bool (H, W)."""
+        """Return the pixels of a record that strictly more than half of its annotators marked, bool (H, W)."""
         votes, annotators = self.votes[row], self.annotators[row]
         positive: np.ndarray = (votes > annotators // 2) & (votes != IGNORE) & (annotators > 0)
         return positive
 
     def positive_pixels(self, rows: Iterable[int]) -> np.ndarray:
-        """Return how many pixels of each record are `hard`, int64; reads the rows' votes."""
+        """Return the number of `hard` pixels of each record, int64; reads the rows' votes."""
         return np.array([np.count_nonzero(self.hard(row)) for row in rows], np.int64)
 
     def positive_rate(self, rows: np.ndarray) -> float:
-        """Return the share of `hard` pixels among the labelled ones of all rows; reads the rows' votes.
+        """Return the fraction of the labelled pixels of all rows that are `hard`; reads the rows' votes.
 
         Raises:
-            DataError: there is none.
+            DataError: no pixel is.
         """
         labelled = [np.count_nonzero(self.votes[row] != IGNORE) for row in rows if self.annotators[row]]
         positive = int(self.positive_pixels(rows).sum())
         if not positive:
             raise DataError(
-                f"none of the {len(rows)} training records in {self.path} has a positive pixel, so their rate is 0; "
-                "check dataset and file list, or choose numbers that do not depend on the rate"
+                f"{self.path}: expected training records with a positive pixel, found none among {len(rows)}, so their "
+                "rate is 0; check dataset and file list, or recipe keys that use the rate (pos_weight, head_bias)"
             )
         return positive / sum(labelled)
 
@@ -225,45 +227,50 @@ class Dataset:
 
 
 def open_dataset(path: Path, copy: Path | None = None) -> Dataset:
-    """Open a dataset file; reads the header and the small arrays only. `copy` has the same bytes, to map instead.
+    """Open a dataset file, reading only the header and the small arrays.
+
+    Args:
+        path: the file.
+        copy: a byte-identical copy from which to map the large arrays.
 
     Raises:
-        DataError: no such file, no HDF5, another format or version, chunked arrays, or a file that was cut short or
-            damaged in what it says of itself.
+        DataError: no such file, no HDF5, another format or version, chunked arrays, or a truncated file or damaged
+            header.
         StorageError: the file may not be read.
     """
     with storage(path, "read"):
         if not path.is_file():
             raise DataError(f"expected a dataset file at {path}, found none; {made_from_raw(path)}")
-        path.open("rb").close()  # what the file system refuses is not the file's fault
+        path.open("rb").close()  # so that a missing permission is a StorageError, not a damaged file
     with opened_file(path) as file:
         require_own(path, file)
         dataset = read_dataset(path, file, partial(map_array, copy or path))
     arrays = [name for name in DIGESTED if getattr(dataset, name) is not None]
     if missing := [name for name in arrays if name not in dataset.digests]:
-        raise DataError(f"{path} lacks the digests of {', '.join(missing)}; {repaired_by(path)}")
+        raise DataError(f"{path}: expected the digests of {', '.join(missing)}, found none; {repaired_by(path)}")
     return replace(dataset, copy=copy)
 
 
 def made_from_raw(path: Path) -> str:
-    """Return what to do where a dataset file is missing."""
+    """Return the advice for a missing dataset file."""
     if path.suffix.lower() == ".csv":
-        return "that is the name of a file list: give the dataset file whose records it deals out"
+        return "that is the name of a file list: give the dataset file that it was made for"
     split = f" --split {path.stem}" if path.stem in ("validation", "test") else ""
     return f"make it with `contrails prepare RAW {shlex.quote(str(path))}{split}`"
 
 
 @contextmanager
 def opened_file(path: Path) -> Iterator[h5py.File]:
-    """Open a dataset file to read it; what HDF5 finds damaged is a DataError."""
+    """Open a dataset file for reading; errors of HDF5 become a DataError."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except OSError as error:
         raise DataError(
-            f"{path} is no complete HDF5 file ({error}); if it is being written, wait; else prepare or copy it again"
+            f"{path}: expected a complete HDF5 file, found none ({error}); if it is being written, wait; otherwise "
+            "prepare or copy it again"
         ) from error
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what h5py says of damaged names
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # h5py raises any of these
         raise DataError(
             f"{path}: expected the arrays and attributes of a dataset file, found a damaged or incomplete header "
             f"({error.args[0] if error.args else error}); copy the file again, or prepare it again"
@@ -271,10 +278,15 @@ def opened_file(path: Path) -> Iterator[h5py.File]:
 
 
 def read_dataset(path: Path, file: h5py.File, array_of: Callable[[str, h5py.Dataset], np.ndarray]) -> Dataset:
-    """Return what an open file says of itself; `array_of` makes an array of each large one, such as "bands", in it.
+    """Read an open file.
+
+    Args:
+        path: its path, for errors.
+        file: the open file.
+        array_of: returns an array for the name and the HDF5 dataset of each large array.
 
     Raises:
-        DataError: another format or version, or what it says does not fit together.
+        DataError: another format or version, or an inconsistent content.
     """
     found = tuple(_value(file.attrs, name) if name in file.attrs else None for name in ("format", "version"))
     if found != (FORMAT, VERSION):
@@ -284,14 +296,14 @@ def read_dataset(path: Path, file: h5py.File, array_of: Callable[[str, h5py.Data
         )
     missing = [name for name in _REQUIRED if name not in file]
     if missing:
-        raise DataError(f"{path} lacks the arrays {', '.join(missing)}; prepare it again")
+        raise DataError(f"{path}: expected the arrays {', '.join(missing)}, found none; prepare it again")
     arrays = {name: array_of(name, file[name]) for name in DIGESTED if name in file}
     digests = {name: file[f"digests/{name}"][:] for name in arrays if f"digests/{name}" in file}
     bands, annotators, timestamps = file["bands"], file["annotators"][:], file["timestamp"][:]
     record_ids, groups = (tuple(file[name].asstr()[:]) for name in ("record_id", "group"))
     band_names = tuple(str(name) for name in np.atleast_1d(file.attrs["band_names"]))
     frames = tuple(int(frame) for frame in np.atleast_1d(file.attrs["frames"]))
-    "".join(band_names).encode()  # bytes that are no UTF-8 were let through by h5py, unlike those of the columns
+    "".join(band_names).encode()  # h5py does not check that attributes are UTF-8, as it does for arrays
     columns = (record_ids, annotators, groups, timestamps, *digests.values())
     sizes = {"N": {len(column) for column in columns}, "T": {len(frames)}, "C": {len(band_names)}}
     for name, array in arrays.items():
@@ -299,7 +311,8 @@ def read_dataset(path: Path, file: h5py.File, array_of: Callable[[str, h5py.Data
             sizes.setdefault(axis, set()).add(length)
     if any(len(found) > 1 for found in sizes.values()):
         raise DataError(
-            f"{path}: its arrays differ in their number of records, frames, bands or pixels; prepare it again"
+            f"{path}: expected arrays of one size, found that they differ in their number of records, frames, bands or "
+            "pixels; prepare it again"
         )
     if len(set(record_ids)) < len(record_ids):
         twice = next(record_id for record_id, count in Counter(record_ids).items() if count > 1)
@@ -333,13 +346,13 @@ def read_dataset(path: Path, file: h5py.File, array_of: Callable[[str, h5py.Data
 
 
 def _value(attributes: Mapping[str, Any], name: str) -> Any:
-    """Return an attribute, also as netCDF's programs write it: text as bytes, one number as a list of one."""
+    """Return an attribute; netCDF programs write text as bytes and a number as an array of one."""
     value = np.atleast_1d(attributes[name])[0]
     return value.decode() if isinstance(value, bytes) else value
 
 
 def _read_convention(file: h5py.File) -> Convention:
-    """Return how masks are written; files of the first builds do not say it."""
+    """Return the convention of the masks; files of the first versions have the default one."""
     if "rle_columns" not in file.attrs:
         return DEFAULT
     starts, order, empty = (str(_value(file.attrs, f"rle_{name}")) for name in ("starts", "order", "empty"))
@@ -364,5 +377,5 @@ def _read_placements(path: Path, file: h5py.File, num_records: int) -> tuple[Pla
         return ()
     columns = [file["placement"][field.name][:].tolist() for field in fields(Placement)]
     if any(len(column) != num_records for column in columns) or max(columns[0]) >= len(file["scene/name"]):
-        raise DataError(f"{path}: its placements do not fit its records and scenes; prepare it again")
+        raise DataError(f"{path}: expected placements of its records and scenes, found others; prepare it again")
     return tuple(Placement(*row) for row in zip(*columns, strict=True))

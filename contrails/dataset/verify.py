@@ -1,4 +1,4 @@
-"""Whether a dataset file still holds what was written: every row has its SHA-256 beside it."""
+"""Verification of dataset files: the SHA-256 of every row is compared with the stored digest."""
 
 import errno
 import hashlib
@@ -23,26 +23,26 @@ from contrails.files import storage
 from contrails.progress import bar
 
 READ = ("bands", "votes")
-"""Arrays that models read; marks are for people."""
+"""Arrays that training reads; marks are not used by it."""
 
 _SHOWN = 20
 _LOWEST = 19
-"""Priority (nice) of a thread that takes only what others leave."""
+"""The lowest priority (nice value), for a thread that uses only idle CPU time."""
 
 log = logging.getLogger(__name__)
 Poll = Callable[[], None]
 
 
 def damaged_rows(dataset: Dataset, poll: Poll = lambda: None) -> Iterator[str]:
-    """Yield "record R: /array ..." for every row whose SHA-256 is not the one that was written with it.
+    """Yield "record R: /array ..." for every row that does not match its digest.
 
     `poll` is called after every record and may raise to stop.
 
     Raises:
-        StorageError: the disk does not give the rows back.
+        StorageError: a row cannot be read.
     """
     where = row_offsets(dataset.path)
-    # read, not mapped: of a file that is cut short meanwhile the rows are named, and no signal ends this process
+    # read, not mapped: if the file is truncated meanwhile, its rows are reported instead of a SIGBUS
     with (
         bar("verifying", dataset.num_records) as advance,
         storage(dataset.path, "read"),
@@ -56,20 +56,20 @@ def damaged_rows(dataset: Dataset, poll: Poll = lambda: None) -> Iterator[str]:
 
 
 def require_rows(dataset: Dataset, next_step: str) -> None:
-    """Compare all rows of a file with their digests, which say nothing of the rows themselves.
+    """Compare all rows of a file with their digests; `next_step` is the advice in the error.
 
     Raises:
-        DataError: some are not what was written.
+        DataError: some rows do not match.
     """
     if damaged := list(damaged_rows(dataset)):
         raise DataError("\n".join([f"{dataset.path} is damaged; {next_step}:", *damaged[:_SHOWN]]))
 
 
 def require_intact(dataset: Dataset, rows: np.ndarray) -> None:
-    """Compare rows that were just read with their digests; what was made in memory has none.
+    """Compare rows that were just read with their digests; arrays made in memory have none and are skipped.
 
     Raises:
-        DataError: one of them is not what was written.
+        DataError: one of the rows does not match.
     """
     for row in rows:
         for name in (name for name in READ if name in dataset.digests):
@@ -82,13 +82,13 @@ def require_intact(dataset: Dataset, rows: np.ndarray) -> None:
 
 
 def put_back(path: Path) -> str:
-    """Return what to do about a damaged file."""
-    return f"put the file back as it was (`contrails data verify {shlex.quote(str(path))}` names every damaged record)"
+    """Return the advice for a damaged file."""
+    return f"restore the original file (`contrails data verify {shlex.quote(str(path))}` lists all damaged records)"
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A row of a dataset whose bytes are not those that were written."""
+    """A row of a dataset that does not match its digest, with the damaged arrays."""
 
     dataset: Dataset
     row: int
@@ -99,7 +99,7 @@ class Damage:
 
     @property
     def is_in_copy_alone(self) -> bool:
-        """Whether the file is intact where the copy that was read is not."""
+        """Whether the row is intact in the file and damaged only in the copy that was read."""
         if self.dataset.copy is None:
             return False
         with storage(self.dataset.path, "read"), self.dataset.path.open("rb") as file:
@@ -107,14 +107,14 @@ class Damage:
 
 
 class RowCheck:
-    """Compares the rows that a training reads with their digests, each once, while it trains.
+    """Compares the rows that a training reads with their digests, once each, while it trains.
 
-    The bytes are those that the datasets map: of the file, or of its copy on the node or in RAM. They are read into a
-    buffer, so that the memory of this process does not grow by the file. A thread of the lowest priority does it, and
-    `finish` what that has left. Folds of a job share what they found through an anonymous file that each has open, and
-    begin at different rows, so that together they read each once.
+    It checks the bytes that are mapped: of the file, or of its copy on the node or in RAM. They are read into a buffer,
+    so that the memory of this process does not grow by the size of the file. A thread of the lowest priority does this;
+    `finish` checks the remaining rows. The folds of a job share their results in an anonymous file and begin at
+    different rows, so that together they read each row once.
 
-    `intact` says that all rows are as they were written, `damage` is the first one that is not.
+    `intact` is True when all rows match; `damage` is the first row that does not.
     """
 
     def __init__(
@@ -123,26 +123,26 @@ class RowCheck:
         """Open the files.
 
         Args:
-            files: datasets and the rows of each that are read, int64 (N,).
-            begin: where to begin among the rows, from 0 to 1.
-            shared: descriptor of the anonymous file that the folds of a job share, for the first of the datasets.
+            files: datasets, each with the rows to check, int64 (N,).
+            begin: fraction of the rows after which to begin, from 0 to 1.
+            shared: descriptor of the anonymous file that the folds of a job share, for the first dataset.
         """
         self.intact, self.damage = False, cast(Damage | None, None)
         self._files = [_Rows(*file, begin, shared if number == 0 else None) for number, file in enumerate(files)]
         for rows in self._files:
-            # not before the thread has ended: another file that got its number would be read
+            # closed only when the thread has released it: a reused descriptor number would be another file
             weakref.finalize(self, os.close, rows.descriptor).atexit = False
         self._halt = threading.Event()
 
     def start(self) -> None:
-        """Begin in the background; the thread ends with the process, nobody waits for it."""
+        """Start the thread, which ends with the process and is never joined."""
         threading.Thread(target=self._run, name="verify", daemon=True).start()
 
     def finish(self, poll: Poll) -> None:
-        """Compare here what is left; `poll` is called after every row and may raise to stop.
+        """Compare the remaining rows in this thread; `poll` is called after every row and may raise to stop.
 
         Raises:
-            StorageError: the disk does not give the rows back.
+            StorageError: a row cannot be read.
         """
         self._halt.set()
         with bar("verifying the data", sum(1 for _ in self._left())) as advance:
@@ -156,7 +156,7 @@ class RowCheck:
         self.intact = True
 
     def _run(self) -> None:
-        if sys.platform == "linux":  # where a thread has a priority of its own
+        if sys.platform == "linux":  # elsewhere the priority is that of the whole process
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
         since = time.monotonic()
         try:
@@ -164,19 +164,23 @@ class RowCheck:
                 self._compare(rows, row)
                 if self._halt.is_set() or self.damage is not None:
                     return
-        except OSError as error:  # training reads the same bytes, and `finish` does
+        except OSError as error:  # not fatal here: `finish` reads the same rows again
             log.warning("the data are not verified yet: %s", error)
             return
-        log.info("the data are as they were written (verified in %.0f s)", time.monotonic() - since)
+        log.info("the data are intact (verified in %.0f s)", time.monotonic() - since)
         self.intact = True
 
     def _left(self) -> Iterator[tuple["_Rows", int]]:
-        return ((rows, row) for rows in self._files for row in rows.rows if rows.found[row] != rows.mark)
+        """Yield the rows that are not known to be intact, also by other folds of the job."""
+        for rows in self._files:
+            for row in rows.rows:
+                if rows.found[row] != rows.mark:
+                    yield rows, row
 
     def _compare(self, rows: "_Rows", row: int) -> None:
         wrong = tuple(_wrong(rows.dataset, rows.descriptor, rows.where, row, READ))
         if wrong and rows.is_cut(row):
-            raise OSError(errno.EIO, "it was cut short")
+            raise OSError(errno.EIO, "the file is truncated")
         if wrong:
             self.damage = Damage(rows.dataset, row, wrong)
         else:
@@ -184,10 +188,10 @@ class RowCheck:
 
 
 class _Rows:
-    """The rows of a dataset that are read, in the order in which they are compared, and which were found intact.
+    """The rows of a dataset to check, in the order of checking, and the rows found intact.
 
-    An entry of `found` (8 bytes) is the mark of the file whose row is intact: folds that map different copies do not
-    rely on each other.
+    An entry of `found` (8 bytes) is the mark of the file whose row is intact, so that folds of different copies do
+    not rely on each other.
     """
 
     def __init__(self, dataset: Dataset, rows: np.ndarray, begin: float, shared: int | None) -> None:
@@ -203,7 +207,7 @@ class _Rows:
         self.mark = np.frombuffer(identity[:8], np.uint64)[0]
         self.found = np.zeros(dataset.num_records, np.uint64)
         if shared is not None:
-            os.truncate(shared, self.found.nbytes)  # the same number by each fold
+            os.truncate(shared, self.found.nbytes)  # every fold sets the same size, so the order does not matter
             self.found = np.memmap(f"/proc/self/fd/{shared}", np.uint64, "r+", shape=self.found.shape)
 
     def is_cut(self, row: int) -> bool:
@@ -213,7 +217,7 @@ class _Rows:
 
 
 def _wrong(dataset: Dataset, descriptor: int, where: RowOffsets, row: int, names: Sequence[str]) -> Iterator[str]:
-    """Yield the arrays of a row whose bytes in an open file are not those that were written."""
+    """Yield the arrays of a row whose bytes in an open file do not match their digests."""
     for name in names:
         offset, size = where[name]
         payload = os.pread(descriptor, size, offset + row * size)

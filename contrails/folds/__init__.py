@@ -1,1 +1,1 @@
-"""Who trains on what: file lists, exclusions, pseudo-labels."""
+"""Which records each fold trains and validates on: file lists, exclusion lists, pseudo-labels."""

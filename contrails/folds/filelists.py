@@ -1,8 +1,9 @@
-"""File lists: which fold every record belongs to.
+"""File lists: the fold of every record.
 
-A CSV `record_id,group,fold` whose first line says in a comment which command made it. Fold 0..K-1 validates on the
-record, -1 is held out from all, -2 is trained on by every fold and never validated. A group (one place within a time
-window) never crosses folds: neighbours in time show the same ground and the same contrails.
+A file list is a CSV `record_id,group,fold` whose first line is a comment with the command that made it. Fold 0 to K-1
+validates on the record; -1 is held out from all folds; -2 is trained on by every fold and never validated. A group (one
+location within a time window) is never split between folds: records close in time show the same ground and the same
+contrails.
 """
 
 import csv
@@ -29,7 +30,7 @@ _FOLD = re.compile(r"\s*(-[12]|0|[1-9]\d{0,3})\s*", re.ASCII)
 
 @dataclass(frozen=True)
 class FileList:
-    """One row a record, in the order of the file."""
+    """Ids, groups and folds of all records, in the order of the file."""
 
     record_ids: tuple[str, ...]
     groups: tuple[str, ...]
@@ -65,7 +66,7 @@ class FileList:
         if fold == ALL:
             return None
         if fold not in map(str, range(self.num_folds)):
-            raise DataError(f"fold {fold}: the file list has the folds 0 to {self.num_folds - 1}, and '{ALL}'")
+            raise DataError(f"fold {fold}: expected a fold from 0 to {self.num_folds - 1}, or '{ALL}'")
         return int(fold)
 
     def _where(self, chosen: Sequence[bool]) -> tuple[str, ...]:
@@ -76,7 +77,7 @@ def read_filelist(path: Path) -> FileList:
     """Read a file list.
 
     Raises:
-        DataError: no such file, other columns, a record twice, a fold that is no number or is missing in between.
+        DataError: no such file, wrong columns, a record on two lines, a fold that is no number, or a gap in the folds.
     """
     entries: dict[str, tuple[str, int]] = {}
     remedy = f"make it with `contrails split DATA.h5 -o {shlex.quote(str(path))}`"
@@ -85,11 +86,13 @@ def read_filelist(path: Path) -> FileList:
         fold = _FOLD.fullmatch(row[2]) if len(row) == len(_HEADER) and row[0] else None
         if fold is None:
             raise DataError(
-                f"{path}, line {line}: expected record_id,group,fold with a fold from 0, or {HELD_OUT} (held out) or "
-                f"{ALWAYS_TRAINED} (always trained), found '{','.join(row)[:80]}'"
+                f"{path}, line {line}: expected record_id,group,fold, with a fold from 0 on, {HELD_OUT} (held out) or "
+                f"{ALWAYS_TRAINED} (always trained), found '{','.join(row)[:80]}'; correct the line, or {remedy}"
             )
         if row[0] in entries:
-            raise DataError(f"{path}, line {line}: record {row[0]} stands there twice; remove one of the lines")
+            raise DataError(
+                f"{path}, line {line}: expected each record once, found {row[0]} twice; remove one of the lines"
+            )
         entries[row[0]] = (row[1], int(fold[1]))
     folds = tuple(fold for _, fold in entries.values())
     absent = set(range(max((0, *folds)) + 1)) - set(folds)
@@ -100,10 +103,10 @@ def read_filelist(path: Path) -> FileList:
 
 
 def write_filelist(path: Path, filelist: FileList, command: str) -> bool:
-    """Write a file list with the command that made it; return False if the same one is there already.
+    """Write a file list with the command that made it; return False if an equal one exists already.
 
     Raises:
-        DataError: another file list has this name; runs may depend on it.
+        DataError: `path` is another file list, which runs may depend on.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -113,17 +116,17 @@ def write_filelist(path: Path, filelist: FileList, command: str) -> bool:
     if create_exclusive(path, f"# {command}\n".encode() + body):
         return True
     with storage(path, "read"):
-        # the command may be spelled in another way: what counts is what it made
+        # only the assignment must be equal: the same command can be written in several ways
         if path.read_bytes().partition(b"\n")[2] == body:
             return False
     raise DataError(f"{path} exists and is another file list; runs may depend on it: choose another name, or remove it")
 
 
 def time_groups(tiles: Sequence[str], timestamps: np.ndarray, window_hours: float) -> list[str]:
-    """Return the group of each record, `<tile>-<n>`: one tile, times that follow each other within the window.
+    """Return the group of each record, `<tile>-<n>`.
 
-    Two records of a tile in different groups are more than the window apart. A tile with a record whose time is
-    unknown is one group, as that record may be close to any other.
+    Records of one tile are in one group if their times follow each other with gaps of at most the window. A tile with
+    a record of unknown time is a single group, as that record may be close to any other.
 
     Shape:
         timestamps float64 (N,) in seconds, NaN where unknown.
@@ -153,36 +156,39 @@ def make_folds(
     seed: int = 0,
     timed: bool = True,
 ) -> FileList:
-    """Deal whole groups out to folds, so that positives first and records second are balanced.
+    """Assign whole groups to folds, balanced by positive records first and by all records second.
 
-    Records without a label are held out: no fold can learn from them or validate on them.
+    Records without a label are held out: no fold can train or validate on them.
 
     Args:
-        record_ids: one a record.
-        groups: of each record; labelled records of one group get one fold.
+        record_ids: ids of the N records.
+        groups: group of each record; labelled records of one group get one fold.
         positive: bool (N,), whether a record has any positive pixel.
-        labelled: bool (N,), whether anybody looked at the record.
+        labelled: bool (N,), whether a record has a label.
         num_folds: at least 2.
-        held_out: share of the labelled records that no fold sees, below 1.
-        seed: decides between equally good choices.
-        timed: whether groups depend on the times of records.
+        held_out: fraction of the labelled records withheld from every fold, below 1.
+        seed: seed of the choice between equally balanced assignments.
+        timed: whether groups depend on the times of records, for the advice in errors.
 
     Raises:
-        DataError: fewer groups than folds, groups too large for the shares, no label, or no positive record.
+        DataError: fewer groups than folds, groups too large for balanced folds, no label, or no positive record.
     """
     if num_folds < 2:
-        raise DataError(f"expected 2 folds or more, found {num_folds}: what a fold validates on, another one trains on")
+        raise DataError(
+            f"expected at least 2 folds, found {num_folds}: a fold trains on the records that the others validate on; "
+            "give --folds 2 or more"
+        )
     if not (positive & labelled).any():
         raise DataError(
-            f"an empty positive class: none of {len(record_ids)} records ({int(labelled.sum())} of them labelled) has "
-            "a positive pixel, so there is nothing to learn; check the masks that were prepared"
+            f"expected records with a positive pixel, found none among {len(record_ids)} records "
+            f"({int(labelled.sum())} of them labelled); check the masks that were prepared"
         )
     members: dict[str, list[int]] = defaultdict(list)
     for row in np.flatnonzero(labelled).tolist():
         members[groups[row]].append(row)
     size = {group: (int(positive[rows].sum()), len(rows)) for group, rows in members.items()}
     if num_folds > len(groups):
-        raise DataError(f"expected at most a fold a record, found {num_folds} folds of {len(groups)} records")
+        raise DataError(f"expected at most {len(groups)} folds, one per record, found {num_folds}; give fewer --folds")
     share = np.array([(1 - held_out) / num_folds] * num_folds + [held_out] * (held_out > 0))
     chosen = _deal(size, share, seed)
     _require_filled(chosen, size, num_folds, held_out, timed=timed)
@@ -194,7 +200,7 @@ def make_folds(
 def given_folds(
     record_ids: Sequence[str], groups: Sequence[str], subsets: Sequence[str], labelled: np.ndarray
 ) -> FileList:
-    """Keep the lists that came with the data: `val` is fold 0, `train` is always trained on, the rest is held out.
+    """Use the lists that came with the data: `val` is fold 0, `train` is always trained on, the rest is held out.
 
     Raises:
         DataError: no labelled record is on a list of val or of train.
@@ -203,18 +209,18 @@ def given_folds(
     folds = [fold_of.get(name, HELD_OUT) if yes else HELD_OUT for name, yes in zip(subsets, labelled, strict=True)]
     if missing := [name for name, fold in fold_of.items() if fold not in folds]:
         raise DataError(
-            f"--given: no labelled record came on a list '{missing[0]}' (found: "
-            f"{', '.join(sorted(set(subsets) - {''})) or 'no lists'}); prepare scenes with filelists/train.csv and "
-            "val.csv, or make new folds without --given"
+            f"--given: expected labelled records on the lists train and val, found none on {missing[0]} (lists: "
+            f"{', '.join(sorted(set(subsets) - {''})) or 'none'}); prepare scenes with filelists/train.csv and "
+            "filelists/val.csv, or make new folds without --given"
         )
     return FileList(tuple(record_ids), tuple(groups), tuple(folds))
 
 
 def require_match(filelist: FileList, record_ids: Sequence[str], where: str) -> None:
-    """Check that a file list names the records of a dataset, all of them and no others.
+    """Check that a file list names exactly the records of a dataset.
 
     Raises:
-        DataError: naming the first that are unknown or missing.
+        DataError: records are unknown or missing; the first ones are named.
     """
     listed, held = set(filelist.record_ids), set(record_ids)
     problems = []
@@ -222,15 +228,15 @@ def require_match(filelist: FileList, record_ids: Sequence[str], where: str) -> 
         if records:
             problems.append(f"{where} {what}: {len(records)}, such as {', '.join(sorted(records)[:3])}")
     if problems:
-        remedy = f"give its dataset, or make it again with `contrails split DATA.h5 -o {shlex.quote(where)}`"
+        remedy = f"give the dataset of this list, or make it again: `contrails split DATA.h5 -o {shlex.quote(where)}`"
         raise DataError("\n".join([*problems, remedy]))
 
 
 def leaks(filelist: FileList, groups: Mapping[str, str]) -> Iterator[str]:
-    """Yield a sentence for each group that a file list spreads over folds.
+    """Yield a sentence for each group that a file list splits between folds.
 
     Args:
-        filelist: its own groups are looked at too.
+        filelist: the list to check, also for the groups that it names.
         groups: group of each labelled record by `time_groups`; records without a label cannot leak.
     """
     folds_of: dict[tuple[bool, str], dict[int, str]] = defaultdict(dict)
@@ -239,25 +245,31 @@ def leaks(filelist: FileList, groups: Mapping[str, str]) -> Iterator[str]:
             folds_of[False, groups[record_id]].setdefault(fold, record_id)
             if own:
                 folds_of[True, own].setdefault(fold, record_id)
-    sentences = (
-        f"group {group} is spread over folds: {', '.join(f'{record} in fold {fold}' for fold, record in folds.items())}"
-        for (_, group), folds in folds_of.items()
-        if len(folds) > 1
-    )
-    yield from dict.fromkeys(sentences)
+    sentences = []
+    for (_, group), folds in folds_of.items():
+        if len(folds) > 1:
+            where = ", ".join(f"{record} in fold {fold}" for fold, record in folds.items())
+            sentences.append(f"group {group} is spread over folds: {where}")
+    yield from dict.fromkeys(sentences)  # a group of the list and one by time can be the same
 
 
 def _deal(size: Mapping[str, tuple[int, int]], share: np.ndarray, seed: int) -> dict[str, int]:
-    """Return the part that each group falls to, given the (positives, records) of groups and the parts' shares."""
+    """Return the number of the fold of each group; the held-out records count as one more fold.
+
+    Args:
+        size: (positive records, records) of each group.
+        share: fraction of all records that each fold is to have.
+        seed: seed of the choice between equally balanced assignments.
+    """
     wanted = share[:, None] * np.array(list(size.values())).sum(0)
     load = np.zeros_like(wanted)
     names = sorted(size)
     order = [names[index] for index in generator(seed, "split").permutation(len(names))]
     chosen = {}
-    # large groups first, while there is room for them everywhere; the permutation decides among equals
+    # large groups first, while every fold still has room for them; the permutation breaks ties
     for group in sorted(order, key=lambda group: size[group], reverse=True):
         after = (load + size[group]) / wanted
-        # a group without positives goes where records are missing, another one where positives are
+        # a group with positives balances positives first, a group without balances records first
         first, second = (0, 1) if size[group][0] else (1, 0)
         part = int(np.lexsort((after[:, second], after[:, first]))[0])
         load[part] += size[group]
@@ -272,12 +284,12 @@ def _require_filled(
     empty = sorted(set(range(parts)) - set(chosen.values()))
     if not empty:
         return
-    what = f"fold {empty[0]}" if empty[0] < num_folds else f"the held-out share of {held_out:g}"
+    what = f"fold {empty[0]}" if empty[0] < num_folds else f"the held-out fraction of {held_out:g}"
     records = [count for _, count in size.values()]
     remedies = ["fewer folds"] + [f"a {'smaller' if empty[0] < num_folds else 'larger'} --hold-out"] * (held_out > 0)
     remedies += ["a smaller --window-hours"] * timed
     raise DataError(
-        f"nothing is left for {what}: records of one place and time stay together, and there are {len(records)} such "
-        f"groups for {parts} parts, the largest with {max(records)} of {sum(records)} records; ask for "
+        f"no group is left for {what}: records of one location and time stay together; expected enough groups for "
+        f"{parts} parts, found {len(records)}, the largest with {max(records)} of {sum(records)} records; ask for "
         f"{' or '.join(remedies)}"
     )

@@ -1,13 +1,15 @@
-"""Pseudo-labels: dataset files with a member's probabilities as votes, one a fold, and how training mixes them in.
+"""Pseudo-labels: dataset files, one per fold, with the probabilities of a member as votes, and their use in training.
 
-Fold k's file was made by fold k's member alone, and holds nothing of the records that fold k validates on: every other
-member has seen these. `contrails predict --format pseudo` writes them; the HDF5 attribute `pseudo` says what made one.
+The file of fold k is predicted only by the member of fold k and holds no record that fold k validates on, because every
+other member was trained on those records. `contrails predict --format pseudo` writes the files; their HDF5 attribute
+`pseudo` records how they were made.
 """
 
 import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +24,7 @@ from contrails.runs.config import RunConfig
 from contrails.runs.folder import ALL
 
 ANNOTATORS = 254
-"""Votes of a certain pixel: probabilities are kept to 1/254, below the value that says ignore."""
+"""Votes for probability 1: probabilities are stored in steps of 1/254, as 255 is the ignore value."""
 
 ATTRIBUTE = "pseudo"
 _SAME = ("band_names", "scale_factor", "add_offset", "label_offset_px", "label_frame")
@@ -34,7 +36,7 @@ def pseudo_path(folder: Path, fold: str) -> Path:
 
 
 def read_origin(path: Path) -> dict[str, Any] | None:
-    """Return what made a file of pseudo-labels: run, fold, weights, filelist, source, frames; else None."""
+    """Return how pseudo-labels were made (run, fold, weights, filelist, source, frames); None for other files."""
     with h5py.File(path, "r", locking=False) as file:
         found = file.attrs.get(ATTRIBUTE)
     origin: dict[str, Any] | None = None if found is None else json.loads(found)
@@ -42,16 +44,17 @@ def read_origin(path: Path) -> dict[str, Any] | None:
 
 
 def open_pseudo(section: PseudoSection, fold: str, dataset: Dataset, filelist: str) -> Dataset:
-    """Open the pseudo-labels that a fold may be trained with.
+    """Open the pseudo-labels of a fold.
 
     Args:
-        section: of the recipe.
+        section: the pseudo-labels in the recipe.
         fold: the fold that trains.
-        dataset: what they are mixed with.
+        dataset: the labelled data.
         filelist: SHA-256 of the run's file list.
 
     Raises:
-        DataError: no such file, made by another member, under another file list, or it does not fit the dataset.
+        DataError: no such file, or it was made by another member or with another file list, or does not fit the
+            dataset.
     """
     path = pseudo_path(section.folder, fold)
     if not path.is_file():
@@ -61,8 +64,8 @@ def open_pseudo(section: PseudoSection, fold: str, dataset: Dataset, filelist: s
     if origin is None or {key: origin[key] for key in expected} != expected:
         made = "another kind of file" if origin is None else ", ".join(f"{key} {origin[key]}" for key in expected)
         raise DataError(
-            f"{path}: expected pseudo-labels made by run {section.run}, fold {fold}, under the file list {filelist}, "
-            f"found {made}; another member has seen records that fold {fold} validates on: make them again with "
+            f"{path}: expected pseudo-labels made by run {section.run}, fold {fold}, with the file list {filelist}, "
+            f"found {made}; other members were trained on records that fold {fold} validates on: make them again with "
             f"`contrails predict {shlex.quote(section.run)} DATA.h5 FOLDER --format pseudo`"
         )
     differing = [name for name in _SAME if getattr(found, name) != getattr(dataset, name)]
@@ -70,8 +73,8 @@ def open_pseudo(section: PseudoSection, fold: str, dataset: Dataset, filelist: s
         differing.append("size")
     if differing:
         raise DataError(
-            f"{path} and {dataset.path} differ in {', '.join(differing)}; prepare the records that are pseudo-labelled "
-            "like those that are trained on, and predict them again"
+            f"{path}: expected pseudo-labels that fit {dataset.path}, found another {', '.join(differing)}; prepare "
+            "the unlabelled records with the same options, and predict them again"
         )
     return found
 
@@ -84,21 +87,21 @@ def _missing(section: PseudoSection, fold: str) -> DataError:
 
 
 def all_pseudo(recipe: Recipe, num_folds: int, dataset: Dataset, filelist: str) -> dict[str, str]:
-    """Return the fingerprint of each file of pseudo-labels that is there, by path; raises as `open_pseudo`."""
-    found = [
-        open_pseudo(section, fold, dataset, filelist)
-        for section in recipe.data.pseudo
-        for fold in (*map(str, range(num_folds)), ALL)
-        if pseudo_path(section.folder, fold).is_file()
-    ]
-    return {str(each.path): each.fingerprint for each in found}
+    """Return the fingerprint of each existing file of pseudo-labels, by path; raises as `open_pseudo`."""
+    found = {}
+    for section in recipe.data.pseudo:
+        for fold in (*map(str, range(num_folds)), ALL):
+            if pseudo_path(section.folder, fold).is_file():
+                pseudo = open_pseudo(section, fold, dataset, filelist)
+                found[str(pseudo.path)] = pseudo.fingerprint
+    return found
 
 
 def require_pseudo(config: RunConfig, folds: Sequence[str]) -> None:
-    """Check that folds had their pseudo-labels when the run was made.
+    """Check that the pseudo-labels of each fold existed when the run was created.
 
     Raises:
-        DataError: some had not.
+        DataError: some did not.
     """
     for section in config.recipe.data.pseudo:
         for fold in folds:
@@ -107,25 +110,25 @@ def require_pseudo(config: RunConfig, folds: Sequence[str]) -> None:
 
 
 def with_pseudo(dataset: Dataset, others: Sequence[Dataset], frames: tuple[int, ...]) -> Dataset:
-    """Return a dataset with the rows of others after its own; nothing is copied.
+    """Return a dataset with the rows of `others` after its own, without copying.
 
-    Only single rows of its bands and votes can be looked up; of the frames it has `frames` alone.
+    Its bands and votes can be indexed by single rows only, and it has only the frames `frames`.
 
     Raises:
-        RecipeError: one of them lacks a frame.
+        RecipeError: one of the datasets lacks a frame.
     """
     all_of = (dataset, *others)
     wanted = frames or (dataset.label_frame,)
     positions = [each.frame_positions(wanted) for each in all_of]
     return replace(
         dataset,
-        # what samplers and buffers need of an array is a row, its dtype and its shape
+        # samplers and buffers use only single rows, the dtype and the shape of an array
         bands=cast(np.ndarray, Rows([each.bands for each in all_of], positions)),
         votes=cast(np.ndarray, Rows([each.votes for each in all_of])),
         marks=None,
         annotators=np.concatenate([each.annotators for each in all_of]),
-        record_ids=tuple(name for each in all_of for name in each.record_ids),
-        groups=tuple(name for each in all_of for name in each.groups),
+        record_ids=tuple(chain.from_iterable(each.record_ids for each in all_of)),
+        groups=tuple(chain.from_iterable(each.groups for each in all_of)),
         timestamps=np.concatenate([each.timestamps for each in all_of]),
         digests={},
         frames=wanted,
@@ -133,7 +136,7 @@ def with_pseudo(dataset: Dataset, others: Sequence[Dataset], frames: tuple[int, 
 
 
 class Rows:
-    """Arrays of several files as if they were one; a row is a view into its file."""
+    """Arrays of several files, indexed by row as one array; a row is a view into its file."""
 
     def __init__(self, arrays: Sequence[np.ndarray], positions: Sequence[tuple[int, ...]] = ()) -> None:
         # plain arrays: indexing a numpy.memmap costs microseconds more
@@ -148,14 +151,14 @@ class Rows:
         return self._length
 
     def __getitem__(self, row: int) -> np.ndarray | list[np.ndarray]:
-        """Return a row; of bands, a list with a view for each frame."""
+        """Return a row; for bands, a list with a view of each frame."""
         number = int(np.searchsorted(self._ends, row, side="right"))
         found: np.ndarray = self._arrays[number][row - (self._ends[number - 1] if number else 0)]
         return [found[position] for position in self._positions[number]] if self._positions else found
 
 
 def weights_of(dataset: Dataset, sections: Sequence[PseudoSection], others: Sequence[Dataset]) -> np.ndarray:
-    """Return how much each record counts in the loss, float32 (N,): 1 for labelled ones, then each file's weight."""
+    """Return the weight of each record in the loss, float32 (N,): 1 for labelled records, then that of each file."""
     parts = [np.ones(dataset.num_records)]
     parts += [np.full(other.num_records, section.weight) for section, other in zip(sections, others, strict=True)]
     return np.concatenate(parts).astype(np.float32)

@@ -1,1 +1,1 @@
-"""From integers of the dataset file to what a model sees."""
+"""The inputs of a model, computed from the dataset file: channels, normalisation, sampling, augmentation."""

@@ -1,8 +1,8 @@
-"""Batches: integers copied from the mapped file into reused buffers by a thread, made into inputs on the device.
+"""Batches: a thread copies integers from the mapped file into reused buffers; the device computes inputs from them.
 
-A batch is a function of its `Selection` (see `contrails.inputs.sampling`), wherever the process was started and
-however many are prepared ahead. There are no worker processes: copying rows into a reused buffer runs at the memory's
-speed, and nothing is pickled. Channels, moves and targets are made on the device.
+A batch is a function of its `Selection` (see `contrails.inputs.sampling`) and does not depend on where the process was
+started or how many batches are prepared ahead. There are no worker processes: copying rows into a reused buffer is as
+fast as the memory, and nothing is pickled. Channels, moves and targets are computed on the device.
 """
 
 from collections import deque
@@ -23,7 +23,7 @@ from contrails.inputs.sampling import Selection
 from contrails.recipe.recipe import Recipe
 
 _AHEAD = 3
-"""Batches gathered before they are asked for; each has a buffer of its own."""
+"""Number of batches gathered in advance, each in its own buffer."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Batch:
 
     Shape:
         rows int64 (B,); inputs float32 (B, C, H, W), or (B, T, C, H, W) with frames as a time axis; target float32
-        (B, H, W): the share of annotators, or 0 and 1 where the recipe says hard; valid bool (B, H, W): what counts;
-        share: how much of its step this batch is; weights float32 (B,): how much each record counts in the loss, None
-        where all count alike.
+        (B, H, W): the fraction of the annotators, or 0 and 1 with hard targets; valid bool (B, H, W): False where
+        ignored; share: fraction of the step's records in this batch; weights float32 (B,): weight of each record in the
+        loss, or None if all are 1.
     """
 
     rows: np.ndarray
@@ -46,18 +46,18 @@ class Batch:
 
     @property
     def hard(self) -> torch.Tensor:
-        """Where more than half of the annotators marked a pixel that counts, bool (B, H, W)."""
+        """The valid pixels that more than half of the annotators marked, bool (B, H, W)."""
         return self.target > 0.5
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset as a model sees it, on one device.
+    """A dataset with everything that turns its records into batches on one device.
 
     `frames` are positions along axis T of the file; `hard_target` makes targets 0 and 1; `time_axis` keeps the frames
-    apart instead of stacking their channels; `weights` float32 (N,) say how much each record counts in the loss;
-    `chain` makes the random changes that a selection has draws for; `by_record` gives every pixel of a record the
-    largest target in it.
+    as an axis instead of stacking their channels; `weights` float32 (N,) are the weights of the records in the loss;
+    `chain` is the augmentation, applied to selections with draws; `by_record` sets every pixel of a record to its
+    largest target, for classifiers.
     """
 
     dataset: Dataset
@@ -72,17 +72,17 @@ class Source:
 
     @property
     def channel_axis(self) -> int:
-        """Axis of `Batch.inputs` along which its channels lie."""
+        """Channel axis of `Batch.inputs`."""
         return 2 if self.time_axis else 1
 
     @property
     def num_channels(self) -> int:
-        """Channels that the model takes: of one frame where frames are a time axis, else of all of them."""
+        """Number of input channels of the model: of one frame with a time axis, else of all frames."""
         return len(self.composite.channels) * (1 if self.time_axis else len(self.frames))
 
     @property
     def label_position(self) -> int:
-        """Position of the labelled frame among the frames; of the nearest where it is none of them."""
+        """Position of the labelled frame among `frames`, or of the nearest one."""
         frames = [self.dataset.frames[position] for position in self.frames]
         return min(range(len(frames)), key=lambda index: (abs(frames[index] - self.dataset.label_frame), index))
 
@@ -112,7 +112,7 @@ class Source:
             factors = self.chain.band_factors(selection.draws, (frames, height, width), self.device)
         physical = dataset.band_names, dataset.scale_factor, dataset.add_offset
         inputs = compose(packed, self.composite, *physical, factors)
-        # 0 and 1 by arithmetic on bytes: torch compares images to bool at a tenth of that speed
+        # 0 and 1 by arithmetic on bytes, which is ten times as fast as comparisons in torch
         valid = (IGNORE - votes.clamp(min=IGNORE - 1)) * annotators.clamp(max=1).view(-1, 1, 1)
         target = (votes * valid).float().div_(annotators.clamp(min=1).view(-1, 1, 1).float())
         if self.hard_target:
@@ -130,7 +130,7 @@ class Source:
 
 
 class Buffer:
-    """The integers of one batch, reused; pinned where there is CUDA, so that the copy to the device does not block."""
+    """A reused buffer with the integers of one batch; pinned memory with CUDA, so that copies do not block."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -145,7 +145,7 @@ class Buffer:
         selection = next(selections, None)
         if selection is not None:
             if self._copied is not None:
-                self._copied.synchronize()  # the device has taken what the buffer held
+                self._copied.synchronize()  # the asynchronous copy of the previous content must be complete
             self._copy(selection)
         return selection
 
@@ -153,7 +153,7 @@ class Buffer:
         """Return bands (B, T, C, H, W), votes (B, H, W) and annotators (B,); on the CPU these are the buffer itself."""
         bands, votes, annotators = (t[:count].to(self._source.device, non_blocking=True) for t in self._tensors)
         if self._copied is not None:
-            # of the device that copies, whichever is the current one
+            # the stream of the device that copies, which need not be the current device
             self._copied.record(torch.cuda.current_stream(self._source.device))
         return bands, votes, annotators
 
@@ -172,7 +172,7 @@ class Buffer:
                 bands[index, position] = seen[frame][window]
 
     def _fitted(self, count: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
-        """Return tensors that hold `count` samples: those that are there, or larger ones."""
+        """Return tensors for `count` samples: the existing ones, or new ones if those are too small."""
         if not self._tensors or len(self._tensors[0]) < count:
             channels = self._bands.shape[2]
             shapes = (count, len(self._frames), channels, height, width), (count, height, width), (count,)
@@ -186,15 +186,15 @@ class Buffer:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """Return an array without what costs microseconds a row in numpy.memmap; rows of several files are that already."""
+    """Return a view as a plain array, as indexing a numpy.memmap costs microseconds more; `Rows` stay as they are."""
     return np.asarray(array) if isinstance(array, np.ndarray) else array
 
 
 def source_of(dataset: Dataset, recipe: Recipe, composite: Composite, device: torch.device) -> Source:
-    """Return a dataset as a recipe's model sees it.
+    """Return the source of batches for a recipe.
 
     Raises:
-        RecipeError: the file does not hold a frame that the recipe names, or frames cannot be reversed.
+        RecipeError: the file lacks a frame of the recipe, or its frames cannot be reversed.
     """
     frames = dataset.frame_positions(recipe.data.frames)
     offsets = [dataset.frames[frame] - dataset.label_frame for frame in frames]
@@ -216,5 +216,5 @@ def source_of(dataset: Dataset, recipe: Recipe, composite: Composite, device: to
 
 
 def in_order(source: Source, rows: np.ndarray, batch_size: int) -> Iterator[Batch]:
-    """Yield the batches of rows in their order, whole and unchanged by augmentation."""
+    """Yield the batches of rows in order, as whole records without augmentation."""
     return source.batches(Selection(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))

@@ -1,10 +1,10 @@
-"""Input channels as named, documented functions of the bands.
+"""Input channels as named functions of the bands.
 
-A channel is a weighted sum of bands (in kelvin, or whatever their unit is) plus a constant, clipped or not; or one such
-sum over another, as indices of vegetation and snow are. A weighted sum of packed integers is one as well, so kelvin are
-never made on the way (scale and offset enter weights and constant). Normalisation by fitted statistics is an affine map
-too and disappears into the same numbers, which weights files carry, so that a prediction needs nothing else. Recipes
-are checked without torch, so a login node can refuse one that does not fit.
+A channel is a weighted sum of bands (in their unit, such as kelvin) plus a constant, optionally clipped, or the ratio
+of two such sums, such as vegetation and snow indices. It is computed from the packed integers directly, with their
+scale and offset merged into the weights and the constant. Fitted normalisation is an affine map too and is merged into
+the same numbers. Weights files hold them, so that a prediction needs nothing else. Composites of recipes are checked
+without torch, so that a login node can refuse them.
 """
 
 import ast
@@ -26,29 +26,29 @@ _ASH = ("(b15 - b14 + 4) / 6", "(b14 - b11 + 4) / 9", "(b14 - 243) / 60")
 COMPOSITES: dict[str, tuple[str, ...]] = {
     "ash": _ASH,
     "ash_unclipped": _ASH,
-    # split-window difference alone: where thin ice shows most
+    # only the split-window difference, in which thin ice clouds are most visible
     "split_window": ("(b14 - b15 + 2) / 6",),
 }
-"""Composites by name. Besides these, `bands` means every band of the dataset, from 200 K to 320 K onto 0 to 1; those of
-images as they are, from 0 to 1."""
+"""Composites by name. In addition, `bands` means every band of the dataset, with 200 K to 320 K mapped to 0 to 1; bands
+of images are used as they are, from 0 to 1."""
 
 _CLIPPED = {"ash", "split_window"}
 _IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
-"""Mean and deviation of each colour over the ImageNet training images, as torchvision and timm use them."""
+"""Mean and standard deviation of each colour over the ImageNet training images, as in torchvision and timm."""
 
 _ABI_BANDS = tuple(f"b{number:02d}" for number in range(1, 17))
 
 _BAND = re.compile("b[0-9][0-9]")
 _MAX_LENGTH = 500
 _LARGEST = 1e30
-"""Largest number of a channel: what is made of it (by scales, normalisation, sums) still fits into float32."""
+"""Largest number allowed in a channel, so that products with scales and normalisation stay finite in float32."""
 
 
 @dataclass(frozen=True)
 class Channel:
-    """`sum of weight * band + constant`, bands in their unit, then clipped to `clip` unless that is None.
+    """A channel: sum of weight * band, plus `constant`, with bands in their unit, clipped to `clip` unless None.
 
-    With `divisor`, weights and a constant as well, the sum is divided by that one; what is divided by 0 becomes 0.
+    With `divisor` (weights and a constant) the sum is divided by a second sum; where that is 0, the result is 0.
     """
 
     weights: Mapping[str, float]
@@ -58,19 +58,17 @@ class Channel:
 
     @property
     def bands(self) -> set[str]:
-        """Names of the bands that it is made of."""
+        """Names of the bands used by the channel."""
         return {*self.weights, *(self.divisor[0] if self.divisor else ())}
 
     def mapped(self, factor: float, shift: float) -> Self:
         """Return the channel `factor * self + shift`; the factor is positive."""
         # a ratio n / d becomes (factor * n + shift * d) / d
         below, of_one = self.divisor or ({}, 1.0)
+        bands = dict.fromkeys([*self.weights, *below])
         return replace(
             self,
-            weights={
-                band: factor * self.weights.get(band, 0.0) + shift * below.get(band, 0.0)
-                for band in [*self.weights, *(band for band in below if band not in self.weights)]
-            },
+            weights={band: factor * self.weights.get(band, 0.0) + shift * below.get(band, 0.0) for band in bands},
             constant=factor * self.constant + shift * of_one,
             clip=None if self.clip is None else (factor * self.clip[0] + shift, factor * self.clip[1] + shift),
         )
@@ -78,7 +76,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Composite:
-    """What the model sees of a frame; `per_image` maps each channel of each record to mean 0 and deviation 1."""
+    """The input channels of a frame; `per_image` normalises each channel of each record to mean 0 and deviation 1."""
 
     channels: tuple[Channel, ...]
     per_image: bool = False
@@ -89,7 +87,7 @@ class Composite:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return what `to_dict` described."""
+        """Return the composite from the result of `to_dict`."""
         channels = (
             Channel(
                 c["weights"], c["constant"], c["clip"] and tuple(c["clip"]),
@@ -101,27 +99,27 @@ class Composite:
 
 
 def channels_of(section: DataSection, band_names: Sequence[str], units: str = "K") -> tuple[Channel, ...]:
-    """Return the channels that a recipe asks for of bands in `units`, before normalisation.
+    """Return the channels of a recipe for bands in `units`, before fitted normalisation.
 
     Raises:
-        RecipeError: an expression is none, the dataset lacks a band, or the normalisation does not fit.
+        RecipeError: an expression is invalid, the dataset lacks a band, or the normalisation does not fit.
     """
     channels = channels_named(section.composite, band_names, units)
     if section.normalise != "imagenet":
         return channels
     if len(channels) != len(_IMAGENET):
         raise RecipeError(
-            "data.normalise = 'imagenet' is for 3 channels from 0 to 1, such as ash; "
-            f"data.composite = {section.composite!r} has {len(channels)}; choose another of the two"
+            f"data.normalise = 'imagenet': expected {len(_IMAGENET)} channels from 0 to 1, such as ash, found "
+            f"{len(channels)} of data.composite = {section.composite!r}; choose another normalisation or composite"
         )
     return tuple(c.mapped(1 / std, -mean / std) for c, (mean, std) in zip(channels, _IMAGENET, strict=True))
 
 
 def channels_named(asked: str | tuple[str, ...], band_names: Sequence[str], units: str = "K") -> tuple[Channel, ...]:
-    """Return the channels of a composite's name, of an expression, or of several of these.
+    """Return the channels of a named composite, of an expression, or of a list of these.
 
     Raises:
-        RecipeError: an expression is none, or the dataset lacks a band.
+        RecipeError: an expression is invalid, or the dataset lacks a band.
     """
     if not isinstance(asked, str):
         return tuple(chain.from_iterable(channels_named(one, band_names, units) for one in asked))
@@ -135,12 +133,12 @@ def channels_named(asked: str | tuple[str, ...], band_names: Sequence[str], unit
 
 
 def check_composite(section: DataSection) -> None:
-    """Check what can be without a dataset: expressions, and whether a GOES imager has the bands that look like its own.
+    """Check a composite without a dataset: its expressions, and that bands named like those of GOES exist.
 
     Raises:
         RecipeError: as `channels_of`.
     """
-    if "bands" in section.composite:  # how many channels that is depends on the dataset
+    if "bands" in section.composite:  # its number of channels depends on the dataset, so imagenet cannot be checked
         section = section.model_copy(update={"normalise": "none"})
     asked = (section.composite,) if isinstance(section.composite, str) else section.composite
     names = set(chain.from_iterable(re.findall(r"[a-z_]\w*", one, re.IGNORECASE) for one in asked))
@@ -152,11 +150,11 @@ def check_composite(section: DataSection) -> None:
 def parse_expression(text: str) -> Channel:
     """Return the channel of an expression such as `(b14 - b15 + 2) / 6` or `(nir - red) / (nir + red)`.
 
-    Known are numbers, names, `+ - * /` and parentheses; nothing is evaluated. The result must be linear in the names,
-    or one linear expression divided by another, plus and times numbers.
+    Allowed are numbers, names, `+ - * /` and parentheses; the text is parsed, never executed. The result must be linear
+    in the names, or a ratio of two linear expressions, multiplied by and added to numbers.
 
     Raises:
-        ValueError: anything else, with the reason.
+        ValueError: anything else; the message is the reason.
     """
     if len(text) > _MAX_LENGTH:
         raise ValueError(f"it has {len(text)} characters, expected at most {_MAX_LENGTH}")
@@ -166,10 +164,16 @@ def parse_expression(text: str) -> Channel:
     except (SyntaxError, RecursionError, ZeroDivisionError, OverflowError, MemoryError) as error:
         raise ValueError(f"it is not an expression ({error.args[0] if error.args else error})") from error
     parts = (ratio.above,) if ratio.below is None else (ratio.above, ratio.below)
-    if not all(abs(weight) <= _LARGEST for part in parts for weight in part.values()):  # so is NaN refused
-        raise ValueError(f"its numbers are not finite, or larger than {_LARGEST:g}")
-    split = [({band: part[band] for band in sorted(part) if band and part[band]}, part.get("", 0.0)) for part in parts]
+    for part in parts:
+        if not all(abs(weight) <= _LARGEST for weight in part.values()):  # written so that NaN is refused too
+            raise ValueError(f"its numbers are not finite, or larger than {_LARGEST:g}")
+    split = [(_without_zeros(part), part.get("", 0.0)) for part in parts]
     return Channel(*split[0], divisor=split[1] if ratio.below is not None else None)
+
+
+def _without_zeros(part: "_Linear") -> "_Linear":
+    """Return the weights of the bands of a linear expression, sorted by name, without its constant and zeros."""
+    return {band: part[band] for band in sorted(part) if band and part[band]}
 
 
 def compose(
@@ -183,23 +187,23 @@ def compose(
     """Return the channels of packed bands, frame by frame.
 
     Args:
-        packed: int16 bands (images: uint8, uint16).
-        composite: what to make of them.
+        packed: int16 bands (images: uint8 or uint16).
+        composite: the channels to compute.
         band_names: name of each band along axis C.
-        scale: of a count, in the unit of the bands.
-        offset: value of count zero.
-        factors: what the bands, in their unit, are multiplied with first; None: nothing.
+        scale: value of an integer step, in the unit of the bands.
+        offset: value of the integer 0.
+        factors: factors of the bands (noise), applied first; None for none.
 
     Shape:
         packed (B, T, C, H, W), factors float32 (B, T, H, W), to float32 (B, T, len(channels), H, W).
     """
     import torch
 
-    # A band is converted once for all channels, and all is in place: what fits no cache costs more than arithmetic.
-    used = {band for channel in composite.channels for band in channel.bands}
+    # Each band is converted once for all channels, and all operations are in place: memory traffic is the bottleneck.
+    used = set[str]().union(*(channel.bands for channel in composite.channels))
     counts = {band: packed[:, :, band_names.index(band)].float() for band in used}
     if factors is not None:
-        for count in counts.values():  # (scale * count + offset) * factor, as a count again
+        for count in counts.values():  # (scale * count + offset) * factor, expressed as a count again
             count.mul_(factors).add_(factors - 1, alpha=offset / scale)
     batch, frames, _, height, width = packed.shape
     out = torch.empty((batch, frames, len(composite.channels), height, width), device=packed.device)
@@ -214,7 +218,7 @@ def compose(
             target.clamp_(*channel.clip)
     if composite.per_image:
         deviation, mean = torch.std_mean(out, dim=(-2, -1), correction=0, keepdim=True)
-        out.sub_(mean).div_(deviation.clamp(min=1e-6))  # an image of one value becomes zero
+        out.sub_(mean).div_(deviation.clamp(min=1e-6))  # an image with a single value becomes 0, not NaN
     return out
 
 
@@ -252,21 +256,23 @@ def _channel(expression: str, band_names: Sequence[str], asked: str) -> Channel:
         )
     if unknown:
         raise RecipeError(
-            f"data.composite = {asked!r} needs the bands {', '.join(unknown)}, there are {names_in(band_names)}; "
-            "choose another composite, or prepare the dataset again with --bands"
+            f"data.composite = {asked!r}: expected bands of {names_in(band_names)}, found {', '.join(unknown)}; choose "
+            "another composite, or prepare the dataset again with --bands"
         )
     if not channel.bands:
-        raise RecipeError(f"data.composite: '{expression}' names no band; expected some of {names_in(band_names)}")
+        raise RecipeError(
+            f"data.composite: '{expression}': expected a band of {names_in(band_names)}, found none; add one"
+        )
     return channel
 
 
 _Linear = dict[str, float]
-"""Weights by name of band; the constant stands under the empty name."""
+"""Weights by band name; the constant has the empty name."""
 
 
 @dataclass(frozen=True)
 class _Ratio:
-    """One linear expression, divided by another unless that is None."""
+    """A linear expression `above`, divided by a second one `below` unless that is None."""
 
     above: _Linear
     below: _Linear | None = None
@@ -298,7 +304,7 @@ def _scaled(ratio: _Ratio, factor: float) -> _Ratio:
 
 
 def _plus(left: _Linear, right: _Linear) -> _Linear:
-    return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in [*left, *(n for n in right if n not in left)]}
+    return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in dict.fromkeys([*left, *right])}
 
 
 def _add(left: _Ratio, right: _Ratio) -> _Ratio:

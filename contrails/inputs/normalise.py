@@ -1,4 +1,4 @@
-"""Normalisation that is fitted on the training split."""
+"""Normalisation fitted on the training split of a fold."""
 
 import logging
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ from contrails.recipe.recipe import Recipe
 _BATCH_SIZE = 16
 _NUM_BINS = 4096
 _USUAL = 10
-"""Mean absolute value of a channel that needs no word."""
+"""Largest mean absolute value of a channel without a warning."""
 
 log = logging.getLogger(__name__)
 
 
 def fit_composite(dataset: Dataset, recipe: Recipe, rows: np.ndarray) -> Composite:
-    """Return what the model sees, with the recipe's normalisation fitted on `rows`, the training split.
+    """Return the input channels, with the recipe's normalisation fitted on `rows`, the training split.
 
     Raises:
-        DataError: a channel has one value everywhere, so nothing can be scaled.
+        DataError: a channel has a single value everywhere, so that it cannot be scaled.
         RecipeError: the composite does not fit the dataset.
     """
     normalise = recipe.data.normalise
@@ -36,7 +36,7 @@ def fit_composite(dataset: Dataset, recipe: Recipe, rows: np.ndarray) -> Composi
         composite = Composite(channels, per_image=normalise == "per_image")
         _warn_of_scale(source_of(dataset, recipe, composite, torch.device("cpu")), rows[:_BATCH_SIZE])
         return composite
-    # one scale for all frames of a channel
+    # with a time axis, so that a channel gets one scale for all frames
     source = replace(source_of(dataset, recipe, Composite(channels), torch.device("cpu")), time_axis=True)
     found = channel_statistics(source, rows)
     scales = [(s.mean, s.std) if normalise == "mean_std" else (s.min, s.max - s.min) for s in found]
@@ -44,42 +44,46 @@ def fit_composite(dataset: Dataset, recipe: Recipe, rows: np.ndarray) -> Composi
         scales = _percentiles(source, rows, found)
     if flat := [number for number, (_, width) in enumerate(scales) if not width]:
         raise DataError(
-            f"data.normalise = '{normalise}': channel {flat[0]} of data.composite = {recipe.data.composite!r} has one "
-            f"value in all {len(rows)} training records; leave it out, or choose another normalisation"
+            f"data.normalise = '{normalise}': expected a channel with different values, found a single value in "
+            f"channel {flat[0]} of data.composite = {recipe.data.composite!r} in all {len(rows)} training records; "
+            "leave the channel out, or choose another normalisation"
         )
     mapped = tuple(c.mapped(1 / width, -zero / width) for c, (zero, width) in zip(channels, scales, strict=True))
     return Composite(tuple(replace(c, clip=(0.0, 1.0)) for c in mapped) if normalise == "percentiles" else mapped)
 
 
 def _warn_of_scale(source: Source, rows: np.ndarray) -> None:
-    """Say which channels of a few records are of another size than a network with its usual rates learns from."""
+    """Warn of channels whose values in a few records are too large to train with usual learning rates."""
     for batch in in_order(source, rows, _BATCH_SIZE):
         sizes = batch.inputs.abs().mean((0, 2, 3)).view(len(source.frames), -1).mean(0).tolist()
         far = [f"channel {number}: {size:.0f} on average" for number, size in enumerate(sizes) if size > _USUAL]
         if far:
             log.warning(
-                "channels of data.composite lie far outside of -%d to %d (%s): training may be slow or fail; "
+                "channels of data.composite are far outside of -%d to %d (%s): training may be slow or fail; "
                 "scale them in the expressions, or set data.normalise = 'mean_std'",
                 *(_USUAL, _USUAL, ", ".join(far)),
             )
 
 
 def channel_statistics(source: Source, rows: np.ndarray) -> list[Statistics]:
-    """Return the statistics of each channel of a source over the pixels of records: padding and nodata do not count.
+    """Return the statistics of each channel over the valid pixels of records, without padding and nodata.
 
     Raises:
-        DataError: no pixel of any record counts.
+        DataError: no pixel is valid.
     """
     running = Running(source.num_channels)
     for values in _values(source, rows):
         running.add(values)
     if not running.count:
-        raise DataError(f"{source.dataset.path}: no pixel of {len(rows)} training records counts; check their masks")
+        raise DataError(
+            f"{source.dataset.path}: expected valid pixels in {len(rows)} training records, found none; check their "
+            "masks"
+        )
     return running.statistics()
 
 
 def _percentiles(source: Source, rows: np.ndarray, found: list[Statistics]) -> list[tuple[float, float]]:
-    """Return the 1st percentile of each channel and how far above it the 99th lies, to 1/4096 of the whole range."""
+    """Return the 1st percentile of each channel and its distance to the 99th, to 1/4096 of the range of values."""
     counts = np.zeros((len(found), _NUM_BINS), np.int64)
     ranges = [(channel.min, max(channel.max, channel.min + 1e-6)) for channel in found]
     for values in _values(source, rows):
@@ -89,13 +93,13 @@ def _percentiles(source: Source, rows: np.ndarray, found: list[Statistics]) -> l
     for row, (low, high) in zip(counts, ranges, strict=True):
         first, last = np.searchsorted(row.cumsum() / row.sum(), (0.01, 0.99))
         width = (high - low) / _NUM_BINS
-        # a channel of one value has no width, which is told as for other normalisations
+        # width 0 for a channel with a single value, so that the caller refuses it as with other normalisations
         scales.append((low + first * width, (last + 1 - first) * width if high > low + 1e-6 else 0.0))
     return scales
 
 
 def _values(source: Source, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the values of each channel that count, float32 (C, any number), some records at a time."""
+    """Yield the values of the valid pixels, float32 (C, any number), some records at a time."""
     with bar("statistics", len(rows)) as advance:
         for batch in in_order(source, rows, _BATCH_SIZE):
             values = batch.inputs.movedim(source.channel_axis, 0)

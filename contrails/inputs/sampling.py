@@ -1,4 +1,4 @@
-"""Which records, windows and moves a training step sees: a function of (seed, fold, step), never of what ran before."""
+"""The records, windows and random numbers of each training step, as a function of (seed, fold, step) only."""
 
 import itertools
 import logging
@@ -20,21 +20,21 @@ _NUM_ELEMENTS = 8
 """Elements of the dihedral group of the square; number 0 is the identity."""
 
 _MUCH_LEFT_OUT = 0.1
-"""Share of the records that an epoch leaves out, above which it is said."""
+"""Fraction of the records left out per epoch above which a warning is logged."""
 
 _WITHOUT_TRANSPOSING = 3
-"""Bits of an element that keep height and width; a record that is no square cannot change them."""
+"""Bits of an element without the transposition, which would exchange height and width of a record."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What one batch is made of: records, and the random draws that change them.
+    """The specification of one batch.
 
     Shape:
         rows int64 (B,): rows of the dataset file; corners: top and left pixel of the window of each sample, `side`
-        pixels wide and high, or none for whole records; elements: the dihedral element that moves each sample (see
-        `contrails.inputs.augment`), or none; draws: float64 (B, NUM_DRAWS) from 0 to 1 for each kind of
-        other changes (see `contrails.inputs.augment.chain`); fraction: that of its step which it is, from 0 to 1.
+        pixels wide and high, or empty for whole records; elements: the dihedral element of each sample (see
+        `contrails.inputs.augment`), or empty; draws: float64 (B, NUM_DRAWS) from 0 to 1 for each other kind of
+        augmentation (see `contrails.inputs.augment.chain`); fraction: part of its step's records, from 0 to 1.
     """
 
     rows: np.ndarray
@@ -47,18 +47,17 @@ class Selection:
     def split(self, count: int) -> "list[Selection]":
         """Return up to `count` selections of nearly equal size, in order; none is empty."""
         ends = [len(self.rows) * index // count for index in range(count + 1)]
-        pieces = [slice(first, last) for first, last in itertools.pairwise(ends) if first < last]
-        return [
-            replace(
-                self,
-                rows=self.rows[piece],
-                corners=self.corners[piece],
-                elements=self.elements[piece],
-                draws={kind: numbers[piece] for kind, numbers in self.draws.items()},
-                fraction=(piece.stop - piece.start) / len(self.rows),
-            )
-            for piece in pieces
-        ]
+        return [self._slice(slice(first, last)) for first, last in itertools.pairwise(ends) if first < last]
+
+    def _slice(self, piece: slice) -> "Selection":
+        return replace(
+            self,
+            rows=self.rows[piece],
+            corners=self.corners[piece],
+            elements=self.elements[piece],
+            draws={kind: numbers[piece] for kind, numbers in self.draws.items()},
+            fraction=(piece.stop - piece.start) / len(self.rows),
+        )
 
 
 def require_crop_fits(recipe: Recipe, dataset: Dataset) -> None:
@@ -70,16 +69,16 @@ def require_crop_fits(recipe: Recipe, dataset: Dataset) -> None:
     height, width = dataset.votes.shape[1:]
     if recipe.data.crop is not None and recipe.data.crop > min(height, width):
         raise RecipeError(
-            f"data.crop = {recipe.data.crop}: the records of {dataset.path} are {height} x {width} pixels; "
-            "choose a smaller crop, or leave it out"
+            f"data.crop = {recipe.data.crop}: expected at most the size of the records of {dataset.path}, "
+            f"{height} x {width} pixels; choose a smaller crop, or leave it out"
         )
 
 
 def require_ranks_fit(recipe: Recipe, num_ranks: int) -> None:
-    """Check that a step has records for every rank: two for each piece where samples take from each other.
+    """Check that a step has records for every rank: two per piece with augmentation that combines samples, else one.
 
     Raises:
-        RecipeError: it does not.
+        RecipeError: it has not.
     """
     section = recipe.train
     needed = num_ranks * section.accumulate * (2 if set(MIXING) & set(recipe.augment.kinds) else 1)
@@ -92,10 +91,10 @@ def require_ranks_fit(recipe: Recipe, num_ranks: int) -> None:
 
 
 class Sampler:
-    """Deals the training records of a fold out to steps.
+    """Assigns the training records of a fold to steps.
 
     Raises:
-        DataError: a share of positive records is asked for, and all or none of the fold's records are positive.
+        DataError: `train.positive_share` is set, and all or none of the fold's records are positive.
     """
 
     def __init__(self, dataset: Dataset, recipe: Recipe, rows: np.ndarray, fold: str) -> None:
@@ -103,7 +102,7 @@ class Sampler:
         self.batch_size = min(recipe.train.batch_size, len(rows))
         if self.batch_size < recipe.train.batch_size:
             log.warning(
-                "train.batch_size = %d, and fold %s trains on %d records: every step takes all of them",
+                "train.batch_size = %d is more than the records of fold %s (%d): every step uses all of them",
                 *(recipe.train.batch_size, fold, len(rows)),
             )
         steps = len(rows) / self.batch_size
@@ -114,9 +113,8 @@ class Sampler:
             self._positive = dataset.positive_pixels(rows) > 0
             if len(set(self._positive)) < 2:
                 raise DataError(
-                    f"train.positive_share = {recipe.train.positive_share}: fold {fold} trains on "
-                    f"{np.count_nonzero(self._positive)} positive of {len(rows)} records; it needs both kinds, "
-                    "leave the key out"
+                    f"train.positive_share = {recipe.train.positive_share}: expected positive and negative records in "
+                    f"fold {fold}, found {np.count_nonzero(self._positive)} positive of {len(rows)}; leave the key out"
                 )
         self._epoch = -1
         self._order = rows
@@ -132,21 +130,21 @@ class Sampler:
             )
 
     def selections(self, step: int, pieces: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Selection]:
-        """Yield what steps from `step` on see, each in `pieces` for each rank, of which one is asked for."""
+        """Yield the parts of one rank for all steps from `step` on; each step has `pieces` parts per rank."""
         for number in itertools.count(step):
             yield from self.selection(number).split(pieces * num_ranks)[rank::num_ranks]
 
     def smallest_step(self) -> int:
-        """Return how many records the smallest step sees, the last one of an epoch."""
+        """Return the number of records of the smallest step, which is the last one of an epoch."""
         return self.num_records(self.steps_per_epoch - 1)
 
     def num_records(self, step: int) -> int:
-        """Return how many records a step sees."""
+        """Return the number of records of a step."""
         before = step % self.steps_per_epoch * self.batch_size
         return self.batch_size if self._recipe.train.drop_last else min(self.batch_size, len(self._rows) - before)
 
     def selection(self, step: int) -> Selection:
-        """Return what step number `step` (from 0) sees."""
+        """Return the batch of step number `step` (from 0)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._order_of(epoch)
@@ -160,13 +158,15 @@ class Sampler:
         )
 
     def _order_of(self, epoch: int) -> np.ndarray:
-        """Return the rows of an epoch in the order in which its steps take them."""
+        """Return the rows of an epoch in the order of its steps."""
+        # a generator of its own for each epoch: a resumed fold needs no earlier epoch to continue in the same order
         section = self._recipe.train
         random = generator(self._recipe.seed, "order", self._fold, epoch)
         count = self.steps_per_epoch * self.batch_size if section.drop_last else len(self._rows)
         if self._positive is None or section.positive_share is None:
             return self._drawn(self._rows, count, random)
-        # position i is a positive one wherever the running share rounds up: each batch gets its part
+        # position i is positive wherever the rounded running sum of the fraction increases, so that the positions are
+        # evenly spaced and the numbers of positives in any two batches differ by at most one
         positive = np.diff(np.floor(np.arange(count + 1) * section.positive_share + 0.5)).astype(bool)
         order = np.empty(count, np.int64)
         order[positive] = self._drawn(self._rows[self._positive], int(positive.sum()), random)
@@ -174,7 +174,7 @@ class Sampler:
         return order
 
     def _drawn(self, rows: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-        """Return `count` of `rows`: one shuffle after another, or each place as often as any other."""
+        """Return `count` of `rows`: shuffled passes, or draws with equal probability for each location."""
         if not self._recipe.train.balance_groups:
             passes = [random.permutation(rows) for _ in range(-(-count // len(rows)))]
             return np.concatenate([*passes, rows[:0]])[:count]
@@ -184,7 +184,7 @@ class Sampler:
         return random.choice(rows, count, p=weights / weights.sum())
 
     def _elements(self, step: int, count: int) -> list[int]:
-        """Draw what moves each sample: a random dihedral element with the recipe's probability, else none."""
+        """Draw the dihedral element of each sample: with the recipe's probability a random one, else the identity."""
         random = generator(self._recipe.seed, "dihedral", self._fold, step)
         chosen = random.random(count) < self._recipe.augment.dihedral
         elements = np.where(chosen, random.integers(0, _NUM_ELEMENTS, count), 0)
@@ -194,7 +194,7 @@ class Sampler:
         return [int(element) for element in elements]
 
     def _draws(self, step: int, count: int) -> dict[str, np.ndarray]:
-        """Draw the numbers of the other changes that are switched on: as many for each sample, used or not."""
+        """Draw the numbers of the other enabled kinds, equally many per sample whether they are used or not."""
         return {
             kind: generator(self._recipe.seed, kind, self._fold, step).random((count, NUM_DRAWS))
             for kind in self._recipe.augment.kinds
@@ -203,12 +203,12 @@ class Sampler:
     def _corners(self, step: int, rows: np.ndarray) -> list[tuple[int, int]]:
         if self._recipe.data.crop is None:
             return []
-        # the same number of draws for every sample, used or not: a sample never depends on the others
+        # the same number of draws for every sample, used or not, so that no sample depends on the others
         draws = generator(self._recipe.seed, "crop", self._fold, step).random((len(rows), 4))
         return [self._corner(row, *draw) for row, draw in zip(rows, draws, strict=True)]
 
     def _corner(self, row: int, ask: float, which: float, down: float, right: float) -> tuple[int, int]:
-        """Return a window's corner: any, or one of those that hold a random positive pixel where that is asked for."""
+        """Return the corner of a window: any, or with probability `crop_positive` one with a positive pixel."""
         crop, (height, width) = self._recipe.data.crop, self._dataset.votes.shape[1:]
         assert crop is not None
         low, high = (0, 0), (height - crop, width - crop)

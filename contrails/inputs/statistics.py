@@ -1,4 +1,4 @@
-"""Minimum, mean, deviation and maximum of values that come in pieces."""
+"""Running minimum, mean, standard deviation and maximum of values that come in pieces."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of all values of one band or channel, in its own unit; `std` divides by their number."""
+    """Statistics of all values of one band or channel, in its unit; `std` is the population standard deviation."""
 
     min: float
     mean: float
@@ -21,10 +21,10 @@ class Statistics:
 
 
 class Running:
-    """Statistics of several channels, piece by piece; the memory is that of one piece.
+    """Statistics of several channels, accumulated piece by piece.
 
-    Means and squared deviations are merged as by Chan, Golub and LeVeque (1983), in float64: sums of squares of kelvin
-    would lose what a small deviation is made of.
+    Means and squared deviations are merged by the method of Chan, Golub and LeVeque (1983), in float64: with plain sums
+    of squares a small deviation would be lost in rounding.
     """
 
     def __init__(self, num_channels: int) -> None:
@@ -33,7 +33,7 @@ class Running:
         self._low, self._high = np.full(num_channels, np.inf), np.full(num_channels, -np.inf)
 
     def add(self, piece: np.ndarray) -> None:
-        """Count the values of a piece (num_channels, any number)."""
+        """Add the values of a piece, of shape (num_channels, any number)."""
         values = piece.astype(np.float64)
         size, mean = values.shape[1], values.mean(axis=1)
         self._low, self._high = np.minimum(self._low, values.min(axis=1)), np.maximum(self._high, values.max(axis=1))
@@ -44,7 +44,7 @@ class Running:
         self.count = total
 
     def statistics(self) -> list[Statistics]:
-        """Return those of each channel, of all that was added."""
+        """Return the statistics of each channel over all added values."""
         std = np.sqrt(self._squares / self.count)
         return [
             Statistics(*map(float, channel)) for channel in zip(self._low, self._mean, std, self._high, strict=True)

@@ -1,1 +1,1 @@
-"""Looking at data: what a file holds, pictures of it, and labels that a person should look at."""
+"""Inspection of data: contents of a file, pictures of its records, and suspicious labels."""

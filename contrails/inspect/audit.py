@@ -1,8 +1,8 @@
-"""Which labels a person should look at: what is suspicious about the records of a dataset file, and why.
+"""The audit of labels: suspicious records of a dataset file, each with the reason.
 
-Reads each record's votes once, and its first band at the labelled frame, of which a small version stays in memory. What
-a model predicted out of fold is compared where it is given. Nothing is changed: findings say which records an exclusion
-list would leave out of training.
+It reads the votes of each record once, and the first band at the labelled frame, of which a small version is kept in
+memory. Out-of-fold predictions are compared with the labels if they are given. No file is changed: findings name the
+records that an exclusion list would leave out of training.
 """
 
 import itertools
@@ -20,22 +20,23 @@ from contrails.progress import bar
 
 _SQUARE = np.ones((3, 3), bool)
 _SMALL = 32
-"""Side of the small versions that near-duplicates are looked for among, in pixels."""
+"""Side of the small versions of images in the search for near-duplicates, in pixels."""
 
 _BLOCK = 1024
 
 
 @dataclass(frozen=True)
 class Limits:
-    """From where on a record is suspicious.
+    """The limits beyond which a record is suspicious.
 
     Attributes:
-        tiny_px: labels with fewer positive pixels (OpenContrails asked annotators for 10 or more).
-        box_px: a component at least this high and wide that fills its bounding box was drawn as a rectangle.
-        near: correlation of the first band, 32 x 32 pixels, from which two records show the same.
-        dice: Dice of a label and its out-of-fold prediction below which they disagree.
-        large_px: pixels of the two together from which that counts, and of a contrail that a neighbour in time lacks.
-        hours: how close in time records of one place are neighbours.
+        tiny_px: labels with fewer positive pixels are tiny (OpenContrails asked annotators for 10 or more).
+        box_px: a component at least this high and wide that fills its bounding box is a rectangle.
+        near: records are near-duplicates from this correlation of the first band at 32 x 32 pixels.
+        dice: a label and its out-of-fold prediction disagree below this Dice.
+        large_px: smallest number of pixels, of label and prediction together, for a disagreement, and of a contrail for
+            a neighbour in time without one.
+        hours: records of one location are neighbours up to this distance in time, in hours.
     """
 
     tiny_px: int = 10
@@ -48,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is suspicious: rows of the dataset to look at side by side, and those of them to train without."""
+    """A finding: the rows of the dataset to compare, and those of them to exclude from training."""
 
     kind: str
     reason: str
@@ -57,8 +58,9 @@ class Finding:
 
     def to_dict(self, dataset: Dataset) -> dict[str, Any]:
         """Return plain values for JSON, with ids of records."""
-        ids = {key: [dataset.record_ids[row] for row in getattr(self, key)] for key in ("rows", "excluded")}
-        return {"kind": self.kind, "reason": self.reason, "records": ids["rows"], "excluded": ids["excluded"]}
+        records = [dataset.record_ids[row] for row in self.rows]
+        excluded = [dataset.record_ids[row] for row in self.excluded]
+        return {"kind": self.kind, "reason": self.reason, "records": records, "excluded": excluded}
 
 
 def audit(
@@ -68,14 +70,14 @@ def audit(
     predicted: Mapping[str, np.ndarray] | None = None,
     cut: int = 0,
 ) -> list[Finding]:
-    """Return what is suspicious, kind by kind.
+    """Return all findings, sorted by kind.
 
     Args:
-        dataset: labelled records, or not; what is about labels looks at labelled ones.
-        limits: from where on.
-        fold_of: fold of each record; near-duplicates are then those that cross folds.
-        predicted: probabilities of members that were not trained on a record, uint16 (H, W) by record.
-        cut: the smallest of these that says contrail.
+        dataset: the dataset; unlabelled records are only searched for duplicates.
+        limits: the limits beyond which a record is suspicious.
+        fold_of: fold of each record; with it, only near-duplicates in different folds are reported.
+        predicted: out-of-fold probabilities, uint16 (H, W), by record id.
+        cut: the smallest of these probabilities that counts as positive.
     """
     side = min(_SMALL, *dataset.bands.shape[3:])
     small, pixels = np.zeros((dataset.num_records, side**2), np.float32), np.zeros(dataset.num_records, np.int64)
@@ -99,11 +101,11 @@ def audit(
 
 
 KINDS = ("disagreement", "tiny", "rectangle", "duplicate", "same mask", "near-duplicate", "neighbours")
-"""What is looked for, in the order of the findings; `neighbours` exclude nothing, as either of them may be right."""
+"""Kinds of findings, in their order; `neighbours` exclude no record, as either label can be right."""
 
 
 def reasons(findings: Iterable[Finding], dataset: Dataset) -> dict[str, str]:
-    """Return the records to exclude with all reasons for each, in the order of the file."""
+    """Return the records to exclude, each with all its reasons, in the order of the file."""
     found: dict[int, list[str]] = defaultdict(list)
     for finding in findings:
         for row in finding.excluded:
@@ -133,17 +135,17 @@ def _about_guess(mask: np.ndarray, guess: np.ndarray, valid: np.ndarray, row: in
 
 
 def _same(dataset: Dataset, pixels: np.ndarray) -> Iterator[Finding]:
-    """Yield records whose bands are the same bytes, and different images with one label, by their digests."""
+    """Yield records with byte-identical bands, and different images with identical labels, by their digests."""
     bands = dataset.digests["bands"]
     for rows in _grouped(range(dataset.num_records), bands):
-        yield Finding("duplicate", "the same bands, byte by byte", rows, rows[1:])
+        yield Finding("duplicate", "byte-identical bands", rows, rows[1:])
     for rows in _grouped(np.flatnonzero(pixels).tolist(), dataset.digests["votes"]):
         if len({bands[row].tobytes() for row in rows}) > 1:
-            yield Finding("same mask", "one label on different images: that of some may be another's", rows, rows[1:])
+            yield Finding("same mask", "one label on different images, at most one can be right", rows, rows[1:])
 
 
 def _near(dataset: Dataset, small: np.ndarray, fold_of: Mapping[str, int] | None, least: float) -> Iterator[Finding]:
-    """Yield records that show nearly the same, across folds where those are known; chains of them are one finding."""
+    """Yield near-duplicates, between folds if folds are known; connected pairs become one finding."""
     folds = np.array([(fold_of or {}).get(name, -row - 9) for row, name in enumerate(dataset.record_ids)])
     digests = [digest.tobytes() for digest in dataset.digests["bands"]]
     pairs: list[tuple[int, int]] = []
@@ -167,22 +169,22 @@ def _folds_of(rows: Iterable[int], dataset: Dataset, fold_of: Mapping[str, int])
 
 
 def _neighbours(dataset: Dataset, pixels: np.ndarray, limits: Limits) -> Iterator[Finding]:
-    """Yield records of one place, soon after each other, of which one has a contrail and the next has nothing."""
-    places: dict[str, list[int]] = defaultdict(list)
+    """Yield consecutive records of one location, close in time, of which only one has a contrail."""
+    locations: dict[str, list[int]] = defaultdict(list)
     times = dataset.timestamps
     for row in np.flatnonzero((dataset.annotators > 0) & ~np.isnan(times)).tolist():
-        places[dataset.groups[row]].append(row)
-    for rows in places.values():
+        locations[dataset.groups[row]].append(row)
+    for rows in locations.values():
         ordered = sorted(rows, key=lambda row: float(times[row]))
         for before, after in itertools.pairwise(ordered):
             apart_s, (none, many) = times[after] - times[before], sorted((pixels[before], pixels[after]))
             if apart_s <= 3600 * limits.hours and none == 0 and many >= limits.large_px:
-                reason = f"one place, {apart_s / 60:.0f} minutes apart: {pixels[before]} and {pixels[after]} pixels"
+                reason = f"one location, {apart_s / 60:.0f} minutes apart: {pixels[before]} and {pixels[after]} pixels"
                 yield Finding("neighbours", reason, (before, after), ())
 
 
 def _small(band: np.ndarray, side: int) -> np.ndarray:
-    """Return a band as means over side x side cells, with mean 0 and length 1; zeros where all is alike."""
+    """Return the means of a band over side x side cells, with mean 0 and norm 1, or zeros if all are equal."""
     height, width = (size // side for size in band.shape)
     cells = band[: side * height, : side * width].reshape(side, height, side, width).mean((1, 3), np.float32)
     flat = (cells - cells.mean()).ravel()
@@ -191,7 +193,7 @@ def _small(band: np.ndarray, side: int) -> np.ndarray:
 
 
 def _grouped(rows: Iterable[int], digests: np.ndarray) -> list[tuple[int, ...]]:
-    """Return the rows that share a digest, where several do."""
+    """Return the groups of two or more rows with the same digest."""
     found: dict[bytes, list[int]] = defaultdict(list)
     for row in rows:
         found[digests[row].tobytes()].append(row)

@@ -1,9 +1,10 @@
-"""One HTML page with a picture for each finding of an audit; opens in any browser, from the disk."""
+"""The HTML page of an audit, a single file with the pictures of all findings."""
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from contrails.inspect.audit import Finding
 from contrails.inspect.colours import colours_of, labelled_frame
 
 _MOST_SHOWN = 6
-"""Records of one finding that are drawn."""
+"""Largest number of records drawn per finding."""
 
 _MARKED, _PREDICTED = (255, 0, 255), (0, 255, 255)
 _PAGE = Path(__file__).with_name("audit.html")
@@ -25,7 +26,7 @@ _PAGE = Path(__file__).with_name("audit.html")
 
 @dataclass(frozen=True)
 class _Record:
-    """A record as the page shows it: data URIs of its picture without and with outlines, and what is said below."""
+    """A record on the page: data URIs of its picture without and with outlines, and the caption."""
 
     plain: str
     outlined: str
@@ -40,15 +41,13 @@ def write_page(
     cut: int,
     about: str,
 ) -> None:
-    """Write the page; each record is drawn twice, as it is and with outlines of its label and of what was predicted."""
-    shown = [
-        {
-            "title": f"{finding.kind}: {finding.reason}",
-            "records": (_record(dataset, row, predicted, cut, finding) for row in finding.rows[:_MOST_SHOWN]),
-            "left": max(0, len(finding.rows) - _MOST_SHOWN),
-        }
-        for finding in findings
-    ]
+    """Write the page; each record is drawn twice, without and with the outlines of its label and prediction."""
+    shown = []
+    for finding in findings:
+        # records are drawn while the page is written, so that all pictures are never in memory together
+        draw = partial(_record, dataset, predicted=predicted, cut=cut, finding=finding)
+        title, left = f"{finding.kind}: {finding.reason}", max(0, len(finding.rows) - _MOST_SHOWN)
+        shown.append({"title": title, "records": map(draw, finding.rows[:_MOST_SHOWN]), "left": left})
     page = Template(_PAGE.read_text(encoding="utf-8"), autoescape=True, undefined=StrictUndefined)
     title = f"Audit of {dataset.path.name}"
     with atomic_path(path) as temporary:
@@ -68,7 +67,7 @@ def _record(dataset: Dataset, row: int, predicted: Mapping[str, np.ndarray], cut
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """Return the pixels around a mask, bool (H, W), so that none of it is hidden."""
+    """Return the pixels around a mask, bool (H, W), so that the outline hides none of its pixels."""
     around: np.ndarray = ndimage.binary_dilation(mask) & ~mask
     return around
 

@@ -1,4 +1,4 @@
-"""A record as a person sees it: ash false colour, true colour, or the first band in grey, as the file has bands."""
+"""Pictures of records: ash false colour, true colour, or the first band in grey, depending on the bands of the file."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ _TRUE_BANDS = ("red", "green", "blue")
 
 
 def colours_said(dataset: Dataset) -> str:
-    """Return in words what `colours_of` shows."""
+    """Return the name of the colours of `colours_of`."""
     if set(dataset.band_names) >= _ASH_BANDS:
         return "ash false colour"
     if set(_TRUE_BANDS) <= set(dataset.band_names):
@@ -19,7 +19,7 @@ def colours_said(dataset: Dataset) -> str:
 
 
 def labelled_frame(dataset: Dataset) -> int:
-    """Return the position along axis T of the labelled frame, or of the nearest one that was packed."""
+    """Return the position along axis T of the labelled frame, or of the nearest packed frame."""
     return min(range(len(dataset.frames)), key=lambda i: abs(dataset.frames[i] - dataset.label_frame))
 
 
@@ -27,8 +27,8 @@ def colours_of(dataset: Dataset, row: int, frame: int) -> np.ndarray:
     """Return a frame of a record without its padding, from 0 to 1; `frame` is its position along axis T.
 
     Shape:
-        float32 (H, W, 3) in ash false colour, float64 (H, W, 3) in true colour or (H, W) in grey, from the record's
-        percentile 1 to 99.
+        float32 (H, W, 3) in ash false colour; float64 (H, W, 3) in true colour or (H, W) in grey, scaled from the
+        1st to the 99th percentile of the record.
     """
     bands = dataset.bands[row, frame][:, *dataset.unpadded(row)]
     if set(dataset.band_names) >= _ASH_BANDS:

@@ -1,7 +1,7 @@
-"""A contact sheet of augmentation: a few records as they are, after each kind of change alone, and as trained on.
+"""A contact sheet of augmentation: a few records without augmentation, with each kind alone, and as trained on.
 
-Each panel shows up to three channels of the labelled frame, as the model gets them, with the outline of the label drawn
-where it lies on the image (labels can lie half a pixel off) and what is ignored in grey.
+Each panel shows up to three input channels of the labelled frame, the outline of the label at its position on the image
+(labels can be half a pixel off), and ignored pixels in grey.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ _PANEL_IN = 2.0
 _OUTLINE, _IGNORED = "magenta", (0.5, 0.5, 0.5, 0.6)
 
 _Line = tuple[str, torch.Tensor, Batch]
-"""A name, images (B, C, H, W) of one frame, and the batch that they are of."""
+"""A name, images (B, C, H, W) of one frame, and their batch."""
 
 
 def plot_augmentation(dataset: Dataset, recipe: Recipe, path: Path) -> int:
@@ -41,7 +41,9 @@ def plot_augmentation(dataset: Dataset, recipe: Recipe, path: Path) -> int:
     """
     labelled = np.flatnonzero(dataset.annotators)
     if not len(labelled):
-        raise DataError(f"{dataset.path} has no label to change; give a dataset file of training records")
+        raise DataError(
+            f"{dataset.path}: expected labelled records, found none; give a dataset file of training records"
+        )
     rows = labelled[sample_rows(dataset.positive_pixels(labelled))[:_MOST_RECORDS]]
     require_crop_fits(recipe, dataset)
     lines = list(_lines(dataset, recipe, rows))
@@ -72,7 +74,7 @@ def _lines(dataset: Dataset, recipe: Recipe, rows: np.ndarray) -> Iterator[_Line
         return name, batch.inputs[:, 0 if first_frame else int(np.argmin(distances))], batch
 
     off, kinds = AugmentSection(dihedral=0), recipe.augment.kinds
-    yield line("as it is", off)
+    yield line("original", off)
     if recipe.augment.dihedral:
         yield line("dihedral", AugmentSection(dihedral=1))
     for name, kind in kinds.items():
@@ -84,7 +86,7 @@ def _lines(dataset: Dataset, recipe: Recipe, rows: np.ndarray) -> Iterator[_Line
 
 
 def _limits(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return what is black and what is white in each of the first three channels."""
+    """Return the values drawn as black and as white in each of the first three channels."""
     values = images[:, :3].movedim(1, 0).flatten(1).numpy()
     low, high = np.percentile(values, (0.5, 99.5), axis=1)
     return low, np.maximum(high, low + 1e-6)

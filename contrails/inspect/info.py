@@ -1,4 +1,4 @@
-"""What a dataset file holds."""
+"""The contents of a dataset file: shapes, counts and statistics."""
 
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +15,7 @@ _AXES = ("record", "frame", "band", "y", "x")
 def describe(dataset: Dataset) -> dict[str, Any]:
     """Return shapes, counts and the statistics of each band in its unit (kelvin to 0.01 K), read in one pass.
 
-    Without any label, what is counted of labels is None.
+    If no record is labelled, the counts of positive records and pixels are None.
     """
     positive = dataset.positive_pixels(range(dataset.num_records))
     labelled = sum(np.count_nonzero(dataset.votes[row] != IGNORE) for row in np.flatnonzero(dataset.annotators))
@@ -45,7 +45,7 @@ def _rounded(statistics: Statistics, digits: int) -> dict[str, float]:
 
 
 def _band_statistics(dataset: Dataset) -> list[Statistics]:
-    """Return the statistics of each band over all frames, in its unit; of padded records with their padding."""
+    """Return the statistics of each band over all frames, in its unit, including padding."""
     running = Running(len(dataset.band_names))
     with bar("statistics", dataset.num_records) as advance:
         for record in dataset.bands:

@@ -1,7 +1,7 @@
-"""A picture of a few records of a dataset file, to see with one's own eyes what was packed.
+"""A picture of a few records of a dataset file, as a visual check of packing.
 
-Each is the ash false colour composite of the labelled frame, drawn twice: as it is, for an outline hides a contrail of
-a few pixels, and with the outline of what most annotators marked.
+Each record is drawn twice at the labelled frame (in ash false colour if the file has the bands): without an outline,
+which would hide a contrail of a few pixels, and with the outline of the pixels that most annotators marked.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ _OUTLINE = "magenta"
 
 
 def endings() -> tuple[str, ...]:
-    """Return the endings of the picture files that matplotlib can write, without the dot."""
-    return tuple(sorted(set(FigureCanvasBase.get_supported_filetypes()) - {"pgf"}))  # pgf needs a LaTeX
+    """Return the endings of the picture formats that matplotlib can write, without the dot."""
+    return tuple(sorted(set(FigureCanvasBase.get_supported_filetypes()) - {"pgf"}))  # pgf needs LaTeX
 
 
 def plot_samples(dataset: Dataset, path: Path) -> int:
@@ -63,7 +63,7 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def columns(count: int, most: int) -> int:
-    """Return how many of `count` records stand side by side, so that the fewest places stay empty."""
+    """Return a number of columns, at most `most`, that leaves the fewest empty panels for `count` records."""
     return min(range(min(count, most), 1, -1), key=lambda number: -count % number, default=1)
 
 
@@ -71,15 +71,15 @@ def _title(dataset: Dataset, num_samples: int, frame: int, labelled: bool) -> st
     colours = colours_said(dataset)
     when = f"frame {dataset.frames[frame]}"
     if dataset.frames[frame] != dataset.label_frame:
-        when += f" (the label is of frame {dataset.label_frame})"
+        when += f" (labelled: frame {dataset.label_frame})"
     order = ", positive ones first" if labelled else ""
     share = f"{num_samples} of {dataset.num_records} records of '{dataset.split}'{order}"
-    legend = f"\n{_OUTLINE} on the right: what more than half of the annotators marked"
+    legend = f"\n{_OUTLINE} outline on the right: marked by more than half of the annotators"
     return f"{dataset.path.name}: {share}; {colours}, {when}{legend if labelled else ''}"
 
 
 def _draw(panel: Axes, dataset: Dataset, row: int, frame: int, num_views: int) -> None:
-    """Draw a record as it is, and with two views once more to the right of that, with its outline."""
+    """Draw a record without an outline, and with two views again to the right, with the outline of its label."""
     image = colours_of(dataset, row, frame)
     height, width = image.shape[:2]
     lefts = [view * (width + width // 50) for view in range(num_views)]
@@ -91,6 +91,6 @@ def _draw(panel: Axes, dataset: Dataset, row: int, frame: int, num_views: int) -
     mask, ignored = dataset.hard(row)[part], dataset.votes[row][part] == IGNORE
     if mask.any() and not (mask | ignored).all():
         down, right = dataset.label_offset_px
-        # labels sit off the image by their offset: moved back, the outline lies on what was marked
+        # the outline is shifted back by the offset of the labels, onto the image pixels that were marked
         x, y = np.arange(width) + lefts[-1] - right, np.arange(height) - down
         panel.contour(x, y, np.ma.array(mask, float, mask=ignored), [0.5], colors=_OUTLINE, linewidths=0.7)

@@ -1,8 +1,10 @@
-"""Losses on logits, with soft targets, pixels that do not count and records that count less.
+"""Losses on logits, for soft targets, ignored pixels and weighted records.
 
-They take logits, target and `counts` (float32 (B, H, W); how much a pixel counts: 0 where it is ignored, else the
-weight of its record, usually 1) and the options of the term, and return a scalar. None waits for the device, and none
-has an operation without a deterministic backward on CUDA: what torch has none for (cumulative sums of floats, gradients
-through sorting, pooling and gathering) is made of integers, of what needs no gradient, or of shifted copies. A batch in
-which nothing counts gives 0 and gradients of 0.
+Each loss takes logits, target, `counts` and the options of its term, and returns a scalar. `counts` float32 (B, H, W)
+is the weight of each pixel: 0 if it is ignored, else the weight of its record, usually 1. A batch without valid pixels
+gives 0 and gradients of 0.
+
+No loss waits for the device, and none uses an operation without a deterministic backward on CUDA. Cumulative sums of
+floats and gradients through sorting, pooling and gathering have none, so these use integers, tensors without a
+gradient, or shifted copies.
 """

@@ -15,9 +15,9 @@ _SMOOTH = 1.0
 def boundary(logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor, term: BoundaryTerm) -> torch.Tensor:
     """Return the mean of (p - g) d / r (Kervadec et al. 2019, arXiv 1812.07032, equation 5).
 
-    g is the hard target (t > 1/2) and d the signed distance to its outline, positive outside, cut off at the reach r;
-    far from any contrail d / r is 1. Zero at p = g and nowhere below. Gradients do not depend on how wrong a pixel is:
-    meant as an addition to another loss.
+    g is the hard target (t > 1/2) and d the signed distance to its outline, positive outside and clipped at the reach
+    r, so that d / r is 1 far from any contrail. The minimum is zero, at p = g. The gradient with respect to p does not
+    depend on the error of a pixel, so this loss is meant to be added to another one.
     """
     positive = (target > 0.5) & (counts > 0)
     return mean_of_pixels((torch.sigmoid(logits) - positive.float()) * signed_distance(positive, term.reach_px), counts)
@@ -26,13 +26,13 @@ def boundary(logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor, t
 def boundary_f1(logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor, term: BoundaryF1Term) -> torch.Tensor:
     """Return 1 - F1 of the outlines of prediction and target (Bokhovkin and Burnaev 2019, arXiv 1905.07852).
 
-    The outline of a mask are its pixels that have a neighbour outside, as max(1 - p over 3 x 3) - (1 - p); outlines
-    match within the tolerance. Soft targets are taken as hard (t > 1/2). Zero at p = g, mean over the records; a record
-    without outlines has F1 1, by the one pixel that is added to numerators and denominators.
+    The outline of a mask consists of its pixels with a neighbour outside, as max(1 - p over 3 x 3) - (1 - p); outlines
+    match within the tolerance. Soft targets are thresholded (t > 1/2). The loss is zero at p = g and is averaged over
+    the records. A record without outlines has an F1 of 1, because one pixel is added to numerators and denominators.
     """
     valid = (counts > 0).float()
     p, g = torch.sigmoid(logits) * valid, (target > 0.5).float() * valid
-    inner = valid * (1 - _largest(1 - valid, 1))  # the edge of what counts is no outline
+    inner = valid * (1 - _largest(1 - valid, 1))  # the border of the valid area is no outline
     outlines = [(_largest(1 - mask, 1) - (1 - mask)) * inner for mask in (p, g)]
     of_p, of_g = outlines
     near_p, near_g = (_largest(outline, term.tolerance_px) for outline in outlines)
@@ -42,9 +42,9 @@ def boundary_f1(logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor
 
 
 def signed_distance(mask: torch.Tensor, reach: int) -> torch.Tensor:
-    """Return the Euclidean distance to the outline of a mask over the reach, from -1 (inside) to 1.
+    """Return the Euclidean distance to the outline of a mask divided by the reach, from -1 (inside) to 1.
 
-    The outline runs between pixels: 1/2 from those on both sides.
+    The outline runs between pixels, at a distance of 1/2 from the pixels on both sides.
 
     Shape:
         bool (B, H, W) to float32 (B, H, W).
@@ -54,9 +54,9 @@ def signed_distance(mask: torch.Tensor, reach: int) -> torch.Tensor:
 
 
 def _distance(mask: torch.Tensor, reach: int) -> torch.Tensor:
-    """Return the distance to the nearest pixel of the mask, exact up to `reach`, and more than it beyond.
+    """Return the distance to the nearest pixel of the mask, exact up to `reach` and larger than that beyond.
 
-    One axis after the other, as the square of the distance is a sum over axes (Felzenszwalb and Huttenlocher 2012).
+    It is computed axis by axis, as the squared distance is a sum over axes (Felzenszwalb and Huttenlocher 2012).
     """
     far = 4.0 * reach**2
     squares = torch.where(mask, 0.0, far)
@@ -66,9 +66,9 @@ def _distance(mask: torch.Tensor, reach: int) -> torch.Tensor:
 
 
 def _largest(values: torch.Tensor, reach: int) -> torch.Tensor:
-    """Return the largest value of the square window around each pixel; values are not negative.
+    """Return the largest value in the square window around each pixel; values must not be negative.
 
-    By shifted copies: the backward of pooling adds up in no fixed order on CUDA.
+    It uses shifted copies, because the backward of max pooling sums in no fixed order on CUDA.
     """
     for axis in (-1, -2):
         values = reduce(torch.maximum, (near for _, near in _shifts(values, axis, reach, 0.0)))
@@ -76,7 +76,7 @@ def _largest(values: torch.Tensor, reach: int) -> torch.Tensor:
 
 
 def _shifts(values: torch.Tensor, axis: int, reach: int, fill: float) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield the values that lie -reach to reach pixels away along an axis; beyond the edge lies `fill`."""
+    """Yield (offset, values shifted by it along an axis) for offsets from -reach to reach, with `fill` at the edge."""
     border = (reach, reach) if axis == -1 else (0, 0, reach, reach)
     padded, size = functional.pad(values, border, value=fill), values.shape[axis]
     for offset in range(-reach, reach + 1):

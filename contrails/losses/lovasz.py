@@ -12,9 +12,9 @@ def lovasz_hinge(
 ) -> torch.Tensor:
     """Return the sum of g_i relu(m_i), with margins m = 1 - z (2t - 1) and g the Lovász extension's gradient at m.
 
-    Regions are sets: a soft target is taken as hard (t > 1/2). Zero where all pixels are right by a margin of 1. The
-    symmetric form is the mean of both classes' losses with elu(m) + 1 in place of relu(m), which pulls on pixels beyond
-    the margin too; it tends to zero as the right logits grow.
+    Soft targets are thresholded (t > 1/2), as the Jaccard index is defined on sets. The loss is zero if all pixels are
+    right by a margin of 1. The symmetric form is the mean over both classes with elu(m) + 1 instead of relu(m), so that
+    pixels beyond the margin have a gradient too; it tends to zero as the logits of right pixels grow.
     """
     positive, valid = target > 0.5, counts > 0
     if term.over == "batch":
@@ -33,10 +33,10 @@ def _of_class(logits: torch.Tensor, positive: torch.Tensor, valid: torch.Tensor,
     """Return the loss of each row; shape: (B, N) to (B,)."""
     margins = 1 - torch.where(positive, logits, -logits)
     rectified = functional.elu(margins) + 1 if term.symmetric else functional.relu(margins)
-    # Sorting only decides the weights, which have no gradient (that of the extension is piecewise constant), and
-    # counts are integers: gradients through a sort and sums of floats are not deterministic on CUDA.
+    # The sort only determines the weights, which have no gradient (that of the extension is piecewise constant), and
+    # the cumulative sums are of integers: gradients through a sort and sums of floats are not deterministic on CUDA.
     order = margins.detach().masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    # what does not count ranks last and adds no step
+    # ignored pixels rank last and get weight 0
     ranked, counted = positive.gather(1, order), valid.gather(1, order)
     total = (positive & valid).sum(1, keepdim=True)
     both = total - (ranked & counted).cumsum(1)

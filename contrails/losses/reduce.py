@@ -1,10 +1,10 @@
-"""Means over what counts."""
+"""Weighted means over valid pixels and records."""
 
 import torch
 
 
 def mean_of_pixels(losses: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Return the mean over the pixels that count at all; a record of weight 1/2 pulls half as hard.
+    """Return the weighted sum divided by the number of valid pixels, so that weight 1/2 halves a record's gradient.
 
     Shape:
         losses, counts float (B, H, W) to a scalar.
@@ -13,7 +13,7 @@ def mean_of_pixels(losses: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
 
 
 def mean_of_records(losses: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Return the mean over the records with a pixel that counts, likewise weighed.
+    """Return the weighted sum divided by the number of records with a valid pixel.
 
     Shape:
         losses float (B,), counts float (B, H, W) to a scalar.

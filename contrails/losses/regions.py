@@ -1,11 +1,13 @@
 """Losses on regions: one minus an overlap of prediction and target.
 
-All are made of I = sum min(p, t), P = sum p and T = sum t. On hard targets min(p, t) is the usual product p t. On soft
-ones the product is not largest at p = t; the minimum is (Wang et al. 2023, "Dice semimetric losses", arXiv 2303.16296),
-so that all of these losses are zero at p = t and nowhere below. `smooth` (s) is added to numerator and denominator.
+All are functions of I = sum min(p, t), P = sum p and T = sum t. For hard targets min(p, t) equals the usual product
+p t. For soft targets the overlap by the product is not largest at p = t, but that by min(p, t) is (Wang et al. 2023,
+"Dice semimetric losses", arXiv 2303.16296). So all of these losses have their minimum, zero, at p = t. `smooth` (s) is
+added to numerator and denominator.
 
-`over = "record"` is the mean of the records' losses: a record without contrails counts as much as any other. "batch"
-sums over the batch first. "global", as the metric does, sums over the steps before too (see `contrails.losses.total`).
+With `over = "record"` the loss is the mean of the losses of the records, where a record without contrails has the same
+weight as any other. "batch" sums over the batch first. "global", like the metric, also includes the sums of earlier
+steps (see `contrails.losses.total`).
 """
 
 import math
@@ -19,10 +21,10 @@ _EPSILON = 1e-4
 
 
 def overlap(logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor, term: RegionTerm) -> torch.Tensor:
-    """Return I, P and T, of each record or of all of them.
+    """Return I, P and T of each record or of the batch.
 
     Shape:
-        logits, target, counts (B, H, W) to (3, B) where the term is over records, else (3,).
+        logits, target, counts (B, H, W) to (3, B) for a term over records, else (3,).
     """
     counts = (counts > 0).to(logits.dtype) if term.over == "record" else counts
     p, t = torch.sigmoid(logits) * counts, target * counts
@@ -38,7 +40,7 @@ def dice(sums: torch.Tensor, term: DiceTerm) -> torch.Tensor:
 def log_dice(sums: torch.Tensor, term: LogDiceTerm) -> torch.Tensor:
     """Return (-log Dice)^g, with the smoothed Dice of `dice` (Wong et al. 2018, arXiv 1809.00076).
 
-    Made (x + e)^g - e^g with e = 1e-4, since for g < 1 the gradient of x^g at the perfect prediction is infinite.
+    Computed as (x + e)^g - e^g with e = 1e-4, because for g < 1 the gradient of x^g is infinite at x = 0.
     """
     return torch.pow(_EPSILON - _dice(sums, term).log(), term.gamma) - math.pow(_EPSILON, term.gamma)
 
@@ -52,14 +54,14 @@ def jaccard(sums: torch.Tensor, term: JaccardTerm) -> torch.Tensor:
 def tversky(sums: torch.Tensor, term: TverskyTerm) -> torch.Tensor:
     """Return 1 - (I + s) / (I + a (P - I) + b (T - I) + s) (Salehi et al. 2017, arXiv 1706.05721).
 
-    P - I are the false positives and T - I the false negatives: b > a finds more and errs more.
+    P - I are the false positives and T - I the false negatives; b > a favours recall over precision.
     """
     both, p, t = sums.unbind()
     return 1 - (both + term.smooth) / (both + term.alpha * (p - both) + term.beta * (t - both) + term.smooth)
 
 
 def over_records(losses: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Return the loss of a batch from that of its records (B,), or from one that is of all of them already."""
+    """Return the mean of the losses of records (B,); a scalar, which is of the whole batch already, is returned."""
     return mean_of_records(losses, counts) if losses.ndim else losses
 
 

@@ -1,4 +1,4 @@
-"""What is minimised: the weighted sum of a recipe's terms, and each of them by name."""
+"""The total loss: the weighted sum of a recipe's terms, and each term by name."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,31 +30,32 @@ _REGIONS: dict[str, Callable[[torch.Tensor, Any], torch.Tensor]] = {
 }
 
 _MEMORY = 0.99
-"""What global sums keep of themselves a step: they are of about the last 100 steps."""
+"""Decay per step of global sums, which then cover about the last 100 steps."""
 
 _SMALLEST = 1e-6
-"""A term of less magnitude is not enlarged further."""
+"""Smallest magnitude by which a term is scaled, so that a vanishing term is not scaled without bound."""
 
 
 class Loss(nn.Module):
-    """The sum of the terms of a recipe, each times its weight.
+    """The weighted sum of the terms of a recipe.
 
-    With `normalise` each term is first brought to the magnitude of the first one, by a factor that carries no gradient:
-    sum of w_i L_i |L_1| / |L_i|. Parts are monitored as they are.
+    With `normalise` each term is scaled to the magnitude of the first one by a factor without gradient: the total is
+    the sum of w_i L_i |L_1| / |L_i|. The parts are returned unscaled.
 
-    A term over "global" regions adds the sums of earlier steps to those of the batch, so that it is one minus the
-    overlap over all of them. They fade by 1% a step; its gradient is enlarged by as much as they outnumber the batch.
-    They are the only state, the buffer `sums`: I, P, T (see `contrails.losses.regions`) and the number of batches.
+    A "global" term adds the sums of earlier steps, which decay by 1% per step, to those of the batch, so that it is one
+    minus the overlap over all of them. As a batch is only a fraction of these sums, its gradient is multiplied by the
+    effective number of batches. The sums are the only state, in the buffer `sums`: I, P, T (see
+    `contrails.losses.regions`) and the number of batches.
     """
 
     sums: torch.Tensor
 
     def __init__(self, section: LossSection, positive_rate: Callable[[], float] | None = None) -> None:
-        """Take the options of a recipe.
+        """Build the terms of a recipe.
 
         Args:
-            section: the terms.
-            positive_rate: called for the share of positive pixels in the training split where a term needs it.
+            section: the loss in the recipe.
+            positive_rate: returns the fraction of positive pixels in the training split; called if a term needs it.
         """
         super().__init__()
         self._normalise = section.normalise
@@ -65,7 +66,7 @@ class Loss(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """Names of the parts, in the order in which they are returned; a second term of a kind is called `dice_2`."""
+        """Names of the parts, in the order of `forward`; a second term of a kind is called `dice_2`."""
         return list(self._terms)
 
     def forward(
@@ -76,14 +77,14 @@ class Loss(nn.Module):
         weights: torch.Tensor | None = None,
         heads: Sequence[torch.Tensor] = (),
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the total, to be minimised, and each part by its name.
+        """Return the total loss and each part by its name.
 
         Args:
-            logits: of the mask.
-            target: share of annotators, or 0 and 1.
-            valid: what counts.
-            weights: how much each record counts; 1 where nothing is given.
-            heads: logits of single heads, for the terms that name one.
+            logits: logits of the mask.
+            target: fraction of the annotators, or 0 and 1.
+            valid: False for ignored pixels.
+            weights: weight of each record; None for 1.
+            heads: logits of the single heads, for terms with a `head`.
 
         Shape:
             logits, target, heads float32 (B, H, W), valid bool (B, H, W), weights float32 (B,).
@@ -96,7 +97,7 @@ class Loss(nn.Module):
         return self._total(parts), parts
 
     def end_step(self, add: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Let the sums of a step become part of those before; `add` sums a tensor over all ranks."""
+        """Add the sums of a step to the global sums; `add` sums a tensor over all ranks."""
         if self._global:
             self.sums.mul_(_MEMORY).add_(add(self._seen))
             self._seen = torch.zeros_like(self.sums)
@@ -130,7 +131,7 @@ class Loss(nn.Module):
 
 
 def _named(terms: tuple[AnyTerm, ...]) -> dict[str, AnyTerm]:
-    """Return terms by names that differ."""
+    """Return the terms by unique names."""
     named: dict[str, AnyTerm] = {}
     for term in terms:
         count = sum(other.name == term.name for other in named.values()) + 1
@@ -139,7 +140,7 @@ def _named(terms: tuple[AnyTerm, ...]) -> dict[str, AnyTerm]:
 
 
 def _resolved(term: AnyTerm, positive_rate: Callable[[], float] | None) -> AnyTerm:
-    """Return a term with the weight of positive pixels as a number."""
+    """Return a term with `pos_weight = "balanced"` replaced by its number."""
     if not isinstance(term, BceTerm) or term.pos_weight != "balanced":
         return term
     assert positive_rate is not None

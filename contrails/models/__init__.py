@@ -1,1 +1,1 @@
-"""Networks, built from the words of a recipe."""
+"""Networks built from a recipe, their weights files, and checks of a recipe's model."""

@@ -1,4 +1,4 @@
-"""What is written in a weights file beside its tensors, read without torch."""
+"""The metadata of a weights file, read without torch."""
 
 import json
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from contrails.errors import DataError
 from contrails.files import storage
 
 KEY = "contrails"
-"""The one metadata key of such a file."""
+"""The single metadata key of a weights file."""
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """Return what the weights are, without reading them.
+    """Return the metadata of a weights file without reading its tensors.
 
     Raises:
-        DataError: the file is no safetensors file, is cut short, or was not written by contrails.
+        DataError: the file is no safetensors file, is truncated, or was not written by contrails.
     """
     with opened(path, "np") as (_, about):
         return about
@@ -27,11 +27,15 @@ def read_about(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def opened(path: Path, framework: str) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Open a weights file for `safetensors.safe_open`, and give what it says of itself; raises as `read_about`."""
+    """Open a weights file with `safetensors.safe_open`; yield it and its metadata. Raises as `read_about`."""
     try:
         with storage(path, "read"), safetensors.safe_open(path, framework) as file:
             yield file, json.loads((file.metadata() or {})[KEY])
     except safetensors.SafetensorError as error:
-        raise DataError(f"{path} is not a complete safetensors file ({error}); train or copy it again") from error
+        raise DataError(
+            f"{path}: expected a complete safetensors file, found none ({error}); train or copy it again"
+        ) from error
     except KeyError as error:
-        raise DataError(f"{path} has no metadata '{KEY}': it was not written by contrails") from error
+        raise DataError(
+            f"{path}: expected the metadata '{KEY}', found none: contrails did not write the file; give another one"
+        ) from error

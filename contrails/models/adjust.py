@@ -1,4 +1,4 @@
-"""Changes to an smp model that smp has no keyword for: norms, activations, dropout, upsampling, the stem's stride."""
+"""Changes to an smp model for which smp has no keyword: norms, activations, dropout, upsampling, the stem's stride."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from contrails.models.library import timm
 from contrails.recipe.model import ModelSection
 
 _GROUP = 16
-"""Channels of a group of GroupNorm (Wu & He 2018 found 16 as good as 32 groups)."""
+"""Channels per group of GroupNorm (Wu & He 2018 found this as good as 32 groups)."""
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": partial(nn.LeakyReLU, 0.1, inplace=True),
@@ -25,8 +25,8 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def adjust_encoder(encoder: nn.Module, section: ModelSection) -> None:
-    """Change an encoder as the recipe says; weights that it has stay."""
-    if section.stem_stride is not None:  # `names` lets no encoder through whose stride is made elsewhere
+    """Apply the recipe's changes to an encoder in place; its weights are kept."""
+    if section.stem_stride is not None:  # `names` has refused encoders whose first convolution has no stride
         stem = next(module for module in encoder.modules() if isinstance(module, nn.Conv2d))
         stem.stride = (section.stem_stride,) * 2
     if section.encoder_norm == "group":
@@ -36,12 +36,12 @@ def adjust_encoder(encoder: nn.Module, section: ModelSection) -> None:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Return whether a model has norms whose statistics are those of a batch."""
+    """Return whether a model has batch norms."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def adjust_decoder(decoder: nn.Module, head: nn.Module, section: ModelSection) -> None:
-    """Change a decoder and its head as the recipe says."""
+    """Apply the recipe's changes to a decoder and its head in place."""
     if section.skip_dropout:
         for block in _blocks(decoder):
             block.conv1.register_forward_pre_hook(partial(_drop, section.skip_dropout))
@@ -50,12 +50,12 @@ def adjust_decoder(decoder: nn.Module, head: nn.Module, section: ModelSection) -
             if isinstance(module, nn.Upsample) and module.mode == "bilinear":
                 module.align_corners = section.align_corners
         if section.align_corners:
-            for block in getattr(decoder, "blocks", ()):  # of a Unet: `names` lets no other with blocks through
+            for block in getattr(decoder, "blocks", ()):  # only of a Unet: `names` has refused others with blocks
                 block.register_forward_pre_hook(_upsample_aligned)
 
 
 def adjust_new_layers(module: nn.Module, section: ModelSection) -> None:
-    """Give what is not pretrained the recipe's norms and activations."""
+    """Replace norms and activations of layers that are not pretrained by those of the recipe."""
     if section.norm == "group":
         _replace(module, _BatchNorm, _group_norm)
     if section.activation != "relu":
@@ -73,13 +73,13 @@ def _drop(share: float, module: nn.Module, arguments: tuple[torch.Tensor]) -> tu
 
 
 def _upsample_aligned(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Upsample what enters a block to the size that the block would; it then has nothing left to do."""
+    """Upsample the input of a block to its output size with aligned corners, so that the block does not upsample."""
     feature, height, width, *others = arguments
     return functional.interpolate(feature, (height, width), mode="bilinear", align_corners=True), height, width, *others
 
 
 def _replace(module: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:
-    """Replace every module of a kind below `module`."""
+    """Replace every module of type `kind` below `module` by the result of `make`."""
     for name, child in module.named_children():
         if isinstance(child, kind):
             setattr(module, name, make(child))
@@ -88,7 +88,7 @@ def _replace(module: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.
 
 
 def _group_norm(norm: Any) -> nn.Module:
-    """Return a group norm with the scale and shift of a batch norm, and the activation that timm's may hold."""
+    """Return a group norm with the scale and shift of a batch norm, and with the activation inside a timm norm."""
     group = nn.GroupNorm(norm.num_features // math.gcd(norm.num_features, _GROUP), norm.num_features)
     if norm.affine:
         group.load_state_dict({"weight": norm.weight, "bias": norm.bias})

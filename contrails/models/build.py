@@ -1,4 +1,4 @@
-"""A network from a recipe: an smp architecture for any size and any frames, which answers at the label's size."""
+"""Building of a network from a recipe: an smp architecture for any size and number of frames."""
 
 import math
 from pathlib import Path
@@ -20,20 +20,20 @@ from contrails.recipe.model import ModelSection
 from contrails.recipe.recipe import Recipe
 
 _FAILURES = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""What smp and timm raise where things do not go together."""
+"""Errors that smp and timm raise for combinations that do not work."""
 
 
 def build_model(recipe: Recipe, num_channels: int, label: int = 0, pretrained: Path | None = None) -> Segmenter:
-    """Build the recipe's network (the caller has seeded torch).
+    """Build the recipe's network; the caller must have seeded torch.
 
     Args:
-        recipe: says which.
-        num_channels: of the input; of one frame where frames are kept apart, else of all of them.
-        label: position of the labelled frame among the recipe's.
-        pretrained: file with the encoder's weights; without it they are random.
+        recipe: the recipe.
+        num_channels: input channels: of one frame if frames are a separate axis, else of all frames.
+        label: position of the labelled frame among the recipe's frames.
+        pretrained: file with the encoder's weights; None for random weights.
 
     Raises:
-        RecipeError: there is no such architecture, encoder or option, or they do not go together.
+        RecipeError: an unknown architecture, encoder or option, or a combination that does not work.
     """
     require_known(recipe)
     section, temporal, num_frames = recipe.model, recipe.model.temporal, len(recipe.data.frames)
@@ -42,8 +42,8 @@ def build_model(recipe: Recipe, num_channels: int, label: int = 0, pretrained: P
         parts = _smp_model(recipe, num_channels, pretrained)
     except _FAILURES as error:
         raise RecipeError(
-            f"model.architecture = '{section.architecture}' with model.encoder = '{section.encoder}' cannot be built: "
-            f"{error}; choose another encoder, depth or option"
+            f"expected a model that can be built, found model.architecture = '{section.architecture}' with "
+            f"model.encoder = '{section.encoder}': {error}; choose another encoder, depth or option"
         ) from error
     if isinstance(parts.encoder, Cnn3d):
         parts.encoder.label = label
@@ -66,11 +66,11 @@ _CNN3D = {
     "pretrained_settings": {},
     "params": {"out_channels": [3, 16, 32, 64, 128, 256]},
 }
-"""How smp's table of encoders says it."""
+"""The entry of cnn3d in smp's table of encoders."""
 
 
 def _smp_model(recipe: Recipe, num_channels: int, pretrained: Path | None) -> Any:
-    """Return smp's model, or of a classifier its encoder, with the pretrained weights."""
+    """Return the smp model with pretrained weights; for a classifier only its encoder."""
     section, encoder = recipe.model, find_encoder(recipe.model.encoder)
     options: dict[str, Any] = dict(section.encoder_options)
     if encoder.fixed and "img_size" in encoder.options and recipe.data.size is not None:
@@ -78,7 +78,7 @@ def _smp_model(recipe: Recipe, num_channels: int, pretrained: Path | None) -> An
         side = padded(section, recipe.data.size)
         options.setdefault("img_size", (rows * side, columns * side))
     from_timm = pretrained is not None and encoder.is_timm
-    if from_timm:  # timm itself maps the names, and adapts the first convolution to the channels
+    if from_timm:  # timm maps the names and adapts the first convolution to the number of channels
         options["pretrained_cfg_overlay"] = {"file": str(pretrained), "hf_hub_id": None}
     weights = True if from_timm else None
     if section.task == "classify":
@@ -104,7 +104,7 @@ def _smp_model(recipe: Recipe, num_channels: int, pretrained: Path | None) -> An
 
 
 def _load_smp_encoder(encoder: nn.Module, section: ModelSection, num_channels: int, path: Path) -> None:
-    """Load weights for three channels, and let smp adapt its first convolution to those that there are."""
+    """Load weights for three channels; smp adapts the first convolution to `num_channels`."""
     like: Any = smp.encoders.get_encoder(section.encoder, depth=section.encoder_depth, weights=None)
     like.load_state_dict(load_file(path))
     like.set_in_channels(num_channels, pretrained=True)
@@ -112,7 +112,7 @@ def _load_smp_encoder(encoder: nn.Module, section: ModelSection, num_channels: i
 
 
 def _aux_channels(section: ModelSection) -> list[int]:
-    """Return the channels of the decoder levels below the last one that get a mask, from fine to coarse."""
+    """Return the channels of the coarser decoder levels with deep supervision, from fine to coarse."""
     if not section.deep_supervision:
         return []
     channels = decoder_channels(section)

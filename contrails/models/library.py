@@ -1,6 +1,6 @@
-"""segmentation-models-pytorch and timm, without the wandb that timm would import with them.
+"""Imports segmentation-models-pytorch and timm without wandb, which timm would import too.
 
-It takes 1.4 s, and training must not depend on it.
+That import takes 1.4 s, and training must not depend on wandb.
 """
 
 import sys

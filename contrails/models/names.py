@@ -1,7 +1,7 @@
-"""What models there are and what goes together, without importing torch: a login node refuses what cannot work.
+"""The known models and their valid combinations, checked without torch, so that a login node can refuse the others.
 
-`known.json` holds the names and keywords of the tested versions of smp and timm; `scripts/model_names.py` writes it,
-and has built and run every encoder in it.
+`known.json` holds the names and keywords of the tested versions of smp and timm. `scripts/model_names.py` writes it
+after building and running every encoder.
 """
 
 import json
@@ -17,26 +17,32 @@ from contrails.recipe.recipe import Recipe
 KNOWN = Path(__file__).with_name("known.json")
 
 _KIN = {"coat": ["mit_b2", "tu-pvt_v2_b2"], "xcit": ["tu-davit_tiny"], "volo": ["tu-davit_tiny"]}
-"""What comes nearest to families without features, where their names say nothing."""
+"""Encoders to suggest instead of families that offer no features; near names would not help there."""
 
 _PARTS = ("encoder", "merge", "decoder", "segmentation_head", "more_heads", "aux_heads", "classifier", "share")
-"""What a network consists of; see `contrails.models.network`."""
+"""Top-level modules of a network; see `contrails.models.network`."""
 
 _SIZED = ("img_size", "dynamic_img_size", "strict_img_size")
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """What is known of an encoder.
+    """The measured properties of an encoder.
 
-    `stride` is that of its finest feature, None where all have the same (a plain vision transformer, for DPT alone,
-    with patches of `patch_px`); `fixed` encoders are built for one size of picture, `only_px` where no option says it;
-    others take what is not smaller than `smallest_px`. One record trains where the last feature's side is at least
-    `alone_px`, nowhere with None. `dilates` says whether its stride can be lowered, `stem` whether its first
-    convolution can do without one; `relu` is "last" where a ReLU made each feature, "pooled" where some were pooled
-    after it, None where they have signs.
-    `not_with` are the architectures that cannot take its features. `pretrained` are the names of its weights, the
-    default first.
+    Attributes:
+        name: its name in a recipe.
+        options: allowed keyword arguments, with their types or choices.
+        pretrained: names of its weights, the default first.
+        dilates: whether its output stride can be lowered.
+        stride: stride of its finest feature; None if all features have one size (plain vision transformers, for DPT).
+        fixed: whether it is built for a single image size.
+        smallest_px: smallest side of the input of an encoder that is not fixed, in pixels.
+        only_px: side of the input of a fixed encoder without an option for it, in pixels.
+        patch_px: side of the patches of a vision transformer, in pixels.
+        alone_px: smallest side of its last feature with which a batch of one record can train; None: never.
+        stem: whether the stride of its first convolution can be removed.
+        relu: "last" if each feature ends with a ReLU, "pooled" if some are pooled after it, None if they have signs.
+        not_with: architectures that cannot use its features.
     """
 
     name: str
@@ -69,7 +75,7 @@ def require_known(recipe: Recipe) -> None:
     """Check the names, options and combinations of a recipe's model.
 
     Raises:
-        RecipeError: something does not exist or cannot go together; near names are listed.
+        RecipeError: an unknown name or an invalid combination; near names are listed.
     """
     section = recipe.model
     encoder = find_encoder(section.encoder)
@@ -82,35 +88,40 @@ def require_known(recipe: Recipe) -> None:
         _require_pair(section, name, encoder)
         _require_decoder(section, name)
     elif encoder.stride is None:
-        raise RecipeError(f"model.encoder = '{section.encoder}' goes with DPT alone; choose another for a classifier")
+        raise RecipeError(f"model.encoder = '{section.encoder}' works only with DPT; choose another for a classifier")
     _require_stem(section, encoder)
     _require_size(recipe, encoder)
     for part in recipe.train.freeze:
         if part.partition(".")[0] not in _PARTS:
-            raise RecipeError(f"train.freeze.{part}: {choices(part, _PARTS)}, or a part of one of them")
+            raise RecipeError(f"train.freeze.{part}: {choices(part, _PARTS)}, or a module inside one of them")
 
 
 def require_useful(recipe: Recipe) -> None:
-    """Check what would train but not as it was meant: keys of a model without effect.
+    """Check that the model's keys have an effect.
 
     Raises:
-        RecipeError: there is one.
+        RecipeError: a key has none, so that training would not do what was meant.
     """
     section = recipe.model
     asked, has = section.relu_features, find_encoder(section.encoder).relu
     if asked == "add" and has is not None:
         raise RecipeError(
-            f"model.relu_features = 'add': the features of {section.encoder} have passed a ReLU; leave the key out"
+            f"model.relu_features = 'add': expected features without a ReLU, {section.encoder} has one; leave "
+            "the key out"
         )
     if asked == "remove" and has != "last":
         raise RecipeError(
-            f"model.relu_features = 'remove': the features of {section.encoder} do not end with a ReLU; leave the key "
-            "out, or choose an encoder such as resnet34"
+            f"model.relu_features = 'remove': expected features that end with a ReLU, those of {section.encoder} do "
+            "not; leave the key out, or choose an encoder such as resnet34"
         )
 
 
 def find_architecture(name: str) -> tuple[str, dict[str, Any]]:
-    """Return an architecture's name as smp writes it, and what is known of it."""
+    """Return the name of an architecture in smp's spelling, and its entry in `known.json`.
+
+    Raises:
+        RecipeError: there is no such architecture.
+    """
     table = known()["architectures"]
     for known_name, entry in table.items():
         if known_name.lower() == name.lower():
@@ -120,10 +131,10 @@ def find_architecture(name: str) -> tuple[str, dict[str, Any]]:
 
 @cache
 def find_encoder(name: str) -> Encoder:
-    """Return what is known of an encoder, a timm one with or without the tag of its weights.
+    """Return the properties of an encoder; the name of a timm encoder can have the tag of its weights.
 
     Raises:
-        RecipeError: there is none of that name, or it offers no features.
+        RecipeError: there is no such encoder, or it offers no features.
     """
     tables = known()
     if name == "cnn3d":
@@ -137,15 +148,15 @@ def find_encoder(name: str) -> Encoder:
         entry = tables["timm"][base]
         if tag and tag not in entry["pretrained"]:
             raise RecipeError(
-                f"model.encoder = '{name}': no weights '{tag}' of {base}; {choices(tag, entry['pretrained'])}"
+                f"model.encoder = '{name}': {base} has no weights '{tag}'; {choices(tag, entry['pretrained'])}"
             )
         weights = (tag,) if tag else tuple(entry["pretrained"])
         options = tables["classes"][entry["class"]]
         return Encoder(name, options, weights, entry["dilates"], entry["stride"], entry["fixed"], **_measured(entry))
     timm = [f"tu-{other}" for other in tables["timm"]]
     if base in tables["without_features"]:
-        kin = [other for family, others in _KIN.items() if base.startswith(family) for other in others]
-        instead = f"the nearest that works: {', '.join(kin)}" if kin else nearest(f"tu-{base}", timm)
+        kin = next((others for family, others in _KIN.items() if base.startswith(family)), [])
+        instead = f"similar encoders: {', '.join(kin)}" if kin else nearest(f"tu-{base}", timm)
         raise RecipeError(f"model.encoder = '{name}' offers no features that a decoder could use; {instead}")
     raise RecipeError(
         f"model.encoder = '{name}': {nearest(name, [*tables['encoders'], *timm])} (an encoder of "
@@ -159,19 +170,19 @@ def _measured(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def decoder_channels(section: ModelSection) -> tuple[int, ...] | int | None:
-    """Return `decoder_channels` as the architecture takes them, None where smp's own are to stay.
+    """Return `decoder_channels` in the form of the architecture, or None for the default of smp.
 
     Raises:
-        RecipeError: it takes none, or another number of them.
+        RecipeError: the architecture has no such key, or takes another number of them.
     """
     name, entry = find_architecture(section.architecture)
     given, depth = section.decoder_channels, section.encoder_depth
-    expected = {"stages": f"one for each of the {depth} stages of encoder_depth", "one": "a single one"}
+    expected = {"stages": f"one per stage (encoder_depth = {depth})", "one": "a single one"}
     if entry["channels"] is None:
         own = [key for key in entry["options"] if "channels" in key]
         if given:
             raise RecipeError(
-                f"model.decoder_channels = {list(given)}: {name} takes none; leave them out"
+                f"model.decoder_channels = {list(given)}: {name} has no such option; leave the key out"
                 + (f", or set model.decoder_options.{own[0]}" if own else "")
             )
         return None
@@ -179,7 +190,7 @@ def decoder_channels(section: ModelSection) -> tuple[int, ...] | int | None:
         return tuple(256 >> stage for stage in range(depth)) if entry["channels"] == "stages" else None
     if len(given) != (depth if entry["channels"] == "stages" else 1):
         raise RecipeError(
-            f"model.decoder_channels has {len(given)} entries, expected {expected[entry['channels']]} ({name})"
+            f"model.decoder_channels: expected {expected[entry['channels']]} ({name}), found {len(given)} entries"
         )
     return given if entry["channels"] == "stages" else given[0]
 
@@ -187,7 +198,7 @@ def decoder_channels(section: ModelSection) -> tuple[int, ...] | int | None:
 def _require_options(key: str, given: Options, allowed: dict[str, Any], owner: str) -> None:
     for name, value in given.items():
         if name not in allowed:
-            what = choices(name, allowed) if allowed else f"it takes none{_twin(owner)}"
+            what = choices(name, allowed) if allowed else f"it has no options{_twin(owner)}"
             raise RecipeError(f"{key}.{name}: {owner} has no such option; {what}")
         expected = allowed[name]
         if isinstance(expected, list):
@@ -207,43 +218,44 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def _is_a(value: object, expected: str) -> bool:
-    # a bool is an int to Python, not to a reader
+    # in Python a bool is an int too
     return isinstance(value, _TYPES[expected][0]) and (expected == "bool" or not isinstance(value, bool))
 
 
 def _twin(encoder: str) -> str:
-    return f"; tu-{encoder} does" if encoder in known()["timm"] else ""
+    return f"; tu-{encoder} has" if encoder in known()["timm"] else ""
 
 
 def _require_pretrained(recipe: Recipe, encoder: Encoder) -> None:
     section = recipe.model
     if section.encoder_norm == "frozen" and section.pretrained is None and recipe.init.run is None:
-        raise RecipeError("model.encoder_norm = 'frozen' needs weights to keep: set model.pretrained, or init.run")
+        raise RecipeError("model.encoder_norm = 'frozen' needs pretrained weights; set model.pretrained or init.run")
     names = ("default", *encoder.pretrained) if encoder.pretrained else ()
     if section.pretrained is not None and not is_file(section.pretrained) and section.pretrained not in names:
         what = choices(section.pretrained, names) if names else "it has none"
         raise RecipeError(
-            f"model.pretrained = '{section.pretrained}': {section.encoder}: {what}; or give the path of a file"
+            f"model.pretrained = '{section.pretrained}': expected weights of {section.encoder}: {what}; or give the "
+            "path of a file"
         )
 
 
 def is_file(pretrained: str) -> bool:
-    """Return whether `model.pretrained` is a path instead of the name of a set of weights."""
+    """Return whether `model.pretrained` is a path and not the name of weights."""
     return "/" in pretrained or pretrained.endswith(".safetensors")
 
 
 def _require_pair(section: ModelSection, name: str, encoder: Encoder) -> None:
-    """Check that an architecture's decoder takes an encoder's features."""
+    """Check that the decoder of an architecture can use the features of an encoder."""
     depth, wrong = section.encoder_depth, None
     if name == "DPT":
         if not encoder.is_timm or depth != 4:
-            wrong = "DPT takes timm encoders with encoder_depth = 4"
+            wrong = "DPT needs a timm encoder and encoder_depth = 4"
         elif name in encoder.not_with:
             wrong = "its features have several sizes; choose one like tu-vit_base_patch16_224"
     elif encoder.stride is None:
-        wrong = "its features all have one size; it goes with DPT alone"
+        wrong = "its features all have one size, so it works only with DPT"
     elif name in encoder.not_with:
-        wrong = "smp has no such pair; choose Unet or FPN"
+        wrong = "smp does not support this combination; choose Unet or FPN"
     elif name == "FPN" and encoder.stride == 4 and depth < 5:
         wrong = "an encoder whose features begin at stride 4 needs encoder_depth = 5"
     elif name == "FPN" and section.stem_stride == 1 and depth < 4:
@@ -256,10 +268,10 @@ def _require_pair(section: ModelSection, name: str, encoder: Encoder) -> None:
 
 
 def _require_stem(section: ModelSection, encoder: Encoder) -> None:
-    """Check that an encoder's first convolution can do without its stride."""
+    """Check that the stride of an encoder's first convolution can be changed."""
     if section.stem_stride is None or encoder.stem:
         return
-    what = f"the features of {encoder.name} are not twice as large without the stride of its first convolution"
+    what = f"the features of {encoder.name} do not depend on the stride of its first convolution alone"
     if encoder.stride != 2:
         what = f"needs an encoder whose features begin at stride 2; those of {encoder.name} begin at {encoder.stride}"
     raise RecipeError(
@@ -268,7 +280,7 @@ def _require_stem(section: ModelSection, encoder: Encoder) -> None:
 
 
 def output_stride(section: ModelSection, name: str) -> int:
-    """Return the stride of the coarsest feature that an architecture asks an encoder for."""
+    """Return the stride of the coarsest feature that an architecture requests from its encoder."""
     default = {"DeepLabV3": 8, "DeepLabV3Plus": 16, "PAN": 16}.get(name, 32)
     stride = section.decoder_options.get("encoder_output_stride", default)
     assert isinstance(stride, int)
@@ -281,7 +293,7 @@ _SMALLEST_SCSE = 16
 
 
 def _require_decoder(section: ModelSection, name: str) -> None:
-    """Check the keys that change what only some decoders have."""
+    """Check the keys that only some decoders support."""
     merge, channels = section.temporal.merge, decoder_channels(section)
     bilinear = section.decoder_options.get("decoder_interpolation") == "bilinear"
     no_corners = name in _WITHOUT_CORNERS or (name == "Unet" and not bilinear)
@@ -292,8 +304,8 @@ def _require_decoder(section: ModelSection, name: str) -> None:
         f"deep_supervision: {of_unets}": section.deep_supervision > 0 and name not in _UNETS,
         "align_corners: expected a Unet with decoder_options.decoder_interpolation = 'bilinear', or an architecture "
         f"whose head upsamples, such as FPN; found {name}": section.align_corners is not None and no_corners,
-        "temporal.merge: DPT takes panels or channels": name == "DPT" and merge not in ("channels", "panels"),
-        f"decoder_channels: scse needs at least {_SMALLEST_SCSE} everywhere": squeezed
+        "temporal.merge: DPT needs panels or channels": name == "DPT" and merge not in ("channels", "panels"),
+        f"decoder_channels: scse needs at least {_SMALLEST_SCSE} at every stage": squeezed
         and section.decoder_options.get("decoder_attention_type") == "scse",
     }
     for problem, found in problems.items():
@@ -302,9 +314,9 @@ def _require_decoder(section: ModelSection, name: str) -> None:
 
 
 def _require_size(recipe: Recipe, encoder: Encoder) -> None:
-    """Check that an encoder for one size of picture is told which."""
+    """Check that the recipe sets the input size of an encoder for a single image size."""
     if encoder.fixed and recipe.data.size is None and not set(_SIZED) & set(recipe.model.encoder_options):
         raise RecipeError(
-            f"model.encoder = '{encoder.name}' is built for pictures of one size; set data.size"
-            f"{'' if encoder.only_px is None else f' = {encoder.only_px}'}, to which records are enlarged"
+            f"model.encoder = '{encoder.name}' is built for one image size; set data.size"
+            f"{'' if encoder.only_px is None else f' = {encoder.only_px}'}, to which records are resized"
         )

@@ -1,4 +1,4 @@
-"""A network: encoder, merge of frames, decoder, and the heads that answer."""
+"""A network: encoder, merge of frames, decoder and heads."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -16,12 +16,12 @@ from contrails.recipe.model import ModelSection
 
 
 class Network(nn.Module):
-    """The parts of an smp model with heads of our own, and what merges frames between encoder and decoder.
+    """The modules of an smp model with further heads, and a merge of frames between encoder and decoder.
 
-    `parts` is the smp model; of a classifier only its encoder counts. The parts keep the names that smp gives them, so
-    that weights carry over from recipe to recipe. `aux_channels` are those of the decoder levels that get a mask
-    of their own, from fine to coarse. With `gate` the mask was learnt on records with a contrail alone, and outside of
-    training it is multiplied by the probability that there is one.
+    `parts` is the smp model; for a classifier only its encoder is used. The modules keep their names in smp, so that
+    weights can be loaded into models of other recipes. `aux_channels` are the channels of the decoder levels with deep
+    supervision, from fine to coarse. With `gate` the mask is trained only on records with a contrail, so outside of
+    training it is multiplied by the probability of the classifier that there is one.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Network(nn.Module):
                     module.reset_parameters()
 
     def forward(self, inputs: torch.Tensor) -> Outputs:
-        """Return logits at the network's own size.
+        """Return logits at the size of the inputs.
 
         Shape:
-            inputs (B, C, H, W), or (B, T, C, H, W) with frames apart.
+            inputs (B, C, H, W), or (B, T, C, H, W) with frames as an axis.
         """
         size = inputs.shape[-2:]
         features, *others = self._encoded(inputs)
@@ -76,7 +76,7 @@ class Network(nn.Module):
         return Outputs(mean, classes, share, masks if len(masks) > 1 else (), aux)
 
     def _encoded(self, inputs: torch.Tensor) -> Sequence[Any]:
-        """Return the labelled frame's features, fine to coarse, and what else DPT's decoder takes (its tokens)."""
+        """Return the features of the labelled frame, from fine to coarse, and the tokens for the decoder of DPT."""
         encoded: Any = self.encoder(inputs if self.merge is None else inputs.flatten(0, 1))
         features, others = (encoded[0], encoded[1:]) if isinstance(encoded, tuple) else (encoded, ())
         if self.before_relu is not None:
@@ -88,7 +88,7 @@ class Network(nn.Module):
         return features, *others
 
     def start_at(self, pixels: float, records: float) -> None:
-        """Set the heads' biases so that training starts at these rates of positive pixels and records."""
+        """Set the biases of the heads to the logits of these rates of positive pixels and records."""
         masks = [head for head in (self.segmentation_head, *self.more_heads, *self.aux_heads) if head is not None]
         with torch.no_grad():
             for head, rate in (*((mask, pixels) for mask in masks), (self.classifier, records), (self.share, pixels)):
@@ -99,16 +99,16 @@ class Network(nn.Module):
 
 
 def decoder_levels(decoder: nn.Module) -> list[nn.Module]:
-    """Return the blocks of a U-Net's decoder before its last one, from fine to coarse."""
+    """Return the blocks of a U-Net's decoder except the last one, from fine to coarse."""
     blocks: Any = getattr(decoder, "blocks", ())
-    if isinstance(blocks, nn.ModuleDict):  # UNet++ calls its main chain x_0_0, x_0_1, ...
+    if isinstance(blocks, nn.ModuleDict):  # in UNet++ the main chain is x_0_0, x_0_1, ...
         blocks = [blocks[name] for name in sorted(blocks) if name.startswith("x_0_")]
     return list(blocks)[-2::-1]
 
 
 @contextmanager
 def _outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """Collect what modules return meanwhile, in the order in which they run."""
+    """Yield a list that collects the outputs of modules during the body, in the order in which they run."""
     outputs: list[torch.Tensor] = []
     with ExitStack() as stack:
         for module in modules:
@@ -125,14 +125,14 @@ def _logit(logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
 
 
 def _both(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Return the logit of the product of two probabilities that are given as logits."""
+    """Return the logit of the product of two probabilities given as logits."""
     log_product = functional.logsigmoid(first.float()) + functional.logsigmoid(second.float())
-    # log(1 - p q), with a bound where the product is 1 to float32
+    # log(1 - p q) in a stable form; clamped, because the product can round to 1 in float32
     return log_product - torch.log(-torch.expm1(log_product.clamp(max=-1e-7)))
 
 
 def _mask_head(head: nn.Module, section: ModelSection) -> nn.Module:
-    """Return a head like smp's; with `head_channels` it upsamples first, and convolves once more at the full size."""
+    """Return a copy of smp's head; with `head_channels`, one that upsamples and then has two convolutions."""
     head = copy.deepcopy(head)
     if not section.head_channels:
         return head
@@ -148,5 +148,5 @@ def _mask_head(head: nn.Module, section: ModelSection) -> nn.Module:
 
 
 def _record_head(width: int, dropout: float) -> nn.Module:
-    """Return a head on the coarsest feature: one logit a record, (B, 1)."""
+    """Return a head on the coarsest feature with one logit per record, (B, 1)."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(width, 1))

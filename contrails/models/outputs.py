@@ -1,4 +1,4 @@
-"""What every network answers with."""
+"""The outputs of every network."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ import torch
 
 
 class Outputs(NamedTuple):
-    """Logits, float32; what a recipe does not ask for is None or empty.
+    """Logits, float32; outputs of heads that the model does not have are None or empty.
 
     Shape:
-        mask (B, H, W): the one that counts, at the label's size; with several heads their mean.
+        mask (B, H, W): the mask at the size of the label; with several heads their mean.
         classes (B,): whether the record has a contrail.
-        share (B,): of the share of the field that is covered.
-        heads: each head's own mask (B, H, W), where there are several.
-        aux: masks (B, H, W) of coarser decoder levels, from fine to coarse, in training mode only.
+        share (B,): the covered fraction of the record.
+        heads: the mask (B, H, W) of each head, if there are several.
+        aux: the masks (B, H, W) of coarser decoder levels, from fine to coarse; only in training mode.
     """
 
     mask: torch.Tensor

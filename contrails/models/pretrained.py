@@ -1,8 +1,8 @@
-"""Pretrained weights of encoders: a folder that a machine with internet fills, and that jobs only read.
+"""Pretrained encoder weights: a folder that is filled on a machine with internet access and only read by jobs.
 
-One safetensors file an encoder and set of weights, as timm's and smp's hubs offer them, in `$CONTRAILS_WEIGHTS` or
-`~/.cache/contrails/weights`. A run names its file with the SHA-256 that it had when the run was made. Torch is not
-needed to find one.
+The folder is `$CONTRAILS_WEIGHTS` or `~/.cache/contrails/weights`, with one safetensors file per encoder and weights
+name, as downloaded from the Hugging Face hub. A run stores the SHA-256 of its file at creation. Finding a file does not
+need torch.
 """
 
 import logging
@@ -19,27 +19,27 @@ from contrails.user import home
 
 
 def weights_folder() -> Path:
-    """Return where fetched weights lie."""
+    """Return the folder of downloaded weights."""
     return Path(os.environ.get("CONTRAILS_WEIGHTS") or home() / ".cache" / "contrails" / "weights")
 
 
 def find_pretrained(recipe: Recipe) -> WeightsFile | None:
-    """Return the file that a recipe's encoder starts from, with its digest; None where it starts from random weights.
+    """Return the file of a recipe's pretrained weights with its digest, or None for random weights.
 
     Raises:
-        DataError: there is no such file; the message says which command makes it, and where.
+        DataError: there is no such file; the message has the command that downloads it.
     """
     section = recipe.model
     if section.pretrained is None:
         return None
     if is_file(section.pretrained):
-        # unlike that of Path, it leaves the name of an unknown user as it is
+        # unlike Path.expanduser, it does not raise for an unknown user
         path = Path(os.path.expanduser(section.pretrained)).absolute()  # noqa: PTH111
         remedy = "give the path of a safetensors file"
     else:
         path = weights_path(section.encoder, section.pretrained)
         asked = section.encoder if section.pretrained == "default" else f"{section.encoder} --set {section.pretrained}"
-        remedy = f"run `contrails weights fetch {asked}` where there is internet, such as on a login node"
+        remedy = f"run `contrails weights fetch {asked}` on a machine with internet access, such as a login node"
     if not path.is_file():
         raise DataError(
             f"model.pretrained = '{section.pretrained}': expected {path}, found no such file; {remedy}, "
@@ -49,17 +49,17 @@ def find_pretrained(recipe: Recipe) -> WeightsFile | None:
 
 
 def weights_path(encoder: str, name: str) -> Path:
-    """Return where the set `name` of an encoder's weights lies, whether or not it was fetched."""
+    """Return the path of the weights `name` of an encoder, whether or not they were downloaded."""
     known = find_encoder(encoder)
     chosen = known.pretrained[0] if name == "default" else name
     return weights_folder() / f"{encoder.partition('.')[0]}.{chosen}.safetensors"
 
 
 def fetch(encoder: str, name: str) -> Path:
-    """Download a set of an encoder's weights, complete or not at all; nothing is done for what is there.
+    """Download the weights `name` of an encoder atomically, unless the file exists; return its path.
 
     Raises:
-        DataError: the hub does not answer, or does not have it.
+        DataError: the hub does not answer, or does not have the weights.
     """
     path = weights_path(encoder, name)
     if path.is_file():
@@ -68,7 +68,7 @@ def fetch(encoder: str, name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import logging as hub_logging
 
-    hub_logging.set_verbosity(logging.ERROR)  # nothing about each time that it tries again
+    hub_logging.set_verbosity(logging.ERROR)  # no warning for each retry
     repository, revision = _repository(encoder, path.name.split(".", 1)[1].removesuffix(".safetensors"))
     with storage(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,14 +78,14 @@ def fetch(encoder: str, name: str) -> Path:
         except (OSError, HfHubHTTPError) as error:
             raise DataError(
                 f"{encoder}: expected its weights at {repository} of the Hugging Face hub, found "
-                f"{type(error).__name__}: {error}; try again where there is internet, or copy the file to {path}"
+                f"{type(error).__name__}: {error}; try again with internet access, or copy the file to {path}"
             ) from error
         Path(made).replace(path)
     return path
 
 
 def _repository(encoder: str, name: str) -> tuple[str, str | None]:
-    """Return the repository and the revision of a set of weights."""
+    """Return the repository and the revision of weights on the hub."""
     from contrails.models.library import smp, timm
 
     if not encoder.startswith("tu-"):

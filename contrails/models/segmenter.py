@@ -1,4 +1,4 @@
-"""What stands around a network: frames as panels, the size that it works at, and the size of the label."""
+"""The wrapper of a network: resizing, padding and panels of the input, and the inverse on the output."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,24 +13,24 @@ from contrails.models.temporal import as_panels, panel_offset
 
 
 class Segmenter(nn.Module):
-    """A network whose input is enlarged to `size` and padded to a `multiple`, both undone in its output.
+    """A network whose input is resized to `size` and padded to a `multiple`; the output is resized back.
 
-    With `panel`, frames are laid out as panels of one picture, and the answer is read from the panel of that number.
+    With `panel`, frames are arranged as panels of one image, and the output is that of the panel with this number.
     """
 
     model: Any
-    """A `contrails.models.network.Network`, or what answers as one."""
+    """A `contrails.models.network.Network`, or a module with the same interface."""
 
     def __init__(self, model: nn.Module, size: int | None, multiple: int, panel: int | None = None) -> None:
         super().__init__()
         self.model, self.size, self.multiple, self.panel = model, size, multiple, panel
 
     def forward(self, inputs: torch.Tensor, scale: float = 1.0) -> Outputs:
-        """Return logits; `scale` multiplies the sides that the network sees.
+        """Return logits; `scale` multiplies the sides of the network's input.
 
         Shape:
-            inputs (B, C, H, W), or (B, T, C, H, W) with frames apart; masks come at the label's size (H, W), to which
-            they are resized before any loss.
+            inputs (B, C, H, W), or (B, T, C, H, W) with frames as an axis; masks have the size of the label (H, W), to
+            which they are resized before any loss.
         """
         with deterministic_resizing(inputs):
             return self._resized(inputs, scale)
@@ -60,7 +60,7 @@ class Segmenter(nn.Module):
         return _finished(self.model(seen), undone)
 
     def channels_last(self) -> "Segmenter":
-        """Lay out the weights of 2D layers, and with them what those return, with channels last; return itself."""
+        """Convert the weights of 2D layers, and thereby their outputs, to channels-last; return self."""
         for weights in self.parameters():
             if weights.ndim == 4:
                 weights.data = weights.data.contiguous(memory_format=torch.channels_last)

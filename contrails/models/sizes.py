@@ -1,4 +1,4 @@
-"""Which sizes of records a recipe's network takes, by the tables of `contrails.models.names`; torch is not needed."""
+"""Checks of the record sizes that a recipe's network accepts, from the tables of `contrails.models.names`."""
 
 import math
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from contrails.recipe.recipe import Recipe
 
 
 def require_size(recipe: Recipe, height: int, width: int) -> None:
-    """Check that a model takes records of a size, their windows, and pieces of so few of them.
+    """Check that a model accepts records of a size, their windows, and the number of records in a piece.
 
     Raises:
-        RecipeError: it does not; the message says which size it takes.
+        RecipeError: it does not; the message says which size it accepts.
     """
     section, encoder = recipe.model, find_encoder(recipe.model.encoder)
     for seen in {_seen(recipe, height, width), _seen_in_training(recipe, height, width)}:
@@ -24,17 +24,17 @@ def require_size(recipe: Recipe, height: int, width: int) -> None:
 
 
 def require_piece(recipe: Recipe, height: int, width: int, num_ranks: int = 1, step: int | None = None) -> None:
-    """Check that batch norm sees more than one value a channel in the smallest piece of a step.
+    """Check that batch norm gets more than one value per channel in the smallest piece of a step.
 
     Args:
-        recipe: of the model.
-        height: of the records, in pixels.
-        width: of the records, in pixels.
-        num_ranks: that share a step.
-        step: records of the smallest step, where that is not `train.batch_size`.
+        recipe: the recipe.
+        height: height of the records, in pixels.
+        width: width of the records, in pixels.
+        num_ranks: number of ranks that share a step.
+        step: records of the smallest step, if not `train.batch_size`.
 
     Raises:
-        RecipeError: it sees a single one; the message says what helps.
+        RecipeError: it gets a single value; the message says what to change.
     """
     train = recipe.train
     if (train.batch_size if step is None else step) // (train.accumulate * num_ranks) > 1:
@@ -50,16 +50,15 @@ def require_piece(recipe: Recipe, height: int, width: int, num_ranks: int = 1, s
             found += f" and train.drop_last = {str(train.drop_last).lower()}, which make a step of {step}"
         of_size = "" if alone_px is None else f" of {seen[0]} x {seen[1]} pixels"
         raise RecipeError(
-            f"{what} has batch norm on one value a record{of_size}, and needs 2 records in a piece, found {found}; "
-            f"change one of these, or set {key} = 'group'"
+            f"{what} has batch norm on one value per record{of_size}: expected at least 2 records in a piece, found "
+            f"{found}; change one of these, or set {key} = 'group'"
         )
 
 
 def _batch_norms(recipe: Recipe) -> Iterator[tuple[str, int | None, str]]:
-    """Yield the parts of a network with batch norm, and what each asks for.
+    """Yield the modules with batch norm: their name, the smallest side to train with one record, and a key.
 
-    That is the smallest side of the coarsest feature with which one record trains (None: no side is enough), and the
-    key that replaces the norms.
+    The side is that of the coarsest feature (None: no side is enough). The key is the one that replaces the norms.
     """
     section, encoder = recipe.model, find_encoder(recipe.model.encoder)
     epochs = recipe.train.epochs
@@ -79,20 +78,20 @@ def _batch_norms(recipe: Recipe) -> Iterator[tuple[str, int | None, str]]:
 
 
 def padded(section: ModelSection, side: int) -> int:
-    """Return the side in pixels that a network sees of a record or an enlarged one: the next multiple of its stride."""
+    """Return a side after padding to the next multiple of the network's stride, in pixels."""
     of_dpt = 32 if section.architecture.lower() == "dpt" else 1
     multiple = math.lcm(2**section.encoder_depth, find_encoder(section.encoder).patch_px or of_dpt)
     return -(-side // multiple) * multiple
 
 
 def panel_grid(num_frames: int) -> tuple[int, int]:
-    """Return the rows and columns that frames are laid out in, as nearly square as their number can be divided."""
+    """Return the rows and columns of the panels of frames, as nearly square as their number allows."""
     rows = max(rows for rows in range(1, math.isqrt(num_frames) + 1) if num_frames % rows == 0)
     return rows, num_frames // rows
 
 
 def _seen(recipe: Recipe, height: int, width: int) -> tuple[int, int]:
-    """Return the size of the picture that an encoder sees of a record or a window of it."""
+    """Return the size of the encoder's input for a record or window of a size."""
     section = recipe.model
     height, width = (height, width) if recipe.data.size is None else (recipe.data.size,) * 2
     rows, columns = panel_grid(len(recipe.data.frames)) if section.temporal.merge == "panels" else (1, 1)
@@ -104,7 +103,7 @@ def _seen_in_training(recipe: Recipe, height: int, width: int) -> tuple[int, int
 
 
 def _coarsest_stride(section: ModelSection) -> int:
-    """Return the stride of the coarsest feature that a network works with."""
+    """Return the stride of the coarsest feature that a network uses."""
     stride: int = 2**section.encoder_depth
     if section.task == "segment":
         stride = min(stride, output_stride(section, find_architecture(section.architecture)[0]))
@@ -118,14 +117,14 @@ def _require_side_of_encoder(recipe: Recipe, encoder: Encoder, seen: tuple[int, 
     what = f"model.encoder = '{encoder.name}'"
     if encoder.fixed and only != (None, None) and not flexible and seen != only:
         raise RecipeError(
-            f"{what} takes pictures of {only[0]} x {only[1]} pixels alone, and would see {seen[0]} x {seen[1]}; "
+            f"{what}: expected images of {only[0]} x {only[1]} pixels, found {seen[0]} x {seen[1]}; "
             + ("leave model.encoder_options.img_size out" if given is not None else f"set data.size = {only[0]}")
             + ", or choose another encoder"
         )
     if min(seen) < encoder.smallest_px:
         raise RecipeError(
-            f"{what} takes pictures of at least {encoder.smallest_px} pixels a side, and would see {seen[0]} x "
-            f"{seen[1]}; set data.size = {encoder.smallest_px}, or choose another encoder"
+            f"{what}: expected images of at least {encoder.smallest_px} pixels per side, found {seen[0]} x {seen[1]}; "
+            f"set data.size = {encoder.smallest_px}, or choose another encoder"
         )
 
 
@@ -134,7 +133,7 @@ def _require_side_of_decoder(section: ModelSection, seen: tuple[int, int]) -> No
     smallest = entry["coarsest_px"] * _coarsest_stride(section)
     if min(seen) < smallest:
         raise RecipeError(
-            f"model.architecture = '{name}' takes pictures of at least {smallest} pixels a side with "
-            f"model.encoder = '{section.encoder}', and would see {seen[0]} x {seen[1]}; set data.size = {smallest}, or "
-            "choose another architecture"
+            f"model.architecture = '{name}' with model.encoder = '{section.encoder}': expected images of at least "
+            f"{smallest} pixels per side, found {seen[0]} x {seen[1]}; set data.size = {smallest}, or choose another "
+            "architecture"
         )

@@ -1,4 +1,4 @@
-"""How large a network is: a table of its layers, parameters, multiply-adds, and the memory of a training step."""
+"""The size of a network: a table of its layers, parameters, multiply-adds, and the memory of a training step."""
 
 import warnings
 from typing import Any
@@ -10,21 +10,21 @@ from contrails.recipe.recipe import Recipe
 
 _DEPTH = 3
 _NAME, _SHAPE, _NUMBER = 44, 20, 14
-"""Widths of the table's columns: 80 in all."""
+"""Widths of the columns of the table, 80 in total with spaces."""
 
 
 def summary(model: nn.Module, input_shape: tuple[int, ...]) -> str:
     """Return a table of a model's layers with the shapes of their outputs and their parameters, 80 columns wide."""
     found = _torchinfo(model, input_shape)
     rows, shown = [("layer", "output", "parameters")], set[int]()
-    for layer in found.summary_list:  # has what runs several times as often
+    for layer in found.summary_list:  # a layer that runs several times is listed several times
         if layer.depth <= _DEPTH and layer.layer_id not in shown:
             shown.add(layer.layer_id)
             name = f"{layer.var_name}: {layer.class_name}" if layer.depth else layer.class_name
             shape = ", ".join(map(str, layer.output_size or ()))
             count = sum(parameter.numel() for parameter in layer.module.parameters())
             rows.append(("  " * layer.depth + name, shape, f"{count:,}" if count else ""))
-    # torchinfo counts layers that run several times as often
+    # not torchinfo's total, which counts layers that run several times more than once
     total = sum(parameter.numel() for parameter in model.parameters())
     lines = [f"{_cut(name, _NAME)} {_cut(shape, _SHAPE)} {number:>{_NUMBER}}" for name, shape, number in rows]
     lines.insert(1, "-" * len(lines[0]))
@@ -36,12 +36,11 @@ def _cut(text: str, width: int) -> str:
 
 
 def size_of(model: nn.Module, recipe: Recipe, record_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return parameters, multiply-adds of a record and bytes of a training step, as far as its tensors tell.
+    """Return the parameters, the multiply-adds per record and the estimated bytes of a training step.
 
-    A model on the device "meta" is counted without its memory and its arithmetic.
-
-    The bytes are those of weights, gradients, the optimiser, averages of weights, and what the forward pass of a piece
-    of a batch keeps for the backward pass; kernels' own workspace comes on top.
+    With a model on the device "meta" this needs neither its memory nor its arithmetic. The bytes are those of weights,
+    gradients, optimiser state, weight averages, and the tensors that the forward pass of a piece keeps for the backward
+    pass, without the workspace of kernels.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     train = recipe.train
@@ -56,23 +55,23 @@ def size_of(model: nn.Module, recipe: Recipe, record_shape: tuple[int, ...]) -> 
 
 
 def _kept_bytes(model: nn.Module, record_shape: tuple[int, ...], precision: str) -> int:
-    """Return the bytes a record that the forward pass keeps for the backward pass, each tensor counted once."""
+    """Return the bytes per record that the forward pass keeps for the backward pass; each tensor counts once."""
     kept: dict[int, int] = {}
-    # the storage itself, as all data of the device "meta" lie at address 0
+    # identified by storage objects, as all data on the device "meta" have address 0
     own = [parameter.untyped_storage() for parameter in model.parameters()]
     numbers = {id(storage) for storage in own}
-    alive = []  # so that no number is used twice
+    alive = []  # keeps the storages alive, so that no id is used twice
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         stored = tensor.untyped_storage()
         if id(stored) not in numbers:
             alive.append(stored)
-            # autocast knows no device "meta": what it would keep in two bytes is counted so
+            # autocast does not support "meta": count two bytes for numbers that it would keep in half precision
             halved = precision != "fp32" and tensor.dtype == torch.float32
             kept[id(stored)] = stored.nbytes() // (2 if halved else 1)
         return tensor
 
-    # batch norm needs two records
+    # two records, as batch norm needs them; halved below
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.train()(torch.zeros(2, *record_shape, device=next(model.parameters()).device))
     return sum(kept.values()) // 2

@@ -1,8 +1,8 @@
-"""Several frames become one: merged features (2.5D), panels of one picture, or a small 3D encoder.
+"""Merging of several frames: merged features (2.5D), panels of one image, or a small 3D encoder.
 
-Frames come in the recipe's order; the labelled one has the position `label` among them. One 2D encoder sees each frame,
-and at the chosen levels its features are merged over time. With the labelled frame's own feature beside, what was
-merged enters with weight zero: training starts as the 2D model whose weights it was given.
+Frames are in the order of the recipe; the labelled frame has the position `label`. To merge features, one 2D encoder
+runs on each frame, and its features are merged over time at the chosen levels. If the labelled frame's own feature is
+concatenated, the merged feature has initial weight zero, so that training starts from the 2D model.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from contrails.recipe.model import TemporalSection
 
 
 class FrameMerge(nn.Module):
-    """Merges the features of frames at some levels; at the others the labelled frame's own stay."""
+    """Merges the features of frames at some levels; at the others the labelled frame's own features are used."""
 
     def __init__(self, section: TemporalSection, channels: Sequence[int], num_frames: int, label: int) -> None:
         super().__init__()
@@ -25,14 +25,14 @@ class FrameMerge(nn.Module):
         self.beside = nn.ModuleDict({str(level): _beside(channels[level]) for level in levels if section.own})
 
     def forward(self, features: Sequence[torch.Tensor], num_frames: int) -> list[torch.Tensor]:
-        """Return one feature a level.
+        """Return one feature per level.
 
         Shape:
-            features (B * T, C, h, w) each, from fine to coarse, to (B, C, h, w).
+            features of (B * T, C, h, w), from fine to coarse, to features of (B, C, h, w).
         """
         merged = []
         for level, feature in enumerate(features):
-            # the records by number, as a level without channels (of a transformer) has no elements to infer it from
+            # B is given, not inferred by -1: a level without channels (of some transformers) has no elements
             frames = feature.reshape(len(feature) // num_frames, num_frames, *feature.shape[1:])
             out, key = frames[:, self.label], str(level)
             if key in self.merges:
@@ -49,7 +49,7 @@ def _merge(section: TemporalSection, channels: int, num_frames: int) -> nn.Modul
 
 
 def _beside(channels: int) -> nn.Module:
-    """Return a 1x1 convolution of two features that begins by passing the first one on."""
+    """Return a 1x1 convolution of two features, initialised to return the first one."""
     conv = nn.Conv2d(2 * channels, channels, 1)
     with torch.no_grad():
         nn.init.dirac_(conv.weight)
@@ -58,7 +58,7 @@ def _beside(channels: int) -> nn.Module:
 
 
 class Conv3dMerge(nn.Sequential):
-    """Conv3d layers of 3 x 3 x 3, the last one over all frames at once, each with norm and ReLU."""
+    """Conv3d layers with 3 x 3 x 3 kernels, the last one over all frames, each with batch norm and ReLU."""
 
     def __init__(self, channels: int, num_frames: int, num_layers: int) -> None:
         layers: list[nn.Module] = []
@@ -79,7 +79,7 @@ class Conv3dMerge(nn.Sequential):
 
 
 class RecurrentMerge(nn.Module):
-    """A ConvGRU (Ballas et al. 2016) or ConvLSTM (Shi et al. 2015) over the frames; its last state is the result."""
+    """A ConvGRU (Ballas et al. 2016) or ConvLSTM (Shi et al. 2015) over the frames, returning its last state."""
 
     def __init__(self, channels: int, *, lstm: bool) -> None:
         super().__init__()
@@ -104,9 +104,9 @@ class RecurrentMerge(nn.Module):
 
 
 class Cnn3d(nn.Module):
-    """A small 3D encoder under smp's interface: stages of two Conv3d that halve the sides and keep all frames.
+    """A small 3D encoder with smp's interface: stages of two Conv3d that halve the sides and keep all frames.
 
-    Its features are those at the labelled frame, which from stage to stage have seen more of the others.
+    It returns the features at the labelled frame, whose receptive field in time grows from stage to stage.
     """
 
     def __init__(self, out_channels: Sequence[int], depth: int = 5, output_stride: int = 32, label: int = 0) -> None:
@@ -117,7 +117,7 @@ class Cnn3d(nn.Module):
         self.set_in_channels(self.out_channels[0])
 
     def set_in_channels(self, in_channels: int, pretrained: bool = False) -> None:
-        """Build the stages for so many channels a frame, as smp asks for after the construction."""
+        """Build the stages for a number of channels per frame; smp calls this after construction."""
         assert not pretrained
         self.out_channels[0] = in_channels
         pairs = zip(self.out_channels, self.out_channels[1:], strict=False)
@@ -127,7 +127,7 @@ class Cnn3d(nn.Module):
         )
 
     def forward(self, frames: torch.Tensor) -> list[torch.Tensor]:
-        """Return the features of (B, T, C, H, W), from fine to coarse, beginning with the frame itself."""
+        """Return the features of frames (B, T, C, H, W), from fine to coarse, beginning with the labelled frame."""
         features = [frames[:, self.label]]
         volume = frames.transpose(1, 2)
         for stage in self.stages:
@@ -145,7 +145,7 @@ def _conv3d(inside: int, outside: int, stride: tuple[int, int, int]) -> list[nn.
 
 
 def as_panels(frames: torch.Tensor) -> torch.Tensor:
-    """Lay frames out as panels of one picture, row by row.
+    """Arrange frames as panels of one image, row by row.
 
     Shape:
         (B, T, C, H, W) to (B, C, rows * H, columns * W).
@@ -155,6 +155,6 @@ def as_panels(frames: torch.Tensor) -> torch.Tensor:
 
 
 def panel_offset(panel: int, frames: torch.Tensor) -> tuple[int, int]:
-    """Return the top and left pixel of a panel in the picture of `as_panels`."""
+    """Return the top and left pixel of a panel in the image of `as_panels`."""
     row, column = divmod(panel, panel_grid(frames.shape[1])[1])
     return row * frames.shape[-2], column * frames.shape[-1]

@@ -1,1 +1,1 @@
-"""A recipe: a table of TOML a file, and what is wrong with one in the project's words."""
+"""Recipes: one module per table of the TOML file, reading, and error messages."""

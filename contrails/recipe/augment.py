@@ -1,6 +1,6 @@
-"""Random changes of training samples in a recipe: a probability each, and how strong they are.
+"""The augmentation in a recipe: a probability and a strength for each kind.
 
-The labels follow; see `contrails.inputs.augment` for what each does.
+Labels are transformed with the images; `contrails.inputs.augment` describes each kind.
 """
 
 from typing import Literal
@@ -11,96 +11,97 @@ from contrails.recipe.base import Section
 
 
 class Kind(Section):
-    """What all kinds have in common."""
+    """Keys that all kinds of augmentation have."""
 
-    probability: float = Field(0.0, ge=0, le=1, description="chance of a sample to be changed so; 0: off")
+    probability: float = Field(0.0, ge=0, le=1, description="probability that a sample is augmented so; 0: off")
 
 
 class AffineSection(Kind):
-    """A rotation, change of size, shear and shift."""
+    """A random rotation, scaling, shear and shift."""
 
-    rotate_deg: float = Field(15.0, ge=0, le=180, description="largest rotation, either way")
-    scale: float = Field(0.1, ge=0, lt=1, description="largest change of size, as a share, either way")
-    shear_deg: float = Field(0.0, ge=0, le=45, description="largest shear, either way")
-    shift: float = Field(0.05, ge=0, le=0.5, description="largest shift, as a share of the side, either way")
+    rotate_deg: float = Field(15.0, ge=0, le=180, description="largest rotation in either direction, in degrees")
+    scale: float = Field(0.1, ge=0, lt=1, description="largest relative change of size, up or down")
+    shear_deg: float = Field(0.0, ge=0, le=45, description="largest shear in either direction, in degrees")
+    shift: float = Field(0.05, ge=0, le=0.5, description="largest shift in either direction, as a fraction of the side")
 
 
 class GridDistortionSection(Kind):
-    """A smooth displacement."""
+    """A random smooth displacement."""
 
-    cells: int = Field(4, ge=2, le=16, description="cells of the grid along a side; its nodes are moved")
-    strength: float = Field(0.2, gt=0, le=0.5, description="largest displacement of a node, as a share of a cell")
+    cells: int = Field(4, ge=2, le=16, description="cells along a side of the grid whose nodes are displaced")
+    strength: float = Field(0.2, gt=0, le=0.5, description="largest displacement of a node, as a fraction of a cell")
 
 
 class ResizedCropSection(Kind):
-    """A window, enlarged to the whole."""
+    """A random window, enlarged to the full size."""
 
-    smallest: float = Field(0.5, gt=0, le=1, description="smallest share of the area that the window has")
-    ratio: float = Field(1.2, ge=1, le=4, description="largest ratio of its sides, either way")
+    smallest: float = Field(0.5, gt=0, le=1, description="smallest area of the window, as a fraction of the sample")
+    ratio: float = Field(1.2, ge=1, le=4, description="largest ratio of the longer to the shorter side of the window")
 
 
 class BrightnessContrastSection(Kind):
-    """Another level and spread of the channels."""
+    """A random change of brightness and contrast."""
 
-    brightness: float = Field(0.1, ge=0, description="largest number added to all channels, either way")
-    contrast: float = Field(0.1, ge=0, lt=1, description="largest change of the spread, as a share, either way")
+    brightness: float = Field(0.1, ge=0, description="largest value added to or subtracted from all channels")
+    contrast: float = Field(0.1, ge=0, lt=1, description="largest relative change of the contrast, up or down")
 
 
 class NoiseSection(Kind):
-    """Noise that multiplies all bands of a pixel with one factor, in their units, before channels are made of them.
+    """Noise that multiplies all bands of a pixel by one factor, before the channels are computed from the bands.
 
-    Differences of bands keep their sign, and an index such as (nir - red) / (nir + red) does not change.
+    It acts on physical units, so differences of bands keep their sign, and an index such as (nir - red) / (nir + red)
+    does not change.
     """
 
     strength: float = Field(0.02, gt=0, lt=1, description="largest standard deviation of the factor around 1")
 
 
 class BlurSection(Kind):
-    """Gaussian blur."""
+    """A Gaussian blur."""
 
     sigma_px: float = Field(1.0, gt=0, le=8, description="largest standard deviation, in pixels")
 
 
 class CutoutSection(Kind):
-    """Rectangles of one value, ignored in the label."""
+    """Rectangles that are set to one value and ignored in the label."""
 
-    holes: int = Field(4, ge=1, le=64, description="rectangles a sample")
-    size: float = Field(0.2, gt=0, le=1, description="their largest side, as a share of the sample's")
+    holes: int = Field(4, ge=1, le=64, description="number of rectangles per sample")
+    size: float = Field(0.2, gt=0, le=1, description="largest side of a rectangle, as a fraction of the sample's side")
 
 
 class MixupSection(Kind):
     """The weighted mean of two samples."""
 
-    alpha: float = Field(0.4, gt=0, description="of the Beta(alpha, alpha) distribution that weights are drawn from")
-    target: Literal["mean", "or"] = Field("mean", description="mixed likewise, or the larger of the two")
+    alpha: float = Field(0.4, gt=0, description="alpha of the Beta(alpha, alpha) distribution of the weight")
+    target: Literal["mean", "or"] = Field("mean", description="label: the weighted mean, or the larger of the two")
 
 
 class CutmixSection(Kind):
-    """A rectangle of another sample."""
+    """A rectangle replaced by that of another sample."""
 
-    alpha: float = Field(1.0, gt=0, description="of the Beta(alpha, alpha) distribution of the rectangle's area")
+    alpha: float = Field(1.0, gt=0, description="alpha of the Beta(alpha, alpha) distribution of the rectangle's area")
 
 
 class MosaicSection(Kind):
-    """Four quarters of four samples."""
+    """One sample put together from quarters of four samples."""
 
 
 class CopyPasteSection(Kind):
-    """Contrails of a positive sample in a negative one."""
+    """Contrails of a positive sample pasted into a negative one."""
 
-    margin_px: int = Field(1, ge=0, le=16, description="pixels around a contrail that come along")
+    margin_px: int = Field(1, ge=0, le=16, description="margin around a contrail that is pasted with it, in pixels")
 
 
 class TimeReversalSection(Kind):
-    """The frames in reversed order."""
+    """The frames in reverse order."""
 
 
 class FrameDropoutSection(Kind):
-    """One frame replaced by its neighbour on the side of the labelled one, which itself stays."""
+    """One frame replaced by its neighbour towards the labelled frame, which is never replaced."""
 
 
 class AugmentSection(Section):
-    """Random changes of a training sample, drawn anew for each."""
+    """Augmentation of training samples, drawn independently for each."""
 
     dihedral: float = Field(1.0, ge=0, le=1, description="probability of a random flip or rotation")
     noise: NoiseSection = NoiseSection()
@@ -119,15 +120,15 @@ class AugmentSection(Section):
 
     @property
     def kinds(self) -> dict[str, Kind]:
-        """The kinds that are switched on besides the dihedral moves, by name, in the order in which they are made."""
+        """The enabled kinds except `dihedral`, by name, in the order in which they are applied."""
         return {name: kind for name, kind in self if isinstance(kind, Kind) and kind.probability}
 
 
 MIXING = ("copy_paste", "mosaic", "cutmix", "mixup")
-"""Kinds that take from other samples of the batch."""
+"""Kinds that combine a sample with others of its batch."""
 
 NUM_DRAWS = 8
-"""Numbers drawn for every sample and kind; the first decides whether the sample gets it."""
+"""Random numbers per sample and kind; the first decides whether the kind is applied to the sample."""
 
 TEMPORAL = ("time_reversal", "frame_dropout")
 """Kinds that need several frames."""

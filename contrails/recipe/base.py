@@ -1,4 +1,4 @@
-"""What every table of a TOML file has in common."""
+"""The base class of every table of a TOML file."""
 
 from typing import Any, Self
 
@@ -6,32 +6,32 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 _LARGEST = 2**53
-"""Up to here a whole number is itself in TOML, JSON and arithmetic alike."""
+"""Largest number up to which every integer is exact in TOML, JSON and float64."""
 
 WORD_FOR_NOTHING = "word_for_nothing"
-"""Type of the error about such a word; it has the name and the value of the key, and what empty means."""
+"""Type of the error about a word such as "none"; its context holds the key, the value and what an empty key means."""
 
 _WORDS_FOR_NOTHING = {"", "false", "no", "none", "null", "off", "random"}
 
 ASKED = {"asked": True}
-"""Context of a validation: somebody asks for these values now. What was frozen earlier is read as it was."""
+"""Validation context of values that a user gives now; frozen values are validated without it."""
 
 
 def is_asked(info: ValidationInfo) -> bool:
-    """Return whether rules that came later than the first runs hold for the values that are validated."""
+    """Return whether the values come from a user now; checks that are younger than old runs apply only then."""
     context: dict[str, Any] | None = info.context
     return context == ASKED
 
 
 class Section(BaseModel):
-    """A table of a TOML file: unknown keys are refused, values cannot change after reading."""
+    """A table of a TOML file; unknown keys are refused, and values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _empty_is_left_out(cls, values: Any, info: ValidationInfo) -> Any:
-        """Refuse words for nothing, which would be looked for as names or files."""
+        """Refuse words such as "none" for keys that can be empty: they would be taken for names or files."""
         for name, value in values.items() if is_asked(info) and isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
             is_word = value is False or (isinstance(value, str) and value.strip().lower() in _WORDS_FOR_NOTHING)
@@ -39,7 +39,7 @@ class Section(BaseModel):
                 _, said, meaning = (field.description or "").rpartition("empty: ")
                 means = f", which means {meaning}" if said else ""
                 raise PydanticCustomError(
-                    WORD_FOR_NOTHING, "there is no word for nothing", {"name": name, "value": value, "means": means}
+                    WORD_FOR_NOTHING, "expected an empty key", {"name": name, "value": value, "means": means}
                 )
         return values
 
@@ -48,5 +48,7 @@ class Section(BaseModel):
         for name, value in self:
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, int) and abs(number) > _LARGEST:
-                    raise ValueError(f"{name} has a number of {len(str(number))} digits, expected at most {_LARGEST}")
+                    raise ValueError(
+                        f"{name}: expected a number of at most {_LARGEST}, found one of {len(str(number))} digits"
+                    )
         return self

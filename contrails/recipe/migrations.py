@@ -1,6 +1,6 @@
-"""Recipes of earlier versions in today's words, for run folders and weights that were made with them.
+"""Migration of recipes that earlier versions have frozen in run folders and weights files.
 
-What somebody asks for now is not migrated: an old key in a recipe file is refused with the name of the nearest one.
+Recipe files of users are not migrated: an old key there is refused, and the error names the nearest key.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Migration:
-    """A key that had another name or other values; `now` returns what stands for an old value, by dotted key."""
+    """A key whose name or values have changed; `now` maps an old value to the new keys (dotted) and values."""
 
     key: str
     is_old: Callable[[Any], bool]
@@ -24,7 +24,7 @@ MIGRATIONS = (
         lambda _: True,
         lambda epochs: {"train.freeze": {"encoder": epochs} if epochs else {}},
     ),
-    Migration(  # it could only add one
+    Migration(  # as a bool it could only add a ReLU
         "model.relu_features",
         lambda value: isinstance(value, bool),
         lambda value: {"model.relu_features": "add" if value else "own"},
@@ -34,7 +34,7 @@ MIGRATIONS = (
 
 
 def migrated(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tables of a recipe that was frozen by any version, as today's code reads them."""
+    """Return the tables of a recipe frozen by any earlier version, in the current format."""
     tables = deepcopy(dict(recipe))
     for migration in MIGRATIONS:
         section, _, name = migration.key.partition(".")

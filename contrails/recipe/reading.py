@@ -1,10 +1,11 @@
-"""From the tables of a TOML file to a checked section, and in the project's words what is wrong with them.
+"""Validation of the tables of a TOML file as a section, and the error messages.
 
-It knows no section but the base of all, so whoever needs one table of a file does not pay for the others.
+It imports only the base class of the sections, so that a command loads no section that it does not need.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
@@ -18,9 +19,16 @@ S = TypeVar("S", bound=Section)
 
 
 def parse(section: type[S], values: Mapping[str, Any], where: str, overrides: Mapping[str, str] | None = None) -> S:
-    """Validate `values` as a `section`; `where` names their source in errors, `overrides` that of single keys.
+    """Validate `values` as a `section`.
 
-    Without `overrides` they are something frozen, which rules that came later do not refuse.
+    Args:
+        section: the class of the table.
+        values: keys and values.
+        where: source of the values, for errors.
+        overrides: source of single keys; None for frozen values, to which checks added since then do not apply.
+
+    Raises:
+        RecipeError: an unknown key or an impossible value; all of them are named.
     """
     try:
         return section.model_validate(values, context=None if overrides is None else ASKED)
@@ -32,8 +40,8 @@ def parse(section: type[S], values: Mapping[str, Any], where: str, overrides: Ma
 def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield the dotted name and the field of every key, in the order of the classes.
 
-    In a list of tables that differ by `name`, the keys of one of them are called such as `loss.terms[bce].weight`; in a
-    list of tables that are alike, such as `data.pseudo[].weight`.
+    A key in a list of tables is called `loss.terms[bce].weight` if the tables differ by `name`, else
+    `data.pseudo[].weight`.
     """
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -46,9 +54,9 @@ def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldI
 
 
 def tables_of(field: FieldInfo) -> list[type[Section]]:
-    """Return the tables that a list of tables can hold; none for any other key."""
+    """Return the classes of tables that the list of a field can hold; empty if it is no list of tables."""
     items = get_args(field.annotation)[:1] if get_origin(field.annotation) is tuple else ()
-    kinds = [kind for item in items for kind in _members_of(item)]
+    kinds = chain.from_iterable(map(_members_of, items))
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
 
 
@@ -57,10 +65,10 @@ def _members_of(item: Any) -> Sequence[Any]:
 
 
 def _source(detail: Any, overrides: Mapping[str, str]) -> str | None:
-    """Return the override that a problem comes from, if one does."""
+    """Return the override that caused a problem, else None."""
     where = _key(detail)
     for key, text in overrides.items():
-        # a problem of a table is an unknown table, or a validator's that names the keys it is about
+        # a problem located at a table is an unknown table, or from a validator whose message names the keys
         named = detail["ctx"]["name"] if detail["type"] == WORD_FOR_NOTHING else detail["msg"]
         of_table = detail["type"] == "extra_forbidden" or re.search(rf"\b{re.escape(key.rpartition('.')[2])}\b", named)
         if f"{where}.".startswith(f"{key}.") or ((not where or key.startswith(f"{where}.")) and of_table):
@@ -73,12 +81,12 @@ def _cut(text: str) -> str:
 
 
 def _key(detail: Any) -> str:
-    """Return the key that a problem is about; pydantic adds the types that a value could have had."""
+    """Return the key of a problem, without the names of types that pydantic adds for a union."""
     return ".".join(str(part) for part in detail["loc"] if part not in _TYPES)
 
 
 _TYPES = {"str", "float", "tuple[str, ...]", "literal['balanced']"}
-"""What pydantic adds to the place of a value that can be of several types."""
+"""Names that pydantic adds to the location of a value of a union type."""
 
 
 def _explain(section: type[Section], detail: Any) -> str:
@@ -103,12 +111,12 @@ def _explain(section: type[Section], detail: Any) -> str:
         word = detail["ctx"]
         full = f"{key}.{word['name']}".removeprefix(".")
         return (
-            f"{full} = {word['value']!r}: there is no word for nothing; leave the key empty{word['means']}: no line in "
-            f"the file, or -o {full}="
+            f"{full} = {word['value']!r}: expected a value, or an empty key{word['means']}; to leave it empty, remove "
+            f"the line from the file, or give -o {full}="
         )
-    if detail["type"] == "value_error":  # a validator's own words, about several keys
+    if detail["type"] == "value_error":  # raised by one of our validators, often about several keys
         return f"{key}: {detail['ctx']['error']}".removeprefix(": ")
-    if detail["type"].startswith("union_tag"):  # a table of a list says by its name what it is
+    if detail["type"].startswith("union_tag"):  # the kind of a table in a list is given by its name
         name, known = detail.get("ctx", {}).get("tag"), _known_tables(section, key)
         return f"{key}: name = {name!r}; {choices(name, known)}" if name else f"{key} has no name; {choices('', known)}"
     if detail["type"] == "model_attributes_type":
@@ -118,7 +126,7 @@ def _explain(section: type[Section], detail: Any) -> str:
 
 
 def _meant(section: type[Section], key: str) -> str:
-    """Return what an unknown key may stand for: a key of another table, one described so, or a near one beside it."""
+    """Return a hint for an unknown key: the same name in another table, a matching description, or a near name."""
     table, _, name = key.rpartition(".")
     prefix = f"{table}." if table else ""
     fields = dict(keys(section))
@@ -132,7 +140,7 @@ def _meant(section: type[Section], key: str) -> str:
 
 
 def _known_tables(section: type[Section], key: str) -> list[str]:
-    """Return the names of the tables that the list can hold whose item `key` is, such as `loss.terms.0`."""
+    """Return the names of the tables allowed in the list whose item is `key`, such as `loss.terms.0`."""
     field = dict(keys(section))[key.rpartition(".")[0]]
     return [kind.model_fields["name"].default for kind in tables_of(field)]
 

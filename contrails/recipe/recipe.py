@@ -1,7 +1,8 @@
-"""A recipe: what one experiment trains on, with which model and how; read from TOML, changed by dotted overrides.
+"""A recipe: the data, model, loss and training of one experiment, read from TOML and changed by dotted overrides.
 
-Reads recipes (`jobs/*.toml`) and the frozen copy in a run folder. Every key is a field below with its meaning;
-`contrails recipe schema` prints them. Anything unknown or impossible is refused before a job is submitted.
+Reads recipe files (`jobs/*.toml`) and the frozen copy in a run folder. Every key is a field of a section, with its
+description; `contrails recipe schema` prints them. Unknown keys and impossible values are refused before a job is
+submitted.
 """
 
 import tomllib
@@ -24,16 +25,18 @@ from contrails.recipe.train import SnapshotSection, TrainSection
 
 
 class InitSection(Section):
-    """The weights that training starts from: random ones, or those of the same fold of another run."""
+    """The initial weights: random, or those of the same fold of another run."""
 
-    run: Path | None = Field(None, description="run whose fold k fold k starts from; empty: random weights")
-    weights: Literal["best", "final", "swa", "ema"] = Field("best", description="which of that fold's weights")
+    run: Path | None = Field(
+        None, description="run to start from: fold k starts from its fold k; empty: random weights"
+    )
+    weights: Literal["best", "final", "swa", "ema"] = Field("best", description="which weights of that fold")
 
 
 class Recipe(Section):
-    """One experiment."""
+    """The recipe of one experiment."""
 
-    seed: int = Field(0, ge=0, description="names every random draw of the run")
+    seed: int = Field(0, ge=0, description="seed of every random draw of the run")
     data: DataSection
     model: ModelSection = ModelSection()
     loss: LossSection = LossSection()
@@ -48,9 +51,8 @@ class Recipe(Section):
         mixing = [kind for kind in MIXING if kind in kinds]
         if mixing and self.train.batch_size < 2 * pieces:
             raise ValueError(
-                f"augment.{mixing[0]} takes from another sample of the batch, and train.batch_size = "
-                f"{self.train.batch_size} with train.accumulate = {pieces} has one at a time; expected at least "
-                f"batch_size = {2 * pieces}"
+                f"augment.{mixing[0]} combines samples of a batch: expected at least train.batch_size = {2 * pieces} "
+                f"with train.accumulate = {pieces}, found train.batch_size = {self.train.batch_size}"
             )
         temporal = [kind for kind in TEMPORAL if kind in kinds]
         if temporal and len(self.data.frames) < 2:
@@ -64,19 +66,22 @@ class Recipe(Section):
     def _heads_for_losses(self) -> Self:
         """Refuse losses on heads that the model does not have."""
         model, loss = self.model, self.loss
-        for key, asked, there, wanted in (
+        for key, is_asked, has_head, wanted in (
             ("loss.classes", loss.classes is not None, model.classifier, "model.classifier = true"),
             ("loss.share", loss.share is not None, model.share, "model.share = true"),
             ("loss.aux", loss.aux is not None, model.deep_supervision > 0, "model.deep_supervision = 1 or more"),
             ("loss.gate", loss.gate, model.classifier, "model.classifier = true"),
         ):
-            if asked and not there:
-                raise ValueError(f"{key} needs a head to act on; set {wanted}, or leave {key} out")
+            if is_asked and not has_head:
+                raise ValueError(f"{key} needs a head that the model does not have; set {wanted}, or leave {key} out")
         for term in loss.terms:
             if term.name == "softmax_ce" and model.logits != 2:
                 raise ValueError("loss.terms: softmax_ce needs two logits; set model.logits = 2, or choose bce")
             if term.head is not None and term.head >= (model.heads if model.heads > 1 else 0):
-                raise ValueError(f"loss.terms: {term.name} has head = {term.head}, found model.heads = {model.heads}")
+                raise ValueError(
+                    f"loss.terms: {term.name} has head = {term.head} and model.heads = {model.heads}; expected a head "
+                    "from 0 to model.heads - 1, and several heads"
+                )
         return self
 
     @model_validator(mode="after")
@@ -91,7 +96,11 @@ class Recipe(Section):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe from TOML and apply `key=value` overrides such as `train.lr=3e-4`; `key=` goes back to the default.
+    """Read a recipe from TOML and apply overrides.
+
+    Args:
+        path: the TOML file.
+        overrides: `key=value`, such as `train.lr=3e-4`; `key=` restores the default.
 
     Raises:
         RecipeError: no such file, no TOML, an unknown key or an impossible value; all of them are named.
@@ -101,7 +110,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """Return a recipe with `key=value` overrides.
+    """Return a copy of a recipe with `key=value` overrides applied.
 
     Raises:
         RecipeError: as `load_recipe`.
@@ -111,12 +120,12 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
 
 
 def to_toml(section: Section, **more: Any) -> str:
-    """Return a section as TOML, with further tables; unset values are left out, as TOML has no null."""
+    """Return a section as TOML, with the tables `more`; None is left out, as TOML has no null."""
     return tomli_w.dumps(section.model_dump(mode="json", exclude_none=True) | more)
 
 
 def _apply_all(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
-    """Change `values` and return each override by its key."""
+    """Apply overrides to `values` in place; return each override by its key."""
     return {_apply(values, override): override for override in overrides}
 
 
@@ -128,7 +137,9 @@ def _apply(values: dict[str, Any], override: str) -> str:
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
-            raise RecipeError(f"override '{override}': {table} is a value, not a table; {choices(key, _names(Recipe))}")
+            raise RecipeError(
+                f"override '{override}': expected a table {table}, found a value; {choices(key, _names(Recipe))}"
+            )
     if not text.strip() and key.strip() in _names(Recipe):
         values.pop(last, None)
     else:
@@ -140,8 +151,8 @@ def _toml_value(text: str) -> Any:
     try:
         read = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
-        return text  # a bare word or a path, so that -o model.encoder=resnet34 needs no quotes within quotes
-    return read["value"] if len(read) == 1 else text  # further lines would be further keys
+        return text  # a bare word or a path: -o model.encoder=resnet34 needs no nested quotes
+    return read["value"] if len(read) == 1 else text  # a text of several lines could define further keys
 
 
 def _names(section: type[Section]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Arrays in .npy files from anybody: whatever is wrong with one is told as such."""
+"""Loading of .npy files from any source, with an error for each kind of fault."""
 
 from pathlib import Path
 from tokenize import TokenError
@@ -10,14 +10,14 @@ from contrails.errors import DataError
 from contrails.files import storage
 
 _NO_ARRAY = (ValueError, EOFError, OSError, SyntaxError, TokenError, MemoryError)
-"""What numpy raises for a file that is cut short, has a header that does not parse or promises more than there is."""
+"""Errors that numpy raises for a truncated file, an invalid header, or a header with a too large shape."""
 
 
 def load_npy(path: Path, next_step: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    """Return the array of a .npy file, read or mapped; `next_step` says in errors what to do about it.
+    """Return the array of a .npy file, read or mapped; `next_step` is the advice in errors.
 
     Raises:
-        DataError: the file is damaged or something else, such as an archive of arrays (.npz) or a pickle.
+        DataError: the file is damaged or no .npy file, such as an archive of arrays (.npz) or a pickle.
         StorageError: the file may not be read.
     """
     with storage(path, "read"), path.open("rb") as file:
@@ -29,5 +29,7 @@ def load_npy(path: Path, next_step: str, mmap_mode: Literal["r"] | None = None) 
     try:
         array: np.ndarray = np.load(path, mmap_mode, allow_pickle=False)
     except _NO_ARRAY as error:
-        raise DataError(f"{path} is damaged or no .npy file ({error}); {next_step}") from error
+        raise DataError(
+            f"{path}: expected a .npy file, found a damaged or another file ({error}); {next_step}"
+        ) from error
     return array

@@ -1,4 +1,4 @@
-"""The layout `goes`: records of the OpenContrails competition, packed as 16-bit integers of 0.01 K."""
+"""The layout `goes`: records of the OpenContrails competition, packed as 16-bit integers in steps of 0.01 K."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +22,14 @@ from contrails.sources.walk import folders_in
 
 SOURCE = "GOES-16 ABI, OpenContrails layout"
 KELVIN = Values("int16", 0.01, 273.15, "K")
-"""So rounding costs at most half of 0.01 K."""
+"""Steps of 0.01 K: the rounding error is at most 0.005 K."""
 
 _ON_EARTH_K = (150, 350)
-"""No scene is colder or hotter as a whole, in kelvin; single pixels are: fires, and those that a sensor lost."""
+"""Range that every band and frame of a scene overlaps, in kelvin; single pixels can be outside (fires, lost pixels)."""
 
 
 def make_plan(root: Path, split: str, bands: Sequence[int] | None, frames: Sequence[int]) -> Plan[RawRecord]:
-    """Find the records of a split and decide what is packed; `bands` None means all that the first record has.
+    """Return the plan for the records of a split; `bands` None means all bands of the first record.
 
     Raises:
         DataError: the folder or its first record is not as expected.
@@ -61,13 +61,13 @@ def read_record(header: Header, record: RawRecord) -> tuple[Arrays, int]:
     """Return a record's row of each array, and the number of its annotators.
 
     Raises:
-        DataError: the record is not as expected, or its temperatures are none or do not fit into 16 bits.
+        DataError: the record is not as expected, or its values are no temperatures or do not fit into 16 bits.
     """
     kelvin = read_bands(record, tuple(int(name[1:]) for name in header.band_names), header.frames)
     if kelvin.shape[2:] != header.size:
         raise DataError(
-            f"record {record.record_id} ({record.path}) is {kelvin.shape[2:]} pixels large, the first one "
-            f"{header.size}; leave it out, or prepare it into a file of its own"
+            f"record {record.record_id} ({record.path}): expected {header.size} pixels as in the first record, found "
+            f"{kelvin.shape[2:]}; leave it out, or prepare it into another file"
         )
     lows, highs = kelvin.min((2, 3)), kelvin.max((2, 3))
     _require_kelvin(header, record, lows, highs)
@@ -77,15 +77,16 @@ def read_record(header: Header, record: RawRecord) -> tuple[Arrays, int]:
             f"record {record.record_id} ({record.path}): expected kelvin, found values from {low:.1f} to {high:.1f}; "
             "get it again"
         )
-    # in place: new arrays of this size cost more than the arithmetic
+    # in place: allocating arrays of this size takes longer than the arithmetic
     kelvin -= np.float32(KELVIN.add_offset)
     kelvin /= np.float32(KELVIN.scale_factor)
     counts = np.rint(kelvin, out=kelvin)
     label = read_label(record, header.size)
     if label is None and header.split != "test":
         raise DataError(
-            f"record {record.record_id} has no mask in {record.path}; expected human_individual_masks.npy or "
-            f"human_pixel_masks.npy in '{header.split}'; add it, or prepare unlabelled records with --split test"
+            f"record {record.record_id}: expected human_individual_masks.npy or human_pixel_masks.npy in {record.path} "
+            f"(split '{header.split}'), found neither; add one, or prepare unlabelled records with "
+            "--split test"
         )
     arrays = {"bands": counts.astype("<i2"), "votes": label.votes if label else np.zeros(header.size, np.uint8)}
     if header.with_marks and label is not None:
@@ -94,7 +95,7 @@ def read_record(header: Header, record: RawRecord) -> tuple[Arrays, int]:
 
 
 def _require_kelvin(header: Header, record: RawRecord, lows: np.ndarray, highs: np.ndarray) -> None:
-    """Check that no frame of a band lies as a whole where nothing on Earth does; lows and highs are (T, C)."""
+    """Check that every frame of every band overlaps the range of temperatures on Earth; lows and highs are (T, C)."""
     coldest, hottest = _ON_EARTH_K
     odd = np.argwhere((highs < coldest) | (lows > hottest))
     if len(odd):
@@ -114,6 +115,6 @@ def _unknown_locations(header: Header) -> tuple[str, ...]:
         return ()
     warning = (
         f"{len(missing)} of {len(header.record_ids)} records have no entry in {header.split}_metadata.json (first: "
-        f"{missing[0]}): each of them is a place of its own, so records of one place can meet in different folds"
+        f"{missing[0]}): each forms a group of its own, so records of one location can be in different folds"
     )
     return (warning,)

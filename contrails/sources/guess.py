@@ -1,4 +1,4 @@
-"""Which layout a folder of raw data looks like, for a message to who gave another one, or none."""
+"""A guess of the layout of a folder of raw data, for hints in errors."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,11 +7,11 @@ from contrails.sources.rasters import ENDINGS
 
 _SCENES = ("scenes", "images", "imgs", "image", "img", "data")
 _MASKS = ("masks", "labels", "mask", "label", "gt", "annotations")
-"""Folders that people keep scenes and masks in, the usual ones first."""
+"""Frequent names of folders with scenes and with masks, the default ones first."""
 
 
 def looks_like(raw: Path, split: str) -> list[str]:
-    """Return the options of `contrails prepare` that a folder looks made for, the layout first; none where unknown."""
+    """Return the options of `contrails prepare` that seem to fit a folder, the layout first; empty if unknown."""
     if next((raw / split).glob("*/band_[0-9][0-9].npy"), None) is not None:
         return ["--layout=goes"]
     scenes, masks = _first(raw, _SCENES), _first(raw, _MASKS)
@@ -21,7 +21,7 @@ def looks_like(raw: Path, split: str) -> list[str]:
         return ["--layout=scenes", *options]
     scenes, masks = _first(raw / split, _SCENES), _first(raw / split, _MASKS)
     if scenes and (masks or (scenes == _SCENES[0] and split == "test")):
-        if (raw / split / "filelists").is_dir():  # they are read where RAW is the split's folder
+        if (raw / split / "filelists").is_dir():  # file lists are read only if RAW is the folder of the split
             return []
         options = [f"--masks={split}/{masks}/{{scene}}"] if masks else []
         return ["--layout=scenes", f"--scenes={split}/{scenes}/{{scene}}", *options]
@@ -33,5 +33,5 @@ def _first(raw: Path, names: Iterable[str]) -> str | None:
 
 
 def _has_images(folder: Path) -> bool:
-    """Return whether an image lies in a folder, or in one of those in it."""
+    """Return whether a folder, or a folder directly in it, has an image file."""
     return any(path.suffix.lower() in ENDINGS for pattern in ("*", "*/*") for path in folder.glob(pattern))

@@ -1,9 +1,9 @@
 """The layout `images-rle`: a folder of images and a table of their masks.
 
-`ROOT/<split>/` holds one image file a record (PNG, JPEG, DICOM and what else `contrails.sources.rasters` reads), in
-folders of any depth; its name without the ending is the id. `ROOT/<split>.csv` has ids and run-length encodings, as the
-convention says; without that file the records are unlabelled, and `ROOT/sample_submission.csv`, if it is there, says
-how their ids are written. Images of several sizes are padded to the largest.
+`ROOT/<split>/` holds one image file per record (PNG, JPEG, DICOM or another format of `contrails.sources.rasters`), in
+folders of any depth; the name without the ending is the id. `ROOT/<split>.csv` holds ids and run-length encodings in
+the format of the convention. Records of the split test without this table are unlabelled; their ids are then written as
+in `ROOT/sample_submission.csv`, if it exists. Images of different sizes are padded to the largest.
 """
 
 import shlex
@@ -30,7 +30,7 @@ from contrails.sources.walk import files_below
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image and the encodings of its mask; None where it is not in the table."""
+    """An image and the encodings of its mask; None if the image is not in the table."""
 
     raster: Raster
     masks: tuple[str, ...] | None
@@ -48,20 +48,20 @@ def make_plan(
     least: tuple[int, int] = (0, 0),
     target_name: str = "",
 ) -> Plan[ImageRecord]:
-    """Find the images of a split and their masks.
+    """Return the plan for the images of a split and their masks.
 
     Args:
-        root: folder with a folder of images a split.
-        split: its name.
-        convention: how masks stand in the table.
-        span: smallest and largest value that are packed, or None where counts are kept or the images say it.
-        grouping: by default images of one DICOM patient are one group, and any other image is one of its own.
-        labelled: look for a table.
-        least: height and width that images are padded to at least.
-        target_name: what the masks show; empty: their class, if it has a name.
+        root: folder with one folder of images per split.
+        split: name of the split.
+        convention: how masks are written in the table.
+        span: smallest and largest value to pack; None to keep counts, or to find it from the images.
+        grouping: rule for groups; by default images of one DICOM patient are a group.
+        labelled: whether to read a table.
+        least: smallest height and width to pad images to.
+        target_name: what the masks show; empty for the name of their class.
 
     Raises:
-        DataError: no image, an id twice, images of several types or bands, a table that does not fit.
+        DataError: no image, a duplicate id, images of different types or bands, or a table that does not fit.
     """
     paths, warnings = _find(root / split)
     labels = _read_table(root, split, convention, paths) if labelled else Labels({}, convention.ending)
@@ -103,7 +103,7 @@ def make_plan(
     )
     warnings += labels.warnings + choice.warnings
     warnings += labelled_tests(split, sum(record.masks is not None for record in records), len(records))
-    notes = choice.notes if split == "test" else (*choice.notes, said)  # nobody deals test images out to folds
+    notes = choice.notes if split == "test" else (*choice.notes, said)  # test images are not assigned to folds
     return Plan(str(root.resolve()), header, records, read_image, warnings, notes)
 
 
@@ -124,8 +124,8 @@ def read_image(header: Header, record: ImageRecord) -> tuple[Arrays, int]:
                 positive |= decode(text, shape, record.convention)
             except DataError as error:
                 raise DataError(
-                    f"the mask of {raster.path.stem}: {error}, for an image of {shape[0]} x {shape[1]}; "
-                    "check --rle-starts and --rle-order, or correct its row"
+                    f"the mask of {raster.path.stem}: {error}, for an image of {shape[0]} x {shape[1]} pixels; check "
+                    "--rle-starts and --rle-order, or correct the row of the table"
                 ) from error
     return packed(header, bands, valid, positive)
 
@@ -139,22 +139,24 @@ def _read_table(root: Path, split: str, convention: Convention, known: Collectio
     if unlabelled := [name for name in known if name not in labels.masks]:
         warning = (
             f"{len(unlabelled)} of {len(known)} images are not in {table} (first: {unlabelled[0]}): they are packed "
-            "without a label, so no fold learns from them"
+            "without a label, so no fold trains on them"
         )
         return replace(labels, warnings=(*labels.warnings, warning))
     return labels
 
 
 def _find(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Return the images of a folder by id, sorted, and what to tell about the folder."""
+    """Return the images of a folder by id, sorted, and warnings about other files."""
     if not folder.is_dir():
         raise DataError(f"expected the images in {folder}, found no such folder; check RAW and --split")
     found: dict[str, Path] = {}
     below = files_below(folder, ENDINGS)
     for path in below.paths:
         if path.stem in found:
-            raise DataError(f"the id {path.stem} is there twice: {found[path.stem]} and {path}; remove one of them")
+            raise DataError(
+                f"expected one image per id, found two of {path.stem}: {found[path.stem]} and {path}; remove one"
+            )
         found[path.stem] = path
     if not found:
-        raise DataError(f"expected image files in {folder} ({', '.join(ENDINGS)}), found none")
+        raise DataError(f"expected image files in {folder} ({', '.join(ENDINGS)}), found none; check RAW and --split")
     return dict(sorted(found.items())), below.warnings()

@@ -1,8 +1,8 @@
-"""Masks of scenes: what each of their values means, and how many pixels of all masks have it.
+"""Masks of scenes: the meaning of each value, and the number of pixels of all masks with it.
 
-A value means what the options say; what a file calls nodata, or masks out, does not count. Where the two disagree
-about a class, or a value means nothing, the mask is refused: no class is dropped without a word. Masks that were saved
-as colours have three channels, which must be equal.
+The options give the meanings; pixels that a file declares as nodata or masks out are ignored. If the two contradict for
+a class, or a value has no meaning, the mask is refused, so that no class is lost silently. Masks saved as colours have
+three channels, which must be equal.
 """
 
 import re
@@ -17,24 +17,24 @@ from contrails.progress import bar
 from contrails.sources.rasters import Raster, Window, read
 
 Meanings = tuple[tuple[int, int, int], ...]
-"""First and last of some values, and what they mean: 0, 1 or IGNORE."""
+"""Ranges of values (first, last, meaning), with the meaning 0, 1 or IGNORE."""
 
 USUAL: Meanings = ((0, 0, 0), (1, 1, 1), (255, 255, 1))
-"""What values mean where the options do not say it."""
+"""The default meanings."""
 
 _MEANS = {"0": 0, "1": 1, "ignore": IGNORE}
 _PART = re.compile("(-?[0-9]+)(?:-(-?[0-9]+))?=(0|1|ignore)")
 _CHANNELS = (1, 3)
 
 _NO_MEANING, _NODATA = 65_535, 65_534
-"""Codes of pixels, uint16; those of the other ones are the numbers of their meanings."""
+"""Codes of pixels without a meaning and of nodata, uint16; the code of any other pixel is the index of its meaning."""
 
 _STRIP_PIXELS = 1 << 23
 _SHOWN = 10
 
 
 def said(meanings: Meanings) -> str:
-    """Return meanings as the option has them, such as 0=0,1=1,255=ignore.
+    """Return meanings in the format of the option, such as 0=0,1=1,255=ignore.
 
     >>> said(((0, 127, 0), (128, 128, IGNORE)))
     '0-127=0,128=ignore'
@@ -43,10 +43,10 @@ def said(meanings: Meanings) -> str:
 
 
 def parse(text: str) -> Meanings:
-    """Return meanings that are written as `said` does.
+    """Parse meanings in the format of `said`.
 
     Raises:
-        DataError: a part is none, or a value has two meanings.
+        DataError: the format is wrong, or a value has two meanings.
 
     >>> parse("0-127=0,128=ignore")
     ((0, 127, 0), (128, 128, 255))
@@ -65,21 +65,23 @@ def parse(text: str) -> Meanings:
 
 
 def require_channels(mask: Raster) -> None:
-    """Check that a file has as many channels as a mask may have.
+    """Check the number of channels of a mask.
 
     Raises:
-        DataError: it has others than one or three.
+        DataError: it is not one or three.
     """
     if len(mask.band_names) not in _CHANNELS:
         found = len(mask.band_names)
-        raise DataError(f"{mask.path}: expected one band, or three equal ones, found {found}; keep the one that counts")
+        raise DataError(
+            f"{mask.path}: expected one band, or three equal ones, found {found}; keep the band with the classes"
+        )
 
 
 def read_classes(mask: Raster, window: Window, meanings: Meanings) -> np.ndarray:
-    """Return 0, 1 or IGNORE of each pixel of a window of a mask, uint8 (height, width).
+    """Return 0, 1 or IGNORE for each pixel of a window of a mask, uint8 (height, width).
 
     Raises:
-        DataError: the file is damaged, or a value means nothing.
+        DataError: the file is damaged, or a value has no meaning.
     """
     codes, inside = _read(mask, window, meanings)
     lookup = np.full(_NO_MEANING + 1, IGNORE, np.uint8)
@@ -88,14 +90,14 @@ def read_classes(mask: Raster, window: Window, meanings: Meanings) -> np.ndarray
 
 
 def table_of(masks: Sequence[Raster], given: Meanings) -> list[tuple[str, int, int]]:
-    """Look at all pixels of all masks; return values, what becomes of them, and the number of their pixels.
+    """Read all pixels of all masks; return rows (values, meaning, number of pixels).
 
     Args:
-        masks: at least one.
-        given: what values mean, or nothing where the options do not say it.
+        masks: at least one mask.
+        given: meanings from the options; empty for the default ones.
 
     Raises:
-        DataError: a file is damaged, a value means nothing, or a class would be lost.
+        DataError: a file is damaged, a value has no meaning, or a class would be lost.
     """
     meanings, total = given or USUAL, Counter[tuple[int, bool]]()
     first_with: dict[str, Raster] = {}
@@ -121,7 +123,7 @@ def table_of(masks: Sequence[Raster], given: Meanings) -> list[tuple[str, int, i
 
 
 def _count(mask: Raster, meanings: Meanings) -> Counter[tuple[int, bool]]:
-    """Count the pixels of a mask by their code, and by whether they lie inside of its mask band or alpha."""
+    """Count the pixels of a mask by their code and by whether its mask band or alpha declares them valid."""
     found = Counter[tuple[int, bool]]()
     for window in _strips(mask):
         codes, inside = _read(mask, window, meanings)
@@ -132,7 +134,7 @@ def _count(mask: Raster, meanings: Meanings) -> Counter[tuple[int, bool]]:
 
 
 def _read(mask: Raster, window: Window, meanings: Meanings) -> tuple[np.ndarray, np.ndarray]:
-    """Return the code of each pixel, uint16 (height, width), and where a mask band or alpha says that it counts."""
+    """Return the code of each pixel, uint16 (height, width), and which pixels the mask band or alpha declares valid."""
     channels, valid = read(mask.path, window)
     values = channels[0]
     if (unequal := (channels[1:] != values).any(axis=0)).any():
@@ -140,7 +142,7 @@ def _read(mask: Raster, window: Window, meanings: Meanings) -> tuple[np.ndarray,
         colour = ", ".join(map(str, channels[:, row, column]))
         raise DataError(
             f"{mask.path}: expected one channel, or three that are equal, found {colour} at row {window[0] + row}, "
-            f"column {window[1] + column}; write a mask with a whole number for each class"
+            f"column {window[1] + column}; write a mask with one integer per class"
         )
     codes = _codes(values, mask.nodata, meanings)
     inside = valid if mask.mask else np.ones(values.shape, bool)
@@ -155,7 +157,7 @@ def _read(mask: Raster, window: Window, meanings: Meanings) -> tuple[np.ndarray,
 
 
 def _codes(values: np.ndarray, nodata: float | None, meanings: Meanings) -> np.ndarray:
-    """Return the code of each value: nodata counts more than a range of values, and a single value more than both."""
+    """Return the code of each value; nodata takes precedence over a range, and a single value over both."""
     codes = np.full(values.shape, _NO_MEANING, np.uint16)
     values = values if values.dtype.kind in "iu" else values.astype(np.float64)
     limits = np.iinfo(values.dtype) if values.dtype.kind in "iu" else np.finfo(values.dtype)
@@ -173,27 +175,27 @@ def _codes(values: np.ndarray, nodata: float | None, meanings: Meanings) -> np.n
 
 
 def _next_step(found: np.ndarray, meanings: Meanings, codes: np.ndarray) -> str:
-    """Return what to do about values without a meaning; `codes` are those of all pixels."""
+    """Return the advice for values without a meaning; `codes` are the codes of all pixels."""
     is_class = not any(means == 1 and (codes == code).any() for code, (_, _, means) in enumerate(meanings))
     if is_class and len(found) == 1 and np.isfinite(found[0]) and found[0] == np.rint(found[0]):
         value, others = f"{found[0]:.0f}", said(meanings)
         return (
-            f"say what it means: --mask-values 0=0,{value}=1 if it is the class, --mask-values {others},{value}=ignore "
-            "if nothing is known there"
+            f"give its meaning: --mask-values 0=0,{value}=1 if it is the class, --mask-values {others},{value}=ignore "
+            "if it is unknown"
         )
     if np.isfinite(found).all() and (found == np.rint(found)).all() and len(found) <= _SHOWN:
         more = ",".join(f"{value:g}=ignore" for value in found)
-        return f"say what they mean, such as --mask-values {said(meanings)},{more}"
+        return f"give their meanings, such as --mask-values {said(meanings)},{more}"
     if np.isnan(found).all():
-        return "let the file say so if they are no data: `gdal_edit.py -a_nodata nan FILE`"
+        return "if they are nodata, declare them in the file: `gdal_edit.py -a_nodata nan FILE`"
     return (
-        "a mask holds a whole number for each class: make it again with nearest neighbours (`gdalwarp -r near`), or "
-        "cut it at a threshold"
+        "a mask holds one integer per class: make it again with nearest neighbours (`gdalwarp -r near`), or threshold "
+        "it"
     )
 
 
 def _require_no_loss(mask: Raster, found: Counter[tuple[int, bool]], given: Meanings) -> None:
-    """Check that a class is not lost because the file says that its pixels are no data."""
+    """Check that no class is lost because the file declares its pixels as nodata."""
     meanings = given or USUAL
     inside = [one for code, one in enumerate(meanings) if found[code, True]]
     outside = [one for code, one in enumerate(meanings) if found[code, False] and one[2] != IGNORE]
@@ -201,42 +203,42 @@ def _require_no_loss(mask: Raster, found: Counter[tuple[int, bool]], given: Mean
     if nodata and not given:
         left_out = tuple((*one[:2], IGNORE) if one in nodata else one for one in inside)
         raise DataError(
-            f"{mask.path}: expected a nodata value that is no class, found {_name(nodata[0])}; say what it means: "
-            f"--mask-values {said(tuple(inside))} counts it as a class, --mask-values {said(left_out)} leaves it out"
+            f"{mask.path}: expected a nodata value that is no class, found {_name(nodata[0])}; give its meaning: "
+            f"--mask-values {said(tuple(inside))} makes it a class, --mask-values {said(left_out)} ignores it"
         )
     if lost := [one for one in outside if one not in inside]:
         raise DataError(
-            f"{mask.path}: all pixels of the value {_name(lost[0])} lie where the file's {mask.mask} says that they do "
-            f"not count, so that the class would be lost; write the mask without it: `gdal_translate -b 1 -mask none "
-            f"{mask.path} OUT.tif`, or with a value of its own where nothing is known"
+            f"{mask.path}: expected valid pixels of the value {_name(lost[0])}, found that the file's {mask.mask} "
+            f"masks all of them out, so that the class would be lost; write the mask without it: `gdal_translate -b 1 "
+            f"-mask none {mask.path} OUT.tif`, or with a separate value for unknown pixels"
         )
 
 
 def _require_clear(masks: Sequence[Raster], first_with: Mapping[str, Raster]) -> None:
-    """Check that the usual meanings of values can be right, where the options do not say any.
+    """Check that the default meanings are unambiguous.
 
     Args:
-        masks: all of them.
+        masks: all masks.
         first_with: the first mask with each value.
     """
     if white := [mask for mask in masks if mask.zero_is_white]:
         top = "255" if "255" in first_with else "1"
-        rest = "" if len(white) == len(masks) else ", once all of them are saved alike"
+        rest = "" if len(white) == len(masks) else ", after saving all masks in one way"
         raise DataError(
             f"{white[0].path}: expected a mask whose larger values are brighter, found that zero is white in "
-            f"{len(white)} of {len(masks)} masks; say what the values mean{rest}: --mask-values 0=1,{top}=0 if what is "
-            f"white when shown is the class, --mask-values 0=0,{top}=1 if it is what has the value {top}"
+            f"{len(white)} of {len(masks)} masks; give the meanings{rest}: --mask-values 0=1,{top}=0 if the class is "
+            f"displayed white, --mask-values 0=0,{top}=1 if the class has the value {top}"
         )
     if {"1", "255"} <= first_with.keys():
         raise DataError(
             f"expected 0 and 1, or 0 and 255, found 0, 1 and 255 in the masks: 1 in {first_with['1'].path}, 255 in "
-            f"{first_with['255'].path}; say what they mean: --mask-values 0=0,1=1,255=1 if both are the class, "
-            "--mask-values 0=0,1=1,255=ignore if nothing is known where the value is 255"
+            f"{first_with['255'].path}; give their meanings: --mask-values 0=0,1=1,255=1 if both are the class, "
+            "--mask-values 0=0,1=1,255=ignore if 255 means unknown"
         )
 
 
 def _require_ranges(masks: Sequence[Raster], first_with: Mapping[str, Raster], given: Meanings) -> None:
-    """Check that of no range that is a class the nodata value is all that masks have."""
+    """Check that no range with a class occurs in the masks only as the nodata value."""
     for one in given:
         first, last, means = one
         inside = [mask for mask in masks if mask.nodata is not None and first <= mask.nodata <= last and first < last]
@@ -244,14 +246,14 @@ def _require_ranges(masks: Sequence[Raster], first_with: Mapping[str, Raster], g
             continue
         nodata = int(inside[0].nodata or 0)
         pieces = [(first, nodata - 1, means), (nodata, nodata, means), (nodata + 1, last, means)]
-        as_class = tuple(
-            each for other in given for each in (pieces if other == one else [other]) if each[0] <= each[1]
-        )
+        number = given.index(one)
+        with_pieces = (*given[:number], *pieces, *given[number + 1 :])
+        as_class = tuple(each for each in with_pieces if each[0] <= each[1])
         left_out = tuple((*each[:2], IGNORE) if each[:2] == (nodata, nodata) else each for each in as_class)
         raise DataError(
-            f"{inside[0].path}: expected values of {_name(one)} that are data, found no other one in any mask than its "
-            f"nodata value {nodata}; say what it means: --mask-values {said(as_class)} counts it as a class, "
-            f"--mask-values {said(left_out)} leaves it out"
+            f"{inside[0].path}: expected values of {_name(one)} that are data, found only its nodata value {nodata} in "
+            f"all masks; give its meaning: --mask-values {said(as_class)} makes it a class, "
+            f"--mask-values {said(left_out)} ignores it"
         )
 
 

@@ -1,4 +1,4 @@
-"""Libraries that only some imagery needs: imported where they are used, so that nobody else has to install them."""
+"""Optional libraries, which only some imagery needs: imported on use, so that they need not be installed."""
 
 import importlib
 from types import ModuleType
@@ -7,10 +7,10 @@ from contrails.errors import DataError
 
 
 def require(module: str, what: str) -> ModuleType:
-    """Import an optional library; `what` it is needed for.
+    """Import an optional library; `what` needs it, for the error.
 
     Raises:
-        DataError: it is not installed; the message has the command that installs it.
+        DataError: the library is not installed; the message has the command that installs it.
     """
     try:
         return importlib.import_module(module)

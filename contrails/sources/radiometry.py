@@ -1,8 +1,8 @@
-"""What the counts of images mean: one scale for a whole dataset.
+"""Conversion of stored integers (counts) of images to values, with one scale for a whole dataset.
 
-Integers without a scale of their own are shares, from 0 to 1 over the bits that they hold; those with a scale (GDAL's,
-or slope and intercept of DICOM) are values in some unit. Where all files agree their counts are kept as they are. Other
-types, and files that do not agree, are packed as 16-bit integers with one scale over a span of values (see
+Counts without a scale are fractions, from 0 to 1 over the bits that they have; counts with a scale (of GDAL, or the
+slope and intercept of DICOM) are values in a unit. If all files agree, their counts are packed unchanged. Other types,
+and files that differ, are packed as 16-bit integers with one scale over a span of values (see
 `contrails.sources.spans`).
 """
 
@@ -18,30 +18,30 @@ from contrails.errors import DataError
 from contrails.sources.rasters import Raster, Window, read
 
 _KEPT = ("uint8", "uint16", "int16")
-"""Types of counts that a dataset file keeps as they are."""
+"""Types of counts that are packed unchanged."""
 
 _SPAN_TYPE = "uint16"
 _SPAN_STEPS = 65_534
-"""Steps between the count of the smallest value, 1, and that of the largest; 0 stands where there are no data."""
+"""Steps between the count of the smallest value, which is 1, and that of the largest; 0 marks nodata."""
 
 _LEAVE_OUT = "; convert them, or leave them out"
 _ONE_SCALE = "; convert them, or prepare all of them with one scale, such as --range 0,1 of contrails prepare"
 
 _FULL = {(1 << bits) - 1 for bits in range(1, 17)}
-"""Largest counts of so many bits."""
+"""Largest counts for 1 to 16 bits."""
 
 _NUM_WINDOWS, _WINDOW_PX = 4, 128
 _MOST_SHOWN = 200
 
 Span = tuple[float, float]
-"""Smallest and largest value that counts stand for."""
+"""Smallest and largest value of the packed counts."""
 
 
 def values_of(rasters: Sequence[Raster], span: Span | None = None) -> Values:
-    """Return how the counts of a dataset made of these images are read, without a span of images that need none.
+    """Return type and scale of a dataset of these images; `span` is required if `needs_span`.
 
     Raises:
-        DataError: the images differ in their bands or in what their counts mean.
+        DataError: the images differ in their bands or in the meaning of their counts.
     """
     assert span is not None or not needs_span(rasters)
     readings = [_reading(raster) for raster in rasters]
@@ -67,30 +67,30 @@ def values_of(rasters: Sequence[Raster], span: Span | None = None) -> Values:
 
 
 def needs_span(rasters: Sequence[Raster]) -> bool:
-    """Return whether images have counts that a dataset file does not keep as they are."""
+    """Return whether images have counts that cannot be packed unchanged."""
     return any(raster.dtype not in _KEPT for raster in rasters)
 
 
 def is_fraction(values: Values) -> bool:
-    """Return whether values are shares of what the bits of their files hold, from 0 to 1."""
+    """Return whether values are fractions of the largest count, from 0 to 1."""
     steps = 1 / values.scale_factor
     whole = values.add_offset == 0 and round(steps) in _FULL and abs(steps - round(steps)) < 1e-6 * steps
     return values.units == "1" and (whole or values == _values_of_span((0.0, 1.0), "1"))
 
 
 def usual_unit(unit: str) -> str:
-    """Return the name of a unit of a file as the project writes it; K is the one that matters."""
+    """Return the unit of a file in the project's spelling; only K is treated specially."""
     return "K" if unit.lower() in ("k", "kelvin", "degrees kelvin", "deg k", "degk") else unit
 
 
 def read_values(raster: Raster, window: Window) -> list[np.ndarray]:
-    """Return the values of each band of a window where the image has data, float64, each (any number)."""
+    """Return the values of the valid pixels of a window, a float64 array of any length per band."""
     reading, (bands, valid) = _reading(raster), read(raster.path, window)
     return [reading.values(bands, band)[valid] for band in range(len(bands))]
 
 
 def sample_of(raster: Raster) -> list[np.ndarray]:
-    """Return values of each band of a few windows all over an image, as `read_values` does."""
+    """Return the values of a few windows spread over an image, in the form of `read_values`."""
     height, width = min(raster.height, _WINDOW_PX), min(raster.width, _WINDOW_PX)
     rows = np.linspace(0, raster.height - height, _NUM_WINDOWS).astype(int).tolist()
     columns = np.linspace(0, raster.width - width, _NUM_WINDOWS).astype(int).tolist()
@@ -101,9 +101,9 @@ def sample_of(raster: Raster) -> list[np.ndarray]:
 def packed_integers(
     bands: np.ndarray, valid: np.ndarray, raster: Raster, values: Values
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the counts of a window as a dataset file has them, and where they are data, not NaN or infinite either.
+    """Return the counts of a window for a dataset file, and which pixels are valid (also: finite).
 
-    Values beyond those that counts stand for become the nearest of them.
+    Values outside of the range of the counts are clipped.
 
     Shape:
         bands (C, h, w) as `read` returned them and valid bool (h, w), to (C, h, w) of the values' type and bool (h, w).
@@ -112,7 +112,7 @@ def packed_integers(
     if raster.dtype == values.dtype and reading.fits(values):
         return reading.turn(bands), valid
     counts, limits = np.zeros(bands.shape, dtype), np.iinfo(dtype)
-    for band in range(len(bands)):  # one at a time, as float64 takes a multiple of the memory
+    for band in range(len(bands)):  # band by band, as float64 takes several times the memory
         exact = (reading.values(bands, band) - values.add_offset) / values.scale_factor
         valid = valid & np.isfinite(exact)
         counts[band] = np.rint(np.where(valid, exact, 0)).clip(limits.min, limits.max)
@@ -126,9 +126,10 @@ def _values_of_span(span: Span, units: str) -> Values:
 
 @dataclass(frozen=True)
 class _Reading:
-    """How the counts of an image become values, after those of some bands were turned: `zero - count`.
+    """The conversion of an image's counts to values.
 
-    `scales` has scale and offset of each band, `top` is the count that is a share of 1. Scales are positive.
+    Counts of bands in `turned` are first replaced by `zero - count`. `scales` holds scale and offset of each band; the
+    scales are positive. `top` is the count of the fraction 1.
     """
 
     scales: tuple[tuple[float, float], ...]
@@ -143,7 +144,7 @@ class _Reading:
         return len(set(self.scales)) == 1 and mine == (values.scale_factor, values.add_offset)
 
     def turn(self, bands: np.ndarray) -> np.ndarray:
-        """Return counts (C, h, w) that rise with the values."""
+        """Return counts (C, h, w) that increase with the values."""
         if not any(self.turned):
             return bands
         rising: np.ndarray = bands.copy()
@@ -164,7 +165,7 @@ def _reading(raster: Raster) -> _Reading:
     kind = np.dtype(raster.dtype).kind
     if raster.palette:
         raise DataError(
-            f"{raster.path} holds numbers of a palette's colours, not intensities; convert it: "
+            f"{raster.path}: expected intensities, found colour numbers of a palette; convert it: "
             f"`gdal_translate -expand rgb {raster.path} OUT` (or -expand gray)"
         )
     if kind not in "iuf" or not all(raster.scales) or (kind == "f" and raster.zero_is_white):
@@ -183,17 +184,17 @@ def _reading(raster: Raster) -> _Reading:
 
 
 def without_alpha(raster: Raster) -> str:
-    """Return what to do about a band that a file calls an alpha channel, and that is none."""
+    """Return the advice for a band that a file declares wrongly as an alpha channel."""
     count = len(raster.band_names)
     kinds = ["red", "green", "blue"] if count == 3 else ["gray", *["undefined"] * (count - 1)]
     return (
-        "if it is a band like the others, as near infrared is, let the file say so: "
+        "if it is a band like the others, such as near infrared, declare it in the file: "
         f"`rio edit-info --colorinterp {','.join([*kinds, 'undefined'])} {shlex.quote(str(raster.path))}`"
     )
 
 
 def _require_alike(rasters: Sequence[Raster], found: Sequence[str], next_step: str) -> None:
-    """Check that what was found of images is the same for all."""
+    """Check that a property is the same for all images."""
     kinds = Counter(found)
     if len(kinds) > 1:
         common, odd = kinds.most_common(1)[0][0], kinds.most_common()[-1][0]

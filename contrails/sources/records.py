@@ -1,8 +1,8 @@
 """Raw records in the layout of the OpenContrails competition.
 
 `ROOT/<split>/<record id>/band_<08..16>.npy` holds (H, W, frames) float32 in kelvin, `human_individual_masks.npy`
-(H, W, 1, annotators) and `human_pixel_masks.npy` (H, W, 1) hold 0 and 1, `ROOT/<split>_metadata.json` says where and
-when. Every value is checked here; nothing downstream meets a NaN or a wrong shape.
+(H, W, 1, annotators) and `human_pixel_masks.npy` (H, W, 1) hold 0 and 1, and `ROOT/<split>_metadata.json` holds
+location and time. All values are checked here, so that later code gets no NaN and no wrong shape.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ from contrails.sources.walk import folders_in
 
 LABEL_FRAME = 4
 LABEL_OFFSET_PX = (0.5, 0.5)
-"""(down, right): labels sit this far off the image, measured by correlation with the split-window difference."""
+"""Offset (down, right) of labels from the image, measured by correlation with the split-window difference."""
 
 _INDIVIDUAL, _PIXEL = "human_individual_masks.npy", "human_pixel_masks.npy"
 _MAX_ANNOTATORS = 16
 _NUMBER = int | float
-_AGAIN = "get the metadata again, or remove the file to do without places and times"
+_AGAIN = "get the metadata again, or remove the file to prepare the records without locations and times"
 
 
 @dataclass(frozen=True)
 class RawRecord:
-    """Where a record lies, the tile it shows, and its time in seconds since 1970 (NaN where unknown)."""
+    """A raw record: its folder, its tile as group, and its time in seconds since 1970 (NaN if unknown)."""
 
     record_id: str
     path: Path
@@ -79,7 +79,7 @@ def find_records(root: Path, split: str) -> list[RawRecord]:
 
 
 def without_location(record_ids: Sequence[str], groups: Sequence[str], timestamps: Sequence[float]) -> list[str]:
-    """Return the records whose place and time are unknown, for they had no metadata."""
+    """Return the records with unknown location and time, which had no metadata."""
     rows = zip(record_ids, groups, timestamps, strict=True)
     return [record_id for record_id, group, time in rows if group == record_id and math.isnan(time)]
 
@@ -88,7 +88,7 @@ def read_bands(record: RawRecord, bands: Sequence[int], frames: Sequence[int]) -
     """Return float32 (T, C, H, W) in kelvin, finite.
 
     Raises:
-        DataError: a file is missing, cut short, of another shape or dtype, or holds NaN; there is no band.
+        DataError: a file is missing, truncated, of another shape or dtype, or holds NaN; or `bands` is empty.
     """
     if not bands:
         raise DataError(
@@ -106,7 +106,7 @@ def read_bands(record: RawRecord, bands: Sequence[int], frames: Sequence[int]) -
 
 
 def read_label(record: RawRecord, size: tuple[int, int]) -> Label | None:
-    """Return what the annotators said, or None for a record without masks; a pixel mask alone is one annotator."""
+    """Return the label of a record, or None without masks; a pixel mask alone counts as one annotator."""
     individual, pixel = record.path / _INDIVIDUAL, record.path / _PIXEL
     if individual.is_file():
         masks = _read_mask(individual, record)
@@ -125,7 +125,7 @@ def read_label(record: RawRecord, size: tuple[int, int]) -> Label | None:
     else:
         return None
     marks = np.zeros(size, np.uint16)
-    for annotator in range(masks.shape[2]):  # numpy reduces a short last axis ten times slower
+    for annotator in range(masks.shape[2]):  # a loop, as numpy is ten times slower to reduce a short last axis
         marks |= masks[:, :, annotator].astype(np.uint16) << np.uint16(annotator)
     return Label(np.bitwise_count(marks), masks.shape[2], marks)
 
@@ -144,7 +144,9 @@ def _read_band(record: RawRecord, band: int, frames: Sequence[int]) -> np.ndarra
                 f"{record.path}: expected the folder of a record, with files such as {path.name}, found none of them; "
                 f"give a folder of GOES records, or move {record.record_id} out of {record.path.parent}"
             )
-        raise DataError(f"{path} is missing (record {record.record_id} has the bands {have}); get it, or give --bands")
+        raise DataError(
+            f"expected {path}, found only the bands {have} of record {record.record_id}; get the file, or give --bands"
+        )
     array = _load(path, record)
     if array.dtype != np.float32 or array.ndim != 3 or array.size == 0:
         raise DataError(
@@ -153,7 +155,8 @@ def _read_band(record: RawRecord, band: int, frames: Sequence[int]) -> np.ndarra
         )
     if max(frames) >= array.shape[2]:
         raise DataError(
-            f"{path}: expected frame {max(frames)}, found {array.shape[2]} frames (0 to {array.shape[2] - 1})"
+            f"{path}: expected frame {max(frames)}, found {array.shape[2]} frames (0 to {array.shape[2] - 1}); give "
+            "other --frames"
         )
     chosen = np.stack([array[:, :, frame] for frame in frames])
     if not np.isfinite(chosen).all():
@@ -168,7 +171,10 @@ def _read_band(record: RawRecord, band: int, frames: Sequence[int]) -> np.ndarra
 def _read_mask(path: Path, record: RawRecord) -> np.ndarray:
     array = _load(path, record)
     if not np.issubdtype(array.dtype, np.integer) or (array.size and (array.min() < 0 or array.max() > 1)):
-        raise DataError(f"{path}: expected integers 0 and 1, found {array.dtype} with {np.unique(array)[:5].tolist()}")
+        raise DataError(
+            f"{path}: expected integers 0 and 1, found {array.dtype} with {np.unique(array)[:5].tolist()}; get record "
+            f"{record.record_id} again"
+        )
     return array
 
 
@@ -184,7 +190,7 @@ def _read_metadata(path: Path) -> dict[str, tuple[str, float]]:
         if not isinstance(record_id, str | int):
             raise DataError(f"{path}: expected a record_id in each entry, found {to_json(entry)[:80]}; {_AGAIN}")
         if str(record_id) in found:
-            raise DataError(f"{path}: record {record_id} stands there twice; remove one of the entries")
+            raise DataError(f"{path}: expected each record once, found {record_id} twice; remove one of the entries")
         found[str(record_id)] = (_tile(path, entry), _timestamp(path, entry))
     return found
 
@@ -196,7 +202,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         except FileNotFoundError:
             return []
         except ValueError as error:
-            raise DataError(f"{path} is not JSON ({error}); {_AGAIN}") from error
+            raise DataError(f"{path}: expected JSON, found another content ({error}); {_AGAIN}") from error
     odd = [entry for entry in entries if not isinstance(entry, dict)] if isinstance(entries, list) else [entries]
     if odd:
         raise DataError(
@@ -206,7 +212,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
 
 def _tile(path: Path, entry: dict[str, Any]) -> str:
-    """Return a short name for the place a record shows: same projection and corner, same name."""
+    """Return a short name of a record's location: equal for equal projection and corner."""
     for key, kind, what in (
         ("projection_wkt", str, "a text"),
         ("row_min", _NUMBER, "a number"),
@@ -220,7 +226,7 @@ def _tile(path: Path, entry: dict[str, Any]) -> str:
 
 
 def _timestamp(path: Path, entry: dict[str, Any]) -> float:
-    """Return seconds since 1970; NaN stands for an unknown time, a text without a time zone is UTC."""
+    """Return seconds since 1970, NaN if unknown; a time without a time zone is in UTC."""
     value = entry.get("timestamp")
     try:
         if isinstance(value, str):

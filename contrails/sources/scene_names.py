@@ -1,7 +1,8 @@
-"""Which files are of which scene, by patterns of their names, and which scenes are on the lists that came with them."""
+"""The files of each scene, found by patterns of their names, and the lists of scenes that came with the data."""
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from contrails.errors import DataError
@@ -15,20 +16,21 @@ _SHOWN = 3
 
 
 def find_files(root: Path, pattern: str, bands: Sequence[str]) -> tuple[dict[str, dict[str, Path]], Found]:
-    """Return the files that a pattern matches, by scene and band, and what else lies in their folders and below.
+    """Return the files that a pattern matches, by scene and band, and other files in their folders and below.
 
-    The band is "" where the pattern has none. Files of other bands are not told, nor those that go with a scene.
+    The band is "" if the pattern has no {band}. Files of other bands, and files that belong to a scene (such as world
+    files), are not among the other files.
 
     Raises:
-        DataError: the pattern is none, or a scene is there twice or lacks a band.
+        DataError: the pattern is invalid, or a scene has a duplicate file or lacks a band.
     """
     if "{scene}" not in pattern or ("{band}" in pattern) != bool(bands and "{band}" in pattern):
         raise DataError(
-            f"the pattern '{pattern}': expected {{scene}} where the name of the scene stands, and --bands with a "
-            "pattern that holds {band}"
+            f"the pattern '{pattern}': expected {{scene}} in place of the scene's name, and --bands if and only if the "
+            "pattern has {band}; correct the pattern, or give --bands"
         )
     matches = _expression(pattern, bands)
-    folder = root / pattern.partition("{")[0].rpartition("/")[0]  # all that the pattern matches lies there
+    folder = root / pattern.partition("{")[0].rpartition("/")[0]  # contains all files that the pattern can match
     below = files_below(folder, ENDINGS) if folder.is_dir() else Found()
     found: dict[str, dict[str, Path]] = {}
     for path in below.paths:
@@ -37,13 +39,17 @@ def find_files(root: Path, pattern: str, bands: Sequence[str]) -> tuple[dict[str
             band = match.groupdict().get("band", "")
             if band in of_scene:
                 raise DataError(
-                    f"the scene {match['scene']} is there twice: {of_scene[band]} and {path}; remove one of them"
+                    f"expected one file of the scene {match['scene']}, found two: {of_scene[band]} and {path}; remove "
+                    "one of them"
                 )
             of_scene[band] = path
     if "{band}" in pattern:
         for name, of_scene in found.items():
             if missing := [band for band in bands if band not in of_scene]:
-                raise DataError(f"the scene {name} lacks the bands {', '.join(missing)} ({pattern} in {root})")
+                raise DataError(
+                    f"the scene {name} lacks the bands {', '.join(missing)} ({pattern} in {root}); add the files, or "
+                    "give other --bands"
+                )
             found[name] = {band: of_scene[band] for band in bands}
     of_any_band = _expression(pattern, None)
     below.paths[:] = [path for path in below.paths if not of_any_band.fullmatch(path.relative_to(root).as_posix())]
@@ -51,8 +57,8 @@ def find_files(root: Path, pattern: str, bands: Sequence[str]) -> tuple[dict[str
 
 
 def _besides(found: Mapping[str, Mapping[str, Path]], below: Found) -> Found:
-    """Return what of all that was found, but for the files of scenes, lies in folders of such files or below."""
-    files = [path for of_scene in found.values() for path in of_scene.values()]
+    """Return the found files that are no files of scenes but are in the folders of such files, or below."""
+    files = list(chain.from_iterable(of_scene.values() for of_scene in found.values()))
     folders, stems = {path.parent for path in files}, {path.with_suffix("") for path in files}
 
     def is_near(path: Path) -> bool:
@@ -63,13 +69,15 @@ def _besides(found: Mapping[str, Mapping[str, Path]], below: Found) -> Found:
 
 
 def read_filelists(folder: Path, files: Mapping[str, Mapping[str, Path]]) -> dict[str, str]:
-    """Return the subset of each scene on the file lists; none where there are no lists.
+    """Return the subset of each scene on the file lists; empty if there are no lists.
 
     Raises:
-        DataError: a list names a scene that is not there, or one that is on another list.
+        DataError: a list names a scene that does not exist, or that is on another list.
     """
-    names = {path.name: scene for scene, of_scene in files.items() for path in of_scene.values()}
-    names |= {scene: scene for scene in files}
+    names: dict[str, str] = {}
+    for scene, of_scene in files.items():
+        names |= {path.name: scene for path in of_scene.values()}
+    names |= {scene: scene for scene in files}  # a list can name files or scenes
     found: dict[str, str] = {}
     for subset in SUBSETS:
         path = folder / f"{subset}.csv"
@@ -80,17 +88,20 @@ def read_filelists(folder: Path, files: Mapping[str, Mapping[str, Path]]) -> dic
             lines = lines[1:]
         if lost := [line for line in lines if line not in names]:
             raise DataError(
-                f"{path} names {len(lost)} scenes that are not there: {', '.join(lost[:_SHOWN])}; "
-                "get them, or take them off the list"
+                f"{path}: expected names of existing scenes, found {len(lost)} others: {', '.join(lost[:_SHOWN])}; add "
+                "these scenes, or remove them from the list"
             )
         for line in lines:
             if found.setdefault(names[line], subset) != subset:
-                raise DataError(f"{path}: the scene {names[line]} is in {found[names[line]]}.csv as well; keep one")
+                raise DataError(
+                    f"{path}: expected a scene on one list, found {names[line]} in {found[names[line]]}.csv too; keep "
+                    "one of the lines"
+                )
     return found
 
 
 def _expression(pattern: str, bands: Sequence[str] | None) -> re.Pattern[str]:
-    """Return what the names of files match; None stands for any bands."""
+    """Return the regular expression of a pattern; `bands` None matches any band."""
     kinds = {"{scene}": "[^/]+", "{band}": "[^/]+" if bands is None else "|".join(map(re.escape, bands))}
     parts, seen = [], set()
     for part in re.split(r"(\{scene\}|\{band\})", pattern):

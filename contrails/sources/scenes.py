@@ -1,14 +1,15 @@
 """The layout `scenes`: scenes of any size and their masks, cut into tiles.
 
-`ROOT/scenes/` and `ROOT/masks/` hold a file of the same name each; other places, and scenes with one file a band, are
-named by patterns such as `train_{band}/{band}_{scene}.TIF`. `ROOT/filelists/{train,val,test}.csv`, where they are, hold
-names of scenes, one a line. Tiles of a scene share its group, so that no fold splits a scene; scenes that belong
-together share one where the options say so.
+`ROOT/scenes/` and `ROOT/masks/` hold files with the same names. Patterns such as `train_{band}/{band}_{scene}.TIF`
+describe other folders, and scenes with one file per band. `ROOT/filelists/{train,val,test}.csv`, if they exist, hold
+names of scenes, one per line. All tiles of a scene are in its group, so that no fold splits a scene; the options can
+put several scenes in one group.
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -37,7 +38,7 @@ from contrails.sources.tiles import OVERLAP, TILE, grid, packed, tile_name
 from contrails.sources.walk import Found, some
 
 _SPLITS = {"validation": "val", "test": "test"}
-"""Splits that are packed alone where there are file lists; `train` packs all scenes."""
+"""The file list of each split; the split train packs the scenes of all lists."""
 
 _SHOWN = 3
 
@@ -47,12 +48,18 @@ Files = Mapping[str, Mapping[str, Path]]
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """How scenes are found and cut; see `contrails prepare --help`.
+    """Options for finding and cutting scenes; see `contrails prepare --help`.
 
-    `masks` is empty where all scenes are to be predicted, so that neither masks nor file lists are looked for; `bands`
-    where the files name theirs, `mask_values` where they are the usual ones, and `span`, the smallest and largest value
-    that is packed, is None where counts are kept as they are. `grouping` is of scenes; tiles of one are in one group.
-    `target_name` is what the masks show, or "".
+    Attributes:
+        tile: side of a tile, in pixels.
+        overlap: overlap of neighbouring tiles, in pixels.
+        scenes: pattern of the scene files.
+        masks: pattern of the masks; empty for prediction, which reads neither masks nor file lists.
+        bands: names of the bands; empty for the names in the files.
+        mask_values: meanings of mask values; empty for the default ones.
+        span: smallest and largest value to pack; None to keep the counts.
+        grouping: rule for groups of scenes.
+        target_name: what the masks show, or "".
     """
 
     tile: int = TILE
@@ -75,7 +82,7 @@ class SceneOptions:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the options that a header says, without groups."""
+        """Return the options in a header, without groups."""
         said = read_options(text)
         return cls(
             tile=int(said["tile"]),
@@ -91,7 +98,7 @@ class SceneOptions:
 
 @dataclass(frozen=True)
 class TileRecord:
-    """A tile: the files of its scene, one or one a band, and of its mask."""
+    """A tile: the files of its scene (one, or one per band), its mask and its location in the scene."""
 
     files: tuple[Raster, ...]
     mask: Raster | None
@@ -101,7 +108,7 @@ class TileRecord:
 
 @dataclass(frozen=True)
 class _Scene:
-    """A scene: its files, what they say together, its mask, and the file list (train, val, test) that names it."""
+    """A scene: its files, their combined metadata, its mask, and the file list (train, val or test) that names it."""
 
     name: str
     files: tuple[Raster, ...]
@@ -112,11 +119,11 @@ class _Scene:
 
 
 def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]:
-    """Find the scenes of a split, check them against their masks, and cut them.
+    """Return the plan for the tiles of the scenes of a split, after checking scenes and masks.
 
     Raises:
-        DataError: no scene, one without its mask or a band, files that differ in size, place, type or bands, masks
-            with values that mean nothing, or a file list that names others.
+        DataError: no scene; a scene without its mask or a band; files that differ in size, location, type or bands;
+            mask values without a meaning; or a file list with unknown names.
     """
     files, of_scenes = find_files(root, options.scenes, options.bands)
     masks, of_masks = find_files(root, options.masks, ()) if options.masks else ({}, Found())
@@ -124,7 +131,7 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
         raise DataError(
             f"expected scenes as {options.scenes} in {root} (endings {', '.join(ENDINGS)}), found "
             f"{', '.join(sorted(path.name for path in root.glob('*'))[:8]) or 'nothing'}; give the folder that holds "
-            "them, or say --scenes"
+            "them, or give --scenes"
         )
     subsets = read_filelists(root / "filelists", files) if options.masks else {}
     wanted = _SPLITS.get(split) if _SPLITS.get(split) in subsets.values() else None
@@ -132,7 +139,7 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
     needs_mask = [name for name in names if split != "test" and subsets.get(name) != "test"]
     if lost := [name for name in needs_mask if name not in masks]:
         raise DataError(
-            f"{len(lost)} of {len(names)} scenes have no mask ({options.masks} in {root}): "
+            f"expected a mask of every scene ({options.masks} in {root}), found none for {len(lost)} of {len(names)}: "
             f"{', '.join(lost[:_SHOWN])}; add them, or prepare unlabelled scenes with --split test"
         )
     with bar("headers", len(names)) as advance:
@@ -149,13 +156,15 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
         lists = "the file lists name none" if subsets else "there are no file lists"
         warnings += (f"--split {split}: {lists}, so all {len(names)} scenes are packed, as --split train packs them",)
     learned = {scene.name for scene in scenes if scene.subset == "train"} or set(names)
-    of_training = [each for scene in scenes if scene.name in learned for each in scene.files]
-    others = [each for scene in scenes if scene.name not in learned for each in scene.files]
+    of_training: list[Raster] = []
+    others: list[Raster] = []
+    for scene in scenes:
+        (of_training if scene.name in learned else others).extend(scene.files)
     choice = choose_values([scene.whole for scene in scenes], of_training, others, options.span)
     groups, said_of_groups = options.grouping.groups(*[{name: name for name in names}] * 2)
     scenes = [replace(scene, group=groups[scene.name]) for scene in scenes]
     header, records = _cut(scenes, split, replace(options, span=choice.span), choice.values)
-    notes += choice.notes if split == "test" else (*choice.notes, said_of_groups)  # nobody deals tests out to folds
+    notes += choice.notes if split == "test" else (*choice.notes, said_of_groups)  # tests are not assigned to folds
     return Plan(str(root.resolve()), header, records, read_tile, warnings + choice.warnings, notes)
 
 
@@ -179,13 +188,12 @@ def read_tile(header: Header, record: TileRecord) -> tuple[Arrays, int]:
 def _cut(
     scenes: Sequence[_Scene], split: str, options: SceneOptions, values: Values
 ) -> tuple[Header, tuple[TileRecord, ...]]:
-    """Return the header of a file of all tiles of scenes, and the tiles."""
+    """Return the header of the file and the tiles of all scenes."""
     wholes, size = [scene.whole for scene in scenes], (options.tile, options.tile)
-    tiles = [
-        (scene, placement)
-        for number, scene in enumerate(scenes)
-        for placement in grid(scene.whole.height, scene.whole.width, size, options.overlap, number)
-    ]
+    tiles: list[tuple[_Scene, Placement]] = []
+    for number, scene in enumerate(scenes):
+        placements = grid(scene.whole.height, scene.whole.width, size, options.overlap, number)
+        tiles += [(scene, placement) for placement in placements]
     header = Header(
         split=split,
         band_names=wholes[0].band_names,
@@ -212,17 +220,21 @@ def _cut(
 
 
 def _left_out(files: Files, masks: Files, of_scenes: Found, of_masks: Found, options: SceneOptions) -> tuple[str, ...]:
-    """Return what to tell about files that lie beside those of scenes and masks, and are none of them."""
-    used = {path for each in (*files.values(), *masks.values()) for path in each.values()}
+    """Return warnings about files beside scenes and masks that are neither."""
+    used = set(chain.from_iterable(each.values() for each in (*files.values(), *masks.values())))
     names = ("paths", "skipped", "unknown")
     both = [dict.fromkeys([*getattr(of_scenes, name), *getattr(of_masks, name)]) for name in names]
-    merged = [[path for path in each if path not in used] for each in both]
+    merged = [_without(each, used) for each in both]
     where = "--scenes and --masks say" if options.masks else "--scenes says"
     told = {
-        f"left out, for they are not where {where} (move them there)": merged[0],
+        f"left out, because they are not where {where} (move them there)": merged[0],
         "masks without a scene": [masks[name][""] for name in sorted(masks.keys() - files.keys())],
     }
     return Found(*merged).warnings() + tuple(f"{what}: {some(paths)}" for what, paths in told.items() if paths)
+
+
+def _without(paths: Iterable[Path], used: Set[Path]) -> list[Path]:
+    return [path for path in paths if path not in used]
 
 
 def _said_of_masks(masks: Sequence[Raster], given: Meanings) -> tuple[str, ...]:
@@ -236,14 +248,14 @@ def _said_of_masks(masks: Sequence[Raster], given: Meanings) -> tuple[str, ...]:
 
 
 def _describe(name: str, files: Mapping[str, Path], mask: Path | None, subset: str, options: SceneOptions) -> _Scene:
-    """Return what the files of a scene say, and check that they are of the same pixels."""
+    """Return the metadata of a scene after checking that its files have the same pixel grid."""
     rasters = {band: describe(path) for band, path in files.items()}
     first, *others = rasters.values()
     for other in others:
         _require_fit(first, other)
     if several := [other for other in others if _counts(other) != _counts(first)]:
         raise DataError(
-            f"{several[0].path}: expected {_counts(first)} as {first.path}, found {_counts(several[0])}; convert it"
+            f"{several[0].path}: expected {_counts(first)} as in {first.path}, found {_counts(several[0])}; convert it"
         )
     if "" not in rasters:
         for raster in rasters.values():
@@ -255,8 +267,8 @@ def _describe(name: str, files: Mapping[str, Path], mask: Path | None, subset: s
     whole = replace(
         first,
         band_names=names,
-        scales=tuple(scale for raster in rasters.values() for scale in raster.scales),
-        offsets=tuple(offset for raster in rasters.values() for offset in raster.offsets),
+        scales=tuple(chain.from_iterable(raster.scales for raster in rasters.values())),
+        offsets=tuple(chain.from_iterable(raster.offsets for raster in rasters.values())),
     )
     label = None if mask is None else describe(mask)
     if label is not None:
@@ -266,12 +278,12 @@ def _describe(name: str, files: Mapping[str, Path], mask: Path | None, subset: s
 
 
 def _require_bands(raster: Raster, names: Sequence[str]) -> None:
-    """Check that a file has as many bands as are named."""
+    """Check that a file has as many bands as names."""
     if len(names) != len(raster.band_names):
         alpha = f", and an alpha channel ({without_alpha(raster)})" if raster.has_alpha else ""
         raise DataError(
             f"{raster.path}: expected {len(names)} bands ({names_in(names)}), found {len(raster.band_names)} "
-            f"({names_in(raster.band_names)}){alpha}; name all of them with --bands, or keep those that count"
+            f"({names_in(raster.band_names)}){alpha}; name all bands with --bands, or remove the others from the file"
             f"{bands_in_front(raster)}"
         )
 
@@ -282,25 +294,26 @@ def _counts(raster: Raster) -> str:
 
 
 def _require_fit(scene: Raster, other: Raster) -> None:
-    """Check that a file, such as a mask, is of the same pixels as a scene."""
+    """Check that a file, such as a mask, has the same pixel grid as a scene."""
     if (scene.height, scene.width) != (other.height, other.width):
         raise DataError(
-            f"{other.path} is {other.height} x {other.width} pixels large, {scene.path} {scene.height} x "
-            f"{scene.width}: one of them was cropped, resized or turned; make them alike, with `gdalwarp` for instance"
+            f"{other.path}: expected {scene.height} x {scene.width} pixels as in {scene.path}, found {other.height} x "
+            f"{other.width}: one of them was cropped, resized or rotated; bring both to one grid, for example with "
+            "`gdalwarp`"
         )
     placed = scene.transform != NOWHERE and other.transform != NOWHERE
     pixel = max(abs(number) for number in (scene.transform[0], scene.transform[1]))
     apart = np.abs(np.subtract(scene.transform, other.transform))
     if placed and (apart[[2, 5]].max() > pixel / 2 or apart[[0, 1, 3, 4]].max() > 1e-3 * pixel):
         raise DataError(
-            f"{other.path} lies elsewhere than {scene.path}: its transform is {_numbers(other)}, that of the scene "
-            f"{_numbers(scene)}; bring it onto the scene's grid with `gdalwarp`"
+            f"{other.path}: expected the location of {scene.path} (transform {_numbers(scene)}), found the transform "
+            f"{_numbers(other)}; bring it onto the grid of the scene with `gdalwarp`"
         )
     systems = [coordinate_system(each.crs) if each.crs else "" for each in (scene, other)]
     if (all(systems) and systems[0] != systems[1]) or (scene.control and other.control not in ("", scene.control)):
         raise DataError(
-            f"{other.path} lies elsewhere than {scene.path}: its coordinate system or its control points are others "
-            f"({systems[1]}, that of the scene {systems[0]}); bring it onto the scene's grid with `gdalwarp`"
+            f"{other.path}: expected the coordinate system and control points of {scene.path} ({systems[0]}), found "
+            f"others ({systems[1]}); bring it onto the grid of the scene with `gdalwarp`"
         )
 
 

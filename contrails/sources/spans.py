@@ -1,6 +1,6 @@
-"""Spans: the smallest and the largest value that counts of a dataset stand for, where those of the files are not kept.
+"""Spans: the smallest and largest value of the packed counts of a dataset, if the counts of its files are not kept.
 
-They are given, or found by a look at all values of the training images; what lies beyond them is told.
+A span is given by the user, or found from all values of the training images. Values outside of it are reported.
 """
 
 import math
@@ -19,12 +19,12 @@ _STRIP_VALUES = 1 << 23
 _SAMPLE_VALUES = 1 << 22
 _PERCENTILES = (0.1, 99.9)
 _REACH = 4
-"""How far beyond its percentiles a span goes at most, in distances between these."""
+"""Largest extent of a span beyond its percentiles, as a multiple of the distance between these."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How values are packed, the span where counts are not kept as they are, and what to tell about it."""
+    """How values are packed: their type and scale, the span if counts are not kept, notes and warnings."""
 
     values: Values
     span: Span | None = None
@@ -33,19 +33,19 @@ class Choice:
 
     @property
     def option(self) -> str:
-        """Return the option of `contrails prepare` that makes this choice again, or ""."""
+        """The option of `contrails prepare` that repeats this choice, or ""."""
         return "" if self.span is None else f"--range={self.span[0]!r},{self.span[1]!r}"
 
 
 def choose_values(
     rasters: Sequence[Raster], of_training: Sequence[Raster], others: Sequence[Raster], span: Span | None
 ) -> Choice:
-    """Choose how the values of images are packed: as they are, or with the span given, or with that of training images.
+    """Choose how to pack the values of images: unchanged, with the given span, or with that of the training images.
 
     Args:
-        rasters: what is said of each image.
-        of_training: the files of those that are trained on.
-        others: the files of the other ones, of which is told what lies beyond the span.
+        rasters: metadata of all images.
+        of_training: files of the training images.
+        others: files of the other images, whose values outside of the span are reported.
         span: smallest and largest value to pack, or None.
 
     Raises:
@@ -54,11 +54,12 @@ def choose_values(
     warnings = _said_of_alpha(rasters)
     if span is None and not needs_span(rasters):
         return Choice(values_of(rasters), warnings=tuple(warnings))
-    values_of(rasters, span or (0.0, 1.0))  # before all of them are read
+    values_of(rasters, span or (0.0, 1.0))  # checks the metadata before all pixels are read
     found = _look_at(of_training)
     if span is None and not math.isfinite(found.high - found.low):
         raise DataError(
-            f"{of_training[0].path} and others: found values from {found.low:g} to {found.high:g}; give --range"
+            f"{of_training[0].path} and others: expected finite values, found {found.low:g} to {found.high:g}; give "
+            "--range"
         )
     chosen = span or _usual_span(found)
     values = values_of(rasters, chosen)
@@ -70,10 +71,10 @@ def choose_values(
 
 
 def read_span(text: str) -> Span:
-    """Read a span as the option has it, such as -100,60.5.
+    """Parse a span in the format of the option, such as -100,60.5.
 
     Raises:
-        DataError: it is none.
+        DataError: the text is no span.
     """
     try:
         low, high = (float(number) for number in text.split(","))
@@ -86,7 +87,7 @@ def read_span(text: str) -> Span:
 
 @dataclass(frozen=True)
 class _Found:
-    """Some of the values of images, float64, the lowest and the highest of all, and how many are not finite."""
+    """A sample of the values of images, float64, the lowest and highest of all, and the number that are not finite."""
 
     sample: np.ndarray
     low: float
@@ -114,14 +115,14 @@ def _look_at(images: Sequence[Raster]) -> _Found:
 
 
 def _pieces(raster: Raster) -> Iterator[np.ndarray]:
-    """Yield the values of an image where they are data, float64 (any number), band by band of some rows at a time."""
+    """Yield the valid values of an image, float64 (any number), per band and strip of rows."""
     rows = max(1, _STRIP_VALUES // (raster.width * len(raster.band_names)))
     for row in range(0, raster.height, rows):
         yield from read_values(raster, (row, 0, min(rows, raster.height - row), raster.width))
 
 
 def _usual_span(found: _Found) -> Span:
-    """Return the span of all values, but not far beyond their percentiles."""
+    """Return the span of all values, limited to a multiple of the distance between their percentiles."""
     low, high = found.low, found.high
     first, last = (float(value) for value in np.percentile(found.sample, _PERCENTILES))
     reach = _REACH * (last - first)
@@ -134,12 +135,12 @@ def _said_of_values(found: _Found, choice: Choice) -> list[str]:
     assert choice.span is not None
     (low, high), said = choice.span, []
     if found.num_odd:
-        said.append(f"{found.num_odd} values are NaN or infinite: their pixels do not count")
+        said.append(f"{found.num_odd} values are NaN or infinite: their pixels are ignored")
     if found.low < low or found.high > high:
         share = np.mean((found.sample < low) | (found.sample > high))
         said.append(
-            f"the values reach from {found.low:g} to {found.high:g}; about {share:.2g} of them lie beyond "
-            f"{choice.option} and become its nearest end; if they are no data, let the files say so: "
+            f"values range from {found.low:g} to {found.high:g}; a fraction of about {share:.2g} is outside of "
+            f"{choice.option} and is clipped; if these values are nodata, declare them in the files: "
             "`gdal_edit.py -a_nodata VALUE FILE`"
         )
     return said
@@ -150,6 +151,6 @@ def _said_of_alpha(rasters: Sequence[Raster]) -> list[str]:
     if not found:
         return []
     said = f"{len(found)} of {len(rasters)} files have an alpha channel, such as {found[0].path}; it is not packed"
-    said += ", and where it is 0 pixels do not count" if any(raster.mask == "alpha" for raster in found) else ""
+    said += ", and pixels with alpha 0 are ignored" if any(raster.mask == "alpha" for raster in found) else ""
     tiff = next((raster for raster in found if raster.path.suffix.lower() in (".tif", ".tiff")), None)
     return [said if tiff is None else f"{said}; {without_alpha(tiff)}"]

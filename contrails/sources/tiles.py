@@ -1,12 +1,13 @@
-"""Scenes of any size as tiles of one size, and tiles back to scenes.
+"""Cutting of scenes into tiles of one size, and blending of tiles into scenes.
 
-Tiles lie on a grid from the top left on, `tile - overlap` pixels apart; the last one of a row or a column is shifted
-inward, so that it ends with the scene. Only a scene that is smaller than a tile is padded: with mirrored pixels, and a
-label that says "ignore". On the way back overlapping tiles are blended by a window that falls towards their edges.
-Weights are whole numbers and so are sums, so that equal values blend to themselves, and nothing depends on the order;
-the scene is built strip by strip. The last tiles of older files are padded: what a placement says counts.
+Tiles are on a grid from the top left, `tile - overlap` pixels apart. The last tile of a row or column is shifted
+inward, so that it ends with the scene. Only a scene smaller than a tile is padded, with mirrored pixels and the label
+"ignore". Overlapping predictions are blended with a window that decreases towards the edges of a tile. Weights and sums
+are integers, so that equal values blend to the same value and the result does not depend on the order; scenes are built
+strip by strip. In files of older versions the last tiles are padded instead, as their placements show.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,17 +21,17 @@ from contrails.dataset.store import IGNORE, Placement
 from contrails.errors import DataError
 
 TILE, OVERLAP = 512, 64
-"""Side and overlap of tiles in pixels, where nobody says them."""
+"""Default side and overlap of tiles, in pixels."""
 
 Blend = Literal["hann", "gaussian"]
 _LARGEST_WEIGHT = 255
 _ROWS_AT_ONCE = 32
 _GAUSSIAN_SIGMA = 1 / 8
-"""Of the side of a tile, as sliding-window inference usually takes it."""
+"""Sigma of the Gaussian window as a fraction of the tile's side, as usual in sliding-window inference."""
 
 
 def usual_overlap(tile: int, usual: int = OVERLAP) -> int:
-    """Return the usual overlap of tiles, or a quarter of those that are not larger than it."""
+    """Return the default overlap of tiles: `usual`, or a quarter of a tile that is not larger than `usual`."""
     return usual if usual < tile else tile // 4
 
 
@@ -42,11 +43,14 @@ def grid(height: int, width: int, size: tuple[int, int], overlap: int, scene: in
     """
     side = min(size)
     if not 0 <= overlap < side:
-        raise DataError(f"expected an overlap from 0 to {side - 1} pixels of tiles of {side}, found {overlap}")
+        raise DataError(
+            f"expected an overlap from 0 to {side - 1} pixels of tiles of {side}, found {overlap}; give a smaller "
+            "--overlap or a larger --tile"
+        )
+    corners = itertools.product(starts(height, size[0], overlap), starts(width, size[1], overlap))
     return [
         Placement(scene, row, column, min(size[0], height - row), min(size[1], width - column))
-        for row in starts(height, size[0], overlap)
-        for column in starts(width, size[1], overlap)
+        for row, column in corners
     ]
 
 
@@ -56,17 +60,17 @@ def tile_name(scene: str, place: Placement) -> str:
 
 
 def scene_of(name: str) -> str:
-    """Return the scene of a tile's record id; of any other one, itself."""
+    """Return the scene of a tile's record id; any other id is returned unchanged."""
     return re.sub(r"_r\d{5,}_c\d{5,}$", "", name)
 
 
 def starts(side: int, tile: int, overlap: int) -> list[int]:
-    """Return where tiles begin along a side: as few as cover it with this overlap, the last one ending with it."""
+    """Return the starts of the fewest tiles that cover a side with this overlap; the last one ends with the side."""
     return [min(start, max(side - tile, 0)) for start in range(0, max(side - overlap, 1), tile - overlap)]
 
 
 def covered(header: Header) -> tuple[float, float]:
-    """Return the share of a file's pixels that is padding, and the share of the others that repeats in overlaps."""
+    """Return the fraction of a file's pixels that is padding, and the fraction of the others in overlaps."""
     shown = sum(place.height * place.width for place in header.placements)
     scenes = {place.scene for place in header.placements}
     distinct = sum(header.scenes[number].height * header.scenes[number].width for number in scenes)
@@ -74,15 +78,15 @@ def covered(header: Header) -> tuple[float, float]:
 
 
 def padded(bands: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return bands (C, h, w) continued to `size` by mirrored pixels."""
+    """Return bands (C, h, w) padded to `size` with mirrored pixels."""
     height, width = bands.shape[1:]
     return np.pad(bands, ((0, 0), (0, size[0] - height), (0, size[1] - width)), mode="symmetric")
 
 
 def packed(header: Header, bands: np.ndarray, valid: np.ndarray, positive: np.ndarray | None) -> tuple[Arrays, int]:
-    """Return the arrays of a tile or an image as the header has them, and the number of its annotators: 1 or 0.
+    """Return the arrays of a tile or an image for a header, and its number of annotators: 1 or 0.
 
-    Pixels that are not valid become 0, and so that none of them counts, "ignore" in the label.
+    Pixels that are not valid become 0 in the bands and "ignore" in the label.
 
     Shape:
         bands (C, h, w), valid and positive bool (h, w), not larger than the header's size.
@@ -100,7 +104,7 @@ class Strip:
     """Finished rows of a scene, from `row` on.
 
     Shape:
-        values uint16 (rows, width), 0 where nothing was predicted; predicted bool (rows, width).
+        values uint16 (rows, width), 0 without a prediction; predicted bool (rows, width).
     """
 
     row: int
@@ -109,7 +113,7 @@ class Strip:
 
 
 def below(row: int, strips: Iterable[Strip]) -> Iterator[Strip]:
-    """Yield what of strips lies at a row of the scene and below it."""
+    """Yield the parts of strips at and below a row of the scene."""
     for strip in strips:
         top = max(row - strip.row, 0)
         if top < len(strip.values):
@@ -117,18 +121,19 @@ def below(row: int, strips: Iterable[Strip]) -> Iterator[Strip]:
 
 
 class Blender:
-    """Blends the tiles of a scene, which come row by row, into finished strips; only a strip is in memory."""
+    """Blends the tiles of a scene, given row by row, into finished strips; only one strip is in memory."""
 
     def __init__(self, height: int, width: int, blend: Blend = "hann", row: int = 0) -> None:
-        """Begin at a row of the scene, above which no tile reaches."""
+        """Begin at a row of the scene; no tile may begin above it."""
         self._height, self._width, self._blend = height, width, blend
         self._row = row  # where the sums begin
         self._sums, self._weights = np.zeros((0, width), np.uint64), np.zeros((0, width), np.uint32)
 
     def add(self, placement: Placement, values: np.ndarray, valid: np.ndarray | None = None) -> Iterator[Strip]:
-        """Add a tile, uint16 and at least as large as its part of the scene, where `valid`; yield what is finished.
+        """Add the `valid` pixels of a tile, and yield the strips above it, which no later tile changes.
 
-        That is what lies above the tile, since no later one reaches there.
+        Shape:
+            values uint16 and valid bool, at least as large as the placement.
         """
         yield from self._finish(placement.row)
         height, width = placement.height, placement.width
@@ -143,11 +148,11 @@ class Blender:
         self._weights[part] += weights
 
     def close(self) -> Iterator[Strip]:
-        """Yield the rest."""
+        """Yield the remaining strips."""
         yield from self._finish(self._height)
 
     def _grow(self, end: int) -> None:
-        """Make room for the rows before `end`."""
+        """Enlarge the sums to the rows before `end`."""
         missing = end - self._row - len(self._sums)
         if missing > 0:
             self._sums = np.pad(self._sums, ((0, missing), (0, 0)))
@@ -161,20 +166,20 @@ class Blender:
         self._grow(row)
         sums, weights = self._sums[:count], self._weights[:count]
         values, predicted = np.empty(sums.shape, np.uint16), weights > 0
-        for top in range(0, count, _ROWS_AT_ONCE):  # what is made on the way would be larger than the strip
+        for top in range(0, count, _ROWS_AT_ONCE):  # in pieces, as temporary arrays would be larger than the strip
             part = slice(top, top + _ROWS_AT_ONCE)
             values[part] = (sums[part] + weights[part] // 2) // np.maximum(weights[part], 1)  # rounded to the nearest
         first, self._row = self._row, row
-        for array in (self._sums, self._weights):  # in place, since a second strip would be the peak of memory
+        for array in (self._sums, self._weights):  # in place, as a second strip would double the peak of memory
             rest = len(array) - count
             array[:rest], array[rest:] = array[count:], 0
         yield Strip(first, values, predicted)
 
 
 def window(side: int, blend: Blend) -> np.ndarray:
-    """Return the weights along a side, whole numbers from 1 to 255 as uint32 (side,).
+    """Return the weights along a side, integers from 1 to 255 as uint32 (side,).
 
-    Products of two of them add up to less than 2 ** 32 unless more than 66,000 tiles lie over one pixel.
+    Sums of products of two weights stay below 2 ** 32 for up to 66,000 tiles over one pixel.
     """
     place = (np.arange(side) + 0.5) / side
     bell = {"hann": np.sin(np.pi * place) ** 2, "gaussian": np.exp(-(((place - 0.5) / _GAUSSIAN_SIGMA) ** 2) / 2)}

@@ -1,7 +1,7 @@
-"""Folders of raw files: what lies in them, at any depth, for every layout.
+"""Listing of folders with raw files, at any depth, for every layout.
 
-Links to folders are followed, as data sets are often put together of links; one that leads back to a folder above it is
-an error, and so is one that leads nowhere. What desktops, notebooks and archives leave behind is skipped, and named.
+Links to folders are followed, as datasets are often assembled from links. A link to a folder above it and a broken link
+are errors. Files left by desktops, notebooks and archives are skipped and reported.
 """
 
 import os
@@ -13,33 +13,33 @@ from contrails.errors import DataError
 from contrails.files import storage
 
 _LEFT_BEHIND = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir"}
-"""Names that are no data, besides all that begin with a dot."""
+"""Names of files and folders to skip, in addition to names that begin with a dot."""
 
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Found:
-    """Sorted paths below a folder, and what was skipped as no data or as of no known ending."""
+    """Sorted paths below a folder, the skipped paths, and the paths with an unknown ending."""
 
     paths: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     unknown: list[Path] = field(default_factory=list)
 
     def warnings(self) -> tuple[str, ...]:
-        """Return what to tell about the names that were skipped."""
+        """Return warnings about the paths that were skipped or have an unknown ending."""
         told = {
-            "skipped, for they are no data": self.skipped,
-            "left out, for their endings are not known": self.unknown,
+            "skipped, because they are no data": self.skipped,
+            "left out, because their endings are unknown": self.unknown,
         }
         return tuple(f"{what}: {some(paths)}" for what, paths in told.items() if paths)
 
 
 def files_below(folder: Path, endings: Sequence[str]) -> Found:
-    """Return the files of a folder and of all folders in it whose names end on one of `endings`, in any case.
+    """Return the files below a folder whose names end with one of `endings`, in upper or lower case.
 
     Raises:
-        DataError: a link leads back to a folder above it, or to nothing.
+        DataError: a link leads to a folder above it, or is broken.
         StorageError: a folder may not be read.
     """
     found = Found()
@@ -49,7 +49,7 @@ def files_below(folder: Path, endings: Sequence[str]) -> Found:
 
 
 def folders_in(folder: Path) -> Found:
-    """Return the folders that lie in a folder; raises as `files_below`."""
+    """Return the folders directly in a folder; raises as `files_below`."""
     found = Found()
     found.paths.extend(path for path, is_folder in _entries(folder, found) if is_folder)
     return found
@@ -60,7 +60,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...], endings: tuple[str, 
         status = folder.stat()
     this = (status.st_dev, status.st_ino)
     if this in above:
-        raise DataError(f"{folder} is a link that leads back to {folder.resolve()}, in which it lies; remove the link")
+        raise DataError(f"{folder} is a link to {folder.resolve()}, a folder that contains it; remove the link")
     for path, is_folder in _entries(folder, found):
         if is_folder:
             _walk(path, (*above, this), endings, found)
@@ -71,8 +71,8 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...], endings: tuple[str, 
 
 
 def _entries(folder: Path, found: Found) -> list[tuple[Path, bool]]:
-    """Return what lies in a folder, sorted, and whether it is a folder; what is no data is noted as skipped."""
-    with storage(folder, "read"), os.scandir(folder) as entries:  # knows what is a link and a folder without asking
+    """Return the entries of a folder, sorted, each with whether it is a folder; `found` gets the skipped ones."""
+    with storage(folder, "read"), os.scandir(folder) as entries:  # gives the types of entries without further calls
         listed = sorted(
             (entry.name, is_link := entry.is_symlink(), not is_link and entry.is_dir()) for entry in entries
         )
@@ -82,13 +82,13 @@ def _entries(folder: Path, found: Found) -> list[tuple[Path, bool]]:
         if name.startswith(".") or name in _LEFT_BEHIND:
             found.skipped.append(path)
         elif is_link and not path.exists():
-            raise DataError(f"{path} is a link to {path.readlink()}, which is not there; mend the link, or remove it")
+            raise DataError(f"{path} is a link to {path.readlink()}, which does not exist; correct or remove the link")
         else:
             kept.append((path, path.is_dir() if is_link else is_folder))
     return kept
 
 
 def some(paths: Sequence[Path]) -> str:
-    """Return the first of paths for a message, and how many more there are."""
+    """Return the first paths and the number of further ones, for a message."""
     more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
     return ", ".join(map(str, paths[:_SHOWN])) + more

@@ -1,1 +1,1 @@
-"""Scenes and images made here, for the demo and for tests."""
+"""Synthetic datasets, for the demo and for tests."""

@@ -1,7 +1,8 @@
 """A synthetic dataset in the layout of the OpenContrails competition, for the demo and for tests.
 
-Writes `OUT/{train,validation,test}/<record id>/*.npy`, `{train,validation}_metadata.json`, `sample_submission.csv` and
-`demo.json`, the parameters. Places and times recur, and records of one tile share their ground, as in the real dataset.
+It writes `OUT/{train,validation,test}/<record id>/*.npy`, `{train,validation}_metadata.json`, `sample_submission.csv`,
+and the parameters in `demo.json`. As in the real dataset, locations and times recur, and records of one tile show the
+same ground.
 """
 
 import dataclasses
@@ -22,15 +23,15 @@ from contrails.synthetic.sky import BANDS, draw_ground, draw_sky
 SPLITS = ("train", "validation", "test")
 NUM_FRAMES = 8
 
-_GENERATOR = 1  # stands in demo.json: raise it when the same parameters give other records
+_GENERATOR = 1  # written to demo.json; increase it when the same parameters give other records
 _NUM_TILES, _NUM_TIMES = 24, 500
 _FIRST_TIME, _TIME_STEP_S, _STEPS_A_YEAR = 1554336000, 1200, 365 * 72
-_WARMEST_H = 20  # UTC, afternoon in North America
+_WARMEST_H = 20  # hour in UTC: afternoon in North America
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What decides every byte of a dataset: records of each split, side in pixels, seed."""
+    """The parameters that determine every byte of a dataset: records of each split, side in pixels, seed."""
 
     train: int
     validation: int
@@ -52,21 +53,23 @@ class SynthRecord:
 
     @property
     def pixel(self) -> np.ndarray:
-        """The truth, int32 (size, size, 1): marked by strictly more than half of the annotators."""
+        """The pixel mask, int32 (size, size, 1): marked by strictly more than half of the annotators."""
         majority: np.ndarray = self.individual.mean(axis=3) > 0.5
         return majority.astype(np.int32)
 
 
 def make_dataset(out: Path, parameters: Parameters) -> None:
-    """Write a dataset; the records that an earlier run with the same parameters finished are kept.
+    """Write a dataset; records from an earlier call with the same parameters are kept.
 
     Raises:
-        DataError: `out` holds other files, or a dataset of other parameters.
+        DataError: `out` holds other files, or a dataset with other parameters.
         StorageError: `out` cannot be written.
     """
     claim(out, dataclasses.asdict(parameters))
     seed = parameters.seed
-    entries = {split: [_entry(seed, split, index) for index in range(getattr(parameters, split))] for split in SPLITS}
+    entries = {}
+    for split in SPLITS:
+        entries[split] = [_entry(seed, split, index) for index in range(getattr(parameters, split))]
     with bar("records", sum(len(rows) for rows in entries.values())) as advance:
         for split, rows in entries.items():
             for index, entry in enumerate(rows):
@@ -82,7 +85,7 @@ def make_dataset(out: Path, parameters: Parameters) -> None:
 
 
 def make_record(seed: int, split: str, index: int, size: int) -> SynthRecord:
-    """Draw a record; it depends on the arguments alone, not on how many others there are."""
+    """Draw a record, which depends only on the arguments, not on the number of records."""
     place = _location(seed, split, index)
     warmth_k = 3 * np.cos((place.timestamp / 3600 - _WARMEST_H) / 12 * np.pi)
     ground = draw_ground(generator(seed, "demo ground", place.tile), size) + warmth_k
@@ -131,10 +134,10 @@ def _entry(seed: int, split: str, index: int) -> dict[str, Any]:
 
 
 def claim(out: Path, parameters: Mapping[str, Any]) -> None:
-    """Make `out` the folder of the dataset that these parameters make, or check that it is.
+    """Create `out` as the folder of a dataset with these parameters, or check that it is one.
 
     Raises:
-        DataError: it holds something else.
+        DataError: it holds other files, or a dataset with other parameters.
         StorageError: it cannot be written.
     """
     wanted = {"generator": _GENERATOR, **parameters}
@@ -145,15 +148,15 @@ def claim(out: Path, parameters: Mapping[str, Any]) -> None:
     if found is None and not occupied:
         write_atomic(out / "demo.json", to_json(wanted))
     elif found != wanted:
-        what = "other files" if found is None else f"one of {to_json(found)}"
+        what = "other files" if found is None else f"one with {to_json(found)}"
         raise DataError(
-            f"{out}: expected an empty folder or a demo dataset of {to_json(wanted)}, found {what}; "
+            f"{out}: expected an empty folder or a demo dataset with {to_json(wanted)}, found {what}; "
             "choose another folder, or remove this one"
         )
 
 
 def _write_record(folder: Path, record: SynthRecord, split: str) -> None:
-    """Write a record to a temporary folder and rename that, so that a record's folder is a complete record."""
+    """Write a record to a temporary folder and rename it, so that the final folder is always complete."""
     arrays = {f"band_{band:02d}.npy": record.bands[index] for index, band in enumerate(BANDS)}
     if split == "train":
         arrays["human_individual_masks.npy"] = record.individual

@@ -1,8 +1,8 @@
 """Synthetic datasets in the layouts `scenes` and `images-rle`, for the demo and for tests.
 
-Scenes are GeoTIFF files of four bands and several sizes, with clouds over land, water and snow; images are chest
-radiographs where air has entered on one side of some of them. Both are drawn with a few lines: enough for a model to
-learn, and nothing like the real ones.
+Scenes are GeoTIFF files of four bands and several sizes, with clouds over land, water and snow. Images are chest
+radiographs, some with a pneumothorax (air beside the lung). Both are simple drawings: a model can learn from them, but
+they do not look like real images.
 """
 
 import csv
@@ -24,7 +24,7 @@ from contrails.synthetic.goes import Parameters, claim
 
 BANDS = ("red", "green", "blue", "nir")
 CONVENTION = Convention("relative", "columns", "-1", ("ImageId", "EncodedPixels"))
-"""That of the SIIM-ACR pneumothorax contest."""
+"""The convention of the SIIM-ACR pneumothorax competition."""
 
 _COLOURS = {  # reflectance of red, green, blue and near infrared
     "land": (0.09, 0.10, 0.07, 0.32),
@@ -37,10 +37,10 @@ _COLOURS = {  # reflectance of red, green, blue and near infrared
 def make_scenes(out: Path, parameters: Parameters) -> None:
     """Write `OUT/train/{scenes,masks,filelists}`, `OUT/test/scenes` and a sample submission.
 
-    Scenes that an earlier run with the same parameters finished are kept.
+    Scenes from an earlier call with the same parameters are kept.
 
     Raises:
-        DataError: `out` holds something else, or rasterio is not installed.
+        DataError: `out` holds other files, or rasterio is not installed.
         StorageError: `out` cannot be written.
     """
     claim(out, {"layout": "scenes"} | asdict(parameters))
@@ -75,7 +75,7 @@ def make_images(out: Path, parameters: Parameters) -> None:
                 if not path.is_file():
                     with atomic_path(path) as temporary:
                         Image.fromarray(image).save(temporary, "png")
-                # each side of a mask is a row of its own, as radiologists mark them
+                # one row per side of the chest, as radiologists mark them
                 half = np.arange(mask.shape[1]) < mask.shape[1] // 2
                 sides = [side for side in (mask & half, mask & ~half) if side.any()]
                 rows += [(name, encode(side, CONVENTION)) for side in sides or [mask]]
@@ -86,8 +86,11 @@ def make_images(out: Path, parameters: Parameters) -> None:
 
 
 def draw_scene(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return bands uint16 (4, H, W) of ten thousandths of reflectance, 0 where a corner was not seen, and where clouds
-    are, bool (H, W); the sides are `size` to one and a half times as long."""
+    """Return the bands and the cloud mask of a scene; its sides are 1 to 1.5 times `size`.
+
+    Shape:
+        bands uint16 (4, H, W) in 1/10000 of reflectance, 0 in a corner without data; mask bool (H, W).
+    """
     random = generator(seed, "demo scene", split, index)
     height, width = (int(side) for side in random.integers(size, size + size // 2 + 1, 2))
     fields = [_field(random, height, width, sigma) for sigma in (size / 12, size / 8, size / 20)]
@@ -107,7 +110,7 @@ def draw_scene(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray
 
 
 def draw_radiograph(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image uint8 (size, size) and where air lies outside of the lung, bool (size, size)."""
+    """Return an image uint8 (size, size) and the mask of the air outside of the lung, bool (size, size)."""
     random = generator(seed, "demo radiograph", split, index)
     down, right = np.indices((size, size)) / size
     image = 0.75 + 0.05 * _field(random, size, size, size / 10)
@@ -129,7 +132,7 @@ def draw_radiograph(seed: int, split: str, index: int, size: int) -> tuple[np.nd
 
 
 def _field(random: np.random.Generator, height: int, width: int, sigma: float) -> np.ndarray:
-    """Return smooth noise of deviation 1."""
+    """Return smooth noise with a standard deviation of 1, float64 (height, width)."""
     field = ndimage.gaussian_filter(random.standard_normal((height, width)), sigma, mode="wrap")
     scaled: np.ndarray = field / field.std()
     return scaled
@@ -149,7 +152,7 @@ def _write_geotiff(path: Path, bands: np.ndarray, index: int) -> None:
     place = rasterio.Affine(30, 0, 300_000 + 50_000 * index, 0, -30, 5_500_000)
     count, height, width = bands.shape
     profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": bands.dtype}
-    with rasterio.MemoryFile() as content, warnings.catch_warnings():  # of a disk that is full GDAL tells nobody
+    with rasterio.MemoryFile() as content, warnings.catch_warnings():  # in memory, as GDAL does not report a full disk
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         nodata = {"nodata": 0} if count > 1 else {}
         with content.open(**profile, **nodata, crs="EPSG:32633", transform=place) as file:

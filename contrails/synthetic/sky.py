@@ -1,7 +1,7 @@
-"""Synthetic scenes: what nine GOES-16 bands see of a ground, moisture, three layers of drifting cloud, and contrails.
+"""Synthetic scenes in nine GOES-16 bands: ground, moisture, three layers of drifting clouds, and contrails.
 
 Shapes are (size, size) for a field and (9, size, size) for the bands; shifts are (down, right) in pixels. Temperatures
-are mixed linearly by emissivity, not through Planck's law: the split-window signature comes out the same.
+are mixed linearly by emissivity instead of by Planck's law, which gives the same split-window signature.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ from contrails.sources.records import LABEL_FRAME, LABEL_OFFSET_PX
 BANDS = tuple(range(8, 17))
 
 _NOISE_K = 0.06
-_SPLIT_WINDOW = 0.3  # kelvin of b14-b15 for a kelvin of b14 that thin young ice takes away
+_SPLIT_WINDOW = 0.3  # increase of b14 - b15 per decrease of b14 by a thin contrail, in K per K
 
-# What each band sees. surface: 1 where the ground shows; base: kelvin added to it, or emitted by the air; moist: kelvin
-# lost to a unit of moisture; water, ice, young: optical depth of droplets, of cirrus and of the small crystals of a
-# contrail, relative to 11.2 um (small ice absorbs more at 12.3 um: the signature of contrails); level: kelvin of the
-# height below which vapour hides the clouds; share, above: part of the signal that passes, emission for the rest.
+# Properties of the bands. surface: 1 if the ground is visible; base: kelvin added to it, or emitted by the air; moist:
+# kelvin lost per unit of moisture; water, ice, young: optical depth of droplets, of cirrus and of the small crystals of
+# a contrail, relative to 11.2 um (small ice absorbs more at 12.3 um, which is the signature of contrails); level:
+# temperature of the height below which vapour hides clouds; share, above: transmitted fraction of the signal, and
+# temperature of the emission that replaces the rest.
 _TABLE = np.array(
     # surface base moist water ice young level share above
     [
@@ -42,7 +43,7 @@ Shift: TypeAlias = tuple[float, float]
 
 @dataclass(frozen=True)
 class Sky:
-    """Everything that a record shows: `frame` gives the bands, `annotate` the masks."""
+    """The content of a record: `frame` renders the bands, `annotate` the masks."""
 
     ground: np.ndarray
     moisture: "_Fractal"
@@ -50,10 +51,10 @@ class Sky:
     layers: tuple["_Layer", ...]
     contrails: tuple["_Contrail", ...]
     contrail_k: float
-    wind: Shift  # pixels a frame, at the height of the contrails
+    wind: Shift  # pixels per frame, at the height of the contrails
 
     def frame(self, number: int, rng: np.random.Generator) -> np.ndarray:
-        """Return what the bands see at a frame in kelvin, with noise of the detectors; float64 (9, size, size)."""
+        """Return the bands at a frame in kelvin, with detector noise; float64 (9, size, size)."""
         depth = sum(
             (line.depth_at(self.size, self.wind, number) for line in self.contrails), np.zeros_like(self.ground)
         )
@@ -62,9 +63,9 @@ class Sky:
         return seen
 
     def annotate(self, rng: np.random.Generator) -> np.ndarray:
-        """Let 4 to 6 annotators mark what each of them sees; int32 (size, size, 1, annotators), 0 and 1.
+        """Return the masks of 4 to 6 simulated annotators; int32 (size, size, 1, annotators), 0 and 1.
 
-        They differ in the contrast that they notice, in the width that they draw and in where they put a contrail.
+        Annotators differ in the contrast that they notice, and in the width and position of what they draw.
         """
         b14, b15 = self._below_contrails(LABEL_FRAME)[[BANDS.index(14), BANDS.index(15)]]
         backdrop_k = ndimage.gaussian_filter(b14 - self.contrail_k, 2)
@@ -136,7 +137,7 @@ def _draw_contrails(rng: np.random.Generator, size: int) -> tuple["_Contrail", .
 
 @dataclass(frozen=True)
 class _Fractal:
-    """A random field whose spectrum falls as wavenumber**-slope, drawn out along an angle; it moves smoothly."""
+    """A random field with spectrum wavenumber**-slope, stretched along an angle, that can be shifted by subpixels."""
 
     spectrum: np.ndarray
     size: int
@@ -145,7 +146,7 @@ class _Fractal:
     def draw(
         cls, rng: np.random.Generator, size: int, slope: float, spread: float = 1, stretch: float = 1, angle: float = 0
     ) -> "_Fractal":
-        side = size + size // 2  # the field is periodic: what drifts in must not be what drifted out
+        side = size + size // 2  # larger than the image, as the field is periodic and drifts
         fy, fx = _frequencies(side)
         along, across = np.cos(angle) * fx + np.sin(angle) * fy, np.cos(angle) * fy - np.sin(angle) * fx
         wavenumber = np.hypot(stretch * along, across)
@@ -175,7 +176,7 @@ class _Line:
         return cls((down, right), angle + rng.normal(0, 0.35), rng.normal(0, 0.4) / size)
 
     def coordinates(self, size: int, shift: Shift) -> tuple[np.ndarray, np.ndarray]:
-        """Return how far each pixel is (along, across) the line moved by `shift`, in pixels."""
+        """Return the position of each pixel (along, across) relative to the line moved by `shift`, in pixels."""
         down = np.arange(size)[:, None] - self.centre[0] - shift[0]
         right = np.arange(size)[None] - self.centre[1] - shift[1]
         along = np.cos(self.angle) * right + np.sin(self.angle) * down
@@ -185,10 +186,10 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Cloud of one height: where its field exceeds the threshold, the higher the thicker, ended by an edge."""
+    """Clouds of one height: where the field exceeds a threshold, thicker with the excess, optionally cut at an edge."""
 
     field: _Fractal
-    speed: float  # of the wind at the height of the contrails
+    speed: float  # as a fraction of the wind at the height of the contrails
     threshold: float
     density: float
     top_k: float
@@ -224,7 +225,7 @@ class _Contrail:
 
 
 def _through(kelvin: np.ndarray, absorption: np.ndarray, depth: np.ndarray, top_k: np.ndarray | float) -> np.ndarray:
-    """Return what is seen of `kelvin` through ice or droplets of temperature `top_k`."""
+    """Return the temperatures `kelvin` seen through ice or droplets of temperature `top_k`."""
     visible = np.clip((_LEVEL - top_k) / 25, 0, 1)
     mixed: np.ndarray = kelvin - visible * np.expm1(-absorption * depth) * (top_k - kelvin)
     return mixed
@@ -240,6 +241,6 @@ def _frequencies(side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _step(x: np.ndarray) -> np.ndarray:
-    """Return a step from 0 to 1 that takes about two units of `x`."""
+    """Return a smooth step from 0 to 1 with a width of about two units of `x`."""
     step: np.ndarray = (1 + np.tanh(x)) / 2
     return step

@@ -1,1 +1,1 @@
-"""Training of one fold, resumable at every step."""
+"""Training of one fold, resumable after every step."""

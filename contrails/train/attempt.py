@@ -1,8 +1,9 @@
 """Attempts: the fence between processes that train the same fold.
 
-An attempt is claimed by creating `attempts/<nnn>`, which one process alone can do, also on NFS. Whoever finds an
-earlier attempt takes over at once where it knows that one to be over, and otherwise waits for three minutes of silence:
-a living attempt rewrites `state.json` every 20 s, and silence is its content unchanged on the waiter's own clock.
+A process claims an attempt by creating the folder `attempts/<nnn>`, which succeeds for one process only, also on NFS.
+If there is an earlier attempt that is known to have ended, the new one takes over at once. Otherwise it waits for three
+minutes of silence: a living attempt rewrites `state.json` every 20 s, and silence means that the content of this file
+has not changed, measured by the clock of the waiting process.
 """
 
 import logging
@@ -25,10 +26,10 @@ from contrails.train.context import JobContext
 BEAT_S = 20.0
 SILENCE_S = 180.0
 _NEWS_S = 0.5
-"""Shortest time between two writes of the state."""
+"""Shortest time between two writes of the state, in seconds."""
 
 _SIMD = ("sse", "ssse", "avx", "amx", "fma", "f16c", "neon", "asimd", "fphp", "sve", "sme", "bf16", "i8mm")
-"""How the names of vector instructions begin."""
+"""Prefixes of the CPU flags of vector instructions."""
 
 OVER = {"stopped", "failed", "done"}
 """States after which an attempt writes nothing more."""
@@ -42,10 +43,11 @@ def claim_attempt(
     """Claim the next attempt of a fold for this process and write its `job.json`.
 
     Args:
-        fold: what is to be trained.
+        fold: the fold to train.
         job: the job that this process runs in.
-        exactness: what else the bits of the result depend on, for the record (see `contrails.cluster.status.exact`).
-        keep_waiting: asked while an earlier attempt may be alive; False gives up.
+        exactness: further values on which byte-identical results depend (see `contrails.cluster.status.exact`); they
+            are written to `job.json`.
+        keep_waiting: called while an earlier attempt may be alive; False ends the wait with a RunError.
 
     Raises:
         RunError: an earlier attempt is alive.
@@ -60,27 +62,28 @@ def claim_attempt(
             try:
                 attempt.path.mkdir()
             except FileExistsError:
-                continue  # another process was faster: judge that one
+                continue  # another process was faster: wait for the end of its attempt
         write_atomic(attempt.job, to_json(job.record | dict(exactness) | _this_process()))
         return attempt
 
 
 def is_made_by(owner: Mapping[str, Any], job_id: str | None, name: str | None) -> bool:
-    """Return whether an attempt with this `job.json` was made by a scheduler's job.
+    """Return whether a job of the scheduler made the attempt with this `job.json`.
 
-    A scheduler that has lost its state gives ids a second time, so the name must agree too; older versions wrote none.
+    A scheduler that has lost its state reuses ids, so the name must agree too. Older versions wrote no name.
     """
     return job_id is not None and owner.get("job_id") == job_id and owner.get("job_name") in (None, name)
 
 
 def is_lost(attempt: Attempt, launcher: Process | None) -> bool:
-    """Return whether nobody works on an attempt that has not said its end, as far as one look can tell.
+    """Return whether an attempt without a recorded end seems to have no process any more.
 
-    Nothing new for 3 minutes counts where its process is not of this host. The fence does not rely on one look.
+    For a process on another host this means that it wrote nothing for 3 minutes. It is a single look, by wall-clock
+    times; the fence itself waits and compares (see `claim_attempt`).
 
     Args:
-        attempt: the newest of its fold.
-        launcher: the process that was to start it; judged where the attempt does not say whose it is.
+        attempt: the newest attempt of its fold.
+        launcher: the process that was to start it, used if the attempt has not recorded its own process.
     """
     owner = process_in(read_hint(attempt.job))
     signs = (read_hint(attempt.state).get("time", 0.0), attempt.path.stat().st_mtime)
@@ -88,11 +91,11 @@ def is_lost(attempt: Attempt, launcher: Process | None) -> bool:
 
 
 def is_gone(owner: Process | None, signs: Iterable[float]) -> bool:
-    """Return whether a process is over: one of this host is there or not, of any other the signs of life count.
+    """Return whether a process has ended: by its pid on this host, by the age of its last writes on any other.
 
     Args:
-        owner: the process; None where nobody knows it.
-        signs: when it last wrote something, in seconds since the epoch, by its own clock and that of the file system.
+        owner: the process; None if unknown.
+        signs: times of its last writes, in seconds since the epoch, by its own clock and that of the file system.
     """
     if owner is not None and owner.is_of_this_host():
         return owner.is_dead()
@@ -100,7 +103,7 @@ def is_gone(owner: Process | None, signs: Iterable[float]) -> bool:
 
 
 class Heart:
-    """Keeps `state.json` of an attempt alive from a thread, and says when a higher attempt has taken over."""
+    """Rewrites `state.json` of an attempt from a thread, and tells whether a higher attempt has taken over."""
 
     def __init__(self, fold: Fold, attempt: Attempt) -> None:
         self._fold, self._attempt = fold, attempt
@@ -111,12 +114,12 @@ class Heart:
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
 
     def start(self) -> None:
-        """Write the first state and begin to beat."""
+        """Write the first state and start the thread."""
         self._write()
         self._thread.start()
 
     def update(self, **state: Any) -> None:
-        """Merge `state` into what the thread writes, within a second; a step does not wait for the disk."""
+        """Merge `state` into the state that the thread writes within a second; does not wait for the disk."""
         with self._lock:
             self._state.update(state)
         self._news.set()
@@ -155,19 +158,19 @@ def _await_end(fold: Fold, attempt: Attempt, job: JobContext, keep_waiting: Call
     seen, since = _state_bytes(attempt), time.monotonic()
     while not _is_over(attempt, job):
         if time.monotonic() - since >= SILENCE_S:
-            log.warning("attempt %d was silent for %.0f s: taking over", attempt.number, SILENCE_S)
+            log.warning("attempt %d wrote nothing for %.0f s: taking over its fold", attempt.number, SILENCE_S)
             return
         now = _state_bytes(attempt)
         if now != seen:
             owner = read_hint(attempt.job)
             raise RunError(
-                f"fold {key} is being trained by attempt {attempt.number} "
+                f"expected a fold that no process trains: fold {key} is being trained by attempt {attempt.number} "
                 f"(host {owner.get('host')}, process {owner.get('pid')}, job {owner.get('job_id')}); "
                 f"wait for it, or end it with `contrails cancel {run} --fold {key}`"
             )
         if not keep_waiting():
             raise RunError(
-                f"fold {key} was stopped while it waited for attempt {attempt.number} to end; go on with "
+                f"fold {key} was stopped while it waited for attempt {attempt.number} to end; continue with "
                 f"`contrails resume {run}`"
             )
         time.sleep(0.5)
@@ -178,7 +181,7 @@ def _is_over(attempt: Attempt, job: JobContext) -> bool:
     if state.get("status") in OVER:
         return True
     if is_made_by(owner, job.job_id, job.job_name) and job.restart_count > owner.get("restart_count", 0):
-        return True  # the scheduler started the same job again
+        return True  # a requeued job has the same id, and the scheduler ends the old start before the new one
     if owner.get("job_name") is not None and owner["job_name"] in job.ended_jobs:
         return True
     process = process_in(owner)
@@ -204,16 +207,16 @@ def _this_process() -> dict[str, Any]:
 
 
 def _simd() -> str:
-    """Return the vector instructions of this machine, sorted: libraries choose their kernels by them.
+    """Return the vector instructions of this CPU, sorted; libraries choose their kernels by them.
 
-    Processors of one name, virtual ones above all, may have others.
+    CPUs of one model name can differ in them, virtual ones above all.
     """
-    flags = (_of_cpu("flags") or _of_cpu("Features")).split()  # of x86, of ARM
+    flags = (_of_cpu("flags") or _of_cpu("Features")).split()  # the keys on x86 and on ARM
     return " ".join(sorted(flag for flag in flags if flag.startswith(_SIMD)))
 
 
 def _of_cpu(key: str) -> str:
-    """Return what Linux says of the first processor under a key, or ""."""
+    """Return the value of a key of the first processor in /proc/cpuinfo, or ""."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")

@@ -1,4 +1,4 @@
-"""What a fold's process is told about the job that it runs in, from the launcher to the last rank."""
+"""Contexts passed from process to process: the job of a training, and the rank of a process."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -9,9 +9,9 @@ from contrails.files import to_json
 
 @dataclass(frozen=True)
 class JobContext:
-    """The job around a training; the defaults are those of no job at all.
+    """The job that a training runs in; the defaults describe a training without a job.
 
-    The fields up to `ended_jobs` are for the record and for the fence (see `contrails.train.attempt`).
+    The fields up to `ended_jobs` are written to `job.json` and used by the fence (see `contrails.train.attempt`).
     """
 
     scheduler: str | None = None
@@ -19,45 +19,45 @@ class JobContext:
     job_name: str | None = None
     restart_count: int = 0
     node: str | None = None
-    """As the scheduler calls it."""
+    """Name of the node in the scheduler."""
     ended_jobs: tuple[str, ...] = ()
-    """Names of jobs that the scheduler calls over."""
+    """Names of jobs that have ended according to the scheduler."""
     memory_gb: float | None = None
-    """What the scheduler gave the job."""
+    """Memory of the job, in GB of 2^30 bytes."""
     clock: str | None = None
-    """File with the walltime's end (see `contrails.train.stop`)."""
+    """Path of the file with the end of the walltime (see `contrails.train.stop`)."""
     stage_dir: str | None = None
-    """Folder that gets a copy of the dataset."""
+    """Node-local folder for a copy of the dataset."""
     ram_fd: int | None = None
-    """Open anonymous file that the job's folds share for a copy of the dataset."""
+    """Descriptor of the anonymous file in which the folds of the job share a copy of the dataset."""
     verified_fd: int | None = None
-    """Another one, for what they have verified of it."""
+    """Descriptor of the anonymous file in which they share which rows are verified."""
     launcher_pid: int | None = None
     redirect: bool = False
-    """Whether the output goes to the attempt's logs."""
+    """Whether to write the output to the attempt's logs."""
     summary: bool = False
-    """Whether the model's table is printed first."""
+    """Whether to print the table of the model first."""
 
     @property
     def record(self) -> dict[str, Any]:
-        """What an attempt keeps of it in its `job.json`."""
+        """The fields that an attempt writes to its `job.json`."""
         names = ("scheduler", "job_id", "job_name", "restart_count", "node", "ended_jobs")
         return {name: value for name, value in asdict(self).items() if name in names}
 
     def to_json(self) -> str:
-        """Return what `from_json` reads."""
+        """Return the context as JSON for `from_json`."""
         return to_json(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the context that another process of the same code has written."""
+        """Return the context from the JSON of another process of the same code."""
         fields = json.loads(text)
         return cls(**fields | {"ended_jobs": tuple(fields["ended_jobs"])})
 
 
 @dataclass(frozen=True)
 class RankContext:
-    """What a rank that is not the first is told: its number, the attempt of rank 0, and where they meet."""
+    """The context of a rank other than 0: its number, the attempt of rank 0, and the rendezvous file."""
 
     rank: int
     attempt: int
@@ -66,11 +66,11 @@ class RankContext:
     job: JobContext
 
     def to_json(self) -> str:
-        """Return what `from_json` reads."""
+        """Return the context as JSON for `from_json`."""
         return to_json(asdict(self) | {"job": self.job.to_json()})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the context that rank 0 has written."""
+        """Return the context from the JSON of rank 0."""
         fields = json.loads(text)
         return cls(**fields | {"job": JobContext.from_json(fields["job"])})

@@ -1,4 +1,4 @@
-"""Predictions in a fixed order, and their global Dice at every threshold."""
+"""Predictions in a fixed order, and the histogram that gives their global Dice at every threshold."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from contrails.train.saved.finite import OutputNotFiniteError
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a model is on labelled records: mean loss in nats, and the histogram of its probabilities."""
+    """The scores of a model on labelled records: mean loss in nats, and the histogram of its probabilities."""
 
     loss: float
     histogram: Histogram
 
 
 def predict(model: nn.Module, source: Source, rows: np.ndarray, batch_size: int) -> Iterator[tuple[Batch, Outputs]]:
-    """Yield (batch, outputs) in the order of `rows`; the model is in evaluation mode meanwhile."""
+    """Yield (batch, outputs) in the order of `rows`; switches the model to evaluation mode while it runs."""
     was_training = model.training
     model.eval()
     try:
@@ -69,7 +69,7 @@ def evaluate(
 
 
 def _is_finite_in_fp32(model: nn.Module, source: Source, rows: np.ndarray) -> bool:
-    """Return whether autocast is what makes the output for these rows infinite."""
+    """Return whether the output for these rows is finite without autocast."""
     kind = source.device.type
     if not torch.is_autocast_enabled(kind):
         return False

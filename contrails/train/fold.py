@@ -1,4 +1,4 @@
-"""Training of one fold, from its frozen configuration to `done.json`: what a job runs."""
+"""Training of one fold, from its frozen configuration to `done.json`; each fold job runs this."""
 
 import contextlib
 import logging
@@ -42,16 +42,16 @@ _NO_JOB = JobContext()
 
 
 def train_fold(fold: Fold, job: JobContext = _NO_JOB) -> None:
-    """Train a fold to its end, or until a signal stops it; nothing is done for a fold that is finished.
+    """Train a fold to its end, or until a signal stops it; a finished fold is left as it is.
 
     Args:
-        fold: what to train; its run folder says how.
+        fold: the fold to train, in a run folder with a frozen configuration.
         job: the job that this process runs in.
 
     Raises:
-        Stopped: a signal asked for it; the position is saved and the same call goes on from there.
+        Stopped: a signal or the walltime asked for it; the position is saved, and the same call continues from it.
         RunError: another process trains this fold.
-        ContrailsError: as the subclasses say; the reason stands in the attempt's `state.json`.
+        ContrailsError: any other failure; the reason is written to the attempt's `state.json`.
     """
     if fold.done.exists():
         log.info("fold %s is finished: nothing to do", fold.key)
@@ -78,10 +78,10 @@ def train_fold(fold: Fold, job: JobContext = _NO_JOB) -> None:
 
 
 def train_rank(fold: Fold, rank: RankContext) -> None:
-    """Train beside rank 0, which has claimed the attempt and writes all there is to write."""
+    """Train as a rank other than 0; rank 0 has claimed the attempt and writes all files."""
     stop = StopFlag(rank.job.clock)
     stop.install()
-    with contextlib.suppress(Stopped):  # rank 0 says so
+    with contextlib.suppress(Stopped):  # rank 0 reports the stop
         _train_attempt(fold, fold.attempt(rank.attempt), fold.run.read_config(), None, stop, rank.job, rank)
 
 
@@ -94,7 +94,7 @@ def _train_attempt(
     job: JobContext,
     rank: RankContext | None = None,
 ) -> None:
-    """Train as rank 0, which has a heart, or as another one; rank 0 writes `done.json`."""
+    """Train as rank 0, which has a heart and writes `done.json`, or as another rank, which has neither."""
     if heart is not None:
         remove_leftovers(fold)
         distrust(fold)
@@ -129,6 +129,9 @@ def _build(
     require_piece(recipe, height, width, ranks.count, sampler.smallest_step())
 
     def rebuild() -> TrainState:
+        # Order matters. The seed comes first, because building the model draws from it. The snapshot is read before the
+        # model is built: a resumed fold needs no pretrained file, which may be gone by now. Lineage and head bias only
+        # set initial weights, so they apply only without a snapshot, which would overwrite them.
         torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
         found = load_snapshot(fold)
         pretrained = None if config.pretrained is None or found is not None else _verified(config.pretrained)
@@ -140,7 +143,7 @@ def _build(
         if found is not None:
             name, content = found
             state.load_state_dict(content)
-            log.info("going on at step %d from %s", state.step, name.path.name)
+            log.info("resuming at step %d from %s", state.step, name.path.name)
         elif (parent := config.lineage.get(fold.key)) is not None:
             _start_from(_verified(parent), model)
         elif recipe.model.head_bias == "rate":
@@ -175,19 +178,19 @@ def _build(
 
 
 def _verify(fold: Fold, attempt: Attempt, config: RunConfig, data: FoldData, job: JobContext) -> Verification:
-    """Begin to verify the data in the background."""
+    """Start to verify the data in the background."""
     return Verification(fold, attempt, data.start_check(fold, config.data.num_folds, job.verified_fd))
 
 
 @contextmanager
 def _explaining(fold: Fold, device: torch.device) -> Iterator[None]:
-    """Say what to do about torch's own errors."""
+    """Turn errors of torch into errors that say what to do."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise GpuMemoryError(
-            f"fold {fold.key} does not fit in the GPU's memory: {error}; raise train.accumulate, set "
-            "train.precision to 'bf16', or lower train.batch_size or data.size"
+            f"fold {fold.key}: expected a model and batch that fit in the GPU's memory: {error}; raise "
+            "train.accumulate, set train.precision to 'bf16', or lower train.batch_size or data.size"
         ) from error
     except RuntimeError as error:
         if NO_KERNELS in str(error):
@@ -195,32 +198,38 @@ def _explaining(fold: Fold, device: torch.device) -> Iterator[None]:
         if "deterministic" not in str(error):
             raise
         raise TrainingError(
-            f"this model has a kernel without a deterministic version: {error}; set train.deterministic=false "
-            "(the run can then no longer be repeated bit by bit), or choose another model"
+            f"fold {fold.key}: expected deterministic kernels, found one without a deterministic version: {error}; set "
+            "train.deterministic=false (results are then not byte-identical), or choose another model"
         ) from error
 
 
 def _verified(weights: WeightsFile) -> Path:
-    """Return the path of weights that are what they were when the run was made."""
+    """Return the path of a weights file after a check that it has not changed since the run was created."""
     if not weights.path.is_file() or sha256(weights.path) != weights.sha256:
         raise DataError(
-            f"{weights.path}, which this fold starts from, is missing or no longer what it was when the run was made; "
-            "put it back (`contrails weights fetch ENCODER` brings pretrained ones, where there is internet), or make "
-            "a new run"
+            f"{weights.path}, from which this fold starts, is missing or has changed since the run was made; put it "
+            "back (`contrails weights fetch ENCODER` downloads pretrained weights, with internet access), or make a "
+            "new run"
         )
     return weights.path
 
 
 def _start_from(path: Path, model: nn.Module) -> None:
-    """Load what fits of another run's weights, and name what does not."""
+    """Load the tensors of another run's weights that fit, and log the names of the others."""
     fitting = load_fitting(model, load_weights(path)[0])
     if not fitting.loaded:
-        raise TrainingError(f"{path} fits this model nowhere; continue with the model of its own run")
+        raise TrainingError(
+            f"{path}: expected weights that fit this model, found no tensor that does; use the model of the run that "
+            "made them"
+        )
     log.info("starting from %s: %s", path, fitting)
 
 
 def _gpu(config: RunConfig) -> dict[str, str | None]:
-    """Return the GPU with torch's CUDA, and the driver's version where it is known: older versions wrote none."""
+    """Return the GPU with the CUDA version of torch, and the driver version if it is known.
+
+    Without a known version the key is left out, as in the records of older versions.
+    """
     if config.compute.device != "cuda" or not torch.cuda.is_available():
         return {"gpu": None}
     driver = driver_version()
@@ -230,7 +239,7 @@ def _gpu(config: RunConfig) -> dict[str, str | None]:
 
 def _poll(fold: Fold, stop: StopFlag) -> None:
     if stop.asked():
-        raise Stopped(f"fold {fold.key} stopped before its first step ({stop.reason}) while its data were copied")
+        raise Stopped(f"fold {fold.key} stopped while its data were copied, before its first step ({stop.reason})")
 
 
 def _prepare_torch(config: RunConfig, rank: int) -> torch.device:
@@ -240,19 +249,17 @@ def _prepare_torch(config: RunConfig, rank: int) -> torch.device:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     if config.compute.device == "cuda" and not torch.cuda.is_available():
-        raise NodeError(
-            "this run trains on a GPU and torch finds none on this node; the job can succeed on another one"
-        )
+        raise NodeError("expected a GPU, torch finds none on this node; the same job can succeed on another node")
     if config.compute.device != "cuda":
         return torch.device("cpu")
     device = torch.device("cuda", rank)
     require_kernels(device)
-    torch.cuda.set_device(device)  # what names no device means this rank's: streams, NCCL, memory
+    torch.cuda.set_device(device)  # streams, NCCL and memory statistics use the current device if none is given
     return device
 
 
 def _write_done(fold: Fold, attempt: Attempt, state: TrainState, averages: dict[str, KeptWeights]) -> None:
-    """Create `done.json`: the first to finish wins, and any other would write the same bits."""
+    """Create `done.json` if it does not exist: a second process that finishes has byte-identical results."""
     best, final = state.best, state.kept[-1]
     weights = {"final": final} | ({"best": best} if best else {}) | averages
     content = {
@@ -275,7 +282,7 @@ def _say_done(fold: Fold) -> None:
 
 
 def _redirect(attempt: Attempt) -> None:
-    """Send this process's output to the attempt's logs, whatever wrote it."""
+    """Redirect stdout and stderr of this process to the attempt's logs, for libraries in C too."""
     for path, stream in ((attempt.stdout, sys.stdout), (attempt.stderr, sys.stderr)):
         stream.flush()
         with Path.open(path, "ab") as file:

@@ -1,4 +1,4 @@
-"""What a fold trains on: opened, the same as when the run was made, as its model sees it."""
+"""The data of a fold: opened, checked against the run's frozen configuration, and prepared for the model."""
 
 import hashlib
 import itertools
@@ -33,8 +33,8 @@ class FoldData:
     """The data of one fold.
 
     Shape:
-        training, validation: rows of `dataset`, int64; drawn: rows of `source.dataset`, which steps draw from, int64.
-        read: each file with its rows that are read, int64.
+        training, validation: rows of `dataset`, int64. drawn: rows of `source.dataset` from which steps draw, int64;
+        with pseudo-labels these are more than `training`. read: each file with the rows that are read from it, int64.
     """
 
     dataset: Dataset
@@ -45,7 +45,10 @@ class FoldData:
     read: tuple[tuple[Dataset, np.ndarray], ...]
 
     def start_check(self, fold: Fold, num_folds: int, shared: int | None) -> RowCheck:
-        """Begin to verify what is read; `shared` as in `RowCheck`, of the folds of the same job."""
+        """Start to verify the rows that are read; `shared` is the descriptor of `RowCheck`.
+
+        The folds of a job begin at different rows, so that together they read each row once.
+        """
         check = RowCheck(self.read, 0.0 if fold.key == ALL else int(fold.key) / num_folds, shared)
         check.start()
         return check
@@ -54,17 +57,17 @@ class FoldData:
 def open_data(
     fold: Fold, config: RunConfig, job: JobContext, device: torch.device, poll: Callable[[], None]
 ) -> FoldData:
-    """Open what a fold trains on.
+    """Open the data of a fold.
 
     Args:
-        fold: what is trained.
-        config: of its run.
-        job: as for `contrails.train.fold.train_fold`.
-        device: where batches are made.
+        fold: the fold that trains.
+        config: the frozen configuration of its run.
+        job: the job that this process runs in.
+        device: the device on which batches are made.
         poll: called while bytes are copied; may raise to stop.
 
     Raises:
-        DataError: a file is missing, damaged, or not the one that the run was made for.
+        DataError: a file is missing, damaged, or has changed since the run was created.
     """
     recipe = config.recipe
     dataset = open_resident(
@@ -82,7 +85,7 @@ def open_data(
     others = _open_pseudo(config, fold.key, dataset)
     mixed, weights, drawn = add_pseudo(recipe.data, dataset, training, others)
     read = [training, validation]
-    if recipe.data.positives_only:  # votes decide which records are left out
+    if recipe.data.positives_only:  # the votes of records that are left out decide that they are
         read.append(dataset.rows(filelist.training(fold.key)))
     return FoldData(
         dataset,
@@ -107,14 +110,16 @@ def training_rows(dataset: Dataset, filelist: FileList, fold: str, recipe: Recip
         training, validation = training[: recipe.data.limit], validation[: recipe.data.limit]
     if not len(training):
         exclusions = f" and {recipe.data.exclude}" if recipe.data.exclude else ""
-        raise DataError(f"fold {fold} has no record to train on; check {recipe.data.filelist}{exclusions}")
+        raise DataError(
+            f"fold {fold}: expected records to train on, found none; check {recipe.data.filelist}{exclusions}"
+        )
     return training, validation
 
 
 def add_pseudo(
     data: DataSection, dataset: Dataset, training: np.ndarray, others: Sequence[Dataset]
 ) -> tuple[Dataset, np.ndarray | None, np.ndarray]:
-    """Return the dataset with pseudo-labels after its rows, the weight of each, and the rows to train on."""
+    """Return the dataset with pseudo-labels after its rows, the weight of each row, and the rows to train on."""
     if not others:
         return dataset, None, training
     mixed = with_pseudo(dataset, others, data.frames)
@@ -126,7 +131,7 @@ def add_pseudo(
 
 
 def _limited(other: Dataset, data: DataSection) -> np.ndarray:
-    """Return the rows of pseudo-labels that are used."""
+    """Return the rows of a file of pseudo-labels to train on, int64."""
     return np.arange(other.num_records)[: data.limit or None]
 
 
@@ -138,15 +143,15 @@ def _open_pseudo(config: RunConfig, fold: str, dataset: Dataset) -> list[Dataset
 
 
 def _composite(fold: Fold, dataset: Dataset, recipe: Recipe, training: np.ndarray) -> Composite:
-    """Return the fold's input channels; what was fitted by an earlier attempt is used again."""
+    """Return the fold's input channels; normalisation fitted by an earlier attempt is used again."""
     if not fold.composite.exists():
         fitted = fit_composite(dataset, recipe, training).to_dict()
         create_exclusive(fold.composite, to_json(fitted | {"sha256": _digest(fitted)}))
     found = read_json(fold.composite)
-    if found.pop("sha256", None) not in (None, _digest(found)):  # those of the first builds have none
+    if found.pop("sha256", None) not in (None, _digest(found)):  # files of the first versions have no digest
         raise DataError(
             f"{fold.composite} is not what was written: the channels of this fold were edited or damaged; remove it, "
-            f"then go on with `contrails resume {fold.run.typed}`, which fits them again, to the same numbers"
+            f"then run `contrails resume {fold.run.typed}`, which fits the same channels again"
         )
     return Composite.from_dict(found)
 
@@ -168,6 +173,6 @@ def _require_same_data(config: RunConfig, dataset: Dataset) -> None:
 def _require_same(what: str, path: Path | None, expected: str | None, found: str) -> None:
     if expected != found:
         raise DataError(
-            f"the {what} {path} is not the one this run was made for (expected {str(expected)[:16]}, "
+            f"the {what} {path} is not the one this run was made for (expected digest {str(expected)[:16]}, "
             f"found {found[:16]}); put the old file back, or submit under a new --name"
         )

@@ -1,4 +1,4 @@
-"""The training loop: reads from top to bottom, stops between any two steps, goes on where it stopped."""
+"""The training loop of a fold, which can stop between any two steps and continue from there."""
 
 import copy
 import logging
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -38,31 +39,31 @@ from contrails.train.stop import StopFlag
 from contrails.train.verification import Verification
 
 _SMOOTHING = 0.98
-"""Decay a step of the smoothed loss."""
+"""Decay per step of the smoothed loss."""
 
 Forward = Callable[[torch.Tensor], Outputs]
 
 _SMALLEST_SCALE = 2.0**-14
-"""Scale of the loss below which fp16 has no normal numbers left for most gradients; it begins at 65536."""
+"""Loss scale below which most gradients underflow in fp16; the scale begins at 65536."""
 
 _EXPLODED = 3.0
-"""Validation loss in nats, and times the training loss, that no probabilities near those of training have."""
+"""Validation loss, in nats and as a multiple of the training loss, from which batch norm is suspected."""
 
 _SPARE_S = 5.0
-"""What of the walltime is left beside a step and a snapshot of the usual length."""
+"""Spare time before the end of the walltime, in seconds, in addition to a step and a snapshot."""
 
 _RETRY_S = 60.0
-"""Time after which a snapshot that could not be written is tried again."""
+"""Time after which a failed snapshot is tried again, in seconds."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Loop:
-    """What the training of one fold works with; all that changes is in `state`.
+    """The training of one fold; everything that a snapshot must restore is in `state`.
 
-    `rebuild` returns the state of the newest snapshot, or the one before the first step. Only the first rank has a
-    heart, and verifies the data.
+    `rebuild` returns the state of the newest snapshot, or the initial state. Only the first rank has a heart and a
+    verification of the data.
     """
 
     fold: Fold
@@ -94,7 +95,7 @@ class Loop:
         if self._course.warmup >= self._course.steps and self.ranks.first:
             log.warning(
                 "the warm-up takes all of the %d steps, so that train.lr is not reached; lower train.warmup_epochs or "
-                "train.warmup_steps, or train longer",
+                "train.warmup_steps, or raise train.epochs or train.steps",
                 self._course.steps,
             )
         self._report(status="running")
@@ -116,7 +117,7 @@ class Loop:
         self._save(wait=True)
 
     def _stream(self) -> Iterator[Batch]:
-        """Yield the pieces of all steps from the state's on that this rank sees."""
+        """Yield this rank's pieces of all steps, from the state's step on."""
         selections = self.sampler.selections(
             self.state.step, self.recipe.train.accumulate, self.ranks.number, self.ranks.count
         )
@@ -144,6 +145,7 @@ class Loop:
         self.ranks.add(loss)
         state.loss.end_step(self.ranks.add)
         self.ranks.add_gradients(state.model)
+        # unscaled before clipping, as the norm would be that of the scaled gradient
         state.scaler.unscale_(state.optimizer)
         self._grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), section.grad_clip or math.inf)
         state.scaler.step(state.optimizer)
@@ -156,9 +158,9 @@ class Loop:
         state.step += 1
 
     def _seed(self, purpose: str, *position: int) -> None:
-        """Seed what dropout and the like draw from by the position, so that it never depends on what ran before."""
+        """Seed the generators of dropout and the like by the position, so that draws never depend on earlier ones."""
         seed = derived_seed(self.recipe.seed, purpose, self.fold.key, *position)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device, for 0.2 ms
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 0.2 ms: it seeds every kind of device
         if self.source.device.type == "cuda":
             torch.cuda.default_generators[self.source.device.index].manual_seed(seed)
 
@@ -189,7 +191,7 @@ class Loop:
         self._save()
 
     def _validate(self) -> dict[str, Any]:
-        """Score the model and count the epoch; return its row of metrics."""
+        """Score the model, increment the epoch, and return the epoch's row of metrics."""
         state = self.state
         row: dict[str, Any] = {"step": state.step, "epoch": state.epoch + 1}
         if len(self.validation_rows):
@@ -207,11 +209,11 @@ class Loop:
         return bool(patience) and epochs_without_gain(self.state.scores) >= patience
 
     def _save(self, *, wait: bool = False) -> None:
-        """Begin a snapshot, and wait for it where the process is about to end; one at a time is written."""
+        """Start to write a snapshot, one at a time; `wait` for it if the process is about to end."""
         if not self.ranks.first:
             return
         if self._writer.busy and not wait:
-            self._next_save = time.monotonic()  # as soon as the one under way is complete
+            self._next_save = time.monotonic()  # retried by the next poll after the current one is complete
             return
         self._saved(must=False)
         self._writer.start(self.state.state_dict())
@@ -221,13 +223,13 @@ class Loop:
         self._report()
 
     def _saved(self, *, must: bool) -> None:
-        """Wait for the snapshot under way; a disk that is full now may not be so at the next one."""
+        """Wait for the current snapshot; unless `must`, a failed write is only logged and tried again later."""
         try:
             self._writer.wait()
         except StorageError as error:
             if must:
                 raise
-            log.warning("no snapshot, the one before stays: %s", error)
+            log.warning("no snapshot was written, the previous one stays: %s", error)
             self._next_save = time.monotonic() + _RETRY_S
 
     def _before_save(self) -> None:
@@ -239,17 +241,20 @@ class Loop:
     def _require_newest(self) -> None:
         if self.heart is not None and self.heart.superseded():
             raise RunError(
-                f"a later attempt trains fold {self.fold.key}; this one (number {self.attempt.path.name}) ends"
+                f"a later attempt trains fold {self.fold.key}, so this one ({self.attempt.path.name}) ends; see "
+                f"`contrails status {self.fold.run.typed}`"
             )
 
     def averaged_weights(self) -> dict[str, KeptWeights]:
-        """Write the averages over the training, scored like every epoch; SWA with batch norm of its own; one rank does.
+        """Write the weight averages (EMA, SWA) after training, scored like every epoch.
+
+        SWA weights get new batch-norm statistics. Only the first rank calls this.
 
         Raises:
-            Stopped: a stop was asked for; it is done anew from the last snapshot.
+            Stopped: a stop was asked for; the averages are computed again after resuming.
             NotFiniteError: an average, its batch-norm statistics or its output are not finite.
         """
-        self.ranks = Ranks()
+        self.ranks = Ranks()  # the other ranks have left: a collective operation would wait for ever
         averages = {"ema": self.state.ema, "swa": self.state.swa}
         return {kind: self._averaged(kind, average) for kind, average in averages.items() if average and average.count}
 
@@ -266,20 +271,20 @@ class Loop:
         return self.weights.write(kind, self.state, model.state_dict(), dice, threshold)
 
     def _training_inputs(self) -> Iterator[torch.Tensor]:
-        """Yield the training records as they are, in the order of the file."""
+        """Yield the training records without augmentation, in the order of the file."""
         for batch in in_order(self.source, self.training_rows, self.recipe.train.batch_size):
             yield batch.inputs
             self._poll()
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
-        """Evaluate a model on the validation records, shared out among the ranks.
+        """Evaluate a model on the validation records, divided among the ranks.
 
         Raises:
-            OutputNotFiniteError: the logits of a record are not finite; on every rank.
+            OutputNotFiniteError: the logits of a record are not finite; raised on every rank.
         """
         self.ranks.share_buffers(model)
         rows = self.validation_rows[self.ranks.number :: self.ranks.count]
-        # ranks agree on a stop at steps alone: they may have different numbers of batches here
+        # no poll with several ranks: agreeing on a stop is a collective, and ranks can have different batch counts here
         poll = self._poll if self.ranks.count == 1 else lambda: None
         bad: list[OutputNotFiniteError] = []
         try:
@@ -288,7 +293,7 @@ class Loop:
         except OutputNotFiniteError as error:
             bad = [error]
         if bad := self.ranks.collect(bad):
-            records = [record for each in bad for record in each.records]
+            records = list(chain.from_iterable(each.records for each in bad))
             overflows = all(each.overflows for each in bad)
             raise OutputNotFiniteError(records, len(self.validation_rows), overflows=overflows)
         if self.ranks.count == 1:
@@ -299,16 +304,16 @@ class Loop:
         return Evaluation(float(losses) / max(int(counts.sum()), 1), Histogram(*counts.numpy()))
 
     def _poll(self) -> None:
-        """Save now and then, and leave if a stop was asked for; called between steps and batches of validation.
+        """Write a snapshot if one is due, and stop if asked; called between steps and between validation batches.
 
         Raises:
-            Stopped: as asked; the position is saved.
+            Stopped: a stop was asked for; the position is saved.
             DataError, NodeError: the data are damaged.
         """
         self._look_at_data()
         if self._writer.finished:
             self._saved(must=False)
-        # what a stop takes: the step under way, a snapshot that is being written and the last one
+        # time that a stop takes: up to two steps, the snapshot being written, and the last one
         needed_s = 2 * self._pace.longest_s + 2 * self._writer.seconds + _SPARE_S
         if self.ranks.agree(asked=self.stop.asked(needed_s)):
             self._save(wait=True)
@@ -340,21 +345,21 @@ class Loop:
         self._report()
 
     def _require_progress(self) -> None:
-        """Check that fp16 does not leave out every step: a gradient that overflows changes no weights.
+        """Check that steps still change the weights: with fp16, a step whose gradient overflows is skipped.
 
         Raises:
-            TrainingError: it does.
+            TrainingError: every step is skipped.
         """
         scaler = self.state.scaler
         if scaler.is_enabled() and scaler.get_scale() < _SMALLEST_SCALE:
             raise TrainingError(
-                f"fold {self.fold.key}: the gradient overflows in fp16 at every step near step {self.state.step}, "
-                f"however small the loss is scaled ({scaler.get_scale():.1g}), so the weights no longer change; "
-                f"{advice('fp16')}, under a new --name"
+                f"fold {self.fold.key}: the gradient overflows in fp16 at every step near step {self.state.step}, even "
+                f"with a loss scale of {scaler.get_scale():.1g}, so the weights no longer change; {advice('fp16')}, "
+                "and submit under a new --name"
             )
 
     def _say(self, row: dict[str, Any]) -> None:
-        """Write a line about an epoch to the log."""
+        """Log a line about an epoch."""
         left = (self._course.steps - self.state.step) * (self._pace.seconds_per_step(self.state.step) or 0)
         score = f"validation loss {row['val/loss']:.4f}, Dice {row['val/dice']:.4f}, " if "val/dice" in row else ""
         log.info(
@@ -364,20 +369,20 @@ class Loop:
         )
 
     def _warn_of_batch_norm(self, loss: float) -> None:
-        """Say what helps where statistics of few records, or of a model that has changed since, do not fit."""
+        """Warn if batch-norm statistics seem wrong: from too few records, or from a model that has changed since."""
         trained = self._smooth_loss()
         if loss < max(_EXPLODED, _EXPLODED * trained) or not has_batch_norm(self.state.model):
             return
         section = self.recipe.train
         log.warning(
-            "the validation loss is %.3g while the training loss is %.3g: the statistics of batch norm, from pieces of "
-            "%d records, do not fit; set model.norm = 'group' and model.encoder_norm = 'group' (or 'frozen' with "
-            "pretrained weights), make the pieces larger by train.batch_size or train.accumulate, or lower train.lr",
+            "the validation loss is %.3g while the training loss is %.3g: the batch-norm statistics, from pieces of %d "
+            "records, are probably inaccurate; set model.norm = 'group' and model.encoder_norm = 'group' (or 'frozen' "
+            "with pretrained weights), raise train.batch_size, lower train.accumulate, or lower train.lr",
             *(loss, trained, self.sampler.batch_size // section.accumulate // self.ranks.count),
         )
 
     def _smooth_loss(self) -> float:
-        # an average that began at zero, divided by what its weights add up to (as in Adam)
+        # bias correction, as in Adam: the average began at zero
         return float(self.state.loss_smooth) / (1 - _SMOOTHING**self.state.step)
 
     def _look_at_data(self) -> None:
@@ -385,15 +390,15 @@ class Loop:
             return
         if self.verification.failed:
             self._require_newest()
-            self._saved(must=False)  # a snapshot under way is one more that is not trusted
+            self._saved(must=False)  # wait for the writer first, so that its snapshot is set aside too
             raise self.verification.error(self.state.step)
         self.verification.note(self.state.step)
 
     def require_intact(self, poll: Callable[[], None] | None = None) -> None:
-        """Verify what is left of the data now; `poll` is called meanwhile, by default as between steps.
+        """Verify the rest of the data now, with calls of `poll` (default: that between steps).
 
         Raises:
-            DataError, NodeError: they are damaged.
+            DataError, NodeError: the data are damaged.
         """
         if self.verification is not None:
             self.verification.finish(poll or self._poll)
@@ -415,5 +420,5 @@ class Loop:
 
 
 def _by_name(names: list[str], terms: list[float]) -> dict[str, float]:
-    """Return each term of a loss that has several."""
+    """Return the metrics of the parts of a loss; empty for a single part."""
     return {f"train/loss/{name}": term for name, term in zip(names, terms, strict=True)} if len(names) > 1 else {}

@@ -1,4 +1,4 @@
-"""What training minimises: the losses on the mask, and those of the model's other heads."""
+"""The objective of training: the losses on the mask, and those of the model's other heads."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,33 +13,33 @@ from contrails.models.outputs import Outputs
 from contrails.recipe.recipe import Recipe
 
 _AUX = 0.4
-"""Weight of the finest level of deep supervision; each coarser one has half of the weight of the one before."""
+"""Weight of the finest level of deep supervision; the weight halves with each coarser level."""
 
 
 class Objective(nn.Module):
-    """The recipe's losses on the mask, plus the cross entropy of each other head times its weight.
+    """The recipe's losses on the mask, plus the weighted cross entropy of each other head.
 
-    The classifier learns whether a record has a positive pixel, the share head (sigmoid) which part of the pixels that
-    count is covered. With `gate` the mask is learnt on records with a positive pixel alone.
+    The target of the classifier is whether a record has a positive pixel, that of the share head (a sigmoid) the
+    positive fraction of the valid pixels. With `gate`, the mask is trained only on records with a positive pixel.
     """
 
     def __init__(self, recipe: Recipe, positive_rate: Callable[[], float] | None = None) -> None:
-        """Take the options of a recipe; `positive_rate` is as in `Loss`."""
+        """Build the losses of a recipe; `positive_rate` as in `Loss`."""
         super().__init__()
         model, loss = recipe.model, recipe.loss
         self.mask = Loss(loss, positive_rate)
         self._gate = loss.gate
-        there = {"classes": model.classifier, "share": model.share, "aux": model.deep_supervision > 0}
+        has_head = {"classes": model.classifier, "share": model.share, "aux": model.deep_supervision > 0}
         weights = {"classes": loss.classes or 1.0, "share": loss.share or 1.0, "aux": loss.aux or _AUX}
-        self._weights = {name: weights[name] for name, is_there in there.items() if is_there}
+        self._weights = {name: weights[name] for name, is_built in has_head.items() if is_built}
 
     @property
     def names(self) -> list[str]:
-        """Names of the parts, in the order in which they are returned."""
+        """Names of the parts, in the order of `forward`."""
         return [*self.mask.names, *self._weights]
 
     def forward(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the total, to be minimised, and each part by its name."""
+        """Return the total loss and each part by its name."""
         positive = batch.hard.flatten(1).any(1).float()
         records = torch.ones_like(positive) if batch.weights is None else batch.weights
         masks = records * positive if self._gate else records
@@ -55,7 +55,7 @@ class Objective(nn.Module):
         return total, parts
 
     def end_step(self, add: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Let what a step saw become part of the state; `add` sums a tensor over all ranks."""
+        """Add the sums of a step to the state of global losses; `add` sums a tensor over all ranks."""
         self.mask.end_step(add)
 
 
@@ -66,12 +66,12 @@ def _aux(levels: Sequence[torch.Tensor], batch: Batch, records: torch.Tensor) ->
 
 
 def _covered(batch: Batch) -> torch.Tensor:
-    """Return the share of the pixels that count which is positive, (B,)."""
+    """Return the positive fraction of the valid pixels of each record, (B,)."""
     return (batch.target * batch.valid).flatten(1).sum(1) / batch.valid.flatten(1).sum(1).clamp(min=1)
 
 
 def _of_records(logits: torch.Tensor | None, target: torch.Tensor, batch: Batch, records: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross entropy of labelled records, each as its weight says."""
+    """Return the weighted mean of the cross entropy over records with a valid pixel."""
     assert logits is not None
     counts = batch.valid.flatten(1).any(1) * records
     losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")

@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate; durations are turned into steps once, here."""
+"""The optimiser and its learning rate, and the conversion of a recipe's durations to steps."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ from contrails.errors import RecipeError, nearest
 from contrails.recipe.train import TrainSection
 
 _BETA_2 = 0.999
-"""AdamW's decay of the squared gradient."""
+"""Decay of the squared gradient in AdamW."""
 
 _RISE = 0.3
-"""Share of its steps in which one_cycle rises, by torch's default."""
+"""Fraction of the steps in which one_cycle rises, as in torch."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """How long a fold trains and warms up, in steps; the last of its epochs can be shorter than the others."""
+    """The length of training and warm-up in steps; the last epoch can be shorter than the others."""
 
     steps: int
     epochs: int
@@ -43,20 +43,20 @@ def course_of(section: TrainSection, steps_per_epoch: int) -> Course:
 
 
 def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Optimizer:
-    """Return AdamW or SGD; weight decay acts on weights of more than one axis alone, unless the recipe says all."""
+    """Return AdamW or SGD; weight decay acts only on tensors with more than one axis, unless `decay_on` is "all"."""
     parameters, decay = list(model.parameters()), section.weight_decay
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": decay if section.decay_on == "all" else 0.0},
     ]
-    # fused: one pass over memory a step, and no synchronisation with a scaler
+    # fused: one pass over memory per step, and no synchronisation with a scaler
     if section.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov, fused=True)
     return torch.optim.AdamW(groups, lr=section.lr, fused=True)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, section: TrainSection, step: int, course: Course, rate: float) -> None:
-    """Give an optimiser what it has in step number `step` (from 0): the rate, and the momentum where that is moved."""
+    """Set the learning rate of step number `step` (from 0), and the momentum if the schedule varies it."""
     moved = momentum(section, step, course)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -67,29 +67,35 @@ def set_rates(optimizer: torch.optim.Optimizer, section: TrainSection, step: int
 
 
 def freeze(model: nn.Module, schedule: Mapping[str, int], epoch: int) -> None:
-    """Hold the parts whose epochs are not over yet, their batch norm included; a part of a part has its own number.
+    """Freeze the modules whose number of epochs is not over, including their batch-norm statistics.
+
+    Args:
+        model: the model; names in `schedule` are below its attribute `model`.
+        schedule: number of first epochs for which each module is frozen.
+        epoch: the epoch that begins, from 0.
 
     Raises:
-        RecipeError: the model has no such part.
+        RecipeError: the model has no such module.
     """
+    # by length of the name: a nested module comes after the one that contains it, and overrides it
     for name in sorted(schedule, key=len):
         try:
             part = model.get_submodule(f"model.{name}")
         except AttributeError as error:
             names = (known for known, _ in model.named_modules() if known.count(".") < 4)
             known = {known.removeprefix("model.") for known in names if known.startswith("model.")}
-            raise RecipeError(f"train.freeze.{name}: the model has no such part; {nearest(name, known)}") from error
+            raise RecipeError(f"train.freeze.{name}: the model has no such module; {nearest(name, known)}") from error
         held = epoch < schedule[name]
         part.requires_grad_(not held)
         part.train(not held)
 
 
 def learning_rate(section: TrainSection, step: int, course: Course, scores: Sequence[float] = ()) -> float:
-    """Return the rate of step number `step` (from 0): linear warm-up, then the recipe's schedule.
+    """Return the learning rate of step number `step` (from 0): linear warm-up, then the recipe's schedule.
 
-    A function of the step, and for `plateau` of the epochs' validation Dice so far, so that there is no scheduler whose
-    state could be lost. `one_cycle` is Smith's (2018) as torch's OneCycleLR has it, `cyclical` his triangle (2017),
-    which begins at its peak, `plateau` is ReduceLROnPlateau.
+    The rate is a function of the step, and for `plateau` of the validation Dice of the epochs so far, so that there is
+    no scheduler state to save. `one_cycle` is that of Smith (2018) as in torch's OneCycleLR; `cyclical` is the triangle
+    of Smith (2017), beginning at its peak; `plateau` is torch's ReduceLROnPlateau.
     """
     if step < course.warmup:
         return section.lr * (step + 1) / (course.warmup + 1)
@@ -110,14 +116,14 @@ def learning_rate(section: TrainSection, step: int, course: Course, scores: Sequ
 
 
 def momentum(section: TrainSection, step: int, course: Course) -> float | None:
-    """Return the momentum of a step of one_cycle, which falls while the rate rises; None: it stays what it is."""
+    """Return the momentum of a step of one_cycle, which falls while the rate rises; None to leave it unchanged."""
     if section.schedule != "one_cycle" or step < course.warmup:
         return None
     return _one_cycle((0.95, 0.85, 0.95), step - course.warmup, max(1, course.steps - course.warmup))
 
 
 def _one_cycle(values: tuple[float, float, float], step: int, steps: int) -> float:
-    """Return a value that goes by cosines from the first of three to the second, then to the third at the end."""
+    """Return a value that follows cosines from the first value to the second, then to the third at the last step."""
     first, middle, last = values
     turn = _RISE * steps - 1
     if step <= turn:
@@ -126,7 +132,7 @@ def _one_cycle(values: tuple[float, float, float], step: int, steps: int) -> flo
 
 
 def epochs_without_gain(scores: Sequence[float]) -> int:
-    """Return how many epochs ago the best validation Dice was reached, by the first of equals."""
+    """Return the number of epochs since the best validation Dice; of equal scores the first counts."""
     return len(scores) - 1 - max(range(len(scores)), key=lambda epoch: (scores[epoch], -epoch)) if scores else 0
 
 
@@ -135,7 +141,7 @@ def _cosine(first: float, last: float, progress: float) -> float:
 
 
 def _plateaus(scores: Sequence[float], patience: int) -> int:
-    """Return how often the Dice did not gain for more than `patience` epochs."""
+    """Return how many times the Dice did not improve for more than `patience` epochs."""
     count, bad, best = 0, 0, -math.inf
     for score in scores:
         best, bad = (score, 0) if score > best else (best, bad + 1)

@@ -1,4 +1,4 @@
-"""How fast an attempt is: only telemetry and the margin before a stop, nothing that a result depends on."""
+"""The speed of an attempt, for telemetry and the margin before a stop; results do not depend on it."""
 
 import resource
 import sys
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 _FORGET = 0.99
-"""Decay a step of the longest step: one that waited for a cold disk counts for a few minutes."""
+"""Decay per step of the longest step, so that a step that waited for a slow disk is forgotten after minutes."""
 
 
 class Pace:
-    """Times of the steps since an attempt began at `first_step`."""
+    """Times of the steps of an attempt that began at `first_step`."""
 
     def __init__(self, first_step: int) -> None:
         self._first_step, self._started = first_step, time.monotonic()
@@ -36,12 +36,12 @@ class Pace:
         self._waited_s += time.monotonic() - since
 
     def seconds_per_step(self, step: int) -> float | None:
-        """Return the mean since the attempt began, validation included; None before its first step."""
+        """Return the mean time per step since the attempt began, with validation; None before its first step."""
         steps = step - self._first_step
         return (time.monotonic() - self._started) / steps if steps else None
 
     def row(self, step: int, batch_size: int, device: torch.device) -> dict[str, Any]:
-        """Return a row of telemetry; bytes are the most so far, `memory` those of the GPU where there is one."""
+        """Return a row of telemetry; `memory` (of the GPU, else of the process) and `resident` are peaks in bytes."""
         pace = self.seconds_per_step(step)
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return {
@@ -57,12 +57,12 @@ class Pace:
 
 
 def _gpu_use(device: torch.device) -> float | None:
-    """Return the share of the last moments in which the GPU computed; None on a CPU, or where the driver hides it."""
+    """Return the fraction of recent time in which the GPU computed; None on a CPU or if the driver does not tell."""
     if device.type != "cuda":
         return None
     try:
         import pynvml
-    except ImportError:  # an environment of an older version; training goes on without this figure
+    except ImportError:  # an environment of an older version: train without this figure
         return None
     try:
         return torch.cuda.utilization(device) / 100

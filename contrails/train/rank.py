@@ -1,4 +1,4 @@
-"""A rank that is not the first: `python -m contrails.train.rank RUN FOLD JOB`, started by rank 0 (see `ranks`)."""
+"""Entry point of a rank other than 0: `python -m contrails.train.rank RUN FOLD CONTEXT`, started by `ranks`."""
 
 import signal
 import sys
@@ -13,9 +13,9 @@ from contrails.train.fold import train_rank
 
 
 def main() -> None:
-    """Train beside rank 0 until it ends."""
+    """Train as one of the other ranks until rank 0 ends."""
     run, fold_key, rank = Run(Path(sys.argv[1])), sys.argv[2], RankContext.from_json(sys.argv[3])
-    end_with(rank.rank_0_pid, signal.SIGKILL)  # it holds nothing that rank 0 has not
+    end_with(rank.rank_0_pid, signal.SIGKILL)  # safe: this process writes no files
     try:
         train_rank(run.fold(fold_key), rank)
     except ContrailsError as error:

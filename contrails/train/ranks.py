@@ -1,8 +1,8 @@
-"""Ranks: the processes of one node that train one fold together, one GPU each.
+"""Ranks: the processes on one node that train one fold together, with one GPU each.
 
-Rank 0 is the fold's process: it claims the attempt, starts the others and alone writes anything. All hold the same
-state; a batch is split among them, and its gradient is summed in an order that never changes, so that a fold of several
-ranks resumes as exactly as one of a single rank. They agree on a stop after every step.
+Rank 0 is the fold's process: it claims the attempt, starts the other ranks, and is the only one that writes files. All
+ranks hold the same state. A batch is divided among them, and the gradients are summed in a fixed order, so that a fold
+with several ranks resumes byte-identically too. The ranks agree on a stop after every step.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,20 +30,20 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """This process among `count`; without arguments it is alone."""
+    """The rank of this process among `count`; the default is a single process."""
 
     def __init__(self, number: int = 0, count: int = 1) -> None:
         self.number, self.count = number, count
-        # flags are agreed on the CPU: nothing waits for a GPU
+        # a group on the CPU for flags, so that agreeing does not wait for the GPU
         self._control: Any = distributed.new_group(backend="gloo") if count > 1 else None
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is rank 0, which writes the files."""
         return self.number == 0
 
     def agree(self, *, asked: bool) -> bool:
-        """Return whether any rank asked."""
+        """Return whether `asked` is true on any rank."""
         if self.count == 1:
             return asked
         flag = torch.tensor([asked], dtype=torch.uint8)
@@ -50,12 +51,12 @@ class Ranks:
         return bool(flag)
 
     def collect(self, items: list[T]) -> list[T]:
-        """Return the items of all ranks, those of the first one first."""
+        """Return the items of all ranks, in the order of the ranks."""
         if self.count == 1:
             return items
         of_each: list[list[T]] = [[]] * self.count
         distributed.all_gather_object(of_each, items, group=self._control)
-        return [item for one in of_each for item in one]
+        return list(chain.from_iterable(of_each))
 
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over the ranks, in place, and return it."""
@@ -64,10 +65,10 @@ class Ranks:
         return tensor
 
     def add_gradients(self, model: nn.Module) -> None:
-        """Sum the gradients of all ranks, all at once.
+        """Sum the gradients over the ranks in a single operation.
 
-        DistributedDataParallel sums them in buckets, which it sorts anew after its first step: a resumed run of three
-        ranks then ends in other bits. One sum has one order.
+        DistributedDataParallel sums in buckets that it rebuilds after its first step, so that with three ranks a
+        resumed run was not byte-identical. A single sum always has the same order.
         """
         if self.count == 1:
             return
@@ -77,7 +78,7 @@ class Ranks:
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give all ranks the buffers of the first, such as the running statistics of batch norm."""
+        """Copy the buffers of rank 0, such as batch-norm statistics, to all ranks."""
         if self.count > 1:
             for buffer in model.buffers():
                 distributed.broadcast(buffer, 0)
@@ -87,7 +88,7 @@ class Ranks:
 def joined(
     fold: Fold, attempt: Attempt, job: JobContext, rank: RankContext | None, count: int, device: str
 ) -> Iterator[Ranks]:
-    """Start the other ranks, or join as `rank`; all have the same job.
+    """Start the other ranks, or join them as `rank`, and yield the group.
 
     Raises:
         NodeError: the node has fewer GPUs than ranks.
@@ -96,7 +97,10 @@ def joined(
         yield Ranks()
         return
     if device == "cuda" and torch.cuda.device_count() < count:
-        raise NodeError(f"expected {count} GPUs for fold {fold.key}, found {torch.cuda.device_count()} on this node")
+        raise NodeError(
+            f"expected {count} GPUs for fold {fold.key}, found {torch.cuda.device_count()} on this node; ask for more "
+            "GPUs in the site profile, or resume on another node"
+        )
     with contextlib.ExitStack() as stack:
         if rank is None:
             folder = Path(tempfile.mkdtemp(prefix="contrails-"))
@@ -117,11 +121,11 @@ def joined(
 def _start(fold: Fold, rank: RankContext) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "contrails.train.rank", str(fold.run.path), fold.key, rank.to_json()]
     descriptors = [] if rank.job.ram_fd is None else [rank.job.ram_fd]
-    with held_back(SIGNALS):  # until it can stop with the others
+    with held_back(SIGNALS):  # blocked in the child until it has handlers, so that a signal does not kill it before
         return subprocess.Popen(command, pass_fds=descriptors)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a rank that holds nothing of its own."""
+    """Kill another rank; nothing is lost, as it writes no files."""
     process.kill()
     process.wait()

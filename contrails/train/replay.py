@@ -1,7 +1,7 @@
-"""What made a training not finite: found by the same training again, from the snapshot before.
+"""The search for the cause of NaN or infinity, by repeating the training from the last snapshot.
 
-A training repeats its bits, so a step, a validation or an average that was not finite is so again, and the records that
-it saw can be named. What is finite the second time was a fault of the machine.
+Training is byte-identical when repeated, so the step, validation or average that was not finite fails again, and its
+records can be named. If everything is finite the second time, the machine was at fault.
 """
 
 import logging
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from contrails.errors import ContrailsError, NodeError, Stopped, TrainingError
@@ -21,20 +22,20 @@ from contrails.train.saved.finite import NotFiniteError, OutputNotFiniteError, a
 from contrails.train.saved.state import KeptWeights
 
 _SWITCHES = {"ema": "train.ema_decay", "swa": "train.swa_epochs"}
-"""The key that asks for each average."""
+"""The recipe key that switches on each average."""
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def explained(loop: Loop) -> Iterator[None]:
-    """Turn a NotFiniteError of the body, which trains with `loop`, into one that says where it began and what to do.
+    """Turn a NotFiniteError of the body, which trains with `loop`, into an error with its cause and what to do.
 
     Raises:
         DataError: the data are damaged.
-        TrainingError: a step, a validation or an average is not finite, each time.
-        NodeError: it was so once.
-        Stopped: a stop was asked for while the steps were repeated.
+        TrainingError: a step, a validation or an average is not finite again when it is repeated.
+        NodeError: everything is finite when it is repeated.
+        Stopped: a stop was asked for while steps were repeated.
     """
     try:
         yield
@@ -45,20 +46,21 @@ def explained(loop: Loop) -> Iterator[None]:
 
 def _reason(loop: Loop, error: NotFiniteError) -> ContrailsError:
     what, end = f"fold {loop.fold.key}: {error}", loop.state.step
-    if loop.ranks.count > 1:  # the others are in the midst of a step
-        return TrainingError(f"{what}, near step {end}; {_change(loop, error)}, under a new --name")
+    if loop.ranks.count > 1:  # the other ranks wait in a collective operation and cannot take part in a replay
+        return TrainingError(f"{what}, near step {end}; {_change(loop, error)}, and submit under a new --name")
     same = {field.name: getattr(loop, field.name) for field in fields(Loop)} | {"heart": None, "state": loop.rebuild()}
     replay = _Replay(**same, end=end)
     begin = replay.state.step
-    log.warning("%s near step %d; training again from step %d to find why", what, end, begin)
+    log.warning("%s near step %d; training again from step %d to find the cause", what, end, begin)
     try:
         replay.run()
         replay.averaged_weights()
     except _AtStep as found:
-        records = [loop.source.dataset.record_ids[row] for batch in found.batches for row in batch.rows]
+        ids = loop.source.dataset.record_ids
+        records = [ids[row] for row in np.concatenate([batch.rows for batch in found.batches])]
         return TrainingError(
-            f"{what}: it began in step {replay.state.step - 1}, which saw the records {', '.join(records)} (kept as "
-            f"{_keep(loop, found.batches)}); {_change(loop)}, or look at these records, under a new --name"
+            f"{what}: it began in step {replay.state.step - 1}, with the records {', '.join(records)} (the batch is in "
+            f"{_keep(loop, found.batches)}); check these records, or {_change(loop)}, and submit under a new --name"
         )
     except NotFiniteError as again:
         change = _change(loop, again)
@@ -66,23 +68,23 @@ def _reason(loop: Loop, error: NotFiniteError) -> ContrailsError:
             change += f", or leave out {_SWITCHES[replay.average]}"
         return TrainingError(
             f"fold {loop.fold.key}: {again}, in {replay.doing} after step {replay.state.step}, while the loss and the "
-            f"weights in training are finite; {change}, under a new --name"
+            f"weights in training are finite; {change}, and submit under a new --name"
         )
     except _Reached:
         pass
-    return _once(loop, f"{what} near step {end}, and all was finite when it was trained again from step {begin}")
+    return _once(loop, f"{what} near step {end}, but finite when the training was repeated from step {begin}")
 
 
 def _leave_if_asked(loop: Loop) -> None:
     if loop.stop.asked():
         raise Stopped(
-            f"fold {loop.fold.key} stopped ({loop.stop.reason}) while it looked for what is not finite; it goes on "
-            f"from its last snapshot: `contrails resume {loop.fold.run.typed}`"
+            f"fold {loop.fold.key} stopped ({loop.stop.reason}) during the search for the cause of a loss that is not "
+            f"finite; continue from its last snapshot with `contrails resume {loop.fold.run.typed}`"
         )
 
 
 def _change(loop: Loop, error: NotFiniteError | None = None) -> str:
-    """Return what to change in the recipe; without an error of the output nobody has looked what fp32 gives."""
+    """Return the advice on the recipe; only an error of the output says whether fp32 would be finite."""
     overflows = error.overflows if isinstance(error, OutputNotFiniteError) else None
     return advice(loop.recipe.train.precision, overflows=overflows)
 
@@ -90,17 +92,21 @@ def _change(loop: Loop, error: NotFiniteError | None = None) -> str:
 def _once(loop: Loop, what: str) -> ContrailsError:
     if not loop.recipe.train.deterministic:
         return TrainingError(
-            f"{what}: its kernels do not repeat their bits; {_change(loop)}, or set train.deterministic to true, under "
-            "a new --name"
+            f"{what}: without deterministic kernels a repeated training can differ; {_change(loop)}, or set "
+            "train.deterministic to true, and submit under a new --name"
         )
     return NodeError(
-        f"{what}: the memory or the GPU of this node is at fault; on another one the same job can succeed: "
+        f"{what}: the memory or the GPU of this node is at fault; the same job can succeed on another node: "
         f"`contrails resume {loop.fold.run.typed}`"
     )
 
 
 def _keep(loop: Loop, batches: list[Batch]) -> Path:
-    tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("inputs", "target", "valid")}
+    tensors = {
+        "inputs": torch.cat([batch.inputs for batch in batches]),
+        "target": torch.cat([batch.target for batch in batches]),
+        "valid": torch.cat([batch.valid for batch in batches]),
+    }
     save_tensors(loop.attempt.bad_batch, tensors)
     return loop.attempt.bad_batch
 
@@ -114,12 +120,12 @@ class _AtStep(Exception):
 
 
 class _Reached(Exception):
-    """Training has come to the step at which it failed before."""
+    """The repeated training has reached the step at which it failed before."""
 
 
 @dataclass
 class _Replay(Loop):
-    """The same training up to step `end` and the validation there; it writes neither metrics nor snapshots."""
+    """The same training up to step `end`, with the validation there, without metrics and snapshots."""
 
     end: int
     doing: str = "training"
@@ -143,10 +149,10 @@ class _Replay(Loop):
         return super()._averaged(kind, average)
 
     def _log_training(self) -> None:
-        """Leave the sums as they are."""
+        """Write no metrics, and keep the running sums."""
 
     def _save(self, *, wait: bool = False) -> None:
-        """Leave the snapshots as they are."""
+        """Write no snapshot."""
 
     def _poll(self) -> None:
         _leave_if_asked(self)

@@ -1,6 +1,6 @@
-"""The wish to stop: signals and the walltime set a flag, the loop reads it between steps and saves.
+"""The stop flag: signals and the walltime set it, and the loop reads it between steps, writes a snapshot and ends.
 
-A handler runs between any two bytecodes of a training step, so it must not save anything itself.
+A signal handler can run in the middle of a training step, so it must not write a snapshot itself.
 """
 
 import math
@@ -17,10 +17,11 @@ _REREAD_S = 5.0
 
 
 class StopFlag:
-    """Why training is to stop: the name of a signal, or "walltime"; None while nothing asked for it.
+    """Why training is to stop: `reason` is the name of a signal or "walltime"; None until a stop is asked for.
 
-    `clock` is a JSON file that the job's launcher keeps true: `{"end": s}`, the end of the walltime on this host's
-    monotonic clock, which all its processes share and nobody sets. An extended walltime helps, since it is read again.
+    `clock` is a JSON file `{"end": s}` that the job's launcher updates: the end of the walltime on the monotonic clock
+    of this host, which is the same in all processes and is never set. It is read again every few seconds, because a
+    scheduler can extend the walltime.
     """
 
     def __init__(self, clock: str | None = None) -> None:
@@ -29,7 +30,7 @@ class StopFlag:
         self._end, self._read = math.inf, -math.inf
 
     def install(self) -> None:
-        """Handle the signals of schedulers and of Ctrl-C, also what was held back; a second Ctrl-C leaves at once."""
+        """Handle the signals of schedulers and Ctrl-C and unblock them; a second Ctrl-C ends the process at once."""
         for number in SIGNALS:
             signal.signal(number, self._handle)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

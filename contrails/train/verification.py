@@ -1,15 +1,15 @@
-"""Whether the data that a fold trains on are what was written, and what becomes of what was trained where they are not.
+"""Verification of a fold's data during training, and the snapshots that are distrusted after damage.
 
-Every job compares the rows that its folds read with their digests while it trains (see `contrails.dataset.verify`), and
-no fold is finished before they all are intact. `attempts/<nnn>/verified.json` says how that ended: the step at which
-all were known to be intact, or which one was not.
+Every job compares the rows that its folds read with their digests while it trains (see `contrails.dataset.verify`). A
+fold finishes only after all its rows were found intact. `attempts/<nnn>/verified.json` holds the result: the step at
+which all rows were known to be intact, or the damaged row.
 
-Damage may be as old as the last moment at which the data were known to be intact. Snapshots from after that moment are
-not trusted: they are set aside as `*.distrusted`, and the next attempt goes on from an older one, or from the start. So
-a fold ends in the bits of a training on intact data, or not at all.
+The damage can have happened at any time since the data were last known to be intact. Snapshots written since then are
+not trusted: they are renamed to `*.distrusted`, and the next attempt resumes from an older snapshot or from the start.
+So a fold ends with the weights of a training on intact data, or not at all.
 
-A job looks at each row once. What is damaged later is found by the next job that reads it; what was damaged and put
-back in between is not noticed.
+A job checks each row once. Damage that happens later is found by the next job that reads the row; damage that was
+repaired in between is not noticed.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from contrails.runs.folder import Attempt, Fold
 
 
 class Verification:
-    """What an attempt finds out about its data, asked between steps."""
+    """The result of the background check of an attempt's data, polled between steps."""
 
     def __init__(self, fold: Fold, attempt: Attempt, check: RowCheck) -> None:
         self._fold, self._attempt, self._check = fold, attempt, check
@@ -30,46 +30,46 @@ class Verification:
 
     @property
     def failed(self) -> bool:
-        """Whether a row is not what was written."""
+        """Whether a damaged row was found."""
         return self._check.damage is not None
 
     def note(self, step: int) -> None:
-        """Write down, once, that all rows are intact; `step` is the one that training has reached."""
+        """Write `verified.json` once all rows are known to be intact; `step` is the current step."""
         if self._check.intact and not self._is_noted:
             write_atomic(self._attempt.verified, to_json({"step": step, "damage": None}))
             self._is_noted = True
 
     def finish(self, poll: Poll) -> None:
-        """Compare now what the background has left; `poll` may raise to stop."""
+        """Compare the remaining rows now; `poll` may raise to stop."""
         self._check.finish(poll)
 
     def error(self, step: int) -> ContrailsError:
-        """Set aside what is not trusted any more; return what to raise about the row that is not intact.
+        """Set distrusted snapshots aside and return the error to raise about the damaged row.
 
-        Nothing writes snapshots of the attempt any more.
+        No snapshot of the attempt may be written during or after this call.
         """
         damage = self._check.damage
         assert damage is not None
         write_atomic(self._attempt.verified, to_json({"step": step, "damage": str(damage)}))
         distrusted, path = distrust(self._fold), damage.dataset.path
         trusted = self._fold.all_snapshots()
-        goes_on = f"goes on from step {trusted[0].step}" if trusted else "begins again"
-        aside = f" ({len(distrusted)} snapshots are now called *.distrusted)" if distrusted else ""
-        what = f"What fold {self._fold.key} has trained since is not trusted{aside}, it {goes_on}"
+        goes_on = f"resumes from step {trusted[0].step}" if trusted else "starts again"
+        aside = f" ({len(distrusted)} renamed to *.distrusted)" if distrusted else ""
+        what = f"The snapshots of fold {self._fold.key} since then are not trusted{aside}; it {goes_on}"
         resume = f"`contrails resume {self._fold.run.typed}`"
         if damage.is_in_copy_alone:
             discard_copy(damage.dataset)
             return NodeError(
                 f"the copy of {path} on this node ({damage.dataset.mapped}) is damaged, the file is not: {damage}. "
-                f"{what}; on another node the same job can succeed: {resume}"
+                f"{what}; the same job can succeed on another node: {resume}"
             )
         return DataError(f"{path} is damaged: {damage}. {what}; {put_back(path)}, then {resume}")
 
 
 def distrust(fold: Fold) -> list[Path]:
-    """Set aside the snapshots that may come from damaged data, as far as attempts have found any; return them.
+    """Rename the snapshots that may come from damaged data, by the findings of all attempts; return the new paths.
 
-    Normalisation that may have been fitted on such data goes too: it is fitted again.
+    If the data were never known to be intact, the fitted normalisation is removed too, to be fitted again.
     """
     intact, damage, distrusted = (0, 0), None, list[Path]()
     for attempt in fold.attempts():

@@ -112,9 +112,9 @@ def foreign(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"1.safetensors is not a complete safetensors file"),
-        (lambda path: path.write_bytes(b""), r"1.safetensors is not a complete safetensors file"),
-        (foreign, r"1.safetensors has no metadata 'contrails': it was not written by contrails"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"1.safetensors: expected a complete safetensors file"),
+        (lambda path: path.write_bytes(b""), r"1.safetensors: expected a complete safetensors file"),
+        (foreign, r"1.safetensors: expected the metadata 'contrails', found none: contrails did not write the file"),
         (broken(lambda tensors: tensors["b"].fill_(float("nan"))), r"1.safetensors holds weights that are not finite"),
         (broken(lambda tensors: tensors.pop("b")), r"1.safetensors lacks b, which .*0.safetensors has"),
         (broken(lambda tensors: tensors.update(b=torch.zeros(3))), r"b: expected \(2,\) as in .*, found \(3,\)"),

@@ -330,7 +330,7 @@ def test_scores_by_record_and_by_pixel_do_not_mix(
         make_ensemble([classifier, run], run.aggregate("both"), Options(weights="best"), CPU)
     with pytest.raises(RecipeError, match="--gate: expected runs of segmenters, found classifiers"):
         make_ensemble([classifier], classifier.aggregate("b"), Options(weights="best", gate=str(gate.path)), CPU)
-    with pytest.raises(DataError, match="expected an ensemble that predicts masks, found one of classifiers"):
+    with pytest.raises(DataError, match="expected an ensemble that predicts masks, found an ensemble of classifiers"):
         cli(["data", "audit", str(tiny_data / "train.h5"), "--aggregate", str(made.path)], standalone_mode=False)
     capsys.readouterr()
     cli(["compare", str(classifier.path), str(run.path)], standalone_mode=False)

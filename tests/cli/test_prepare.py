@@ -46,14 +46,14 @@ def test_the_last_shard_says_what_comes_next(
         prepare(str(tiny_data / "raw"), str(out), "--shard", share)
         assert "next" not in capsys.readouterr().out
     prepare(str(tiny_data / "raw"), str(out), "--shard", "3/3")
-    assert f"all 3 shards are there; next: `contrails data join '{out}'`\n" in capsys.readouterr().out
+    assert f"all 3 shards are complete; next: `contrails data join '{out}'`\n" in capsys.readouterr().out
 
 
 def test_frames_without_the_labelled_one_are_told(
     tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(str(tiny_data / "raw"), str(tmp_path / "a.h5"), "--frames", "3,5")
-    assert "warning: --frames 3,5 leaves out frame 4, which the labels are of" in capsys.readouterr().err
+    assert "warning: --frames 3,5 leaves out frame 4, which the annotators labelled" in capsys.readouterr().err
     prepare(str(tiny_data / "raw"), str(tmp_path / "b.h5"), "--frames", "3-5")
     assert "warning" not in capsys.readouterr().err
 
@@ -83,7 +83,7 @@ def test_ctrl_c_says_how_much_is_packed(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    (packed,) = re.findall(r"stopped: (\d+) of 200 records are packed; the same command goes on from there", said)
+    (packed,) = re.findall(r"stopped: (\d+) of 200 records are packed; the same command continues from there", said)
     assert 0 < int(packed) < 200
     assert "Traceback" not in said
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

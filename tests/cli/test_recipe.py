@@ -88,7 +88,7 @@ def test_show_names_the_empty_keys(path: Path, capsys: pytest.CaptureFixture[str
     ("override", "message"),
     [
         ('data.composite=["b14 * b15"]', "a product of bands is not linear"),
-        ("data.composite=b14-b17", "needs the bands b17, there are b01, "),
+        ("data.composite=b14-b17", "expected bands of b01, "),
         ("data.composite=ashh", "did you mean 'ash'"),
         ("model.encoder=resnet19", "did you mean 'resnet18'"),
     ],
@@ -159,18 +159,18 @@ def test_show_takes_the_size_of_the_records_where_it_is_known(
 
 
 def test_show_refuses_a_key_without_effect(path: Path) -> None:
-    with pytest.raises(RecipeError, match="relu_features = 'add': the features of resnet18 have passed a ReLU"):
+    with pytest.raises(RecipeError, match="relu_features = 'add': expected features without a ReLU, resnet18 has one"):
         run("show", path, "-o", "model.relu_features=add")
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["loss.classes=0.5"], "loss.classes needs a head to act on; set model.classifier = true"),
-        (["loss.share=0.5"], "loss.share needs a head to act on; set model.share = true"),
-        (["loss.aux=0.5"], "loss.aux needs a head to act on; set model.deep_supervision = 1"),
-        (["loss.gate=true"], "loss.gate needs a head to act on; set model.classifier = true"),
-        (["model.heads=2", 'loss.terms=[{name="bce", head=2}]'], "bce has head = 2, found model.heads = 2"),
+        (["loss.classes=0.5"], "loss.classes needs a head that the model does not have; set model.classifier = true"),
+        (["loss.share=0.5"], "loss.share needs a head that the model does not have; set model.share = true"),
+        (["loss.aux=0.5"], "loss.aux needs a head that the model does not have; set model.deep_supervision = 1"),
+        (["loss.gate=true"], "loss.gate needs a head that the model does not have; set model.classifier = true"),
+        (["model.heads=2", 'loss.terms=[{name="bce", head=2}]'], "bce has head = 2 and model.heads = 2; expected"),
         (["model.temporal.merge=conv3d"], "needs several frames"),
         (["train.freeze.encodr=1"], "did you mean 'encoder'"),
     ],

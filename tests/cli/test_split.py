@@ -72,7 +72,7 @@ def test_check_names_what_leaks(tiles: Path, tmp_path: Path, capsys: pytest.Capt
     good, bad = tmp_path / "good.csv", tmp_path / "bad.csv"
     run("split", tiles, "--folds", "2", "-o", good)
     run("split", tiles, "--check", good)
-    assert f"{good}: nothing leaks" in capsys.readouterr().err
+    assert f"{good}: no leaks" in capsys.readouterr().err
     rows = "".join(f"{1000 + index},,{index % 2}\n" for index in range(12))
     bad.write_text(f"record_id,group,fold\n{rows}")
     with pytest.raises(DataError) as caught:
@@ -80,9 +80,10 @@ def test_check_names_what_leaks(tiles: Path, tmp_path: Path, capsys: pytest.Capt
     assert caught.value.exit_code == 4
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{bad} leaks between folds:"
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert lines[1].endswith("is spread over folds: 1000 in fold 0, 1001 in fold 1")
-    assert json.loads(capsys.readouterr().out)["leaks"] == lines[1:]
+    assert lines[-1] == f"make a file list without leaks: `contrails split {tiles} -o NEW.csv`"
+    assert json.loads(capsys.readouterr().out)["leaks"] == lines[1:-1]
     # a window below the hour between the records: each is a group of its own
     run("split", tiles, "--check", bad, "--window-hours", "0.9")
 
@@ -104,13 +105,13 @@ def test_unlabelled_records_and_folds_without_positives_are_told(
         file["votes"][2:10] = 0
     run("split", data, "--folds", "2", "-o", tmp_path / "x.csv")
     shown = capsys.readouterr().err
-    assert "warning: 2 records have no label: no fold learns from them" in shown
+    assert "warning: 2 records have no label: no fold trains on them" in shown
     assert "warning: fold 1 validates on no positive record" in shown
     assert read_filelist(tmp_path / "x.csv").held_out() == ("1000", "1001")
     run("split", data, "--check", tmp_path / "x.csv")
     with h5py.File(data, "r+") as file:
         file["votes"][:] = 0
-    with pytest.raises(DataError, match=r"an empty positive class: none of 12 records \(10 of them labelled\)"):
+    with pytest.raises(DataError, match=r"found none among 12 records \(10 of them labelled\)"):
         run("split", data, "--folds", "2", "-o", tmp_path / "y.csv")
     assert not (tmp_path / "y.csv").exists()
 
@@ -128,7 +129,7 @@ def test_a_list_is_either_made_or_checked(
 
 def test_unknown_places_are_told(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("split", tiny_data / "train.h5", "--folds", "2", "-o", tmp_path / "x.csv")
-    assert "warning: place and time of 12 records are unknown" in capsys.readouterr().err
+    assert "warning: location and time of 12 records are unknown" in capsys.readouterr().err
 
 
 def test_real_records(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

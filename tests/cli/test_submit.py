@@ -75,7 +75,7 @@ def test_it_says_which_folds_of_a_run_would_go_on(run: Run, capsys: pytest.Captu
     ("override", "message"),
     [
         ("data.composite=ashh", "did you mean 'ash'"),
-        ("data.frames=[3]", "holds the frames"),
+        ("data.frames=[3]", "expected frames of"),
         ("data.crop=33", "records of .* are 32 x 32 pixels"),
         ("data.dataset=none.h5", "expected a dataset file at .*none.h5"),
         ("model.encoder=resnet19", "model.encoder = 'resnet19': did you mean 'resnet18'"),
@@ -137,7 +137,7 @@ def test_it_imports_nothing_heavy(run: Run) -> None:
         ("predict", "expected 'aggregate', with its options"),
         ("aggregate 'x", "No closing quotation"),
         ("aggregate --nonsense", "No such option"),
-        ("aggregate --help", "expected work"),
+        ("aggregate --help", "expected a command that does something"),
         ("aggregate --data missing.h5", "expected a dataset file at missing.h5, found none"),
         ("aggregate --data {data} --sample missing.csv", "missing.csv"),
         ("aggregate --sample missing.csv", "give --data too"),

@@ -57,7 +57,7 @@ def test_a_killed_fold_says_so_and_goes_on_when_submitted_again(site: Site) -> N
     os.kill(read_json(fold.attempt(2).job)["pid"], signal.SIGTERM)
     stopped = site.wait_for("tiny", "0", "stopped")
     assert stopped["step"] > 0
-    assert "going on at step" in fold.attempt(2).stderr.read_text()
+    assert "resuming at step" in fold.attempt(2).stderr.read_text()
 
 
 def test_a_restart_of_the_machine_is_seen_and_resumed(site: Site) -> None:

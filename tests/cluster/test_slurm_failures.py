@@ -288,7 +288,7 @@ def test_a_run_that_waits_for_another_follows_its_successors(site: SlurmSite) ->
     eventually(lambda: orphaned in site.states("after")["0"]["reason"])
     refused = site.run("submit", "tiny.toml", "--name", "third", "--fold", "0", "--site", "test", "--after", "before")
     assert refused.returncode == 5
-    assert "its folds 0 are neither finished nor alive; `contrails resume before` first" in refused.stderr
+    assert "found others: 0; run `contrails resume before` first" in refused.stderr
     assert site.run("resume", "before").returncode == 0
     eventually(lambda: site.states("after")["0"]["reason"] == "PENDING (Dependency)")
     site.wait_for_done("after")

@@ -76,7 +76,7 @@ def test_two_folds_of_one_job_stop_and_go_on_together(site: SlurmSite, undisturb
         site.wait_for_done("pair", "0", "1")
         later = "".join(shown)  # it ends with the fold
     assert f"==> {site.fold('1', 'pair').attempt(2).stderr} <==" in later
-    assert later.index("stopped at step") < later.index("going on at step") < later.index("is finished")
+    assert later.index("stopped at step") < later.index("resuming at step") < later.index("is finished")
     assert followed.returncode == 0
     assert [site.ends("pair", key) for key in "01"] == [["preemption", ""]] * 2
     assert site.job("pair", "0") == site.job("pair", "1")

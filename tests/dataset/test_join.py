@@ -133,7 +133,7 @@ def test_a_file_that_is_there_is_read_before_it_counts_as_complete(out: Path, ar
 def test_another_file_of_that_name_is_refused(made: Path, out: Path) -> None:
     pack(make_plan(made / "raw", "train", (11, 14, 15), (4,)), out, 1)
     before = out.read_bytes()
-    with pytest.raises(DataError, match=r"d.h5 exists and holds something else than the shards .*\(other frames\)"):
+    with pytest.raises(DataError, match=r"d.h5 exists and differs from the shards .*\(in frames\)"):
         join(out)
     assert out.read_bytes() == before
 
@@ -143,7 +143,7 @@ def test_other_rows_under_that_name_are_refused(made: Path, out: Path) -> None:
     mask = out.parent / "raw" / "train" / "12" / "human_individual_masks.npy"
     np.save(mask, 1 - np.load(mask))
     pack(make_plan(out.parent / "raw", "train", (11, 14, 15), (0, 4)), out, 1)
-    with pytest.raises(DataError, match=r"d.h5 exists and holds something else than the shards .*\(other rows\)"):
+    with pytest.raises(DataError, match=r"d.h5 exists and differs from the shards .*\(in rows\)"):
         join(out)
 
 
@@ -162,7 +162,7 @@ def test_missing_shards_are_named_with_their_command(out: Path) -> None:
     with pytest.raises(DataError) as caught:
         join(out)
     assert str(caught.value).splitlines() == [
-        f"2 of 3 shards are missing in {out.parent}; make them:",
+        f"expected 3 shards in {out.parent}, 2 of them are missing; make them:",
         f"d-1of3.h5: `contrails prepare RAW {out} {options} --shard 1/3`",
         f"d-3of3.h5: `contrails prepare RAW {out} {options} --shard 3/3`",
     ]
@@ -183,14 +183,16 @@ def test_the_command_of_the_message_makes_the_shard(made: Path, out: Path) -> No
 
 def test_two_divisions_are_refused(made: Path, out: Path) -> None:
     make_shard(made / "raw", out, 2, 4)
-    with pytest.raises(DataError, match=r"of one division .*, found those of 2, such as d-1of3.h5 and d-2of4.h5 in"):
+    with pytest.raises(
+        DataError, match=r"of one number N .*, found those of 2 numbers, such as d-1of3.h5 and d-2of4.h5 in"
+    ):
         join(out)
 
 
 def test_a_foreign_shard_is_named(out: Path, tmp_path: Path) -> None:
     shard_path(out, 2, 3).unlink()
     make_shard(make_raw(tmp_path / "others", tile="other"), out, 2)
-    with pytest.raises(DataError, match=r"d-2of3.h5 differ from d-1of3.h5: .*ids, places or times; .*--shard 2/3"):
+    with pytest.raises(DataError, match=r"d-2of3.h5 differ from d-1of3.h5: .*ids, locations or times; .*--shard 2/3"):
         join(out)
     assert not out.exists()
 
@@ -199,7 +201,7 @@ def test_a_shard_of_other_frames_is_foreign(made: Path, out: Path) -> None:
     shard_path(out, 1, 3).unlink()
     make_shard(made / "raw", out, 1, frames=(3, 4))
     with pytest.raises(
-        DataError, match=r"d-1of3.h5 has frames \(3, 4\) where \(0, 4\) is expected; .*--frames 0,4 --shard 1/3"
+        DataError, match=r"d-1of3.h5 has frames \(3, 4\), expected \(0, 4\); .*--frames 0,4 --shard 1/3"
     ):
         join(out)
 
@@ -207,26 +209,26 @@ def test_a_shard_of_other_frames_is_foreign(made: Path, out: Path) -> None:
 def test_it_is_said_in_what_a_shard_differs(made: Path, out: Path, tmp_path: Path) -> None:
     shard_path(out, 3, 3).unlink()
     make_shard(make_raw(tmp_path / "more", num_records=12), out, 3)
-    with pytest.raises(DataError, match=r"d-3of3.h5 has a number of records of 4 where 2 is expected"):
+    with pytest.raises(DataError, match=r"d-3of3.h5 has 4 records, expected about 2"):
         join(out)
     shard_path(out, 3, 3).unlink()
     fewer = make_raw(tmp_path / "fewer")
     shutil.rmtree(fewer / "train" / "16")
     (fewer / "train" / "11").rename(fewer / "train" / "091")
     make_shard(fewer, out, 3)
-    with pytest.raises(DataError, match=r"d-3of3.h5 was cut from records of another number, or with other ids"):
+    with pytest.raises(DataError, match=r"d-3of3.h5 was made from another number of records, or with other ids"):
         join(out)
     pack(make_plan(made / "raw", "train", (14,), (0, 4)).shard(2, 3), tmp_path / "new.h5", 1)
     (tmp_path / "new.h5").replace(shard_path(out, 2, 3))
     shard_path(out, 3, 3).unlink()
     make_shard(made / "raw", out, 3)
-    with pytest.raises(DataError, match=r"d-2of3.h5 has bands \('b14',\) where \('b11', 'b14', 'b15'\) is expected"):
+    with pytest.raises(DataError, match=r"d-2of3.h5 has bands \('b14',\), expected \('b11', 'b14', 'b15'\)"):
         join(out)
 
 
 def test_a_whole_file_is_no_shard(made: Path, out: Path) -> None:
     shutil.copy(made / "whole.h5", shard_path(out, 2, 3))
-    with pytest.raises(DataError, match=r"d-2of3.h5 has a shard's name and is a whole dataset file") as caught:
+    with pytest.raises(DataError, match=r"d-2of3.h5: expected a shard, found a whole dataset file") as caught:
         join(out)
     keep, make = str(caught.value).split("`")[1::2]
     assert "remove" not in str(caught.value)
@@ -244,7 +246,7 @@ def test_a_renamed_shard_is_refused(out: Path) -> None:
 def test_a_shard_that_was_cut_short_is_named(out: Path) -> None:
     path = shard_path(out, 3, 3)
     path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(DataError, match=r"d-3of3.h5.*(is no complete HDF5 file|was cut short)"):
+    with pytest.raises(DataError, match=r"d-3of3.h5.*(expected a complete HDF5 file|is truncated)"):
         join(out)
     assert not out.exists()
 
@@ -262,7 +264,7 @@ def test_a_damaged_row_is_named(out: Path, array: str) -> None:
 def test_a_shard_whose_records_were_changed_is_refused(out: Path) -> None:
     with h5py.File(shard_path(out, 2, 3), "r+") as file:
         file["group"][0] = "elsewhere"
-    with pytest.raises(DataError, match="is not what was planned: at least one of them was changed"):
+    with pytest.raises(DataError, match=r"of the plan, found others in .*: at least one file was changed"):
         join(out)
 
 

@@ -132,7 +132,7 @@ def test_rows_in_the_journal_are_not_read_again(raw: Path, tmp_path: Path) -> No
 def test_a_complete_file_is_left_alone_and_another_is_refused(raw: Path, tmp_path: Path) -> None:
     assert prepare(raw, tmp_path / "d.h5")
     assert not prepare(raw, tmp_path / "d.h5")
-    with pytest.raises(DataError, match=r"d.h5 exists .* something else \(other band_names, frames; .*never rewritten"):
+    with pytest.raises(DataError, match=r"d.h5 exists and differs in band_names, frames \(found .*never overwritten"):
         pack(make_plan(raw, "train", (11,), (4,)), tmp_path / "d.h5", 1)
 
 
@@ -151,7 +151,7 @@ def test_a_shard_is_a_file_of_its_own(raw: Path, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "1.h5") as one, h5py.File(tmp_path / "2.h5") as two:
         assert (one.attrs["shard"].tolist(), two.attrs["shard"].tolist()) == ([1, 2], [2, 2])
         assert one.attrs["plan"] == two.attrs["plan"]
-    with pytest.raises(DataError, match=r"1.h5 exists and holds something else \(other .*shard"):
+    with pytest.raises(DataError, match=r"1.h5 exists and differs in .*shard"):
         pack(second, tmp_path / "1.h5", 1)
 
 
@@ -184,7 +184,7 @@ def test_records_without_masks_belong_to_test(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("size", "offset", "message"),
-    [(40, 0.0, r"record 20 .* is \(40, 40\) pixels large, the first one \(32, 32\)"),
+    [(40, 0.0, r"record 20 .* expected \(32, 32\) pixels .*, found \(40, 40\)"),
      (32, 500.0, r"record 20 .*expected kelvin, .*found values from")],
 )  # fmt: skip
 def test_a_record_unlike_the_others_is_named(raw: Path, tmp_path: Path, size: int, offset: float, message: str) -> None:
@@ -301,7 +301,7 @@ def test_info_and_verify(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert found["bands"]["b15"]["std"] == pytest.approx(b15.std(), abs=0.005)
     assert found["positive_records"] == 5
     cli(["data", "verify", str(path)], standalone_mode=False)
-    assert "5 records, all as written" in capsys.readouterr().out
+    assert "5 records, all intact" in capsys.readouterr().out
     offset = h5py.File(path)["votes"].id.get_offset() + 2 * 32 * 32 + 7
     content = bytearray(path.read_bytes())
     content[offset] ^= 4

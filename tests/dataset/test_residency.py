@@ -45,10 +45,12 @@ def test_where_the_data_lie(
 def test_the_decision_is_told_with_its_numbers(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         choose(PATH, "auto", 5 * GB, Memory(20 * GB, limited=True), on_network=False)
-        assert "stays mapped from the file" in caplog.text
+        assert "is mapped from the file" in caplog.text
         assert "(5.0 GB, this job may use 20.0 GB)" in caplog.text
         choose(PATH, "auto", 50 * GB, Memory(20 * GB, limited=True), on_network=False)
-        assert "larger than the memory (50.0 GB, this job may use 20.0 GB): batches come from the disk" in caplog.text
+        assert (
+            "larger than the memory (50.0 GB, this job may use 20.0 GB): batches are read from the disk" in caplog.text
+        )
 
 
 def test_too_large_a_copy_is_refused_with_the_key_to_change() -> None:

@@ -88,16 +88,16 @@ def change(path: Path, how: Change) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        (_stored("votes", chunks=(1, 8, 8)), "/votes is chunked"),
-        (_stored("bands", compression="gzip"), "/bands is compressed or filtered"),
-        (_stored("marks", dtype=">u2"), "/marks is big-endian"),
-        (_linked("bands"), "/bands is a link to other.h5, expected it in the file itself"),
-        (_linked("record_id"), "/record_id is a link to other.h5"),
-        (_linked("digests/bands"), "/digests/bands is a link to other.h5"),
-        (_virtual, "/bands is virtual, made of other files"),
-        (_elsewhere, "/votes is kept in another file"),
-        (lambda file: file["digests"].pop("votes"), "lacks the digests of votes"),
-        (_as_netcdf, "/bands is compressed or filtered"),
+        (_stored("votes", chunks=(1, 8, 8)), "/votes contiguous and little-endian, found it chunked"),
+        (_stored("bands", compression="gzip"), "/bands contiguous and little-endian, found it compressed or filtered"),
+        (_stored("marks", dtype=">u2"), "/marks contiguous and little-endian, found it big-endian"),
+        (_linked("bands"), "/bands in the file itself, found a link to other.h5"),
+        (_linked("record_id"), "/record_id in the file itself, found a link to other.h5"),
+        (_linked("digests/bands"), "/digests/bands in the file itself, found a link to other.h5"),
+        (_virtual, "/bands contiguous and little-endian, found it virtual, made of other files"),
+        (_elsewhere, "/votes contiguous and little-endian, found it kept in another file"),
+        (lambda file: file["digests"].pop("votes"), "expected the digests of votes"),
+        (_as_netcdf, "/bands contiguous and little-endian, found it compressed or filtered"),
     ],
 )
 def test_what_is_stored_otherwise_is_refused_and_repaired(
@@ -123,7 +123,7 @@ def test_rows_that_were_changed_are_named_and_kept(path: Path, capsys: pytest.Ca
         file.attrs["pseudo"] = "{}"
     new = path.with_name("new.h5")
     cli(["data", "join", str(path), "-o", str(new)], standalone_mode=False)
-    assert f"warning: 1 of 12 records of {path} are not what their digests say (1003)" in capsys.readouterr().err
+    assert f"warning: 1 of 12 records of {path} do not match their digests (1003)" in capsys.readouterr().err
     assert (open_dataset(new).votes[3, :5] == 1).all()
     cli(["data", "verify", str(new)], standalone_mode=False)
     with h5py.File(new) as file:
@@ -144,7 +144,9 @@ def test_another_file_that_is_not_there_is_named(path: Path, how: Change) -> Non
     change(path, how)
     for other in ("other.h5", "votes.raw"):
         path.with_name(other).unlink(missing_ok=True)
-    with pytest.raises(DataError, match=r"/(bands|votes) is (a link to|kept in) \S+, which is not there; put that"):
+    with pytest.raises(
+        DataError, match=r"/(bands|votes) (is a link to|in) \S+, (which does not exist|found no such file); put that"
+    ):
         rewrite(path, path.with_name("new.h5"))
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
@@ -195,13 +197,13 @@ def _many_votes(path: Path) -> None:
     [
         (
             lambda path: _of_other(path, lambda file: file.move("bands", "x")),
-            "made of bands in .*, found no such array",
+            "expected the array bands of /bands in .*, found none",
         ),
-        (lambda path: _of_other(path, _half), r"made of more than bands in \S+/other.h5 has, \(6, "),
-        (_half_covered, "expected other files to make up all of /bands, found [0-9,]+ of [0-9,]+ values"),
-        (_chunks_missing, "expected 12 chunks of /bands, found 6 that were written"),
+        (lambda path: _of_other(path, _half), r"expected a larger array bands for /bands in \S+/other.h5, found \(6, "),
+        (_half_covered, "expected other files with all [0-9,]+ values of /bands, found [0-9,]+"),
+        (_chunks_missing, "expected 12 chunks of /bands, found 6"),
         (_cut_elsewhere, r"expected \d+ bytes of /votes in \S*votes.raw, found \d+; put that file back"),
-        (_many_votes, "record 1003: expected at most [0-9]+ votes, as many as annotators, found 200"),
+        (_many_votes, "record 1003: expected at most [0-9]+ votes, one per annotator, found 200"),
     ],
 )
 def test_rows_that_were_never_written_are_not_made_up(path: Path, how: Callable[[Path], None], message: str) -> None:
@@ -222,18 +224,18 @@ def test_a_shard_stays_one(tiny_data: Path, tmp_path: Path, capsys: pytest.Captu
         cli(["data", "join", str(compressed), "-o", str(tmp_path / out)], standalone_mode=False)
         whole = tmp_path / shard.replace("-1of2", "")
         assert capsys.readouterr().err.splitlines()[-1] == (
-            f"warning: {tmp_path / out} is shard 1 of 2 alone: with it as {tmp_path / shard} and the other shards "
-            f"beside it, `contrails data join {whole}` makes the file of all records"
+            f"warning: {tmp_path / out} holds only shard 1 of 2; for the file of all records name it "
+            f"{tmp_path / shard}, put the other shards beside it, and run `contrails data join {whole}`"
         )
     cli(["data", "join", str(tmp_path / "d.h5")], standalone_mode=False)
     assert (tmp_path / "d.h5").read_bytes() == (tiny_data / "train.h5").read_bytes()
 
 
 def test_names_that_are_taken_are_refused(path: Path, tiny_data: Path) -> None:
-    with pytest.raises(DataError, match=r"is the file that is read, which is never rewritten; give another name with"):
+    with pytest.raises(DataError, match=r"is the input file, which is never overwritten; give another name with"):
         rewrite(path, path)
     other = shutil.copy(tiny_data / "test.h5", path.with_name("test.h5"))
-    with pytest.raises(DataError, match=r"test.h5 exists and holds something else than \S+a file.h5"):
+    with pytest.raises(DataError, match=r"test.h5 exists and differs from \S+a file.h5"):
         rewrite(path, Path(other))
     assert Path(other).read_bytes() == (tiny_data / "test.h5").read_bytes()
 
@@ -241,5 +243,5 @@ def test_names_that_are_taken_are_refused(path: Path, tiny_data: Path) -> None:
 def test_tiles_without_their_places_are_refused(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file.attrs["options"] = "--layout=scenes --tile=32"
-    with pytest.raises(DataError, match=r"lacks /scene and /placement, which say where its records lie"):
+    with pytest.raises(DataError, match=r"expected /scene and /placement, which locate its records"):
         rewrite(path, path.with_name("new.h5"))

@@ -94,7 +94,7 @@ def test_classes_of_a_column_that_nobody_chose_are_taken_together_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert masks(prepare(tmp_path, STEEL)) == {"x": 6, "y": 1, "z": 0}
-    assert "has a column ClassId (1, 3): the masks of all of them are taken together; choose one" in caplog.text
+    assert "has a column ClassId (1, 3): the masks of all classes are merged; to choose one" in caplog.text
 
 
 def test_ids_of_test_images_are_written_as_in_the_sample(tmp_path: Path) -> None:
@@ -107,13 +107,17 @@ def test_ids_of_test_images_are_written_as_in_the_sample(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        (FISH, [], r"such as x.jpg_Fish \(Fish, Sugar_cane\); choose one when .*, such as --rle-class Fish"),
+        (FISH, [], r"such as x.jpg_Fish \(Fish, Sugar_cane\); choose a class .*, such as --rle-class Fish"),
         (FISH, ["--rle-class=Fisch"], "the class Fisch behind the ids, found Fish, Sugar_cane; did you mean 'Fish'"),
-        (STEEL, ["--rle-class=1"], "found none; if a column has it .*ImageId, ClassId, Enc.*: --rle-class COLUMN=1"),
+        (
+            STEEL,
+            ["--rle-class=1"],
+            "found no class; if one of the columns .*ImageId, ClassId, Enc.* --rle-class COLUMN=1",
+        ),
         (STEEL, ["--rle-class=ClassId=2"], "expected the class 2 in the column ClassId, found 1, 3"),
         (STEEL, ["--rle-class=Class=1"], r"\(no Class\); name them with --rle-class"),
-        ("record_id,encoded_pixels\nx.jpg,-\ny,-\n", [], "expected ids that end alike, found x.jpg and y; write all"),
-        ("record_id,encoded_pixels\nx.jpg,-\ny.gz.txt,-\n", [], "names 1 images that are not there: y.gz.txt"),
+        ("record_id,encoded_pixels\nx.jpg,-\ny,-\n", [], "expected ids with one ending, found x.jpg and y; write all"),
+        ("record_id,encoded_pixels\nx.jpg,-\ny.gz.txt,-\n", [], "existing images, found 1 others: y.gz.txt"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, table: str, options: list[str], message: str) -> None:

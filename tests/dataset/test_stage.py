@@ -57,7 +57,7 @@ def test_a_damaged_copy_is_made_anew(
     copy.write_bytes(damage(source.read_bytes()))
     assert stage(source, tmp_path) == copy
     assert copy.read_bytes() == source.read_bytes()
-    assert f"{copy} is damaged and copied again: " in caplog.text
+    assert f"{copy} is damaged and is copied again: " in caplog.text
 
 
 def test_what_changed_beside_the_rows_while_it_was_copied_is_found(
@@ -67,7 +67,9 @@ def test_what_changed_beside_the_rows_while_it_was_copied_is_found(
         "contrails.dataset.stage.copy_blocks",
         lambda source, target, _: target.write(_flip_annotators(source.read())),
     )
-    with pytest.raises(DataError, match=r"the copy of .*train.h5 is damaged.*\n.*annotators are not those of the file"):
+    with pytest.raises(
+        DataError, match=r"the copy of .*train.h5 is damaged.*\n.*annotators differ from those of the file"
+    ):
         stage(tiny_data / "train.h5", tmp_path)
     assert list(tmp_path.glob("*.h5")) == []
 

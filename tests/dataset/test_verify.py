@@ -136,7 +136,7 @@ def test_a_stop_ends_it_after_a_row_and_the_next_goes_on(path: Path, compared: l
 def test_a_file_that_was_cut_short_is_named(path: Path) -> None:
     check = RowCheck([(open_dataset(path), ALL_ROWS)])
     os.truncate(path, open_dataset(path).bands.offset + 100)  # type: ignore[attr-defined]
-    with pytest.raises(StorageError, match=rf"cannot read {path}: it was cut short"):
+    with pytest.raises(StorageError, match=rf"cannot read {path}: the file is truncated"):
         check.finish(nothing)
 
 

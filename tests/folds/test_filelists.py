@@ -69,9 +69,9 @@ def test_a_fold_trains_on_all_but_its_own_and_the_held_out() -> None:
 
 @pytest.mark.parametrize("fold", ["2", "-1", "-2", "x", ""])
 def test_a_fold_that_is_not_there_is_refused(fold: str) -> None:
-    with pytest.raises(DataError, match=f"fold {fold}: the file list has the folds 0 to 1, and 'all'"):
+    with pytest.raises(DataError, match=f"fold {fold}: expected a fold from 0 to 1, or 'all'"):
         FIVE.training(fold)
-    with pytest.raises(DataError, match="the folds 0 to 1"):
+    with pytest.raises(DataError, match="a fold from 0 to 1"):
         FIVE.validation(fold)
 
 
@@ -95,10 +95,10 @@ def test_reads_what_other_programs_write(text: str, tmp_path: Path) -> None:
         ("", "line 1: expected the columns record_id,group,fold, found nothing"),
         ("# c\nrecord_id,fold\na,0\n", "line 2: expected the columns record_id,group,fold, found record_id,fold"),
         ("record_id,group,fold\n", r"no record belongs to fold 0 \(found none\)"),
-        ("record_id,group,fold\na,g,0\na,g,1\n", "line 3: record a stands there twice"),
-        ("# c\nrecord_id,group,fold\na,g,0\nb,g\n", "line 4: expected record_id,group,fold with .* found 'b,g'"),
+        ("record_id,group,fold\na,g,0\na,g,1\n", "line 3: expected each record once, found a twice"),
+        ("# c\nrecord_id,group,fold\na,g,0\nb,g\n", "line 4: expected record_id,group,fold, with .* found 'b,g'"),
         ("record_id,group,fold\na,g,0\n\nb,g,x\n", "line 4: .* found 'b,g,x'"),
-        ("record_id,group,fold\na,g,-3\n", r"line 2: .* a fold from 0, or -1 \(held out\) or -2 \(always trained\)"),
+        ("record_id,group,fold\na,g,-3\n", r"line 2: .* a fold from 0 on, -1 \(held out\) or -2 \(always trained\)"),
         ("record_id,group,fold\na,g,1.0\n", "line 2: .* found 'a,g,1.0'"),
         ("record_id,group,fold\na,g,99999999999999\n", "line 2: .* found 'a,g,99999999999999'"),
         ("record_id,group,fold\n,g,0\n", "line 2: .* found ',g,0'"),
@@ -211,16 +211,16 @@ def test_records_without_a_label_are_held_out() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_folds": 1}, "expected 2 folds or more, found 1"),
-        ({"num_folds": 0}, "expected 2 folds or more, found 0"),
-        ({"num_folds": 10**30}, f"expected at most a fold a record, found {10**30} folds of "),
-        ({"num_records": 8}, "nothing is left for fold 4: .* there are 4 such groups for 5 parts, .* 2 of 8 records"),
-        ({"positive": 10**6, "num_records": 0}, r"an empty positive class: none of 0 records \(0 of them labelled\)"),
-        ({"num_records": 10, "held_out": 0.1}, "nothing is left for the held-out share of 0.1: .* fewer folds"),
-        ({"num_records": 12, "held_out": 0.9}, "nothing is left for fold 0: .* or a smaller --hold-out"),
+        ({"num_folds": 1}, "expected at least 2 folds, found 1"),
+        ({"num_folds": 0}, "expected at least 2 folds, found 0"),
+        ({"num_folds": 10**30}, f"expected at most 60 folds, one per record, found {10**30}; "),
+        ({"num_records": 8}, "no group is left for fold 4: .* enough groups for 5 parts, found 4, .* 2 of 8 records"),
+        ({"positive": 10**6, "num_records": 0}, r"found none among 0 records \(0 of them labelled\)"),
+        ({"num_records": 10, "held_out": 0.1}, "no group is left for the held-out fraction of 0.1: .* fewer folds"),
+        ({"num_records": 12, "held_out": 0.9}, "no group is left for fold 0: .* or a smaller --hold-out"),
         (
             {"held_out": 1e-6},
-            "nothing is left for the held-out share of 1e-06: .* ask for fewer folds or a larger --hold-out or a sm",
+            "no group is left for the held-out fraction of 1e-06: .* ask for fewer folds or a larger --hold-out or",
         ),
     ],
 )
@@ -237,7 +237,7 @@ def test_a_split_without_times_advises_no_window() -> None:
 
 def test_no_positive_record_is_an_error() -> None:
     labelled = np.array([True, True, False])
-    with pytest.raises(DataError, match=r"an empty positive class: none of 3 records \(2 of them labelled\)"):
+    with pytest.raises(DataError, match=r"found none among 3 records \(2 of them labelled\)"):
         make_folds(["a", "b", "c"], ["g", "h", "i"], ~labelled, labelled, 2)
 
 
@@ -257,7 +257,7 @@ def test_a_list_of_other_records_is_refused() -> None:
     assert str(caught.value).splitlines() == [
         "x.csv names records that the dataset lacks: 2, such as d, e",
         "x.csv lacks records: 7, such as n0, n1, n2",
-        "give its dataset, or make it again with `contrails split DATA.h5 -o x.csv`",
+        "give the dataset of this list, or make it again: `contrails split DATA.h5 -o x.csv`",
     ]
 
 

@@ -279,7 +279,9 @@ def test_time_runs_backwards_and_the_label_frame_stays() -> None:
     changed = chain.apply(samples, draws_for(chain, 2))
     assert torch.equal(changed.images, samples.images.flip(1))
     require_reversible([-2, 0, 2])
-    with pytest.raises(RecipeError, match=r"alike before and after the labelled one; data.frames are \[-1, 0\] from"):
+    with pytest.raises(
+        RecipeError, match=r"symmetric around the labelled one, found data.frames at distances \[-1, 0\] from"
+    ):
         require_reversible([-1, 0])
 
 

@@ -147,7 +147,7 @@ def test_noise_acts_on_kelvin_before_channels_and_normalisation(framed: Dataset,
 
 def test_frames_that_cannot_be_reversed_are_named(framed: Dataset, recipe_with: MakeRecipe) -> None:
     reversal = {"time_reversal": {"probability": 0.5}}
-    with pytest.raises(RecipeError, match=r"data.frames are \[-2, -1, 0\] from it; choose such as"):
+    with pytest.raises(RecipeError, match=r"data.frames at distances \[-2, -1, 0\] from it; choose for"):
         source_of(framed, recipe_with(data={"frames": [2, 3, 4]}, augment=reversal), KELVIN, CPU)
 
 
@@ -164,6 +164,6 @@ def test_an_error_while_gathering_reaches_the_step(framed: Dataset) -> None:
 
 
 def test_a_frame_that_the_file_lacks_is_named(framed: Dataset, recipe_with: MakeRecipe) -> None:
-    with pytest.raises(RecipeError, match=r"data.frames = \[4, 7\]: .*holds the frames \[2, 3, 4, 5\], not \[7\]"):
+    with pytest.raises(RecipeError, match=r"data.frames = \[4, 7\]: .*which holds \[2, 3, 4, 5\], found \[7\]"):
         source_of(framed, recipe_with(data={"frames": [4, 7]}), KELVIN, CPU)
     assert source_of(framed, recipe_with(), KELVIN, CPU).frames == (2,)  # the labelled one, frame 4

@@ -59,7 +59,9 @@ def test_without_statistics_nothing_is_read(framed: Dataset, recipe_with: MakeRe
 
 def test_a_channel_of_one_value_is_refused(framed: Dataset, recipe_with: MakeRecipe) -> None:
     framed.bands[:, :, 1] = 5
-    with pytest.raises(DataError, match=r"data.normalise = 'min_max': channel 1 .*has one value in all 9 training rec"):
+    with pytest.raises(
+        DataError, match=r"data.normalise = 'min_max': .* a single value in channel 1 .* in all 9 training rec"
+    ):
         fit_composite(framed, recipe_with(data={"composite": ["b15", "b14"], "normalise": "min_max"}), np.arange(9))
 
 

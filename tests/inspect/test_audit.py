@@ -73,7 +73,7 @@ def test_everything_suspicious_is_found_and_nothing_else(suspicious: Dataset) ->
     said = {finding.kind: finding.reason for finding in findings}
     assert said["tiny"] == "9 positive pixels"
     assert said["rectangle"] == "a full rectangle of 6 x 10 pixels at row 10, column 20"
-    assert said["neighbours"] == f"one place, 40 minutes apart: {suspicious.hard(5).sum()} and 0 pixels"
+    assert said["neighbours"] == f"one location, 40 minutes apart: {suspicious.hard(5).sum()} and 0 pixels"
     assert set(reasons(findings, suspicious)) == {"1", "2", "8", "4", "9"}
 
 
@@ -130,7 +130,9 @@ def test_excluded_records_are_validated_on_and_not_trained_on(
     assert trained == set(range(12)) - {3, 5}
     assert validated == set(range(12))
     write_exclusions(tmp_path / "x.csv", dict.fromkeys(dataset.record_ids, "all"), "by hand")
-    with pytest.raises(DataError, match=r"fold 0 has no record to train on; check \S+three.csv and \S+x.csv"):
+    with pytest.raises(
+        DataError, match=r"fold 0: expected records to train on, found none; check \S+three.csv and \S+x.csv"
+    ):
         training_rows(dataset, filelist, "0", recipe)
 
 
@@ -139,10 +141,10 @@ def test_excluded_records_are_validated_on_and_not_trained_on(
     [
         ("record_id,why\n", "expected the columns record_id,reason, found record_id,why"),
         ("record_id,reason\n1,2,3\n", "line 2: expected record_id,reason, found '1,2,3'"),
-        ("record_id,reason\n1,a\n1,b\n", "line 3: record 1 stands there twice"),
+        ("record_id,reason\n1,a\n1,b\n", "line 3: expected each record once, found 1 twice"),
         (
             "record_id,reason\nelse,a\n",
-            "such as else; remove these lines, or make it again with `contrails data audit",
+            "such as else; remove these lines, or make the list again with `contrails data audit",
         ),
     ],
 )

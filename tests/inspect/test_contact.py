@@ -26,7 +26,7 @@ def test_a_sheet_has_a_line_for_each_kind(framed: Dataset, recipe_with: MakeReci
     data = {"frames": [3, 4, 5], "composite": "bands", "normalise": "mean_std", "crop": 32}
     assert plot_augmentation(framed, recipe_with(data=data), few) == 6
     assert plot_augmentation(framed, recipe_with(data=data, augment=ALL_CHANGES), many) == 6
-    line = size(few)[1] / 5  # as it is, dihedral, and three as trained on
+    line = size(few)[1] / 5  # original, dihedral, and three as trained on
     assert size(many)[1] / line == pytest.approx(5 + len(ALL_CHANGES), rel=0.1)
     again = tmp_path / "again.png"
     plot_augmentation(framed, recipe_with(data=data, augment=ALL_CHANGES), again)
@@ -35,9 +35,11 @@ def test_a_sheet_has_a_line_for_each_kind(framed: Dataset, recipe_with: MakeReci
 
 def test_a_sheet_of_what_does_not_fit_is_refused(tiny_data: Path, recipe_with: MakeRecipe, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
-    with pytest.raises(DataError, match=r"test.h5 has no label to change; give a dataset file of training records"):
+    with pytest.raises(
+        DataError, match=r"test.h5: expected labelled records, found none; give a dataset file of training records"
+    ):
         plot_augmentation(open_dataset(tiny_data / "test.h5"), recipe_with(), sheet)
-    with pytest.raises(RecipeError, match=r"data.crop = 64: the records of .* are 32 x 32 pixels"):
+    with pytest.raises(RecipeError, match=r"data.crop = 64: .* the records of .*, 32 x 32 pixels"):
         plot_augmentation(open_dataset(tiny_data / "train.h5"), recipe_with(data={"crop": 64}), sheet)
     assert not list(tmp_path.iterdir())
 

@@ -66,7 +66,7 @@ def test_records_are_named_with_their_pixels(tiny_data: Path, tmp_path: Path) ->
     *records, title, legend = texts(dataset, tmp_path / "p.svg")
     assert list(zip(records[::2], records[1::2], strict=True)) == expected
     assert title == "train.h5: 12 of 12 records of 'train', positive ones first; ash false colour, frame 4"
-    assert legend == "magenta on the right: what more than half of the annotators marked"
+    assert legend == "magenta outline on the right: marked by more than half of the annotators"
 
 
 def test_unlabelled_records_say_so(tiny_data: Path, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_unlabelled_records_say_so(tiny_data: Path, tmp_path: Path) -> None:
 def test_other_bands_and_frames_say_so(tmp_path: Path) -> None:
     write_record(tmp_path / "raw", "train", "1", bands=(9, 14))
     title = texts(make(tmp_path, bands=(9, 14), frame=2), tmp_path / "p.svg")[-2]
-    assert title.endswith("b09, grey from 1% to 99%, frame 2 (the label is of frame 4)")
+    assert title.endswith("b09, grey from 1% to 99%, frame 2 (labelled: frame 4)")
 
 
 def test_ash_has_its_colours(tmp_path: Path) -> None:

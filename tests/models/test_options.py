@@ -147,7 +147,7 @@ def test_dropout_is_random_in_training_alone(architecture: str) -> None:
     ],
 )
 def test_parts_that_are_not_there_cannot_be_frozen(part: str, message: str) -> None:
-    with pytest.raises(RecipeError, match=f"train.freeze.{part}: the model has no such part; {message}"):
+    with pytest.raises(RecipeError, match=f"train.freeze.{part}: the model has no such module; {message}"):
         freeze(built(), {part: 1}, 0)
 
 

@@ -34,18 +34,18 @@ def test_torch_is_not_needed() -> None:
             {},
             96,
             (
-                "'PAN' takes pictures of at least 128 pixels a side with model.encoder = "
-                "'resnet18', and would see 96 x 96; set data.size = 128, or choose another architecture"
+                "'PAN' with model.encoder = 'resnet18': expected images of at least 128 pixels per side, "
+                "found 96 x 96; set data.size = 128, or choose another architecture"
             ),
         ),
         ({"architecture": "PAN", "decoder_options": {"encoder_output_stride": 32}}, {}, 200, "at least 256 pixels"),
-        ({"architecture": "PAN"}, {"data": {"crop": 64}}, 256, "at least 128 pixels a side .* would see 64 x 64"),
+        ({"architecture": "PAN"}, {"data": {"crop": 64}}, 256, "at least 128 pixels per side, found 64 x 64"),
         (
             {"architecture": "DeepLabV3Plus"},
             {"train": {"accumulate": 16}},
             256,
             (
-                "needs 2 records in a piece, found "
+                "at least 2 records in a piece, found "
                 "train.batch_size = 16 with train.accumulate = 16; change one of these, or set model.norm = 'group'"
             ),
         ),
@@ -53,16 +53,13 @@ def test_torch_is_not_needed() -> None:
             {"encoder": "tu-efficientformer_l1"},
             {"data": {"size": 256}},
             256,
-            (
-                "takes pictures of 224 x 224 pixels alone,"
-                " and would see 256 x 256; set data.size = 224, or choose another encoder"
-            ),
+            ("expected images of 224 x 224 pixels, found 256 x 256; set data.size = 224, or choose another encoder"),
         ),
         (
             {"encoder": "tu-maxvit_tiny_tf_512", "encoder_options": {"img_size": 256}},
             {},
             128,
-            ("256 x 256 pixels alone, and would see 128 x 128; leave model.encoder_options.img_size out"),
+            ("256 x 256 pixels, found 128 x 128; leave model.encoder_options.img_size out"),
         ),
     ],
 )
@@ -88,7 +85,7 @@ def test_the_smallest_size_trains_and_a_smaller_one_does_not(model: dict[str, An
     assert network(torch.zeros(2, 3, side, side)).mask.shape == (2, side, side)
     smaller = side - 2**asked.model.encoder_depth
     if smaller:
-        with pytest.raises(RecipeError, match="pixels a side"):
+        with pytest.raises(RecipeError, match="pixels per side"):
             require_size(asked, smaller, smaller)
         with pytest.raises(RuntimeError):
             network(torch.zeros(2, 3, smaller, smaller))
@@ -108,7 +105,7 @@ def test_a_piece_of_one_record_is_refused_where_it_does_not_train(norm: str) -> 
         require_size(asked, 64, 64)
         network(torch.zeros(1, 3, 64, 64))
         return
-    with pytest.raises(RecipeError, match="needs 2 records in a piece"):
+    with pytest.raises(RecipeError, match="at least 2 records in a piece"):
         require_size(asked, 64, 64)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         network(torch.zeros(1, 3, 64, 64))
@@ -121,18 +118,22 @@ def test_a_piece_of_one_record_is_refused_where_it_does_not_train(norm: str) -> 
             {"architecture": "PSPNet", "encoder": "tu-efficientnet_lite0"},
             {},
             (
-                "model.encoder = 'tu-efficientnet_lite0' has batch norm on one value a record of 32 x 32 pixels, and "
-                "needs 2 records in a piece, found train.batch_size = 2 with train.accumulate = 2; change one of "
-                "these, or set model.encoder_norm = 'group'"
+                "model.encoder = 'tu-efficientnet_lite0' has batch norm on one value per record of 32 x 32 pixels: "
+                "expected at least 2 records in a piece, found train.batch_size = 2 with train.accumulate = 2; "
+                "change one of these, or set model.encoder_norm = 'group'"
             ),
         ),
         ({"architecture": "MAnet", "encoder": "tu-convnext_atto"}, {}, "architecture = 'MAnet' .* set model.norm ="),
-        ({"task": "classify"}, {}, "model.encoder = 'resnet18' has batch norm on one value a record of 32 x 32"),
-        ({"encoder": "tu-resnest14d"}, {"size": 256}, "'tu-resnest14d' has batch norm on one value a record, and"),
+        ({"task": "classify"}, {}, "model.encoder = 'resnet18' has batch norm on one value per record of 32 x 32"),
+        (
+            {"encoder": "tu-resnest14d"},
+            {"size": 256},
+            "'tu-resnest14d' has batch norm on one value per record: expected",
+        ),
         (
             {"encoder": "tu-convnext_atto", "temporal": {"merge": "conv3d"}},
             {"frames": [3, 4]},
-            "model.temporal.merge = 'conv3d' has batch norm on one value a record of 32 x 32",
+            "model.temporal.merge = 'conv3d' has batch norm on one value per record of 32 x 32",
         ),
     ],
 )
@@ -174,7 +175,7 @@ def test_windows_and_the_pieces_of_ranks_and_of_a_last_step_count() -> None:
     alone = {"train": {"batch_size": 1}}
     require_piece(recipe({}, **alone), 256, 256)
     with pytest.raises(
-        RecipeError, match=r"model.encoder = 'resnet18' has batch norm on one value a record of 32 x 32"
+        RecipeError, match=r"model.encoder = 'resnet18' has batch norm on one value per record of 32 x 32"
     ):
         require_piece(recipe({}, data={"crop": 32}, **alone), 256, 256)
     asked = recipe({}, train={"batch_size": 4, "accumulate": 2})
@@ -197,9 +198,12 @@ def test_an_encoder_of_one_size_is_built_for_what_it_sees(encoder: str) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"relu_features": "add"}, "'add': the features of resnet18 have passed a ReLU; leave the key out"),
-        ({"relu_features": "add", "encoder": "vgg11"}, "'add': the features of vgg11 have passed a ReLU"),
-        ({"relu_features": "remove", "encoder": "tu-convnext_atto"}, "'remove': .* do not end with a ReLU; leave"),
+        ({"relu_features": "add"}, "'add': expected features without a ReLU, resnet18 has one; leave the key out"),
+        ({"relu_features": "add", "encoder": "vgg11"}, "'add': expected features without a ReLU, vgg11 has one"),
+        (
+            {"relu_features": "remove", "encoder": "tu-convnext_atto"},
+            "'remove': expected features that end with a ReLU, .* do not; leave",
+        ),
     ],
 )
 def test_a_key_without_effect_is_refused(model: dict[str, Any], message: str) -> None:
@@ -216,5 +220,5 @@ def test_records_that_are_too_small_are_refused_at_submission(tiny_data: Path, t
     path = tmp_path / "pan.toml"
     path.write_text(f'[data]\ndataset = "{tiny_data}/train.h5"\nfilelist = "{tiny_data}/three.csv"\n'
                     '[model]\narchitecture = "PAN"\n')  # fmt: skip
-    with pytest.raises(RecipeError, match=r"'PAN' takes pictures of at least 128 pixels a side .* see 32 x 32"):
+    with pytest.raises(RecipeError, match=r"'PAN' .* at least 128 pixels per side, found 32 x 32"):
         cli(["submit", str(path), "--dry-run", "--site", "local"], standalone_mode=False)

@@ -104,14 +104,14 @@ def test_an_odd_override_is_told_as_any_other(path: Path) -> None:
 @pytest.mark.parametrize("text", [f"train.batch_size={10**30}", f"data.frames=[1, {-(10**30)}]"])
 def test_numbers_that_no_file_holds_are_refused(text: str, path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"(batch_size|frames) has a number of 3[12] digits, expected at most 9007199"
+        RecipeError, match=r"(batch_size|frames): expected a number of at most 9007199.*, found one of 3[12] digits"
     ):
         load_recipe(path, [text])
 
 
 def test_an_override_below_a_value_is_refused(path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"data.dataset.x=1': dataset is a value, not a table; did you mean 'data.dataset'"
+        RecipeError, match=r"data.dataset.x=1': expected a table dataset, found a value; did you mean 'data.dataset'"
     ):
         load_recipe(path, ["data.dataset.x=1"])
 
@@ -200,7 +200,7 @@ def test_every_problem_is_told_at_once() -> None:
         ({"data": DATA, "loss": {"terms": [{"weight": 1}]}}, "loss.terms.0 has no name; Known: bce, boundary, "),
         ({"data": DATA, "loss": {"terms": [3]}}, "loss.terms.0 = 3: expected a name or a table; Known: bce, "),
         ({"data": DATA, "loss": {"terms": "bce"}}, "loss.terms = 'bce': expected a list, such as [bce]"),
-        ({"data": DATA, "loss": {"terms": []}}, 'loss: terms is empty, expected at least one, such as ["bce"]'),
+        ({"data": DATA, "loss": {"terms": []}}, 'loss: terms: expected at least one, such as ["bce"]'),
         (
             {"data": DATA, "loss": {"terms": ["bce", {"name": "dice", "gamma": 2}]}},
             "unknown key loss.terms.1.dice.gamma; did you mean 'loss.terms[focal].gamma'?",
@@ -225,7 +225,7 @@ def test_every_problem_is_told_at_once() -> None:
         ({"data": DATA, "loss": {"normalise": True}}, "loss: normalise needs at least two terms, found one"),
         (
             {"data": DATA, "augment": {"mixup": {"probability": 1}}, "train": {"batch_size": 3, "accumulate": 2}},
-            "augment.mixup takes from another sample of the batch, and train.batch_size = 3 with train.accumulate = 2",
+            "augment.mixup combines samples of a batch: expected at least train.batch_size = 4 ",
         ),
         (
             {"data": DATA | {"frames": [4]}, "augment": {"time_reversal": {"probability": 0.5}}},
@@ -240,15 +240,15 @@ def test_every_problem_is_told_at_once() -> None:
         ({"data": DATA | {"crop_positive": 0.5}}, "data: crop_positive = 0.5 needs a crop, such as crop = 128"),
         (
             {"data": DATA, "train": {"positive_share": 0.02}},
-            "train: positive_share = 0.02 of batch_size = 16 rounds to 0 positive records a batch; expected at least",
+            "train: positive_share = 0.02 of batch_size = 16 rounds to 0 positive records per batch; expected at least",
         ),
         (
             {"data": DATA, "train": {"positive_share": 0.9, "batch_size": 4}},
-            "train: positive_share = 0.9 of batch_size = 4 rounds to 4 positive records a batch; expected at least",
+            "train: positive_share = 0.9 of batch_size = 4 rounds to 4 positive records per batch; expected at least",
         ),
         (
             {"data": DATA, "model": {"temporal": {"merge": "conv3d", "levels": [5]}, "encoder_depth": 4}},
-            "model: temporal.levels has 5, expected at most encoder_depth = 4",
+            "model: temporal.levels: expected at most encoder_depth = 4, found 5",
         ),
     ],
 )
@@ -261,9 +261,9 @@ def test_an_impossible_value_is_named(values: dict[str, Any], message: str) -> N
     [
         (
             ["train.schedule=one_cycle", "train.warmup_epochs=1"],
-            r"warmup_epochs = 1.0: one_cycle begins with a rise of its own; leave warmup_epochs out, .*train.warmup_e",
+            r"warmup_epochs = 1.0: expected no warm-up with one_cycle, .*; leave warmup_epochs out, .*train.warmup_e",
         ),
-        (["train.schedule=one_cycle", "train.warmup_steps=9"], "warmup_steps = 9: one_cycle begins with a rise"),
+        (["train.schedule=one_cycle", "train.warmup_steps=9"], "warmup_steps = 9: expected no warm-up with one_cycle"),
         (["train.warmup_epochs=3", "train.warmup_steps=9"], "warmup_epochs and warmup_steps exclude each other"),
         (
             ["train.warmup_epochs=2.5", "train.epochs=2"],
@@ -285,15 +285,16 @@ def test_a_warm_up_that_cannot_be_meant_is_refused_unless_it_is_frozen(
 @pytest.mark.parametrize("word", ["off", "none", "false", "None", '""'])
 @pytest.mark.parametrize(
     ("key", "meaning"),
-    [("model.pretrained", "random ones"), ("data.exclude", "none"), ("data.size", "the records' own"),
-     ("train.positive_share", "as they come"), ("init.run", "random weights"), ("model.stem_stride", "its own")],
+    [("model.pretrained", "random weights"), ("data.exclude", "no such list"), ("data.size", "the size of the records"),
+     ("train.positive_share", "not controlled"), ("init.run", "random weights"),
+     ("model.stem_stride", "the stride that it has")],
 )  # fmt: skip
 def test_a_word_for_nothing_is_refused_with_what_empty_means(word: str, key: str, meaning: str, path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, [f"{key}={word}"])
     text = str(caught.value)
     assert text.startswith(f"-o {key}={word}: {key} = ")
-    assert text.endswith(f"leave the key empty, which means {meaning}: no line in the file, or -o {key}=")
+    assert text.endswith(f"which means {meaning}; to leave it empty, remove the line from the file, or give -o {key}=")
     load_recipe(path, [f"{key}={word}", f"{key}="])
 
 

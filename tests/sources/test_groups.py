@@ -72,7 +72,7 @@ def test_without_groups_each_image_is_one_of_its_own_and_that_is_said(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare(images, "images-rle").groups == tuple(STACKS)
-    assert "groups: each of 6 is one of its own; if some belong together" in capsys.readouterr().out
+    assert "groups: each of 6 is a group of its own; if some belong together" in capsys.readouterr().out
 
 
 def test_patients_of_dicom_files_are_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,12 +86,15 @@ def test_patients_of_dicom_files_are_groups(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("name,patient\ns1_01,a\n", "expected a header such as name,group, found name,patient; call the column"),
+        ("name,patient\ns1_01,a\n", "expected a header such as name,group, found name,patient; name the column"),
         ("group\na\n", "expected a header such as name,group, found group"),
         ("name,group\ns1_01\n", "line 2: expected name,group, found 's1_01'"),
         ("name,group\ns1_01,\n", "line 2: expected name,group, found 's1_01,'"),
-        ("name,group\ns1_01,a\ns1_01.png,b\n", "line 3: s1_01 is in the groups a and b; keep one"),
-        ("group,name\na,s1_01\n", "names no group of 5 of 6 names, such as s1_02, s2_01, s2_02; add them"),
+        ("name,group\ns1_01,a\ns1_01.png,b\n", "line 3: expected one group for s1_01, found a and b; keep one"),
+        (
+            "group,name\na,s1_01\n",
+            "expected a group for every name, found none for 5 of 6, such as s1_02, s2_01, s2_02; add them",
+        ),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(images: Path, table: str, message: str) -> None:
@@ -101,9 +104,11 @@ def test_tables_that_do_not_fit_are_refused(images: Path, table: str, message: s
 
 
 def test_expressions_that_do_not_fit_are_refused(images: Path) -> None:
-    with pytest.raises(DataError, match=r"--group-by 's\[12\]' finds no group in 2 of 6 names, such as s3/s3_01"):
+    with pytest.raises(
+        DataError, match=r"--group-by 's\[12\]': expected a group in all 6 names, found none in 2, such as s3/s3_01"
+    ):
         prepare(images, "images-rle", "--group-by=s[12]")
-    with pytest.raises(click.BadParameter, match="'s\\(' is no regular expression: missing"):
+    with pytest.raises(click.BadParameter, match="'s\\(': expected a regular expression: missing"):
         prepare(images, "images-rle", "--group-by=s(")
     with pytest.raises(click.UsageError, match="give --group-by or --groups, not both"):
         prepare(images, "images-rle", "--group-by=s", "--groups=g.csv")

@@ -87,7 +87,7 @@ def test_shards_are_joined_to_the_same_bytes(tmp_path: Path) -> None:
     join(tmp_path / "joined.h5")
     assert (tmp_path / "joined.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert not pack(plan, tmp_path / "whole.h5", 1)
-    with pytest.raises(DataError, match=r"holds something else \(other convention"):
+    with pytest.raises(DataError, match=r"exists and differs in convention"):
         pack(make_plan(tmp_path / "raw", "train", Convention("relative")), tmp_path / "whole.h5", 1)
 
 
@@ -116,8 +116,8 @@ def test_a_test_split_needs_no_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("record_id,encoded_pixels\na,1 2\nz,-\n", "names 1 images that are not there: z; get them"),
-        ("record_id,encoded_pixels\na,-\na,1 2\n", "a has a row that says its mask is empty and one with pixels"),
+        ("record_id,encoded_pixels\na,1 2\nz,-\n", "existing images, found 1 others: z; add"),
+        ("record_id,encoded_pixels\na,-\na,1 2\n", "expected an empty mask or masks with pixels for a, found both"),
         ("record_id,rle\na,1 2\n", r"expected the columns record_id,encoded_pixels, found record_id,rle \(no encoded"),
         ("", "expected the columns record_id,encoded_pixels, found nothing"),
         ("record_id,encoded_pixels\na,1 2,3\n", "line 2: expected record_id,encoded_pixels, found 3 fields"),
@@ -152,9 +152,9 @@ def _nothing(raw: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_an_id_twice, r"the id a is there twice: \S+/a.png and \S+/more/a.tif"),
+        (_an_id_twice, r"one image per id, found two of a: \S+/a.png and \S+/more/a.tif"),
         (_colours, r"expected the bands \w.* as in most of the images, found the bands \w.* \(1 such files\)"),
-        (_palette, r"a.png holds numbers of a palette's colours, .*`gdal_translate -expand rgb \S+/a.png OUT`"),
+        (_palette, r"a.png: .* colour numbers of a palette; convert it: `gdal_translate -expand rgb \S+/a.png OUT`"),
         (_nothing, "expected image files in .*train"),
     ],
 )

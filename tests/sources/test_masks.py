@@ -72,7 +72,9 @@ def test_palettes_and_single_bits_are_classes(tmp_path: Path) -> None:
         assert np.array_equal(classes_of(tmp_path / name), STRIPES)
     write_raster(tmp_path / "bit.tif", STRIPES, NBITS=1)
     write_raster(tmp_path / "white.tif", STRIPES, NBITS=1, photometric="miniswhite")
-    with pytest.raises(DataError, match=r"zero is white in 1 of 1 masks; .*: --mask-values 0=1,1=0 if what is white"):
+    with pytest.raises(
+        DataError, match=r"zero is white in 1 of 1 masks; .*: --mask-values 0=1,1=0 if the class is displayed"
+    ):
         table_of([describe(tmp_path / "white.tif")], ())
     Image.fromarray(STRIPES > 0).save(tmp_path / "bit.png")
     for name in ("bit.tif", "bit.png"):
@@ -104,7 +106,9 @@ def test_nodata_counts_more_than_a_range_and_less_than_a_value(tmp_path: Path) -
 @pytest.mark.parametrize(("nodata", "middle"), [(0, "0=0,1-127=0"), (255, "128-254=1,255=1")])
 def test_a_range_is_never_lost_to_nodata_without_a_word(tmp_path: Path, nodata: int, middle: str) -> None:
     path = write_raster(tmp_path / "a.tif", STRIPES * np.uint8(255), nodata=nodata)
-    with pytest.raises(DataError, match=f"than its nodata value {nodata}; say what it means") as caught:
+    with pytest.raises(
+        DataError, match=f"found only its nodata value {nodata} in all masks; give its meaning"
+    ) as caught:
         table_of([describe(path)], parse("0-127=0,128-255=1"))
     as_class, left_out = [parse(text) for text in re.findall("--mask-values ([^ ]+)", str(caught.value))]
     assert middle in said(as_class)
@@ -209,7 +213,7 @@ def _alpha(path: Path) -> Path:
         (_floats(0.5), r"expected the values 0, 1, 255, found 0.5 \(float32\); .* nearest neighbours"),
         (_floats(np.nan), r"expected the values 0, 1, 255, found nan \(float32\); .*-a_nodata nan FILE"),
         (_floats(np.inf), r"expected the values 0, 1, 255, found inf \(float32\)"),
-        (_floats(2), r"found 2 \(float32\); say what they mean, such as --mask-values 0=0,1=1,255=1,2=ignore"),
+        (_floats(2), r"found 2 \(float32\); give their meanings, such as --mask-values 0=0,1=1,255=1,2=ignore"),
         (
             lambda path: write_raster(path, np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE).astype(np.float32)),
             r"found 0.000625391, .*, \.\.\. \(float32\)",
@@ -220,13 +224,13 @@ def _alpha(path: Path) -> Path:
         ),
         (
             lambda path: write_raster(path, STRIPES * np.uint8(255), nodata=255),
-            "no class, found 255; .* --mask-values 0=0,255=1 counts .*, --mask-values 0=0,255=ignore leaves it out",
+            "no class, found 255; .* --mask-values 0=0,255=1 makes .*, --mask-values 0=0,255=ignore ignores it",
         ),
         (
             lambda path: write_with_band(path, STRIPES, STRIPES > 0),
-            r"the value 0 lie where the file's mask band says .* `gdal_translate -b 1 -mask none \S+/a.tif OUT.tif`",
+            r"the value 0, found that the file's mask band .* `gdal_translate -b 1 -mask none \S+/a.tif OUT.tif`",
         ),
-        (_alpha, "all pixels of the value 0 lie where the file's alpha says"),
+        (_alpha, "valid pixels of the value 0, found that the file's alpha masks"),
     ],
 )
 def test_a_class_is_never_lost_without_a_word(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:

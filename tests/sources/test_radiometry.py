@@ -143,8 +143,7 @@ def test_the_scale_is_that_of_the_training_scenes(tmp_path: Path, caplog: pytest
     assert dataset.scale_factor == pytest.approx(1 / 65_534)
     assert dataset.bands[1].max() == 65_535
     assert (
-        "the values reach from 0 to 2; about 0.5 of them lie beyond --range=0.0,1.0 and become its nearest"
-        in caplog.text
+        "values range from 0 to 2; a fraction of about 0.5 is outside of --range=0.0,1.0 and is clipped" in caplog.text
     )
 
 
@@ -164,7 +163,7 @@ def test_what_is_not_a_number_does_not_count(tmp_path: Path, caplog: pytest.LogC
     image[0, :4], image[1, 4:6], image[:, 6] = np.nan, np.inf, -9999
     write_raster(tmp_path / "scenes/a.tif", image, nodata=-9999)
     dataset = prepare(tmp_path, tmp_path / "d.h5")
-    assert "192 values are NaN or infinite: their pixels do not count" in caplog.text
+    assert "192 values are NaN or infinite: their pixels are ignored" in caplog.text
     assert (dataset.votes[0, :7] == IGNORE).all()
     assert not dataset.votes[0, 7:].any()
     assert not dataset.bands[0, 0, :, :7].any()
@@ -176,7 +175,7 @@ def test_values_far_beyond_the_others_are_told(tmp_path: Path, caplog: pytest.Lo
     image[0, 0] = 1e6
     write_raster(tmp_path / "scenes/a.tif", image)
     dataset = prepare(tmp_path, tmp_path / "d.h5")
-    assert "become its nearest end" in caplog.text
+    assert "and is clipped" in caplog.text
     assert dataset.scale_factor < 6 / 65_534
     assert dataset.bands[0, 0, 0, 0, 0] == 65_535
     prepare(tmp_path, tmp_path / "e.h5", "--range=0,2000000")

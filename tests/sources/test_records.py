@@ -75,17 +75,20 @@ def _archive(path: Path) -> None:
 
 
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
-    (lambda path: path.unlink(), r"band_14.npy is missing \(record 7 has the bands 11, 15\)"),
-    (lambda path: path.write_bytes(path.read_bytes()[:-100]), r"band_14.npy is damaged or no .npy file"),
-    (lambda path: path.write_bytes(b""), r"band_14.npy is damaged or no .npy file"),
+    (lambda path: path.unlink(), r"expected \S+band_14.npy, found only the bands 11, 15 of record 7"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-100]), r"band_14.npy: expected a .npy file"),
+    (lambda path: path.write_bytes(b""), r"band_14.npy: expected a .npy file"),
     (lambda path: np.save(path, np.zeros((32, 32), np.float32)), r"expected float32 \(height, width, frames\)"),
     (lambda path: np.save(path, np.zeros((32, 32, 8))), r"found float64 \(32, 32, 8\)"),
     (lambda path: np.save(path, np.zeros((32, 32, 3), np.float32)), r"expected frame 4, found 3 frames"),
     (_nan, r"expected finite kelvin, found 1 NaN"),
     (_archive, r"band_14.npy: expected one array, as numpy.save writes it, found an archive"),
     (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(30)), r"numpy.save writes it, found an archive"),
-    (lambda path: path.write_bytes(path.read_bytes().replace(b"(32,", b"(((,")), r"band_14.npy is damaged or no"),
-    (lambda path: path.write_bytes(path.read_bytes().replace(b"(32,", b"(9" + b"9" * 15 + b",")), r"is damaged or no"),
+    (lambda path: path.write_bytes(path.read_bytes().replace(b"(32,", b"(((,")), r"band_14.npy: expected a .npy"),
+    (
+        lambda path: path.write_bytes(path.read_bytes().replace(b"(32,", b"(9" + b"9" * 15 + b",")),
+        r"expected a .npy file",
+    ),
     (lambda path: np.save(path, np.zeros((0, 0, 8), np.float32)), r"expected float32 .*, found float32 \(0, 0, 8\)"),
     (lambda path: np.save(path, np.zeros((16, 32, 8), np.float32)), r"band 11 of \(32, 32\) and band 14 of \(16, 32\)"),
 ]
@@ -101,7 +104,7 @@ def test_a_wrong_band_is_named(tmp_path: Path, damage: Callable[[Path], object],
 def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     path = write_record(tmp_path, "train", "7") / "band_14.npy"
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"band_14.npy is damaged or no .npy file"):
+    with pytest.raises(DataError, match=r"band_14.npy: expected a .npy file"):
         read_bands(find_records(tmp_path, "train")[0], (14,), (4,))
 
 
@@ -143,9 +146,9 @@ def _entry(**values: str) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is not JSON"),
-        ("[{", "is not JSON"),
-        ("[1e\xff]", "is not JSON"),
+        ("", "expected JSON, found another content"),
+        ("[{", "expected JSON, found another content"),
+        ("[1e\xff]", "expected JSON, found another content"),
         ('{"7": {"timestamp": 1}}', r'expected a list with an object for each record, found {"7":{"timestamp":1}}'),
         ('["6", "7"]', r'expected a list with an object for each record, found "6"'),
         ("null", "expected a list with an object for each record, found null"),
@@ -199,5 +202,5 @@ def test_a_record_without_bands_is_named(tmp_path: Path) -> None:
 def test_a_record_twice_in_the_metadata_is_an_error(tmp_path: Path) -> None:
     write_record(tmp_path, "train", "7")
     write_metadata(tmp_path, "train", [{"record_id": "7", "tile": "a", "timestamp": 1}] * 2)
-    with pytest.raises(DataError, match="record 7 stands there twice"):
+    with pytest.raises(DataError, match="expected each record once, found 7 twice"):
         find_records(tmp_path, "train")

@@ -89,9 +89,9 @@ def test_arrays_with_their_bands_in_front_are_told_in_few_words(tmp_path: Path) 
     with pytest.raises(DataError) as caught:
         prepare(tmp_path / "raw", tmp_path / "d.h5", "--split=test", "--bands=red,green,blue,nir")
     assert str(caught.value).split("\n")[0] == (
-        f"{path}: expected 4 bands (red, green, blue, nir), found 128 (b01, b02, b03 and 125 more); name all of them "
-        "with --bands, or keep those that count; the bands of an array come last, and this one has 20 rows and 128 "
-        "bands: if they come first, save np.moveaxis(array, 0, -1)"
+        f"{path}: expected 4 bands (red, green, blue, nir), found 128 (b01, b02, b03 and 125 more); name all bands "
+        "with --bands, or remove the others from the file; the bands of an array come last, and this one has 20 rows "
+        "and 128 bands: if they come first, save np.moveaxis(array, 0, -1)"
     )
 
 
@@ -135,7 +135,7 @@ def test_an_alpha_channel_is_said_and_what_is_transparent_does_not_count(
     assert dataset.votes[0, :, 0].tolist() == [IGNORE] * 4 + [0] * 28
     assert dataset.band_names == ("red", "green", "blue")
     (warning,) = caplog.messages
-    assert f"1 of 1 files have an alpha channel, such as {path}; it is not packed, and where it is 0 pixels" in warning
+    assert f"1 of 1 files have an alpha channel, such as {path}; it is not packed, and pixels with alpha 0" in warning
     with pytest.raises(DataError, match=r"expected 4 bands \(red, green, blue, nir\), found 3 .* an alpha channel"):
         prepare(tmp_path, tmp_path / "e.h5", "--bands=red,green,blue,nir")
     (command,) = re.findall("`rio (.*)`", warning)
@@ -202,7 +202,7 @@ def test_given_file_lists_are_kept(listed: Path, tmp_path: Path, caplog: pytest.
 def test_without_file_lists_there_is_nothing_to_keep(tmp_path: Path) -> None:
     write_scene(tmp_path / "raw", "a")
     prepare(tmp_path / "raw", tmp_path / "d.h5")
-    with pytest.raises(DataError, match=r"no labelled record came on a list 'val' \(found: no lists"):
+    with pytest.raises(DataError, match=r"found none on val \(lists: none"):
         split(tmp_path / "d.h5", tmp_path / "x.csv", "--given")
 
 
@@ -221,20 +221,20 @@ ZEROS = np.zeros((40, 40), np.uint8)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda raw: (raw / "masks/a.tif").unlink(), r"1 of 6 scenes have no mask .*: a; add them"),
-        (_write("masks/a.tif", ZEROS[:39]), "masks/a.tif is 39 x 40 pixels large, .* cropped, resized or turned"),
+        (lambda raw: (raw / "masks/a.tif").unlink(), r"found none for 1 of 6: a; add them"),
+        (_write("masks/a.tif", ZEROS[:39]), "masks/a.tif: .*, found 39 x 40: .* cropped, resized or rotated"),
         (
             _write("masks/a.tif", ZEROS, transform=from_origin(500_300, 5_000_000, 30, 30)),
-            "masks/a.tif lies elsewhere than .*gdalwarp",
+            "masks/a.tif: expected the location of .*gdalwarp",
         ),
-        (_write("masks/a.tif", ZEROS, transform=rasterio.Affine(0, 30, 5e5, -30, 0, 5e6)), "lies elsewhere"),
+        (_write("masks/a.tif", ZEROS, transform=rasterio.Affine(0, 30, 5e5, -30, 0, 5e6)), "expected the location of"),
         (
             _write("masks/a.tif", ZEROS, crs="EPSG:32634"),
-            r"lies elsewhere .* \(EPSG:32634, that of the scene EPSG:32633\)",
+            r"expected the coordinate system .* \(EPSG:32633\), found others \(EPSG:32634\)",
         ),
         (
             _write("masks/a.tif", ZEROS + np.uint8(2)),
-            r"masks/a.tif: expected the values 0, 1, 255, found 2 \(uint8\); say what",
+            r"masks/a.tif: expected the values 0, 1, 255, found 2 \(uint8\); give its",
         ),
         (
             _write("masks/a.tif", np.tile(np.array([0, 1, 255, 0], np.uint8), (40, 10))),
@@ -252,16 +252,16 @@ ZEROS = np.zeros((40, 40), np.uint8)
             _write("scenes/a.tif", ZEROS + np.uint8(1)),
             r"expected 16 bits of uint16 .*, found 8 bits of uint8.* --range 0,1",
         ),
-        (_write("scenes/a.png", pixels(40, 40)), r"the scene a is there twice: \S+a.png and \S+a.tif"),
-        (lambda raw: (raw / "filelists/val.csv").write_text("d\nz\n"), "names 1 scenes that are not there: z"),
-        (lambda raw: (raw / "filelists/val.csv").write_text("a\nd\n"), "the scene a is in train.csv as well"),
-        (_truncate, "scenes/a.tif is damaged, cut short"),
+        (_write("scenes/a.png", pixels(40, 40)), r"expected one file of the scene a, found two: \S+a.png and \S+a.tif"),
+        (lambda raw: (raw / "filelists/val.csv").write_text("d\nz\n"), "existing scenes, found 1 others: z"),
+        (lambda raw: (raw / "filelists/val.csv").write_text("a\nd\n"), "found a in train.csv too"),
+        (_truncate, "scenes/a.tif: .* damaged, truncated"),
     ],
 )
 def test_what_does_not_fit_is_refused(
     listed: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
 ) -> None:
-    if "have no mask" in message:
+    if "found none for" in message:
         (listed / "filelists/test.csv").write_text("f\n")
         (listed / "filelists/train.csv").write_text("a\nb\nc\ne\n")
     damage(listed)
@@ -273,7 +273,7 @@ def test_what_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--frames=4"], "--frames: not for --layout scenes, which has --bands, --tile"),
+        (["--frames=4"], "expected options of --layout scenes (--bands, --tile"),
         (["--mask-values=0=2"], "expected each value once with 0, 1 or ignore"),
         (["--mask-values=0=0,0=1"], "expected each value once"),
     ],
@@ -286,7 +286,7 @@ def test_wrong_usage(options: list[str], message: str, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("pattern", ["scenes/x", "{band}/{scene}"])
 def test_a_pattern_names_scene_and_bands(tmp_path: Path, pattern: str) -> None:
-    with pytest.raises(DataError, match=r"expected \{scene\} where the name of the scene stands"):
+    with pytest.raises(DataError, match=r"expected \{scene\} in place of the scene's name"):
         prepare(tmp_path, tmp_path / "d.h5", f"--scenes={pattern}")
     with pytest.raises(DataError, match=r"expected scenes as scenes/\{scene\} in .* found nothing; give the folder"):
         prepare(tmp_path, tmp_path / "d.h5")

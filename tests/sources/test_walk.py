@@ -65,21 +65,21 @@ def test_what_is_no_data_is_skipped_and_named(
         (folder / name).write_bytes(b"none of the data")
     assert len(prepare(tmp_path, layout)) == 2
     first = ", ".join(str(folder / name) for name in (".DS_Store", "._x.png", ".ipynb_checkpoints"))
-    assert f"skipped, for they are no data: {first} and 2 more" in caplog.messages
+    assert f"skipped, because they are no data: {first} and 2 more" in caplog.messages
 
 
 @pytest.mark.parametrize(("layout", "make"), [("images-rle", _images), ("scenes", _scenes)])
 def test_a_loop_of_links_is_refused(tmp_path: Path, layout: str, make: Callable[[Path], Path]) -> None:
     folder = make(tmp_path)
     (tmp_path / "elsewhere/again").symlink_to(folder, target_is_directory=True)
-    with pytest.raises(DataError, match=r"again is a link that leads back to \S+, in which it lies; remove the link"):
+    with pytest.raises(DataError, match=r"again is a link to \S+, a folder that contains it; remove the link"):
         prepare(tmp_path, layout)
 
 
 @LAYOUTS
 def test_a_link_to_nothing_is_refused(tmp_path: Path, layout: str, make: Callable[[Path], Path]) -> None:
     (make(tmp_path) / "more").symlink_to("/gone/away")
-    with pytest.raises(DataError, match="more is a link to /gone/away, which is not there; mend the link, or remove"):
+    with pytest.raises(DataError, match="more is a link to /gone/away, which does not exist; correct or remove"):
         prepare(tmp_path, layout)
 
 
@@ -87,7 +87,7 @@ def test_endings_that_are_not_known_are_named(tmp_path: Path, caplog: pytest.Log
     _images(tmp_path)
     (tmp_path / "test/one/c.gif").write_bytes(b"GIF89a")
     prepare(tmp_path, "images-rle")
-    assert f"left out, for their endings are not known: {tmp_path}/test/one/c.gif" in caplog.messages
+    assert f"left out, because their endings are unknown: {tmp_path}/test/one/c.gif" in caplog.messages
 
 
 @pytest.mark.parametrize("options", [[], ["--scenes={scene}", "--masks="]])
@@ -108,20 +108,22 @@ def test_scenes_that_are_not_packed_are_named(
     arguments = ["--layout=scenes", "--workers=1", "--split=test", "--tile=32", "--overlap=0", *options]
     cli(["prepare", str(raw), str(tmp_path / "d.h5"), *arguments], standalone_mode=False)
     said = "--scenes says" if options else "--scenes and --masks say"
-    left_out = f"left out, for they are not where {said} (move them there)"
+    left_out = f"left out, because they are not where {said} (move them there)"
     assert f"{left_out}: {folder}/deeper/b.png, {folder}/linked/c.png" in caplog.messages
-    assert f"left out, for their endings are not known: {folder}/d.gif" in caplog.messages
+    assert f"left out, because their endings are unknown: {folder}/d.gif" in caplog.messages
     assert (f"masks without a scene: {raw}/masks/e.png" in caplog.messages) == (not options)
 
 
 def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
     (_scenes(tmp_path) / "loop").symlink_to("loop")
-    with pytest.raises(DataError, match=r"scenes/loop is a link to loop, which is not there; mend the link, or remove"):
+    with pytest.raises(DataError, match=r"scenes/loop is a link to loop, which does not exist; correct or remove"):
         prepare(tmp_path, "scenes")
 
 
 def test_one_folder_under_two_names_is_found_twice(tmp_path: Path) -> None:
     _images(tmp_path)
     (tmp_path / "test/three").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match=r"the id b is there twice: \S+/three/deeper/b.png and \S+/two/deeper/b.png"):
+    with pytest.raises(
+        DataError, match=r"one image per id, found two of b: \S+/three/deeper/b.png and \S+/two/deeper/b.png"
+    ):
         prepare(tmp_path, "images-rle")

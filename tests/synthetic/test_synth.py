@@ -95,7 +95,9 @@ def test_finished_records_are_kept_and_missing_ones_made(tmp_path: Path) -> None
 
 
 def test_other_parameters_are_refused(made: Path) -> None:
-    with pytest.raises(DataError, match=r'demo dataset of .*"seed":4.*found one of .*"seed":3.*choose another folder'):
+    with pytest.raises(
+        DataError, match=r'demo dataset with .*"seed":4.*found one with .*"seed":3.*choose another folder'
+    ):
         make_dataset(made, dataclasses.replace(SMALL, seed=4))
 
 

@@ -228,7 +228,7 @@ def test_a_piece_too_small_for_batch_norm_is_told_before_the_first_step(
     make_run: MakeRun, train: dict[str, Any], step: int
 ) -> None:
     fold = make_run(train=train, model={"architecture": "DeepLabV3Plus", "decoder_channels": (16,)}).fold("0")
-    with pytest.raises(RecipeError, match=f"needs 2 records in a piece, found .* which make a step of {step}; "):
+    with pytest.raises(RecipeError, match=f"at least 2 records in a piece, found .* which make a step of {step}; "):
         train_fold(fold)
     assert not fold.attempt(1).metrics.exists()
 

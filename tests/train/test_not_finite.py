@@ -54,7 +54,7 @@ def test_logits_that_overflow_in_validation_alone(
         train_fold(fold)
     said = str(found.value)
     assert f"not finite for 2 of 4 records ({', '.join(records)}), in the validation of epoch 1 after step 4" in said
-    assert "in fp32 it is finite, and fp16 ends at 6.55e+04: set train.precision to 'bf16'" in said
+    assert "it is finite in fp32, and the largest fp16 is 6.55e+04: set train.precision to 'bf16'" in said
     assert "node" not in said
     assert read_json(fold.attempt(1).state)["reason"] == f"TrainingError: {said}"
     assert not fold.attempt(1).bad_batch.exists()
@@ -74,7 +74,7 @@ def test_a_loss_that_is_not_finite_ends_the_fold_with_a_reason(
                 next(loop.state.model.parameters()).fill_(float("nan"))
 
     monkeypatch.setattr(Loop, "_step", poisoned)
-    with pytest.raises(TrainingError, match=r"it began in step 5, which saw the records 10.*lower train.lr"):
+    with pytest.raises(TrainingError, match=r"it began in step 5, with the records 10.*lower train.lr"):
         train_fold(fold)
     state = read_json(fold.attempt(1).state)
     assert state["status"] == "failed"
@@ -120,8 +120,10 @@ def test_what_is_not_finite_once_is_the_machine(
 
     monkeypatch.setattr(Loop, "_step", step)
     run = make_run(train={"deterministic": deterministic})
-    expected, what = (NodeError, "this node is at fault") if deterministic else (TrainingError, "do not repeat their")
-    with pytest.raises(expected, match=f"near step 8, and all was finite when it was trained .* from step 4: .*{what}"):
+    expected, what = (
+        (NodeError, "this node is at fault") if deterministic else (TrainingError, "without deterministic kernels")
+    )
+    with pytest.raises(expected, match=f"near step 8, but finite when the training was repeated from step 4: .*{what}"):
         train_fold(run.fold("0"))
     train_fold(run.fold("0"))  # as the next attempt does
 
@@ -164,7 +166,7 @@ def test_an_average_is_named(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch,
         train_fold(fold)
     said = str(found.value)
     assert f"in the validation of the {kind.upper()} weights after step 12, while the loss and the weights" in said
-    assert f"or leave out train.{key}, under a new --name" in said
+    assert f"or leave out train.{key}, and submit under a new --name" in said
     statistics = "the SWA weights with batch-norm statistics of their own are not finite"
     assert (statistics if kind == "swa" else "the model's output is not finite for 4 of 4 records") in said
     assert not fold.done.exists()
@@ -202,6 +204,6 @@ def test_a_stop_ends_the_search_at_once(
     fold = make_run("stopped").fold("0")
     with caplog.at_level(logging.WARNING), pytest.raises(Stopped, match=r"resume \S+stopped`"):
         train_fold(fold)
-    assert "training again from step 4 to find why" in caplog.text
+    assert "training again from step 4 to find the cause" in caplog.text
     assert made == [1, 2, 3, 4, 5, 6, 7, 8, 5, 6]
     assert fold.all_snapshots()[0].step == 4

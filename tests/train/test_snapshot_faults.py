@@ -98,7 +98,7 @@ def test_training_goes_on_where_a_snapshot_cannot_be_written(
 
     monkeypatch.setattr(files, "fsync", fsync)
     train_fold(fold)
-    assert caplog.text.count("no snapshot, the one before stays") == 2
+    assert caplog.text.count("no snapshot was written, the previous one stays") == 2
     assert os.strerror(number) in caplog.text
     assert weights(fold) == weights(undisturbed)
     assert not list(fold.snapshots.glob(".*"))

@@ -74,8 +74,10 @@ def test_a_flipped_bit_ends_the_fold(make_run: MakeRun, data: Path, array: str, 
     with pytest.raises(DataError) as found:
         train_fold(fold)
     said = str(found.value)
-    assert f"{data} is damaged: record 1005: /{array} is not what was written. What fold 0 has trained since" in said
-    assert f"put the file back as it was (`contrails data verify {data}` names every damaged record)" in said
+    assert (
+        f"{data} is damaged: record 1005: /{array} is not what was written. The snapshots of fold 0 since then" in said
+    )
+    assert f"restore the original file (`contrails data verify {data}` lists all damaged records)" in said
     assert said.endswith(f"then `contrails resume {fold.run.typed}`")
     assert not fold.done.exists()
     assert not fold.all_snapshots()
@@ -118,7 +120,7 @@ def test_snapshots_since_the_data_were_known_to_be_intact_are_set_aside(make_run
     stop_at(6, fold)
     assert read_json(fold.attempt(1).verified) == {"damage": None, "step": 1}
     flip_a_bit(data, "bands", 5)
-    with pytest.raises(DataError, match=r"not trusted \(2 snapshots are now called \*.distrusted\), it begins again"):
+    with pytest.raises(DataError, match=r"not trusted \(2 renamed to \*.distrusted\); it starts again"):
         train_fold(fold)
     assert [path.name[:17] for path in fold.distrusted_snapshots()] == ["step00000004-a001", "step00000006-a001"]
     assert covered_step(fold) == 0
@@ -139,7 +141,7 @@ def test_older_snapshots_are_gone_on_from(make_run: MakeRun, data: Path, monkeyp
     assert [name.step for name in fold.all_snapshots()] == [8, 7]
     monkeypatch.setattr(RowCheck, "start", lambda check: check.finish(lambda: None))
     flip_a_bit(data, "votes", 2)
-    with pytest.raises(DataError, match=r"\(1 snapshots are now called \*.distrusted\), it goes on from step 7; put"):
+    with pytest.raises(DataError, match=r"\(1 renamed to \*.distrusted\); it resumes from step 7; restore"):
         train_fold(fold)
     flip_a_bit(data, "votes", 2)
     train_fold(fold)
@@ -240,7 +242,7 @@ def test_an_edited_composite_is_refused(make_run: MakeRun, data: Path) -> None:
     stop_at(5, fold)
     written = fold.composite.read_text()
     fold.composite.write_text(written.replace('"per_image":false', '"per_image":true'))
-    with pytest.raises(DataError, match=r"composite.json is not what was written: .*; remove it, then go on with"):
+    with pytest.raises(DataError, match=r"composite.json is not what was written: .*; remove it, then run"):
         train_fold(fold)
     fold.composite.unlink()
     train_fold(fold)

@@ -1,1 +1,1 @@
-"""Commands that make and look at data."""
+"""Commands that make, assign to folds and inspect data."""

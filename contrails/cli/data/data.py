@@ -1,4 +1,4 @@
-"""`contrails data`: look at dataset files, audit their labels, join their shards."""
+"""`contrails data`: inspect and verify dataset files, audit their labels, join their shards."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ _path_argument = click.argument("path", metavar="DATA", type=FilePath())
 
 @click.group()
 def data() -> None:
-    """Look at dataset files, audit their labels, join their shards."""
+    """Inspect dataset files, audit their labels, join their shards."""
 
 
 @data.command()
@@ -34,10 +34,10 @@ def data() -> None:
     "--plot",
     metavar="FILE.png",
     type=FilePath(),
-    help="Draw up to 12 records there, positive ones first.",
+    help="Also write a picture of up to 12 records, positive ones first.",
 )
 def info(path: Path, as_json: bool, plot: Path | None) -> None:
-    """Show what the dataset file DATA holds.
+    """Show the contents of the dataset file DATA.
 
     \b
     Example:
@@ -62,12 +62,14 @@ def info(path: Path, as_json: bool, plot: Path | None) -> None:
     print_table([Column(""), Column("")], [[key.replace("_", " "), text] for key, text in _readable(found).items()])
     unit = "" if found["units"] == "1" else f" {found['units']}"
     headings = ("band", *(f"{name}{unit}" for name in ("min", "mean", "std", "max")))
-    rows = [[band, *(f"{value:.{2 if unit else 4}f}" for value in values.values())] for band, values in bands.items()]
+    rows, digits = [], 2 if unit else 4
+    for band, values in bands.items():
+        rows.append([band, *(f"{value:.{digits}f}" for value in values.values())])
     print_table([Column(heading, right=True) for heading in headings], rows)
 
 
 def _readable(found: dict[str, Any]) -> dict[str, str]:
-    """Return what `describe` found as a person reads it."""
+    """Return the results of `describe` as texts for a table."""
     share = found["positive_share"]
     texts = {key: str(value) for key, value in found.items()} | {
         "bytes": f"{found['bytes'] / 1e6:.1f} MB",
@@ -87,7 +89,7 @@ def _readable(found: dict[str, Any]) -> dict[str, str]:
 def verify(path: Path) -> None:
     """Compare every row of DATA with its digest.
 
-    Damaged records are named (exit code 4).
+    Lists the damaged records; the exit code is 4 if there are any.
 
     \b
     Example:
@@ -100,23 +102,23 @@ def verify(path: Path) -> None:
     dataset = open_dataset(path)
     damaged = list(damaged_rows(dataset))
     if damaged:
-        changed = f"if they were changed on purpose, {repaired_by(path)}"
+        changed = f"if the records were changed on purpose, {repaired_by(path)}"
         raise DataError("\n".join([f"{path} is damaged; copy it again, or prepare it again:", *damaged[:20], changed]))
-    click.echo(f"{path}: {dataset.num_records} records, all as written; fingerprint {dataset.fingerprint}")
+    click.echo(f"{path}: {dataset.num_records} records, all intact; fingerprint {dataset.fingerprint}")
 
 
 @data.command()
 @click.argument("file", type=FilePath(dir_okay=False))
-@click.option("-o", "--out", type=FilePath(dir_okay=False), help="Read FILE itself, and write this.")
+@click.option("-o", "--out", type=FilePath(dir_okay=False), help="Rewrite FILE to this path, do not join shards.")
 def join(file: Path, out: Path | None) -> None:
     """Write the dataset file FILE from the shards beside it.
 
-    They are made with `contrails prepare RAW FILE --shard I/N`, on any nodes. FILE holds the same bytes as if one call
-    had made it; a shard that is missing, damaged or of other records is named (exit code 4).
+    `contrails prepare RAW FILE --shard I/N` makes the shards, on any nodes. FILE is byte-identical to a file that was
+    packed in one call. If a shard is missing, damaged or made from other records, it is named and the exit code is 4.
 
-    With -o, FILE is a dataset file that another program wrote anew: chunked, compressed, with links to other files, or
-    with other labels. Its rows are read and written into OUT, with new digests; records whose old digests say something
-    else are named.
+    With -o, FILE is a dataset file that another program has rewritten: chunked, compressed, with links to other files,
+    or with other labels. Its rows are copied to OUT with new digests. Records that differ from their old digests are
+    listed.
 
     \b
     Example:
@@ -150,9 +152,9 @@ def _rewrite(file: Path, out: Path) -> None:
     if rewritten.changed:
         first = ", ".join(rewritten.changed[:_SHOWN])
         click.echo(
-            f"warning: {len(rewritten.changed)} of {rewritten.num_records} records of {file} are not what their "
-            f"digests say ({first}): they were changed after they were written, or are damaged; {out} has them as they "
-            "are now",
+            f"warning: {len(rewritten.changed)} of {rewritten.num_records} records of {file} do not match their "
+            f"digests ({first}): they were changed after they were written, or are damaged; {out} holds them "
+            "unchanged, with new digests",
             err=True,
         )
     what = f"{out}: {rewritten.num_records} records, {out.stat().st_size / 1e6:.1f} MB"
@@ -163,27 +165,29 @@ def _rewrite(file: Path, out: Path) -> None:
         whole = named.with_name(f"{named.stem.removesuffix(number)}{named.suffix}")
         shard = shard_path(whole, rewritten.shard.index, rewritten.shard.count)
         click.echo(
-            f"warning: {out} is shard {rewritten.shard.index} of {rewritten.shard.count} alone: with it as {shard} "
-            f"and the other shards beside it, `contrails data join {shlex.quote(str(whole))}` makes the file of "
-            "all records",
+            f"warning: {out} holds only shard {rewritten.shard.index} of {rewritten.shard.count}; for the file of all "
+            f"records name it {shard}, put the other shards beside it, and run "
+            f"`contrails data join {shlex.quote(str(whole))}`",
             err=True,
         )
 
 
 @data.command()
 @_path_argument
-@click.option("-o", "--out", type=FilePath(), help="Folder: writes exclude.csv, and audit.html with pictures.")
-@click.option("--filelist", type=FilePath(), help="Looks for near-duplicates across its folds alone.")
+@click.option("-o", "--out", type=FilePath(), help="Folder to write exclude.csv and audit.html to.")
+@click.option("--filelist", type=FilePath(), help="Search near-duplicates only between its folds.")
 @click.option(
     "--aggregate",
     "ensemble_name",
     metavar="ENSEMBLE",
     shell_complete=complete_runs,
-    help="Compares labels with its out-of-fold predictions.",
+    help="Compare the labels with out-of-fold predictions of this ensemble or run.",
 )
-@click.option("--tiny", default=10, show_default=True, help="Labels with fewer pixels are suspicious.")
-@click.option("--near", default=0.95, show_default=True, help="Correlation of images from which they are the same.")
-@click.option("--dice", default=0.1, show_default=True, help="Dice of label and prediction below which they disagree.")
+@click.option("--tiny", default=10, show_default=True, help="Report labels with fewer positive pixels.")
+@click.option("--near", default=0.95, show_default=True, help="Report pairs of images with at least this correlation.")
+@click.option(
+    "--dice", default=0.1, show_default=True, help="Report labels whose Dice with the prediction is below this."
+)
 @json_option
 def audit(
     path: Path,
@@ -195,13 +199,14 @@ def audit(
     dice: float,
     as_json: bool,
 ) -> None:
-    """List suspicious labels of DATA for training without them.
+    """List suspicious labels of DATA.
 
-    Pictures of them and the list exclude.csv are written. Looks for labels that out-of-fold predictions contradict,
-    tiny and rectangular ones, duplicates and near-duplicates of records, and records of one place, soon after each
-    other, of which one is marked and the other is not. Look at the pictures and remove from exclude.csv what is right,
-    then name it in a recipe as data.exclude: these records are not trained on; they are still validated on, so that
-    scores stay comparable.
+    Suspicious are labels that contradict out-of-fold predictions, tiny and rectangular labels, duplicate and
+    near-duplicate records, and pairs of records of one location at nearly the same time of which only one is marked.
+
+    With -o, pictures of them (audit.html) and the exclusion list exclude.csv are written. Look at the pictures, remove
+    correctly labelled records from exclude.csv, and set data.exclude to it in a recipe. Excluded records are not
+    trained on. They are still validated on, so that scores stay comparable.
 
     \b
     Example:
@@ -225,8 +230,8 @@ def audit(
         ensemble = read_ensemble(find_ensemble(ensemble_name))
         if ensemble.scored_by == "record":
             raise DataError(
-                f"--aggregate {ensemble_name}: expected an ensemble that predicts masks, found one of classifiers, "
-                "which say nothing of pixels; give another, or leave --aggregate out"
+                f"--aggregate {ensemble_name}: expected an ensemble that predicts masks, found an ensemble of "
+                "classifiers; give another ensemble, or leave --aggregate out"
             )
         predicted, level = StoredProbabilities(ensemble, dataset), level_of(ensemble.threshold)
         listed = ensemble.filelist()
@@ -249,4 +254,4 @@ def audit(
         click.echo(f"{finding.kind}: {', '.join(finding.to_dict(dataset)['records'])}: {finding.reason}")
     click.echo(f"{len(findings)} findings among {dataset.num_records} records, {len(excluded)} records to exclude")
     if out is not None:
-        click.echo(f"look at {out / 'audit.html'}, then train without them: -o data.exclude={out / 'exclude.csv'}")
+        click.echo(f"look at {out / 'audit.html'}; to train without them: -o data.exclude={out / 'exclude.csv'}")

@@ -1,4 +1,4 @@
-"""`contrails demo`: a synthetic dataset in one of the three layouts."""
+"""`contrails demo`: write a synthetic dataset in one of the three layouts."""
 
 from pathlib import Path
 
@@ -11,22 +11,27 @@ _WHAT = {"goes": "records", "scenes": "scenes", "images-rle": "images"}
 
 @click.command()
 @click.argument("out", type=FilePath(file_okay=False))
-@click.option("--layout", type=click.Choice(list(_WHAT)), default="goes", show_default=True, help="Of the raw data.")
-@click.option("--train", type=click.IntRange(1), default=80, show_default=True, help="Labelled records to train on.")
-@click.option("--validation", type=click.IntRange(1), default=16, show_default=True, help="Records with the truth.")
-@click.option("--test", type=click.IntRange(1), default=16, show_default=True, help="Records without a label.")
-@click.option("--size", type=click.IntRange(32), default=256, show_default=True, help="Side of a record in pixels.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other scenes.")
+@click.option("--layout", type=click.Choice(list(_WHAT)), default="goes", show_default=True, help="Layout of OUT.")
+@click.option("--train", type=click.IntRange(1), default=80, show_default=True, help="Number of training records.")
+@click.option(
+    "--validation", type=click.IntRange(1), default=16, show_default=True, help="Number of validation records."
+)
+@click.option("--test", type=click.IntRange(1), default=16, show_default=True, help="Number of unlabelled records.")
+@click.option("--size", type=click.IntRange(32), default=256, show_default=True, help="Side of a record, in pixels.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random scenes.")
 def demo(out: Path, layout: str, train: int, validation: int, test: int, size: int, seed: int) -> None:
     """Write a synthetic dataset to OUT.
 
     \b
-    goes        contrails in nine infrared bands and eight frames, masks of several annotators, in the layout of the
-                OpenContrails competition
-    scenes      clouds in GeoTIFF files of several sizes, with file lists; validation scenes are among those of train
-    images-rle  chest radiographs as PNG files, with tables of run-length encodings
+    goes        contrails in nine infrared bands and eight frames, with masks
+                of several annotators, in the layout of the OpenContrails
+                competition
+    scenes      clouds in GeoTIFF files of several sizes, with file lists; the
+                training scenes include the validation scenes
+    images-rle  chest radiographs as PNG files, with tables of run-length
+                encodings
 
-    The same options give the same bytes. Killed and started again, it goes on where it was.
+    The same options give byte-identical files. An interrupted call continues when it is started again.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`contrails prepare`: raw data of one of three layouts to a dataset file."""
+"""`contrails prepare`: pack raw data of one of three layouts into a dataset file."""
 
 import logging
 import re
@@ -27,25 +27,32 @@ _LAYOUTS = {
     "images-rle": ("rle_starts", "rle_order", "rle_empty", "rle_columns", "rle_class", "range", *_OF_IMAGES),
     "scenes": ("bands", "tile", "overlap", "scenes", "masks", "mask_values", "range", *_OF_IMAGES),
 }
-"""Options that each layout knows."""
+"""Options of each layout."""
 
 
 @click.command()
 @click.argument("raw", type=FilePath())
 @click.argument("out", type=FilePath(dir_okay=False))
-@click.option("--layout", type=click.Choice(list(_LAYOUTS)), default="goes", show_default=True, help="Of RAW.")
-@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="train", show_default=True)
+@click.option("--layout", type=click.Choice(list(_LAYOUTS)), default="goes", show_default=True, help="Layout of RAW.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    default="train",
+    show_default=True,
+    help="Which records of RAW to pack.",
+)
 @click.option(
     "--bands",
-    help="goes: numbers, or 'all' that the records have (default: 11,14,15). scenes: names, in the order of the file.",
+    help="goes: numbers of the bands to pack, or 'all' (default: 11,14,15). scenes: names of the bands, in the order "
+    "of the files.",
 )
-@click.option("--frames", default="4", show_default=True, help="goes: frames to keep, such as 4 or 0,4 or 0-7.")
+@click.option("--frames", default="4", show_default=True, help="goes: frames to pack, such as 4 or 0,4 or 0-7.")
 @click.option(
     "--rle-starts",
     type=click.Choice(["absolute", "relative"]),
     default="absolute",
     show_default=True,
-    help="images-rle: starts number the pixels from 1, or count them since the run before.",
+    help="images-rle: a run starts at a pixel number, from 1, or at a distance from the end of the previous run.",
 )
 @click.option(
     "--rle-order",
@@ -54,55 +61,61 @@ _LAYOUTS = {
     show_default=True,
     help="images-rle: pixels are numbered down the columns or along the rows.",
 )
-@click.option("--rle-empty", default="-", show_default=True, help="images-rle: how an empty mask is written.")
+@click.option("--rle-empty", default="-", show_default=True, help="images-rle: text that stands for an empty mask.")
 @click.option(
     "--rle-columns",
     default="record_id,encoded_pixels",
     show_default=True,
-    help="images-rle: names of the columns of ids and masks.",
+    help="images-rle: names of the columns with the ids and the masks.",
 )
 @click.option(
     "--rle-class",
     metavar="[COLUMN=]CLASS",
-    help="images-rle: the class whose masks count, where ids end on it (x.jpg_Fish) or a column has it (ClassId=3).",
+    help="images-rle: pack only masks of this class; ids end with it (x.jpg_Fish), or a column holds it (ClassId=3).",
 )
-@click.option("--tile", type=click.IntRange(32), default=512, show_default=True, help="scenes: side in pixels.")
+@click.option(
+    "--tile", type=click.IntRange(32), default=512, show_default=True, help="scenes: side of a tile, in pixels."
+)
 @click.option(
     "--overlap",
     type=click.IntRange(0),
-    help="scenes: of tiles, in pixels (default: 64, or a quarter of tiles up to 64).",
+    help="scenes: overlap of neighbouring tiles, in pixels (default: 64; for tiles of up to 64 pixels, a quarter).",
 )
-@click.option("--scenes", default="scenes/{scene}", show_default=True, help="scenes: where they lie; also {band}.")
-@click.option("--masks", default="masks/{scene}", show_default=True, help="scenes: where the masks lie.")
+@click.option("--scenes", default="scenes/{scene}", show_default=True, help="scenes: path in RAW; also {band}.")
+@click.option("--masks", default="masks/{scene}", show_default=True, help="scenes: path of a mask in RAW.")
 @click.option(
     "--mask-values",
-    help="scenes: what each value, or range of values, of a mask means: 0, 1 or ignore (default: 0=0,1=1,255=1), such "
-    "as 0-127=0,128-255=1 for masks with soft edges.",
+    help="scenes: meaning of each value or range of values of a mask: 0, 1 or ignore, such as 0-127=0,128-255=1 for "
+    "masks with soft edges (default: 0=0,1=1,255=1).",
 )
 @click.option(
     "--range",
     metavar="LOW,HIGH",
-    help="images-rle, scenes: values that are packed, all with one scale (default: counts as they are; of other types "
-    "than 8 and 16 bits, the values of the training scenes).",
+    help="images-rle, scenes: lowest and highest value to pack, for all bands (default: integers of 8 and 16 bits are "
+    "packed unchanged; for other types, the range of the training scenes).",
 )
 @click.option(
     "--group-by",
     metavar="REGEX",
-    help="images-rle, scenes: what of a name (of an image below RAW/SPLIT, of a scene) says its group, such as "
-    "'^patient[0-9]+': a group is never split between folds.",
+    help="images-rle, scenes: regular expression for the group in the name of a scene, or of an image below RAW/SPLIT, "
+    "such as '^patient[0-9]+'. A group is never split between folds.",
 )
 @click.option(
-    "--groups", metavar="FILE.csv", help="images-rle, scenes: the groups, as a table with the columns name,group."
+    "--groups", metavar="FILE.csv", help="images-rle, scenes: table of the groups, with the columns name,group."
 )
 @click.option(
     "--target-name",
     metavar="NAME",
-    help="images-rle, scenes: what the masks show, as reports call it, such as 'cell membrane' (default: --rle-class).",
+    help="images-rle, scenes: what the masks show, for reports, such as 'cell membrane' (default: --rle-class).",
 )
-@click.option("--workers", type=click.IntRange(1), default=num_cores, help="Processes; default: cores.")
-@click.option("--shard", metavar="I/N", help="Pack the I-th of N slices alone, for contrails data join.")
-@click.option("--jobs", "num_jobs", type=click.IntRange(1), help="Pack by this many jobs of a site, and join.")
-@click.option("--site", "site_name", shell_complete=complete_sites, help="Where the jobs run; see `contrails sites`.")
+@click.option("--workers", type=click.IntRange(1), default=num_cores, help="Number of processes; default: cores.")
+@click.option("--shard", metavar="I/N", help="Pack only shard I of N; `contrails data join OUT` joins the shards.")
+@click.option(
+    "--jobs", "num_jobs", type=click.IntRange(1), help="Pack in this many jobs of --site and join the shards."
+)
+@click.option(
+    "--site", "site_name", shell_complete=complete_sites, help="Site that runs the --jobs; see `contrails sites`."
+)
 @click.pass_context
 def prepare(
     context: click.Context,
@@ -120,17 +133,21 @@ def prepare(
     """Pack raw data into the dataset file OUT.
 
     \b
-    goes        RAW/SPLIT has the layout of the OpenContrails competition: kelvin are kept to 0.005 K as 16-bit
-                integers, masks as votes of the annotators
-    images-rle  RAW/SPLIT holds PNG, JPEG or DICOM files, RAW/SPLIT.csv their ids and run-length encodings
-    scenes      RAW/scenes and RAW/masks hold GeoTIFF, JPEG 2000, PNG or .npy files of any size, which are cut into
-                tiles, and RAW/filelists/{train,val,test}.csv, if they are there, names of scenes
+    goes        RAW/SPLIT has the layout of the OpenContrails competition;
+                temperatures are packed as 16-bit integers with an error of at
+                most 0.005 K, masks as votes of the annotators
+    images-rle  RAW/SPLIT holds PNG, JPEG or DICOM files; RAW/SPLIT.csv holds
+                their ids and run-length encodings
+    scenes      RAW/scenes and RAW/masks hold GeoTIFF, JPEG 2000, PNG or .npy
+                files of any size, which are cut into tiles;
+                RAW/filelists/{train,val,test}.csv can list the scenes
 
-    The last two keep integers of 8 and 16 bits as they are, with the scale that their files have, and pack other values
-    as 16-bit integers over --range; they need `pip install -e '.[scenes]'` in the clone. Masks are read once before
-    anything is packed, and what becomes of each of their values is printed. Killed and started again, it goes on where
-    it was. Several nodes share the work with --shard: each writes a file of its own beside OUT, such as train-2of5.h5
-    for data/train.h5.
+    images-rle and scenes pack integers of 8 and 16 bits unchanged, with the scale given in their files, and other
+    values as 16-bit integers over --range. Both need `pip install -e '.[scenes]'` in the clone. All masks are read
+    before packing begins, and the meaning of each of their values is printed.
+
+    An interrupted call continues when it is started again. With --shard, several nodes share the work: each writes its
+    own file beside OUT, such as train-2of5.h5 for data/train.h5.
 
     \b
     Example:
@@ -150,12 +167,12 @@ def prepare(
     given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if strange := [f"--{name.replace('_', '-')}" for name in given if name not in _LAYOUTS[layout]]:
         known = ", ".join(f"--{name.replace('_', '-')}" for name in _LAYOUTS[layout])
-        raise click.UsageError(f"{', '.join(strange)}: not for --layout {layout}, which has {known}")
+        raise click.UsageError(f"expected options of --layout {layout} ({known}), found {', '.join(strange)}")
     share = None if shard is None else read_shard(shard)
     if num_jobs is not None and share:
         raise click.UsageError("give --jobs N for all shards, or --shard I/N for one, not both")
     if num_jobs is None and site_name is not None:
-        raise click.UsageError("--site is for --jobs; without them the records are packed here")
+        raise click.UsageError("--site needs --jobs N; without --jobs the records are packed on this machine")
     if options["overlap"] is None:
         options["overlap"] = usual_overlap(options["tile"])
     logging.basicConfig(format="%(levelname)s: %(message)s")
@@ -183,18 +200,18 @@ def prepare(
     if whole.placements:
         click.echo(_covered(whole, options["overlap"] if layout == "scenes" else 0))
     if share and all(shard_path(out, index, share[1]).exists() for index in range(1, share[1] + 1)):
-        click.echo(f"all {share[1]} shards are there; next: `contrails data join {shlex.quote(str(out))}`")
+        click.echo(f"all {share[1]} shards are complete; next: `contrails data join {shlex.quote(str(out))}`")
 
 
 def _other_layout(raw: Path, out: Path, layout: str, split: str) -> str:
-    """Return the end of an error, where a folder looks like another layout than the one that was given."""
+    """Return a hint for an error if the folder looks like another layout than the given one, else ""."""
     from contrails.sources.guess import looks_like
 
     found = looks_like(raw, split)
     if not found or found[0] == f"--layout={layout}":
         return ""
     words = shlex.join(["contrails", "prepare", str(raw), str(out), *found, f"--split={split}"])
-    return f"\n{raw} looks like another layout than {layout}: `{words}`"
+    return f"\n{raw} looks like another layout than {layout}; try `{words}`"
 
 
 def _plan_goes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
@@ -206,8 +223,8 @@ def _plan_goes(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
     plan = make_plan(raw, split, None if bands == "all" else read_numbers(bands, "--bands"), kept)
     if LABEL_FRAME not in kept:
         click.echo(
-            f"warning: --frames {frames} leaves out frame {LABEL_FRAME}, which the labels are of: recipes must name "
-            "data.frames, and what moves is labelled where it is not",
+            f"warning: --frames {frames} leaves out frame {LABEL_FRAME}, which the annotators labelled: recipes must "
+            "set data.frames, and labels of moving contrails are displaced",
             err=True,
         )
     return plan
@@ -219,7 +236,9 @@ def _plan_images(raw: Path, split: str, options: dict[str, Any]) -> "Plan[Any]":
 
     columns = tuple(name.strip() for name in options["rle_columns"].split(","))
     if len(columns) != 2 or not all(columns):
-        raise click.BadParameter(f"'{','.join(columns)}': expected two names", param_hint="--rle-columns")
+        raise click.BadParameter(
+            f"'{','.join(columns)}': expected two names, such as id,mask", param_hint="--rle-columns"
+        )
     starts, order, empty = (options[f"rle_{name}"] for name in ("starts", "order", "empty"))
     column, _, label = (options["rle_class"] or "").rpartition("=")
     convention = Convention(starts, order, empty, (columns[0], columns[1]), label=label, label_column=column)
@@ -256,12 +275,14 @@ def _grouping(options: dict[str, Any]) -> "Grouping":
     try:
         re.compile(pattern)
     except re.error as error:
-        raise click.BadParameter(f"'{pattern}' is no regular expression: {error}", param_hint="--group-by") from error
+        raise click.BadParameter(
+            f"'{pattern}': expected a regular expression: {error}", param_hint="--group-by"
+        ) from error
     return Grouping(pattern, Path(table) if table else None)
 
 
 def _covered(header: "Header", overlap: int) -> str:
-    """Return in words how much of a file is padding, and how much of it tiles have in common."""
+    """Return a sentence about the fractions of a file that are padding and that several tiles share."""
     from contrails.sources.tiles import covered, starts
 
     padding, repeated = covered(header)

@@ -1,4 +1,4 @@
-"""`contrails split`: fold assignments for a dataset, and a check of existing ones."""
+"""`contrails split`: assign records to folds, or check a file list for leaks."""
 
 import json
 import shlex
@@ -19,15 +19,35 @@ _SHOWN_LEAKS = 10
 
 @click.command()
 @click.argument("data", type=FilePath())
-@click.option("--folds", "num_folds", type=int, default=5, show_default=True, help="2 or more.")
-@click.option("-o", "--out", type=FilePath(), help="File list to write.")
-@click.option("--hold-out", type=click.FloatRange(0, 0.9), default=0.0, show_default=True, help="Share no fold sees.")
+@click.option("--folds", "num_folds", type=int, default=5, show_default=True, help="Number of folds, at least 2.")
+@click.option("-o", "--out", type=FilePath(), help="File list (CSV) to write.")
 @click.option(
-    "--window-hours", type=click.FloatRange(0), default=24.0, show_default=True, help="Closer stays together."
+    "--hold-out",
+    type=click.FloatRange(0, 0.9),
+    default=0.0,
+    show_default=True,
+    help="Fraction of the labelled records withheld from every fold.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides between equal choices.")
-@click.option("--given", is_flag=True, help="Keep the lists that came with scenes: val is fold 0, train in no fold.")
-@click.option("--check", type=FilePath(), help="Say what leaks in this file list; make none.")
+@click.option(
+    "--window-hours",
+    type=click.FloatRange(0),
+    default=24.0,
+    show_default=True,
+    help="Records of one location closer than this many hours stay in one fold.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of the choice between equally balanced assignments.",
+)
+@click.option(
+    "--given",
+    is_flag=True,
+    help="Use the lists that came with the scenes: fold 0 validates on val, every fold trains on train.",
+)
+@click.option("--check", type=FilePath(), help="Check this file list for leaks between folds; write none.")
 @click.option("--json", "as_json", is_flag=True, help="Print folds and leaks as JSON.")
 def split(
     data: Path,
@@ -40,12 +60,13 @@ def split(
     check: Path | None,
     as_json: bool,
 ) -> None:
-    """Deal the records of DATA out to folds.
+    """Assign the records of DATA to folds.
 
-    Positives are balanced, and the records of one place and time stay together. Such a place-time group is what one
-    place shows within --window-hours; a place can have several. Records without a label are held out, and so are scenes
-    that came on a list of test scenes. A file list that leaks between folds, or that does not name the records of DATA,
-    ends the check with exit code 4.
+    The folds are balanced by positive records first and by all records second. Records of one location that are closer
+    than --window-hours form a group, and a group is never split between folds. Records without a label are held out,
+    and so are scenes on a list of test scenes.
+
+    With --check, the exit code is 4 if the file list leaks between folds or does not name exactly the records of DATA.
 
     \b
     Example:
@@ -87,17 +108,18 @@ def split(
         made = filelists.write_filelist(out, filelist, command)
         click.echo(f"{out}: {'written' if made else 'the same file list is there already'}", err=True)
     table = _table(filelist, {dataset.record_ids[row] for row in np.flatnonzero(positive)})
-    # an image or a scene that is a group of its own lacks nothing
+    # images and scenes are independent unless --group-by says otherwise, so only GOES records need location and time
     unknown = (
         () if dataset.scenes else without_location(dataset.record_ids, dataset.groups, dataset.timestamps.tolist())
     )
     _warn(table, int(np.count_nonzero(~labelled)), len(unknown))
     _print(table, found, as_json)
     if check is not None and not found:
-        click.echo(f"{check}: nothing leaks", err=True)
+        click.echo(f"{check}: no leaks", err=True)
     if found:
         more = [f"and {len(found) - _SHOWN_LEAKS} more"] if len(found) > _SHOWN_LEAKS else []
-        raise DataError("\n".join([f"{path} leaks between folds:", *found[:_SHOWN_LEAKS], *more]))
+        remedy = f"make a file list without leaks: `contrails split {shlex.quote(str(data))} -o NEW.csv`"
+        raise DataError("\n".join([f"{path} leaks between folds:", *found[:_SHOWN_LEAKS], *more, remedy]))
 
 
 def _command(data: Path, num_folds: int, out: Path, hold_out: float, window_hours: float, seed: int) -> str:
@@ -124,15 +146,15 @@ def _table(filelist: "FileList", positive: Set[str]) -> list[dict[str, int]]:
 def _warn(table: list[dict[str, int]], num_unlabelled: int, num_unknown: int) -> None:
     if num_unknown:
         click.echo(
-            f"warning: place and time of {num_unknown} records are unknown (they were prepared without metadata): each "
-            "is a group of its own, so records of one place can meet in different folds",
+            f"warning: location and time of {num_unknown} records are unknown (they were prepared without metadata): "
+            "each forms a group of its own, so records of one location can be in different folds",
             err=True,
         )
     if num_unlabelled:
-        click.echo(f"warning: {num_unlabelled} records have no label: no fold learns from them", err=True)
+        click.echo(f"warning: {num_unlabelled} records have no label: no fold trains on them", err=True)
     for row in table:
         if row["fold"] >= 0 and row["positive"] == 0:
-            click.echo(f"warning: fold {row['fold']} validates on no positive record: its Dice says nothing", err=True)
+            click.echo(f"warning: fold {row['fold']} validates on no positive record: its Dice is undefined", err=True)
 
 
 def _print(table: list[dict[str, int]], leaks: list[str], as_json: bool) -> None:
@@ -142,6 +164,9 @@ def _print(table: list[dict[str, int]], leaks: list[str], as_json: bool) -> None
         click.echo(json.dumps({"folds": table, "leaks": leaks}))
         return
     names = {-1: "held out", -2: "always trained"}
-    columns = [Column(heading, right=True) for heading in ("fold", "records", "positive", "place-time groups")]
-    rows = [[names.get(row["fold"], str(row["fold"])), *(str(row[key]) for key in list(row)[1:])] for row in table]
+    columns = [Column(heading, right=True) for heading in ("fold", "records", "positive", "groups")]
+    rows = []
+    for row in table:
+        fold, *counts = row.values()
+        rows.append([names.get(fold, str(fold)), *map(str, counts)])
     print_table(columns, rows)

@@ -1,1 +1,1 @@
-"""Commands that start, stop and continue training."""
+"""Commands that show recipes and start, stop and continue training."""

@@ -1,4 +1,4 @@
-"""`contrails cancel`: end folds for good, until they are submitted again."""
+"""`contrails cancel`: stop folds until they are submitted or resumed again."""
 
 import json
 
@@ -12,13 +12,13 @@ from contrails.runs.folder import open_run
 
 @click.command()
 @click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
-@click.option("--fold", help="Some folds only, such as 0 or 0,3.")
+@click.option("--fold", help="Folds to cancel, such as 0 or 0,3; default: all.")
 @json_option
 def cancel(run_name: str, fold: str | None, as_json: bool) -> None:
     """Cancel the unfinished folds of RUN.
 
-    Each saves its position and ends. A note in the fold's folder keeps requeued jobs from training it again. `contrails
-    submit` and `contrails resume` remove it and go on.
+    Each fold writes a snapshot and ends. A mark in the fold's folder keeps requeued jobs from training it again.
+    `contrails submit` and `contrails resume` remove the mark and continue the fold.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`contrails continue`: a new run that starts from the weights of a finished one."""
+"""`contrails continue`: start a new run from the weights of another one."""
 
 import click
 
@@ -12,9 +12,21 @@ _FROM = {"best": "best", "last": "final", "swa": "swa", "ema": "ema"}
 @click.command("continue")
 @click.argument("run_name", metavar="RUN", shell_complete=complete_runs)
 @click.option("--name", help="Name of the new run; default: RUN-continued.")
-@click.option("--site", "site_name", shell_complete=complete_sites, help="Where to run; see `contrails sites`.")
-@click.option("--from", "weights", type=click.Choice(list(_FROM)), default="best", show_default=True)
-@click.option("--fold", help="Continue some, such as 0 or 0,3; default: all that RUN has finished.")
+@click.option(
+    "--site",
+    "site_name",
+    shell_complete=complete_sites,
+    help="Site to run on, see `contrails sites`; default: detected.",
+)
+@click.option(
+    "--from",
+    "weights",
+    type=click.Choice(list(_FROM)),
+    default="best",
+    show_default=True,
+    help="Weights of RUN to start from.",
+)
+@click.option("--fold", help="Folds to train, such as 0 or 0,3; default: all folds that RUN has finished.")
 @overrides_option
 @json_option
 def continue_(
@@ -26,10 +38,10 @@ def continue_(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Make a new run that starts from the weights of RUN.
+    """Start a new run from the weights of RUN.
 
-    It has RUN's recipe, changed by -o, and its fold k starts from fold k of RUN. The file list must be the same one.
-    Where shapes differ, what fits is loaded and the rest is named in the attempt's log.
+    The new run has the recipe of RUN, changed by -o. Its fold k starts from fold k of RUN. The file list must be the
+    same. If shapes differ, the tensors that fit are loaded and the others are listed in the attempt's log.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`contrails recipe`: what a recipe may say, and what one says with its defaults filled in."""
+"""`contrails recipe`: print the keys of a recipe, or a recipe with its defaults filled in."""
 
 import json
 from pathlib import Path
@@ -18,16 +18,16 @@ from contrails.recipe.reading import keys, tables_of
 from contrails.recipe.recipe import Recipe
 
 _USUAL_SIDE = 256
-"""Of the records of OpenContrails."""
+"""Side of the OpenContrails records, in pixels."""
 
 
 @click.group()
 def recipe() -> None:
-    """Look at recipes."""
+    """Show recipes with their defaults, and the keys of a recipe."""
 
 
 @recipe.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON Schema.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON Schema.")
 def schema(as_json: bool) -> None:
     """Print every key of a recipe: type, range, default, meaning.
 
@@ -53,23 +53,25 @@ def schema(as_json: bool) -> None:
     "--augment",
     "sheet",
     type=FilePath(dir_okay=False),
-    help="Write a picture of what augmentation makes of a few records of data.dataset.",
+    help="Write a picture of a few augmented records of data.dataset to this file.",
 )
-@click.option("--model", "with_model", is_flag=True, help="Print the network's table, parameters, MACs and memory.")
+@click.option(
+    "--model", "with_model", is_flag=True, help="Print the layers, parameters, multiply-adds and memory of the network."
+)
 @click.option(
     "--side",
     type=click.IntRange(1, 65536),
-    help="Side of a record in pixels, for --model; default: that of the dataset's, else data.size, else 256.",
+    help="Side of a record for --model, in pixels; default: that of the dataset if it exists, else data.size or 256.",
 )
 def show(
     path: Path | None, overrides: tuple[str, ...], as_json: bool, sheet: Path | None, with_model: bool, side: int | None
 ) -> None:
     """Check RECIPE and print it with the defaults filled in.
 
-    RECIPE is jobs/default.toml where none is given. Empty keys are printed as comments. With --model or --augment it is
-    the network or the picture that is shown instead.
+    RECIPE defaults to jobs/default.toml. Empty keys are printed as comments. --model and --augment show the network or
+    augmented records instead.
 
-    What needs the data, such as bands, frames and the size of a crop, is checked by `contrails submit --dry-run`.
+    `contrails submit --dry-run` also checks what depends on the data, such as bands, frames and the size of a crop.
 
     \b
     Example:
@@ -98,7 +100,7 @@ def show(
 
 
 def _show_model(recipe: Recipe, side: int | None, *, as_json: bool) -> None:
-    """Print how large a recipe's network is for records of its dataset; without it for the infrared bands of GOES."""
+    """Print the size of a recipe's network for records of its dataset, or of GOES if the dataset does not exist."""
     import torch
 
     from contrails.dataset.store import open_dataset
@@ -115,16 +117,16 @@ def _show_model(recipe: Recipe, side: int | None, *, as_json: bool) -> None:
     height, width = (side, side) if side else (recipe.data.crop,) * 2 if recipe.data.crop else known
     require_size(recipe, height, width)
     shape = (frames, channels, height, width) if apart else (frames * channels, height, width)
-    with torch.device("meta"):  # without memory and arithmetic
-        model = build_model(recipe, shape[-3]).to("meta")  # smp makes some weights on the CPU all the same
+    with torch.device("meta"):  # allocates and computes nothing
+        model = build_model(recipe, shape[-3]).to("meta")  # smp creates some weights on the CPU despite the context
     size = size_of(model, recipe, shape)
     if as_json:
         click.echo(json.dumps(size))
         return
     click.echo(summary(model, (1, *shape)))
-    click.echo(f"input of a record: {' x '.join(map(str, shape))}")
+    click.echo(f"input per record: {' x '.join(map(str, shape))}")
     click.echo(f"parameters: {size['parameters'] / 1e6:.2f} M")
-    click.echo(f"multiply-adds a record: {size['macs'] / 1e9:.2f} G")
+    click.echo(f"multiply-adds per record: {size['macs'] / 1e9:.2f} G")
     click.echo(f"memory of a training step: about {size['memory_bytes'] / 1e9:.2f} GB, without the kernels' workspace")
 
 
@@ -142,7 +144,7 @@ def _toml(section: Section, table: str = "") -> str:
 
 
 def _line(name: str, value: Any) -> str:
-    """Return a key with its value; that of a table on the same line, as the lines below it are other keys."""
+    """Return the line of a key; a table is written inline, because a header would capture the keys that follow."""
     if not isinstance(value, dict):
         return tomli_w.dumps({name: value})
     entries = [tomli_w.dumps({key: entry}).strip() for key, entry in value.items()]
@@ -158,17 +160,16 @@ def _plain(value: Any) -> Any:
 
 
 def _type_name(field: FieldInfo) -> str:
-    """Return a type with its range, such as `float > 0`, and the choices of a literal as such."""
+    """Return the type of a key with its range, such as `float > 0`; for a literal, its choices."""
     if tables_of(field):
         return "list of tables"
     name = _annotation_name(field.annotation)
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    limits = [
-        f"{sign} {getattr(limit, attribute)}"
-        for limit in field.metadata
-        for attribute, sign in signs.items()
-        if hasattr(limit, attribute)
-    ]
+    limits = []
+    for limit in field.metadata:
+        for attribute, sign in signs.items():
+            if hasattr(limit, attribute):
+                limits.append(f"{sign} {getattr(limit, attribute)}")
     return " ".join([name, ", ".join(limits)]).strip()
 
 

@@ -1,4 +1,4 @@
-"""`contrails resume`: go on with whatever of a run is not finished."""
+"""`contrails resume`: continue the unfinished folds of a run."""
 
 import click
 
@@ -13,22 +13,23 @@ from contrails.runs.folder import open_run
     "--site",
     "site_name",
     shell_complete=complete_sites,
-    help="Go on there; default: where the run was. See `contrails sites`.",
+    help="Site to run on, see `contrails sites`; default: the site of the run.",
 )
 @click.option(
     "--code",
     type=click.Choice(["frozen", "current"]),
     default="frozen",
     show_default=True,
-    help="The run's own copy of the code, or the code of today in its place.",
+    help="Use the run's copy of the code, or replace it with the installed code.",
 )
 @json_option
 def resume(run_name: str, site_name: str | None, code: str, as_json: bool) -> None:
-    """Go on with the folds of RUN that nobody trains.
+    """Continue the unfinished folds of RUN.
 
-    Each that is neither finished nor alive goes on from its last snapshot; so does what was to follow them. Recipe,
-    data and code are the run's own, wherever it goes on. Another kind of machine, other libraries or `--code current`
-    give other bits: `contrails status` then says `exact: no`, and why.
+    Each fold that is neither finished nor alive continues from its last snapshot. The command of --then is started
+    again if it failed. The recipe, the data and the code stay those of the run, on any site. On another kind of
+    machine, with other libraries or with `--code current`, the results are not byte-identical: `contrails status` then
+    shows `exact: no` and the reason.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`contrails submit`: the folds of a recipe, as jobs in the background."""
+"""`contrails submit`: train the folds of a recipe in background jobs."""
 
 import json
 import shlex
@@ -27,31 +27,46 @@ from contrails.runs.folder import ALL, Run, new_run_path, open_run
 @click.command()
 @recipe_argument
 @name_option
-@click.option("--folds", "num_folds", type=click.IntRange(1), help="Submit all folds; must be the file list's number.")
-@click.option("--fold", help="Submit some, such as 0 or 0,3; 'all' trains one model on every record not held out.")
 @click.option(
-    "--seeds", type=click.IntRange(1), default=1, help="Make runs NAME-s0, NAME-s1, ... with seeds of their own."
+    "--folds", "num_folds", type=click.IntRange(1), help="Train all folds; the number of folds in the file list."
+)
+@click.option(
+    "--fold", help="Train only these folds, such as 0 or 0,3; 'all' trains one model on every record not held out."
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of runs with different seeds; more than one are called NAME-s0, NAME-s1, ...",
 )
 @click.option(
     "--folds-per-job",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Folds that train side by side in one job; more than one for small models that share a GPU or a node.",
+    help="Number of folds that train side by side in one job, for small models that share a GPU or a node.",
 )
-@click.option("--site", "site_name", shell_complete=complete_sites, help="Where to run; see `contrails sites`.")
+@click.option(
+    "--site",
+    "site_name",
+    shell_complete=complete_sites,
+    help="Site to run on, see `contrails sites`; default: detected.",
+)
 @overrides_option
 @click.option(
     "--after",
     metavar="RUN",
     shell_complete=complete_runs,
-    help="Begin when every job of RUN that is not finished has succeeded.",
+    help="Start the jobs after every unfinished job of RUN has succeeded.",
 )
-@click.option("--then", metavar="COMMAND", help="What follows the last fold, such as 'aggregate --tta d4'.")
 @click.option(
-    "--wait", is_flag=True, help="Follow the folds until they end, not what --then starts; Ctrl-C leaves them running."
+    "--then", metavar="COMMAND", help="Command to run after the last fold has finished, such as 'aggregate --tta d4'."
 )
-@click.option("--dry-run", is_flag=True, help="Check everything, print what would be submitted and do nothing.")
+@click.option(
+    "--wait", is_flag=True, help="Show the folds until they end, but not the command of --then; Ctrl-C stops only this."
+)
+@click.option("--dry-run", is_flag=True, help="Check everything and print the plan, but submit nothing.")
 @json_option
 def submit(
     path: Path | None,
@@ -70,8 +85,8 @@ def submit(
 ) -> None:
     """Train the folds of RECIPE in the background.
 
-    RECIPE is jobs/default.toml where none is given. The code, the recipe and the identity of the data are frozen in the
-    run folder. The same command again goes on with whatever is neither finished nor alive.
+    RECIPE defaults to jobs/default.toml. The code, the recipe and the identity of the data are frozen in the run
+    folder. The same command again continues the folds that are neither finished nor alive.
 
     \b
     Example:
@@ -104,7 +119,7 @@ def submit(
             "fold all trains on every record that is not held out: it has no validation score of its own", err=True
         )
     for run_name, seeded in recipes.items():
-        plan_run(seeded, site, run_name)  # all are possible before the first is made
+        plan_run(seeded, site, run_name)  # check every run before the first is created
     runs, served_here, outcomes = [], [], {}
     for run_name, seeded in recipes.items():
         run, config = create_run(seeded, site, run_name, folds)
@@ -132,12 +147,12 @@ def submit(
         _follow(runs, folds)
         for run in runs:
             aggregated = f"finished; next: `contrails aggregate {run.typed}`"
-            follows_now = f"what --then asks for follows now; look with `contrails status {run.typed}`"
+            follows_now = f"finished; the command of --then follows: see `contrails status {run.typed}`"
             click.echo(f"{run.name}: {aggregated if then is None else follows_now}", err=True)
 
 
 def _show_plan(recipes: dict[str, Recipe], site: Site, folds: list[str], folds_per_job: int, as_json: bool) -> None:
-    """Print what would be done for each fold, with recipe and site as `run.toml` would have them."""
+    """Print the planned outcome of each fold, and recipe and site as `run.toml` would hold them."""
     from contrails.cluster.submit.create import plan_run
     from contrails.cluster.submit.folds import plan_folds
 
@@ -152,7 +167,7 @@ def _show_plan(recipes: dict[str, Recipe], site: Site, folds: list[str], folds_p
         click.echo(json.dumps(shown))
         return
     for run, config in runs:
-        click.echo(f"# {run.path}: {'goes on' if run.toml.is_file() else 'a new run'}")
+        click.echo(f"# {run.path}: {'continued' if run.toml.is_file() else 'a new run'}")
         for key, outcome in plans[run.name].items():
             click.echo(f"#   fold {key}: {outcome}")
         click.echo(to_toml(config.recipe, site=config.site))
@@ -160,7 +175,7 @@ def _show_plan(recipes: dict[str, Recipe], site: Site, folds: list[str], folds_p
 
 
 def _shared_by(site: Site, folds_per_job: int) -> Site:
-    """Return the site with a job's cores shared out among its folds."""
+    """Return the site with the cores of a job divided among its folds."""
     return site if site.folds_at_a_time else site.model_copy(update={"folds_at_a_time": folds_per_job})
 
 
@@ -177,14 +192,16 @@ def _show_jobs(run: Run, config: RunConfig, folds: list[str], folds_per_job: int
 
 
 def _jobs_of(name: str, site: Site) -> dict[str, Path]:
-    """Return the newest jobs of a run's unfinished folds, with submitit's folder of each."""
+    """Return the ids of the newest jobs of a run's unfinished folds, each with the folder of its submitit files."""
     run = open_run(name)
     if not all(scheduler_of(each).CAPABILITIES.has_queue for each in (site, site_of(run))):
-        raise click.UsageError(f"--after {name}: expected both runs on a scheduler's site; this machine keeps no queue")
+        raise click.UsageError(
+            f"--after {name}: expected both runs on a Slurm or PBS site; a local site has no queue to wait in"
+        )
     dead = [state.fold for state in overview([run])[run] if state.state not in ALIVE | {DONE}]
     if dead:
         raise RunError(
-            f"--after {name}: its folds {', '.join(dead)} are neither finished nor alive; "
+            f"--after {name}: expected folds that are finished or alive, found others: {', '.join(dead)}; run "
             f"`contrails resume {run.typed}` first, or leave --after out"
         )
     newest = newest_submissions(submissions(run))
@@ -193,7 +210,7 @@ def _jobs_of(name: str, site: Site) -> dict[str, Path]:
 
 
 def _command(then: str, run: Path) -> list[str]:
-    """Return the words of the command that follows, with the run that it is about; all that can be is checked."""
+    """Parse and check the command of --then; return its words, with the run as first argument."""
     try:
         name, *rest = shlex.split(then) or [""]
         if name != "aggregate":
@@ -202,13 +219,15 @@ def _command(then: str, run: Path) -> list[str]:
         check(context)
     except (ValueError, click.UsageError, click.exceptions.Exit, ContrailsError) as error:
         said = error.format_message().rstrip(".") if isinstance(error, click.UsageError) else str(error)
-        said = "expected work, found a question for help" if isinstance(error, click.exceptions.Exit) else said
+        said = (
+            "expected a command that does something, found --help" if isinstance(error, click.exceptions.Exit) else said
+        )
         raise click.UsageError(f"--then '{then}': {said}; see `contrails aggregate --help`") from error
     return [name, str(run), *options_of(context)]
 
 
 def _follow(runs: list[Run], folds: list[str]) -> None:
-    """Show the folds until none is alive.
+    """Show the folds live until none of them is alive.
 
     Raises:
         TrainingError: some did not finish.
@@ -216,16 +235,19 @@ def _follow(runs: list[Run], folds: list[str]) -> None:
     try:
         found = watch_folds(lambda: _states(runs, folds), stderr=True)
     except KeyboardInterrupt:
-        click.echo(f"\nthe folds go on in the background; look with `contrails status {runs[0].typed}`", err=True)
+        click.echo(f"\nthe folds continue in the background; see `contrails status {runs[0].typed}`", err=True)
         sys.exit(130)
-    unfinished = [
-        f"{run.name} fold {state.fold}" for run, states in found.items() for state in states if state.state != DONE
-    ]
+    unfinished = []
+    for run, states in found.items():
+        unfinished += [f"{run.name} fold {state.fold}" for state in states if state.state != DONE]
     if unfinished:
         for run, states in found.items():
             print_states(run, states)
-        raise TrainingError(f"not finished: {', '.join(unfinished)}; see above")
+        raise TrainingError(f"expected finished folds, found unfinished: {', '.join(unfinished)}; see above")
 
 
 def _states(runs: list[Run], folds: list[str]) -> dict[Run, list[FoldState]]:
-    return {run: [row for row in rows if row.fold in folds or not row.fold] for run, rows in overview(runs).items()}
+    states = {}
+    for run, rows in overview(runs).items():
+        states[run] = [row for row in rows if row.fold in folds or not row.fold]
+    return states

@@ -1,4 +1,4 @@
-"""`contrails train`: one fold in the foreground, to look at and to debug."""
+"""`contrails train`: train one fold in the foreground, for debugging."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ from contrails.cli.options import name_option, overrides_option, read_recipe, re
 from contrails.files import storage
 from contrails.runs.folder import new_run_path
 
-_FEW_RECORDS = ("train.accumulate=1",)  # pieces of a single record have no batch norm
+_FEW_RECORDS = ("train.accumulate=1",)  # batch norm fails on a piece of one record
 _DEBUG = (
     *("data.limit=8", "train.epochs=2", "train.log_every=1", *_FEW_RECORDS),
     *("train.steps=", "train.warmup_epochs=", "train.warmup_steps="),
@@ -24,23 +24,23 @@ _LAUNCH = (
     "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT]); "
     "from contrails.cluster.job.launch import main; main()"
 )
-"""The launcher, which Ctrl-C just ends while it is still imported; until then it is held back."""
+"""Starts the launcher: SIGINT, which arrives blocked, ends the process at once until the launcher handles it."""
 
 
 @click.command()
 @recipe_argument
-@click.option("--fold", default="0", show_default=True, help="Number of the fold, or 'all'.")
+@click.option("--fold", default="0", show_default=True, help="Fold to train, or 'all' for every record not held out.")
 @name_option
 @click.option(
-    "--site", "site_name", shell_complete=complete_sites, help="Profile of this machine; see `contrails sites`."
+    "--site", "site_name", shell_complete=complete_sites, help="Site profile for this machine; see `contrails sites`."
 )
 @overrides_option
-@click.option("--debug", is_flag=True, help="A handful of records and steps in a new run NAME-debug; prints the model.")
+@click.option("--debug", is_flag=True, help="Print the model and train 2 epochs on 8 records, as run NAME-debug.")
 @click.option(
     "--overfit",
     type=click.IntRange(1),
     metavar="N",
-    help="Train and validate on the same N records in a new run NAME-overfit.",
+    help="Train and validate on the same N records, as run NAME-overfit.",
 )
 def train(
     path: Path | None,
@@ -51,9 +51,10 @@ def train(
     debug: bool,
     overfit: int | None,
 ) -> None:
-    """Train one fold of RECIPE here and now.
+    """Train one fold of RECIPE in the foreground.
 
-    RECIPE is jobs/default.toml where none is given. Ctrl-C saves the position.
+    RECIPE defaults to jobs/default.toml. Ctrl-C writes a snapshot and ends; the same command continues from it, except
+    that --debug and --overfit start again.
 
     \b
     Example:
@@ -72,7 +73,7 @@ def train(
     keys = choose_folds(recipe, None, fold)
     if len(keys) != 1:
         raise click.UsageError(
-            f"--fold {fold}: train one fold here; `contrails submit --fold {shlex.quote(fold)}` trains several"
+            f"--fold {fold}: expected one fold; to train several, run `contrails submit --fold {shlex.quote(fold)}`"
         )
     base, site = name or chosen.stem, find_site(site_name or THIS_MACHINE)
     if extra:
@@ -84,7 +85,7 @@ def train(
     run.fold(keys[0]).path.mkdir(parents=True, exist_ok=True)
     click.echo(f"run folder: {run.path}", err=True)
     arguments = ["-c", _LAUNCH, str(run.path), keys[0], *(["--summary"] if debug else [])]
-    # this process becomes the launcher, from the frozen code: Ctrl-C reaches it and the training alone
+    # exec, not a child: the launcher runs from the frozen code, and Ctrl-C reaches only it and the training
     sys.stdout.flush()
     environment = dict(os.environ) | job_environment(run, config.compute.num_threads)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])

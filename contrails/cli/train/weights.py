@@ -1,4 +1,4 @@
-"""`contrails weights`: pretrained weights of encoders, fetched where there is internet and read where there is none."""
+"""`contrails weights`: download pretrained encoder weights for jobs without internet access."""
 
 import json
 from pathlib import Path
@@ -11,16 +11,18 @@ from contrails.cli.options import json_option
 
 @click.group()
 def weights() -> None:
-    """Fetch and list pretrained weights of encoders."""
+    """Download and list pretrained encoder weights."""
 
 
 @weights.command()
 @click.argument("name")
-@click.option("--set", "which", default="default", help="Which weights, such as imagenet; default: the first.")
+@click.option(
+    "--set", "which", default="default", help="Name of the weights, such as imagenet; default: the encoder's first."
+)
 def fetch(name: str, which: str) -> None:
     """Download the pretrained weights of NAME.
 
-    NAME is an encoder, or a recipe (a TOML file): then they are those that it asks for.
+    NAME is an encoder, or the path of a recipe, whose model.pretrained is downloaded.
 
     \b
     Example:
@@ -42,7 +44,7 @@ def fetch(name: str, which: str) -> None:
         name, which = section.encoder, section.pretrained
     offered = find_encoder(name).pretrained
     if not offered or which not in ("default", *offered):
-        raise RecipeError(f"{name} has no weights '{which}'; {choices(which, offered)}")
+        raise RecipeError(f"encoder {name} has no pretrained weights '{which}'; {choices(which, offered)}")
     path = download(name, which)
     click.echo(f"{path}  {sha256(path)}")
 
@@ -50,7 +52,7 @@ def fetch(name: str, which: str) -> None:
 @weights.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the weights that were fetched, with size and SHA-256.
+    """List the downloaded weights with size and SHA-256.
 
     \b
     Example:

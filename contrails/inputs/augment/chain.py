@@ -1,4 +1,4 @@
-"""All random changes of a batch but the dihedral moves, in their order; noise is made on the bands before."""
+"""All augmentation of a batch except the dihedral moves, in order; noise is applied to the bands before."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +16,10 @@ _GEOMETRIC = ("affine", "grid_distortion", "resized_crop")
 
 @dataclass(frozen=True)
 class Chain:
-    """What a dataset's batches are changed by.
+    """The augmentation of a dataset's batches.
 
-    `offset_px` is that of the labels, `label_frame` the place of the labelled frame among the model's (that of the
-    nearest one where it is not among them); `hard` keeps moved targets 0 and 1.
+    `offset_px` is the offset of the labels; `label_frame` is the position of the labelled frame among the model's
+    frames, or that of the nearest one; `hard` keeps resampled targets 0 and 1.
     """
 
     section: AugmentSection
@@ -28,10 +28,10 @@ class Chain:
     hard: bool = False
 
     def apply(self, samples: Samples, draws: Mapping[str, np.ndarray]) -> Samples:
-        """Return changed samples.
+        """Return augmented samples.
 
         Shape:
-            draws of each kind float64 (B, 8) of 0 to 1, see `contrails.recipe.augment`.
+            draws of each kind float64 (B, NUM_DRAWS) from 0 to 1, see `contrails.recipe.augment`.
         """
         makers: dict[str, Callable[[Samples, np.ndarray, np.ndarray], Samples]] = {
             "time_reversal": self._time_reversal,
@@ -58,7 +58,7 @@ class Chain:
     def band_factors(
         self, draws: Mapping[str, np.ndarray], shape: tuple[int, int, int], device: torch.device
     ) -> torch.Tensor | None:
-        """Return what the bands of each pixel are multiplied with before channels are made; None: nothing.
+        """Return the noise factors of the bands of each pixel, applied before the channels; None without noise.
 
         Shape:
             shape (T, H, W), draws as for `apply`, to float32 (B, T, H, W).
@@ -77,7 +77,7 @@ class Chain:
         return np.flatnonzero(draws[name][:, 0] < kind.probability)
 
     def _moved(self, samples: Samples, draws: Mapping[str, np.ndarray]) -> Samples:
-        """Move the samples that any of the geometric kinds chose, all kinds in one resampling."""
+        """Apply all geometric kinds in one resampling, so that images are interpolated only once."""
         section, (height, width) = self.section, samples.target.shape[-2:]
         kinds = [name for name in _GEOMETRIC if name in section.kinds]
         chosen = {name: self._chosen(name, draws) for name in kinds}
@@ -143,15 +143,16 @@ class Chain:
 
 
 def require_reversible(offsets: Sequence[int]) -> None:
-    """Check that frames lie alike before and after the labelled one; offsets are in frames from it.
+    """Check that frames are symmetric around the labelled one; `offsets` are their distances from it, in frames.
 
     Raises:
-        RecipeError: they do not, so that reversed they would show another label.
+        RecipeError: they are not, so that reversed frames would not fit the label.
     """
     if [-offset for offset in reversed(offsets)] != list(offsets):
         raise RecipeError(
-            "augment.time_reversal needs frames that lie alike before and after the labelled one; data.frames are "
-            f"{list(offsets)} from it; choose such as the one before, itself and the one after, or leave it out"
+            "augment.time_reversal needs frames that are symmetric around the labelled one, found data.frames at "
+            f"distances {list(offsets)} from it; choose for example the one before, itself and the one after, or leave "
+            "time_reversal out"
         )
 
 
@@ -164,5 +165,5 @@ def _partner(samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples
 
 
 def _seeds(draws: np.ndarray) -> list[int]:
-    """Return a seed for each sample that needs more numbers than were drawn, from the last of them."""
+    """Return a seed for each sample, from its last number, for kinds that need more numbers than were drawn."""
     return [int(draw * 2**53) for draw in draws[:, -1]]

@@ -1,12 +1,12 @@
 """Dihedral moves of image and label that keep them aligned.
 
-Labels can sit off the image by a fraction of a pixel (`label_offset_px`; half a pixel down-right in OpenContrails), so
-that moving both in the same way would pull them apart. With A the linear part of the move and d the offset, an image
-point x goes to Ax while its label at x + d goes to Ax + Ad; it belongs at Ax + d, so the moved label is shifted
-by d - Ad, which must be whole pixels. The border that the shift exposes becomes "ignore".
+Labels can be displaced from the image by a fraction of a pixel (`label_offset_px`; half a pixel down and right in
+OpenContrails), so that moving both in the same way would misalign them. With A the linear part of the move and d the
+offset, an image point x moves to Ax and its label at x + d to Ax + Ad. It belongs at Ax + d, so the moved label is
+shifted by d - Ad, which must be whole pixels. The border exposed by the shift becomes "ignore".
 
-Elements are numbered from 0, the identity: 4 is the transposition bit, 2 the vertical and 1 the horizontal flip, which
-follow it.
+Elements are numbered from 0, the identity. Bit 4 is a transposition, followed by bit 2, the vertical flip, and bit 1,
+the horizontal flip.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from contrails.errors import DataError
 
 
 def inverse(element: int) -> int:
-    """Return the element that undoes `element`."""
-    if element & 4:  # transposed: the two flips change places
+    """Return the inverse of `element`."""
+    if element & 4:  # a transposition exchanges the two flips
         return 4 | (element & 1) << 1 | (element & 2) >> 1
     return element
 
@@ -35,7 +35,7 @@ def label_shift(element: int, offset_px: tuple[float, float]) -> tuple[int, int]
     """Return the whole-pixel shift (down, right) that a moved label needs: d - Ad.
 
     Raises:
-        DataError: the shift is not whole, so no dihedral move keeps image and label aligned.
+        DataError: the shift is not in whole pixels, so the move cannot keep image and label aligned.
     """
     down, right = offset_px
     moved_down, moved_right = (right, down) if element & 4 else (down, right)
@@ -44,7 +44,7 @@ def label_shift(element: int, offset_px: tuple[float, float]) -> tuple[int, int]
     shift = (down - moved_down, right - moved_right)
     if any(part != int(part) for part in shift):
         raise DataError(
-            f"label_offset_px = {offset_px}: a flip would shift the label by {shift} pixels, expected whole ones; "
+            f"label_offset_px = {offset_px}: expected a label shift in whole pixels by a flip, found {shift}; "
             "set augment.dihedral=0 for this dataset"
         )
     return int(shift[0]), int(shift[1])
@@ -58,7 +58,7 @@ def move_label(label: torch.Tensor, element: int, offset_px: tuple[float, float]
 def apply_dihedral(
     images: torch.Tensor, labels: torch.Tensor, elements: Sequence[int], offset_px: tuple[float, float], fill: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move each sample by its own element.
+    """Apply to each sample its own element.
 
     Shape:
         images (B, ..., H, W) and labels (B, H, W), both returned in the same shape.
@@ -71,7 +71,7 @@ def apply_dihedral(
 
 
 def shift_label(label: torch.Tensor, shift: tuple[int, int], fill: float) -> torch.Tensor:
-    """Shift the last two axes by whole pixels (down, right); what is exposed gets `fill`."""
+    """Shift the last two axes by whole pixels (down, right) and fill the exposed border with `fill`."""
     down, right = shift
     if not (down or right):
         return label

@@ -1,10 +1,9 @@
-"""Affine maps, smooth distortions and enlarged windows: one resampling for all of them together.
+"""Affine maps, smooth distortions and enlarged windows, combined in one resampling.
 
-A map says for every point of the new image which point of the old one it shows. A label that lies at an offset d from
-its image (see `contrails.inputs.augment.dihedral`) shows at u the image point u - d, so the new label at u is the old
-one at map(u - d) + d. Images are interpolated bilinearly and mirrored at their edges. Targets are interpolated as well:
-a share of annotators stays one, and hard ones are cut at 1/2 again. A pixel counts where all that it is made of counted
-and lay inside.
+A map gives for every point of the new image the point of the old image that it shows. A label with an offset d from its
+image (see `contrails.inputs.augment.dihedral`) shows at u the image point u - d, so the new label at u is the old label
+at map(u - d) + d. Images are interpolated bilinearly and mirrored at their edges. Targets are interpolated too; hard
+targets are thresholded at 1/2 again. A pixel is valid if all pixels that it is interpolated from are inside and valid.
 """
 
 import numpy as np
@@ -15,7 +14,7 @@ from contrails.inputs.augment.samples import Samples
 from contrails.recipe.augment import AffineSection, GridDistortionSection, ResizedCropSection
 
 _INSIDE = 0.999
-"""Share of a pixel's interpolation weights that must be of pixels that count; less than 1 for rounding."""
+"""Sum of the interpolation weights that must be of valid pixels; less than 1 because of rounding."""
 
 
 def affine_matrices(draws: np.ndarray, section: AffineSection, height: int, width: int) -> np.ndarray:
@@ -48,7 +47,7 @@ def crop_matrices(draws: np.ndarray, section: ResizedCropSection, height: int, w
 
 
 def grid_nodes(seeds: list[int], section: GridDistortionSection, height: int, width: int) -> np.ndarray:
-    """Return how far the nodes of each sample's grid are displaced, (down, right) in pixels.
+    """Return the displacements of the nodes of each sample's grid, (down, right) in pixels.
 
     Shape:
         float64 (B, 2, cells + 1, cells + 1).
@@ -63,7 +62,7 @@ def grid_nodes(seeds: list[int], section: GridDistortionSection, height: int, wi
 def resample(
     samples: Samples, matrices: np.ndarray, nodes: np.ndarray | None, offset_px: tuple[float, float], *, hard: bool
 ) -> Samples:
-    """Return samples with their points moved by affine maps, after the displacements of their grids' nodes.
+    """Return samples resampled by affine maps, after the displacements given by the nodes of their grids.
 
     Shape:
         matrices (B, 3, 3), nodes (B, 2, n, n) as above.
@@ -98,17 +97,17 @@ def _mapped(points: torch.Tensor, maps: torch.Tensor, nodes: torch.Tensor | None
     """Return the old point of each new one; shape: (H, W, 2) to (B, H, W, 2)."""
     height, width, _ = points.shape
     moved = points.expand(len(maps), -1, -1, -1)
-    if nodes is not None:  # nodes lie from edge to edge
+    if nodes is not None:  # the outer nodes are on the edges of the image
         places = 2 * moved.flip(-1) / torch.tensor([width, height], device=points.device)
         bend = functional.grid_sample(nodes, places, mode="bicubic", padding_mode="border", align_corners=True)
         moved = moved + bend.movedim(1, -1)
-    # no matrix product: its bits can depend on the size of the batch
+    # no matrix product: its rounding can depend on the size of the batch
     linear, shift = maps[:, None, None, :2, :2], maps[:, None, None, :2, 2]
     return (linear * moved[..., None, :]).sum(-1) + shift
 
 
 def _sampled(images: torch.Tensor, points: torch.Tensor, padding: str) -> torch.Tensor:
-    """Look images (B, C, H, W) up at points (B, H, W, 2), bilinear."""
+    """Interpolate images (B, C, H, W) bilinearly at points (B, H, W, 2)."""
     height, width = images.shape[-2:]
     places = 2 * points.flip(-1) / torch.tensor([width, height], device=images.device)
     return functional.grid_sample(images, places, mode="bilinear", padding_mode=padding, align_corners=False)

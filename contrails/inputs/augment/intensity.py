@@ -1,4 +1,4 @@
-"""Changes of values that leave every pixel where it is."""
+"""Augmentation of pixel values, without geometry."""
 
 import math
 
@@ -14,7 +14,7 @@ from contrails.recipe.augment import BlurSection, BrightnessContrastSection, Cut
 def brightness_contrast(images: torch.Tensor, draws: np.ndarray, section: BrightnessContrastSection) -> torch.Tensor:
     """Return (x - mean) c + mean + b, with the mean of each channel over the frames and pixels of its sample.
 
-    c and b are one for all channels and frames of a sample.
+    c and b are the same for all channels and frames of a sample.
 
     Shape:
         images (B, T, C, H, W), draws (B, 3) of 0 to 1, the first unused.
@@ -30,9 +30,9 @@ def brightness_contrast(images: torch.Tensor, draws: np.ndarray, section: Bright
 def noise(
     shape: tuple[int, int, int], seeds: list[int], draws: np.ndarray, section: NoiseSection, device: torch.device
 ) -> torch.Tensor:
-    """Return 1 + s n, with normal n of each pixel and frame: what all bands are multiplied with.
+    """Return 1 + s n, with a normal n for each pixel and frame: the factor of all bands.
 
-    Each sample's noise comes from a generator of its own; s is uniform from 0 to the section's strength.
+    Each sample has its own generator; s is uniform from 0 to the section's strength.
 
     Shape:
         shape (T, H, W), draws (B, 2) of 0 to 1, the first unused, to float32 (B, T, H, W).
@@ -44,7 +44,7 @@ def noise(
 
 
 def blur(images: torch.Tensor, draws: np.ndarray, section: BlurSection) -> torch.Tensor:
-    """Return images under a Gaussian whose deviation is uniform from 0 to the section's, edges continued.
+    """Return images blurred by a Gaussian whose sigma is uniform from 0 to `sigma_px`; edges are replicated.
 
     Shape:
         images (B, T, C, H, W), draws (B, 2) of 0 to 1, the first unused.
@@ -56,7 +56,7 @@ def blur(images: torch.Tensor, draws: np.ndarray, section: BlurSection) -> torch
     flat = images.flatten(1, 2)
     for axis, border in ((-1, (reach, reach, 0, 0)), (-2, (0, 0, reach, reach))):
         padded, size = functional.pad(flat, border, mode="replicate"), flat.shape[axis]
-        # shifted copies: kernels differ from sample to sample
+        # a sum of shifted copies, as every sample has another kernel
         flat = torch.zeros_like(flat)
         for place in range(2 * reach + 1):
             flat += weights[:, place, None, None, None] * padded.narrow(axis, place, size)
@@ -64,7 +64,7 @@ def blur(images: torch.Tensor, draws: np.ndarray, section: BlurSection) -> torch
 
 
 def cutout(samples: Samples, seeds: list[int], section: CutoutSection, offset_px: tuple[float, float]) -> Samples:
-    """Return samples with rectangles of each channel's mean, which count no more (DeVries and Taylor 2017)."""
+    """Return samples with ignored rectangles filled with each channel's mean (cutout, DeVries and Taylor 2017)."""
     height, width = samples.target.shape[-2:]
     draws = np.stack([np.random.Generator(np.random.Philox(seed)).random((section.holes, 4)) for seed in seeds])
     sides = np.maximum((draws[..., :2] * section.size * [height, width]).round(), 1)
@@ -81,5 +81,5 @@ def cutout(samples: Samples, seeds: list[int], section: CutoutSection, offset_px
 
 
 def _column(values: np.ndarray, images: torch.Tensor) -> torch.Tensor:
-    """Return a number for each sample as a tensor that images can be multiplied with."""
+    """Return one number per sample as a tensor that broadcasts with images."""
     return torch.from_numpy(values).float().to(images.device).view(-1, 1, 1, 1, 1)

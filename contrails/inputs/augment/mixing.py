@@ -1,6 +1,6 @@
-"""Samples made of several: each takes from partners in its batch.
+"""Augmentation that combines a sample with other samples of its batch.
 
-A label pixel that shows both sides of a seam (labels can lie half a pixel off their images) counts no more.
+Label pixels on a seam are ignored if they show both sides of it (labels can be half a pixel off their images).
 """
 
 import math
@@ -17,7 +17,7 @@ from contrails.recipe.augment import CopyPasteSection, CutmixSection, MixupSecti
 
 
 def partners(indices: np.ndarray, draws: np.ndarray, count: int) -> np.ndarray:
-    """Return another sample of a batch of `count` for each index; itself where it is alone.
+    """Return for each index another sample of a batch of `count`, or itself in a batch of one.
 
     Shape:
         int64 (B,) with draws (B,) of 0 to 1 to int64 (B,).
@@ -29,7 +29,7 @@ def partners(indices: np.ndarray, draws: np.ndarray, count: int) -> np.ndarray:
 def mixup(own: Samples, other: Samples, draws: np.ndarray, section: MixupSection) -> Samples:
     """Return w own + (1 - w) other, with w from Beta(alpha, alpha) (Zhang et al. 2018, arXiv 1710.09412).
 
-    With the target "or" the label is the larger of both, as what shows in either is to be found.
+    With the target "or" the label is the larger of both, because contrails of either image are visible.
 
     Shape:
         draws (B,) of 0 to 1.
@@ -47,7 +47,7 @@ def mixup(own: Samples, other: Samples, draws: np.ndarray, section: MixupSection
 def cutmix(
     own: Samples, other: Samples, draws: np.ndarray, section: CutmixSection, offset_px: tuple[float, float]
 ) -> Samples:
-    """Return samples with a rectangle of the others, whose area is from Beta(alpha, alpha) (Yun et al. 2019).
+    """Return samples with a rectangle of the others, of an area from Beta(alpha, alpha) (Yun et al. 2019).
 
     Shape:
         draws (B, 3) of 0 to 1.
@@ -60,7 +60,7 @@ def cutmix(
 
 
 def mosaic(own: Samples, others: list[Samples], draws: np.ndarray, offset_px: tuple[float, float]) -> Samples:
-    """Return samples of four quarters, each where it was, that meet in the middle half (Bochkovskiy et al. 2020).
+    """Return samples of four quarters, each from its own position, that meet near the centre (Bochkovskiy et al. 2020).
 
     Shape:
         draws (B, 2) of 0 to 1.
@@ -70,7 +70,7 @@ def mosaic(own: Samples, others: list[Samples], draws: np.ndarray, offset_px: tu
     for quarter, other in enumerate(others, start=1):
         corners = np.empty((len(middle), 4))
         for axis, (size, second) in enumerate(((height, quarter & 2), (width, quarter & 1))):
-            # beyond the edges: labels that lie off the image reach over them
+            # beyond the edges, as labels with an offset reach over them
             corners[:, axis] = middle[:, axis] if second else -size
             corners[:, 2 + axis] = 2 * size if second else middle[:, axis]
         own = _pasted(own, other, corners, offset_px)
@@ -78,14 +78,14 @@ def mosaic(own: Samples, others: list[Samples], draws: np.ndarray, offset_px: tu
 
 
 def copy_paste(own: Samples, other: Samples, section: CopyPasteSection, offset_px: tuple[float, float]) -> Samples:
-    """Return negative samples with the contrails of the others, and a margin around them (Ghiasi et al. 2021).
+    """Paste the contrails of other samples, with a margin, into negative samples (Ghiasi et al. 2021).
 
-    A contrail is what most annotators marked. Samples that have one of their own stay as they are.
+    A contrail is where the target is above 1/2. Samples with a contrail of their own are not changed.
     """
     negative = ~((own.target > 0.5) & own.valid).any(-1).any(-1)
     marked = ((other.target > 0.5) & other.valid).float() * negative.view(-1, 1, 1)
     around = _grown(marked, section.margin_px) > 0
-    taken = torch.zeros_like(marked)  # image pixels that a label pixel of it lies on
+    taken = torch.zeros_like(marked)  # image pixels that overlap a marked label pixel
     for down in {math.floor(offset_px[0]), math.ceil(offset_px[0])}:
         for right in {math.floor(offset_px[1]), math.ceil(offset_px[1])}:
             taken = torch.maximum(taken, shift_label(marked, (-down, -right), 0.0))
@@ -96,7 +96,7 @@ def copy_paste(own: Samples, other: Samples, section: CopyPasteSection, offset_p
 
 
 def _pasted(own: Samples, other: Samples, corners: np.ndarray, offset_px: tuple[float, float]) -> Samples:
-    """Return samples with rectangles of others; corners as `covered` takes them."""
+    """Return samples with rectangles of others; `corners` as in `covered`."""
     shape, device = own.target.shape, own.target.device
     inside = covered(corners, shape, (0.0, 0.0), device)[:, None, None] > 0
     share = covered(corners, shape, offset_px, device)
@@ -106,7 +106,7 @@ def _pasted(own: Samples, other: Samples, corners: np.ndarray, offset_px: tuple[
 
 
 def _lesser(own: Samples, other: Samples) -> torch.Tensor | None:
-    """Return the weights of samples that are made of two: a label is as sure as its less sure part."""
+    """Return the weights of combined samples: the smaller weight of the two."""
     if own.weights is None or other.weights is None:
         return None
     return torch.minimum(own.weights, other.weights)

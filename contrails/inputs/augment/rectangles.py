@@ -1,4 +1,4 @@
-"""Rectangles of pixels, as images and labels that lie off them see them."""
+"""Masks of rectangles, for images and for labels with an offset."""
 
 import numpy as np
 import torch
@@ -7,9 +7,9 @@ import torch
 def covered(
     corners: np.ndarray, shape: torch.Size, offset_px: tuple[float, float], device: torch.device
 ) -> torch.Tensor:
-    """Return which share of each pixel lies in a rectangle of image pixels; 0 or 1 for images, which have no offset.
+    """Return the fraction of each pixel inside a rectangle of image pixels; 0 or 1 without an offset.
 
-    A label pixel at u lies around the image point u - offset: at the rectangle's edge it can show both sides.
+    A label pixel at u covers the image around u - offset, so that at the edge of the rectangle it can show both sides.
 
     Shape:
         corners (B, 4): top, left, bottom, right, the last two excluded, to float32 (B, H, W).
@@ -22,7 +22,7 @@ def covered(
 
 
 def _share(first: torch.Tensor, end: torch.Tensor, size: int, offset: float) -> torch.Tensor:
-    """Return which share of each pixel of an axis lies between pixels; shape: (B,) to (B, size)."""
+    """Return the fraction of each pixel of an axis between `first` and `end`; shape: (B,) to (B, size)."""
     centres = torch.arange(size, device=first.device) - offset
     high = torch.minimum(centres + 1, end[:, None])
     low = torch.maximum(centres, first[:, None])

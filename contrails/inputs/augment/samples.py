@@ -1,4 +1,4 @@
-"""What augmentation works on."""
+"""The samples that augmentation works on."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ class Samples:
     """Images with their labels.
 
     Shape:
-        images float32 (B, T, C, H, W); target float32 (B, H, W): above 1/2 where most annotators marked, 0 where it is
-        ignored; valid bool (B, H, W): what counts; weights float32 (B,): how much each record counts in the loss;
-        None: 1.
+        images float32 (B, T, C, H, W); target float32 (B, H, W): above 1/2 where more than half of the annotators
+        marked the pixel, 0 where it is ignored; valid bool (B, H, W): False where ignored; weights float32 (B,): weight
+        of each record in the loss, or None if all are 1.
     """
 
     images: torch.Tensor
@@ -21,12 +21,12 @@ class Samples:
     weights: torch.Tensor | None = None
 
     def at(self, indices: torch.Tensor) -> "Samples":
-        """Return copies of some of them."""
+        """Return copies of the samples at `indices`."""
         weights = None if self.weights is None else self.weights[indices]
         return Samples(self.images[indices], self.target[indices], self.valid[indices], weights)
 
     def replaced(self, indices: torch.Tensor, others: "Samples") -> "Samples":
-        """Return all of them with those at `indices` replaced; nothing of this is changed."""
+        """Return a copy in which the samples at `indices` are replaced."""
         weights = self.weights
         if weights is not None and others.weights is not None:
             weights = weights.index_copy(0, indices, others.weights)

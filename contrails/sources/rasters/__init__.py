@@ -1,8 +1,8 @@
 """Image files of any size, read window by window: .npy, DICOM, and TIFF, PNG, JPEG, JPEG 2000 and BMP through GDAL.
 
-`read` returns counts as they are stored and `describe` says what the file itself says about them; what they mean is
-decided by `contrails.sources.radiometry` for images and by `contrails.sources.masks` for masks. A file that is cut
-short, damaged, of several images or turned when it is shown is refused, with the way out.
+`read` returns the stored counts, and `describe` the metadata of the file. `contrails.sources.radiometry` (images) and
+`contrails.sources.masks` (masks) convert counts to values. A file is refused if it is truncated, damaged, holds several
+images, or is rotated for display; the error says what to do.
 """
 
 from pathlib import Path
@@ -32,16 +32,16 @@ ENDINGS = (".tif", ".tiff", ".jp2", ".j2k", ".png", ".jpg", ".jpeg", ".bmp", *_A
 
 
 def describe(path: Path) -> Raster:
-    """Return what a file says of its image; pixels are not read.
+    """Return the metadata of an image file without reading its pixels.
 
     Raises:
-        DataError: the file is missing, damaged, of an unknown kind, or of one that is refused.
+        DataError: the file is missing, damaged, of an unknown format, or refused.
         StorageError: the file may not be read.
     """
     if not path.is_file():
-        raise DataError(f"expected an image at {path}, found none; check its name, or take it off the list")
+        raise DataError(f"expected an image at {path}, found none; check its name, or remove it from the list")
     with storage(path, "read"):
-        path.open("rb").close()  # what the file system refuses is not the file's fault
+        path.open("rb").close()  # so that a missing permission is a StorageError, not a damaged file
     ending = path.suffix.lower()
     if ending in _ARRAY:
         return arrays.describe(path)
@@ -49,7 +49,7 @@ def describe(path: Path) -> Raster:
 
 
 def read(path: Path, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """Return the counts of a window, and where they are data: neither nodata, masked out nor transparent.
+    """Return the counts of a window, and which pixels are valid: neither nodata, masked out nor transparent.
 
     Raises:
         DataError: the file is damaged.

@@ -1,4 +1,4 @@
-"""Arrays of numpy, (H, W) or (H, W, C), in .npy files; mapped, so that a window is all that is read."""
+"""Images as numpy arrays, (H, W) or (H, W, C), in .npy files; mapped, so that only the window is read."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ _MOST_BANDS_IN_FRONT = 16
 
 
 def describe(path: Path) -> Raster:
-    """Return what an array is; raises as `contrails.sources.rasters.describe`."""
+    """Return the metadata of an array; raises as `contrails.sources.rasters.describe`."""
     array = read(path)
     count, height, width = array.shape
     bits = 1 if _map(path).dtype == bool else 8 * array.itemsize if array.dtype.kind in "iu" else 0
@@ -21,7 +21,7 @@ def describe(path: Path) -> Raster:
 
 
 def read(path: Path) -> np.ndarray:
-    """Return an array as (C, H, W), mapped; bool is 0 and 1 of uint8."""
+    """Return an array as (C, H, W), mapped; bool becomes uint8 with 0 and 1."""
     array = _map(path)
     array = array.view(np.uint8) if array.dtype == bool else array
     return array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)

@@ -1,7 +1,7 @@
-"""The bytes around an image: which format they are, whether they are whole, and which way up the image is shown.
+"""Checks of the container of an image: its format, whether the file is complete, and its orientation tag.
 
-GDAL knows by itself where pixels are missing. But a PNG file whose end is missing it takes for a whole one, and of a
-TIFF file it leaves out tags that are missing. Orientation tags it hands on for JPEG alone, and uses nowhere.
+GDAL detects missing pixels, but it accepts a PNG file without its end, and it silently drops tags that are missing in a
+truncated TIFF file. It reports orientation tags only for JPEG and never applies them.
 """
 
 import io
@@ -29,11 +29,11 @@ _ORIENTATION = 274
 _KIND_OF_PAGE, _IS_SMALLER, _IS_MASK, _SIZE_TAGS = 254, 1, 4, (256, 257)
 _LONG = 4
 _SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Bytes of each type of a tag's numbers that has more than one; of them 4 are those of whole numbers."""
+"""Bytes per number of each TIFF type with more than one byte per number; other types have one."""
 
 _EXIF, _APP1, _START_OF_SCAN, _END_OF_IMAGE = b"Exif\0\0", 0xE1, 0xDA, b"\xff\xd9"
 _BIT_FIELDS = (3, 6)
-"""Ways of packing a BMP file's pixels that have masks for each colour."""
+"""Compression types of BMP files that have bit masks for the colours."""
 
 _START_OF_CODESTREAM, _START_OF_TILE = b"\xff\x4f\xff\x51", b"\xff\x90"
 _IEND_CHECKSUM = b"\xae\x42\x60\x82"
@@ -41,25 +41,25 @@ _IEND_CHECKSUM = b"\xae\x42\x60\x82"
 
 @dataclass(frozen=True)
 class Container:
-    """GDAL's name of the format, and the orientation: 1 is as stored, 2 to 8 are turned or mirrored when shown."""
+    """GDAL's name of the format, and the orientation: 1 is as stored, 2 to 8 are rotated or mirrored for display."""
 
     driver: str
     orientation: int = 1
 
 
 def look_into(path: Path) -> Container:
-    """Return what the bytes around an image say.
+    """Return the format and the orientation of an image file.
 
     Raises:
-        DataError: the file is of no known format, cut short, or an animation.
+        DataError: the format is unknown, or the file is truncated or an animation.
     """
     with path.open("rb") as file:
         start = file.read(16)
         driver = next((name for magic, name in _DRIVERS.items() if start.startswith(magic)), None)
         if driver is None:
             raise DataError(
-                f"{path} is damaged or of another format than its name says: expected TIFF, PNG, JPEG, BMP or "
-                f"JPEG 2000, found a file that begins with {start[:8]!r}; get it again, or convert it"
+                f"{path}: expected TIFF, PNG, JPEG, BMP or JPEG 2000, found a damaged file or another format, which "
+                f"begins with {start[:8]!r}; get it again, or convert it"
             )
         try:
             tags = {"PNG": _png, "JPEG": _jpeg, "GTiff": _tiff, "BMP": _bmp, "JP2OpenJPEG": _jpeg_2000}.get(
@@ -76,19 +76,19 @@ class _Refused(Exception):
 
 
 def _png(file: BinaryIO) -> dict[int, int]:
-    """Walk over the chunks of a PNG file to its end; the checksums of the pixels are compared when they are read."""
+    """Walk over the chunks of a PNG file to its end; GDAL checks the checksums of the pixels when it reads them."""
     tags: dict[int, int] = {}
     file.seek(8)
     while True:
         head = file.read(8)
         if len(head) < 8:
-            raise _Refused("is cut short: its end (the chunk IEND) is missing; get it again")
+            raise _Refused("is truncated: its end (the chunk IEND) is missing; get it again")
         length, kind = struct.unpack(">I4s", head)
         if kind == b"acTL":
-            raise _Refused("is an animation: expected one image; write the frame that counts to a file of its own")
+            raise _Refused("is an animation: expected one image; write the frame that you need to a file of its own")
         if kind == b"IEND":
             if file.read(4) != _IEND_CHECKSUM:
-                raise _Refused("is cut short or damaged in its end (the chunk IEND); get it again")
+                raise _Refused("is truncated or damaged at its end (the chunk IEND); get it again")
             return tags
         if kind == b"eXIf":
             tags = _exif_tags(file.read(length))
@@ -98,11 +98,11 @@ def _png(file: BinaryIO) -> dict[int, int]:
 
 
 def _jpeg(file: BinaryIO) -> dict[int, int]:
-    """Return the tags of the first Exif block before the image, none where there is no such block; look for its end."""
+    """Return the tags of the first Exif block, empty without one, and check that the file has an end marker."""
     tags: dict[int, int] | None = None
     file.seek(2)
     while file.read(1) == b"\xff":
-        while (marker := file.read(1)) == b"\xff":  # any number of them may stand before a marker
+        while (marker := file.read(1)) == b"\xff":  # a marker may be preceded by any number of fill bytes
             pass
         length = file.read(2)
         if len(length) < 2 or marker[0] == _START_OF_SCAN:
@@ -111,12 +111,12 @@ def _jpeg(file: BinaryIO) -> dict[int, int]:
         if marker[0] == _APP1 and content.startswith(_EXIF) and tags is None:
             tags = _exif_tags(content[len(_EXIF) :])
     if _END_OF_IMAGE not in file.read():
-        raise _Refused("is cut short: its end (the marker EOI) is missing; get it again")
+        raise _Refused("is truncated: its end (the marker EOI) is missing; get it again")
     return tags or {}
 
 
 def _jpeg_2000(file: BinaryIO) -> dict[int, int]:
-    """Walk over the tile-parts of a JPEG 2000 file to the end of its codestream; OpenJPEG takes what there is."""
+    """Walk over the tile-parts of a JPEG 2000 file to the end of its codestream, as OpenJPEG accepts truncated ones."""
     try:
         _seek_codestream(file)
         while True:
@@ -124,7 +124,7 @@ def _jpeg_2000(file: BinaryIO) -> dict[int, int]:
             marker, length = struct.unpack(">2sH", file.read(4).ljust(4, b"\0"))
             if marker == _START_OF_TILE:
                 (size,) = struct.unpack(">2xI2x", file.read(8))
-                if size == 0:  # the last one, to the end of the codestream
+                if size == 0:  # allowed for the last tile-part: it extends to the end of the codestream
                     size = 12 + file.read().index(_END_OF_IMAGE)
                 file.seek(place + size)
             elif marker == _END_OF_IMAGE:
@@ -132,13 +132,13 @@ def _jpeg_2000(file: BinaryIO) -> dict[int, int]:
             elif marker[0] == 0xFF:
                 file.seek(place + 2 + length)
             else:
-                raise _Refused("is cut short or damaged: a piece of its codestream is missing; get it again")
+                raise _Refused("is truncated or damaged: a piece of its codestream is missing; get it again")
     except (struct.error, ValueError, OSError) as error:
-        raise _Refused("is cut short: the end of its codestream (the marker EOC) is missing; get it again") from error
+        raise _Refused("is truncated: the end of its codestream (the marker EOC) is missing; get it again") from error
 
 
 def _seek_codestream(file: BinaryIO) -> None:
-    """Go behind the first marker of a codestream, which is a file of its own or lies in a box of one."""
+    """Seek behind the first marker of a codestream, which is the whole file or in a box of it."""
     file.seek(0)
     if file.read(4) == _START_OF_CODESTREAM:
         file.seek(2)
@@ -158,19 +158,19 @@ def _seek_codestream(file: BinaryIO) -> None:
 
 
 def _bmp(file: BinaryIO) -> dict[int, int]:
-    """Refuse a BMP file whose colours have other depths than 8 bits, as GDAL does not say how many they have."""
+    """Refuse a BMP file whose colours have other depths than 8 bits, as GDAL does not report their depth."""
     file.seek(28)
     depth, packing = struct.unpack("<HI", file.read(6).ljust(6, b"\0"))
     if depth == 16 or packing in _BIT_FIELDS:
-        raise _Refused("holds colours of less than 8 bits each, or in an order of its own; convert it to PNG")
+        raise _Refused("has colours of less than 8 bits each, or in a non-standard order; convert it to PNG")
     return {}
 
 
 def _tiff(file: BinaryIO) -> dict[int, int]:
-    """Return the tags of the first directory of a TIFF file, after a look whether all of them are there.
+    """Return the tags of the first directory of a TIFF file after checking that the file holds all tags.
 
-    GDAL leaves out what lies beyond the end of a file that was cut short: nodata, scales, places and masks. It takes
-    pages that call themselves smaller copies for some, whatever their size.
+    GDAL silently drops tags beyond the end of a truncated file (nodata, scales, georeference, masks). It also treats
+    pages that are declared as smaller copies as such, whatever their size.
     """
     first: dict[int, int] | None = None
     size, seen = file.seek(0, io.SEEK_END), set[int]()
@@ -180,34 +180,32 @@ def _tiff(file: BinaryIO) -> dict[int, int]:
             seen.add(reader.next)
             tags, end = reader.read()
             if end > size:
-                raise _Refused(
-                    f"is cut short: it has {size} bytes, and some of what it says ends at {end}; get it again"
-                )
+                raise _Refused(f"is truncated: it has {size} bytes, and its tags extend to byte {end}; get it again")
             if first and _is_page(tags, first):
                 raise _Refused(
-                    "has several pages: expected one image; write the one that counts to a file of its own: "
-                    "`tiffsplit FILE PAGE-` makes one of each"
+                    "has several pages: expected one image; write the page that you need to a file of its own: "
+                    "`tiffsplit FILE PAGE-` writes all pages to files"
                 )
             first = tags if first is None else first
     except (struct.error, OverflowError, OSError) as error:
-        raise _Refused("is cut short or damaged: it ends within its directories of tags; get it again") from error
+        raise _Refused("is truncated or damaged: it ends within its directories of tags; get it again") from error
     tags = first or {}
-    if not 1 <= tags.get(_ORIENTATION, 1) <= 8:  # GDAL takes some such files and not others
+    if not 1 <= tags.get(_ORIENTATION, 1) <= 8:  # GDAL accepts only some of these files
         raise _Refused(
-            f"has the orientation tag {tags[_ORIENTATION]}, expected 1 to 8; `tiffset -s 274 1 FILE` mends it"
+            f"has the orientation tag {tags[_ORIENTATION]}, expected 1 to 8; correct it: `tiffset -s 274 1 FILE`"
         )
     return tags
 
 
 def _is_page(tags: dict[int, int], first: dict[int, int]) -> bool:
-    """Return whether a directory that calls itself a smaller copy is as large as the first one, and so is none."""
+    """Return whether a directory is declared as a smaller copy but has the size of the first one, so it is a page."""
     kind = tags.get(_KIND_OF_PAGE, 0)
     same_size = all(tags.get(tag) == first.get(tag) for tag in _SIZE_TAGS)
     return same_size and bool(kind & _IS_SMALLER) and not kind & _IS_MASK
 
 
 def _exif_tags(content: bytes) -> dict[int, int]:
-    """Return the tags of Exif data; none where they are broken, as no viewer looks at them either."""
+    """Return the tags of Exif data; empty if the data are broken, as viewers ignore them too."""
     try:
         return _Directories(io.BytesIO(content)).read()[0]
     except (struct.error, OverflowError, OSError):
@@ -215,7 +213,7 @@ def _exif_tags(content: bytes) -> dict[int, int]:
 
 
 class _Directories:
-    """Reads the directories of a TIFF file, one after another; `next` is where the next one begins, or 0."""
+    """Reads the directories of a TIFF file, one after another; `next` is the offset of the next one, or 0."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -228,7 +226,7 @@ class _Directories:
         self.next: int = struct.unpack_from(self._order + self._word, start, place)[0]
 
     def read(self) -> tuple[dict[int, int], int]:
-        """Return the tags of the next directory, with the number of those that have one, and where the last ends."""
+        """Return the tags of the next directory that hold a single number, and the end of all its data in the file."""
         self._file.seek(self.next)
         tags, end = dict[int, int](), 0
         (num_tags,) = self._unpack(self._counted)

@@ -1,4 +1,4 @@
-"""DICOM files of one image: stored counts, and how the file says that they become values."""
+"""DICOM files with one image: the stored counts, and the metadata for their conversion to values."""
 
 import struct
 import warnings
@@ -19,18 +19,19 @@ _UNDECODABLE = (
     *(ValueError, TypeError, AttributeError, KeyError, NotImplementedError, RuntimeError, EOFError, OSError),
     *(struct.error, zlib.error),
 )
-"""What pydicom raises for attributes and pixels that it cannot decode, besides its own errors."""
+"""Errors that pydicom raises for attributes and pixels that it cannot decode, in addition to its own classes."""
 
 _HOUNSFIELD = "HU"
 
 
 def describe(path: Path) -> Raster:
-    """Return what a file says of its image; raises as `contrails.sources.rasters.describe`."""
+    """Return the metadata of an image file; raises as `contrails.sources.rasters.describe`."""
     with _dicom_errors(path):
         file = _read(path, with_pixels=False)
         if not {"Rows", "Columns", "BitsAllocated"} <= set(file.dir()):
             raise DataError(
-                f"{path} is a DICOM file without an image, or was cut short before it; get it again, or leave it out"
+                f"{path}: expected a DICOM file with an image, found none, or the file is truncated before it; get it "
+                "again, or leave it out"
             )
         _require_one_image(path, file)
         signed, allocated = bool(file.get("PixelRepresentation", 0)), int(file.BitsAllocated)
@@ -47,7 +48,7 @@ def describe(path: Path) -> Raster:
             scales=(scale,) * len(names),
             offsets=(offset,) * len(names),
             units=units,
-            # it is how the image is shown; what is in a unit of physics stays what it is
+            # MONOCHROME1 is only a way of display, so values in a physical unit are not inverted
             nodata=file.get("PixelPaddingValue") if len(names) == 1 else None,
             zero_is_white=file.PhotometricInterpretation == "MONOCHROME1" and units != _HOUNSFIELD,
             transform=(right, 0.0, 0.0, 0.0, down, 0.0),
@@ -56,7 +57,7 @@ def describe(path: Path) -> Raster:
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return stored counts (C, H, W), colours as red, green and blue, and where they are no padding, bool (H, W).
+    """Return stored counts (C, H, W), colours as red, green and blue, and the pixels without padding, bool (H, W).
 
     Raises:
         DataError: the file has no pixels, or they cannot be decoded.
@@ -67,12 +68,12 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def _pixels(path: Path, _size: int, _mtime_ns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Decode an image, and keep it, as a large one is read window by window."""
+    """Decode an image and cache it, as a large image is read window by window."""
     with _dicom_errors(path):
         file = _read(path, with_pixels=True)
         if not file.get("PixelData"):
-            raise DataError(f"{path} is a DICOM file without pixels; get it again, or leave it out")
-        pixels: np.ndarray = file.pixel_array  # colours come as RGB
+            raise DataError(f"{path}: expected a DICOM file with pixels, found none; get it again, or leave it out")
+        pixels: np.ndarray = file.pixel_array  # pydicom converts colours to RGB
         bits = int(file.get("BitsStored") or file.BitsAllocated)
         first = file.get("PixelPaddingValue")
         last = file.get("PixelPaddingRangeLimit", first)
@@ -86,7 +87,7 @@ def _pixels(path: Path, _size: int, _mtime_ns: int) -> tuple[np.ndarray, np.ndar
 
 
 def _require_one_image(path: Path, file: Any) -> None:
-    """Refuse what holds several images, or pixels that are no grey or colours of 8 or 16 bits."""
+    """Refuse files with several images, or with pixels other than grey or colours of 8 or 16 bits."""
     if file.BitsAllocated not in (8, 16):
         raise DataError(f"{path}: expected pixels of 8 or 16 bits, found {file.BitsAllocated}; convert it to PNG")
     stored, high = int(file.get("BitsStored") or file.BitsAllocated), file.get("HighBit")
@@ -106,8 +107,8 @@ def _require_one_image(path: Path, file: Any) -> None:
 
 
 def _rescale(path: Path, file: Any) -> tuple[float, float, str]:
-    """Return slope and intercept, and the unit of what they make of stored counts, or ""."""
-    shared = (file.get("SharedFunctionalGroupsSequence") or [{}])[0]  # where enhanced kinds of images keep it
+    """Return slope, intercept and the unit of the resulting values, or ""."""
+    shared = (file.get("SharedFunctionalGroupsSequence") or [{}])[0]  # enhanced image types store it there
     said = (shared.get("PixelValueTransformationSequence") or [file])[0]
     if file.get("ModalityLUTSequence"):
         raise DataError(
@@ -125,17 +126,17 @@ def _rescale(path: Path, file: Any) -> tuple[float, float, str]:
 
 @contextmanager
 def _dicom_errors(path: Path) -> Iterator[None]:
-    """Turn what pydicom raises into a DataError; it decodes an attribute when it is asked for, so at any time."""
+    """Turn errors of pydicom into a DataError; it decodes attributes on access, so any access can raise."""
     errors = require("pydicom", f"reading {path.name}").errors
     with warnings.catch_warnings():
-        # odd values of attributes that nobody asks for
+        # warnings about unusual values of attributes that are not used here
         warnings.filterwarnings("ignore", module="pydicom")
         try:
             yield
         except (errors.InvalidDicomError, errors.BytesLengthException, *_UNDECODABLE) as error:
             raise DataError(
-                f"{path} is damaged, no DICOM file, or has pixels of an unknown kind ({error}); get it again, or "
-                "convert it"
+                f"{path}: expected a DICOM file that pydicom can decode, found a damaged or other file ({error}); get "
+                "it again, or convert it"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Images that GDAL reads: TIFF, PNG, JPEG, JPEG 2000 and BMP, with what a file says of counts and of its place."""
+"""Images read by GDAL: TIFF, PNG, JPEG, JPEG 2000 and BMP, with their scale and georeference."""
 
 import json
 import re
@@ -19,14 +19,14 @@ from contrails.sources.rasters.container import Container, look_into
 from contrails.sources.rasters.raster import Raster, Window, usual_names
 
 _STACK = re.compile(r"^ImageJ=.*?^images=([0-9]+)", re.DOTALL | re.MULTILINE)
-"""What ImageJ says of its images; GDAL sees the first one alone where they share a directory."""
+"""The number of images in the description of ImageJ; GDAL sees only the first of images that share a directory."""
 
 _OTHER_COLOURS = ("CMYK", "CIELAB")
-"""Colours that GDAL turns into red, green and blue by a formula of its own."""
+"""Colour spaces that GDAL converts to red, green and blue by its own formula."""
 
 
 def describe(path: Path) -> Raster:
-    """Return what a file says of its image; raises as `contrails.sources.rasters.describe`."""
+    """Return the metadata of an image file; raises as `contrails.sources.rasters.describe`."""
     with _gdal(path):
         opened = _open(path)
         source, numbers = opened.source, opened.colours
@@ -57,7 +57,7 @@ def describe(path: Path) -> Raster:
 
 
 def read(path: Path, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """Return the counts of a window, and where they are data; see `contrails.sources.rasters.read`."""
+    """Return the counts of a window, and which pixels are valid; see `contrails.sources.rasters.read`."""
     row, column, height, width = window
     where = ((row, row + height), (column, column + width))
     with _gdal(path):
@@ -67,7 +67,7 @@ def read(path: Path, window: Window) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=64)
 def coordinate_system(wkt: str) -> str:
-    """Return the usual name of a coordinate system, such as EPSG:32633, or "" where it has none."""
+    """Return the EPSG name of a coordinate system, such as EPSG:32633, or "" if it has none."""
     code = require("rasterio", "coordinate systems").CRS.from_wkt(wkt).to_epsg()
     return "" if code is None else f"EPSG:{code}"
 
@@ -75,26 +75,27 @@ def coordinate_system(wkt: str) -> str:
 @contextmanager
 def _gdal(path: Path) -> Iterator[None]:
     rasterio = require("rasterio", f"reading {path.name}")
-    # GDAL's own errors come through where rasterio does not look for them; it takes texts of tags for UTF-8
+    # rasterio lets some errors of GDAL through, and decodes tags as UTF-8 without a check
     errors = (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError, UnicodeDecodeError)
-    # to read a PNG file as one piece is faster, and looks neither at its checksums nor for missing rows; libjpeg
-    # warns of a piece that is missing, and makes it up
+    # GDAL's faster path for whole PNG files checks neither checksums nor missing rows; libjpeg only warns of missing
+    # data and fills them in
     options = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO", "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE"}
     with warnings.catch_warnings(), rasterio.Env(**options):
-        # most images lie nowhere on Earth, which is no reason for a warning
+        # most images have no georeference, which is no reason for a warning
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         try:
             yield
         except errors as error:
             reason = error.__cause__ or error
             raise DataError(
-                f"{path} is damaged, cut short or no image that GDAL knows ({reason}); get it again"
+                f"{path}: expected an image that GDAL can read, found a damaged, truncated or another file ({reason}); "
+                "get it again"
             ) from error
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """An open file, what the bytes around its image say, and what its bands show, such as red, alpha or palette."""
+    """An open file, its container, and the kinds of its bands, such as red, alpha or palette."""
 
     source: Any
     container: Container
@@ -113,32 +114,32 @@ def _open(path: Path) -> _Opened:
 
 @lru_cache(maxsize=8)
 def _opened(path: Path, _size: int, _mtime_ns: int) -> _Opened:
-    """Return an open file; a few stay open, as tiles of a scene are read one after another."""
+    """Return an open file; a few stay open in the cache, as tiles of a scene are read one after another."""
     container = look_into(path)
-    # a driver of GDAL's choice might follow the file to others, as that of virtual rasters does
+    # a fixed driver: one chosen by GDAL could follow references to other files, such as that of virtual rasters
     source = require("rasterio", f"reading {path.name}").open(path, driver=container.driver)
-    # raises what was wrong at opening, such as keys of the place on Earth; later it would be what another file had
+    # accessed now, as rasterio raises errors of opening (such as of georeference keys) only later, for another file
     return _Opened(source, container, tuple(kind.name for kind in source.colorinterp))
 
 
 def _require_one_image(path: Path, source: Any, container: Container) -> None:
-    """Refuse what holds several images, or one that is shown in another way than it is stored."""
+    """Refuse files with several images, or with an image that is displayed in another orientation than stored."""
     if pages := source.subdatasets:
         names = ", ".join(page.removesuffix(f":{path}") for page in pages[:4])
         raise DataError(
             f"{path}: expected one image, found {len(pages)} ({names}{', ...' if len(pages) > 4 else ''}); write the "
-            f"one that counts to a file of its own: `gdal_translate {pages[0]} OUT.tif`"
+            f"one that you need to a file of its own: `gdal_translate {pages[0]} OUT.tif`"
         )
     stack = _STACK.search(source.tags().get("TIFFTAG_IMAGEDESCRIPTION", ""))
     if stack and int(stack[1]) > 1:
         raise DataError(
-            f"{path}: expected one image, found a stack of {stack[1]} that ImageJ wrote as one; write the one that "
-            "counts to a file of its own, with Image > Stacks > Stack to Images"
+            f"{path}: expected one image, found a stack of {stack[1]} from ImageJ; write the one that you need to a "
+            "file of its own, with Image > Stacks > Stack to Images"
         )
     if container.orientation != 1:
         raise DataError(
-            f"{path} is to be turned when it is shown (orientation tag {container.orientation}), so that nobody can "
-            "tell which way its mask lies; turn the pixels and remove the tag, with `exiftran -a` (JPEG) or "
+            f"{path}: expected an image without rotation, found the orientation tag {container.orientation}, so that "
+            "its mask may have another orientation; rotate the pixels and remove the tag, with `exiftran -a` (JPEG) or "
             "`magick IN -auto-orient OUT`"
         )
     colours = source.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE")
@@ -156,7 +157,7 @@ def _names(source: Any, numbers: Sequence[int]) -> tuple[str, ...]:
 
 
 def _bits(path: Path, source: Any, numbers: Sequence[int]) -> int:
-    """Return how many bits the counts have, 0 where they are no integers."""
+    """Return the number of bits of the counts, 0 if they are no integers."""
     types = {np.dtype(source.dtypes[number - 1]) for number in numbers}
     depths = {int(source.tags(number, ns="IMAGE_STRUCTURE").get("NBITS", 0)) for number in numbers}
     if len(types) > 1 or len(depths) > 1:
@@ -170,7 +171,7 @@ def _bits(path: Path, source: Any, numbers: Sequence[int]) -> int:
 
 
 def _meaning(opened: _Opened, bits: int) -> tuple[bool, bool]:
-    """Return whether counts are numbers of a palette's colours, and whether zero is white; a palette may be grey."""
+    """Return whether counts are colour numbers of a palette, and whether zero is white; grey palettes are none."""
     if "palette" not in opened.kinds:
         return False, opened.source.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
     colours, top = opened.source.colormap(1), (1 << bits) - 1
@@ -193,7 +194,7 @@ def _mask(source: Any) -> str:
 
 
 def _control(source: Any) -> tuple[Any, str]:
-    """Return the coordinate system, and as JSON what places an image that no affine map does."""
+    """Return the coordinate system, and the control points or rational polynomials of an image as JSON, or ""."""
     points, crs = source.gcps if tuple(source.transform)[:6] == NOWHERE else ([], None)
     found: dict[str, Any] = {}
     if points:

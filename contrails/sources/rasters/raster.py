@@ -1,4 +1,4 @@
-"""What a file says of its image, whatever its format."""
+"""The metadata of an image file, independent of its format."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,27 +11,27 @@ Window = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Raster:
-    """What a file says of its image.
+    """The metadata of an image file.
 
     Attributes:
         path: the file.
-        height: in pixels.
-        width: in pixels.
-        band_names: of the bands that `read` returns.
-        dtype: of the counts that `read` returns.
-        bits: that the counts have: fewer than the type's where the file says so; 0 where it is no integer type.
-        scales: for each band; a value is scale * count + offset.
-        offsets: for each band; 0 and a scale of 1 where the file does not say any.
-        units: of the values, or "" where the file does not say.
-        zero_is_white: brightness falls as counts rise; of a palette, its first two colours are white and black.
-        palette: counts are numbers of colours.
-        nodata: count that stands for no data, or None.
-        mask: "alpha" or "mask band" where the file has one that says which pixels are data, or "".
-        has_alpha: one of its bands is an alpha channel, which `read` does not return.
-        crs: as WKT, or "".
-        transform: maps (column, row) to coordinates; of a DICOM file its pixels in mm.
-        control: ground control points or rational polynomials that place the image, as JSON, or "".
-        patient: of a DICOM file, or "".
+        height: height in pixels.
+        width: width in pixels.
+        band_names: names of the bands that `read` returns.
+        dtype: type of the counts that `read` returns.
+        bits: bits per count, which can be fewer than those of the type; 0 for floating-point types.
+        scales: scale of each band: value = scale * count + offset; 1 if the file has none.
+        offsets: offset of each band; 0 if the file has none.
+        units: unit of the values, or "" if unknown.
+        zero_is_white: brightness decreases with the counts; for a palette: its first two colours are white and black.
+        palette: counts are colour numbers of a palette.
+        nodata: count that means nodata, or None.
+        mask: "alpha" or "mask band" if the file has one that marks valid pixels, else "".
+        has_alpha: one of the bands is an alpha channel, which `read` does not return.
+        crs: coordinate system as WKT, or "".
+        transform: maps (column, row) to coordinates; for a DICOM file, to mm.
+        control: ground control points or rational polynomials as JSON, or "".
+        patient: patient id of a DICOM file, or "".
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Raster:
 
 
 def bands_in_front(raster: Raster) -> str:
-    """Return what to do about an array with more bands than rows, whose bands may come first; "" of other files."""
+    """Return the advice for an array with more bands than rows, whose bands may come first; "" for other files."""
     if raster.path.suffix.lower() != ".npy" or len(raster.band_names) <= raster.height:
         return ""
     return (
@@ -65,6 +65,6 @@ def bands_in_front(raster: Raster) -> str:
 
 
 def usual_names(count: int) -> tuple[str, ...]:
-    """Return the names of bands that have none: grey, red green blue, or b01 and so on."""
+    """Return default names for bands: grey for one, red, green, blue for three, else b01, b02, ..."""
     known = {1: ("grey",), 3: ("red", "green", "blue")}
     return known.get(count, tuple(f"b{number:02d}" for number in range(1, count + 1)))

@@ -1,1 +1,1 @@
-"""What changes while a fold trains, and what of it is written."""
+"""The state of a training, and the snapshots and weights files that are written of it."""

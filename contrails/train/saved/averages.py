@@ -1,14 +1,14 @@
-"""Averages of a model's weights over its training: exponential (EMA) and equal (SWA)."""
+"""Averages of a model's weights over its training: exponential (EMA) and with equal weights (SWA)."""
 
 import torch
 from torch import nn
 
 
 class Average:
-    """A running average of the parameters and buffers of a model; integers are the model's latest."""
+    """A running average of the parameters and buffers of a model; integer tensors are copied, not averaged."""
 
     def __init__(self, model: nn.Module) -> None:
-        # a state_dict shares memory with the model, so these lists stay true
+        # the tensors of a state_dict share memory with the model, so these lists stay current
         self._sources = model.state_dict()
         self.tensors = {name: tensor.clone() for name, tensor in self._sources.items()}
         self.count = 0
@@ -24,11 +24,11 @@ class Average:
         self.count += 1
 
     def update_mean(self) -> None:
-        """Count the model's weights in with those before, all alike (Izmailov et al. 2018)."""
+        """Add the model's weights to the mean of all weights so far (SWA, Izmailov et al. 2018)."""
         self.update(1 / (self.count + 1))
 
     def update_exponential(self, decay: float) -> None:
-        """Let the past fade by `decay`; less in the first steps, which are far from where training ends."""
+        """Update the exponential average with `decay`, lowered in the first steps so that initial weights fade soon."""
         self.update(1 - min(decay, (1 + self.count) / (10 + self.count)))
 
     def state_dict(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""NaN and infinity: found before they are saved, and what to change about them."""
+"""Checks for NaN and infinity before anything is saved, and advice on what to change."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -9,18 +9,18 @@ import torch
 from contrails.errors import TrainingError
 
 _NAMED = 10
-"""Records that a message names."""
+"""Largest number of records named in a message."""
 
 
 class NotFiniteError(TrainingError):
-    """A state that must not be saved: it holds NaN or infinity."""
+    """A state that holds NaN or infinity and must not be saved."""
 
 
 class OutputNotFiniteError(NotFiniteError):
-    """Logits that cannot be scored.
+    """Logits that are not finite and cannot be scored.
 
-    `records` are those of `count` whose logits are not finite, `overflows` says that they are finite without autocast,
-    so that the numbers of the lower precision are what is too small.
+    `records` are the records, of `count`, whose logits are not finite; `overflows` says that they are finite without
+    autocast, so that the range of the lower precision is the cause.
     """
 
     def __init__(self, records: Sequence[str], count: int, *, overflows: bool) -> None:
@@ -29,7 +29,7 @@ class OutputNotFiniteError(NotFiniteError):
         self.records, self.count, self.overflows = tuple(records), count, overflows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let ranks tell each other."""
+        """Support pickling, by which ranks exchange these errors."""
         return partial(OutputNotFiniteError, overflows=self.overflows), (self.records, self.count)
 
 
@@ -37,20 +37,20 @@ def require_finite(content: Any, what: str = "the loss or the weights are no lon
     """Check every floating-point tensor in nested dictionaries and lists; waits for the device.
 
     Raises:
-        NotFiniteError: one of them holds NaN or infinity; `what` begins the message.
+        NotFiniteError: one of them holds NaN or infinity; the message begins with `what`.
     """
-    # a sum is not finite if one term is not, and costs no image of booleans
+    # a sum is not finite if one term is not, and needs no boolean tensor of the same size
     sums = [t.detach().sum(dtype=torch.float64) for t in _tensors(content) if t.is_floating_point()]
     if not torch.isfinite(torch.stack(sums)).all():
         raise NotFiniteError(f"{what} finite")
 
 
 def advice(precision: str, *, overflows: bool | None = None) -> str:
-    """Return what to change in the recipe; `overflows` as in `OutputNotFiniteError`, None where nobody looked."""
+    """Return advice on the recipe; `overflows` as in `OutputNotFiniteError`, None if unknown."""
     larger = {"fp16": "bf16", "bf16": "fp32"}.get(precision)
     if overflows:
         largest = torch.finfo(torch.float16 if precision == "fp16" else torch.bfloat16).max
-        return f"in fp32 it is finite, and {precision} ends at {largest:.4g}: set train.precision to '{larger}'"
+        return f"it is finite in fp32, and the largest {precision} is {largest:.4g}: set train.precision to '{larger}'"
     if overflows is not None:
         return "the weights have grown too large: lower train.lr, or raise train.weight_decay"
     return f"set train.precision to '{larger}', or lower train.lr" if larger else "lower train.lr"

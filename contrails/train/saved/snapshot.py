@@ -1,7 +1,7 @@
-"""Snapshots: the whole state of a fold on disk, complete or absent, verified before anything resumes from it.
+"""Snapshots: the whole state of a fold on disk, written atomically and verified before a fold resumes from it.
 
-The name carries step, attempt and the first 16 digits of the file's SHA-256, so one rename makes a snapshot and its
-checksum visible together. Training goes on while a thread writes.
+The name holds the step, the attempt and the first 16 digits of the file's SHA-256, so that one rename publishes both
+the snapshot and its checksum. A thread writes while training continues.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from contrails.runs.folder import Fold, SnapshotName
 from contrails.train.saved.finite import require_finite
 
 KEEP = 2
-"""Snapshots that stay: a damaged newest one costs the steps since the one before, not the run."""
+"""Number of snapshots kept: if the newest is damaged, the fold resumes from the previous one."""
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,12 @@ def save_snapshot(fold: Fold, attempt: int, content: dict[str, Any]) -> Path:
 
 
 def load_snapshot(fold: Fold) -> tuple[SnapshotName, dict[str, Any]] | None:
-    """Return the newest complete snapshot, or None for a fold that has none yet.
+    """Return the newest intact snapshot, or None for a fold without snapshots.
 
-    A damaged one is named in the log and the one before is used.
+    A damaged snapshot is logged, and the previous one is used.
 
     Raises:
-        RunError: there are snapshots and all of them are damaged: starting from zero must be the user's decision.
+        RunError: all snapshots are damaged; only the user may decide to start from the beginning.
     """
     names = fold.all_snapshots()
     for name in names:
@@ -51,24 +51,24 @@ def load_snapshot(fold: Fold) -> tuple[SnapshotName, dict[str, Any]] | None:
         if hashlib.sha256(payload).hexdigest()[:16] == name.digest:
             content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
             return name, content
-        log.warning("%s is damaged (its SHA-256 is not the one in its name); going back to the one before", name.path)
+        log.warning("%s is damaged (its SHA-256 is not the one in its name); using the previous snapshot", name.path)
     if names:
         raise RunError(
-            f"all {len(names)} snapshots in {fold.snapshots} are damaged; restore one from a backup, "
-            "or delete them to train this fold from the start"
+            f"expected an intact snapshot in {fold.snapshots}, found {len(names)} that are damaged; restore one from a "
+            "backup, or delete them to train this fold from the start"
         )
     return None
 
 
 def prune_snapshots(fold: Fold) -> None:
-    """Remove all but the newest, and those that the fold went on without; only the highest attempt may call this."""
+    """Remove old snapshots and all distrusted ones; only the highest attempt may call this."""
     for path in (*(name.path for name in fold.all_snapshots()[KEEP:]), *fold.distrusted_snapshots()):
         with storage(path, "remove"):
             path.unlink(missing_ok=True)
 
 
 def remove_leftovers(fold: Fold) -> None:
-    """Remove what attempts that were killed had begun to write; a ghost that still writes it fails, as it should."""
+    """Remove temporary files of killed attempts; a superseded process that still writes one fails, as it should."""
     for folder in (fold.snapshots, fold.weights):
         for path in folder.glob(".*.tmp"):
             with storage(path, "remove"):
@@ -78,8 +78,8 @@ def remove_leftovers(fold: Fold) -> None:
 class SnapshotWriter:
     """Writes the snapshots of one attempt from a thread, one after another.
 
-    `before` runs in the thread ahead of each write and may raise to prevent it, `after` when it is complete; both get
-    the state. `seconds` is what the last write took.
+    `before` runs in the thread before each write and may raise to prevent it; `after` runs when the write is complete
+    and gets the state. `seconds` is the duration of the last write.
     """
 
     def __init__(
@@ -92,26 +92,26 @@ class SnapshotWriter:
 
     @property
     def busy(self) -> bool:
-        """Whether a write is under way."""
+        """Whether a snapshot is being written."""
         return self._running is not None and not self._running.done()
 
     @property
     def finished(self) -> bool:
-        """Whether a write has ended that nobody waited for."""
+        """Whether a write has ended and `wait` was not called yet."""
         return self._running is not None and self._running.done()
 
     def start(self, content: dict[str, Any]) -> None:
-        """Copy a state to host memory, now, and begin to write it; the one before must have been waited for."""
+        """Copy a state to host memory and start to write it; `wait` must have been called for the previous one."""
         assert self._running is None
         self._running = self._pool.submit(self._write, to_host(content))
 
     def wait(self) -> bool:
-        """Wait for the write under way, if there is one; return whether it succeeded.
+        """Wait for the current write; return whether there was one.
 
         Raises:
-            NotFiniteError: the state was not finite, nothing was written.
+            NotFiniteError: the state is not finite; nothing was written.
             RunError: another attempt has taken over.
-            StorageError: it could not be written; the snapshots before are as they were.
+            StorageError: the snapshot could not be written; earlier ones are unchanged.
         """
         running, self._running = self._running, None
         if running is None:
@@ -122,6 +122,7 @@ class SnapshotWriter:
     def _write(self, content: dict[str, Any]) -> None:
         started = time.monotonic()
         require_finite(content)
+        # the fence and the flush of metrics come before the write, pruning after it: a kill in between loses nothing
         self._before()
         save_snapshot(self._fold, self._attempt, content)
         self._after(content)
@@ -130,7 +131,7 @@ class SnapshotWriter:
 
 
 def to_host(content: Any) -> Any:
-    """Return a copy of nested dictionaries and lists whose tensors lie in host memory and nobody changes."""
+    """Return a copy of nested dictionaries and lists with all tensors copied to host memory."""
     if isinstance(content, torch.Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, dict):

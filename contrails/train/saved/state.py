@@ -1,7 +1,7 @@
-"""All that changes while a fold trains, in one object with one `state_dict`.
+"""The mutable state of a training, in one object with one `state_dict`.
 
-What is not in here does not survive a kill. Random draws, the order of records and the learning rate are functions
-of the step (and of the scores so far), so a position is two integers.
+Only this state survives a kill. Random draws, the order of records and the learning rate are functions of the step and
+of the scores so far, so a position is two integers.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from contrails.train.saved.averages import Average
 
 @dataclass(frozen=True)
 class KeptWeights:
-    """Weights on disk: epoch, file name in the fold's weights folder, its SHA-256, and how good they are."""
+    """A weights file: its epoch, name in the fold's weights folder, SHA-256, best Dice and the threshold of that."""
 
     epoch: int
     file: str
@@ -29,11 +29,11 @@ class KeptWeights:
 
 @dataclass
 class TrainState:
-    """Mutable state of one fold.
+    """The mutable state of one fold.
 
-    `step` counts optimiser steps, `epoch` the epochs that were validated; `loss_sum` and `loss_steps` are the mean of
-    the loss and its parts since the last row of metrics, `loss_smooth` an exponential average of the loss: float64 on
-    the device, so that no step waits for them. `scores` holds the validation Dice of each epoch.
+    `step` counts optimiser steps, `epoch` validated epochs. `loss_sum / loss_steps` is the mean of the loss and its
+    parts since the last row of metrics; `loss_smooth` is an exponential average of the loss. Both are float64 on the
+    device, so that no step waits for them. `scores` holds the validation Dice of each epoch.
     """
 
     model: nn.Module
@@ -69,7 +69,7 @@ class TrainState:
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state from the result of `state_dict`."""
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
@@ -87,7 +87,7 @@ class TrainState:
 
     @property
     def best(self) -> KeptWeights | None:
-        """The epoch with the largest validation Dice, the earliest of equals; None before any was validated."""
+        """The weights of the epoch with the largest validation Dice, of equals the earliest; None without any."""
         scored = [kept for kept in self.kept if kept.dice is not None]
         return max(scored, key=lambda kept: (kept.dice, -kept.epoch), default=None)
 

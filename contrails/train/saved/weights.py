@@ -1,4 +1,4 @@
-"""Weights files of a fold: of the last and the best epochs, and averages; each with all that is needed to use it."""
+"""Weights files of a fold: of the last and the best epochs, and averages; each holds all that is needed to use it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from contrails.train.saved.state import KeptWeights, TrainState
 
 @dataclass(frozen=True)
 class WeightsFiles:
-    """What an attempt writes into its fold's folder of weights; `origin` says which data and code they are of."""
+    """Writes the weights files of an attempt; `origin` is the data and code that they are made from."""
 
     fold: Fold
     attempt: int
@@ -25,10 +25,10 @@ class WeightsFiles:
     origin: dict[str, Any]
 
     def of_epoch(self, state: TrainState, dice: float | None, threshold: float | None) -> list[KeptWeights]:
-        """Write the weights of an epoch; return those to keep: the recent ones and the best.
+        """Write the weights of an epoch; return the files to keep: those of the last and of the best epochs.
 
         Raises:
-            NotFiniteError: they are not finite.
+            NotFiniteError: the weights are not finite.
         """
         keep = self.recipe.snapshot
         written = self.write(f"epoch{state.epoch:04d}", state, state.model.state_dict(), dice, threshold)
@@ -45,10 +45,10 @@ class WeightsFiles:
         dice: float | None,
         threshold: float | None,
     ) -> KeptWeights:
-        """Write tensors that belong to a state, and how good they are.
+        """Write the weights `tensors` at a state, with their scores.
 
         Raises:
-            NotFiniteError: they are not finite.
+            NotFiniteError: the tensors are not finite.
         """
         path = self.fold.weights_file(kind, self.attempt)
         about = {
@@ -68,7 +68,7 @@ class WeightsFiles:
         return KeptWeights(state.epoch, path.name, sha256(path), dice, threshold)
 
     def forget(self, snapshot: dict[str, Any]) -> None:
-        """Remove the weights that a complete snapshot no longer refers to."""
+        """Remove the weights files that a complete snapshot no longer refers to."""
         kept = {weights["file"] for weights in snapshot["kept"]}
         for epoch, _, path in self.fold.all_weights():
             if path.name not in kept and epoch <= snapshot["epoch"]:

@@ -73,7 +73,7 @@ def test_a_2d_run_continues_with_merged_frames(site: Site) -> None:
     eventually(fold.done.exists)
     (line,) = (line for line in fold.attempt(1).stderr.read_text().splitlines() if "starting from" in line)
     assert "do not fit" not in line
-    _, _, names = line.partition(" are of layers that are new: ")
+    _, _, names = line.partition(" are new in this model: ")
     assert names
     assert all(name.startswith("model.merge.") for name in names.split(", ")), line
 
@@ -100,7 +100,7 @@ def test_weights_that_changed_since_are_refused(site: Site) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     assert site.run("continue", "tiny").returncode == 0
     state = site.wait_for("tiny-continued", "0", "failed")
-    assert "no longer what it was when the run was made" in state["reason"]
+    assert "has changed since the run was made" in state["reason"]
 
 
 def test_resume_goes_on_with_what_is_not_finished(site: Site) -> None:
@@ -116,7 +116,7 @@ def test_resume_goes_on_with_what_is_not_finished(site: Site) -> None:
     running = site.wait_for("tiny", "0", "running")
     assert running["attempt"] == 2
     assert running["differences"] == []
-    assert "going on at step " + str(stopped["step"]) in fold.attempt(2).stderr.read_text()
+    assert "resuming at step " + str(stopped["step"]) in fold.attempt(2).stderr.read_text()
     busy = site.run("resume", "tiny", "--code", "current")
     assert busy.returncode == 5
     assert "its folds 0 are alive" in busy.stderr
