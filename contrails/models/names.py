@@ -271,7 +271,7 @@ def _require_stem(section: ModelSection, encoder: Encoder) -> None:
     """Check that the stride of an encoder's first convolution can be changed."""
     if section.stem_stride is None or encoder.stem:
         return
-    what = f"the features of {encoder.name} do not depend on the stride of its first convolution alone"
+    what = f"the features of {encoder.name} would not be twice as large without the stride of its first convolution"
     if encoder.stride != 2:
         what = f"needs an encoder whose features begin at stride 2; those of {encoder.name} begin at {encoder.stride}"
     raise RecipeError(

@@ -58,8 +58,8 @@ def choose_values(
     found = _look_at(of_training)
     if span is None and not math.isfinite(found.high - found.low):
         raise DataError(
-            f"{of_training[0].path} and others: expected finite values, found {found.low:g} to {found.high:g}; give "
-            "--range"
+            f"{of_training[0].path} and others: expected a finite range of values, found {found.low:g} to "
+            f"{found.high:g}; give --range"
         )
     chosen = span or _usual_span(found)
     values = values_of(rasters, chosen)

@@ -264,7 +264,7 @@ class Loop:
         if kind == "swa":
             self._seed("batch_norm")
             update_bn(self._training_inputs(), model)
-            require_finite(model.state_dict(), "the SWA weights with batch-norm statistics of their own are not")
+            require_finite(model.state_dict(), "the SWA weights with their new batch-norm statistics are not")
         dice = threshold = None
         if len(self.validation_rows):
             dice, threshold = self._evaluate(model).histogram.best()

@@ -220,7 +220,7 @@ def _alpha(path: Path) -> Path:
         ),
         (
             lambda path: write_raster(path, STRIPES, nodata=0),
-            "nodata value that is no class, found 0; .* --mask-values 0=0,1=1 counts .* --mask-values 0=ignore,1=1 lea",
+            "nodata value that is no class, found 0; .* --mask-values 0=0,1=1 makes .* --mask-values 0=ignore,1=1 ign",
         ),
         (
             lambda path: write_raster(path, STRIPES * np.uint8(255), nodata=255),

@@ -154,7 +154,7 @@ def test_values_of_one_kind_are_packed(tmp_path: Path) -> None:
         assert values_in_file(path, choice.values) == pytest.approx(value)
     write_raster(tmp_path / "d.tif", np.array([[-1e308, 1e308]]))
     raster = describe(tmp_path / "d.tif")
-    with pytest.raises(DataError, match=r"found values from -1e\+308 to 1e\+308; give --range"):
+    with pytest.raises(DataError, match=r"a finite range of values, found -1e\+308 to 1e\+308; give --range"):
         choose_values([raster], [raster], [], None)
 
 

@@ -167,7 +167,7 @@ def test_an_average_is_named(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch,
     said = str(found.value)
     assert f"in the validation of the {kind.upper()} weights after step 12, while the loss and the weights" in said
     assert f"or leave out train.{key}, and submit under a new --name" in said
-    statistics = "the SWA weights with batch-norm statistics of their own are not finite"
+    statistics = "the SWA weights with their new batch-norm statistics are not finite"
     assert (statistics if kind == "swa" else "the model's output is not finite for 4 of 4 records") in said
     assert not fold.done.exists()
 
