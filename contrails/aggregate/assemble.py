@@ -79,9 +79,7 @@ def make_ensemble(runs: Sequence[Run], path: Path, options: Options, device: tor
     weights, compared = _weights(folds, path, options, device)
     fit, series = _fit(folds, weights, path, options, device, gate)
     if gate is not None and fit is None:
-        raise RecipeError(
-            "--gate: expected validation records to fit its cut, found none for any member; leave --gate out"
-        )
+        raise RecipeError("--gate: expected validation records to fit its cut, found none; leave --gate out")
     thresholds = [made.threshold for made in weights if made.threshold is not None]
     inherited = float(np.mean(thresholds)) if thresholds else 0.5
     members = _members(folds, weights, path, dict(zip(series, fit.weights, strict=True)) if fit else {}, inherited)

@@ -56,11 +56,11 @@ def folds_section(states: Sequence[FoldState], dice: str) -> Markup:
         )
         for state in states
     ]
-    reasons = [
-        parts.text(f"fold {state.fold}: {text}", "quiet")
-        for state in states
-        for text in (*filter(None, [state.reason]), *(f"not exact, {one}" for one in state.differences))
-    ]
+    reasons = []
+    for state in states:
+        texts = [state.reason] if state.reason else []
+        texts += [f"not exact, {one}" for one in state.differences]
+        reasons += [parts.text(f"fold {state.fold}: {text}", "quiet") for text in texts]
     return section("folds", "Folds", table("folds", headings, rows), *reasons)
 
 

@@ -140,9 +140,12 @@ def make_spec(parameters: Parameters, folder: Path, chain: str) -> Spec:
     name = job_name(parameters.name)
     optional = {"-q": parameters.queue, "-A": parameters.account, "-P": parameters.project}
     place = [] if parameters.place is None else ["-l", f"place={parameters.place}"]
+    chosen: list[str] = []
+    for option, value in optional.items():
+        chosen += [option, value] if value is not None else []
     options = [
         *("-N", name),
-        *(word for option, value in optional.items() if value is not None for word in (option, value)),
+        *chosen,
         *("-l", f"select={parameters.select or select(parameters)}"),
         *("-l", f"walltime={format_walltime(parameters.walltime_s)}"),
         *place,

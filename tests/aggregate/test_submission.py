@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot read"):
         check_submission(tmp_path, (4, 4))
     (tmp_path / "x.csv").write_bytes(b"PK\x03\x04\xff")
-    with pytest.raises(DataError, match="no text file in UTF-8"):
+    with pytest.raises(DataError, match="not a text file in UTF-8"):
         check_submission(tmp_path / "x.csv", (4, 4))
 
 

@@ -119,7 +119,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         DataError, match=r"expected a file list at .*none.csv, found none; make it with `contrails split"
     ):
         read_filelist(tmp_path / "none.csv")
-    with pytest.raises(DataError, match="no text file in UTF-8"):
+    with pytest.raises(DataError, match="not a text file in UTF-8"):
         (tmp_path / "x.csv").write_bytes(b"\xff\xfe")
         read_filelist(tmp_path / "x.csv")
     with pytest.raises(StorageError, match=f"cannot read {tmp_path}"):

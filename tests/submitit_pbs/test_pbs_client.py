@@ -141,7 +141,7 @@ def test_no_commands_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     [
         (170, "qsub: Unknown queue", "qstat -Q"),
         (187, "qsub: Unknown resource: nogpus", "pbsnodes"),
-        (188, "qsub: Job violates queue and/or server resource limits", "ask for less"),
+        (188, "qsub: Job violates queue and/or server resource limits", "request less"),
         (38, "qsub: would exceed queue generic's per-user limit", "wait until some end"),
         (39, "qsub: would exceed per-user limit on resource ncpus in queue workq", "wait until some end"),
         (198, "qsub: Maximum number of jobs already in queue", "wait until some end"),

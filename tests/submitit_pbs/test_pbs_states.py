@@ -72,7 +72,7 @@ def test_states(attributes: dict[str, str], state: str) -> None:
         ({"job_state": "Q", "comment": "Can Never Run: Insufficient amount of resource: ncpus"}, "no node can ever"),
         ({"job_state": "H", "substate": "20", "Hold_Types": "s", "run_count": "21"}, "after failed starts"),
         ({"job_state": "H", "substate": "20", "Hold_Types": "u"}, "qrls"),
-        (ended(-27), "ask for more memory"),
+        (ended(-27), "request more memory"),
         (ended(-23), "kinit"),
     ],
 )

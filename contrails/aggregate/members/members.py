@@ -103,11 +103,10 @@ def choose_weights(
     """
     kinds = _comparable(folds) if kind == AUTO else [kind]
     made = {each: [_make(fold, each, folder, device, tick) for fold in folds] for each in kinds}
-    scores = {
-        each: float(np.mean(scored))
-        for each, weights in made.items()
-        if (scored := [one.dice for one in weights if one.dice is not None])
-    }
+    scores = {}
+    for each, weights in made.items():
+        if scored := [one.dice for one in weights if one.dice is not None]:
+            scores[each] = float(np.mean(scored))
     return made[max(scores, key=lambda each: scores[each]) if scores else kinds[0]], scores
 
 

@@ -113,9 +113,8 @@ def _claim(folder: Path, paths: list[Path], about: dict[str, Any], *, force: boo
         raise DataError(f"{folder} holds {what}; give another folder, or --force to replace the masks of these names")
     if what is not None:
         if found is not None:  # it was about masks of all kinds, and would be wrong about those left in the folder
-            paths = [
-                path.with_name(f"{path.name.removesuffix(path.suffix)}.{kind}") for path in paths for kind in _KINDS
-            ]
+            stems = [(path, path.name.removesuffix(path.suffix)) for path in paths]
+            paths = [path.with_name(f"{stem}.{kind}") for path, stem in stems for kind in _KINDS]
         for path in (noted, *paths):
             path.unlink(missing_ok=True)
     if what is not None or found is None:

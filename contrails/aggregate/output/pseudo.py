@@ -57,13 +57,18 @@ def write_pseudo_labels(
     wanted = frames or (dataset.label_frame,)
     seen_from = {frame: _seen_from(dataset, frame, ensemble.needs(dataset.label_frame)[1]) for frame in wanted}
     filelist, trained_on = read_filelist(ensemble.path / FILELIST), _dataset_of(ensemble)
-    labelled = {r for each in (trained_on, dataset) for r, n in zip(each.record_ids, each.annotators, strict=True) if n}
+    labelled = _labelled(trained_on) | _labelled(dataset)
     for member in ensemble.members:
         allowed = _allowed(dataset, trained_on, filelist, labelled, member.fold)
         rows = {frame: _rows(dataset, allowed, labelled, frame) for frame in wanted}
         path, parts = pseudo_path(folder, member.fold), {f: (seen_from[f], rows[f]) for f in wanted if len(rows[f])}
         _write(ensemble, member, path, parts, dataset, device)
         yield path, sum(map(len, rows.values()))
+
+
+def _labelled(dataset: Dataset) -> set[str]:
+    """Return the ids of the records that have a human label."""
+    return {name for name, count in zip(dataset.record_ids, dataset.annotators, strict=True) if count}
 
 
 def _require_single_folds(ensemble: Ensemble) -> None:

@@ -40,15 +40,13 @@ class Fit:
 def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scores: np.ndarray | None = None) -> Fit:
     """Fit on out-of-fold predictions merged by a rule; the reported scores are cross-fitted by fold.
 
-    The order matters: run weights, then the gate with its own thresholds (kept only if it increases the cross-fitted
-    Dice by more than its noise), then the final threshold on all folds, then post-processing. What is scored on a fold
-    was always fitted on the other folds; the returned values are fitted on all folds.
+    Fitted in this order: run weights, gate (if it gains more than its noise), threshold, post-processing.
 
     Args:
         found: the predictions.
         rule: how runs are merged.
         fit_weights: whether to fit the weights of the runs too.
-        gate_scores: the gate's score of each record, float64 (N,); None without a gate.
+        gate_scores: the gate's score of each record, float64 (N,).
     """
     by_fold, weights = found.equal_weights(), [1 / len(found.series)] * len(found.series)
     if fit_weights:

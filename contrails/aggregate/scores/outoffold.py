@@ -193,10 +193,11 @@ def join_series(folds: Sequence[tuple[Finished, Weights, np.ndarray]]) -> OutOfF
     for name, run in by_run.items():
         if wrong := [k for k in common if not np.array_equal(run[k][0].validation, first[k][0].validation)]:
             raise RunError(f"{name} validated fold {wrong[0]} on other records than the other runs; leave it out")
-    series = tuple(
-        Series(name, {k: run[k][2] for k in common}, {k: float(run[k][1].threshold or 0.5) for k in common})
-        for name, run in sorted(by_run.items())
-    )
+    series = []
+    for name, run in sorted(by_run.items()):
+        probabilities = {k: run[k][2] for k in common}
+        thresholds = {k: float(run[k][1].threshold or 0.5) for k in common}
+        series.append(Series(name, probabilities, thresholds))
     rows = np.concatenate([first[k][0].validation for k in common])
     keys = np.concatenate([np.full(len(first[k][0].validation), k) for k in common])
-    return OutOfFold(series, first[common[0]][0], rows, keys)
+    return OutOfFold(tuple(series), first[common[0]][0], rows, keys)

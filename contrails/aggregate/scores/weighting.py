@@ -27,7 +27,11 @@ def fit_weights(rule: str, probs: torch.Tensor, hard: np.ndarray, thresholds: Se
     best_dice, best = -1.0, [1.0] * len(probs)
     counts = [0.0] * len(probs)
     for _ in range(_ROUNDS):
-        trials = [[count + (number == joins) for number, count in enumerate(counts)] for joins in range(len(probs))]
+        trials = []
+        for joins in range(len(probs)):
+            trial = list(counts)
+            trial[joins] += 1
+            trials.append(trial)
         scores = [_dice(rule, probs, hard, trial, thresholds) for trial in trials]
         counts = trials[int(np.argmax(scores))]
         if max(scores) > best_dice:

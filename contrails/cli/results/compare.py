@@ -96,8 +96,12 @@ def _verdict(paired: dict[str, Any], runs: list[Run]) -> str:
 
 def _mean_curve(run: Run, key: str) -> list[float]:
     """Return the mean of a metric over the folds, up to the last epoch that all folds with this metric have."""
-    rows = [[row[key] for row in fold_metrics(fold) if isinstance(row.get(key), float | int)] for fold in run.folds()]
-    return [sum(values) / len(values) for values in zip(*filter(None, rows), strict=False)]
+    curves = []
+    for fold in run.folds():
+        curve = [row[key] for row in fold_metrics(fold) if isinstance(row.get(key), float | int)]
+        if curve:
+            curves.append(curve)
+    return [sum(values) / len(values) for values in zip(*curves, strict=False)]
 
 
 def _curve(values: list[float]) -> str:

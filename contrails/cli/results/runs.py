@@ -143,14 +143,14 @@ def _texts(entry: Entry) -> list[str]:
     found = {name: column(entry) for name, column in _COLUMNS.items()}
     found["folds"] = f"{entry.folds_done}/{entry.folds}"
     found["differs"] = found["differs"] or ("" if entry.compared_to else "(baseline)")
-    return [
-        ""
-        if value is None
-        else f"{value:.{2 if name in ('gpu_hours', 'hours', 'lost') else 4}f}{_counted(entry, name)}"
-        if isinstance(value, float)
-        else str(value)
-        for name, value in found.items()
-    ]
+    return [_cell(entry, name, value) for name, value in found.items()]
+
+
+def _cell(entry: Entry, name: str, value: Any) -> str:
+    if isinstance(value, float):
+        digits = 2 if name in ("gpu_hours", "hours", "lost") else 4
+        return f"{value:.{digits}f}{_counted(entry, name)}"
+    return "" if value is None else str(value)
 
 
 def _counted(entry: Entry, name: str) -> str:
@@ -162,16 +162,19 @@ def _csv(entries: Sequence[Entry]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    writer.writerows(
-        ["" if value is None else value for value in (column(entry) for column in _COLUMNS.values())]
-        for entry in entries
-    )
+    for entry in entries:
+        values = [column(entry) for column in _COLUMNS.values()]
+        writer.writerow(["" if value is None else value for value in values])
     return text.getvalue()
 
 
 def _markdown(entries: Sequence[Entry]) -> str:
     rows = [list(_COLUMNS), ["---"] * len(_COLUMNS), *map(_texts, entries)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    lines = []
+    for row in rows:
+        cells = [cell.replace("|", "\\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _print(entries: Sequence[Entry]) -> None:

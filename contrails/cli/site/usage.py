@@ -53,8 +53,8 @@ def usage(run_name: str | None, as_json: bool) -> None:
         user = entry.user or "unknown"
         by_user[user] = by_user.get(user, UNUSED) + entry.usage
     if as_json:
-        parts = {"runs": by_run, "users": by_user}
-        click.echo(json.dumps({key: {name: _plain(of) for name, of in part.items()} for key, part in parts.items()}))
+        runs, users = ({name: _plain(of) for name, of in part.items()} for part in (by_run, by_user))
+        click.echo(json.dumps({"runs": runs, "users": users}))
         return
     if not entries:
         click.echo("no runs yet; start one with `contrails submit --folds 5`")

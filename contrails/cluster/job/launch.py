@@ -157,10 +157,11 @@ def launch(run: Run, config: RunConfig, folds: list[str], job: JobContext, slots
 
 
 def _dealt_slots(config: RunConfig, slots: Mapping[Slot, int]) -> list[_Share]:
-    return [
-        (",".join(slot.device for slot in mine if slot.device) or None, [slots[slot] for slot in mine])
-        for mine in _dealt(list(slots), config.compute.num_ranks)
-    ]
+    shares: list[_Share] = []
+    for mine in _dealt(list(slots), config.compute.num_ranks):
+        gpus = ",".join(slot.device for slot in mine if slot.device)
+        shares.append((gpus or None, [slots[slot] for slot in mine]))
+    return shares
 
 
 def _dealt(items: Sequence[T], num_ranks: int) -> list[Sequence[T]]:

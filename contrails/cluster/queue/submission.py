@@ -109,12 +109,12 @@ def pass_on(run: Run, scheduler: Scheduler) -> None:
     """Make jobs of other runs that wait for a job of a fold wait for its newest job instead."""
     known = submissions(run)
     newest = {fold: str(job.job_id) for fold, job in newest_submissions(known).items()}
-    successors = {
-        job.job_id: {newest[fold] for fold in job.folds if not run.fold(fold).done.exists()}
-        for job in known
-        if job.job_id is not None and job.folds
-    }
-    replaced = {job_id: jobs for job_id, jobs in successors.items() if jobs and jobs != {job_id}}
+    replaced = {}
+    for job in known:
+        if job.job_id is not None:
+            successors = {newest[fold] for fold in job.folds if not run.fold(fold).done.exists()}
+            if successors and successors != {job.job_id}:
+                replaced[job.job_id] = successors
     if not replaced:
         return
     try:

@@ -53,11 +53,11 @@ def slots_of(run: Run, site: "Site", compute: "ComputeSection") -> list[Slot]:
     # each rank of a fold needs its own GPU; folds of one process share a GPU if the profile allows more of them
     count = (wanted if num_ranks == 1 else min(wanted, len(devices))) or len(devices)
     folder = Path.home() / ".cache" / "contrails" / "slots"
-    return [
-        Slot(folder / f"{host}-{name.replace('/', '_')}-{number // len(devices)}.lock", name)
-        for number in range(count)
-        for name in [devices[number % len(devices)]]
-    ]
+    slots = []
+    for number in range(count):
+        name, turn = devices[number % len(devices)], number // len(devices)
+        slots.append(Slot(folder / f"{host}-{name.replace('/', '_')}-{turn}.lock", name))
+    return slots
 
 
 def take_slots(slots: Sequence[Slot], wanted: int, given_up: Callable[[], bool]) -> dict[Slot, int]:

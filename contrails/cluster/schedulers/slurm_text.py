@@ -166,9 +166,10 @@ def pass_on_dependency(text: str, successors: Mapping[str, Collection[str]]) -> 
     parts = [re.sub(r"\(\w+\)", "", part).rpartition(":") for part in text.split(",")]
     if not any(job_id in successors for _, _, job_id in parts):
         return None
-    return ",".join(
-        f"{kind}:{each}" for kind, _, job_id in parts for each in sorted(successors.get(job_id, [job_id]), key=int)
-    )
+    changed = []
+    for kind, _, job_id in parts:
+        changed += [f"{kind}:{each}" for each in sorted(successors.get(job_id, [job_id]), key=int)]
+    return ",".join(changed)
 
 
 def parse_duration(text: str) -> float | None:

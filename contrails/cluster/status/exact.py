@@ -18,12 +18,12 @@ def differences(fold: Fold) -> tuple[str, ...]:
     if not known:
         return ()
     first = known[0][1]
-    return tuple(
-        f"attempt {number}: {_difference(name, str(values[name]), str(first[name]))}"
-        for number, values in known[1:]
-        for name in sorted(first.keys() & values.keys())  # older versions recorded fewer of them
-        if values[name] != first[name]
-    )
+    found: list[str] = []
+    for number, values in known[1:]:
+        shared = sorted(first.keys() & values.keys())  # older versions recorded fewer of them
+        differing = [name for name in shared if values[name] != first[name]]
+        found += [f"attempt {number}: {_difference(name, str(values[name]), str(first[name]))}" for name in differing]
+    return tuple(found)
 
 
 def _difference(name: str, value: str, first: str) -> str:

@@ -86,7 +86,7 @@ def fold_state(fold: Fold, jobs: Mapping[str, Job] | None = None) -> FoldState:
     row = FoldState(fold.key, "", number, job_id=submission.job_id if submission else None, **known)
     last = newest_asked(asked).get(fold.key)
     if last is not None and last.refusal is not None:
-        row = _over(row, fold, f"its job was not taken: {last.refusal}", "refused")
+        row = _over(row, fold, f"its job was not accepted: {last.refusal}", "refused")
     else:
         row = _judge(row, fold, attempts, state, submission, jobs)
     pace = state.get("seconds_per_step")

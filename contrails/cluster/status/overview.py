@@ -6,7 +6,7 @@ from dataclasses import replace
 from contrails.cluster.queue.journal import newest_submissions, submissions
 from contrails.cluster.queue.submission import reference
 from contrails.cluster.queue.then import unfinished_job
-from contrails.cluster.schedulers.base import SCHEDULERS, Job, Scheduler, scheduler_called
+from contrails.cluster.schedulers.base import SCHEDULERS, Job, Reference, Scheduler, scheduler_called
 from contrails.cluster.status.fold_state import DAMAGED, DONE, FoldState, fold_state
 from contrails.errors import ClusterError, RecipeError, StorageError
 from contrails.files import read_toml
@@ -22,10 +22,10 @@ def ask_schedulers(runs: Iterable[Run]) -> dict[Run, Words]:
     A run of another version, whose scheduler cannot be read, is left out and judged by its files.
     """
     names = {run: name for run in runs if (name := _scheduler_name(run)) is not None}
-    words = {
-        name: _ask(scheduler_called(name), [run for run, of in names.items() if of == name])
-        for name in sorted(set(names.values()))
-    }
+    words = {}
+    for name in sorted(set(names.values())):
+        own = [run for run, of in names.items() if of == name]
+        words[name] = _ask(scheduler_called(name), own)
     return {run: words[name] for run, name in names.items()}
 
 
@@ -67,14 +67,13 @@ def _scheduler_name(run: Run) -> str | None:
 
 def _ask(scheduler: Scheduler, runs: list[Run]) -> Words:
     """Return what the scheduler knows of the jobs of unfinished folds and of `--then` commands, by name."""
-    newest = {run: newest_submissions(submissions(run)) for run in runs}
-    wanted = {
-        job.name: reference(run, job)
-        for run, jobs in newest.items()
-        for fold, job in jobs.items()
-        if not run.fold(fold).done.exists()
-    }
-    wanted |= {job.name: reference(run, job) for run in runs if (job := unfinished_job(run)) is not None}
+    wanted: dict[str, Reference] = {}
+    for run in runs:
+        newest = newest_submissions(submissions(run))
+        jobs = [job for fold, job in newest.items() if not run.fold(fold).done.exists()]
+        if (following := unfinished_job(run)) is not None:
+            jobs.append(following)
+        wanted |= {job.name: reference(run, job) for job in jobs}
     if not wanted:
         return {}
     try:

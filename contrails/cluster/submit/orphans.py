@@ -59,10 +59,12 @@ def _left(other: Run, parent: Run, known: Mapping[str, Job]) -> list[tuple[Submi
     """Return the jobs of a run that left because its parent failed, each with the folds to submit again."""
     newest = newest_submissions(submissions(other))
     left = {job.name: job for job in newest.values() if parent in job.after and _has_left(known.get(job.name))}
-    wanted = [
-        (job, [key for key in job.folds if newest[key] == job and not _is_over(other, key)]) for job in left.values()
-    ]
-    return [(job, folds) for job, folds in wanted if folds]
+    wanted = []
+    for job in left.values():
+        folds = [key for key in job.folds if newest[key] == job and not _is_over(other, key)]
+        if folds:
+            wanted.append((job, folds))
+    return wanted
 
 
 def _has_left(job: Job | None) -> bool:

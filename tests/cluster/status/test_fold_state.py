@@ -176,7 +176,7 @@ def test_a_log_is_named_only_where_there_is_one(submitted: Fold) -> None:
     log = submitted.run.job_folder("ctf0a1") / "12_0_log.err"
     write_atomic(log, "submitit INFO (x)\nmodule: command not found\n")
     state = said(submitted, "ended", native="FAILED (NonZeroExitCode)", cause="error", node="n1")
-    assert f"(module: command not found); see {log} (error): mend it" in str(state.reason)
+    assert f"(module: command not found); see {log} (error): fix it" in str(state.reason)
 
 
 def test_a_job_that_was_refused_after_all_says_what_to_change(submitted: Fold) -> None:
@@ -241,7 +241,7 @@ def test_a_job_that_was_not_taken_is_refused_until_it_is(fold: Fold) -> None:
     state = fold_state(fold, {})
     assert (state.state, state.cause) == ("failed", "refused")
     assert str(state.reason).startswith(
-        "its job was not taken: qsub: PBS refuses with code 38 (refused): the other jobs"
+        "its job was not accepted: qsub: PBS refuses with code 38 (refused): other jobs"
     )
     record(fold.run, "intent", name="ct1f0a2", folds=["0"], exclude=[])
     record(fold.run, "submitted", name="ct1f0a2", job_id="2.h")
@@ -259,5 +259,5 @@ def test_a_refused_next_job_goes_before_why_the_attempt_ended(fold: Fold) -> Non
     job = Job("1.h", "ct1f0a1", "ended", "REFUSED (would exceed)", "refused")
     state = fold_state(fold, {"ct1f0a1": job})
     assert state.cause == "refused"
-    assert "was not taken: REFUSED (would exceed)" in str(state.reason)
+    assert "was not accepted: REFUSED (would exceed)" in str(state.reason)
     assert f"`contrails resume {fold.run.typed}`" in str(state.reason)
