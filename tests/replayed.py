@@ -37,11 +37,12 @@ class Replayed:
             )
         )
 
-    def take_jobs(self, first_id: int, most: int = 99, refusal: str = "") -> None:
-        """Have sbatch give the numbers from `first_id` on to so many jobs, and refuse the next ones."""
+    def take_jobs(self, first_id: int, refused: range = range(0), said: str = "") -> None:
+        """Have sbatch give jobs the numbers from `first_id` on, and refuse these calls, counted from 1."""
         taken = f'echo "Submitted batch job $(({first_id} + count - 1))"; exit'
-        refused = f"echo {shlex.quote(f'sbatch: error: {refusal}')} >&2; exit 1"
-        self._add(f'sbatch*) count=$(grep -c ^sbatch "$log"); [ $count -gt {most} ] || {{ {taken}; }}; {refused};;')
+        refuse = f"echo {shlex.quote(f'sbatch: error: {said}')} >&2; exit 1"
+        is_refused = f"[ $count -ge {refused.start} ] && [ $count -lt {refused.stop} ]"
+        self._add(f'sbatch*) count=$(grep -c ^sbatch "$log"); {is_refused} || {{ {taken}; }}; {refuse};;')
 
     def asked(self, *words: str) -> list[str]:
         """Return the command lines that begin with one of these."""
