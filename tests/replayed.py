@@ -1,18 +1,24 @@
-"""A scheduler's commands that print what a test has recorded, and the text of one that was."""
+"""A scheduler's commands that print what a test says, and jobs of a Slurm and a PBS that are replayed so."""
 
 import os
 import shlex
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from contrails.files import to_json
+from contrails.submitit_pbs.chain import Chain
+from contrails.submitit_pbs.job import PbsJob
+from contrails.submitit_pbs.watcher import PbsInfoWatcher
+
 _NO_ANSWER = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
 
 
 class Replayed:
-    """The commands of a scheduler in a folder that comes first on the PATH; what nobody has recorded fails."""
+    """The commands of a scheduler in a folder that comes first on the PATH; what nobody has said fails."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._log, self._answers, self._cases = folder / "asked.log", folder / "answers.sh", list[str]()
@@ -49,7 +55,7 @@ class Replayed:
         return [line for line in self._log.read_text().splitlines() if line.startswith(words)]
 
     def _add(self, *cases: str) -> None:
-        self._cases[:0] = cases
+        self._cases[:0] = reversed(cases)
         lines = ['case "$asked" in', *self._cases, "esac", f"echo {shlex.quote(_NO_ANSWER)} >&2", "exit 1"]
         self._answers.write_text("\n".join(lines) + "\n")
 
@@ -93,12 +99,20 @@ STANDINGS = {
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replayed]:
+def restore_signals() -> Iterator[None]:
+    """Undo that the end of a job takes no signals any more."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restore_signals: None) -> Replayed:
     """A Slurm on which the job 7, ctf0a1, runs on n1, and which does all that it is asked for.
 
-    The test's process is in that job; how it takes signals is as before in the end.
+    The test's process is in that job.
     """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
     slurm = Replayed(tmp_path / "bin", monkeypatch)
     slurm.say(
         {
@@ -117,6 +131,27 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replayed]
     monkeypatch.setenv("SLURM_JOB_NAME", "ctf0a1")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
-    yield slurm
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return slurm
+
+
+@pytest.fixture
+def pbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Replayed:
+    """A PBS on which the job 7.h, ctf0a1, runs, whose first link this is; the test's process is in it."""
+    pbs = Replayed(tmp_path / "bin", monkeypatch)
+    pbs.say({"qstat -f -F dsv 7.h": "Job Id: 7.h|Job_Name=ctf0a1|job_state=R|substate=42|run_count=1\n"})
+    (tmp_path / "jobs").mkdir()
+    spec = {"qsub": [], "name": "ctf0a1", "walltime_s": 3600, "margin_s": 60, "chain": "held", "max_links": 100}
+    spec |= {"budgets": {}, "num_tasks": 1, "stderr_to_stdout": False, "teardown": [], "after": []}
+    words = {"SPEC": to_json(spec), "STARTED": f"{time.time():.0f}", "JOB_ID": "7.h", "RESTARTS": "0"}
+    for name, word in words.items():
+        monkeypatch.setenv(f"SUBMITIT_PBS_{name}", word)
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path / "jobs"))
+    monkeypatch.setenv("PBS_JOBID", "7.h")
+    monkeypatch.setattr(PbsJob, "watcher", PbsInfoWatcher())
+    return pbs
+
+
+@pytest.fixture
+def chain(tmp_path: Path, pbs: Replayed) -> Chain:
+    """What the links of that job have written."""
+    return Chain(tmp_path / "jobs", "7.h")

@@ -19,6 +19,7 @@ from contrails.files import to_json, write_atomic
 from contrails.locks import try_lock
 from contrails.recipe.recipe import to_toml
 from contrails.runs.folder import Fold, Run
+from contrails.submitit_pbs.chain import Chain
 
 from local_site import eventually
 from replayed import STANDINGS, Replayed
@@ -75,7 +76,7 @@ def train(run: Run, key: str) -> None:
     write_atomic(attempt.state, json.dumps({"status": "running"}))
 
 
-def leave(fold: Fold, word: str) -> None:
+def leave(fold: Fold, word: str, job_id: str = "7") -> None:
     """Leave a fold as its word says: not begun, silent, handed over, done, cancelled, newer, or ended for a cause."""
     run = fold.run
     match word.partition(" ")[::2]:
@@ -91,11 +92,11 @@ def leave(fold: Fold, word: str) -> None:
             write_atomic(fold.done, to_json({"attempt": 1, "step": 9, "epoch": 3, "best_dice": 0.5}))
         case "cancelled", _:
             write_atomic(fold.cancelled, "{}")
-    write_atomic(fold.attempt(1).job, to_json({"job_id": "7", "job_name": "ctf0a1", "restart_count": 0}))
+    write_atomic(fold.attempt(1).job, to_json({"job_id": job_id, "job_name": "ctf0a1", "restart_count": 0}))
     write_atomic(fold.attempt(1).state, to_json({"status": "running"}))
     if word == "handed over":
         write_end(fold, fold.attempt(1), "walltime", handed_over=True)
-    elif word not in ("silent", "newer", "done", "cancelled"):
+    elif word not in ("silent", "newer", "done", "cancelled", "tombstone"):
         write_end(fold, fold.attempt(1), cast(Cause, word))
 
 
@@ -162,7 +163,7 @@ def test_what_becomes_of_a_job(
     make_run: MakeRun, slurm: Replayed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     left: str, code: int, standing: str, peak: str | None, causes: str, acts: list[str], left_with: int,
 ) -> None:  # fmt: skip
-    run = run_on_slurm(make_run, tmp_path)
+    run = run_on(make_run, tmp_path)
     folds = [run.fold(str(number)) for number, _ in enumerate(left.split(","))]
     submit_first(run, [fold.key for fold in folds])
     for fold, word in zip(folds, left.split(","), strict=True):
@@ -176,16 +177,16 @@ def test_what_becomes_of_a_job(
     assert done_by(run, slurm, tmp_path, before) == acts
 
 
-def run_on_slurm(make_run: MakeRun, tmp_path: Path, **keys: Any) -> Run:
+def run_on(make_run: MakeRun, tmp_path: Path, **keys: Any) -> Run:
     run = make_run()
     site = {"name": "s", "scheduler": "slurm", "memory_gb": 2.0, "on_failed": [*_TELL, str(tmp_path / "told")]} | keys
     write_atomic(run.toml, to_toml(run.read_config().model_copy(update={"site": site})))
     return run
 
 
-def submit_first(run: Run, keys: list[str], **asked: Any) -> None:
+def submit_first(run: Run, keys: list[str], job_id: str = "7", **asked: Any) -> None:
     record(run, "intent", name="ctf0a1", folds=keys, **{"exclude": []} | asked)
-    record(run, "submitted", name="ctf0a1", job_id="7")
+    record(run, "submitted", name="ctf0a1", job_id=job_id)
 
 
 def done_by(run: Run, slurm: Replayed, tmp_path: Path, before: int) -> list[str]:
@@ -207,6 +208,45 @@ def done_by(run: Run, slurm: Replayed, tmp_path: Path, before: int) -> list[str]
 
 
 @pytest.mark.parametrize(
+    ("left", "code", "retries", "causes", "left_with"),
+    [
+        # the next link follows an exit code that says how: after lack of memory it has more
+        ("silent", 137, {}, "memory", 137),
+        ("silent", 9, {}, "node", 9),
+        ("silent", 0, {}, "lost", 75),
+        ("killed", 137, {}, "killed", 75),
+        ("error,memory", 8, {}, "error,memory", 137),
+        ("memory,node", 8, {}, "memory,node", 137),
+        ("handed over", 143, {}, "walltime and goes on", 75),
+        # and none follows what is given up
+        ("silent", 8, {}, "error", 8),
+        ("silent", 137, {"memory": 0}, "memory", 8),
+        ("silent", 9, {"node": 0}, "node", 8),
+        ("error", 137, {}, "error", 8),
+        ("done", 137, {}, "-", 8),
+        ("tombstone", 137, {}, "cancelled", 8),
+        ("tombstone", 143, {}, "cancelled", 143),
+        ("newer", 137, {}, "memory", 8),
+    ],
+)
+def test_what_becomes_of_a_job_on_pbs(
+    make_run: MakeRun, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restore_signals: None,
+    left: str, code: int, retries: dict[str, int], causes: str, left_with: int,
+) -> None:  # fmt: skip
+    run = run_on(make_run, tmp_path, scheduler="pbs", retries=retries)
+    folds = [run.fold(str(number)) for number, _ in enumerate(left.split(","))]
+    submit_first(run, [fold.key for fold in folds], job_id="7.h")
+    for fold, word in zip(folds, left.split(","), strict=True):
+        leave(fold, word, job_id="7.h")
+    if left == "tombstone":
+        chain.cancel()
+    before = len(submissions(run))
+    assert tear_down(run, [fold.key for fold in folds], code, monkeypatch) == left_with
+    assert [cause_of(fold) for fold in folds] == causes.split(",")
+    assert len(submissions(run)) == before
+
+
+@pytest.mark.parametrize(
     ("keys", "asked", "cause", "acts"),
     [
         ({"retries": {"killed": 0}}, {}, "killed", ["told 0"]),
@@ -222,7 +262,7 @@ def test_what_a_job_that_takes_its_place_asks_for(
     make_run: MakeRun, slurm: Replayed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     keys: dict[str, Any], asked: dict[str, Any], cause: str, acts: list[str],
 ) -> None:  # fmt: skip
-    run = run_on_slurm(make_run, tmp_path, **keys)
+    run = run_on(make_run, tmp_path, **keys)
     submit_first(run, ["0"], **asked)
     leave(run.fold("0"), cause)
     tear_down(run, ["0"], 1, monkeypatch)
@@ -242,7 +282,7 @@ def test_a_requeue_that_slurm_does_not_do(
     make_run: MakeRun, slurm: Replayed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], command: str, answer: str, left_with: int, said: str,
 ) -> None:  # fmt: skip
-    run = run_on_slurm(make_run, tmp_path)
+    run = run_on(make_run, tmp_path)
     submit_first(run, ["0"])
     leave(run.fold("0"), "killed")
     slurm.say({command: answer}, code=1)
