@@ -1,7 +1,6 @@
 """What the jobs of a run submit that the scheduler had not taken, with what Slurm prints."""
 
 import time
-from collections.abc import Iterator
 from typing import cast
 
 import pytest
@@ -24,7 +23,7 @@ LIMIT = "Batch job submission failed: Job violates accounting/QOS policy (AssocM
 
 
 @pytest.fixture
-def run(make_run: MakeRun, slurm: Replayed, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run(make_run: MakeRun, slurm: Replayed, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run whose job for fold 0, this one, runs, and whose job for fold 1 was not taken."""
     monkeypatch.setattr(refused, "_RETRY_S", 0.01)
     run = make_run()
