@@ -15,6 +15,7 @@ from contrails.cluster.job import teardown
 from contrails.cluster.job.teardown import _avoided
 from contrails.cluster.outcomes import Cause
 from contrails.cluster.queue.journal import record, submissions
+from contrails.errors import LimitReached
 from contrails.files import to_json, write_atomic
 from contrails.locks import try_lock
 from contrails.recipe.recipe import to_toml
@@ -289,3 +290,21 @@ def test_a_requeue_that_slurm_does_not_do(
     assert tear_down(run, ["0"], 1, monkeypatch) == left_with
     assert (said in capsys.readouterr().err) if said else ("requeued" not in capsys.readouterr().err)
     assert not slurm.asked("sbatch")
+
+
+@pytest.mark.parametrize(("code", "left_with"), [(137, 137), (0, LimitReached.exit_code)])
+def test_a_larger_job_that_a_limit_does_not_let_in_is_left_to_others(
+    make_run: MakeRun, slurm: Replayed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], code: int, left_with: int,
+) -> None:  # fmt: skip
+    run = run_on(make_run, tmp_path)
+    submit_first(run, ["0"])
+    leave(run.fold("0"), "memory")
+    slurm.take_jobs(20, range(1, 99), "Batch job submission failed: ... (AssocMaxSubmitJobLimit)")
+    assert tear_down(run, ["0"], code, monkeypatch) == left_with
+    assert "error: sbatch did not take the job ct" in capsys.readouterr().err
+    _, *left = submissions(run)
+    assert left
+    assert {(job.folds, job.memory_gb, job.void, job.refusal is not None) for job in left} == {
+        (("0",), 3.0, True, True)
+    }
