@@ -11,6 +11,7 @@ import pytest
 from contrails.cluster.ends import read_end, write_end
 from contrails.cluster.job.handover import (
     Clock,
+    Progress,
     ended_jobs,
     hand_over,
     is_wanted,
@@ -20,12 +21,14 @@ from contrails.cluster.job.handover import (
 )
 from contrails.cluster.outcomes import Cause
 from contrails.cluster.queue.journal import record, submissions
+from contrails.cluster.schedulers import pbs as pbs_scheduler
 from contrails.cluster.schedulers import slurm as slurm_scheduler
 from contrails.cluster.schedulers.base import Job, Reference, Scheduler, ThisJob
 from contrails.cluster.schedulers.sites import Site
 from contrails.errors import ClusterError
 from contrails.files import read_hint, to_json, write_atomic
 from contrails.runs.folder import Fold, Run
+from contrails.submitit_pbs.chain import Chain
 
 from replayed import STANDINGS, Replayed
 
@@ -271,3 +274,13 @@ def test_a_clock_asks_again_before_it_says_that_it_is_time(fold: Fold, slurm: Re
         assert left == pytest.approx(30 if is_due else 1800, abs=25)
     say_end(slurm, None)
     assert not clock_of(fold).path.exists()
+
+
+def test_the_first_new_snapshot_of_a_start_is_told_to_pbs_once(fold: Fold, chain: Chain) -> None:
+    snapshot(fold, 5, 1)
+    scheduler = cast(Scheduler, pbs_scheduler)
+    progress = Progress(scheduler, scheduler.this_job(), [fold, fold.run.fold("1")])
+    for step, told in ((5, 0), (4, 0), (6, 1), (7, 1)):
+        snapshot(fold, step, 2)
+        progress.note()
+        assert [row["event"] for row in chain.rows()] == ["progress"] * told
