@@ -29,7 +29,18 @@ class Replayed:
             f'echo "$asked" >> "$log"\n. {shlex.quote(str(self._answers))}\n'
         )
         (folder / "scheduler").chmod(0o755)
-        for name in ("squeue", "sacct", "scontrol", "sinfo", "sbatch", "scancel", "qstat", "qselect", "pbsnodes"):
+        for name in (
+            "squeue",
+            "sacct",
+            "scontrol",
+            "sinfo",
+            "sbatch",
+            "scancel",
+            "qsub",
+            "qstat",
+            "qselect",
+            "pbsnodes",
+        ):
             (folder / name).symlink_to("scheduler")
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
@@ -44,11 +55,14 @@ class Replayed:
         )
 
     def take_jobs(self, first_id: int, refused: range = range(0), said: str = "") -> None:
-        """Have sbatch give jobs the numbers from `first_id` on, and refuse these calls, counted from 1."""
-        taken = f'echo "Submitted batch job $(({first_id} + count - 1))"; exit'
+        """Have sbatch and qsub number jobs from `first_id` on, and sbatch refuse these calls, counted from 1."""
+        number = f'count=$(grep -c "^${{asked%% *}} " "$log"); number=$(({first_id} + count - 1))'
         refuse = f"echo {shlex.quote(f'sbatch: error: {said}')} >&2; exit 1"
         is_refused = f"[ $count -ge {refused.start} ] && [ $count -lt {refused.stop} ]"
-        self._add(f'sbatch*) count=$(grep -c ^sbatch "$log"); {is_refused} || {{ {taken}; }}; {refuse};;')
+        self._add(
+            f'qsub*) {number}; echo "$number.h"; exit;;',
+            f'sbatch*) {number}; {is_refused} && {{ {refuse}; }}; echo "Submitted batch job $number"; exit;;',
+        )
 
     def asked(self, *words: str) -> list[str]:
         """Return the command lines that begin with one of these."""
@@ -138,6 +152,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restore_signals: None
 def pbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Replayed:
     """A PBS on which the job 7.h, ctf0a1, runs, whose first link this is; the test's process is in it."""
     pbs = Replayed(tmp_path / "bin", monkeypatch)
+    pbs.take_jobs(20)
+    pbs.say({"qstat": "qstat: Unknown Job Id"}, code=153)
+    pbs.say({"qselect": ""})
     pbs.say({"qstat -f -F dsv 7.h": "Job Id: 7.h|Job_Name=ctf0a1|job_state=R|substate=42|run_count=1\n"})
     (tmp_path / "jobs").mkdir()
     spec = {"qsub": [], "name": "ctf0a1", "walltime_s": 3600, "margin_s": 60, "chain": "held", "max_links": 100}

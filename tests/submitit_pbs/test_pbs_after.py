@@ -52,7 +52,6 @@ def test_the_link_whose_end_is_waited_for(
             chain.cancel()
         else:
             chain.append(**row)
-    pbs.say({"qstat": "qstat: Unknown Job Id"}, code=153)
     known = {"3.h": RUNS} | jobs
     listed = {asked: "".join(f"Job Id: {key}|Job_Name=ct|{known[key]}\n" for key in asked.split() if key in known)
               for asked in ("3.h", "7.h", "8.h", "7.h 3.h", "8.h 3.h")}  # fmt: skip

@@ -17,7 +17,7 @@ from contrails.cluster.submit.folds import plan_folds, submit_folds
 from contrails.errors import ClusterError, LimitReached
 from contrails.files import to_json, write_atomic
 from contrails.recipe.recipe import to_toml
-from contrails.runs.folder import Fold, Run
+from contrails.runs.folder import Fold, Run, job_pickle
 
 from replayed import Replayed
 
@@ -90,7 +90,8 @@ def train(fold: Fold, end: str = "") -> None:
     ],
 )  # fmt: skip
 def test_what_is_submitted(run: Run, slurm: Replayed, left: str, squeue: str, sacct: str, outcome: str) -> None:
-    fold = run.fold("0")
+    fold, folder = run.fold("0"), run.job_folder("ctf0a7")
+    pickle = folder / "f00d.pkl"
     fold.path.mkdir(parents=True)
     for word in left.split(","):
         if word == "done":
@@ -98,7 +99,8 @@ def test_what_is_submitted(run: Run, slurm: Replayed, left: str, squeue: str, sa
         elif word == "cancelled":
             write_atomic(fold.cancelled, "{}")
         elif word == "intent":
-            record(run, "intent", name="ctf0a7", folds=["0"], exclude=[])
+            write_atomic(pickle, b"")
+            record(run, "intent", name="ctf0a7", folds=["0"], exclude=[], pickle=str(pickle))
         elif word not in ("nothing", "job"):
             train(fold, "" if word == "attempt" else word)
     if left not in ("nothing", "intent"):
@@ -108,10 +110,13 @@ def test_what_is_submitted(run: Run, slurm: Replayed, left: str, squeue: str, sa
     is_submitted = outcome.startswith("submitted")
     assert len(slurm.asked("sbatch")) == is_submitted
     assert fold.cancelled.exists() == ("cancelled" in left and not is_submitted)
-    ended = [line for line in slurm.asked("scancel") if line.endswith("--name=ctf0a7")]
-    assert len(ended) == (
-        is_submitted and submissions(run)[0].job_id is not None and submissions(run)[0].name == "ctf0a7"
-    )
+    had_job = left != "nothing" and submissions(run)[0].job_id == "7"
+    if left == "intent":
+        assert had_job == (outcome == "waiting" or "CANCELLED" in sacct)
+        assert not pickle.exists()
+        assert job_pickle(folder, "7").exists() == had_job
+    # what Slurm may keep of the job before ends with it
+    assert [line.rpartition("=")[2] for line in slurm.asked("scancel")] == ["ctf0a7"] * (is_submitted and had_job)
 
 
 @pytest.mark.parametrize(
