@@ -97,6 +97,46 @@ def test_who_is_trained_and_for_whom_the_job_goes_on(
 
 
 @pytest.mark.parametrize(
+    ("device", "num_ranks", "environment", "memory_gb", "gpus"),
+    [
+        ("cpu", 1, {}, 2.0, []),
+        ("cpu", 1, {"CUDA_VISIBLE_DEVICES": "0,1"}, 2.0, []),
+        ("cuda", 1, {"CUDA_VISIBLE_DEVICES": "0,1"}, 2.0, ["0", "1"]),
+        ("cuda", 2, {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 2.0, ["0,1", "2,3"]),
+        ("cuda", 1, {}, 2.0, []),
+        ("cpu", 1, {"SLURM_MEM_PER_NODE": "3072"}, 3.0, []),  # a larger job that has taken another one's place
+        ("cpu", 1, {"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_ON_NODE": "4"}, 4.0, []),
+    ],
+)
+def test_what_the_folds_of_a_job_get(
+    make_run: MakeRun,
+    slurm: Replayed,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    num_ranks: int,
+    environment: dict[str, str],
+    memory_gb: float,
+    gpus: list[str],
+) -> None:
+    run = make_run()
+    config = run.read_config()
+    compute = config.compute.model_copy(update={"device": device, "num_ranks": num_ranks})
+    config = config.model_copy(
+        update={"site": {"name": "s", "scheduler": "slurm", "memory_gb": 2.0}, "compute": compute}
+    )
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    got: list[Any] = []
+    monkeypatch.setattr(launch, "_run_children", lambda *given: got.append(given) or {})
+    write_atomic(run.toml, to_toml(config))
+    launch._run_job(run, config, site_of(run), ["0", "1"])
+    ((_, _, _, job, shares, _),) = got
+    assert job.memory_gb == memory_gb
+    assert shares == [(share, []) for share in gpus]
+
+
+@pytest.mark.parametrize(
     ("code", "folds", "is_over"),
     [
         (0, "done,done", True),
