@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 os.environ.pop("CONTRAILS_RUNS", None)  # somebody's own runs are none of the tests'
 os.environ.pop("COLUMNS", None)  # nor is the width of the terminal, which xdist hands on: tables follow it
 
-# fixtures of tests that start PBS jobs, fill a disk, or talk to a W&B server
-pytest_plugins = ["pbs_site", "small_disk", "wandb_fixtures"]
+# fixtures of tests that start PBS jobs, replay a scheduler, fill a disk, or talk to a W&B server
+pytest_plugins = ["pbs_site", "replayed", "small_disk", "wandb_fixtures"]
 
 MakeRun = Callable[..., Run]
 MakeRecipe = Callable[..., Recipe]

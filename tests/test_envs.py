@@ -60,6 +60,8 @@ def test_no_text_tells_to_install_a_strangers_package() -> None:
     config.read(CLONE / "setup.cfg")
     assert config["metadata"]["name"] == "contrails-hpc"
     texts = [*CLONE.glob("*.md"), *(path for folder in ("contrails", "jobs", "envs") for path in folder_texts(folder))]
+    assert CLONE / "README.md" in texts
+    assert CLONE / "contrails/errors.py" in texts
     for path in texts:
         assert "contrails[" not in path.read_text().replace("-hpc", ""), path
 

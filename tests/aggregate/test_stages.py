@@ -373,7 +373,8 @@ def test_masks_of_classifiers_are_told_for_what_they_are(
     for out, kind in (("a.csv", "submission"), ("masks", "npy"), ("p.h5", "probabilities")):
         cli(["predict", str(folder), test, str(tmp_path / out), "--format", kind], standalone_mode=False)
         assert warning in capsys.readouterr().err
-    assert all(len(np.unique(np.load(path))) == 1 for path in (tmp_path / "masks").glob("*.npy"))
+    masks = [np.load(path) for path in (tmp_path / "masks").glob("*.npy")]
+    assert [len(np.unique(mask)) for mask in masks] == [1, 1, 1]
     with pytest.raises(RunError, match="expected members that predict masks, found classifiers,"):
         cli(["predict", str(folder), test, str(tmp_path / "pseudo"), "--format", "pseudo"], standalone_mode=False)
 

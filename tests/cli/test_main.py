@@ -277,9 +277,12 @@ def test_every_file_of_an_example_is_made_by_an_example() -> None:
             command = command.get_command(click.Context(command), name)
         assert command is not None
         texts.append((command.help or "").split("Example:")[1])
+    found: set[str] = set()
     for text in ("\n".join(texts), *("\n".join(shell_lines(page)) for page in PAGES)):
         lines = [line.split("#")[0].split() for line in text.splitlines() if line.strip().startswith("contrails ")]
         made = {word for words in lines for word, before in zip(words[1:], words, strict=False) if before == "-o"}
         made |= {words[3] for words in lines if words[1] == "prepare"}
         used = {path for words in lines for path in _FILE.findall(" ".join(words))}
         assert used - made == STAND_INS & used
+        found |= used
+    assert {"data/demo/train.h5", "data/goes/train.h5", "filelists/clouds.csv"} <= found

@@ -15,12 +15,17 @@ _ACT = re.compile(
 
 def test_a_question_writes_submits_and_signals_nothing() -> None:
     package = Path(contrails.__file__).parent
-    found = [
-        f"{path.relative_to(package)}: {function.name} calls {name}"
+    questions = [
+        (path.relative_to(package), function)
         for folder in ("cluster", "submitit_pbs")
         for path in sorted((package / folder).rglob("*.py"))
         for function in ast.walk(ast.parse(path.read_text()))
         if isinstance(function, ast.FunctionDef) and _QUESTION.fullmatch(function.name)
+    ]
+    assert {"is_wanted", "may_retry", "fold_state", "decide_memory_mb"} <= {function.name for _, function in questions}
+    found = [
+        f"{path}: {function.name} calls {name}"
+        for path, function in questions
         for name in map(_called, ast.walk(function))
         if _ACT.fullmatch(name)
     ]

@@ -8,8 +8,10 @@ import h5py
 import numpy as np
 import pytest
 
-from contrails.dataset.store import open_dataset
+from contrails.dataset.layout import Header, create
+from contrails.dataset.store import Placement, Scene, open_dataset
 from contrails.errors import DataError
+from contrails.sources.goes import KELVIN
 
 
 def _edit(change: Callable[[h5py.File], object]) -> Callable[[Path], None]:
@@ -69,6 +71,27 @@ def test_what_is_refused(tiny_data: Path, tmp_path: Path, damage: Callable[[Path
     damage(path)
     with pytest.raises(DataError, match=message):
         open_dataset(path)
+
+
+@pytest.mark.parametrize(("places", "is_whole"), [([0, 0], True), ([0], False), ([0, 1], False)])
+def test_places_that_do_not_fit_records_and_scenes_are_refused(
+    tmp_path: Path, places: list[int], is_whole: bool
+) -> None:
+    scenes, placements = (Scene("a", 8, 12),), (Placement(0, 0, 0, 8, 8), Placement(0, 0, 4, 8, 8))
+    unknown = (float("nan"),) * 2
+    header = Header(
+        "test", ("grey",), (0,), (8, 8), False, ("a@0", "a@1"), ("a", "a"), unknown, KELVIN, "", scenes=scenes,
+        placements=placements,
+    )  # fmt: skip
+    create(header, tmp_path / "d.h5")
+    with h5py.File(tmp_path / "d.h5", "r+") as file:
+        del file["placement/scene"]
+        file["placement/scene"] = np.array(places)
+    if is_whole:
+        assert open_dataset(tmp_path / "d.h5").placements == placements
+        return
+    with pytest.raises(DataError, match=r"d.h5: its placements do not fit its records and scenes; prepare it again"):
+        open_dataset(tmp_path / "d.h5")
 
 
 def test_hdf5_from_elsewhere_is_refused(tmp_path: Path) -> None:

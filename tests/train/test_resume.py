@@ -182,6 +182,7 @@ def test_a_frozen_encoder_does_not_change(make_run: MakeRun) -> None:
     assert all(torch.equal(first[name], second[name]) for name in encoder)
     assert not all(torch.equal(second[name], third[name]) for name in encoder)
     decoder = [name for name in first if name.startswith("model.decoder.") and name.endswith("weight")]
+    assert decoder
     assert not any(torch.equal(first[name], second[name]) for name in decoder)
 
 

@@ -1,20 +1,36 @@
-"""What a start of a job counts as: failures in a row, and jobs before it that have ended."""
+"""Whether a job goes on: its clock, how it hands over, failures in a row, and jobs before it that have ended."""
 
+import time
 from collections.abc import Collection
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from contrails.cluster.ends import read_end, write_end
-from contrails.cluster.job.handover import ended_jobs, is_wanted, may_retry, num_failures, record_silent_end
+from contrails.cluster.job.handover import (
+    Clock,
+    Progress,
+    ended_jobs,
+    hand_over,
+    is_wanted,
+    may_retry,
+    num_failures,
+    record_silent_end,
+)
 from contrails.cluster.outcomes import Cause
-from contrails.cluster.queue.journal import record
+from contrails.cluster.queue.journal import record, submissions
+from contrails.cluster.schedulers import pbs as pbs_scheduler
+from contrails.cluster.schedulers import slurm as slurm_scheduler
 from contrails.cluster.schedulers.base import Job, Reference, Scheduler, ThisJob
 from contrails.cluster.schedulers.sites import Site
 from contrails.errors import ClusterError
-from contrails.files import to_json, write_atomic
+from contrails.files import read_hint, to_json, write_atomic
 from contrails.runs.folder import Fold, Run
+from contrails.submitit_pbs.chain import Chain
+
+from replayed import STANDINGS, Replayed
 
 
 @pytest.fixture
@@ -152,3 +168,119 @@ def test_a_cause_that_is_never_tried_again_has_no_budget(fold: Fold) -> None:
     causes: tuple[Cause, ...] = ("error", "cancelled")
     submit(fold, 1)
     assert not any(may_retry(fold, cause, this(1), Site(name="s")) for cause in causes)
+
+
+def say_end(slurm: Replayed, ends_in_s: float | None, name: str = "ctf0a1") -> None:
+    """Have squeue say when the job's time is over."""
+    end = "N/A" if ends_in_s is None else datetime.fromtimestamp(time.time() + ends_in_s).isoformat(timespec="seconds")
+    slurm.say({"squeue --noheader --jobs=7 --format=%j|%e": f"{name}|{end}\n"})
+
+
+def clock_of(fold: Fold) -> Clock:
+    """Return the clock of a job with a margin of a minute."""
+    scheduler = cast(Scheduler, slurm_scheduler)
+    return Clock(scheduler, scheduler.this_job(), 60.0, fold.run.clock("7"))
+
+
+@pytest.mark.parametrize(
+    ("said", "standing", "ends_in_s", "retries", "requeue", "ends", "goes"),
+    [
+        # USR2 means what the clock says
+        ("stopped", "runs", 1800, {}, "", "preemption and goes on", True),
+        ("stopped", "runs", 100, {}, "", "walltime and goes on", True),  # Slurm sends it up to a minute too early
+        ("stopped", "runs", None, {}, "", "preemption and goes on", True),
+        ("stopped by the clock", "runs", 1800, {}, "", "walltime and goes on", True),
+        # TERM means what Slurm says
+        ("stopped", "time is over", 1800, {}, "", "walltime and goes on", True),
+        ("stopped", "shell killed", 1800, {}, "", "lost and goes on", True),
+        ("stopped", "requeued", 1800, {}, "refused", "preemption and goes on", True),
+        ("stopped", "cancelled", 1800, {}, "", "cancelled", False),
+        ("stopped", "another's", 1800, {}, "refused", "preemption", False),
+        # budgets, and a Slurm that does not requeue
+        ("stopped", "runs", 1800, {"preemption": 1}, "", "preemption and goes on", True),
+        ("stopped", "runs", 1800, {"preemption": 0}, "", "preemption", False),
+        ("stopped", "requeued", 1800, {"preemption": 0}, "", "preemption", False),
+        ("stopped", "runs", 1800, {}, "refused", "preemption", False),
+        # before an attempt the journal says it
+        ("not begun", "runs", 1800, {}, "", "preemption", True),
+        ("not begun", "runs", 1800, {"preemption": 0}, "", "preemption", False),
+        ("not begun", "cancelled", 1800, {}, "", "cancelled", False),
+        # folds of one job go on together, as far as their budgets last
+        ("stopped,stopped", "runs", 1800, {}, "", "preemption and goes on,preemption and goes on", True),
+        ("stopped,failed before", "runs", 1800, {"preemption": 1}, "", "preemption and goes on,preemption", True),
+        ("failed before,not begun", "runs", 1800, {"preemption": 1}, "", "preemption,preemption", True),
+    ],
+)
+def test_how_a_job_hands_over(
+    fold: Fold,
+    slurm: Replayed,
+    said: str,
+    standing: str,
+    ends_in_s: float | None,
+    retries: dict[str, int],
+    requeue: str,
+    ends: str,
+    goes: bool,
+) -> None:
+    folds = [fold.run.fold(str(number)) for number, _ in enumerate(said.split(","))]
+    record(fold.run, "intent", name="ctf0a1", folds=[each.key for each in folds], exclude=[])
+    record(fold.run, "submitted", name="ctf0a1", job_id="7")
+    for each, word in zip(folds, said.split(","), strict=True):
+        if word == "failed before":
+            train(each, 1, 0, 0)
+            write_end(each, each.attempt(1), "preemption")
+        if word != "not begun":
+            attempt = each.attempt(len(each.attempts()) + 1)
+            asked_by = "walltime" if word == "stopped by the clock" else None
+            write_atomic(attempt.job, to_json({"job_id": "7", "job_name": "ctf0a1", "restart_count": 0}))
+            write_atomic(attempt.state, to_json({"status": "stopped", "asked_by": asked_by}))
+    say_end(slurm, ends_in_s)
+    slurm.say({"scontrol --oneliner show job 7": STANDINGS[standing]})
+    if requeue:
+        slurm.say({"scontrol requeue 7": "Requested operation is presently disabled for job 7"}, code=1)
+    site = Site.model_validate({"name": "s", "scheduler": "slurm", "walltime_min": 60, "retries": retries})
+    assert hand_over(folds, clock_of(fold), site) == goes
+    assert [shown_end(each, ends_in_s) for each in folds] == ends.split(",")
+    if "requeued" in standing or "cancelled" in standing:
+        assert not slurm.asked("scontrol requeue")
+
+
+def shown_end(fold: Fold, ends_in_s: float | None) -> str:
+    """Return why this start ended, which its attempt or else the journal says, with how long it had lasted."""
+    attempts = fold.attempts()
+    said = read_end(attempts[-1]) if attempts else submissions(fold.run)[0].fruitless[0]
+    assert said is not None
+    assert said.lasted_s == (None if ends_in_s is None else pytest.approx(3600 - ends_in_s, abs=60))
+    return f"{said.cause}{' and goes on' * getattr(said, 'handed_over', False)}"
+
+
+def test_a_clock_asks_again_before_it_says_that_it_is_time(fold: Fold, slurm: Replayed) -> None:
+    say_end(slurm, 1800)
+    clock = clock_of(fold)
+    asked = len(slurm.asked("squeue"))
+    assert not clock.due()
+    assert len(slurm.asked("squeue")) == asked
+    for ends_in_s, name, is_due in (
+        (30, "ctf0a1", True),
+        (1800, "ctf0a1", False),  # somebody has given it more
+        (None, "ctf0a1", True),  # no word changes nothing
+        (1800, "another", True),
+    ):
+        say_end(slurm, 30)
+        clock = clock_of(fold)
+        say_end(slurm, ends_in_s, name)
+        assert clock.due() == is_due
+        left = read_hint(clock.path)["end"] - time.monotonic()
+        assert left == pytest.approx(30 if is_due else 1800, abs=25)
+    say_end(slurm, None)
+    assert not clock_of(fold).path.exists()
+
+
+def test_the_first_new_snapshot_of_a_start_is_told_to_pbs_once(fold: Fold, chain: Chain) -> None:
+    snapshot(fold, 5, 1)
+    scheduler = cast(Scheduler, pbs_scheduler)
+    progress = Progress(scheduler, scheduler.this_job(), [fold, fold.run.fold("1")])
+    for step, told in ((5, 0), (4, 0), (6, 1), (7, 1)):
+        snapshot(fold, step, 2)
+        progress.note()
+        assert [row["event"] for row in chain.rows()] == ["progress"] * told

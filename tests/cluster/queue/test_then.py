@@ -14,9 +14,13 @@ from conftest import MakeRun, freeze
 from contrails.cli.main import cli
 from contrails.cluster.queue import then
 from contrails.cluster.queue.journal import record, submissions
-from contrails.cluster.queue.then import ask_for, forget_failure, left_to_do, start_if_due
+from contrails.cluster.queue.names import job_name
+from contrails.cluster.queue.submission import reference
+from contrails.cluster.queue.then import ask_for, following, forget_failure, left_to_do, start_if_due
 from contrails.cluster.schedulers.sites import site_of
+from contrails.cluster.schedulers.slurm import look
 from contrails.cluster.status.overview import ask_schedulers
+from contrails.errors import ClusterError
 from contrails.files import read_hint, read_json_lines, to_json, write_atomic
 from contrails.processes import process_of
 from contrails.recipe.recipe import to_toml
@@ -25,6 +29,7 @@ from contrails.runs.folder import Run
 from fake_pbs import FakePbs
 from local_site import eventually
 from pbs_runs import PbsRuns
+from replayed import Replayed
 
 _START = """
 import sys
@@ -261,3 +266,67 @@ def test_a_launcher_that_is_killed_at_its_end_leaves_it_to_the_end_of_its_job(
     eventually(lambda: code(run) == 0)
     assert times(run) == 1
     site.end_everything()
+
+
+def finished_on_slurm(make_run: MakeRun) -> Run:
+    run = make_run()
+    write_atomic(run.toml, to_toml(run.read_config().model_copy(update={"site": {"name": "s", "scheduler": "slurm"}})))
+    finish(run)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("claim", "squeue", "sacct", "state", "is_started"),
+    [
+        (None, "", "", "not started", True),
+        (None, "7|ctf0a1|RUNNING|None|n1", "", "waiting", True),  # the last job of the folds starts it
+        (None, "7|ctf0a1|COMPLETED|None|n1", "", "not started", True),
+        ("", "9|NAME|PENDING|Priority|", "", "queued", False),
+        ("", "9|NAME|RUNNING|None|n1", "", "running", False),
+        ("", "9|NAME|SUSPENDED|None|n1", "", "queued", False),
+        ("", "9|NAME|COMPLETING|None|n1", "", "running", False),
+        ("", "9|NAME|FAILED|NonZeroExitCode|n1", "", "lost", True),
+        ("", "", "9|NAME|NODE_FAIL|0:0|n1", "lost", True),
+        ("", "", "", "lost", True),
+        ("", "9|another|RUNNING|None|n1", "", "lost", True),  # Slurm has given the number again
+        ("code 0", "", "9|NAME|COMPLETED|0:0|n1", "done", False),
+        ("code 0", "9|NAME|RUNNING|None|n1", "", "done", False),  # its batch script is about to end
+        ("code 5", "", "9|NAME|FAILED|5:0|n1", "failed", False),
+        ("code 5", "9|NAME|PENDING|BeginTime|", "", "queued", False),  # Slurm has started it again
+        ("error", "", "", "failed", True),
+        ("not asked", "", "", "not started", True),  # killed between the claim and the journal
+    ],
+)
+def test_who_starts_it_on_slurm(
+    make_run: MakeRun, slurm: Replayed, claim: str | None, squeue: str, sacct: str, state: str, is_started: bool
+) -> None:
+    run = finished_on_slurm(make_run)
+    name = job_name(run.path, "g0", [])
+    record(run, "intent", name="ctf0a1", folds=["0"], exclude=[])
+    record(run, "submitted", name="ctf0a1", job_id="7")
+    more: dict[str, Any] = {"code": int(claim[-1])} if claim in ("code 0", "code 5") else {}
+    if claim is not None:
+        write_atomic(run.then_claim, to_json({"job_name": name} | ({"error": "no"} if claim == "error" else more)))
+    if claim not in (None, "error", "not asked"):
+        record(run, "intent", name=name, folds=[], exclude=[])
+        record(run, "submitted", name=name, job_id="9")
+    slurm.say({"squeue --me": squeue.replace("NAME", name), "sacct": sacct.replace("NAME", name)})
+    row = following(run, look([reference(run, job) for job in submissions(run)]))
+    assert row is not None
+    assert row.state == state
+    assert row.job_id == ("9" if claim in ("", "code 5") else None)
+    start(run)
+    assert len(slurm.asked("sbatch")) == is_started
+    assert (submissions(run)[-1].job_id == "20") == is_started
+
+
+def test_without_an_answer_of_slurm_it_is_not_started_again(make_run: MakeRun, slurm: Replayed) -> None:
+    run = finished_on_slurm(make_run)
+    start(run)
+    slurm.say({"squeue": "slurm_load_jobs error: Unable to contact slurm controller"}, code=1)
+    row = following(run, None)
+    assert row is not None
+    assert (row.state, row.stale, row.job_id) == ("queued", True, "20")
+    with pytest.raises(ClusterError, match="Unable to contact"):
+        start(run)
+    assert len(slurm.asked("sbatch")) == 1

@@ -3,9 +3,11 @@
 import os
 import shlex
 import subprocess
+import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +27,7 @@ from contrails.submitit_pbs.watcher import PbsInfoWatcher
 
 from fake_pbs import FakePbs
 from pbs_site import REAL
+from replayed import Replayed
 from slurm_site import fresh_path
 
 SITE = Site(
@@ -256,3 +259,57 @@ def test_a_ticket_that_ends(
     assert check is not None
     assert (check.holds, found in check.found) == (holds, True)
     assert parse_klist("klist: No credentials cache found") is None
+
+
+def judged(job_id: str, cause: str | None, *, lacked_memory: bool = False) -> dict[str, Any]:
+    return {"event": "judged", "job_id": job_id, "cause": cause, "lacked_memory": lacked_memory}
+
+
+START = {"event": "start", "link": 1, "job_id": "6.h", "token": "a"}
+HERE = START | {"link": 2, "job_id": "7.h"}
+NEXT = {"event": "successor", "link": 2, "job_id": "7.h", "after": "6.h"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "cause"),
+    [
+        ([judged("7.h", "TIMEOUT")], "walltime"),
+        ([judged("7.h", "NODE_FAIL")], "node"),
+        ([judged("7.h", "PREEMPTED")], "preemption"),
+        ([judged("7.h", "OUT_OF_MEMORY", lacked_memory=True)], "memory"),
+        ([judged("7.h", "KILLED", lacked_memory=True)], "memory"),
+        ([judged("7.h", "KILLED")], "killed"),
+        ([judged("7.h", "LOST")], "lost"),
+        ([judged("7.h", None)], "lost"),  # it handed over, and its fold has not said so
+        ([judged("5.h", "TIMEOUT")], "lost"),
+        ([HERE, judged("7.h", "TIMEOUT")], "preemption"),  # PBS has run this link again
+        ([judged("6.h", "NODE_FAIL"), {"event": "replaced", "job_id": "6.h"}, NEXT, judged("7.h", None)], "node"),
+    ],
+)
+def test_why_a_job_was_started_again(chain: Chain, rows: list[dict[str, Any]], cause: str) -> None:
+    for row in (START, HERE, *rows):
+        chain.append(**row)
+    assert openpbs.why_restarted(openpbs.this_job()) == cause
+
+
+@pytest.mark.parametrize(
+    ("code", "left_with"), [(0, 0), (4, 4), (8, 8), (143, 143), *((code, 8) for code in (75, 255, 9, 135, 137, 140))]
+)
+def test_a_job_that_is_given_up_leaves_with_a_code_after_which_no_link_follows(code: int, left_with: int) -> None:
+    assert openpbs.last_code(code) == left_with
+
+
+@pytest.mark.parametrize(
+    ("walltime", "left_s"), [("01:00:00", 3600), ("02:00:00", 7200), (None, 3600), ("no answer", 3600)]
+)
+def test_the_end_of_a_link_is_asked_for(pbs: Replayed, walltime: str | None, left_s: float) -> None:
+    said = f"Job Id: 7.h|Job_Name=ctf0a1|job_state=R{f'|Resource_List.walltime={walltime}' if walltime else ''}\n"
+    pbs.say({"qstat": said}, code=255 if walltime == "no answer" else 0)
+    assert openpbs.end_time(openpbs.this_job()) - time.time() == pytest.approx(left_s, abs=60)
+
+
+def test_a_job_with_a_tombstone_stands_cancelled(chain: Chain) -> None:
+    here = openpbs.this_job()
+    assert openpbs.standing(here) == "running"
+    chain.cancel()
+    assert openpbs.standing(here) == "cancelled"
