@@ -93,5 +93,5 @@ def test_without_a_browser_the_report_stays_as_it_is(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NodeError, match=r"report\.png stays as it was; install Chromium") as caught:
-        make["screenshot"](tmp_path / "report.html")
+        make["find_browser"]()
     assert caught.value.exit_code == 9

@@ -97,10 +97,11 @@ def main() -> None:
 def make_pictures() -> None:
     make_data()
     write_atomic(IMAGES / "killed.svg", kill_and_resume())
+    browser = find_browser()
     run("contrails submit --folds 5 --site local --wait")
     run("contrails aggregate default --data data/demo/test.h5")
     run("contrails report default -o report.html")
-    write_atomic(IMAGES / "report.png", screenshot(Path("report.html")))
+    write_atomic(IMAGES / "report.png", screenshot(browser, Path("report.html")))
 
 
 def make_data() -> None:
@@ -152,11 +153,12 @@ def require_equal_weights() -> str:
     final = []
     for each in (RUN, UNDISTURBED):
         done = each.fold(KILLED).read_done()
-        assert done is not None
+        if done is None:
+            raise TrainingError(f"expected fold {KILLED} of {each.name} to be finished, found {overview([each])[each]}")
         final.append(done["weights"]["final"])
     if final[0]["sha256"] != final[1]["sha256"]:
         raise TrainingError(f"expected equal weights of both runs, found {final}; the picture stays as it was")
-    return final[0]["file"].split("-")[0]
+    return str(final[0]["file"]).split("-")[0]
 
 
 def end_jobs() -> None:
@@ -180,16 +182,18 @@ class Terminal:
     def type(self, command: str) -> None:
         print(f"$ {command}", flush=True)
         environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(COLUMNS), "TERM": "xterm-256color"}
-        output = subprocess.run(
+        done = subprocess.run(
             ["bash", "-c", command],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            check=True,
-        ).stdout
+            check=False,
+        )
+        print(done.stdout, end="", flush=True)
+        done.check_returncode()
         self._console.print(Text.assemble(("$ ", "bold green"), (command, "bold bright_blue")))
-        for line in map(Text.from_ansi, output.splitlines()):
+        for line in map(Text.from_ansi, done.stdout.splitlines()):
             line.rstrip()
             if line:
                 self._console.print(line)
@@ -198,18 +202,23 @@ class Terminal:
         return self._console.export_svg(title=title, theme=THEME, code_format=SVG, unique_id="terminal")
 
 
-def screenshot(page: Path) -> bytes:
-    """Return the parts of a report that EXTRACT leaves as PNG.
+def find_browser() -> str:
+    """Return the path of Chromium.
 
     Raises:
-        NodeError: there is no Chromium.
+        NodeError: there is none.
     """
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise NodeError(
-            f"expected one of {', '.join(BROWSERS)}, found none: {IMAGES / 'report.png'} stays as it was; "
-            "install Chromium (`apt-get install chromium`) and run scripts/pictures again"
-        )
+    for path in map(shutil.which, BROWSERS):
+        if path is not None:
+            return path
+    raise NodeError(
+        f"expected one of {', '.join(BROWSERS)}, found none: {IMAGES / 'report.png'} stays as it was; "
+        "install Chromium (`apt-get install chromium`) and run scripts/pictures again"
+    )
+
+
+def screenshot(browser: str, page: Path) -> bytes:
+    """Return the parts of a report that EXTRACT leaves, as PNG."""
     page.write_text(page.read_text() + EXTRACT)
     options = ["--headless", "--hide-scrollbars", f"--user-data-dir={Path('browser').resolve()}"]
     options += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's does not work for root
@@ -221,8 +230,9 @@ def screenshot(page: Path) -> bytes:
 def smaller(picture: Image.Image) -> bytes:
     """Return a picture as PNG of 256 colours, without the empty part below."""
     background = Image.new("RGB", picture.size, picture.getpixel((0, 0)))
-    *_, bottom = ImageChops.difference(picture, background).getbbox()
-    cut = picture.crop((0, 0, picture.width, min(bottom + MARGIN, picture.height)))
+    shown = ImageChops.difference(picture, background).getbbox()
+    assert shown is not None
+    cut = picture.crop((0, 0, picture.width, min(shown[3] + MARGIN, picture.height)))
     written = io.BytesIO()
     cut.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(
         written, "PNG", optimize=True
@@ -233,6 +243,6 @@ def smaller(picture: Image.Image) -> bytes:
 if __name__ == "__main__":
     try:
         main()
-    except ContrailsError as error:
+    except (ContrailsError, subprocess.CalledProcessError) as error:
         print(f"scripts/pictures: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(error.exit_code if isinstance(error, ContrailsError) else error.returncode)
