@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from contrails.errors import RunError, StorageError
 from contrails.files import append_json_line
 from contrails.runs.folder import Run
 from contrails.train.fold import train_fold
+
+from pages import CLONE
 
 pytestmark = pytest.mark.usefixtures("restore_process")
 _NUM_RECORDS = 12
@@ -110,6 +113,21 @@ def test_nothing_is_blank_and_nothing_sticks_out(aggregated: Run, browser: Brows
         assert pixels.std() > 3, part.inner_html()[:200]
     background = np.asarray(Image.open(BytesIO(page.screenshot(clip={"x": 0, "y": 0, "width": 5, "height": 5}))))
     assert (background[..., :3].mean() < 60) == (scheme == "dark")
+    assert problems == []
+
+
+def test_the_part_that_the_first_page_shows(aggregated: Run, browser: Browser) -> None:
+    report(aggregated)
+    extract = runpy.run_path(str(CLONE / "scripts/images/make.py"))["EXTRACT"]
+    aggregated.report.write_text(aggregated.report.read_text() + extract)
+    page, problems = opened(browser, aggregated, viewport={"width": 1240, "height": 900}, color_scheme="dark")
+    sections = page.locator("main > section").filter(visible=True)
+    assert sections.locator("h2").all_inner_texts() == ["Folds", "Training", "Gallery"]
+    assert page.locator("#curves figure").filter(visible=True).count() == 3
+    scores = page.locator(".record").evaluate_all("all => all.map(record => +record.dataset.dice)")
+    assert scores == sorted(scores, reverse=True)
+    assert page.locator(".record").filter(visible=True).count() == 4
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(245, 246, 248)"  # light
     assert problems == []
 
 
