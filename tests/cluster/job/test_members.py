@@ -128,7 +128,12 @@ def test_what_the_folds_of_a_job_get(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     got: list[Any] = []
-    monkeypatch.setattr(launch, "_run_children", lambda *given: got.append(given) or {})
+
+    def run_children(*given: Any) -> dict[str, int]:
+        got.append(given)
+        return {}
+
+    monkeypatch.setattr(launch, "_run_children", run_children)
     write_atomic(run.toml, to_toml(config))
     launch._run_job(run, config, site_of(run), ["0", "1"])
     ((_, _, _, job, shares, _),) = got
