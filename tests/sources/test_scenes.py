@@ -292,6 +292,13 @@ def test_a_pattern_names_scene_and_bands(tmp_path: Path, pattern: str) -> None:
         prepare(tmp_path, tmp_path / "d.h5")
 
 
+@pytest.mark.parametrize(("scene", "mask"), [("a.tif", "a.png"), ("a.png", "a.tif")])
+def test_a_file_that_says_no_place_fits_one_that_does(tmp_path: Path, scene: str, mask: str) -> None:
+    write_raster(tmp_path / "scenes" / scene, np.full((40, 40), 9, np.uint8))
+    write_raster(tmp_path / "masks" / mask, ZEROS)
+    assert len(prepare(tmp_path, tmp_path / "d.h5").scenes) == 1
+
+
 def test_a_turned_scene_keeps_its_map(tmp_path: Path) -> None:
     turned = rasterio.Affine(21.0, 21.0, 5e5, 21.0, -21.0, 5e6)
     write_raster(tmp_path / "scenes/a.tif", pixels(40, 40), transform=turned, crs=UTM)
