@@ -66,11 +66,15 @@ def _scheduler_name(run: Run) -> str | None:
 
 
 def _ask(scheduler: Scheduler, runs: list[Run]) -> Words:
-    """Return what the scheduler knows of the jobs of unfinished folds and of `--then` commands, by name."""
+    """Return what the scheduler knows of the jobs of unfinished folds and of `--then` commands, by name.
+
+    The last job of the folds starts the command, so jobs of finished folds are asked about too until it has started.
+    """
     wanted: dict[str, Reference] = {}
     for run in runs:
         newest = newest_submissions(submissions(run))
-        jobs = [job for fold, job in newest.items() if not run.fold(fold).done.exists()]
+        starts_later = run.then.exists() and not run.then_claim.exists()
+        jobs = [job for fold, job in newest.items() if starts_later or not run.fold(fold).done.exists()]
         if (following := unfinished_job(run)) is not None:
             jobs.append(following)
         wanted |= {job.name: reference(run, job) for job in jobs}

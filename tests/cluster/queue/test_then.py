@@ -15,10 +15,8 @@ from contrails.cli.main import cli
 from contrails.cluster.queue import then
 from contrails.cluster.queue.journal import record, submissions
 from contrails.cluster.queue.names import job_name
-from contrails.cluster.queue.submission import reference
 from contrails.cluster.queue.then import ask_for, following, forget_failure, left_to_do, start_if_due
 from contrails.cluster.schedulers.sites import site_of
-from contrails.cluster.schedulers.slurm import look
 from contrails.cluster.status.overview import ask_schedulers
 from contrails.errors import ClusterError
 from contrails.files import read_hint, read_json_lines, to_json, write_atomic
@@ -311,7 +309,7 @@ def test_who_starts_it_on_slurm(
         record(run, "intent", name=name, folds=[], exclude=[])
         record(run, "submitted", name=name, job_id="9")
     slurm.say({"squeue --me": squeue.replace("NAME", name), "sacct": sacct.replace("NAME", name)})
-    row = following(run, look([reference(run, job) for job in submissions(run)]))
+    row = following(run, ask_schedulers([run])[run])
     assert row is not None
     assert row.state == state
     assert row.job_id == ("9" if claim in ("", "code 5") else None)
