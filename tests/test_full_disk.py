@@ -39,7 +39,7 @@ def fill_and_go_on(disk: SmallDisk, steps_kib: Sequence[int], command: Sequence[
         disk.leave(kib)
         with pytest.raises(StorageError) as caught:
             contrails(*command)
-        assert re.search(r"(No space left on device|cannot be read as it was written); check the", str(caught.value))
+        assert re.search(r"(No space left on device|the written file cannot be read); check the", str(caught.value))
         assert "\n" not in str(caught.value)
         assert not [name for name in disk.files() if name.endswith(".tmp")]
         assert all(name.startswith(tuple(kept)) for name in disk.files()), disk.files()

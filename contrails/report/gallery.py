@@ -102,7 +102,7 @@ _EXPLAINED_ANSWERS = (
     "Out of fold: each record is shown with the prediction of the member that was not trained on it: its probability, "
     "and the truth, 1 if the record has a positive pixel and 0 if it has none. Found, false and missed refer to the "
     "threshold of the ensemble. From left to right and top to bottom: false colour image, fraction of annotators that "
-    "marked a pixel, probability, and error, equal for all pixels of a record. Select a record to enlarge it."
+    "marked a pixel, probability, and error, the same over all of a record. Select a record to enlarge it."
 )
 _EXPLAINED = (
     "Out of fold: each record is shown with the prediction of the member that was not trained on it, cut at the "

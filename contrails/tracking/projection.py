@@ -107,7 +107,7 @@ class Projection:
 
     def _lock(self, item: Item) -> None:
         if item.path not in self._locked:
-            busy = f"another contrails sync works on {item.path}; wait until it ends, or stop it, then try again"
+            busy = f"another contrails sync works on {item.path}; wait for it, or stop it, then run it again"
             self._locks.enter_context(sole_writer(item.path / ".wandb.lock", busy))
             self._locked.add(item.path)
 

@@ -258,7 +258,7 @@ def test_images_larger_than_those_of_the_training_are_said(
     write_raster(tmp_path / "new/b.png", pixels(3, 40, 33))
     run("predict", ensemble, tmp_path / "new", tmp_path / "masks")
     assert masks_in(tmp_path / "masks")["b"].shape == (40, 33)
-    assert "images of 40 x 33 pixels are larger than the 32 x 32 that the members were trained on" in caplog.text
+    assert "images of 40 x 33 pixels are larger than the 32 x 32 of the training images" in caplog.text
 
 
 def test_a_folder_of_records_need_not_be_called_test(

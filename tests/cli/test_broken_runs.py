@@ -78,7 +78,7 @@ def test_a_broken_file_is_in_the_way_of_no_other_run(
 def test_a_result_that_is_none_is_damaged(runs: tuple[Run, Run], content: str) -> None:
     fold = runs[1].fold("1")
     write_atomic(fold.done, content)
-    with pytest.raises(StorageError, match=r"done.json is no result .*, it lacks .*; restore it, or remove it and"):
+    with pytest.raises(StorageError, match=r"done.json is not the result .*, it lacks .*; restore it, or remove"):
         fold.read_done()
 
 

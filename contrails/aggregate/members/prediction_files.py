@@ -55,7 +55,7 @@ def complete(path: Path, wanted: Wanted, predict: PredictRows, description: str)
     Shape:
         uint16 (N, H, W) in the order of `wanted.rows`.
     """
-    busy = f"another process predicts into {path}; wait until it ends, or stop it, then run the same command again"
+    busy = f"another process predicts into {path}; wait for it, or stop it, then run the same command again"
     with sole_writer(path.with_name(f".{path.name}.lock"), busy):
         if not is_of(path, wanted):
             _create(path, wanted)

@@ -93,7 +93,7 @@ def opened(ensemble: Ensemble, source: Path, out: Path, given: Given) -> Iterato
     for warning in plan.warnings:
         log.warning("%s", warning)
     folder, lock = out.with_name(f".{out.name}.input"), out.with_name(f".{out.name}.input.lock")
-    busy = f"another process predicts into {out}; wait until it ends, or stop it, then run the same command again"
+    busy = f"another process predicts into {out}; wait for it, or stop it, then run the same command again"
     packed = folder / f"{source.resolve().name}.h5"
     with sole_writer(lock, busy):
         try:

@@ -53,7 +53,7 @@ def write_masks(
     """
     predict = predictor(ensemble, dataset, device)  # raises for unsuitable data before the folder is created
     paths = {name: folder / f"{name}.{kind}" for name in dataset.whole_shapes}
-    busy = f"another process predicts into {folder}; wait until it ends, or stop it, then run the same command again"
+    busy = f"another process predicts into {folder}; wait for it, or stop it, then run the same command again"
     with sole_writer(folder / "predicted.lock", busy):
         _claim(folder, list(paths.values()), made_of(ensemble, dataset, device, blend), force=force)
         missing = _missing(paths, dataset.whole_shapes)

@@ -80,7 +80,7 @@ def predict_scene(
     if is_made(out, made_of, force=force):
         return scene, False
     kept = StripFile(out.with_name(f".{out.name}.strips"), raster.width, about)
-    busy = f"another process predicts into {out}; wait until it ends, or stop it, then run the same command again"
+    busy = f"another process predicts into {out}; wait for it, or stop it, then run the same command again"
     with sole_writer(kept.path, busy):
         remove_leftovers(out)
         try:
