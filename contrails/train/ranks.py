@@ -28,6 +28,9 @@ from contrails.train.stop import SIGNALS
 
 T = TypeVar("T")
 
+_NCCL = {"NCCL_ALGO": "Ring", "NCCL_PROTO": "Simple"}
+"""NCCL would choose by the machine and the size of a message, and sums in another order have other bits."""
+
 
 class Ranks:
     """The rank of this process among `count`; the default is a single process."""
@@ -113,6 +116,7 @@ def joined(
             meeting = rank.meeting
         number = 0 if rank is None else rank.rank
         backend = "nccl" if device == "cuda" else "gloo"
+        os.environ.update(_NCCL)
         distributed.init_process_group(backend, init_method=f"file://{meeting}", rank=number, world_size=count)
         stack.callback(distributed.destroy_process_group)
         yield Ranks(number, count)
