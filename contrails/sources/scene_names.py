@@ -69,7 +69,7 @@ def _besides(found: Mapping[str, Mapping[str, Path]], below: Found) -> Found:
 
 
 def read_filelists(folder: Path, files: Mapping[str, Mapping[str, Path]]) -> dict[str, str]:
-    """Return the subset of each scene on the file lists; empty if there are no lists.
+    """Return the list (train, val or test) that names each scene; empty if there are no lists.
 
     Raises:
         DataError: a list names a scene that does not exist, or that is on another list.
