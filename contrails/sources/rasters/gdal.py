@@ -19,7 +19,7 @@ from contrails.sources.rasters.container import Container, look_into
 from contrails.sources.rasters.raster import Raster, Window, usual_names
 
 _STACK = re.compile(r"^ImageJ=.*?^images=([0-9]+)", re.DOTALL | re.MULTILINE)
-"""The number of images in the description of ImageJ; GDAL sees only the first of images that share a directory."""
+"""Finds the number of images in the description that ImageJ writes; GDAL reads only the first of such images."""
 
 _OTHER_COLOURS = ("CMYK", "CIELAB")
 """Colour spaces that GDAL converts to red, green and blue by its own formula."""
