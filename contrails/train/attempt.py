@@ -78,8 +78,8 @@ def is_made_by(owner: Mapping[str, Any], job_id: str | None, name: str | None) -
 def is_lost(attempt: Attempt, launcher: Process | None) -> bool:
     """Return whether the process of an attempt without a recorded end seems to have ended.
 
-    A process on another host has ended if it wrote nothing for 3 minutes. This compares wall-clock times once, without
-    waiting, so it is less certain than the check in `claim_attempt`.
+    A process on another host counts as ended if it wrote nothing for 3 minutes. This compares wall-clock times once,
+    without waiting, so it is less certain than the check in `claim_attempt`.
 
     Args:
         attempt: the newest attempt of its fold.

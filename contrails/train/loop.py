@@ -223,7 +223,7 @@ class Loop:
         self._report()
 
     def _saved(self, *, must: bool) -> None:
-        """Wait for the current snapshot. If it failed, raise with `must`, else log the error and try again later."""
+        """Wait for the current snapshot. If that failed, raise with `must`, else log the error and retry later."""
         try:
             self._writer.wait()
         except StorageError as error:
