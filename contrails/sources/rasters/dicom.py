@@ -57,7 +57,7 @@ def describe(path: Path) -> Raster:
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return stored counts (C, H, W), colours as red, green and blue, and which pixels are no padding, bool (H, W).
+    """Return stored counts (C, H, W), colours as red, green and blue, and which pixels are not padding, bool (H, W).
 
     Raises:
         DataError: the file has no pixels, or they cannot be decoded.
