@@ -32,7 +32,7 @@ class Limits:
     Attributes:
         tiny_px: labels with fewer positive pixels are tiny (OpenContrails asked annotators for 10 or more).
         box_px: a component at least this high and wide that fills its bounding box is a rectangle.
-        near: records are near-duplicates if their first bands, at 32 x 32 pixels, have at least this correlation.
+        near: records are near-duplicates if the first band of both, at 32 x 32 pixels, has at least this correlation.
         dice: a label and its out-of-fold prediction disagree if their Dice is below this.
         large_px: smallest number of pixels, of label and prediction together, for a disagreement, and of a contrail for
             a neighbour in time without one.
