@@ -1,4 +1,4 @@
-"""Joining of shards to one dataset file, byte-identical to one that a single `contrails prepare` has packed.
+"""Joining of shards into one dataset file. It is byte-identical to the file that a single `contrails prepare` packs.
 
 Every row is compared with its digest. The file gets its name when it is complete; the shards are kept.
 """
@@ -76,7 +76,7 @@ def join(out: Path) -> Joined:
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard without its large arrays, as each mapped array would hold a file descriptor."""
+    """The header and the small arrays of a shard. Large arrays are left out, as each mapped one holds a descriptor."""
 
     path: Path
     header: Header
@@ -176,7 +176,7 @@ def _whole(out: Path, parts: list[_Shard]) -> Header:
 
 
 def _difference(mate: _Shard, foreign: _Shard) -> str:
-    """Return a phrase for the difference of a shard from one of another plan, as far as two slices show it."""
+    """Return a phrase that says how the shard `foreign` differs from `mate`, found by comparing their headers."""
     mine, other = mate.header, foreign.header
     options = [name for name in mine.differences(other) if name in _SAME_IN_ALL]
     if options:

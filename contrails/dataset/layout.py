@@ -26,7 +26,7 @@ from contrails.files import storage, to_json
 _PAGE = 4096
 
 _LATER = {"control", "ending", "label", "label_column"}
-"""Fields added since the first versions; the digest leaves them out if empty, so that shards of all versions join."""
+"""Fields that files of the first versions lack. If empty they are left out of the digest, which then stays the same."""
 
 RowOffsets = dict[str, tuple[int, int]]
 """Offset in the file and bytes per row of each array."""
@@ -79,7 +79,7 @@ class Header:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the header; equal to that of the first versions if all later fields are empty."""
+        """SHA-256 of the header without empty later fields, so that shards of old and new versions can be joined."""
         content = asdict(self, dict_factory=_without_later)
         return hashlib.sha256(to_json([FORMAT, VERSION, content]).encode()).hexdigest()
 
@@ -240,7 +240,7 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def write_row(descriptor: int, offsets: tuple[int, int], row: int, payload: bytes | memoryview) -> None:
-    """Write a row of the array with offset and row size `place`."""
+    """Write a row of an array; `offsets` are the offset of the array in the file and its bytes per row."""
     offset, size = offsets
     assert len(payload) == size
     _write_all(descriptor, payload, offset + row * size)

@@ -17,7 +17,7 @@ KINDS = {
     "votes": (("uint8",), "NHW"),
     "marks": (("uint16",), "NHW"),
 }
-"""Allowed types, and axes, of the large arrays."""
+"""The allowed types and the axes of each large array."""
 
 _LAYOUTS = {
     h5py.h5d.COMPACT: "kept in the header",
@@ -50,7 +50,7 @@ def map_array(path: Path, name: str, dataset: h5py.Dataset) -> np.ndarray:
         raise DataError(
             f"{path}: expected {needed} bytes, found {path.stat().st_size}: the file is truncated; copy it again"
         )
-    # copy-on-write ("c"): pages are shared and the file cannot change, but torch gets a writable array without warning
+    # mode "c" (copy-on-write): pages are shared and the file cannot change; torch warns of arrays that are not writable
     return np.memmap(path, dataset.dtype, "c", offset, dataset.shape)
 
 

@@ -98,7 +98,7 @@ def pack(plan: Plan[Any], out: Path, num_workers: int) -> bool:
     """
     with storage(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        exists = out.exists()  # fails if the folder may not be searched
+        exists = out.exists()  # raises OSError if the folder may not be searched
     if exists:
         _require_same(plan, out)
         return False

@@ -153,8 +153,8 @@ def read_memory(
 def _group_memory(proc: Path, cgroups: Path) -> Iterator[int | None]:
     """Yield the free memory of each control group of this process (v2 or v1), None for groups without a limit.
 
-    Cached file pages count as free, as the kernel can evict them; pages of files in RAM (shmem), which it lists among
-    them, do not.
+    Cached file pages count as free, because the kernel can evict them. It lists pages of files in RAM (shmem) as
+    cached too, but cannot evict them, so they are subtracted.
     """
     try:
         lines = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
@@ -169,7 +169,7 @@ def _group_memory(proc: Path, cgroups: Path) -> Iterator[int | None]:
         else:
             continue
         inner = root / name.strip("/")
-        # in a container the path can be outside of the mounted hierarchy, whose root is then the own group
+        # in a container the path can be missing below `root`, which is then the group of this process
         for group in (inner, *inner.parents) if inner.is_dir() else (root,):
             if group == root.parent:
                 break

@@ -61,7 +61,7 @@ class SparseFile(io.RawIOBase):
         return len(view)
 
     def _parts(self, count: int) -> list[tuple[int, int, int, int]]:
-        """Return the pages of the next `count` bytes: number, offset in the page, first and end byte of `count`."""
+        """Divide the next `count` bytes by pages: (page number, offset in the page, first byte, end byte) of each."""
         parts, start = [], 0
         while start < count:
             number, within = divmod(self._position + start, _PAGE)

@@ -49,7 +49,7 @@ class Scene:
     """An image that was cut into records.
 
     `transform` maps (column, row) to coordinates, as rasterio's Affine(a, b, c, d, e, f). `crs` is the WKT of the
-    coordinate system, "" if unknown. `subset` is the file list (train, val or test) that the scene was on, or "".
+    coordinate system, "" if unknown. `subset` is the list of scenes (train, val or test) that names it, or "".
     `control` holds ground control points or rational polynomials as JSON, for images without an affine transform, or
     "".
     """
@@ -187,7 +187,7 @@ class Dataset:
         return self.scenes[self.placements[row].scene].name if self.placements else self.record_ids[row]
 
     def subset(self, row: int) -> str:
-        """Return the file list (train, val or test) that the scene of a record was on, or ""."""
+        """Return the list (train, val or test) that names the scene of a record, or ""."""
         return self.scenes[self.placements[row].scene].subset if self.placements else ""
 
     def unpadded(self, row: int) -> tuple[slice, slice]:
@@ -210,7 +210,7 @@ class Dataset:
         """Return the fraction of the labelled pixels of all rows that are `hard`; reads the rows' votes.
 
         Raises:
-            DataError: no pixel is.
+            DataError: no pixel is `hard`.
         """
         labelled = [np.count_nonzero(self.votes[row] != IGNORE) for row in rows if self.annotators[row]]
         positive = int(self.positive_pixels(rows).sum())
@@ -303,7 +303,7 @@ def read_dataset(path: Path, file: h5py.File, array_of: Callable[[str, h5py.Data
     record_ids, groups = (tuple(file[name].asstr()[:]) for name in ("record_id", "group"))
     band_names = tuple(str(name) for name in np.atleast_1d(file.attrs["band_names"]))
     frames = tuple(int(frame) for frame in np.atleast_1d(file.attrs["frames"]))
-    "".join(band_names).encode()  # h5py does not check that attributes are UTF-8, as it does for arrays
+    "".join(band_names).encode()  # h5py checks that arrays are UTF-8, but not attributes
     columns = (record_ids, annotators, groups, timestamps, *digests.values())
     sizes = {"N": {len(column) for column in columns}, "T": {len(frames)}, "C": {len(band_names)}}
     for name, array in arrays.items():

@@ -23,7 +23,7 @@ from contrails.files import storage
 from contrails.progress import bar
 
 READ = ("bands", "votes")
-"""Arrays that training reads; marks are not used by it."""
+"""Arrays that training reads; it does not use marks."""
 
 _SHOWN = 20
 _LOWEST = 19
@@ -130,7 +130,7 @@ class RowCheck:
         self.intact, self.damage = False, cast(Damage | None, None)
         self._files = [_Rows(*file, begin, shared if number == 0 else None) for number, file in enumerate(files)]
         for rows in self._files:
-            # closed only when the thread has released it: a reused descriptor number would be another file
+            # closed after the thread has ended its use: the number of a closed descriptor can be given to another file
             weakref.finalize(self, os.close, rows.descriptor).atexit = False
         self._halt = threading.Event()
 
@@ -190,8 +190,8 @@ class RowCheck:
 class _Rows:
     """The rows of a dataset to check, in the order of checking, and the rows found intact.
 
-    An entry of `found` (8 bytes) is the mark of the file whose row is intact, so that folds of different copies do
-    not rely on each other.
+    `found` has 8 bytes per row: `mark`, which identifies the open file, once the row was found intact in that file. So
+    folds that read different copies do not rely on each other.
     """
 
     def __init__(self, dataset: Dataset, rows: np.ndarray, begin: float, shared: int | None) -> None:

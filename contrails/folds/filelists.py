@@ -123,10 +123,10 @@ def write_filelist(path: Path, filelist: FileList, command: str) -> bool:
 
 
 def time_groups(tiles: Sequence[str], timestamps: np.ndarray, window_hours: float) -> list[str]:
-    """Return the group of each record, `<tile>-<n>`.
+    """Return the group of each record, `<tile>-<n>`; `tiles` are the locations of the records.
 
-    Records of one tile are in one group if their times follow each other with gaps of at most the window. A tile with
-    a record of unknown time is a single group, as that record may be close to any other.
+    Records of one location are in one group if their times follow each other with gaps of at most the window. A
+    location with a record of unknown time is a single group, as that record may be close to any other.
 
     Shape:
         timestamps float64 (N,) in seconds, NaN where unknown.
@@ -200,7 +200,7 @@ def make_folds(
 def given_folds(
     record_ids: Sequence[str], groups: Sequence[str], subsets: Sequence[str], labelled: np.ndarray
 ) -> FileList:
-    """Use the lists that came with the data: `val` is fold 0, `train` is always trained on, the rest is held out.
+    """Make a file list from the lists of scenes: `val` is fold 0, `train` is always trained on, the rest is held out.
 
     Raises:
         DataError: no labelled record is on a list of val or of train.
@@ -254,7 +254,7 @@ def leaks(filelist: FileList, groups: Mapping[str, str]) -> Iterator[str]:
 
 
 def _deal(size: Mapping[str, tuple[int, int]], share: np.ndarray, seed: int) -> dict[str, int]:
-    """Return the number of the fold of each group; the held-out records count as one more fold.
+    """Assign groups to folds and return the fold of each; held-out records form one more fold, the last.
 
     Args:
         size: (positive records, records) of each group.
@@ -269,7 +269,7 @@ def _deal(size: Mapping[str, tuple[int, int]], share: np.ndarray, seed: int) -> 
     # large groups first, while every fold still has room for them; the permutation breaks ties
     for group in sorted(order, key=lambda group: size[group], reverse=True):
         after = (load + size[group]) / wanted
-        # a group with positives balances positives first, a group without balances records first
+        # a group with positives balances the positives, then the records; any other group in the opposite order
         first, second = (0, 1) if size[group][0] else (1, 0)
         part = int(np.lexsort((after[:, second], after[:, first]))[0])
         load[part] += size[group]

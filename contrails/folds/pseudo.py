@@ -1,8 +1,8 @@
 """Pseudo-labels: dataset files, one per fold, with the probabilities of a member as votes, and their use in training.
 
-The file of fold k is predicted only by the member of fold k and holds no record that fold k validates on, because every
-other member was trained on those records. `contrails predict --format pseudo` writes the files; their HDF5 attribute
-`pseudo` records how they were made.
+The file of fold k is predicted by the member of fold k alone: every other member was trained on the records that fold k
+validates on. The file holds none of these records. `contrails predict --format pseudo` writes the files; their HDF5
+attribute `pseudo` records how they were made.
 """
 
 import json

@@ -33,8 +33,8 @@ class Batch:
     Shape:
         rows int64 (B,); inputs float32 (B, C, H, W), or (B, T, C, H, W) with frames as a time axis; target float32
         (B, H, W): the fraction of the annotators, or 0 and 1 with hard targets; valid bool (B, H, W): False where
-        ignored; share: fraction of the step's records in this batch; weights float32 (B,): weight of each record in the
-        loss, or None if all are 1.
+        ignored; fraction: fraction of the step's records in this batch; weights float32 (B,): weight of each record in
+        the loss, or None if all are 1.
     """
 
     rows: np.ndarray
@@ -153,7 +153,7 @@ class Buffer:
         """Return bands (B, T, C, H, W), votes (B, H, W) and annotators (B,); on the CPU these are the buffer itself."""
         bands, votes, annotators = (t[:count].to(self._source.device, non_blocking=True) for t in self._tensors)
         if self._copied is not None:
-            # the stream of the device that copies, which need not be the current device
+            # the stream of the device that is copied to, which may differ from the current device
             self._copied.record(torch.cuda.current_stream(self._source.device))
         return bands, votes, annotators
 

@@ -187,10 +187,10 @@ def compose(
     """Return the channels of packed bands, frame by frame.
 
     Args:
-        packed: int16 bands (images: uint8 or uint16).
+        packed: bands as the file holds them: int16, uint8 or uint16.
         composite: the channels to compute.
         band_names: name of each band along axis C.
-        scale: value of an integer step, in the unit of the bands.
+        scale: difference in value of two consecutive integers, in the unit of the bands.
         offset: value of the integer 0.
         factors: factors of the bands (noise), applied first; None for none.
 

@@ -83,7 +83,7 @@ def channel_statistics(source: Source, rows: np.ndarray) -> list[Statistics]:
 
 
 def _percentiles(source: Source, rows: np.ndarray, found: list[Statistics]) -> list[tuple[float, float]]:
-    """Return the 1st percentile of each channel and its distance to the 99th, to 1/4096 of the range of values."""
+    """Return (1st percentile, distance from it to the 99th) of each channel, exact to 1/4096 of the channel's range."""
     counts = np.zeros((len(found), _NUM_BINS), np.int64)
     ranges = [(channel.min, max(channel.max, channel.min + 1e-6)) for channel in found]
     for values in _values(source, rows):

@@ -20,10 +20,10 @@ _NUM_ELEMENTS = 8
 """Elements of the dihedral group of the square; number 0 is the identity."""
 
 _MUCH_LEFT_OUT = 0.1
-"""Fraction of the records left out per epoch above which a warning is logged."""
+"""A warning is logged if an epoch leaves out more than this fraction of the records."""
 
 _WITHOUT_TRANSPOSING = 3
-"""Bits of an element without the transposition, which would exchange height and width of a record."""
+"""Mask that removes the transposition from an element, as it would exchange height and width of a record."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Selection:
         rows int64 (B,): rows of the dataset file; corners: top and left pixel of the window of each sample, `side`
         pixels wide and high, or empty for whole records; elements: the dihedral element of each sample (see
         `contrails.inputs.augment`), or empty; draws: float64 (B, NUM_DRAWS) from 0 to 1 for each other kind of
-        augmentation (see `contrails.inputs.augment.chain`); fraction: part of its step's records, from 0 to 1.
+        augmentation (see `contrails.inputs.augment.chain`); fraction: fraction of the step's records in this batch.
     """
 
     rows: np.ndarray
@@ -75,10 +75,10 @@ def require_crop_fits(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def require_ranks_fit(recipe: Recipe, num_ranks: int) -> None:
-    """Check that a step has records for every rank: two per piece with augmentation that combines samples, else one.
+    """Check that with several ranks every piece has a record, or two with augmentation that combines samples.
 
     Raises:
-        RecipeError: it has not.
+        RecipeError: a piece has fewer.
     """
     section = recipe.train
     needed = num_ranks * section.accumulate * (2 if set(MIXING) & set(recipe.augment.kinds) else 1)
@@ -130,7 +130,7 @@ class Sampler:
             )
 
     def selections(self, step: int, pieces: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Selection]:
-        """Yield the parts of one rank for all steps from `step` on; each step has `pieces` parts per rank."""
+        """Yield the pieces of one rank for all steps from `step` on; each step has `pieces` pieces per rank."""
         for number in itertools.count(step):
             yield from self.selection(number).split(pieces * num_ranks)[rank::num_ranks]
 
@@ -165,8 +165,8 @@ class Sampler:
         count = self.steps_per_epoch * self.batch_size if section.drop_last else len(self._rows)
         if self._positive is None or section.positive_share is None:
             return self._drawn(self._rows, count, random)
-        # position i is positive wherever the rounded running sum of the fraction increases, so that the positions are
-        # evenly spaced and the numbers of positives in any two batches differ by at most one
+        # Position i is positive if rounding (i + 1) * positive_share gives more than rounding i * positive_share. So
+        # positives are evenly spaced, and their numbers in any two batches differ by at most one.
         positive = np.diff(np.floor(np.arange(count + 1) * section.positive_share + 0.5)).astype(bool)
         order = np.empty(count, np.int64)
         order[positive] = self._drawn(self._rows[self._positive], int(positive.sum()), random)
@@ -194,7 +194,7 @@ class Sampler:
         return [int(element) for element in elements]
 
     def _draws(self, step: int, count: int) -> dict[str, np.ndarray]:
-        """Draw the numbers of the other enabled kinds, equally many per sample whether they are used or not."""
+        """Draw the random numbers of the other enabled kinds: NUM_DRAWS for every sample, augmented or not."""
         return {
             kind: generator(self._recipe.seed, kind, self._fold, step).random((count, NUM_DRAWS))
             for kind in self._recipe.augment.kinds
@@ -208,7 +208,7 @@ class Sampler:
         return [self._corner(row, *draw) for row, draw in zip(rows, draws, strict=True)]
 
     def _corner(self, row: int, ask: float, which: float, down: float, right: float) -> tuple[int, int]:
-        """Return the corner of a window: any, or with probability `crop_positive` one with a positive pixel."""
+        """Return the corner of a random window, which with probability `crop_positive` holds a positive pixel."""
         crop, (height, width) = self._recipe.data.crop, self._dataset.votes.shape[1:]
         assert crop is not None
         low, high = (0, 0), (height - crop, width - crop)

@@ -32,8 +32,8 @@ class Limits:
     Attributes:
         tiny_px: labels with fewer positive pixels are tiny (OpenContrails asked annotators for 10 or more).
         box_px: a component at least this high and wide that fills its bounding box is a rectangle.
-        near: records are near-duplicates from this correlation of the first band at 32 x 32 pixels.
-        dice: a label and its out-of-fold prediction disagree below this Dice.
+        near: records are near-duplicates if the first band of both, at 32 x 32 pixels, has at least this correlation.
+        dice: a label and its out-of-fold prediction disagree if their Dice is below this.
         large_px: smallest number of pixels, of label and prediction together, for a disagreement, and of a contrail for
             a neighbour in time without one.
         hours: records of one location are neighbours up to this distance in time, in hours.

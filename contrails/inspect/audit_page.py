@@ -44,7 +44,7 @@ def write_page(
     """Write the page; each record is drawn twice, without and with the outlines of its label and prediction."""
     shown = []
     for finding in findings:
-        # records are drawn while the page is written, so that all pictures are never in memory together
+        # records are drawn while the page is written, so that only a few pictures are in memory at a time
         draw = partial(_record, dataset, predicted=predicted, cut=cut, finding=finding)
         title, left = f"{finding.kind}: {finding.reason}", max(0, len(finding.rows) - _MOST_SHOWN)
         shown.append({"title": title, "records": map(draw, finding.rows[:_MOST_SHOWN]), "left": left})

@@ -1,4 +1,4 @@
-"""A contact sheet of augmentation: a few records without augmentation, with each kind alone, and as trained on.
+"""A sheet of augmented records: without augmentation, with each kind alone, and with all kinds as in training.
 
 Each panel shows up to three input channels of the labelled frame, the outline of the label at its position on the image
 (labels can be half a pixel off), and ignored pixels in grey.
@@ -29,7 +29,7 @@ _PANEL_IN = 2.0
 _OUTLINE, _IGNORED = "magenta", (0.5, 0.5, 0.5, 0.6)
 
 _Line = tuple[str, torch.Tensor, Batch]
-"""A name, images (B, C, H, W) of one frame, and their batch."""
+"""A row of the sheet: its name, images (B, C, H, W) of one frame, and their batch."""
 
 
 def plot_augmentation(dataset: Dataset, recipe: Recipe, path: Path) -> int:

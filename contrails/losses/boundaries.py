@@ -26,13 +26,14 @@ def boundary(logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor, t
 def boundary_f1(logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor, term: BoundaryF1Term) -> torch.Tensor:
     """Return 1 - F1 of the outlines of prediction and target (Bokhovkin and Burnaev 2019, arXiv 1905.07852).
 
-    The outline of a mask consists of its pixels with a neighbour outside, as max(1 - p over 3 x 3) - (1 - p); outlines
-    match within the tolerance. Soft targets are thresholded (t > 1/2). The loss is zero at p = g and is averaged over
-    the records. A record without outlines has an F1 of 1, because one pixel is added to numerators and denominators.
+    The outline of a mask consists of its pixels with a neighbour outside, computed as (maximum of 1 - p over 3 x 3
+    pixels) - (1 - p). Outlines match within the tolerance. Soft targets are thresholded (t > 1/2). The loss is zero at
+    p = g and is averaged over the records. A record without outlines has an F1 of 1, because one pixel is added to
+    numerators and denominators.
     """
     valid = (counts > 0).float()
     p, g = torch.sigmoid(logits) * valid, (target > 0.5).float() * valid
-    inner = valid * (1 - _largest(1 - valid, 1))  # the border of the valid area is no outline
+    inner = valid * (1 - _largest(1 - valid, 1))  # pixels at the border of the valid area are not part of an outline
     outlines = [(_largest(1 - mask, 1) - (1 - mask)) * inner for mask in (p, g)]
     of_p, of_g = outlines
     near_p, near_g = (_largest(outline, term.tolerance_px) for outline in outlines)
@@ -54,7 +55,7 @@ def signed_distance(mask: torch.Tensor, reach: int) -> torch.Tensor:
 
 
 def _distance(mask: torch.Tensor, reach: int) -> torch.Tensor:
-    """Return the distance to the nearest pixel of the mask, exact up to `reach` and larger than that beyond.
+    """Return the distance to the nearest pixel of the mask: exact up to `reach`, any number above `reach` beyond it.
 
     It is computed axis by axis, as the squared distance is a sum over axes (Felzenszwalb and Huttenlocher 2012).
     """

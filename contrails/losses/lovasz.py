@@ -33,8 +33,8 @@ def _of_class(logits: torch.Tensor, positive: torch.Tensor, valid: torch.Tensor,
     """Return the loss of each row; shape: (B, N) to (B,)."""
     margins = 1 - torch.where(positive, logits, -logits)
     rectified = functional.elu(margins) + 1 if term.symmetric else functional.relu(margins)
-    # The sort only determines the weights, which have no gradient (that of the extension is piecewise constant), and
-    # the cumulative sums are of integers: gradients through a sort and sums of floats are not deterministic on CUDA.
+    # Gradients through a sort, and cumulative sums of floats, are not deterministic on CUDA. Here the sort determines
+    # only the weights g, which are piecewise constant and need no gradient, and the cumulative sums are of integers.
     order = margins.detach().masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
     # ignored pixels rank last and get weight 0
     ranked, counted = positive.gather(1, order), valid.gather(1, order)

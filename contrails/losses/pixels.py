@@ -1,8 +1,8 @@
 """Losses that are a mean over pixels.
 
 If a formula is defined for hard targets only, the loss for a soft target (the fraction of the annotators) is the mean
-over the annotators: t * (loss of a positive pixel) + (1 - t) * (loss of a negative pixel). z is the logit, p its
-sigmoid, t the target.
+of the losses for each annotator: t * (loss of a positive pixel) + (1 - t) * (loss of a negative pixel). z is the logit,
+p its sigmoid, t the target.
 """
 
 import math

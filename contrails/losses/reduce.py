@@ -4,7 +4,7 @@ import torch
 
 
 def mean_of_pixels(losses: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Return the weighted sum divided by the number of valid pixels, so that weight 1/2 halves a record's gradient.
+    """Return the weighted sum divided by the number of valid pixels; a weight of 1/2 thus halves a record's gradient.
 
     Shape:
         losses, counts float (B, H, W) to a scalar.

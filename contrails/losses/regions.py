@@ -61,7 +61,7 @@ def tversky(sums: torch.Tensor, term: TverskyTerm) -> torch.Tensor:
 
 
 def over_records(losses: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Return the mean of the losses of records (B,); a scalar, which is of the whole batch already, is returned."""
+    """Return the mean of the losses of records (B,); a scalar, the loss of a whole batch, is returned unchanged."""
     return mean_of_records(losses, counts) if losses.ndim else losses
 
 

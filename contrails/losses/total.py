@@ -43,8 +43,8 @@ class Loss(nn.Module):
     the sum of w_i L_i |L_1| / |L_i|. The parts are returned unscaled.
 
     A "global" term adds the sums of earlier steps, which decay by 1% per step, to those of the batch, so that it is one
-    minus the overlap over all of them. As a batch is only a fraction of these sums, its gradient is multiplied by the
-    effective number of batches. The sums are the only state, in the buffer `sums`: I, P, T (see
+    minus the overlap over all of them. A batch is only a fraction of these sums, so the gradient is multiplied by the
+    effective number of batches in them. The sums are the only state, in the buffer `sums`: I, P, T (see
     `contrails.losses.regions`) and the number of batches.
     """
 

@@ -66,7 +66,7 @@ _CNN3D = {
     "pretrained_settings": {},
     "params": {"out_channels": [3, 16, 32, 64, 128, 256]},
 }
-"""The entry of cnn3d in smp's table of encoders."""
+"""The entry of cnn3d, added to smp's table of encoders."""
 
 
 def _smp_model(recipe: Recipe, num_channels: int, pretrained: Path | None) -> Any:

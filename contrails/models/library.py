@@ -1,6 +1,6 @@
 """Imports segmentation-models-pytorch and timm without wandb, which timm would import too.
 
-That import takes 1.4 s, and training must not depend on wandb.
+Importing wandb takes 1.4 s, and training must not depend on it.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The known models and their valid combinations, checked without torch, so that a login node can refuse the others.
+"""The known models and their valid combinations. They are checked without torch, so also on a login node.
 
 `known.json` holds the names and keywords of the tested versions of smp and timm. `scripts/model_names.py` writes it
 after building and running every encoder.
@@ -17,7 +17,7 @@ from contrails.recipe.recipe import Recipe
 KNOWN = Path(__file__).with_name("known.json")
 
 _KIN = {"coat": ["mit_b2", "tu-pvt_v2_b2"], "xcit": ["tu-davit_tiny"], "volo": ["tu-davit_tiny"]}
-"""Encoders to suggest instead of families that offer no features; near names would not help there."""
+"""Encoders to suggest instead of those of a family that offers no features, where similar names would not help."""
 
 _PARTS = ("encoder", "merge", "decoder", "segmentation_head", "more_heads", "aux_heads", "classifier", "share")
 """Top-level modules of a network; see `contrails.models.network`."""
@@ -39,9 +39,9 @@ class Encoder:
         smallest_px: smallest side of the input of an encoder that is not fixed, in pixels.
         only_px: side of the input of a fixed encoder without an option for it, in pixels.
         patch_px: side of the patches of a vision transformer, in pixels.
-        alone_px: smallest side of its last feature with which a batch of one record can train; None: never.
+        alone_px: smallest side of its last feature, in pixels, for training with one record per batch; None: never.
         stem: whether the stride of its first convolution can be removed.
-        relu: "last" if each feature ends with a ReLU, "pooled" if some are pooled after it, None if they have signs.
+        relu: "last" if each feature ends with a ReLU, "pooled" if some are pooled after it, else None.
         not_with: architectures that cannot use its features.
     """
 
@@ -218,7 +218,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def _is_a(value: object, expected: str) -> bool:
-    # in Python a bool is an int too
+    # in Python a bool is also an int
     return isinstance(value, _TYPES[expected][0]) and (expected == "bool" or not isinstance(value, bool))
 
 

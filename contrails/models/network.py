@@ -21,7 +21,7 @@ class Network(nn.Module):
     `parts` is the smp model; for a classifier only its encoder is used. The modules keep their names in smp, so that
     weights can be loaded into models of other recipes. `aux_channels` are the channels of the decoder levels with deep
     supervision, from fine to coarse. With `gate` the mask is trained only on records with a contrail, so outside of
-    training it is multiplied by the probability of the classifier that there is one.
+    training its probability is multiplied by that of the classifier.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Network(nn.Module):
         return features, *others
 
     def start_at(self, pixels: float, records: float) -> None:
-        """Set the biases of the heads to the logits of these rates of positive pixels and records."""
+        """Set the biases of the heads to the logits of `pixels` and `records`, the rates of positive ones."""
         masks = [head for head in (self.segmentation_head, *self.more_heads, *self.aux_heads) if head is not None]
         with torch.no_grad():
             for head, rate in (*((mask, pixels) for mask in masks), (self.classifier, records), (self.share, pixels)):
@@ -108,7 +108,7 @@ def decoder_levels(decoder: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """Yield a list that collects the outputs of modules during the body, in the order in which they run."""
+    """Yield a list to which the outputs of modules are added in the body, in the order in which the modules run."""
     outputs: list[torch.Tensor] = []
     with ExitStack() as stack:
         for module in modules:

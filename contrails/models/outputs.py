@@ -11,7 +11,7 @@ class Outputs(NamedTuple):
     Shape:
         mask (B, H, W): the mask at the size of the label; with several heads their mean.
         classes (B,): whether the record has a contrail.
-        share (B,): the covered fraction of the record.
+        share (B,): the fraction of the record that contrails cover.
         heads: the mask (B, H, W) of each head, if there are several.
         aux: the masks (B, H, W) of coarser decoder levels, from fine to coarse; only in training mode.
     """

@@ -1,8 +1,8 @@
 """Bilinear resizing and adaptive average pooling on a GPU with deterministic algorithms, as matrix products.
 
-There torch replaces its bilinear kernel by one whose gradient scatters with accumulation, which is many times slower,
-and refuses the gradient of the pooling. Both are linear along each axis, so they are products with a matrix for the
-rows and one for the columns. Products are fast, and deterministic in both directions.
+With deterministic algorithms on a GPU, torch uses a bilinear kernel whose gradient is many times slower, and refuses
+the gradient of adaptive pooling. Both operations are linear along each axis, so they can be computed as products with
+a matrix for the rows and one for the columns. Products and their gradients are fast and deterministic.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 Kind = Literal["bilinear", "align_corners", "mean"]
-"""How a pixel of the result comes from the input; `mean` is that of the pixels it covers, as in adaptive pooling."""
+"""How a pixel of the result is computed; `mean` is the mean of the input pixels it covers, as in adaptive pooling."""
 
 _EXACT_SCALES = {2.0**power for power in range(-6, 7)}
-"""Scales whose bilinear weights are multiples of 1/128, which bf16 and fp16 hold."""
+"""Scales whose bilinear weights are multiples of 1/128, which bf16 and fp16 represent exactly."""
 
 _matrices: dict[tuple[object, ...], torch.Tensor] = {}
 
@@ -29,7 +29,7 @@ def deterministic_resizing(images: torch.Tensor) -> AbstractContextManager[objec
 
 
 class ResizeByProducts(TorchFunctionMode):
-    """Lets `resize` do what torch's functions for it are called for in this mode."""
+    """A context in which torch's `interpolate` and `adaptive_avg_pool2d` are computed by `resize`."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[Any], args: Sequence[Any] = (), kwargs: Any = None
@@ -43,20 +43,20 @@ class ResizeByProducts(TorchFunctionMode):
 
 
 def resize(images: torch.Tensor, size: tuple[int, int], scales: tuple[float, float], kind: Kind) -> torch.Tensor:
-    """Return images at another size, as torch does, but for rounding.
+    """Return images at another size; the result differs from that of torch only by rounding.
 
     Args:
         images: in any memory format; channels last is kept.
         size: height and width of the result.
-        scales: how many pixels of the input one pixel of the result spans, down and across; for `bilinear` alone.
-        kind: how.
+        scales: size of a pixel of the result, down and across, in pixels of the input; used only for `bilinear`.
+        kind: how a pixel of the result is computed.
 
     Shape:
         (B, C, H, W) to (B, C, *size).
     """
     height, width = images.shape[-2:]
     if kind == "bilinear" and scales == (2.0, 2.0) and (height, width) == (2 * size[0], 2 * size[1]):
-        return functional.avg_pool2d(images, 2)  # the same, and faster for a single channel
+        return functional.avg_pool2d(images, 2)  # the same result, and faster for a single channel
     down = _matrix(height, size[0], scales[0], kind, images.dtype, images.device)
     across = _matrix(width, size[1], scales[1], kind, images.dtype, images.device)
     dtype = torch.promote_types(down.dtype, across.dtype)
@@ -101,21 +101,21 @@ def _pool(images: torch.Tensor, output_size: Any) -> torch.Tensor:
     wanted = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
     height, width = (own if side is None else side for own, side in zip(images.shape[-2:], wanted, strict=True))
     if (height, width) == (1, 1):
-        return functional.adaptive_avg_pool2d(images, 1)  # torch takes the mean, which is deterministic
+        return functional.adaptive_avg_pool2d(images, 1)  # torch computes this as a mean, which is deterministic
     return resize(images, (height, width), (1, 1), "mean")
 
 
 def _matrix(
     before: int, after: int, scale: float, kind: Kind, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """Return the weights of the pixels along one axis, (after, before); made once per size, as a GPU waits for a copy.
+    """Return the weights of the input pixels along one axis, (after, before).
 
-    They are of type `dtype` where that holds them exactly, else float32: rounded weights would not add up to 1, and
-    change the brightness.
+    They are cached, because copying them to a GPU makes it wait. They have the type `dtype` if it represents them
+    exactly, else float32: rounded weights would not add up to 1 and would change the brightness.
     """
     key = (before, after, scale, kind, dtype, device)
     if key not in _matrices:
-        with torch.inference_mode(False):  # what is made in inference mode cannot take part in a training later
+        with torch.inference_mode(False):  # tensors made in inference mode cannot be used in training later
             weights = _mean_weights(before, after) if kind == "mean" else _bilinear_weights(before, after, scale, kind)
             is_exact = (kind == "bilinear" and scale in _EXACT_SCALES) or dtype == torch.float64
             _matrices[key] = weights.to(device, dtype if is_exact else torch.float32)
@@ -123,7 +123,7 @@ def _matrix(
 
 
 def _bilinear_weights(before: int, after: int, scale: float, kind: Kind) -> torch.Tensor:
-    """Return float32 (after, before); the position in the input as in torch's aten/src/ATen/native/UpSample.h."""
+    """Return bilinear weights, float32 (after, before), as torch computes them in aten/src/ATen/native/UpSample.h."""
     pixels = torch.arange(after, dtype=torch.float32)
     if kind == "align_corners":
         source = pixels * ((before - 1) / max(after - 1, 1))
@@ -138,7 +138,7 @@ def _bilinear_weights(before: int, after: int, scale: float, kind: Kind) -> torc
 
 
 def _mean_weights(before: int, after: int) -> torch.Tensor:
-    """Return float32 (after, before); the bins as in torch's aten/src/ATen/native/AdaptivePooling.h."""
+    """Return the weights of means, float32 (after, before), over the bins of aten/src/ATen/native/AdaptivePooling.h."""
     numbers = torch.arange(after)
     first, end = numbers * before // after, ((numbers + 1) * before + after - 1) // after
     pixels = torch.arange(before)

@@ -1,4 +1,4 @@
-"""The wrapper of a network: resizing, padding and panels of the input, and the inverse on the output."""
+"""The wrapper of a network: it resizes, pads and arranges the input, and reverts this on the output."""
 
 from collections.abc import Callable
 from typing import Any

@@ -31,7 +31,7 @@ def require_piece(recipe: Recipe, height: int, width: int, num_ranks: int = 1, s
         height: height of the records, in pixels.
         width: width of the records, in pixels.
         num_ranks: number of ranks that share a step.
-        step: records of the smallest step, if not `train.batch_size`.
+        step: records of the smallest step; None for `train.batch_size`.
 
     Raises:
         RecipeError: it gets a single value; the message says what to change.
@@ -56,9 +56,9 @@ def require_piece(recipe: Recipe, height: int, width: int, num_ranks: int = 1, s
 
 
 def _batch_norms(recipe: Recipe) -> Iterator[tuple[str, int | None, str]]:
-    """Yield the modules with batch norm: their name, the smallest side to train with one record, and a key.
+    """Yield the modules with batch norm: their name, the smallest side to train with one record, and a recipe key.
 
-    The side is that of the coarsest feature (None: no side is enough). The key is the one that replaces the norms.
+    The side is that of the coarsest feature (None: no side is enough). The recipe key replaces the norms.
     """
     section, encoder = recipe.model, find_encoder(recipe.model.encoder)
     epochs = recipe.train.epochs

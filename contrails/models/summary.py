@@ -38,9 +38,9 @@ def _cut(text: str, width: int) -> str:
 def size_of(model: nn.Module, recipe: Recipe, record_shape: tuple[int, ...]) -> dict[str, Any]:
     """Return the parameters, the multiply-adds per record and the estimated bytes of a training step.
 
-    With a model on the device "meta" this needs neither its memory nor its arithmetic. The bytes are those of weights,
-    gradients, optimiser state, weight averages, and the tensors that the forward pass of a piece keeps for the backward
-    pass, without the workspace of kernels.
+    A model on the device "meta" is measured without allocating its tensors and without computing. The bytes are those
+    of weights, gradients, optimiser state, weight averages, and the tensors that the forward pass of a piece keeps for
+    the backward pass, without the workspace of kernels.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     train = recipe.train
@@ -66,7 +66,7 @@ def _kept_bytes(model: nn.Module, record_shape: tuple[int, ...], precision: str)
         stored = tensor.untyped_storage()
         if id(stored) not in numbers:
             alive.append(stored)
-            # autocast does not support "meta": count two bytes for numbers that it would keep in half precision
+            # autocast does not support "meta", so numbers that it would keep in half precision are counted as two bytes
             halved = precision != "fp32" and tensor.dtype == torch.float32
             kept[id(stored)] = stored.nbytes() // (2 if halved else 1)
         return tensor

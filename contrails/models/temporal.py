@@ -32,7 +32,7 @@ class FrameMerge(nn.Module):
         """
         merged = []
         for level, feature in enumerate(features):
-            # B is given, not inferred by -1: a level without channels (of some transformers) has no elements
+            # B is computed, as -1 cannot be inferred for a level without channels (of some transformers)
             frames = feature.reshape(len(feature) // num_frames, num_frames, *feature.shape[1:])
             out, key = frames[:, self.label], str(level)
             if key in self.merges:
@@ -49,7 +49,7 @@ def _merge(section: TemporalSection, channels: int, num_frames: int) -> nn.Modul
 
 
 def _beside(channels: int) -> nn.Module:
-    """Return a 1x1 convolution of two features, initialised to return the first one."""
+    """Return a 1x1 convolution of two concatenated features, initialised to return the first one."""
     conv = nn.Conv2d(2 * channels, channels, 1)
     with torch.no_grad():
         nn.init.dirac_(conv.weight)

@@ -101,7 +101,7 @@ class FrameDropoutSection(Kind):
 
 
 class AugmentSection(Section):
-    """Augmentation of training samples, drawn independently for each."""
+    """Augmentation of training samples, with independent random numbers for each sample."""
 
     dihedral: float = Field(1.0, ge=0, le=1, description="probability of a random flip or rotation")
     noise: NoiseSection = NoiseSection()

@@ -9,16 +9,16 @@ _LARGEST = 2**53
 """Largest number up to which every integer is exact in TOML, JSON and float64."""
 
 WORD_FOR_NOTHING = "word_for_nothing"
-"""Type of the error about a word such as "none"; its context holds the key, the value and what an empty key means."""
+"""Type of the error about a word such as "none" for an empty key; its context has `name`, `value` and `means`."""
 
 _WORDS_FOR_NOTHING = {"", "false", "no", "none", "null", "off", "random"}
 
 ASKED = {"asked": True}
-"""Validation context of values that a user gives now; frozen values are validated without it."""
+"""The validation context of values from a user; values that a run has frozen are validated without it."""
 
 
 def is_asked(info: ValidationInfo) -> bool:
-    """Return whether the values come from a user now; checks that are younger than old runs apply only then."""
+    """Return whether the values come from a user; frozen values are exempt from checks added since older versions."""
     context: dict[str, Any] | None = info.context
     return context == ASKED
 

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Migration:
-    """A key whose name or values have changed; `now` maps an old value to the new keys (dotted) and values."""
+    """A key whose name or values have changed. `now` returns the new dotted keys with their values for an old value."""
 
     key: str
     is_old: Callable[[Any], bool]
@@ -24,13 +24,13 @@ MIGRATIONS = (
         lambda _: True,
         lambda epochs: {"train.freeze": {"encoder": epochs} if epochs else {}},
     ),
-    Migration(  # as a bool it could only add a ReLU
+    Migration(  # formerly a bool: whether to add a ReLU
         "model.relu_features",
         lambda value: isinstance(value, bool),
         lambda value: {"model.relu_features": "add" if value else "own"},
     ),
 )
-"""The oldest first."""
+"""In the order in which they are applied, the oldest first."""
 
 
 def migrated(recipe: Mapping[str, Any]) -> dict[str, Any]:

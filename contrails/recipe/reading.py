@@ -25,7 +25,7 @@ def parse(section: type[S], values: Mapping[str, Any], where: str, overrides: Ma
         section: the class of the table.
         values: keys and values.
         where: source of the values, for errors.
-        overrides: source of single keys; None for frozen values, to which checks added since then do not apply.
+        overrides: the override of each overridden key; None for frozen values, to which newer checks do not apply.
 
     Raises:
         RecipeError: an unknown key or an impossible value; all of them are named.
@@ -68,7 +68,7 @@ def _source(detail: Any, overrides: Mapping[str, str]) -> str | None:
     """Return the override that caused a problem, else None."""
     where = _key(detail)
     for key, text in overrides.items():
-        # a problem located at a table is an unknown table, or from a validator whose message names the keys
+        # the location can be a table: an unknown one, or one with a validator, whose message then names the keys
         named = detail["ctx"]["name"] if detail["type"] == WORD_FOR_NOTHING else detail["msg"]
         of_table = detail["type"] == "extra_forbidden" or re.search(rf"\b{re.escape(key.rpartition('.')[2])}\b", named)
         if f"{where}.".startswith(f"{key}.") or ((not where or key.startswith(f"{where}.")) and of_table):
@@ -116,7 +116,7 @@ def _explain(section: type[Section], detail: Any) -> str:
         )
     if detail["type"] == "value_error":  # raised by one of our validators, often about several keys
         return f"{key}: {detail['ctx']['error']}".removeprefix(": ")
-    if detail["type"].startswith("union_tag"):  # the kind of a table in a list is given by its name
+    if detail["type"].startswith("union_tag"):  # the key `name` of a table in a list decides its kind
         name, known = detail.get("ctx", {}).get("tag"), _known_tables(section, key)
         return f"{key}: name = {name!r}; {choices(name, known)}" if name else f"{key} has no name; {choices('', known)}"
     if detail["type"] == "model_attributes_type":

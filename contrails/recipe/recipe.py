@@ -152,7 +152,8 @@ def _toml_value(text: str) -> Any:
         read = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
         return text  # a bare word or a path: -o model.encoder=resnet34 needs no nested quotes
-    return read["value"] if len(read) == 1 else text  # a text of several lines could define further keys
+    # a text of several lines could define further keys, so it is not parsed
+    return read["value"] if len(read) == 1 else text
 
 
 def _names(section: type[Section]) -> list[str]:

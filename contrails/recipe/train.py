@@ -79,7 +79,7 @@ class TrainSection(Section):
     @field_validator("warmup_epochs")
     @classmethod
     def _usual(cls, epochs: float | None, info: ValidationInfo) -> float | None:
-        """Replace the former default 1 by None, so that runs frozen with either have equal recipes."""
+        """Replace 1, the former default, by None, so that runs frozen with either of them have equal recipes."""
         return None if epochs == 1 and info.data.get("schedule") != "one_cycle" else epochs
 
     @model_validator(mode="after")

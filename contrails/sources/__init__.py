@@ -1,1 +1,1 @@
-"""Readers of raw data: each makes a plan of the records of one layout, to be packed."""
+"""Readers of raw data. Each reads one layout and makes the plan from which its records are packed."""

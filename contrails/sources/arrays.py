@@ -10,7 +10,7 @@ from contrails.errors import DataError
 from contrails.files import storage
 
 _NO_ARRAY = (ValueError, EOFError, OSError, SyntaxError, TokenError, MemoryError)
-"""Errors that numpy raises for a truncated file, an invalid header, or a header with a too large shape."""
+"""Errors that numpy raises for a truncated file, an invalid header, or a header whose shape is too large."""
 
 
 def load_npy(path: Path, next_step: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:

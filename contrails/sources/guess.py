@@ -21,7 +21,8 @@ def looks_like(raw: Path, split: str) -> list[str]:
         return ["--layout=scenes", *options]
     scenes, masks = _first(raw / split, _SCENES), _first(raw / split, _MASKS)
     if scenes and (masks or (scenes == _SCENES[0] and split == "test")):
-        if (raw / split / "filelists").is_dir():  # file lists are read only if RAW is the folder of the split
+        # lists of scenes are read only from RAW itself, so that no option helps: RAW/SPLIT must be given as RAW
+        if (raw / split / "filelists").is_dir():
             return []
         options = [f"--masks={split}/{masks}/{{scene}}"] if masks else []
         return ["--layout=scenes", f"--scenes={split}/{scenes}/{{scene}}", *options]

@@ -1,8 +1,8 @@
-"""Masks of scenes: the meaning of each value, and the number of pixels of all masks with it.
+"""Masks of scenes: the meaning of each value, and how many pixels of all masks have it.
 
-The options give the meanings; pixels that a file declares as nodata or masks out are ignored. If the two contradict for
-a class, or a value has no meaning, the mask is refused, so that no class is lost silently. Masks saved as colours have
-three channels, which must be equal.
+The options give the meanings; pixels that a file declares as nodata or masks out are ignored. So that no class is lost
+silently, a mask is refused if this would ignore all pixels of a class, or if a value has no meaning. Masks saved as
+colours have three channels, which must be equal.
 """
 
 import re

@@ -7,7 +7,7 @@ from contrails.errors import DataError
 
 
 def require(module: str, what: str) -> ModuleType:
-    """Import an optional library; `what` needs it, for the error.
+    """Import an optional library; `what` says in the error what needs it.
 
     Raises:
         DataError: the library is not installed; the message has the command that installs it.

@@ -1,9 +1,9 @@
 """Conversion of stored integers (counts) of images to values, with one scale for a whole dataset.
 
-Counts without a scale are fractions, from 0 to 1 over the bits that they have; counts with a scale (of GDAL, or the
-slope and intercept of DICOM) are values in a unit. If all files agree, their counts are packed unchanged. Other types,
-and files that differ, are packed as 16-bit integers with one scale over a span of values (see
-`contrails.sources.spans`).
+Counts without a scale stand for fractions: 0 for the count 0, 1 for the largest count of their number of bits. Counts
+with a scale (of GDAL, or the slope and intercept of DICOM) stand for values in a unit. If all files agree, their counts
+are packed unchanged. Other types, and files that differ, are packed as 16-bit integers with one scale over a span of
+values (see `contrails.sources.spans`).
 """
 
 import shlex
@@ -22,7 +22,7 @@ _KEPT = ("uint8", "uint16", "int16")
 
 _SPAN_TYPE = "uint16"
 _SPAN_STEPS = 65_534
-"""Steps between the count of the smallest value, which is 1, and that of the largest; 0 marks nodata."""
+"""Steps of a span: its smallest value has the count 1, its largest 65,535; the count 0 is nodata."""
 
 _LEAVE_OUT = "; convert them, or leave them out"
 _ONE_SCALE = "; convert them, or prepare all of them with one scale, such as --range 0,1 of contrails prepare"
@@ -79,7 +79,7 @@ def is_fraction(values: Values) -> bool:
 
 
 def usual_unit(unit: str) -> str:
-    """Return the unit of a file in the project's spelling; only K is treated specially."""
+    """Return "K" for any spelling of kelvin; other units are returned unchanged."""
     return "K" if unit.lower() in ("k", "kelvin", "degrees kelvin", "deg k", "degk") else unit
 
 

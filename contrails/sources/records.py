@@ -33,7 +33,7 @@ _AGAIN = "get the metadata again, or remove the file to prepare the records with
 
 @dataclass(frozen=True)
 class RawRecord:
-    """A raw record: its folder, its tile as group, and its time in seconds since 1970 (NaN if unknown)."""
+    """A raw record: its folder, its location as `group`, and its time in seconds since 1970 (NaN if unknown)."""
 
     record_id: str
     path: Path
@@ -183,7 +183,7 @@ def _load(path: Path, record: RawRecord) -> np.ndarray:
 
 
 def _read_metadata(path: Path) -> dict[str, tuple[str, float]]:
-    """Return (tile, timestamp) by record id; empty if there is no such file."""
+    """Return (location, timestamp) by record id; empty if there is no such file."""
     found: dict[str, tuple[str, float]] = {}
     for entry in _entries(path):
         record_id = entry.get("record_id")

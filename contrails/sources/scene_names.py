@@ -57,7 +57,7 @@ def find_files(root: Path, pattern: str, bands: Sequence[str]) -> tuple[dict[str
 
 
 def _besides(found: Mapping[str, Mapping[str, Path]], below: Found) -> Found:
-    """Return the found files that are no files of scenes but are in the folders of such files, or below."""
+    """Return the files of `below` that belong to no scene, but are in or below a folder with files of scenes."""
     files = list(chain.from_iterable(of_scene.values() for of_scene in found.values()))
     folders, stems = {path.parent for path in files}, {path.with_suffix("") for path in files}
 
@@ -69,7 +69,7 @@ def _besides(found: Mapping[str, Mapping[str, Path]], below: Found) -> Found:
 
 
 def read_filelists(folder: Path, files: Mapping[str, Mapping[str, Path]]) -> dict[str, str]:
-    """Return the subset of each scene on the file lists; empty if there are no lists.
+    """Return the list (train, val or test) that names each scene; empty if there are no lists.
 
     Raises:
         DataError: a list names a scene that does not exist, or that is on another list.

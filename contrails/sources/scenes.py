@@ -2,8 +2,8 @@
 
 `ROOT/scenes/` and `ROOT/masks/` hold files with the same names. Patterns such as `train_{band}/{band}_{scene}.TIF`
 describe other folders, and scenes with one file per band. `ROOT/filelists/{train,val,test}.csv`, if they exist, hold
-names of scenes, one per line. All tiles of a scene are in its group, so that no fold splits a scene; the options can
-put several scenes in one group.
+names of scenes, one per line (they are no file lists of folds). All tiles of a scene are in its group, so that no fold
+splits a scene; the options can put several scenes in one group.
 """
 
 import shlex
@@ -38,7 +38,7 @@ from contrails.sources.tiles import OVERLAP, TILE, grid, packed, tile_name
 from contrails.sources.walk import Found, some
 
 _SPLITS = {"validation": "val", "test": "test"}
-"""The file list of each split; the split train packs the scenes of all lists."""
+"""The list of scenes of each split; the split train packs the scenes of all lists."""
 
 _SHOWN = 3
 
@@ -54,7 +54,7 @@ class SceneOptions:
         tile: side of a tile, in pixels.
         overlap: overlap of neighbouring tiles, in pixels.
         scenes: pattern of the scene files.
-        masks: pattern of the masks; empty for prediction, which reads neither masks nor file lists.
+        masks: pattern of the masks; empty for prediction, which reads neither masks nor lists of scenes.
         bands: names of the bands; empty for the names in the files.
         mask_values: meanings of mask values; empty for the default ones.
         span: smallest and largest value to pack; None to keep the counts.
@@ -108,7 +108,7 @@ class TileRecord:
 
 @dataclass(frozen=True)
 class _Scene:
-    """A scene: its files, their combined metadata, its mask, and the file list (train, val or test) that names it."""
+    """A scene: its files, their combined metadata, its mask, and the list (train, val or test) that names it."""
 
     name: str
     files: tuple[Raster, ...]
@@ -123,7 +123,7 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
 
     Raises:
         DataError: no scene; a scene without its mask or a band; files that differ in size, location, type or bands;
-            mask values without a meaning; or a file list with unknown names.
+            mask values without a meaning; or a list of scenes with unknown names.
     """
     files, of_scenes = find_files(root, options.scenes, options.bands)
     masks, of_masks = find_files(root, options.masks, ()) if options.masks else ({}, Found())

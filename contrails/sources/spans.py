@@ -19,7 +19,7 @@ _STRIP_VALUES = 1 << 23
 _SAMPLE_VALUES = 1 << 22
 _PERCENTILES = (0.1, 99.9)
 _REACH = 4
-"""Largest extent of a span beyond its percentiles, as a multiple of the distance between these."""
+"""How far a span can extend beyond the percentiles of the values, as a multiple of the distance between these two."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ _GAUSSIAN_SIGMA = 1 / 8
 
 
 def usual_overlap(tile: int, usual: int = OVERLAP) -> int:
-    """Return the default overlap of tiles: `usual`, or a quarter of a tile that is not larger than `usual`."""
+    """Return the default overlap of tiles: `usual`, or a quarter of the tile if the tile is not larger than `usual`."""
     return usual if usual < tile else tile // 4
 
 
@@ -70,7 +70,7 @@ def starts(side: int, tile: int, overlap: int) -> list[int]:
 
 
 def covered(header: Header) -> tuple[float, float]:
-    """Return the fraction of a file's pixels that is padding, and the fraction of the others in overlaps."""
+    """Return the fraction of a file's pixels that is padding, and the fraction of the rest that repeats in overlaps."""
     shown = sum(place.height * place.width for place in header.placements)
     scenes = {place.scene for place in header.placements}
     distinct = sum(header.scenes[number].height * header.scenes[number].width for number in scenes)

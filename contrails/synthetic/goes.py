@@ -1,8 +1,8 @@
 """A synthetic dataset in the layout of the OpenContrails competition, for the demo and for tests.
 
 It writes `OUT/{train,validation,test}/<record id>/*.npy`, `{train,validation}_metadata.json`, `sample_submission.csv`,
-and the parameters in `demo.json`. As in the real dataset, locations and times recur, and records of one tile show the
-same ground.
+and the parameters in `demo.json`. As in the real dataset, locations and times recur, and records of one location show
+the same ground.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from contrails.synthetic.sky import BANDS, draw_ground, draw_sky
 SPLITS = ("train", "validation", "test")
 NUM_FRAMES = 8
 
-_GENERATOR = 1  # written to demo.json; increase it when the same parameters give other records
+_GENERATOR = 1  # written to demo.json; increase it if a change of the code gives other records for the same parameters
 _NUM_TILES, _NUM_TIMES = 24, 500
 _FIRST_TIME, _TIME_STEP_S, _STEPS_A_YEAR = 1554336000, 1200, 365 * 72
 _WARMEST_H = 20  # hour in UTC: afternoon in North America
@@ -112,7 +112,7 @@ def _location(seed: int, split: str, index: int) -> _Location:
 
 
 def _entry(seed: int, split: str, index: int) -> dict[str, Any]:
-    """Return a record's element of the metadata."""
+    """Return a record's entry of the metadata."""
     place = _location(seed, split, index)
     rng = generator(seed, "demo tile", place.tile)
     meridian = -3 - 6 * int(rng.integers(8, 20))

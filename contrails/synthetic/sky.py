@@ -65,7 +65,7 @@ class Sky:
     def annotate(self, rng: np.random.Generator) -> np.ndarray:
         """Return the masks of 4 to 6 simulated annotators; int32 (size, size, 1, annotators), 0 and 1.
 
-        Annotators differ in the contrast that they notice, and in the width and position of what they draw.
+        Annotators differ in the smallest contrast that they see, and in the width and position of what they draw.
         """
         b14, b15 = self._below_contrails(LABEL_FRAME)[[BANDS.index(14), BANDS.index(15)]]
         backdrop_k = ndimage.gaussian_filter(b14 - self.contrail_k, 2)
@@ -96,7 +96,7 @@ class Sky:
 
 
 def draw_ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Return the surface temperature of a tile in kelvin: land with texture beside a smooth, cooler sea."""
+    """Return the surface temperature of a location in kelvin: land with texture beside a smooth, cooler sea."""
     texture = _Fractal.draw(rng, size, 1.2, 2.2).at((0, 0))
     sea = _step(4 * (_Fractal.draw(rng, size, 2.0).at((0, 0)) + rng.uniform(-2, 1)))
     field: np.ndarray = rng.uniform(287, 297) + (1 - sea) * texture - sea * rng.uniform(1, 8)
@@ -186,7 +186,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Clouds of one height: where the field exceeds a threshold, thicker with the excess, optionally cut at an edge."""
+    """Clouds of one height, where `field` exceeds `threshold`: thicker for larger values, and cut off at `edge`."""
 
     field: _Fractal
     speed: float  # as a fraction of the wind at the height of the contrails
@@ -225,7 +225,7 @@ class _Contrail:
 
 
 def _through(kelvin: np.ndarray, absorption: np.ndarray, depth: np.ndarray, top_k: np.ndarray | float) -> np.ndarray:
-    """Return the temperatures `kelvin` seen through ice or droplets of temperature `top_k`."""
+    """Return the temperatures that a satellite measures of `kelvin` through ice or droplets of temperature `top_k`."""
     visible = np.clip((_LEVEL - top_k) / 25, 0, 1)
     mixed: np.ndarray = kelvin - visible * np.expm1(-absorption * depth) * (top_k - kelvin)
     return mixed

@@ -1,9 +1,9 @@
-"""Attempts: the fence between processes that train the same fold.
+"""Attempts, and the fence by which only one process at a time trains a fold.
 
 A process claims an attempt by creating the folder `attempts/<nnn>`, which succeeds for one process only, also on NFS.
-If there is an earlier attempt that is known to have ended, the new one takes over at once. Otherwise it waits for three
-minutes of silence: a living attempt rewrites `state.json` every 20 s, and silence means that the content of this file
-has not changed, measured by the clock of the waiting process.
+If the attempt before it is known to have ended, the process takes over the fold at once. Otherwise it watches the
+`state.json` of that attempt, which a living process rewrites every 20 s: if the content changes, the claim fails; if it
+stays the same for three minutes by the clock of the watching process, this process takes over the fold.
 """
 
 import logging
@@ -76,10 +76,10 @@ def is_made_by(owner: Mapping[str, Any], job_id: str | None, name: str | None) -
 
 
 def is_lost(attempt: Attempt, launcher: Process | None) -> bool:
-    """Return whether an attempt without a recorded end seems to have no process any more.
+    """Return whether the process of an attempt without a recorded end seems to have ended.
 
-    For a process on another host this means that it wrote nothing for 3 minutes. It is a single look, by wall-clock
-    times; the fence itself waits and compares (see `claim_attempt`).
+    A process on another host counts as ended if it wrote nothing for 3 minutes. This compares wall-clock times once,
+    without waiting, so it is less certain than the check in `claim_attempt`.
 
     Args:
         attempt: the newest attempt of its fold.
@@ -91,7 +91,7 @@ def is_lost(attempt: Attempt, launcher: Process | None) -> bool:
 
 
 def is_gone(owner: Process | None, signs: Iterable[float]) -> bool:
-    """Return whether a process has ended: by its pid on this host, by the age of its last writes on any other.
+    """Return whether a process has ended: on this host by its pid, on any other host by the age of its last writes.
 
     Args:
         owner: the process; None if unknown.
@@ -133,7 +133,7 @@ class Heart:
         self._write()
 
     def superseded(self) -> bool:
-        """Return whether a higher attempt exists, so that this one is a ghost."""
+        """Return whether a higher attempt exists, which trains the fold instead of this one."""
         return self._fold.attempts()[-1].number > self._attempt.number
 
     def _run(self) -> None:
@@ -142,7 +142,7 @@ class Heart:
             self._news.clear()
             try:
                 self._write()
-            except StorageError as error:  # a full disk must not end a training that still has its memory
+            except StorageError as error:  # a full disk must not end the training, which can continue without this file
                 log.warning("heartbeat: %s", error)
             self._end.wait(_NEWS_S)
 
@@ -207,9 +207,9 @@ def _this_process() -> dict[str, Any]:
 
 
 def _simd() -> str:
-    """Return the vector instructions of this CPU, sorted; libraries choose their kernels by them.
+    """Return the vector instructions of this CPU, sorted, because libraries choose their kernels by them.
 
-    CPUs of one model name can differ in them, virtual ones above all.
+    CPUs with the same model name can have different ones, particularly virtual CPUs.
     """
     flags = (_of_cpu("flags") or _of_cpu("Features")).split()  # the keys on x86 and on ARM
     return " ".join(sorted(flag for flag in flags if flag.startswith(_SIMD)))

@@ -1,4 +1,4 @@
-"""Contexts passed from process to process: the job of a training, and the rank of a process."""
+"""What one process passes to another that it starts: the job of a training, and the rank of the process."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -31,7 +31,7 @@ class JobContext:
     ram_fd: int | None = None
     """Descriptor of the anonymous file in which the folds of the job share a copy of the dataset."""
     verified_fd: int | None = None
-    """Descriptor of the anonymous file in which they share which rows are verified."""
+    """Descriptor of the anonymous file in which the folds of the job record which rows are verified."""
     launcher_pid: int | None = None
     redirect: bool = False
     """Whether to write the output to the attempt's logs."""

@@ -55,7 +55,7 @@ def evaluate(
     finite: list[torch.Tensor] = []
     for batch, outputs in predict(model, source, rows, batch_size):
         finite.append(torch.isfinite(outputs.mask).flatten(1).all(1))
-        logits, in_batch = outputs.mask.nan_to_num(), batch.valid.sum()  # NaN has no bin
+        logits, in_batch = outputs.mask.nan_to_num(), batch.valid.sum()  # NaN has no bin; it is reported below
         loss_sum += binary_cross_entropy(logits, batch.target, batch.valid).double() * in_batch
         pixels += in_batch
         counts += _counts(logits, batch)
@@ -80,6 +80,6 @@ def _is_finite_in_fp32(model: nn.Module, source: Source, rows: np.ndarray) -> bo
 def _counts(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Return the histograms of a batch, int64 (2, 65536): of pixels without contrail, and of those with it."""
     bins = round_probabilities(logits) + NUM_BINS * batch.hard
-    # the last bin takes what does not count: selecting pixels by a mask would wait for the GPU
+    # ignored pixels go to an extra last bin: selecting the others by a mask would make the CPU wait for the GPU
     counts = torch.bincount(torch.where(batch.valid, bins, 2 * NUM_BINS).flatten(), minlength=2 * NUM_BINS + 1)
     return counts[:-1].view(2, NUM_BINS)

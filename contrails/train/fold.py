@@ -49,7 +49,7 @@ def train_fold(fold: Fold, job: JobContext = _NO_JOB) -> None:
         job: the job that this process runs in.
 
     Raises:
-        Stopped: a signal or the walltime asked for it; the position is saved, and the same call continues from it.
+        Stopped: a signal came or the walltime ends; the position is saved, and the same call continues from it.
         RunError: another process trains this fold.
         ContrailsError: any other failure; the reason is written to the attempt's `state.json`.
     """
@@ -94,7 +94,7 @@ def _train_attempt(
     job: JobContext,
     rank: RankContext | None = None,
 ) -> None:
-    """Train as rank 0, which has a heart and writes `done.json`, or as another rank, which has neither."""
+    """Train as rank 0, which also writes `state.json` (with `heart`) and `done.json`, or as another rank."""
     if heart is not None:
         remove_leftovers(fold)
         distrust(fold)
@@ -130,8 +130,8 @@ def _build(
 
     def rebuild() -> TrainState:
         # Order matters. The seed comes first, because building the model draws from it. The snapshot is read before the
-        # model is built: a resumed fold needs no pretrained file, which may be gone by now. Lineage and head bias only
-        # set initial weights, so they apply only without a snapshot, which would overwrite them.
+        # model is built: a resumed fold needs no pretrained file, which may no longer exist. Weights of another run and
+        # the head bias are initial weights; they are set only without a snapshot, which would overwrite them.
         torch.manual_seed(derived_seed(recipe.seed, "init", fold.key))
         found = load_snapshot(fold)
         pretrained = None if config.pretrained is None or found is not None else _verified(config.pretrained)
@@ -259,7 +259,7 @@ def _prepare_torch(config: RunConfig, rank: int) -> torch.device:
 
 
 def _write_done(fold: Fold, attempt: Attempt, state: TrainState, averages: dict[str, KeptWeights]) -> None:
-    """Create `done.json` if it does not exist: a second process that finishes has byte-identical results."""
+    """Create `done.json` unless another process already has; its results are then byte-identical to these."""
     best, final = state.best, state.kept[-1]
     weights = {"final": final} | ({"best": best} if best else {}) | averages
     content = {

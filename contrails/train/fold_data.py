@@ -45,7 +45,7 @@ class FoldData:
     read: tuple[tuple[Dataset, np.ndarray], ...]
 
     def start_check(self, fold: Fold, num_folds: int, shared: int | None) -> RowCheck:
-        """Start to verify the rows that are read; `shared` is the descriptor of `RowCheck`.
+        """Start to verify the rows that are read; `shared` is the descriptor that `RowCheck` takes.
 
         The folds of a job begin at different rows, so that together they read each row once.
         """
@@ -85,7 +85,7 @@ def open_data(
     others = _open_pseudo(config, fold.key, dataset)
     mixed, weights, drawn = add_pseudo(recipe.data, dataset, training, others)
     read = [training, validation]
-    if recipe.data.positives_only:  # the votes of records that are left out decide that they are
+    if recipe.data.positives_only:  # the votes of all records are read to decide which of them are positive
         read.append(dataset.rows(filelist.training(fold.key)))
     return FoldData(
         dataset,
@@ -143,7 +143,7 @@ def _open_pseudo(config: RunConfig, fold: str, dataset: Dataset) -> list[Dataset
 
 
 def _composite(fold: Fold, dataset: Dataset, recipe: Recipe, training: np.ndarray) -> Composite:
-    """Return the fold's input channels; normalisation fitted by an earlier attempt is used again."""
+    """Return the fold's input channels, with the normalisation of an earlier attempt if there is one."""
     if not fold.composite.exists():
         fitted = fit_composite(dataset, recipe, training).to_dict()
         create_exclusive(fold.composite, to_json(fitted | {"sha256": _digest(fitted)}))

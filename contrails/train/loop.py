@@ -47,7 +47,7 @@ _SMALLEST_SCALE = 2.0**-14
 """Loss scale below which most gradients underflow in fp16; the scale begins at 65536."""
 
 _EXPLODED = 3.0
-"""Validation loss, in nats and as a multiple of the training loss, from which batch norm is suspected."""
+"""Batch norm is suspected if the validation loss exceeds this many nats and this multiple of the training loss."""
 
 _SPARE_S = 5.0
 """Spare time before the end of the walltime, in seconds, in addition to a step and a snapshot."""
@@ -85,7 +85,7 @@ class Loop:
         """Train from the state's position to the last epoch.
 
         Raises:
-            Stopped: a signal or the walltime asked for it; the position is saved.
+            Stopped: a signal came or the walltime ends; the position is saved.
             NotFiniteError: the loss, the weights or the output are not finite (see `contrails.train.replay`).
         """
         self._writer = SnapshotWriter(self.fold, self.attempt.number, self._before_save, self.weights.forget)
@@ -158,7 +158,7 @@ class Loop:
         state.step += 1
 
     def _seed(self, purpose: str, *position: int) -> None:
-        """Seed the generators of dropout and the like by the position, so that draws never depend on earlier ones."""
+        """Seed torch (for dropout and the like) by the position in training, so no draw depends on earlier ones."""
         seed = derived_seed(self.recipe.seed, purpose, self.fold.key, *position)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 0.2 ms: it seeds every kind of device
         if self.source.device.type == "cuda":
@@ -223,7 +223,7 @@ class Loop:
         self._report()
 
     def _saved(self, *, must: bool) -> None:
-        """Wait for the current snapshot; unless `must`, a failed write is only logged and tried again later."""
+        """Wait for the current snapshot. If that failed, raise with `must`, else log the error and retry later."""
         try:
             self._writer.wait()
         except StorageError as error:
@@ -284,7 +284,7 @@ class Loop:
         """
         self.ranks.share_buffers(model)
         rows = self.validation_rows[self.ranks.number :: self.ranks.count]
-        # no poll with several ranks: agreeing on a stop is a collective, and ranks can have different batch counts here
+        # no poll with several ranks: it is a collective operation, and ranks can have different numbers of batches here
         poll = self._poll if self.ranks.count == 1 else lambda: None
         bad: list[OutputNotFiniteError] = []
         try:
@@ -313,7 +313,7 @@ class Loop:
         self._look_at_data()
         if self._writer.finished:
             self._saved(must=False)
-        # time that a stop takes: up to two steps, the snapshot being written, and the last one
+        # time that a stop takes: up to two steps, the snapshot that is being written, and one more snapshot
         needed_s = 2 * self._pace.longest_s + 2 * self._writer.seconds + _SPARE_S
         if self.ranks.agree(asked=self.stop.asked(needed_s)):
             self._save(wait=True)
@@ -395,7 +395,7 @@ class Loop:
         self.verification.note(self.state.step)
 
     def require_intact(self, poll: Callable[[], None] | None = None) -> None:
-        """Verify the rest of the data now, with calls of `poll` (default: that between steps).
+        """Verify the remaining rows now; `poll` is called meanwhile, by default the poll between steps.
 
         Raises:
             DataError, NodeError: the data are damaged.
@@ -420,5 +420,5 @@ class Loop:
 
 
 def _by_name(names: list[str], terms: list[float]) -> dict[str, float]:
-    """Return the metrics of the parts of a loss; empty for a single part."""
+    """Return the metrics of the parts of a loss by name; empty for a single part, which is the loss itself."""
     return {f"train/loss/{name}": term for name, term in zip(names, terms, strict=True)} if len(names) > 1 else {}

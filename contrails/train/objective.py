@@ -19,7 +19,7 @@ _AUX = 0.4
 class Objective(nn.Module):
     """The recipe's losses on the mask, plus the weighted cross entropy of each other head.
 
-    The target of the classifier is whether a record has a positive pixel, that of the share head (a sigmoid) the
+    The target of the classifier is 1 for records with a positive pixel. The target of the share head (a sigmoid) is the
     positive fraction of the valid pixels. With `gate`, the mask is trained only on records with a positive pixel.
     """
 

@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate, and the conversion of a recipe's durations to steps."""
+"""The optimiser, its learning rate, and the durations of a recipe in steps."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ _BETA_2 = 0.999
 """Decay of the squared gradient in AdamW."""
 
 _RISE = 0.3
-"""Fraction of the steps in which one_cycle rises, as in torch."""
+"""Fraction of the steps in which the rate of one_cycle rises, as in torch."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def freeze(model: nn.Module, schedule: Mapping[str, int], epoch: int) -> None:
     Raises:
         RecipeError: the model has no such module.
     """
-    # by length of the name: a nested module comes after the one that contains it, and overrides it
+    # shorter names first: a nested module comes after the module that contains it, and overrides its setting
     for name in sorted(schedule, key=len):
         try:
             part = model.get_submodule(f"model.{name}")
@@ -132,7 +132,7 @@ def _one_cycle(values: tuple[float, float, float], step: int, steps: int) -> flo
 
 
 def epochs_without_gain(scores: Sequence[float]) -> int:
-    """Return the number of epochs since the best validation Dice; of equal scores the first counts."""
+    """Return the number of epochs since the best validation Dice, since the first of them if several are equal."""
     return len(scores) - 1 - max(range(len(scores)), key=lambda epoch: (scores[epoch], -epoch)) if scores else 0
 
 

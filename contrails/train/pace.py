@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 _FORGET = 0.99
-"""Decay per step of the longest step, so that a step that waited for a slow disk is forgotten after minutes."""
+"""Decay per step of the longest duration, so that one long wait for a disk is forgotten after some minutes."""
 
 
 class Pace:
@@ -30,7 +30,7 @@ class Pace:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time that a step waits for its batch."""
+        """Time the wait of a step for its batch."""
         since = time.monotonic()
         yield
         self._waited_s += time.monotonic() - since

@@ -13,7 +13,7 @@ from contrails.train.fold import train_rank
 
 
 def main() -> None:
-    """Train as one of the other ranks until rank 0 ends."""
+    """Train as the rank of the given context; end when rank 0 ends."""
     run, fold_key, rank = Run(Path(sys.argv[1])), sys.argv[2], RankContext.from_json(sys.argv[3])
     end_with(rank.rank_0_pid, signal.SIGKILL)  # safe: this process writes no files
     try:

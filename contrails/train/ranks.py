@@ -37,7 +37,7 @@ class Ranks:
 
     def __init__(self, number: int = 0, count: int = 1) -> None:
         self.number, self.count = number, count
-        # a group on the CPU for flags, so that agreeing does not wait for the GPU
+        # flags are exchanged by a group on the CPU, so that agreeing does not wait for the GPU
         self._control: Any = distributed.new_group(backend="gloo") if count > 1 else None
 
     @property
@@ -125,7 +125,7 @@ def joined(
 def _start(fold: Fold, rank: RankContext) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "contrails.train.rank", str(fold.run.path), fold.key, rank.to_json()]
     descriptors = [] if rank.job.ram_fd is None else [rank.job.ram_fd]
-    with held_back(SIGNALS):  # blocked in the child until it has handlers, so that a signal does not kill it before
+    with held_back(SIGNALS):  # the child begins with them blocked, so that no signal kills it before it has handlers
         return subprocess.Popen(command, pass_fds=descriptors)
 
 

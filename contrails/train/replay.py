@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def explained(loop: Loop) -> Iterator[None]:
-    """Turn a NotFiniteError of the body, which trains with `loop`, into an error with its cause and what to do.
+    """Turn a NotFiniteError of the body, which trains with `loop`, into an error that names its cause and the remedy.
 
     Raises:
         DataError: the data are damaged.
@@ -84,7 +84,7 @@ def _leave_if_asked(loop: Loop) -> None:
 
 
 def _change(loop: Loop, error: NotFiniteError | None = None) -> str:
-    """Return the advice on the recipe; only an error of the output says whether fp32 would be finite."""
+    """Return the advice on the recipe; only an OutputNotFiniteError says whether fp32 would be finite."""
     overflows = error.overflows if isinstance(error, OutputNotFiniteError) else None
     return advice(loop.recipe.train.precision, overflows=overflows)
 
@@ -125,7 +125,7 @@ class _Reached(Exception):
 
 @dataclass
 class _Replay(Loop):
-    """The same training up to step `end`, with the validation there, without metrics and snapshots."""
+    """The same training up to step `end` and the validation after it, without writing metrics and snapshots."""
 
     end: int
     doing: str = "training"

@@ -20,8 +20,8 @@ class StopFlag:
     """Why training is to stop: `reason` is the name of a signal or "walltime"; None until a stop is asked for.
 
     `clock` is a JSON file `{"end": s}` that the job's launcher updates: the end of the walltime on the monotonic clock
-    of this host, which is the same in all processes and is never set. It is read again every few seconds, because a
-    scheduler can extend the walltime.
+    of this host, which is the same in all processes and cannot be set. The file is read again every few seconds,
+    because a scheduler can extend the walltime.
     """
 
     def __init__(self, clock: str | None = None) -> None:

@@ -67,7 +67,7 @@ class Verification:
 
 
 def distrust(fold: Fold) -> list[Path]:
-    """Rename the snapshots that may come from damaged data, by the findings of all attempts; return the new paths.
+    """Rename the snapshots that may come from damaged data, as `verified.json` of all attempts says; return the paths.
 
     If the data were never known to be intact, the fitted normalisation is removed too, to be fitted again.
     """

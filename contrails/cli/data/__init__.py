@@ -1,1 +1,1 @@
-"""Commands that make, assign to folds and inspect data."""
+"""Commands that make data, assign them to folds, and inspect them."""

@@ -282,7 +282,7 @@ def _grouping(options: dict[str, Any]) -> "Grouping":
 
 
 def _covered(header: "Header", overlap: int) -> str:
-    """Return a sentence about the fractions of a file that are padding and that several tiles share."""
+    """Return a sentence about the fraction of a file that is padding, and the fraction that repeats in overlaps."""
     from contrails.sources.tiles import covered, starts
 
     padding, repeated = covered(header)

@@ -108,7 +108,7 @@ def split(
         made = filelists.write_filelist(out, filelist, command)
         click.echo(f"{out}: {'written' if made else 'the same file list is there already'}", err=True)
     table = _table(filelist, {dataset.record_ids[row] for row in np.flatnonzero(positive)})
-    # images and scenes are independent unless --group-by says otherwise, so only GOES records need location and time
+    # only GOES records have a location and a time, which can be unknown; others have groups from `contrails prepare`
     unknown = (
         () if dataset.scenes else without_location(dataset.record_ids, dataset.groups, dataset.timestamps.tolist())
     )

@@ -117,7 +117,7 @@ def _show_model(recipe: Recipe, side: int | None, *, as_json: bool) -> None:
     height, width = (side, side) if side else (recipe.data.crop,) * 2 if recipe.data.crop else known
     require_size(recipe, height, width)
     shape = (frames, channels, height, width) if apart else (frames * channels, height, width)
-    with torch.device("meta"):  # allocates and computes nothing
+    with torch.device("meta"):  # on the device "meta" nothing is allocated or computed
         model = build_model(recipe, shape[-3]).to("meta")  # smp creates some weights on the CPU despite the context
     size = size_of(model, recipe, shape)
     if as_json:

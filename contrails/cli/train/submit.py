@@ -152,7 +152,7 @@ def submit(
 
 
 def _show_plan(recipes: dict[str, Recipe], site: Site, folds: list[str], folds_per_job: int, as_json: bool) -> None:
-    """Print the planned outcome of each fold, and recipe and site as `run.toml` would hold them."""
+    """Print what would happen to each fold, and recipe and site as `run.toml` would hold them."""
     from contrails.cluster.submit.create import plan_run
     from contrails.cluster.submit.folds import plan_folds
 

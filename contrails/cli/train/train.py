@@ -14,7 +14,7 @@ from contrails.cli.options import name_option, overrides_option, read_recipe, re
 from contrails.files import storage
 from contrails.runs.folder import new_run_path
 
-_FEW_RECORDS = ("train.accumulate=1",)  # batch norm fails on a piece of one record
+_FEW_RECORDS = ("train.accumulate=1",)  # with so few records, pieces could have one record, on which batch norm fails
 _DEBUG = (
     *("data.limit=8", "train.epochs=2", "train.log_every=1", *_FEW_RECORDS),
     *("train.steps=", "train.warmup_epochs=", "train.warmup_steps="),
@@ -24,7 +24,7 @@ _LAUNCH = (
     "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT]); "
     "from contrails.cluster.job.launch import main; main()"
 )
-"""Starts the launcher: SIGINT, which arrives blocked, ends the process at once until the launcher handles it."""
+"""Starts the launcher. SIGINT is blocked at first; it is unblocked, and ends the process until it is handled."""
 
 
 @click.command()

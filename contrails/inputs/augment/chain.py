@@ -1,4 +1,4 @@
-"""All augmentation of a batch except the dihedral moves, in order; noise is applied to the bands before."""
+"""All augmentation of a batch except the dihedral moves, in order. Noise acts earlier, on the bands."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ class Chain:
     """The augmentation of a dataset's batches.
 
     `offset_px` is the offset of the labels; `label_frame` is the position of the labelled frame among the model's
-    frames, or that of the nearest one; `hard` keeps resampled targets 0 and 1.
+    frames, or that of the nearest one; `hard` rounds resampled targets to 0 and 1.
     """
 
     section: AugmentSection
@@ -46,7 +46,7 @@ class Chain:
         }
         moved = False
         for name in self.section.kinds:
-            if name == "noise":  # acts on bands
+            if name == "noise":  # already applied to the bands, see `band_factors`
                 continue
             if name in _GEOMETRIC:
                 samples, moved = samples if moved else self._moved(samples, draws), True
@@ -58,7 +58,7 @@ class Chain:
     def band_factors(
         self, draws: Mapping[str, np.ndarray], shape: tuple[int, int, int], device: torch.device
     ) -> torch.Tensor | None:
-        """Return the noise factors of the bands of each pixel, applied before the channels; None without noise.
+        """Return the factor by which noise multiplies all bands of each pixel; None without noise.
 
         Shape:
             shape (T, H, W), draws as for `apply`, to float32 (B, T, H, W).
@@ -165,5 +165,5 @@ def _partner(samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples
 
 
 def _seeds(draws: np.ndarray) -> list[int]:
-    """Return a seed for each sample, from its last number, for kinds that need more numbers than were drawn."""
+    """Return a seed for each sample, from its last draw, for kinds that need more than NUM_DRAWS random numbers."""
     return [int(draw * 2**53) for draw in draws[:, -1]]

@@ -5,8 +5,7 @@ OpenContrails), so that moving both in the same way would misalign them. With A 
 offset, an image point x moves to Ax and its label at x + d to Ax + Ad. It belongs at Ax + d, so the moved label is
 shifted by d - Ad, which must be whole pixels. The border exposed by the shift becomes "ignore".
 
-Elements are numbered from 0, the identity. Bit 4 is a transposition, followed by bit 2, the vertical flip, and bit 1,
-the horizontal flip.
+An element is a sum of 4 (transpose, applied first), 2 (flip vertically) and 1 (flip horizontally); 0 is the identity.
 """
 
 from collections.abc import Sequence
@@ -58,7 +57,7 @@ def move_label(label: torch.Tensor, element: int, offset_px: tuple[float, float]
 def apply_dihedral(
     images: torch.Tensor, labels: torch.Tensor, elements: Sequence[int], offset_px: tuple[float, float], fill: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply to each sample its own element.
+    """Apply an element to each sample, in the order of `elements`.
 
     Shape:
         images (B, ..., H, W) and labels (B, H, W), both returned in the same shape.

@@ -14,14 +14,14 @@ from contrails.inputs.augment.samples import Samples
 from contrails.recipe.augment import AffineSection, GridDistortionSection, ResizedCropSection
 
 _INSIDE = 0.999
-"""Sum of the interpolation weights that must be of valid pixels; less than 1 because of rounding."""
+"""A pixel is valid if valid pixels have more than this sum of its interpolation weights; not 1, because of rounding."""
 
 
 def affine_matrices(draws: np.ndarray, section: AffineSection, height: int, width: int) -> np.ndarray:
     """Return maps from new to old points, in pixels from the centre, (down, right, 1).
 
     Shape:
-        draws (B, 7) of 0 to 1, the first unused, to float64 (B, 3, 3).
+        draws (B, 7) from 0 to 1, the first unused, to float64 (B, 3, 3).
     """
     _, rotate, scale, shear_down, shear_right, down, right = (2 * draws - 1).T[:7]
     angle = np.radians(section.rotate_deg) * rotate
@@ -62,7 +62,7 @@ def grid_nodes(seeds: list[int], section: GridDistortionSection, height: int, wi
 def resample(
     samples: Samples, matrices: np.ndarray, nodes: np.ndarray | None, offset_px: tuple[float, float], *, hard: bool
 ) -> Samples:
-    """Return samples resampled by affine maps, after the displacements given by the nodes of their grids.
+    """Return resampled samples: new points are displaced as given by `nodes`, then mapped by `matrices`.
 
     Shape:
         matrices (B, 3, 3), nodes (B, 2, n, n) as above.

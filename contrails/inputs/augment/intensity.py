@@ -17,7 +17,7 @@ def brightness_contrast(images: torch.Tensor, draws: np.ndarray, section: Bright
     c and b are the same for all channels and frames of a sample.
 
     Shape:
-        images (B, T, C, H, W), draws (B, 3) of 0 to 1, the first unused.
+        images (B, T, C, H, W), draws (B, 3) from 0 to 1, the first unused.
     """
     _, brightness, contrast = (2 * draws - 1).T[:3]
     added, factor = (
@@ -30,12 +30,12 @@ def brightness_contrast(images: torch.Tensor, draws: np.ndarray, section: Bright
 def noise(
     shape: tuple[int, int, int], seeds: list[int], draws: np.ndarray, section: NoiseSection, device: torch.device
 ) -> torch.Tensor:
-    """Return 1 + s n, with a normal n for each pixel and frame: the factor of all bands.
+    """Return the factor 1 + s n of all bands, with n drawn from a normal distribution for each pixel and frame.
 
     Each sample has its own generator; s is uniform from 0 to the section's strength.
 
     Shape:
-        shape (T, H, W), draws (B, 2) of 0 to 1, the first unused, to float32 (B, T, H, W).
+        shape (T, H, W), draws (B, 2) from 0 to 1, the first unused, to float32 (B, T, H, W).
     """
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     normal = torch.stack([torch.randn(shape, generator=each, device=device) for each in generators])
@@ -47,7 +47,7 @@ def blur(images: torch.Tensor, draws: np.ndarray, section: BlurSection) -> torch
     """Return images blurred by a Gaussian whose sigma is uniform from 0 to `sigma_px`; edges are replicated.
 
     Shape:
-        images (B, T, C, H, W), draws (B, 2) of 0 to 1, the first unused.
+        images (B, T, C, H, W), draws (B, 2) from 0 to 1, the first unused.
     """
     reach = math.ceil(3 * section.sigma_px)
     sigmas = np.maximum(section.sigma_px * draws[:, 1], 1e-3)

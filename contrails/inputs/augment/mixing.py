@@ -20,7 +20,7 @@ def partners(indices: np.ndarray, draws: np.ndarray, count: int) -> np.ndarray:
     """Return for each index another sample of a batch of `count`, or itself in a batch of one.
 
     Shape:
-        int64 (B,) with draws (B,) of 0 to 1 to int64 (B,).
+        indices int64 (B,) and draws (B,) from 0 to 1, to int64 (B,).
     """
     others: np.ndarray = (indices + 1 + np.floor(draws * (count - 1)).astype(np.int64)) % count
     return others
@@ -32,7 +32,7 @@ def mixup(own: Samples, other: Samples, draws: np.ndarray, section: MixupSection
     With the target "or" the label is the larger of both, because contrails of either image are visible.
 
     Shape:
-        draws (B,) of 0 to 1.
+        draws (B,) from 0 to 1.
     """
     weights = torch.from_numpy(betaincinv(section.alpha, section.alpha, draws)).float().to(own.target.device)
     images = torch.lerp(other.images, own.images, weights.view(-1, 1, 1, 1, 1))
@@ -47,10 +47,10 @@ def mixup(own: Samples, other: Samples, draws: np.ndarray, section: MixupSection
 def cutmix(
     own: Samples, other: Samples, draws: np.ndarray, section: CutmixSection, offset_px: tuple[float, float]
 ) -> Samples:
-    """Return samples with a rectangle of the others, of an area from Beta(alpha, alpha) (Yun et al. 2019).
+    """Return samples with a rectangle of the others; its area is drawn from Beta(alpha, alpha) (Yun et al. 2019).
 
     Shape:
-        draws (B, 3) of 0 to 1.
+        draws (B, 3) from 0 to 1.
     """
     height, width = own.target.shape[-2:]
     side = np.sqrt(betaincinv(section.alpha, section.alpha, draws[:, 0]))
@@ -63,14 +63,14 @@ def mosaic(own: Samples, others: list[Samples], draws: np.ndarray, offset_px: tu
     """Return samples of four quarters, each from its own position, that meet near the centre (Bochkovskiy et al. 2020).
 
     Shape:
-        draws (B, 2) of 0 to 1.
+        draws (B, 2) from 0 to 1.
     """
     height, width = own.target.shape[-2:]
     middle = ((0.25 + 0.5 * draws) * [height, width]).round()
     for quarter, other in enumerate(others, start=1):
         corners = np.empty((len(middle), 4))
         for axis, (size, second) in enumerate(((height, quarter & 2), (width, quarter & 1))):
-            # beyond the edges, as labels with an offset reach over them
+            # beyond the edges of the image, as labels with an offset extend beyond them
             corners[:, axis] = middle[:, axis] if second else -size
             corners[:, 2 + axis] = 2 * size if second else middle[:, axis]
         own = _pasted(own, other, corners, offset_px)

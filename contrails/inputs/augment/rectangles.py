@@ -7,7 +7,7 @@ import torch
 def covered(
     corners: np.ndarray, shape: torch.Size, offset_px: tuple[float, float], device: torch.device
 ) -> torch.Tensor:
-    """Return the fraction of each pixel inside a rectangle of image pixels; 0 or 1 without an offset.
+    """Return the fraction of each label pixel that a rectangle of image pixels covers; 0 or 1 without an offset.
 
     A label pixel at u covers the image around u - offset, so that at the edge of the rectangle it can show both sides.
 

@@ -138,7 +138,7 @@ def _jpeg_2000(file: BinaryIO) -> dict[int, int]:
 
 
 def _seek_codestream(file: BinaryIO) -> None:
-    """Seek behind the first marker of a codestream, which is the whole file or in a box of it."""
+    """Seek behind the first marker of the codestream, which is the whole file or the content of one of its boxes."""
     file.seek(0)
     if file.read(4) == _START_OF_CODESTREAM:
         file.seek(2)
@@ -158,7 +158,7 @@ def _seek_codestream(file: BinaryIO) -> None:
 
 
 def _bmp(file: BinaryIO) -> dict[int, int]:
-    """Refuse a BMP file whose colours have other depths than 8 bits, as GDAL does not report their depth."""
+    """Refuse a BMP file whose colours do not have 8 bits each, because GDAL does not report their depth."""
     file.seek(28)
     depth, packing = struct.unpack("<HI", file.read(6).ljust(6, b"\0"))
     if depth == 16 or packing in _BIT_FIELDS:
@@ -169,8 +169,8 @@ def _bmp(file: BinaryIO) -> dict[int, int]:
 def _tiff(file: BinaryIO) -> dict[int, int]:
     """Return the tags of the first directory of a TIFF file after checking that the file holds all tags.
 
-    GDAL silently drops tags beyond the end of a truncated file (nodata, scales, georeference, masks). It also treats
-    pages that are declared as smaller copies as such, whatever their size.
+    GDAL silently drops tags beyond the end of a truncated file (nodata, scales, georeference, masks). It also ignores
+    pages that are declared as smaller copies, even if they are as large as the image.
     """
     first: dict[int, int] | None = None
     size, seen = file.seek(0, io.SEEK_END), set[int]()
@@ -198,7 +198,7 @@ def _tiff(file: BinaryIO) -> dict[int, int]:
 
 
 def _is_page(tags: dict[int, int], first: dict[int, int]) -> bool:
-    """Return whether a directory is declared as a smaller copy but has the size of the first one, so it is a page."""
+    """Return whether a directory is a page: declared as a smaller copy, but as large as the first directory."""
     kind = tags.get(_KIND_OF_PAGE, 0)
     same_size = all(tags.get(tag) == first.get(tag) for tag in _SIZE_TAGS)
     return same_size and bool(kind & _IS_SMALLER) and not kind & _IS_MASK
@@ -226,7 +226,7 @@ class _Directories:
         self.next: int = struct.unpack_from(self._order + self._word, start, place)[0]
 
     def read(self) -> tuple[dict[int, int], int]:
-        """Return the tags of the next directory that hold a single number, and the end of all its data in the file."""
+        """Return those tags of the next directory that are a single number, and the byte at which its data end."""
         self._file.seek(self.next)
         tags, end = dict[int, int](), 0
         (num_tags,) = self._unpack(self._counted)

@@ -48,8 +48,8 @@ def describe(path: Path) -> Raster:
             scales=(scale,) * len(names),
             offsets=(offset,) * len(names),
             units=units,
-            # MONOCHROME1 is only a way of display, so values in a physical unit are not inverted
             nodata=file.get("PixelPaddingValue") if len(names) == 1 else None,
+            # MONOCHROME1 concerns only the display, so values in Hounsfield units are not inverted
             zero_is_white=file.PhotometricInterpretation == "MONOCHROME1" and units != _HOUNSFIELD,
             transform=(right, 0.0, 0.0, 0.0, down, 0.0),
             patient=str(file.get("PatientID", "") or ""),
@@ -57,7 +57,7 @@ def describe(path: Path) -> Raster:
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return stored counts (C, H, W), colours as red, green and blue, and the pixels without padding, bool (H, W).
+    """Return stored counts (C, H, W), colours as red, green and blue, and which pixels are not padding, bool (H, W).
 
     Raises:
         DataError: the file has no pixels, or they cannot be decoded.

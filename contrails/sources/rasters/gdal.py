@@ -19,7 +19,7 @@ from contrails.sources.rasters.container import Container, look_into
 from contrails.sources.rasters.raster import Raster, Window, usual_names
 
 _STACK = re.compile(r"^ImageJ=.*?^images=([0-9]+)", re.DOTALL | re.MULTILINE)
-"""The number of images in the description of ImageJ; GDAL sees only the first of images that share a directory."""
+"""Finds the number of images in the description that ImageJ writes; GDAL reads only the first of such images."""
 
 _OTHER_COLOURS = ("CMYK", "CIELAB")
 """Colour spaces that GDAL converts to red, green and blue by its own formula."""
@@ -75,7 +75,7 @@ def coordinate_system(wkt: str) -> str:
 @contextmanager
 def _gdal(path: Path) -> Iterator[None]:
     rasterio = require("rasterio", f"reading {path.name}")
-    # rasterio lets some errors of GDAL through, and decodes tags as UTF-8 without a check
+    # rasterio does not convert some errors of GDAL, and tags that are not UTF-8 raise UnicodeDecodeError
     errors = (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError, UnicodeDecodeError)
     # GDAL's faster path for whole PNG files checks neither checksums nor missing rows; libjpeg only warns of missing
     # data and fills them in
@@ -171,7 +171,7 @@ def _bits(path: Path, source: Any, numbers: Sequence[int]) -> int:
 
 
 def _meaning(opened: _Opened, bits: int) -> tuple[bool, bool]:
-    """Return whether counts are colour numbers of a palette, and whether zero is white; grey palettes are none."""
+    """Return whether counts are colour numbers of a palette (not one of even greys), and whether zero is white."""
     if "palette" not in opened.kinds:
         return False, opened.source.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
     colours, top = opened.source.colormap(1), (1 << bits) - 1
@@ -183,7 +183,7 @@ def _meaning(opened: _Opened, bits: int) -> tuple[bool, bool]:
 
 
 def _flags(source: Any) -> set[str]:
-    """Return what decides which pixels are data: nodata alone, or else alpha, or a mask."""
+    """Return GDAL's flags for what marks pixels as valid; a mask of the file is not used if there is a nodata value."""
     flags = {flag.name for flag in source.mask_flag_enums[0]}
     return flags - {"per_dataset"} if "nodata" in flags else flags
 

@@ -19,8 +19,8 @@ class NotFiniteError(TrainingError):
 class OutputNotFiniteError(NotFiniteError):
     """Logits that are not finite and cannot be scored.
 
-    `records` are the records, of `count`, whose logits are not finite; `overflows` says that they are finite without
-    autocast, so that the range of the lower precision is the cause.
+    `records` are those of the `count` scored records whose logits are not finite. `overflows` is True if the logits are
+    finite without autocast: then the range of the lower precision is the cause.
     """
 
     def __init__(self, records: Sequence[str], count: int, *, overflows: bool) -> None:

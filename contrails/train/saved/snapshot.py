@@ -68,7 +68,7 @@ def prune_snapshots(fold: Fold) -> None:
 
 
 def remove_leftovers(fold: Fold) -> None:
-    """Remove temporary files of killed attempts; a superseded process that still writes one fails, as it should."""
+    """Remove temporary files of killed attempts; a superseded process that still writes one then fails, as intended."""
     for folder in (fold.snapshots, fold.weights):
         for path in folder.glob(".*.tmp"):
             with storage(path, "remove"):
@@ -122,7 +122,7 @@ class SnapshotWriter:
     def _write(self, content: dict[str, Any]) -> None:
         started = time.monotonic()
         require_finite(content)
-        # the fence and the flush of metrics come before the write, pruning after it: a kill in between loses nothing
+        # `before` checks for a newer attempt and flushes the metrics; pruning comes last, so that a kill loses nothing
         self._before()
         save_snapshot(self._fold, self._attempt, content)
         self._after(content)

@@ -1,7 +1,7 @@
 """The mutable state of a training, in one object with one `state_dict`.
 
 Only this state survives a kill. Random draws, the order of records and the learning rate are functions of the step and
-of the scores so far, so a position is two integers.
+of the scores so far, so the position in training is two integers.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from contrails.train.saved.averages import Average
 
 @dataclass(frozen=True)
 class KeptWeights:
-    """A weights file: its epoch, name in the fold's weights folder, SHA-256, best Dice and the threshold of that."""
+    """A weights file: its epoch, name in the weights folder, SHA-256, best Dice, and the threshold with that Dice."""
 
     epoch: int
     file: str
@@ -87,7 +87,7 @@ class TrainState:
 
     @property
     def best(self) -> KeptWeights | None:
-        """The weights of the epoch with the largest validation Dice, of equals the earliest; None without any."""
+        """The weights with the largest validation Dice, the earliest of several; None if no weights have a Dice."""
         scored = [kept for kept in self.kept if kept.dice is not None]
         return max(scored, key=lambda kept: (kept.dice, -kept.epoch), default=None)
 

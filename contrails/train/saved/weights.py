@@ -1,4 +1,4 @@
-"""Weights files of a fold: of the last and the best epochs, and averages; each holds all that is needed to use it."""
+"""Weights files of a fold: of the last and the best epochs, and averages. Each can be used without other files."""
 
 from dataclasses import dataclass
 from typing import Any
