@@ -125,7 +125,7 @@ def _lost_class(truth: Truth) -> str:
     if there - {0, 1, 255, truth.nodata}:
         return "expected the values 0, 1, 255, found"
     if truth.nodata in there & {0, 1, 255}:
-        return "expected a nodata value that is no class"
+        return "expected a nodata value that is not the value of a class"
     if (lost & {0, 1, 255}) - there:
         return "masks all of them out"
     if truth.zero_is_white:

@@ -141,7 +141,12 @@ def _same(dataset: Dataset, pixels: np.ndarray) -> Iterator[Finding]:
         yield Finding("duplicate", "byte-identical bands", rows, rows[1:])
     for rows in _grouped(np.flatnonzero(pixels).tolist(), dataset.digests["votes"]):
         if len({bands[row].tobytes() for row in rows}) > 1:
-            yield Finding("same mask", "one label on different images, at most one can be right", rows, rows[1:])
+            yield Finding(
+                "same mask",
+                "different images have the same label, which can be right for at most one of them",
+                rows,
+                rows[1:],
+            )
 
 
 def _near(dataset: Dataset, small: np.ndarray, fold_of: Mapping[str, int] | None, least: float) -> Iterator[Finding]:

@@ -13,7 +13,9 @@ from contrails.recipe.base import Section
 class Kind(Section):
     """Keys that all kinds of augmentation have."""
 
-    probability: float = Field(0.0, ge=0, le=1, description="probability that a sample is augmented so; 0: off")
+    probability: float = Field(
+        0.0, ge=0, le=1, description="probability that this augmentation is applied to a sample; 0: off"
+    )
 
 
 class AffineSection(Kind):

@@ -94,7 +94,7 @@ class OhemTerm(Term):
     threshold: float = Field(
         0.7, gt=0, lt=1, description="a pixel is hard if the probability of its true class is below this"
     )
-    min_keep: int = Field(1000, ge=1, description="smallest number of pixels used per class, the hardest ones")
+    min_keep: int = Field(1000, ge=1, description="use at least this many pixels per class, the hardest ones")
 
 
 class RegionTerm(Term):
@@ -103,7 +103,9 @@ class RegionTerm(Term):
     over: Over = Field(
         "batch", description="pixels summed before the ratio: of a record, a batch, or (global) also of earlier steps"
     )
-    smooth: float = Field(1.0, gt=0, description="pixels added to numerator and denominator, as a region can be empty")
+    smooth: float = Field(
+        1.0, gt=0, description="number of pixels added to numerator and denominator, for regions that are empty"
+    )
 
 
 class DiceTerm(RegionTerm):

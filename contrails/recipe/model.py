@@ -57,7 +57,7 @@ class ModelSection(Section):
         None, description="weights of the encoder: default, a name such as imagenet, or a file; empty: random weights"
     )
     stem_stride: Literal[1, 2] | None = Field(
-        None, description="stride of the encoder's first convolution; empty: the stride that it has"
+        None, description="stride of the encoder's first convolution; empty: its usual stride"
     )
     activation: Literal["relu", "leaky_relu", "silu", "gelu", "mish"] = Field(
         "relu", description="activation of the decoder"

@@ -23,7 +23,9 @@ class TrainSection(Section):
     positive_share: float | None = Field(
         None, gt=0, lt=1, description="fraction of positive records in every batch; empty: not controlled"
     )
-    balance_groups: bool = Field(False, description="draw every location equally often, whatever its number of records")
+    balance_groups: bool = Field(
+        False, description="draw every group (such as a location) equally often, whatever its number of records"
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or stochastic gradient descent")
     momentum: float = Field(
         0.9, ge=0, lt=1, description="momentum of sgd; one_cycle varies it (and AdamW's) between 0.95 and 0.85"

@@ -150,7 +150,7 @@ def make_plan(root: Path, split: str, options: SceneOptions) -> Plan[TileRecord]
     notes = _said_of_masks([scene.mask for scene in scenes if scene.mask is not None], options.mask_values)
     warnings = _left_out(files, masks, of_scenes, of_masks, options)
     if (left_out := len(files) - len(names)) and not wanted:
-        warnings += (f"{left_out} of {len(files)} scenes are not on the file lists and left out",)
+        warnings += (f"{left_out} of {len(files)} scenes are not on the lists of scenes and are left out",)
     warnings += labelled_tests(split, len(masks.keys() & set(names)), len(names), "scenes")
     if options.masks and split in _SPLITS and not wanted and (subsets or masks):
         lists = "the file lists name none" if subsets else "there are no file lists"

@@ -317,7 +317,7 @@ class Loop:
         needed_s = 2 * self._pace.longest_s + 2 * self._writer.seconds + _SPARE_S
         if self.ranks.agree(asked=self.stop.asked(needed_s)):
             self._save(wait=True)
-            why = self.stop.reason or "another rank was asked to"
+            why = self.stop.reason or "another rank was asked to stop"
             raise Stopped(f"fold {self.fold.key} stopped at step {self.state.step} ({why}); its position is saved")
         if time.monotonic() >= self._next_save and not self._writer.busy:
             self._save()

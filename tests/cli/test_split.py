@@ -59,7 +59,7 @@ def test_the_command_in_the_list_makes_it_again(
     assert counts["leaks"] == []
     arguments = made.splitlines()[0].removeprefix("# contrails ").split()
     run(*arguments)
-    assert "the same file list is there already" in capsys.readouterr().err
+    assert "an equal file list exists already" in capsys.readouterr().err
     out.unlink()
     run(*arguments)
     assert out.read_text() == made

@@ -98,8 +98,8 @@ def test_arrays_with_their_bands_in_front_are_told_in_few_words(tmp_path: Path) 
 def test_the_share_of_padding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scene(tmp_path / "raw", "a", (3, 64, 64))
     prepare(tmp_path / "raw", tmp_path / "d.h5")
-    said = "padding: 0.0% of the pixels; 55.6% of the others repeat in overlaps (--overlap 0 makes 4 tiles, not 9)"
-    assert said in capsys.readouterr().out
+    said = "55.6% of the other pixels are repeated in overlaps (--overlap 0 makes 4 tiles, not 9)"
+    assert f"padding: 0.0% of the pixels; {said}" in capsys.readouterr().out
     write_scene(tmp_path / "raw", "b", (3, 16, 32))
     prepare(tmp_path / "raw", tmp_path / "e.h5", "--overlap=0")
     assert "padding: 10.0% of the pixels\n" in capsys.readouterr().out
@@ -187,7 +187,7 @@ def split(data: Path, out: Path, *options: str) -> dict[str, set[int]]:
 def test_given_file_lists_are_kept(listed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (listed / "masks/e.tif").unlink()  # nobody needs the masks of test scenes
     dataset = prepare(listed, tmp_path / "d.h5")
-    assert "1 of 6 scenes are not on the file lists and left out" in caplog.text
+    assert "1 of 6 scenes are not on the lists of scenes and are left out" in caplog.text
     assert {scene.name: scene.subset for scene in dataset.scenes} == {
         "a": "train", "b": "train", "c": "train", "d": "val", "e": "test",
     }  # fmt: skip

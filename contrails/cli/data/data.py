@@ -109,7 +109,12 @@ def verify(path: Path) -> None:
 
 @data.command()
 @click.argument("file", type=FilePath(dir_okay=False))
-@click.option("-o", "--out", type=FilePath(dir_okay=False), help="Rewrite FILE to this path, do not join shards.")
+@click.option(
+    "-o",
+    "--out",
+    type=FilePath(dir_okay=False),
+    help="Write a repaired copy of FILE to this path, instead of joining shards.",
+)
 def join(file: Path, out: Path | None) -> None:
     """Write the dataset file FILE from the shards beside it.
 
@@ -175,7 +180,9 @@ def _rewrite(file: Path, out: Path) -> None:
 @data.command()
 @_path_argument
 @click.option("-o", "--out", type=FilePath(), help="Folder to write exclude.csv and audit.html to.")
-@click.option("--filelist", type=FilePath(), help="Search near-duplicates only between its folds.")
+@click.option(
+    "--filelist", type=FilePath(), help="Report near-duplicates only between different folds of this file list."
+)
 @click.option(
     "--aggregate",
     "ensemble_name",
@@ -183,7 +190,7 @@ def _rewrite(file: Path, out: Path) -> None:
     shell_complete=complete_runs,
     help="Compare the labels with out-of-fold predictions of this ensemble or run.",
 )
-@click.option("--tiny", default=10, show_default=True, help="Report labels with fewer positive pixels.")
+@click.option("--tiny", default=10, show_default=True, help="Report labels with fewer positive pixels than this.")
 @click.option("--near", default=0.95, show_default=True, help="Report pairs of images with at least this correlation.")
 @click.option(
     "--dice", default=0.1, show_default=True, help="Report labels whose Dice with the prediction is below this."

@@ -81,7 +81,12 @@ _LAYOUTS = {
     type=click.IntRange(0),
     help="scenes: overlap of neighbouring tiles, in pixels (default: 64; for tiles of up to 64 pixels, a quarter).",
 )
-@click.option("--scenes", default="scenes/{scene}", show_default=True, help="scenes: path in RAW; also {band}.")
+@click.option(
+    "--scenes",
+    default="scenes/{scene}",
+    show_default=True,
+    help="scenes: path of a scene file in RAW, with {band} if each band has a file.",
+)
 @click.option("--masks", default="masks/{scene}", show_default=True, help="scenes: path of a mask in RAW.")
 @click.option(
     "--mask-values",
@@ -111,7 +116,10 @@ _LAYOUTS = {
 @click.option("--workers", type=click.IntRange(1), default=num_cores, help="Number of processes; default: cores.")
 @click.option("--shard", metavar="I/N", help="Pack only shard I of N; `contrails data join OUT` joins the shards.")
 @click.option(
-    "--jobs", "num_jobs", type=click.IntRange(1), help="Pack in this many jobs of --site and join the shards."
+    "--jobs",
+    "num_jobs",
+    type=click.IntRange(1),
+    help="Number of jobs of --site that pack one shard each; the shards are then joined.",
 )
 @click.option(
     "--site", "site_name", shell_complete=complete_sites, help="Site that runs the --jobs; see `contrails sites`."
@@ -291,7 +299,7 @@ def _covered(header: "Header", overlap: int) -> str:
     said = f"padding: {padding:.1%} of the pixels"
     if not overlap or fewest == len(header.placements):
         return said
-    found = f"{repeated:.1%} of the others repeat in overlaps"
+    found = f"{repeated:.1%} of the other pixels are repeated in overlaps"
     return f"{said}; {found} (--overlap 0 makes {fewest} tiles, not {len(header.placements)})"
 
 

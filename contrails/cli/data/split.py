@@ -81,7 +81,7 @@ def split(
     from contrails.sources.records import without_location
 
     if (out is None) == (check is None):
-        raise click.UsageError("give either -o FILE to write a file list, or --check FILE to look at one")
+        raise click.UsageError("give either -o FILE to write a file list, or --check FILE to check one")
     dataset = open_dataset(data)
     groups = filelists.time_groups(dataset.groups, dataset.timestamps, window_hours)
     subsets = np.array([dataset.subset(row) for row in range(dataset.num_records)])
@@ -106,7 +106,7 @@ def split(
             )  # fmt: skip
             command = _command(data, num_folds, out, hold_out, window_hours, seed)
         made = filelists.write_filelist(out, filelist, command)
-        click.echo(f"{out}: {'written' if made else 'the same file list is there already'}", err=True)
+        click.echo(f"{out}: {'written' if made else 'an equal file list exists already'}", err=True)
     table = _table(filelist, {dataset.record_ids[row] for row in np.flatnonzero(positive)})
     # only GOES records have a location and a time, which can be unknown; others have groups from `contrails prepare`
     unknown = (

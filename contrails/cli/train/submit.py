@@ -64,7 +64,9 @@ from contrails.runs.folder import ALL, Run, new_run_path, open_run
     "--then", metavar="COMMAND", help="Command to run after the last fold has finished, such as 'aggregate --tta d4'."
 )
 @click.option(
-    "--wait", is_flag=True, help="Show the folds until they end, but not the command of --then; Ctrl-C stops only this."
+    "--wait",
+    is_flag=True,
+    help="Show the folds until they end, but not the command of --then; Ctrl-C ends only the display.",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan, but submit nothing.")
 @json_option
@@ -214,7 +216,7 @@ def _command(then: str, run: Path) -> list[str]:
     try:
         name, *rest = shlex.split(then) or [""]
         if name != "aggregate":
-            raise click.UsageError("expected 'aggregate', with its options if need be")
+            raise click.UsageError("expected 'aggregate', optionally followed by its options")
         context = aggregate.make_context(name, [str(run), *rest])
         check(context)
     except (ValueError, click.UsageError, click.exceptions.Exit, ContrailsError) as error:
