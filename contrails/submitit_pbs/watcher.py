@@ -35,7 +35,7 @@ _SOON_S = 2.0
 _JUST_S = 20.0
 """Seconds of faster queries after a link has recorded its end, until PBS knows it too."""
 _ABSENT_BEFORE_LOST = 3
-"""Number of answers without a job after which it is LOST: at 30 s intervals, enough for NFS to show files of other nodes."""
+"""Number of answers without a job after which it is LOST; at 30 s intervals, NFS shows files of other nodes by then."""
 
 
 @dataclass
