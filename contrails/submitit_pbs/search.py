@@ -75,7 +75,7 @@ def next_link(rows: Rows, job_id: str, first_id: str, name: str | None) -> str |
 def links_to_delete(rows: Rows, first_id: str, name: str | None) -> list[str]:
     """Return the links of a job that PBS has, newest first.
 
-    They must be deleted in this order: the end of a link starts the next one, which waits for it.
+    They must be deleted in this order: deleting a running link would start the next one, which waits for it.
 
     Raises:
         Unanswered: the server is down.
