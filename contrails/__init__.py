@@ -1,3 +1,3 @@
-"""Fold-parallel training of segmentation models that no preemption can hurt."""
+"""Training of segmentation models, one job per fold, with byte-identical results after a preemption."""
 
 __version__ = "0.1.0"

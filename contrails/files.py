@@ -263,7 +263,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_hint(path: Path) -> dict[str, Any]:
-    """Return the object of a JSON file that only saves work; empty if the file is missing, damaged or no object."""
+    """Return the JSON object in a file; empty if the file is missing or damaged, or holds something else."""
     try:
         return typed(read_json(path))
     except StorageError:

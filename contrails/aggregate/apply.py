@@ -20,7 +20,7 @@ from contrails.errors import DataError
 from contrails.sources.tiles import Blend
 
 LARGEST_WITH_STEPS = 64_000_000
-"""Pixels of the largest scene that is post-processed: that needs the whole scene in memory."""
+"""Largest number of pixels of a scene that is post-processed, since that needs the whole scene in memory."""
 
 
 def predictor(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> PredictRows:

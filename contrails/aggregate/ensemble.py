@@ -55,9 +55,9 @@ class Ensemble:
     """The members of an ensemble, how they are merged, and the scores.
 
     The merged probabilities are cut at `threshold`, then `steps` change the mask. If the gate's score of a record is
-    below `gate_below`, its probabilities are 0 (see `contrails.aggregate.decide.gate`). `complete` is True if
-    every fold of the file list is included. `request` and `made_with` allow to make it again. `inputs` is None for
-    ensembles of the first versions.
+    below `gate_below`, its probabilities are 0 (see `contrails.aggregate.decide.gate`). `complete` is True if every
+    fold of the file list is included. `request` and `made_with` record everything that is needed to make it again.
+    `inputs` is None for ensembles of the first versions.
     """
 
     path: Path

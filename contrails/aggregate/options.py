@@ -48,7 +48,7 @@ class Options:
 
 
 def made_by(path: Path) -> str:
-    """Return the command, to be typed, that makes the ensemble that `path` is or lies in."""
+    """Return the command that makes the ensemble at `path`, or that with `path` in its folder, as a user types it."""
     run = run_of(path)
     return f"`contrails aggregate {'RUN' if run is None else run.typed}`"
 

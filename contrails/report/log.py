@@ -29,8 +29,8 @@ class Entry:
     `recipe` has every key, with defaults filled in; `differs` has those that differ from `compared_to`, which is the
     run that it started from, or the baseline. `dice` is the cross-fitted out-of-fold score of the aggregation. An
     aggregation of one fold has `one_fold` instead, at the threshold that is best on the fold's own validation records.
-    `kind` is debug, overfit or drill for a run that is no experiment. `scored_by` is what the scores count, pixel or
-    record.
+    `kind` is debug, overfit or drill for a run that is no experiment. `scored_by` is the unit that the scores count:
+    pixel or record.
     """
 
     name: str
@@ -180,7 +180,7 @@ def _compared(entry: Entry, recipes: dict[str, dict[str, Any]], base: str) -> En
 
 def _filled(frozen: dict[str, Any]) -> dict[str, Any]:
     values = _DEFAULTS | _flat(frozen.get("recipe", {}))
-    if values.get("train.steps"):  # then they are unused, whatever an older version recorded
+    if values.get("train.steps"):  # then epochs are unused, even if an older version recorded them
         values.pop("train.epochs", None)
     return values
 

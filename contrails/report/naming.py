@@ -25,7 +25,7 @@ def dice_name(run: Run) -> str:
 
 
 def title(run: Run) -> str:
-    """Return the title of a table of the run's folds: its name, and what a Dice counts unless that is pixels."""
+    """Return the title of a table of the run's folds: the run's name and, if its Dice counts records, "by record"."""
     name = dice_name(run)
     return run.name if name == "Dice" else f"{run.name} ({name})"
 

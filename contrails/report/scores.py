@@ -20,7 +20,7 @@ _POINTS = 200
 
 @dataclass(frozen=True)
 class Words:
-    """What scores count, and the class of the masks, such as contrail."""
+    """The words of the charts: what the scores count, and the class of the masks, such as contrail."""
 
     by: By
     target: str

@@ -23,7 +23,7 @@ _CURVES: tuple[tuple[str, tuple[str, ...], Axis], ...] = (
     ("Learning rate", ("train/lr",), Axis("learning rate")),
     ("Gradient norm", ("train/grad_norm",), Axis("before clipping", log=True)),
 )
-"""Each chart with the names of its metric, of which the first that a run has is used, and its axis."""
+"""Each chart, the names of its metric, of which the first that the run has is drawn, and its axis."""
 _CHARTED = {"step", "epoch", *_DICE[0], *(name for _, names, _ in _CURVES for name in names)}
 
 

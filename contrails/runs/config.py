@@ -1,4 +1,4 @@
-"""The frozen configuration of a run, `run.toml`: recipe, data, code, and other settings that determine the bits."""
+"""The frozen configuration of a run, `run.toml`: recipe, data, code, and other settings that determine the result."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ from contrails.recipe.recipe import Recipe
 
 
 class ComputeSection(Section):
-    """What decides the bits of a result besides the recipe: resolved at submission, the same for every attempt."""
+    """Settings besides the recipe that determine a result, resolved at submission and the same for all attempts."""
 
     device: Literal["cpu", "cuda"] = Field(description="where the folds train")
     num_threads: int = Field(ge=1, description="CPU threads of one fold; another number gives other bits")
@@ -20,7 +20,7 @@ class ComputeSection(Section):
 
 
 class DataIdentity(Section):
-    """Which data a run was made for; every attempt compares."""
+    """The data that a run was made for; every attempt checks that they are the same."""
 
     dataset: str = Field(description="fingerprint of the dataset file (see `contrails.dataset.store`)")
     filelist: str = Field(description="SHA-256 of the file list")
@@ -49,7 +49,7 @@ class RunConfig(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what decides the result beside code and machine; keys with their default do not count."""
+        """SHA-256 of what determines the result besides code and machine, without keys that have their default."""
         decisive = {"recipe", "data", "lineage", "pretrained"}
         values = self.model_dump(mode="json", include=decisive, exclude_defaults=True)
         return hashlib.sha256(to_json(values).encode()).hexdigest()

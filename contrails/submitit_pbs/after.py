@@ -1,7 +1,8 @@
 """Jobs that wait for the success of other jobs.
 
-A PBS dependency sees the end of one link, not of the whole chain. So a waiting job is held until the current links of
-the others have ended. It then reads their chains, and submits itself again, held, if one of them continues.
+A PBS dependency sees the end of one link, not of the whole chain. So PBS holds a waiting job until the current links of
+the others have ended. The job then reads their chains. If one of them continues, it submits itself again, to wait for
+the next link of that chain.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,9 +46,9 @@ def links_to_wait_for(jobs: Sequence[str]) -> list[str]:
 
 
 def _living(chain: Chain, link: str, found: Mapping[str, Mapping[str, str]]) -> str | None:
-    """Return the waiting or running link of a job: this one, or one that follows it; None if there is none.
+    """Return the waiting or running link of a job: `link` or one that follows it; None if there is none.
 
-    This must be checked, since PBS ignores a dependency on an unknown job, and would start the waiting job at once.
+    PBS ignores a dependency on a job that it does not know, and would start the waiting job at once.
     """
     name = name_in(JobPaths(chain.path.parent, chain.job_id).submission_file)
     current: str | None = link

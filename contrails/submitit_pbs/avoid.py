@@ -2,8 +2,9 @@
 
 Measured on OpenPBS 23.06: a boolean resource of nodes, such as the `cl_NAME` of a cluster, can be requested as False,
 and counts as False on a node without it. `host=NAME` requests one node. qsub refuses `host!=NAME`. `host=^NAME` is an
-extension of some sites; other sites accept it, but the job waits forever. So if the nodes name their cluster, the
-failed node's cluster is avoided; otherwise another node is requested that is free and has everything.
+extension of some sites; other sites accept it, but the job waits forever. So if the failed node has a boolean resource
+that some other suitable node lacks, that resource is requested as False. Otherwise one free node with all requested
+resources is requested by its name.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,7 +22,7 @@ def avoiding(options: Sequence[str], nodes: Sequence[Node], failed: Collection[s
         failed: hosts on which the job failed.
 
     Returns:
-        Resources of the select; None if there is no other node, or none that can be requested.
+        Resources for -l select; None if there is no other node, or none that can be requested.
     """
     able = able_nodes(options, nodes)
     bad = [node for node in nodes if any(_is(node, host) for host in failed)]

@@ -2,7 +2,7 @@
 
 The walltime ends a link, but not the job: when a link starts, it submits its successor, held until the link ends with
 any code but 0 (`afternotok`, which also fires after kill -9). Events are appended to `<first id>_chain.jsonl` beside
-submitit's files, each before the link that recorded it ends. Rows, by `event`:
+submitit's files. The rows and their fields, by `event`:
     start       a link began; a second row with the same job_id means that PBS ran it again
     successor   the next link was submitted: link, job_id, after
     refused     PBS refused the next link: said
@@ -41,18 +41,19 @@ from contrails.submitit_pbs.states import (
 )
 
 JOB_ID, ARRAY_ID = "SUBMITIT_PBS_JOB_ID", "SUBMITIT_PBS_ARRAY_ID"
-"""Environment of a task: the first link's id, or that of an array with the index of its element after `_`.
+"""Environment variables of a task: the job's id in submitit, and the array's id.
 
-The array's id is set for an element only; submitit makes the element's id and the names of its files from it.
+The job's id is that of the first link, or `<array id>_<index>` for an element of an array. The array's id is set for
+elements only; submitit makes the element's id and the names of its files from it.
 """
 
 RESTARTS = "SUBMITIT_PBS_RESTARTS"
-"""Environment of a task: how often the job was started before, as a next link or rerun by PBS."""
+"""Environment variable of a task: how often its job was started before, by earlier links and by reruns of PBS."""
 
 Rows = Sequence[Mapping[str, Any]]
 
 _SURE = {TIMEOUT, OUT_OF_MEMORY, NODE_FAIL, PREEMPTED}
-"""Causes that only PBS can know; they precede what the link itself recorded."""
+"""Causes that only PBS can know; they take precedence over what the link itself recorded."""
 
 
 class Chain:
@@ -115,7 +116,7 @@ def successor_of(rows: Rows, job_id: str) -> str | None:
 
 
 def cause_of_start(rows: Rows, job_id: str) -> str | None:
-    """Return why the task before the link `job_id` ended, as it was judged; None if it handed over."""
+    """Return the recorded reason why the task before the link `job_id` ended; None if that task handed over."""
     cause = next((row["cause"] for row in rows if row["event"] == "judged" and row["job_id"] == job_id), None)
     prior = next((row["after"] for row in rows if row["event"] == "successor" and row["job_id"] == job_id), None)
     return cause_of_start(rows, str(prior)) if made_way(rows, str(prior)) else cause
@@ -127,7 +128,7 @@ def refusal(rows: Rows) -> str | None:
 
 
 def made_way(rows: Rows, job_id: str) -> bool:
-    """Return whether a link has submitted another one in its place; it then exits like a link that is done."""
+    """Return whether a link has submitted another one in its place; such a link exits with code 0."""
     return any(row["event"] == "replaced" and row["job_id"] == job_id for row in rows)
 
 
@@ -138,12 +139,12 @@ def is_saving(rows: Rows) -> bool:
 
 
 def memory_failures(rows: Rows) -> int:
-    """Return how many links in a row ended for lack of memory, without progress in between."""
+    """Return how many links have ended for lack of memory since the last progress."""
     return _in_a_row(rows, lambda row: bool(row.get("lacked_memory")))
 
 
 def failed_hosts(rows: Rows) -> list[str]:
-    """Return the hosts that caused the end of links in a row, without progress in between."""
+    """Return the hosts that caused the end of links since the last progress, newest first."""
     return [str(row["node"]) for row in _since_progress(rows) if row.get("cause") == NODE_FAIL and row.get("node")]
 
 
@@ -154,7 +155,7 @@ def host_of(rows: Rows, job_id: str) -> str | None:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a link decides at its start: why its predecessor ended; if the job ends, also its final state."""
+    """The decision of a link at its start: why its predecessor ended and, if the job ends now, its final state."""
 
     cause: str | None
     final: str | None = None
@@ -169,7 +170,7 @@ def judge(rows: Rows, prior_id: str, verdict: Verdict | None, budgets: Mapping[s
         rows: the chain so far.
         prior_id: the link before this one.
         verdict: what PBS says about it; None if PBS does not answer, or has no history.
-        budgets: number of failures in a row that are allowed, by cause.
+        budgets: by cause, the number of failures that are allowed without progress in between.
     """
     cause = _cause(rows, prior_id, verdict)
     if cause is None:
@@ -187,9 +188,9 @@ def judge(rows: Rows, prior_id: str, verdict: Verdict | None, budgets: Mapping[s
 
 
 def end_without_next(rows: Rows, job_id: str) -> tuple[str, str] | None:
-    """Return state and reason of a job whose last link, `job_id`, has ended and which no later link will end.
+    """Return final state and reason of a job whose link `job_id` has ended without a next link.
 
-    None if another link follows, or the chain does not tell.
+    None if there is a next link, or if the chain does not tell why there is none.
     """
     if successor_of(rows, job_id) is not None:
         return None

@@ -14,10 +14,12 @@ RETRY_S = 5.0
 PATIENCE_S = 300.0
 """Seconds for which a submission retries while the server is down."""
 MOST_IDS = 20
-"""Ids per qstat: it connects once for each id, and a server has a limited number of ports (20 ids take 0.3 s, 1000 take
-two minutes)."""
+"""Number of ids per call of qstat, which connects to the server once per id; a server has a limited number of ports.
+
+Measured: 20 ids take 0.3 s, 1000 ids two minutes.
+"""
 MOST_ASKED = 100
-"""Ids that are requested individually; for more, all jobs of the server are listed in one connection."""
+"""Largest number of ids that are requested by id; for more ids, all jobs of the server are listed in one connection."""
 
 _TIMEOUT_S = 60.0
 _NO_ANSWER = {162, 255}  # 255 is qstat's
@@ -75,11 +77,11 @@ def submit(options: Sequence[str], script: str, *, name: str, marker: str, patie
 
 
 def query(ids: Iterable[str], timeout_s: float | None = None) -> dict[str, dict[str, str]]:
-    """Return the attributes of jobs by id; a missing job is gone, or has ended if the server keeps no history.
+    """Return the attributes of jobs by id, without jobs that the server does not know.
 
-    The first query is without -x: without a history, the default, a server answers nothing to -x, not even running
-    jobs. The format is dsv, since `-F json` prints only the first of several jobs (openpbs #2672), and invalid JSON if
-    an environment contains quotes.
+    A server that keeps no history, which is the default, forgets jobs when they end. It answers a query with -x with
+    nothing, not even running jobs, so the first query is without -x. The format is dsv, since `-F json` prints only
+    the first of several jobs (openpbs #2672), and invalid JSON if an environment contains quotes.
 
     Args:
         ids: ids of jobs; `id@server` for one that has moved.
@@ -112,7 +114,7 @@ def _listed(wanted: Sequence[str], timeout_s: float | None) -> dict[str, dict[st
 
 
 def _qstat(*arguments: str, timeout_s: float | None) -> dict[str, dict[str, str]] | None:
-    """Return the jobs of an answer; None for an empty answer, as without a history to -x."""
+    """Return the jobs of an answer; None if it is empty, as the answer to -x of a server without history."""
     code, said = _run("qstat", *arguments, also={_UNKNOWN, _FINISHED}, timeout_s=timeout_s)
     return parse_dsv(said) if said or code else None
 
@@ -230,7 +232,7 @@ def _find(name: str, marker: str, give_up: float) -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment, without a TMPDIR that PBS has already removed from a job being deleted."""
+    """Return this process's environment, without TMPDIR if PBS has removed its folder, as it does for a deleted job."""
     return {key: value for key, value in os.environ.items() if key != "TMPDIR" or Path(value).is_dir()}
 
 

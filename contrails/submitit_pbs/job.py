@@ -21,7 +21,7 @@ class PbsJob(core.Job[R]):
     watcher = PbsInfoWatcher()
 
     def wait(self) -> None:
-        """Wait until the job is over; do not wait for a result that a job without one will never write."""
+        """Wait until the job is over; if it has ended without a result, `result` then does not wait for one."""
         super().wait()
         if self.watcher.get_info(self.job_id, mode="cache").get("Result") == "none":
             self._results_timeout_s = 0

@@ -57,7 +57,7 @@ def _node(line: str) -> Node:
 
 
 def shortage(options: Sequence[str], nodes: Sequence[Node]) -> str | None:
-    """Return what no node has of what qsub's options request; None if a node could run the job.
+    """Return the requested resources that no node has, and what the nodes have; None if a node could run the job.
 
     A resource that no node lists is ignored: it may belong to the server, or be measured when a job starts.
     """
@@ -95,13 +95,13 @@ def largest_mb(options: Sequence[str], nodes: Sequence[Node]) -> int | None:
 
 
 def decide_memory_mb(options: Sequence[str], num_failures: int, nodes: Sequence[Node]) -> int | None:
-    """Return the memory to request after failures in a row for lack of it: half as much again for each.
+    """Return the memory to request after failures for lack of memory: half as much again for each.
 
-    It is at most what a node has; a larger request would wait forever.
+    It is at most the memory of the largest node that could run the job; a larger request would wait forever.
 
     Args:
         options: options of qsub for the first link of the job.
-        num_failures: number of failures in a row, without progress in between.
+        num_failures: number of such failures since the last progress.
         nodes: nodes of the cluster.
 
     Returns:

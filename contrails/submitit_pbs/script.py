@@ -18,7 +18,7 @@ FIRST_ID, LINK, MEM_MB = "SUBMITIT_PBS_FIRST_ID", "SUBMITIT_PBS_LINK", "SUBMITIT
 
 AUTO, HELD, AT_WARNING, NONE = "auto", "held", "at_warning", "none"
 BUDGETS = {"TIMEOUT": 3, "OUT_OF_MEMORY": 2, "NODE_FAIL": 3, "KILLED": 3, "LOST": 3}
-"""How many ends in a row for each cause, without progress, a chain retries before it gives up."""
+"""By cause, how many failures without progress in between a chain retries before it gives up."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Parameters:
     scratch_local: str | None = None
     cluster: str | None = None
     resources: Mapping[str, str | int] = field(default_factory=dict)
-    """More resources of the select, as the site calls them, such as {"gpu_model": "A40"}."""
+    """More resources for -l select, under the site's names, such as {"gpu_model": "A40"}."""
     select: str | None = None
     """The whole value of -l select, instead of one made from the other parameters."""
     place: str | None = None

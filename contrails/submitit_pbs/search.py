@@ -73,7 +73,9 @@ def next_link(rows: Rows, job_id: str, first_id: str, name: str | None) -> str |
 
 
 def links_to_delete(rows: Rows, first_id: str, name: str | None) -> list[str]:
-    """Return the links of a job that PBS has, newest first: deleting one would start the held link that waits for it.
+    """Return the links of a job that PBS has, newest first.
+
+    They must be deleted in this order: deleting a running link would start the next one, which waits for it.
 
     Raises:
         Unanswered: the server is down.

@@ -47,10 +47,10 @@ _EXITS = {
     137: KILLED,  # 128 + 9, as a shell reports it: often the kernel, for memory
     265: KILLED,  # 256 + 9, as PBS reports it: also CPU time over the limit
 }
-"""State by Exit_status; any other one is FAILED. Above 256 it is 256 + the signal that ended the job's shell."""
+"""State by Exit_status; every other status is FAILED. A status above 256 is 256 + the signal that ended the shell."""
 
 HANDED_OVER = {75, 255}
-"""Exit codes of a task that saved and continues in the next link: its own (EX_TEMPFAIL), and submitit's exit(-1)."""
+"""Exit codes of a task that saved and continues in the next link: 75 is EX_TEMPFAIL, 255 is submitit's exit(-1)."""
 
 TASK_EXITS = {
     9: NODE_FAIL,  # the task reports that the node lacks what the job requested

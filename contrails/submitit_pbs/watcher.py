@@ -1,10 +1,10 @@
 """The state of each job: from our own files first, then from PBS with as few queries as possible.
 
-A result, a tombstone or an end in the chain needs no query. Otherwise about 20 jobs are queried per call, at most once
-in 30 s, however often and in whatever mode a state is requested; sooner if a link has just recorded its end, since only
-PBS knows what follows. No answer changes nothing. An answer without a job means that the job is gone: then its next
-link is looked for, which PBS releases at the same moment. If there is none, the job is LOST, unless one of its own
-files, which may appear late on NFS, says how it ended.
+A job with a result, a tombstone or a recorded end needs no query. The others are queried in batches of about 20, at
+most once in 30 s, however often and in whatever mode a state is requested. The interval is shorter when a link has just
+recorded its end, since only PBS knows what follows. If PBS does not answer, the last known states stay. If its answer
+lacks a job, the current link is gone, and the next link is looked for, which PBS releases at that moment. If there is
+none, the job is LOST, unless one of its own files, which may appear late on NFS, says how it ended.
 """
 
 import math
@@ -35,12 +35,12 @@ _SOON_S = 2.0
 _JUST_S = 20.0
 """Seconds of faster queries after a link has recorded its end, until PBS knows it too."""
 _ABSENT_BEFORE_LOST = 3
-"""Answers without a job before it is LOST; at 30 s intervals, NFS has shown by then what another node wrote."""
+"""Number of answers without a job after which it is LOST; at 30 s intervals, NFS shows files of other nodes by then."""
 
 
 @dataclass
 class _Watched:
-    """A job and PBS's last answer about its current link, `asked`; `before` is the previous link."""
+    """A job and PBS's last answer about its current link; `asked` is its id, `before` that of the previous link."""
 
     paths: JobPaths
     chain: Chain

@@ -15,7 +15,7 @@ from contrails.errors import TrackingError
 
 PROJECT = "contrails"
 _SAAS = ("api.wandb.ai", "api.forge.coreweave.com")
-"""Two host names of the public server: wandb stores the key under the first before version 0.31, then the second."""
+"""Host names of the public server: wandb before version 0.31 stores the key under the first, then under the second."""
 _NOT_ONLINE = {"offline", "dryrun", "disabled"}
 
 

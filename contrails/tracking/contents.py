@@ -18,9 +18,9 @@ _SAMPLES = 16
 
 
 def rows_of(fold: Fold, sent: int = 0) -> list[dict[str, Any]]:
-    """Return the final rows of a fold, but at least as many as were sent, if there are as many.
+    """Return the rows of a fold that are saved, or its first `sent` rows if these are more.
 
-    A fold that resumes from an older snapshot covers fewer rows for a while.
+    A fold that resumes from an older snapshot has fewer saved rows for a while.
     """
     rows = fold_metrics(fold)
     if rows and _awaits_validation(fold, rows[-1]):
@@ -70,7 +70,7 @@ def describe_aggregation(folder: Path, run_id: str) -> Experiment:
 
 
 def fill_aggregation(sink: Sink, folder: Path, skip: int) -> tuple[int, Mapping[str, float | str]]:
-    """Send tables and references of an aggregation, except the first `skip` tables; return their number and summary."""
+    """Send an aggregation without its first `skip` tables; return the number of all its tables, and its summary."""
     run, figures = _run_of(folder), _figures(folder)
     scores = figures["scores"]
     tables = {"predictions": _samples(run, folder, figures)}

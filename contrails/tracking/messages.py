@@ -9,10 +9,10 @@ from contrails.tracking.sink import Outcome
 
 @dataclass(frozen=True)
 class Task:
-    """A request that W&B hold the first `rows` rows of a fold, or an aggregation after `rows` rows of older tables.
+    """A task of the worker: send the first `rows` rows of a fold, or an aggregation after `rows` rows of older tables.
 
-    `digest` is the SHA-256 of the rows; `sent` is True if W&B knows the run. If the outcome is "running", the W&B run
-    stays open.
+    `digest` is the SHA-256 of the rows of a fold, or of `ensemble.json` of an aggregation. `sent` is True if W&B knows
+    the run. If the outcome is "running", the W&B run stays open.
     """
 
     folder: str

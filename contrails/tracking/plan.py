@@ -1,7 +1,8 @@
 """What to send for a fold or an aggregation, from its files and from `wandb.json` beside them.
 
-`wandb.json` holds the W&B run's `id`; the number and SHA-256 of the `rows` sent under it, written before the first of
-them is sent; `sent`, the destination that was seen to hold them; and the `stamp`, which covers everything sent.
+`wandb.json` holds the `id` of the W&B run; the number of `rows` sent under it and their `digest`, both written before
+the first row is sent; `sent`, the destination that has confirmed `held` rows; `offline`, the folder of an offline run;
+and the `stamp` of a closed W&B run, which changes if anything new is to be sent.
 """
 
 import secrets
@@ -57,7 +58,7 @@ class Plan:
         write_atomic(self.item.record, to_json({key: self.record[key] for key in self.record if key != "stamp"}))
 
     def finish(self, answer: Answer) -> None:
-        """Record that W&B holds it; if the W&B run stays open, only for an online run."""
+        """Record what W&B holds, unless the W&B run is offline and stays open."""
         if answer.offline is None or self.task.outcome != "running":
             record = self.record | {"sent": self.stamp[0], "held": answer.rows}
             closed = {"stamp": self.stamp} | ({"offline": answer.offline} if answer.offline else {})
@@ -118,7 +119,10 @@ def signs_of(fold: Fold) -> list[Any]:
 
 
 def _after_older_tables(item: Item, known: dict[str, Any], destination: str) -> tuple[int, str, bool]:
-    """Return the number of rows before an aggregation's tables, its digest, and True if the number is unknown."""
+    """Return the number of rows before an aggregation's tables, a digest, and True if that number is unknown.
+
+    The digest is that of `ensemble.json`.
+    """
     digest = sha256(item.path / "ensemble.json")
     if known.get("sent") != destination or destination == "offline":
         return 0, digest, "digest" in known and known.get("digest") != digest and destination != "offline"

@@ -1,6 +1,6 @@
 """The worker process of `contrails sync`, which must answer in time, and is killed with its children if it does not.
 
-wandb is only used there, so that any failure, of the network or of wandb-core, ends as one error here.
+Only the worker uses wandb, so that any failure of the network or of wandb-core becomes one error here.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Sending folds and aggregations to Weights & Biases: one W&B run for each, over all interruptions.
 
-The run folder decides what is sent (see `contrails.tracking.plan`). The worker process is started when there is news.
+The run folder decides what is sent (see `contrails.tracking.plan`). The worker process is started when there is
+something to send.
 """
 
 import shutil
@@ -37,7 +38,7 @@ class Sent:
 
 
 class Projection:
-    """Sends items of a run; a context manager. With `live`, W&B runs of active folds stay open until its end."""
+    """Sends items of a run; a context manager, until whose end W&B runs of active folds stay open with `live`."""
 
     def __init__(self, run: Run, *, live: bool = False) -> None:
         self._run, self._live, self._account = run, live, find_account()

@@ -32,7 +32,7 @@ class Calibration:
 
 
 def fit(histogram: Histogram, *, with_bias: bool) -> Calibration:
-    """Return the calibration with the smallest cross entropy; the identity if a class is missing or it has none."""
+    """Return the calibration with the smallest cross entropy; the identity if all pixels have the same label."""
     positive, all_of = histogram.positive.astype(np.float64), (histogram.positive + histogram.negative).astype(float)
     if not 0 < positive.sum() < all_of.sum():
         return Calibration()

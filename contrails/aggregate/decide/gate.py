@@ -38,7 +38,7 @@ class Gate:
         return self._applied(scored, np.array([self.by_fold[str(fold)] for fold in scored.folds]))
 
     def final(self, scored: Scored) -> Scored:
-        """Return the same with the cut that was fitted on all folds."""
+        """Return the records as `cross_fitted` does, but all with the cut that was fitted on all folds."""
         return self._applied(scored, np.full(len(scored), self.cut))
 
     def _applied(self, scored: Scored, cuts: np.ndarray) -> Scored:
@@ -87,7 +87,7 @@ def behind_gate(masks: PredictRows, gate: PredictRows, cut: float) -> PredictRow
 
 
 def _best(positive: np.ndarray, negative: np.ndarray) -> int:
-    """Return the index of the cut with the largest Dice; both int64 (cuts, levels), by the interval of the score."""
+    """Return the index of the cut with the largest Dice, from counts by interval of the score, int64 (cuts, levels)."""
     kept = positive[::-1].cumsum(0)[::-1], negative[::-1].cumsum(0)[::-1]
     hits, wrong = (counts[:, ::-1].cumsum(1)[:, ::-1] for counts in kept)
     total = hits + wrong + positive.sum()

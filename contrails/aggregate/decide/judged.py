@@ -31,7 +31,7 @@ KINDS_OF_ANSWERS = {
 
 @dataclass(frozen=True)
 class Judged:
-    """Pixels of every record, int64 (N,) each: true positives, false positives, false negatives, all that count.
+    """Numbers of pixels per record, int64 (N,): true positives, false positives, false negatives, all but ignored ones.
 
     For a classifier a record counts as one pixel, and `answers` are its probabilities, float64 (N,).
     """

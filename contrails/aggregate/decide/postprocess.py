@@ -62,7 +62,7 @@ def _opened(mask: np.ndarray, times: float) -> np.ndarray:
 
 
 def _closed(mask: np.ndarray, times: float) -> np.ndarray:
-    padding = int(times)  # outside the image is background, which erosion would let grow into the mask at the edge
+    padding = int(times)  # outside the image is background: without padding, erosion would remove the mask at the edge
     found: np.ndarray = ndimage.binary_closing(np.pad(mask, padding), _SQUARE, iterations=padding)
     return found[padding:-padding, padding:-padding]
 
@@ -116,7 +116,7 @@ class Decided:
 
 
 def decide(scored: Scored, thresholds: dict[str, float]) -> Decided:
-    """Try each step on the masks after the steps that were kept before it.
+    """Try each step on the masks that result from the steps kept before it.
 
     Args:
         scored: records of at least two folds.
@@ -151,7 +151,7 @@ def decide(scored: Scored, thresholds: dict[str, float]) -> Decided:
 def compare(
     step: str, value: float, before: tuple[Scored, dict[str, float]], after: tuple[Scored, dict[str, float]]
 ) -> Row:
-    """Return the table row of a step that changes probabilities; each side has the thresholds of its folds."""
+    """Return the table row of a step that changes probabilities; `before` and `after` are records and thresholds."""
     trials = [_Trial(scored) for scored, _ in (before, after)]
     with bar(step, sum(len(trial.scored) for trial in trials)) as advance:
         for trial, (_, thresholds) in zip(trials, (before, after), strict=True):
@@ -191,7 +191,7 @@ class _Trial:
         return found
 
     def take(self, name: str, values: Sequence[float], choices: np.ndarray, counts: np.ndarray) -> None:
-        """Apply a step to each record's mask with the value chosen for it: 0 means none, n means number n - 1."""
+        """Apply a step to each record's mask: choice 0 leaves the mask, choice n applies `values[n - 1]`."""
         for index in list(self._bits):
             if choices[index]:
                 self._set(index, OPERATIONS[name](self._mask(index), values[choices[index] - 1]))
@@ -223,7 +223,7 @@ def _dice(counts: np.ndarray) -> np.ndarray:
 
 
 def _cross_fitted(trial: _Trial, counts: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return for each record the best value on the other folds, int64 (N,), and the best on all; 0 means none."""
+    """Return each record's best choice on the other folds, int64 (N,), and the best on all; choices as in `take`."""
     options = np.concatenate([trial.counts[None], counts])
     choices = np.zeros(options.shape[-1], np.int64)
     for fold in np.unique(trial.scored.folds):

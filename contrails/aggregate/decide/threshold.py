@@ -1,4 +1,4 @@
-"""The threshold: the exact optimum of global Dice on scored records, with intervals of both.
+"""The threshold: the exact optimum of global Dice on scored records, with 95% intervals of threshold and Dice.
 
 Probabilities are stored in 65,536 steps, so two histograms give the Dice at every threshold without predicting again.
 A fitted value is scored on other records: each fold is cut at the optimum of the other folds.

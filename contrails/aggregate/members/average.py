@@ -54,7 +54,7 @@ def is_finite(tensors: Tensors) -> bool:
 
 
 def refresh_batch_norm(model: nn.Module, source: Source, rows: np.ndarray, batch_size: int) -> int:
-    """Estimate batch-norm statistics on records in their order, each batch alike; return the number of records used.
+    """Estimate batch-norm statistics on records in order, all batches weighted equally; return how many were used.
 
     Like `torch.optim.swa_utils.update_bn`, except that all other layers are in evaluation mode: dropout would make the
     result random.

@@ -23,14 +23,16 @@ _MOST_RECORDS = 64
 _EVERY_PX = 2
 _PERCENTILES = (0.1, 99.9)
 _MARGIN = 1 / 8
-"""Allowed distance of other values beyond the usual range of a band, as a fraction of that range."""
+"""How far other values may lie outside the usual range of a band, as a fraction of the width of that range."""
 
 _MOST_ODD, _SOME_ODD = 0.5, 0.02
-"""Fractions of a band's values beyond that distance: above the first is an error, above the second a warning."""
+"""Fractions of a band's values that lie further outside: more than the first is an error, than the second a warning."""
 
 _SMALL_PART, _NEARLY_ALL, _MANY_VALUES = 1 / 128, 0.99, 32
-"""Counts that use fewer bits than their type have many different values within the lowest part of its range; a dark
-image has few different values there."""
+"""Data are refused if nearly all values of each band, many of them different, lie in this lowest part of its range.
+
+Such counts use fewer bits than their type. A dark image has only a few different values there.
+"""
 
 Ends = tuple[float, float]
 """The values between which counts are not clipped."""
@@ -187,7 +189,7 @@ def _require_usual(inputs: Inputs, path: Path, sample: Mapping[str, np.ndarray],
 
 
 def _fraction_beyond(usual: tuple[float, float], values: np.ndarray, ends: Ends) -> float:
-    """Return the fraction of values outside the usual range, or clipped where the usual values are not."""
+    """Return the fraction of values outside the usual range, or clipped although the usual values are not clipped."""
     margin = _MARGIN * max(usual[1] - usual[0], 1e-6)
     lowest = max(usual[0] - margin, ends[0] if ends[0] < usual[0] else -np.inf)
     highest = min(usual[1] + margin, ends[1] if ends[1] > usual[1] else np.inf)

@@ -12,7 +12,7 @@ from contrails.metrics import NUM_BINS
 
 _TOP = NUM_BINS - 1
 _MORE_THAN_HALF = 0.5005
-"""More than one half by more than rounding errors, and by less than one vote of a thousand."""
+"""Threshold of a majority: above one half by more than rounding errors, and by less than one vote in a thousand."""
 
 Merge = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -22,12 +22,12 @@ def _mean(probs: torch.Tensor, weights: torch.Tensor, _: torch.Tensor) -> torch.
 
 
 def _logits(probs: torch.Tensor, weights: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    # 0 and 1 have no logit; the stored probabilities are only known to half a step
+    # 0 and 1 have no finite logit, so they are moved by a quarter of a step, less than the rounding of half a step
     return torch.sigmoid(_mean(torch.logit(probs, eps=0.25 / NUM_BINS), weights, weights))
 
 
 def _median(probs: torch.Tensor, weights: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """Return the weighted median: the middle of two values if exactly half of the weight is below."""
+    """Return the weighted median: the mean of two values if exactly half of the weight is below."""
     ordered, order = probs.sort(dim=0)
     below = weights[order].cumsum(0)
     half = 0.5 * weights.sum()

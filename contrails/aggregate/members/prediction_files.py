@@ -113,7 +113,7 @@ def is_of(path: Path, wanted: Wanted) -> bool:
     try:
         with h5py.File(path, "r", locking=False) as file:
             return bool(file.attrs.get("about") == _identity(wanted))
-    except OSError:  # not an HDF5 file: it is made again, since predictions can be
+    except OSError:  # not an HDF5 file: it is replaced, since predictions can be made again
         return False
 
 

@@ -1,7 +1,7 @@
 """Labelled records with their probabilities, on which thresholds, weights and post-processing are fitted and scored.
 
-A segmenter is scored by pixel. A classifier is scored by record: a record then is an image of one pixel, with its
-probability, and whether it has any positive pixel. So the same code counts pixels and records.
+A segmenter is scored by pixel. A classifier is scored by record: each record is then treated as an image of one pixel,
+which is positive if the record has any positive pixel. So the same code counts pixels and records.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ LEVELS = 256
 
 @dataclass(frozen=True)
 class Scored:
-    """Records of a dataset with merged probabilities, each of one fold; held-out records are one more.
+    """Records of a dataset with merged probabilities; each belongs to a fold, all held-out records to "held out".
 
     Shape:
         rows int64 (N,); folds str (N,); images: a function from an index to uint16 (H, W).
@@ -47,7 +47,7 @@ class Scored:
         return numbers
 
     def truth(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the positive pixels, bool (H, W), and those that count, None for all; by record (1, 1)."""
+        """Return the positive pixels, bool (H, W), and the valid ones, None if all are valid; by record (1, 1)."""
         row = self.rows[index]
         ignored, hard = self.dataset.votes[row] == IGNORE, self.dataset.hard(row)
         if self.by == "record":

@@ -85,7 +85,8 @@ def _moved(
     if pad >= min(inputs.shape[-2:]):
         raise RecipeError(f"--pad {pad}: expected less than {min(inputs.shape[-2:])} pixels, the side of the input")
     seen = functional.pad(inputs, (pad,) * 4, mode="reflect") if pad else inputs
-    # a model with a fixed input size enlarges any input to it, so a part of a record must get a part of that size
+    # a model with a fixed input size scales every input to it, so a part of a record must be scaled to a part of that
+    # size
     share = seen.shape[-1] / inputs.shape[-1] * view.crop if model.size is not None else 1.0
     logits = model(seen, view.scale * share).mask[..., pad : pad + inputs.shape[-2], pad : pad + inputs.shape[-1]]
     # sigmoid would turn an infinite logit into a valid probability and hide the error

@@ -65,7 +65,7 @@ def tiling_of(ensemble: Ensemble, raster: Raster, given: Given, blend: Blend) ->
 
 
 def _tiling(trained: scenes.SceneOptions | None, given: Given) -> tuple[int, int]:
-    """Return side and overlap of tiles in pixels, as given, as in training, or the defaults; print which."""
+    """Return side and overlap of tiles in pixels: as given, as in training, or the defaults; print them and why."""
     tile = given.tile or (trained.tile if trained else TILE)
     overlap = usual_overlap(tile, trained.overlap if trained else OVERLAP) if given.overlap is None else given.overlap
     if trained is not None and (tile, overlap) == (trained.tile, trained.overlap):

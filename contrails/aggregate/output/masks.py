@@ -2,7 +2,8 @@
 
 Existing files are read before they count as done, since a disk or an interrupted copy may have damaged them.
 
-`predicted.json` in the folder names the ensemble and the input of the masks, so that masks of others are never mixed.
+`predicted.json` in the folder names the ensemble and the input of the masks, so that masks of different ensembles or
+inputs are never mixed.
 """
 
 import io
@@ -112,7 +113,7 @@ def _claim(folder: Path, paths: list[Path], about: dict[str, Any], *, force: boo
     if what is not None and not force:
         raise DataError(f"{folder} holds {what}; give another folder, or --force to replace the masks of these names")
     if what is not None:
-        if found is not None:  # it was about masks of all kinds, and would be wrong about those left in the folder
+        if found is not None:  # one predicted.json is about all kinds, so masks of other kinds must not stay
             stems = [(path, path.name.removesuffix(path.suffix)) for path in paths]
             paths = [path.with_name(f"{stem}.{kind}") for path, stem in stems for kind in _KINDS]
         for path in (noted, *paths):

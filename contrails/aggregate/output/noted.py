@@ -1,6 +1,7 @@
 """The origin of a file of predictions, recorded in `<name>.json` beside it with the file's digest.
 
-By it, the same command finds its work done, and a file of another ensemble or input is never replaced unintentionally.
+With it, a repeated command finds that its work is done, and a file of another ensemble or input is never replaced by
+mistake.
 """
 
 from pathlib import Path

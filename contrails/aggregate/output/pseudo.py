@@ -1,7 +1,7 @@
 """Pseudo-labels: one dataset file per fold, whose votes are the predictions of that fold's member alone.
 
-They are made for unlabelled records, and for other frames of labelled ones. Left out, in any frame, are the records
-that the fold validates on, those held out from all folds, and unlabelled records of the same location and time:
+They are made for unlabelled records, and for other frames of labelled ones. In every frame, the records that the fold
+validates on, those held out from all folds, and unlabelled records of the same location and time are left out:
 otherwise a member would be scored on records that are close to its training data.
 """
 
@@ -210,7 +210,7 @@ def _assemble(
     frames: tuple[int, ...],
     origin: dict[str, Any],
 ) -> None:
-    """Write the dataset file: the frames that a member uses, under the numbers that it knows, and its votes."""
+    """Write the dataset file: the frames that a member uses, numbered as in its training data, and its votes."""
     samples = [(frame, int(row)) for frame, (_, rows) in parts.items() for row in rows]
     header = replace(
         header_of(dataset),

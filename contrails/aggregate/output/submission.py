@@ -77,7 +77,7 @@ def check_submission(
     sample: Path | None = None,
     convention: Convention = DEFAULT,
 ) -> Summary:
-    """Decode every row of a submission; `shape` is that of all masks, or by record, which also fixes the ids.
+    """Decode every row of a submission; `shape` is that of all masks, or maps each record id to one.
 
     Raises:
         DataError: the header is wrong, there is no record, a record comes twice, the ids are not the sample's, or rows

@@ -36,7 +36,7 @@ class Evaluation:
     scored_by: By = "pixel"
 
     def summary(self) -> dict[str, Any]:
-        """Return counts and global scores of the post-processed masks, and AUC-PR; by record also AUC."""
+        """Return counts and global scores of the post-processed masks, and AUC-PR; for a classifier also AUC."""
         ranked = {"auc_pr": average_precision(self.histogram)}
         ranked |= {"auc": roc_auc(self.histogram)} if self.scored_by == "record" else {}
         return scores(self.table) | ranked | {"num_records": len(self.table), "scored_by": self.scored_by}

@@ -101,7 +101,7 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
 
 
 def _of_records(counted: Tally, thresholds: dict[str, float]) -> dict[str, Any]:
-    """Return further scores of a classifier: AUC, average precision, and numbers of records by answer and truth."""
+    """Return further scores of a classifier: AUC, average precision, and the confusion matrix of records."""
     pixels = confusion_of_folds(counted, thresholds)
     false, missed = pixels.predicted - pixels.hits, pixels.actual - pixels.hits
     confusion = {"tp": pixels.hits, "fp": false, "fn": missed, "tn": pixels.pixels - pixels.hits - false - missed}
@@ -143,7 +143,7 @@ def _label(found: OutOfFold, *, several: bool) -> str:
 
 
 def _calibration(counted: Tally) -> dict[str, Any]:
-    """Return temperature and Platt scaling, with the reliability before and (each fold by the others' fit) after."""
+    """Return temperature and Platt scaling with their reliability, cross-fitted by fold, and that without scaling."""
     pooled = counted.pooled
     result: dict[str, Any] = {"before": reliability(pooled, Calibration())}
     for name, with_bias in (("temperature", False), ("platt", True)):

@@ -30,7 +30,7 @@ from contrails.metrics import NUM_BINS
 def predict_out_of_fold(
     fold: Finished, weights: Weights, folder: Path, views: Sequence[View], pad: int, device: torch.device
 ) -> np.ndarray:
-    """Return a member's probabilities of its fold's validation records, uint16 (N, H, W), memory-mapped; resumes."""
+    """Return a member's probabilities of its fold's validation records, uint16 (N, H, W), memory-mapped; can resume."""
     dataset, rows = fold.dataset, fold.validation
     height, width = dataset.votes.shape[1:]
     about = {"weights": sha256(weights.path), "dataset": dataset.fingerprint, "pad": pad, "device": device.type}

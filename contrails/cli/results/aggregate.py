@@ -178,7 +178,7 @@ def check(context: click.Context) -> None:
 
 
 def options_of(context: click.Context, **instead: Any) -> list[str]:
-    """Return further runs and options as words of a command that runs in any folder; `instead` replaces values."""
+    """Return the further runs and the options as words of a command, with absolute paths; `instead` replaces values."""
     values = context.params | instead
     if values["gate"] is not None:
         values["gate"] = find_ensemble(values["gate"])

@@ -117,7 +117,7 @@ def _dice(ensemble: Ensemble) -> str:
 
 
 def _of_records(scores: dict[str, Any]) -> Iterator[str]:
-    """Yield further scores of a classifier: AUC, average precision, number of records by answer and truth."""
+    """Yield further scores of a classifier: AUC, average precision, and the confusion matrix of records."""
     for key, name in (("auc", "AUC"), ("auc_pr", "average precision")):
         if key in scores:
             yield f"{name} {scores[key]:.4f}"

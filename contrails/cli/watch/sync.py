@@ -44,7 +44,7 @@ def sync(run_name: str, fold: str | None, follow: bool, rebuild: bool) -> None:
             "no W&B key (WANDB_API_KEY or `wandb login`), or WANDB_MODE=offline: writing offline files", err=True
         )
     if follow:
-        # a scheduler signals all processes of a job; this one sends what is left when the training has ended
+        # a scheduler signals all processes of a job; this one ignores that, and sends the last rows after the training
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         _follow(run, folds)

@@ -35,8 +35,8 @@ CAUSES: dict[Standing, Cause] = {
 class Clock:
     """The end of the job's time; the scheduler is asked again when that end seems near, since it can be extended.
 
-    The end is also written to the file `path`, for the trainings: they know how long a step and a snapshot take (see
-    `contrails.train.stop`). `margin_s` covers what they do not know.
+    The end is also written to the file `path`. The trainings read it, and stop earlier if a step and a snapshot take
+    longer than `margin_s` (see `contrails.train.stop`).
     """
 
     scheduler: Scheduler
@@ -56,7 +56,7 @@ class Clock:
         return self._within(self.margin_s)
 
     def cause(self) -> Cause:
-        """Return the cause that a signal of the scheduler means now."""
+        """Return what a signal of the scheduler means at this moment: "walltime" near the end, else "preemption"."""
         return "walltime" if self._within(self.margin_s + _EARLY_S) else "preemption"
 
     def lasted_s(self, site: Site) -> float | None:
@@ -97,7 +97,7 @@ def own_attempt(fold: Fold, job: ThisJob) -> Attempt | None:
 
 
 def record_silent_end(fold: Fold, job: ThisJob, site: Site) -> None:
-    """Record the end of the job's last start if nothing else did, and whether the job goes on with the fold."""
+    """Record why the job's last start ended, if no other process did, and whether the job continues the fold."""
     if not _is_open(fold) or (attempt := _last_attempt(fold, job)) is None or read_end(attempt) is not None:
         return
     cause = scheduler_of(site).why_restarted(job)
@@ -107,7 +107,7 @@ def record_silent_end(fold: Fold, job: ThisJob, site: Site) -> None:
 
 
 def is_wanted(fold: Fold, job: ThisJob, site: Site) -> bool:
-    """Return whether this start of the job trains a fold; silent ends must be recorded before."""
+    """Return whether this start of the job trains a fold; `record_silent_end` must be called before."""
     if not _is_open(fold):
         return False
     attempt = _last_attempt(fold, job)
@@ -126,7 +126,7 @@ def _last_attempt(fold: Fold, job: ThisJob) -> Attempt | None:
 
 
 def ended_jobs(folds: list[Fold], scheduler: Scheduler, job: ThisJob) -> list[str]:
-    """Return the names of jobs that the scheduler calls ended, whose attempts have not recorded their end.
+    """Return the names of jobs that the scheduler reports as ended, but whose attempts have not recorded an end.
 
     If it does not know a job, or does not answer, the new attempt waits for the old one (`contrails.train.attempt`).
     """
@@ -146,14 +146,14 @@ def ended_jobs(folds: list[Fold], scheduler: Scheduler, job: ThisJob) -> list[st
 
 
 def may_retry(fold: Fold, cause: Cause, job: ThisJob, site: Site) -> bool:
-    """Return whether another start of the job may follow this one, which ended for this cause, for the fold."""
+    """Return whether the job may start again for a fold, after this start has ended for this cause."""
     return num_failures(fold, cause, job) <= budget(cause, site.retries)
 
 
 def num_failures(fold: Fold, cause: Cause, job: ThisJob) -> int:
     """Return how many starts in a row, including this one, have ended for this cause without a new snapshot.
 
-    A start whose cause was not recorded counts for every cause.
+    A start whose cause was not recorded is counted whatever the cause is.
     """
     attempts, count = fold.attempts(), 0
     owner = read_hint(attempts[-1].job) if attempts else {}

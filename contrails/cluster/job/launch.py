@@ -1,8 +1,8 @@
 """The launcher: the process of a job that starts one child process per fold and records how each ended.
 
-It imports no torch, numpy or h5py, so it is small, and survives what kills a child (a mapped file that vanishes, no
-memory). submitit pickles only the name `run_folds`, a folder and folds; everything else is read from the run folder
-when the job starts. `python -m contrails.cluster.job.launch RUN FOLD` trains a fold in the foreground.
+It imports no torch, numpy or h5py, so it is small, and survives what kills a child (no memory left, or a mapped file
+that was removed). submitit pickles only the name `run_folds`, a folder and folds; everything else is read from the run
+folder when the job starts. `python -m contrails.cluster.job.launch RUN FOLD` trains a fold in the foreground.
 """
 
 import itertools
@@ -43,7 +43,7 @@ FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 _POLL_S = 0.1
 _LOOK_S = 2.0
-"""Seconds between looks for cancelled folds and at the clock."""
+"""Seconds between two checks for cancelled folds and for the walltime."""
 
 _Share = tuple[str | None, list[int]]
 """Resources of a child: its GPUs, if it trains on GPUs, and the descriptors of its slots."""
@@ -144,14 +144,13 @@ def launch(run: Run, config: RunConfig, folds: list[str], job: JobContext, slots
     Args:
         run: the run whose frozen code this process imports.
         config: its frozen configuration.
-        folds: keys of the folds; child i gets the i-th slot and its GPU (one per rank), starting over after the last
-            slot.
+        folds: keys of the folds; child i gets the i-th group of slots, with one slot and GPU per rank. After the last
+            group, the first one is used again.
         job: information about the job for the children.
         slots: the descriptor that holds each slot; closed here once the children have inherited it. May be empty.
 
     Returns:
-        0 if every fold succeeded; the exit code of one that failed; 75 if some only stopped.
-        0 if every fold ended well; else the exit code of one that failed, or 75 where they only stopped.
+        0 if every fold is done; else the exit code of one that failed; 75 if none failed and some stopped.
     """
     return _exit_code(list(_run_children(run, config, folds, job, _dealt_slots(config, slots)).values()))
 
@@ -251,7 +250,7 @@ def _wait(
 
 
 def _event(child: _Child, config: RunConfig, stopping: bool) -> Event | None:
-    """Return the site's event for a child that ended; None if it is retried, or if the teardown decides that."""
+    """Return the site's event for a child that ended; None if it stopped, or if the teardown decides about a retry."""
     code = _code(child.process.returncode, stopping)
     if code == 0:
         return "on_done"

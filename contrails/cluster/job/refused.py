@@ -89,7 +89,7 @@ def _all_others_leave(run: Run, site: Site, name: str) -> bool:
 
 
 def _may_be_refused(fold: Fold) -> bool:
-    """Return whether, by its own files, nothing may be training a fold; otherwise the scheduler need not be asked."""
+    """Return whether a fold's files allow that no job trains it; only then the scheduler must be asked."""
     if fold.done.exists() or fold.cancelled.exists():
         return False
     last, attempts = newest_asked(submissions(fold.run)).get(fold.key), fold.attempts()

@@ -27,8 +27,8 @@ def main() -> None:
     # until training installs its handler, Ctrl-C ends this process without a traceback from the imports
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # the launcher has blocked it
-    # if the launcher dies, the training saves its position and stops: the scheduler takes the job for ended, and
-    # nothing would see, stop or account for a fold that trains on
+    # if the launcher dies, the training saves its position and stops: the scheduler then regards the job as ended, so
+    # no process would watch a fold that trains on, stop it, or record its end
     if job.launcher_pid is not None:
         end_with(job.launcher_pid, signal.SIGTERM)
     try:

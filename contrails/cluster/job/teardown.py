@@ -46,7 +46,7 @@ def main() -> None:
     except ContrailsError as error:
         tell(f"error: {error}")
         code = code or error.exit_code
-    tell_failure(start_if_due, run, config, site)  # the launcher may have died just before it could
+    tell_failure(start_if_due, run, config, site)  # in case the launcher died before it did this
     if code != Stopped.exit_code:
         tell_failure(partial(submit_refused, is_leaving=True), run, config, site)
     sys.exit(code)
@@ -158,12 +158,12 @@ def _submit_changed(
 
 
 def _avoided(before: tuple[str, ...], node: str, num_in_a_row: int) -> tuple[str, ...]:
-    """Return the nodes to avoid: those of the failures in a row, newest last; progress resets them like the retries."""
+    """Return the nodes to avoid: those of the failures in a row, newest last; a new snapshot restarts the count."""
     return (*before[max(0, len(before) - num_in_a_row + 1) :], node)
 
 
 def _more_memory_gb(run: Run, site: Site, folds: list[Fold], job: ThisJob) -> float:
-    """Return the memory in GB: half as much again for each kill in a row; progress resets it like the retries.
+    """Return the memory in GB: half as much again for each kill in a row; a new snapshot restarts the count.
 
     It is at most what a node has; a larger request would be refused or wait forever.
     """

@@ -29,9 +29,9 @@ class Submission:
     """A job as recorded in the journal.
 
     `time` is when it was requested, in seconds since the epoch. `job_id` is None until the scheduler has answered.
-    `void` is True if the scheduler knows no such job or has refused it; `refusal` is its message if other jobs of the
-    run shall submit it again. `process` is the job's process if it runs on this machine. `is_leaving` is True if the
-    job was about to end when it was refused a job.
+    `void` is True if the scheduler knows no such job or has refused it. `refusal` is the scheduler's message if other
+    jobs of the run shall submit the refused job again. `process` is the job's process if it runs on this machine.
+    `is_leaving` is True if the job was about to end when the scheduler refused a job that it submitted.
     """
 
     name: str
@@ -103,7 +103,7 @@ def submissions(run: Run) -> list[Submission]:
 
 
 def last_submission(run: Run, fold: str) -> Submission | None:
-    """Return the newest job that was submitted for a fold; None if there is none."""
+    """Return the newest job of a fold that the scheduler accepted; None if there is none."""
     return newest_submissions(submissions(run)).get(fold)
 
 

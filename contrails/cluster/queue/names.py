@@ -1,4 +1,4 @@
-"""Names of jobs: 15 characters that identify run, purpose and link, so that a lost job is found by its name."""
+"""Names of jobs: run, purpose and a running number in at most 15 characters, to find a lost job by its name."""
 
 import hashlib
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ def prefix(run_path: Path) -> str:
 
 
 def job_name(run_path: Path, what: str, taken: Iterable[str]) -> str:
-    """Return the name of the next job; `what` is its purpose and number, followed by the number of the link.
+    """Return the name of the next job: the run's prefix, `what` (its purpose and number), and a running number.
 
     >>> job_name(Path("/runs/first"), "f0", [])
     'ct93f0b8f0a1'

@@ -106,7 +106,7 @@ def make_job_folder(run: Run, name: str) -> Path:
 
 
 def pass_on(run: Run, scheduler: Scheduler) -> None:
-    """Make jobs of other runs that wait for a job of a fold wait for its newest job instead."""
+    """Let jobs of other runs that wait for an earlier job of a fold wait for the fold's newest job instead."""
     known = submissions(run)
     newest = {fold: str(job.job_id) for fold, job in newest_submissions(known).items()}
     replaced = {}
@@ -177,7 +177,7 @@ def _accept(run: Run, request: Request, job_id: str, process: Process | None) ->
 def _settle(run: Run, scheduler: Scheduler, submission: Submission, jobs: dict[str, Job]) -> str | None:
     """Record the job of a submission without an answer, or that there is none.
 
-    Slurm lists a job that it has refused for a while, as a failed job that never ran.
+    For a while, Slurm lists a job that it has refused as a failed job that never ran.
     """
     job = jobs.get(submission.name)
     if job is None or job.never_ran:

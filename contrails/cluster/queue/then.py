@@ -2,9 +2,9 @@
 
 `then.json` in the run folder holds the command and the folds that it waits for. The first process that finds all of
 them finished claims the command with `then.claim`, under the run's lock, and starts it: in a job of its own, or on this
-machine if there is no scheduler. The claim names the job or the process, and at last the exit code. A claim is free
-again if its job was never submitted, or is unknown to the scheduler, or if its process is gone. It is checked when a
-job of the run ends, and by `contrails resume` and `contrails submit`.
+machine if there is no scheduler. The claim names the job or the process, and at last the exit code. Without an exit
+code, a claim is free again if its job was never submitted, has ended or is unknown to the scheduler, or if its process
+is gone. It is checked when a job of the run ends, and by `contrails resume` and `contrails submit`.
 """
 
 import os
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def ask_for(run: Run, command: list[str], folds: list[str]) -> None:
-    """Record the command that follows the last of the folds; a changed command starts anew."""
+    """Record the command that follows the last of the folds; if it or the folds have changed, remove the old claim."""
     asked = {"command": command, "folds": folds}
     if read_hint(run.then) != asked:
         run.then_claim.unlink(missing_ok=True)
@@ -81,8 +81,8 @@ def unfinished_job(run: Run) -> Submission | None:
 class Following:
     """The state of the command that follows the last fold.
 
-    `state` is one of: waiting (for folds), not started, queued, running, done, failed, lost. `stale` is True if the
-    scheduler was asked about its job and did not answer.
+    `state` is one of: waiting (for folds, or for their last job, which starts the command), not started, queued,
+    running, done, failed, lost. `stale` is True if the scheduler was asked about its job and did not answer.
     """
 
     command: str
@@ -126,8 +126,8 @@ def left_to_do(run: Run, jobs: Mapping[str, Job] | None) -> str | None:
 def _judge(row: Following, run: Run, jobs: Mapping[str, Job] | None) -> Following:
     """Return the row of a command that is due, with its state.
 
-    The order matters: a job that is alive counts before the exit code in the claim, which may be that of its earlier
-    start; a claim without job or code is one of a process on this machine.
+    The order matters. A job that is alive takes precedence over the exit code in the claim, which may be that of an
+    earlier start of the job. A claim without job and code is that of a process on this machine.
     """
     claim, job = read_hint(run.then_claim), unfinished_job(run)
     if job is not None:

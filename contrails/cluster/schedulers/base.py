@@ -61,7 +61,7 @@ class Job:
     never_ran: bool = False
     """Whether it ended without ever having a node: it was refused later, or ended while it waited."""
     is_orphan: bool = False
-    """Whether it waits for a job that has failed; if it has ended, it is submitted again when that one continues."""
+    """Whether the job that it waits for has failed; if it has ended, it is submitted again when that job goes on."""
 
 
 @dataclass(frozen=True)

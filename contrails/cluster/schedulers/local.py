@@ -32,7 +32,7 @@ _NO_LIMIT_MIN = 60 * 24 * 365 * 10
 """submitit's local controller needs a time limit; this machine has no walltime, so it is ten years."""
 
 _controllers: list["subprocess.Popen[bytes]"] = []
-"""Controllers that this process started and that still run: Python warns if one is garbage-collected."""
+"""Controllers that this process has started and that still run; Python warns if such an object is not kept."""
 
 
 def preview(_folder: Path, _site: "Site", _request: Request) -> str:

@@ -158,7 +158,10 @@ def pass_on(_successors: Mapping[str, Collection[str]]) -> None:
 
 
 def interruptions() -> dict[str, Callable[[Reference], object]]:
-    """Return the ways in which a drill may interrupt a job; TERM would mean qdel, and USR2 kills the job's shell."""
+    """Return the ways in which a drill may interrupt a job.
+
+    TERM is not one of them, since it would mean qdel; nor USR2, which kills the job's shell.
+    """
     return {"SIGKILL of the whole job": lambda job: client.kill(_running_link(job))}
 
 
@@ -191,7 +194,7 @@ def end_time(_job: ThisJob) -> float:
 def standing(_job: ThisJob) -> Standing:
     """Return whether the job was cancelled with contrails.
 
-    What a TERM meant is only known to the next link, when PBS says how this one ended; after qdel it leaves at once.
+    What a TERM meant is only known to the next link, when PBS says how this one ended; after qdel, that link exits.
     """
     return "cancelled" if _this_chain().cancelled else "running"
 

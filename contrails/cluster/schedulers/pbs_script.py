@@ -14,7 +14,7 @@ def spec_for(folder: Path, site: Site, request: Request) -> script.Spec:
 
 
 def chain_of(site: Site, request: Request) -> str:
-    """Return when the next link is submitted; a contrails command has no links, only PBS's reruns."""
+    """Return when the next link is submitted; a job that runs a contrails command has only one link."""
     return site.next_job if request.folds else script.NONE
 
 

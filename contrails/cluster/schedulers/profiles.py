@@ -10,6 +10,6 @@ BUILT_IN: tuple[Literal["local", "slurm", "pbs"], ...] = ("local", "slurm", "pbs
 
 
 def profile_files() -> list[Path]:
-    """Return the profile files; of several with one name, the last one in the list counts."""
+    """Return the profile files; of several with the same name, the last one in the list is used."""
     folders = (home() / ".config/contrails/sites", Path("jobs/sites"))
     return [path for folder in folders for path in sorted(folder.glob("*.toml"))]

@@ -1,8 +1,8 @@
 """Site profiles: where folds run, what a job requests from the scheduler, and how often failures are retried.
 
-Reads `jobs/sites/*.toml` in the current folder and `~/.config/contrails/sites/*.toml`. Built in are `local`, this
-machine, and `slurm` and `pbs`, its cluster with default settings. `resolve` replaces "as many as there are" by numbers,
-which the run keeps for all its attempts.
+Reads `jobs/sites/*.toml` in the current folder and `~/.config/contrails/sites/*.toml`. Built in are `local` (this
+machine), and `slurm` and `pbs` (the cluster that this machine belongs to, with default settings). `resolve` replaces
+automatic values by numbers, which the run keeps for all its attempts.
 """
 
 import os
@@ -184,14 +184,17 @@ class Profile:
 
     where: str
     scheduler: str | None
-    """None if the profile does not even name it."""
+    """None if the profile is invalid and names no known scheduler."""
     is_default: bool = True
     site: Site | None = None
     problem: str = ""
 
 
 def all_sites() -> dict[str, Profile]:
-    """Return every site by name; the nearest definition of a name wins, and an invalid one does not fail the others."""
+    """Return every site by name; an invalid profile does not affect the others.
+
+    Of several with one name, that of the current folder precedes that of the user, which precedes the built-in one.
+    """
     built_in = [Site(name=name, scheduler=name) for name in BUILT_IN]
     found = {site.name: Profile(_BUILT_IN, site.scheduler, site=site) for site in built_in}
     return found | {path.stem: _profile(path) for path in profile_files()}
@@ -233,7 +236,8 @@ def site_of(run: Run) -> Site:
 def default_site(sites: Mapping[str, Profile]) -> str:
     """Return the name of the default site.
 
-    On a cluster this is the first profile by name for its scheduler, or that may be for it; else the built-in one.
+    On a cluster it is the first by name of the profiles for its scheduler, without those with `default = false`; a
+    profile that names no known scheduler may be one of them. If there is none, it is the built-in site.
     """
     scheduler = next((name for name, here in found_schedulers().items() if here), "local")
     own = [
@@ -268,7 +272,7 @@ def has_slurm() -> bool:
 def resolve(site: Site, num_folds: int) -> Site:
     """Return the site with device, folds at a time and threads as numbers, from this machine or a job's request.
 
-    On this machine's GPUs, `folds_at_a_time = 0` stays: a job gets as many as its shell may use when it is submitted.
+    On this machine's GPUs, `folds_at_a_time = 0` stays: it means the GPUs that the shell may use at each submission.
 
     Raises:
         NodeError: CUDA_VISIBLE_DEVICES is invalid, or a GPU is requested and there is none.

@@ -50,7 +50,7 @@ def slots_of(run: Run, site: "Site", compute: "ComputeSection") -> list[Slot]:
             f"expected {num_ranks} GPUs for a fold, found {', '.join(devices) or 'none'}; check `nvidia-smi -L` and "
             f"CUDA_VISIBLE_DEVICES, then go on with `contrails resume {run.typed}`"
         )
-    # each rank of a fold needs its own GPU; folds of one process share a GPU if the profile allows more of them
+    # each rank of a fold needs its own GPU; folds of a single rank share GPUs if folds_at_a_time exceeds their number
     count = (wanted if num_ranks == 1 else min(wanted, len(devices))) or len(devices)
     folder = Path.home() / ".cache" / "contrails" / "slots"
     slots = []

@@ -194,8 +194,8 @@ def standing(job: ThisJob) -> Standing:
     """Return whether Slurm lets this job run, has requeued it, or ends it for good.
 
     Slurm sends TERM for scancel, preemption and timeout, and a requeue restarts the job in each case. The state is
-    COMPLETING in all three. They differ in this: a preempted job still runs in its grace time, or already counts a
-    restart; and after a timeout the time limit has passed.
+    COMPLETING in all three. They differ as follows: a preempted job still runs in its grace time, or its number of
+    restarts has increased; after a timeout, the time limit has passed.
     """
     try:
         return parse_standing(_show(job), job.restart_count)

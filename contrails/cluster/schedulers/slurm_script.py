@@ -22,7 +22,8 @@ def script(folder: Path, site: Site, request: Request) -> str:
 def command(script: Path) -> list[str]:
     """Return the command that submits a script.
 
-    Inside a job, the variables of that job's memory and cores are removed; srun refuses a mixture of both jobs.
+    If it runs inside a job, the variables with the memory and cores of that job are removed first: srun of the new job
+    would refuse the mixture.
     """
     stale = [name for name in os.environ if name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF"]
     clean = ["env", *(part for name in sorted(stale) for part in ("-u", name))] if stale else []

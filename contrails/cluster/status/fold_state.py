@@ -57,7 +57,7 @@ def fold_state(fold: Fold, jobs: Mapping[str, Job] | None = None) -> FoldState:
 
     Args:
         fold: a fold of any run.
-        jobs: what the scheduler knows, by the names of the jobs; None if there is no scheduler or it was not asked.
+        jobs: what the scheduler knows, by names of jobs; None if there is none, or it was not asked or did not answer.
     """
     attempts = fold.attempts()
     state = read_hint(attempts[-1].state) if attempts else {}
@@ -104,9 +104,10 @@ def _judge(
 ) -> FoldState:
     """Return the row of an unfinished fold with its state, and the reason if there is one.
 
-    The order of the cases matters. Files of an attempt count only if the fold's newest job made it. A tombstone counts
-    before the job's state, since the job may go on for other folds. After that the scheduler's answer about the job is
-    compared with the attempt's own files, and only if neither says that it lives, its end is looked for.
+    The order of the cases matters. The files of an attempt are used only if the fold's newest job made it. A tombstone
+    takes precedence over the job's state, since the job may continue with other folds. After that, the scheduler's
+    answer about the job is compared with the attempt's own files. Only if neither says that the fold is alive, the row
+    says how the job ended.
     """
     owner = read_hint(attempts[-1].job) if attempts else {}
     if submission is None or submission.process:
@@ -149,7 +150,7 @@ def _judge_end(
 ) -> FoldState:
     """Return the row of a fold whose newest job has ended; `attempt` is the last one that this job made.
 
-    The end of the job's last start counts. The cause that was recorded then precedes that of the scheduler.
+    The row says how the last start of the job ended. A cause that was recorded takes precedence over the scheduler's.
     """
     end = read_end(attempt) if attempt is not None else None
     start = read_hint(attempt.job).get("restart_count") or 0 if attempt is not None else -1

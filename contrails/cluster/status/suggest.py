@@ -25,7 +25,8 @@ def suggest(states: Sequence[FoldState], margin_s: int, num_ranks: int = 1) -> S
     """Return a walltime in which each fold ends in one job, and the memory that it needs.
 
     The walltime is that of the longest fold without lost hours, plus a fifth and the margin; a fold that still trains
-    is extrapolated at its pace. The memory is the largest that was measured, plus a quarter.
+    is extrapolated at its pace. The memory is the largest peak of a process, times the processes per fold, plus a
+    quarter.
 
     Args:
         states: the folds of a run.

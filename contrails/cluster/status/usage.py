@@ -17,8 +17,8 @@ from contrails.train.attempt import is_made_by
 class Usage:
     """Hours of a fold's attempts; of these, the hours whose steps were lost, and those spent waiting for data.
 
-    `hours_queued` precede them. `num_gpus` is the number per attempt, 0 on a CPU. `memory_gb` is the peak memory of
-    the first process.
+    `hours_queued` came before them and are not included. `num_gpus` is the number per attempt, 0 on a CPU. `memory_gb`
+    is the peak memory of the first process.
     """
 
     hours: float = 0.0
@@ -30,7 +30,7 @@ class Usage:
 
     @property
     def efficiency(self) -> float | None:
-        """The fraction of the hours spent in steps that were kept."""
+        """The fraction of the hours that was neither lost nor spent waiting for data."""
         return max(0.0, 1 - (self.hours_lost + self.hours_waiting) / self.hours) if self.hours else None
 
     def __add__(self, other: "Usage") -> "Usage":

@@ -112,7 +112,7 @@ def plan_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
 def move(run: Run, config: RunConfig, site: Site) -> RunConfig:
     """Move a run to another site, keeping its number of threads; return the new content of `run.toml`.
 
-    Folds may be alive if only the profile has changed, such as its memory; they keep what they have.
+    Folds may be alive if only the profile has changed, such as its memory; they keep what they were submitted with.
 
     Raises:
         RunError: a fold is alive, and scheduler or device change.

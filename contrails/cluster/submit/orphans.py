@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def adopt_orphans(run: Run) -> None:
-    """Submit again the jobs that left because this run had failed; a failure here can be repeated."""
+    """Submit again the jobs that left because this run had failed; a warning about a failure says how to retry."""
     newest = newest_submissions(submissions(run))
     parents = {str(job.job_id): job.folder(run) for key, job in newest.items() if not run.fold(key).done.exists()}
     for path in sorted(run.path.parent.glob("*/run.toml")):

@@ -62,7 +62,7 @@ class Clock:
     def is_near_end(self) -> bool:
         """Return whether it is time to save and leave.
 
-        Before it returns True for the first time, it asks PBS once.
+        It asks PBS for the walltime before it returns True for the first time.
         """
         if self._ends or self.seconds_left() > self._margin_s:
             return self._ends

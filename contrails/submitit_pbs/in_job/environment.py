@@ -34,8 +34,8 @@ class PbsJobEnvironment(job_environment.JobEnvironment):
 
     def _handle_signals(self, paths: utils.JobPaths, submission: utils.DelayedSubmission) -> None:
         handler = _SignalHandler(self, paths, submission)
-        # TERM means that the job is deleted or preempted (the link finds out which); PBS leaves ten seconds for
-        # saving, so no question is asked before
+        # TERM means that the job is deleted or preempted; the link finds out which. PBS leaves ten seconds for saving,
+        # so the task saves at once, without asking PBS first
         signal.signal(signal.SIGTERM, handler.checkpoint_and_exit)
         signal.signal(signal.SIGCONT, handler.bypass)
         signal.signal(self._usr_sig(), handler.checkpoint_and_try_requeue)

@@ -55,7 +55,7 @@ _POLL_S = 0.1
 _GHOST_POLL_S = 10.0
 _TERM_GRACE_S = 0.5
 _SAVING_S = 30.0
-"""Seconds that the processes of a link may still save after TERM, although PBS already calls the link ended."""
+"""Seconds for which the processes of a link may still save after TERM, when PBS already reports the link as ended."""
 _ASK_S = 2.0
 _LAST_WORD_S = 2.0
 _TERMINATED = 128 + signal.SIGTERM
@@ -123,7 +123,7 @@ class Link:
             print(f"link {self.number}, job {self.job_id}: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
     def _await_saving(self) -> None:
-        """Wait until the previous link, or the previous run of this link, has saved; PBS calls it ended after TERM."""
+        """Wait until the previous link, or the previous run of this link, has saved; PBS calls it ended at TERM."""
         give_up = time.monotonic() + _SAVING_S
         while is_saving(self.chain.rows()) and time.monotonic() < give_up and not self._term_came:
             time.sleep(_POLL_S)
@@ -221,7 +221,7 @@ class Link:
     # the tasks
 
     def _run_tasks(self) -> int | None:
-        """Run all tasks to their end; return 0 or the code of one that failed; None if this link is a ghost."""
+        """Run all tasks to their end; return 0 or the code of one that failed; None if the job runs elsewhere."""
         processes = start_tasks(self.tasks, self.first_id, self._restarts(), self.spec.stderr_to_stdout)
         looked = time.monotonic()
         failed = 0
@@ -276,7 +276,7 @@ class Link:
         self.next.ensure(self._memory_mb())
 
     def _is_ghost(self) -> bool:
-        """Return whether PBS gave up this node and started the job again elsewhere."""
+        """Return whether PBS has lost this node and started the job again elsewhere, while this link still runs."""
         starts = [row["token"] for row in self.chain.rows() if row["event"] == "start"]
         return bool(starts[-1] != self._token)
 

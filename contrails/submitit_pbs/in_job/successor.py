@@ -1,8 +1,8 @@
-"""Submitting the next link: held at the start of this one, or when the walltime is near.
+"""Submitting the next link, which waits for the end of this one: at the start of this one, or near its walltime.
 
 A site may refuse it because of a limit on queued jobs. It is then submitted again at the warning, while the tasks save,
-and after they have ended, as long as the margin lasts. Later links of such a job hold none, so that the limit is left
-for jobs that can run.
+and after they have ended, as long as the margin lasts. Later links of such a job do not submit theirs at the start, so
+that waiting links do not use up the limit.
 """
 
 import random
@@ -57,7 +57,7 @@ class Successor:
         return self._spec.chain != script.NONE and self._number < self._spec.max_links
 
     def hold(self, mem_mb: int | None, *, is_rerun: bool) -> bool:
-        """Submit it at the start of this link, if links are held; return False if the job was cancelled meanwhile."""
+        """Submit the next link at the start of this one, if the chain is "held"; return False if it was cancelled."""
         if self._spec.chain != script.HELD or refusal(self._chain.rows()) is not None:
             return True
         return self.ensure(mem_mb, is_rerun=is_rerun)
@@ -77,9 +77,10 @@ class Successor:
             self.ensure(mem_mb)
 
     def insist(self, mem_mb: int | None, seconds: float, is_over: Callable[[], bool]) -> bool:
-        """Retry the submission for about this time, or until `is_over`; return whether there is a next link.
+        """Retry the submission for at most `seconds`, or until `is_over`; return whether there is a next link.
 
-        The time is random, since links that fill a limit together wait for each other, and one must leave first.
+        The time is random, at least half of `seconds`: links that fill a limit together wait for each other, and one of
+        them must leave first.
         """
         give_up = time.monotonic() + seconds * random.uniform(0.5, 1)  # noqa: S311 - moments, not secrets
         while not self.exists and self.may_exist and time.monotonic() < give_up:
@@ -133,7 +134,7 @@ class Successor:
             self._say(f"the next link, {job_id}, could not be deleted: {error}")
 
     def _is_unrecorded(self) -> bool:
-        """Return whether this job was killed between submission and record: PBS knows which job waits for it."""
+        """Return whether an earlier run of this link submitted the next one, but was killed before it recorded that."""
         try:
             return "beforenotok:" in client.query([self._job_id]).get(self._job_id, {}).get("depend", "")
         except ClusterError:
