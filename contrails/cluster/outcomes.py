@@ -70,7 +70,7 @@ OUTCOMES: dict[Cause, Outcome] = {
         exit_code=NodeError.exit_code,
     ),
     "memory": Outcome(
-        seen="a process or its whole job was killed near its memory",
+        seen="a process or its whole job was killed while its memory was nearly full",
         action="a job with half as much memory again, at most what a node has",
         next_step=f"raise memory_gb of the site profile (on this machine lower folds_at_a_time), {_SITE}; "
         "a smaller train.batch_size needs a new --name",
@@ -95,7 +95,7 @@ OUTCOMES: dict[Cause, Outcome] = {
         exit_code=128 + signal.SIGBUS,
     ),
     "data": Outcome(
-        seen="a file that is damaged, missing or not the run's own",
+        seen="a data file that is missing, damaged or changed",
         action="nothing: `contrails status` names file and record",
         next_step=f"repair the data, then {_RESUME}",
         exit_code=DataError.exit_code,
@@ -115,13 +115,13 @@ OUTCOMES: dict[Cause, Outcome] = {
         is_final=True,
     ),
     "lost": Outcome(
-        seen="no word at all",
-        action="the same job again, where anybody is left to ask for it",
+        seen="nothing recorded the cause",
+        action="the same job again, if its batch script or the scheduler can still restart it",
         next_step=_RESUME,
     ),
     "refused": Outcome(
-        seen="a limit of the site does not let the next job in",
-        action="asked again while there is time; then the other jobs of the run submit it",
+        seen="the scheduler refuses the next job because of a limit of the site",
+        action="submitted again until the job ends; after that, other jobs of the run submit it",
         next_step="other jobs of the run submit it when they start or end; if there are none, wait until others "
         f"of your jobs have ended, then {_RESUME}",
     ),

@@ -81,7 +81,10 @@ def _tiles(run: Run, states: Sequence[FoldState], figures: dict[str, Any] | None
             f"mean of the best validation {dice_name(run)} of {len(best)} fold{'s' * (len(best) != 1)}",
         ),
         (f"{factor * usage.hours:.2f}", f"{device}, {factor * usage.hours_lost:.2f} of them lost"),
-        ("–" if usage.efficiency is None else f"{100 * usage.efficiency:.1f}%", "of the time in steps that were kept"),
+        (
+            "–" if usage.efficiency is None else f"{100 * usage.efficiency:.1f}%",
+            "of the time neither lost nor spent waiting for data",
+        ),
     ]
 
 

@@ -118,7 +118,7 @@ _KEYS = {
     "running": "running",
     "done": "done",
     "stopped": "stopped with its position saved (walltime, preemption, signal)",
-    "failed": "failed or lost; the paler part at the end was trained again",
+    "failed": "failed or lost; the steps of the paler part had to be trained again",
 }
 
 

@@ -15,7 +15,9 @@ class ComputeSection(Section):
     """Settings besides the recipe that determine a result, resolved at submission and the same for all attempts."""
 
     device: Literal["cpu", "cuda"] = Field(description="where the folds train")
-    num_threads: int = Field(ge=1, description="CPU threads of one fold; another number gives other bits")
+    num_threads: int = Field(
+        ge=1, description="CPU threads per fold; with another number the weights are not byte-identical"
+    )
     num_ranks: int = Field(1, ge=1, description="processes that train one fold together, one GPU each")
 
 

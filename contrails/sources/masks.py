@@ -204,7 +204,8 @@ def _require_no_loss(mask: Raster, found: Counter[tuple[int, bool]], given: Mean
         left_out = tuple((*one[:2], IGNORE) if one in nodata else one for one in inside)
         raise DataError(
             f"{mask.path}: expected a nodata value that is not the value of a class, found {_name(nodata[0])}; give "
-            f"its meaning: --mask-values {said(tuple(inside))} makes it a class, --mask-values {said(left_out)} ignores it"
+            f"its meaning: --mask-values {said(tuple(inside))} makes it a class, "
+            f"--mask-values {said(left_out)} ignores it"
         )
     if lost := [one for one in outside if one not in inside]:
         raise DataError(

@@ -181,7 +181,7 @@ def judge(rows: Rows, prior_id: str, verdict: Verdict | None, budgets: Mapping[s
         return Judgement(cause) if cause == PREEMPTED else Judgement(cause, FAILED, f"job {prior_id}: {cause}")
     failures = 1 + _in_a_row(rows, lambda row: bool(row["cause"] == cause))
     if failures > budgets[cause]:
-        reason = f"{cause} {failures} times in a row without progress; the budget is {budgets[cause]} (pbs_budgets)"
+        reason = f"{cause} {failures} times without progress in between; the budget is {budgets[cause]} (pbs_budgets)"
         return Judgement(cause, cause, reason)
     had_enough = verdict is not None and verdict.state == KILLED and verdict.memory_was_far
     return Judgement(cause, lacked_memory=cause in (OUT_OF_MEMORY, KILLED) and not had_enough)

@@ -220,11 +220,11 @@ def _alpha(path: Path) -> Path:
         ),
         (
             lambda path: write_raster(path, STRIPES, nodata=0),
-            "nodata value that is no class, found 0; .* --mask-values 0=0,1=1 makes .* --mask-values 0=ignore,1=1 ign",
+            "not the value of a class, found 0; .* --mask-values 0=0,1=1 makes .* --mask-values 0=ignore,1=1",
         ),
         (
             lambda path: write_raster(path, STRIPES * np.uint8(255), nodata=255),
-            "no class, found 255; .* --mask-values 0=0,255=1 makes .*, --mask-values 0=0,255=ignore ignores it",
+            "not the value of a class, found 255; .* --mask-values 0=0,255=1 makes .*, --mask-values 0=0,255=ignore",
         ),
         (
             lambda path: write_with_band(path, STRIPES, STRIPES > 0),

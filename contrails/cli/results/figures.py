@@ -9,7 +9,7 @@ from contrails.cli.tables import Column, new_console, print_table
 from contrails.progress import tell
 from contrails.report.naming import confusion_cut, dice_by
 
-_NO_INTERVAL = "no interval, which needs two groups"
+_NO_INTERVAL = "no interval: it needs at least two groups"
 
 
 def show_ensemble(ensemble: Ensemble) -> None:

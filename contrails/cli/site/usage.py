@@ -35,7 +35,7 @@ def usage(run_name: str | None, as_json: bool) -> None:
     """Show the hours used by RUN per fold, or by all runs.
 
     Shows hours used, lost to interruptions, spent waiting for data, and queued; without RUN, per run and per user.
-    Efficiency is the fraction of the hours spent in training steps that were kept. With RUN, it also suggests the
+    Efficiency is the fraction of the hours neither lost nor spent waiting for data. With RUN, it also suggests the
     walltime and memory of the next submission, from the measured values.
 
     \b

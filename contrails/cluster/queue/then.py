@@ -148,7 +148,7 @@ def _judge(row: Following, run: Run, jobs: Mapping[str, Job] | None) -> Followin
         gone = _is_abandoned(run, claim)
         return replace(row, state="lost", reason="was interrupted") if gone else replace(row, state="running")
     if any(_lives(job, jobs) for job in submissions(run) if job.folds):
-        return replace(row, reason="the last job of the folds starts it")
+        return replace(row, reason="it starts when the last job of the folds ends")
     return replace(row, state="not started", reason="has not been started")
 
 

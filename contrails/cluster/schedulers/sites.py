@@ -54,7 +54,7 @@ class Retries(Section):
     """How often in a row, without a new snapshot in between, an ended job is retried automatically."""
 
     walltime: int = Field(3, ge=0, description="retries after the walltime ended before a first snapshot")
-    preemption: int = Field(20, ge=0, description="retries after another job took its place")
+    preemption: int = Field(20, ge=0, description="retries after a preemption")
     node: int = Field(3, ge=0, description="retries after the node failed or lacked the GPU; the node is avoided")
     memory: int = Field(2, ge=0, description="retries after a kill for memory, with half as much memory again")
     killed: int = Field(2, ge=0, description="retries after a kill while its memory was far from full")

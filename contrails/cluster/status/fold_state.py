@@ -129,7 +129,7 @@ def _judge(
         reason = job.native if job.native != "RUNNING" else None
         return replace(row, state="starting", reason=reason, node=job.node or None)
     if job is not None and job.state == "running" and end is not None and not OUTCOMES[end.cause].is_final:
-        reason = f"{state.get('reason')} ({end.cause}): its job decides about a retry when no other fold trains in it"
+        reason = f"{state.get('reason')} ({end.cause}): its job decides about a retry when its other folds have ended"
         return replace(row, state="waiting", reason=reason, cause=end.cause)
     if jobs is None and (end is None or end.handed_over):
         return replace(row, state="waiting")
