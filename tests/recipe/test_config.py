@@ -287,7 +287,7 @@ def test_a_warm_up_that_cannot_be_meant_is_refused_unless_it_is_frozen(
     ("key", "meaning"),
     [("model.pretrained", "random weights"), ("data.exclude", "no such list"), ("data.size", "the size of the records"),
      ("train.positive_share", "not controlled"), ("init.run", "random weights"),
-     ("model.stem_stride", "the stride that it has")],
+     ("model.stem_stride", "its usual stride")],
 )  # fmt: skip
 def test_a_word_for_nothing_is_refused_with_what_empty_means(word: str, key: str, meaning: str, path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
