@@ -41,7 +41,9 @@ def _full(bench: Bench) -> Result:
     cause = cause_of_exit(process.exitcode)
     name = "a fold that does not fit ends with the cause gpu_memory"
     is_told = cause == "gpu_memory"
-    return Result(name, is_told, "", "1", is_told, {"exit code": process.exitcode}, "" if is_told else f"cause {cause}")
+    return Result(
+        name, int(is_told), "", "1", is_told, {"exit code": process.exitcode}, "" if is_told else f"cause {cause}"
+    )
 
 
 def _train_in_a_corner(fold: Fold) -> None:

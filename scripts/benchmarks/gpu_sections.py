@@ -31,7 +31,7 @@ class Section:
 
 
 SECTIONS = (
-    Section("kills and resume", kills, 15),
+    Section("kills and resume", kills, 18),
     Section("the same gradients in two processes", two_processes, 15),
     Section("a step of training", steps, 20),
     Section("packed folds", packed, 12),

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from table import Result, left_out
 from work import NUM_FOLDS, Bench, Step, make_deterministic, new_run, random_batch, start_fold, wait_until
 
+from contrails.cluster.queue.freeze import package_folder
 from contrails.cluster.schedulers.sites import num_cores
 from contrails.dataset.store import open_dataset
 from contrails.files import read_json_lines
@@ -31,8 +33,8 @@ from contrails.train.fold_data import training_rows
 from contrails.train.loop import Loop
 
 MODELS = {"U-Net, ResNet18": "resnet18", "U-Net, ResNeSt26d": "resnest26d"}
-_EPOCHS = 3
-"""Epochs of a measurement of the loop; the first one warms up."""
+_ROUNDS, _EPOCHS = 3, 6
+"""Rounds of a measurement of the loop, and the epochs of each, of which the first warms up."""
 
 _WARM_STEP = 2
 """Number of the step in which nothing may wait for the device."""
@@ -41,10 +43,10 @@ _WARM_STEP = 2
 def steps(bench: Bench) -> Iterator[Result]:
     """Time the loop beside a bare one and without deterministic kernels, and look for waits within a step."""
     for name, stem in MODELS.items():
-        keys = "train.ema_decay=0", f"train.epochs={_EPOCHS}"
+        keys = "train.ema_decay=0", f"train.epochs={_epochs(bench)}"
         recipe = bench.recipe(stem, *keys)
         rounds = []
-        while not rounds or (len(rounds) < 5 and not bench.is_late and not bench.is_tiny):
+        while not rounds or (len(rounds) < _ROUNDS and not bench.is_late and not bench.is_tiny):
             ours, waited = our_step(bench, recipe)
             rounds.append((ours, waited, bare_step(bench, recipe)))
         ours, waited, bare = (statistics.median(values) for values in zip(*rounds, strict=True))
@@ -61,25 +63,34 @@ def steps(bench: Bench) -> Iterator[Result]:
 
 
 def our_step(bench: Bench, recipe: Recipe) -> tuple[float, float]:
-    """Train a fold with logging on; return the seconds per step, without the ends of epochs, and the share of waits."""
-    times: list[float] = []
+    """Train a fold with logging on; return the seconds per step, and the share of them that waits for data.
+
+    The ends of epochs, with validation and a snapshot, do not count: an epoch has few steps here.
+    """
+    times: list[tuple[float, float]] = []
     end_epoch = Loop._end_epoch
 
+    def note(loop: Loop) -> None:
+        bench.synchronize()
+        times.append((time.perf_counter(), loop._pace._waited_s))
+
     def end(loop: Loop) -> None:
-        bench.synchronize()
-        times.append(time.perf_counter())
+        note(loop)
         end_epoch(loop)
-        loop._saved(must=True)  # a snapshot is measured on its own
-        bench.synchronize()
-        times.append(time.perf_counter())
+        loop._saved(must=True)
+        note(loop)
 
     torch.use_deterministic_algorithms(False)  # training sets it where its recipe asks for it
     fold = _new_fold(bench, recipe)
     with _replaced("_end_epoch", end):
         train_fold(fold)
-    epochs = [after - before for before, after in zip(times[1::2], times[2::2], strict=False)]
+    epochs, waits = np.diff(times, axis=0)[1::2].T  # from the end of an epoch's end to the end of the next epoch
     num_steps = source_and_sampler(bench, recipe)[1].steps_per_epoch
-    return statistics.median(epochs) / num_steps, read_json_lines(fold.attempt(1).telemetry)[-1]["data_wait_share"]
+    return float(np.median(epochs)) / num_steps, float(waits.sum() / epochs.sum())
+
+
+def _epochs(bench: Bench) -> int:
+    return 2 if bench.is_tiny else _EPOCHS
 
 
 def _new_fold(bench: Bench, recipe: Recipe) -> Fold:
@@ -110,7 +121,7 @@ def bare_step(bench: Bench, recipe: Recipe) -> float:
     source, sampler = source_and_sampler(bench, recipe)
     step, epochs = Step(recipe, source.num_channels, bench.device), []
     batches = source.batches(sampler.selections(0, 1))
-    for _ in range(_EPOCHS):
+    for _ in range(_epochs(bench)):
         bench.synchronize()
         started = time.perf_counter()
         for batch in itertools.islice(batches, sampler.steps_per_epoch):
@@ -150,7 +161,11 @@ def _waits(bench: Bench, what: str, overrides: Sequence[str]) -> Result:
         with _replaced("_step", step):
             train_fold(_new_fold(bench, recipe))
     except RuntimeError as error:
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if "/contrails/" in frame.filename]
+        own = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if package_folder() in Path(frame.filename).parents
+        ]
         where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else "outside of contrails"
         return Result(name, 0, "", "1", False, note=f"{str(error).splitlines()[0]} ({where})")
     return Result(name, 1, "", "1", True)
@@ -177,7 +192,7 @@ def _steps_per_s(bench: Bench, recipe: Recipe, count: int) -> float:
     folds = [run.fold(str(number)) for number in range(count)]
     processes = [start_fold(fold) for fold in folds]
     have_begun = wait_until(lambda: all(len(_telemetry(fold)) > 1 for fold in folds), *processes)
-    begin, seconds = time.time(), 0.3 * bench.seconds
+    begin, seconds = time.time(), 1 if bench.is_tiny else 0.3 * bench.seconds
     if have_begun:
         wait_until(lambda: time.time() > begin + seconds, *processes)
     for process in processes:

@@ -18,7 +18,7 @@ from contrails.cluster.schedulers.sites import num_cores
 from contrails.dataset.pack import pack
 from contrails.dataset.store import open_dataset
 from contrails.errors import ContrailsError
-from contrails.files import read_hint, sha256, write_atomic
+from contrails.files import read_hint, read_json, sha256, to_json, write_atomic
 from contrails.folds.filelists import ALWAYS_TRAINED, FileList, read_filelist, write_filelist
 from contrails.inputs.batches import Batch
 from contrails.inputs.composites import channels_of
@@ -86,13 +86,15 @@ def make_records(folder: Path, num_trained: int, num_validated: int, side: int) 
     Every fold trains on `num_trained` records at least, and validates on `num_validated` of its own.
     """
     make_dataset(folder / "drawn", Parameters(train=8, validation=1, test=1, size=side, seed=0))
-    drawn = sorted(path for path in (folder / "drawn" / "train").iterdir() if path.is_dir())
+    drawn = read_json(folder / "drawn" / "train_metadata.json")
     count = num_trained + NUM_FOLDS * num_validated
-    for index in range(count):
-        record = folder / "raw" / "train" / f"{index:06d}"
+    entries = [drawn[index % len(drawn)] | {"record_id": f"{index:06d}"} for index in range(count)]
+    for index, entry in enumerate(entries):
+        record = folder / "raw" / "train" / entry["record_id"]
         record.mkdir(parents=True)
-        for file in drawn[index % len(drawn)].iterdir():
+        for file in (folder / "drawn" / "train" / drawn[index % len(drawn)]["record_id"]).iterdir():
             os.link(file, record / file.name)
+    write_atomic(folder / "raw" / "train_metadata.json", to_json(entries))
     pack(make_plan(folder / "raw", "train", (11, 14, 15), (4,)), folder / "train.h5", min(8, num_cores()))
     dataset = open_dataset(folder / "train.h5")
     folds = tuple(ALWAYS_TRAINED if index < num_trained else index % NUM_FOLDS for index in range(count))
