@@ -61,7 +61,7 @@ def kills(bench: Bench) -> Iterator[Result]:
         require_done(killed)
         results = [result_of(fold) for fold in (undisturbed, killed)]
         is_equal = results[0] == results[1]
-        yield Result(name, int(is_equal), "", "1", is_equal, {"kills": done, "steps": results[0]["step"]})
+        yield Result(name, int(is_equal), "", "1", is_equal and done > 0, {"kills": done, "steps": results[0]["step"]})
 
 
 def _kill(fold: Fold, ways: tuple[str, ...]) -> int:
@@ -149,7 +149,7 @@ def _digest(recipe: Recipe, bench: Bench) -> str:
 def every_architecture(bench: Bench) -> Iterator[Result]:
     """Make a step of each architecture with an encoder of each family under deterministic algorithms."""
     make_deterministic()
-    architectures, encoders, side = list(known()["architectures"]), FAMILIES, SIDE
+    architectures, encoders, side = list(known()["architectures"]), list(FAMILIES), SIDE
     if bench.is_tiny:
         architectures, encoders, side = architectures[:2], encoders[:1], 64
     ran, possible, late = 0, 0, 0
@@ -176,8 +176,6 @@ def every_architecture(bench: Bench) -> Iterator[Result]:
 
 def _combination(architecture: str, encoder: str, side: int) -> Recipe:
     """Return the recipe of a combination; DPT takes four levels."""
-    model = {"architecture": architecture, "encoder": encoder}
-    if architecture == "DPT":
-        model |= {"encoder_depth": 4}
+    model = {"architecture": architecture, "encoder": encoder, "encoder_depth": 4 if architecture == "DPT" else 5}
     data = {"dataset": "none.h5", "filelist": "none.csv", "size": side}
     return Recipe.model_validate({"data": data, "model": model, "train": {"precision": "bf16"}})

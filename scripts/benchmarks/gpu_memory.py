@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from table import Result, left_out
-from work import Bench, Step, new_run, random_batch, start
+from work import Bench, Step, make_deterministic, new_run, random_batch, start
 
 from contrails.cluster.outcomes import cause_of_exit
 from contrails.models.build import build_model
@@ -25,6 +25,7 @@ _WHY = "a CPU has no memory of its own"
 def memory(bench: Bench) -> Iterator[Result]:
     """Make the model that does not fit first, in a process of its own, as a process that has used a GPU cannot fork."""
     full = left_out("a fold that does not fit ends with the cause gpu_memory", _WHY) if bench.is_tiny else _full(bench)
+    make_deterministic()
     yield _stall(bench)
     for stem in ("resnet18", "resnest26d", "resnest50d_512"):
         name = f"peak memory of a step over the estimate of recipe show --model, {stem}"

@@ -16,6 +16,7 @@ from gpu_speed import arithmetic, options, packed, steps
 from table import Result, left_out
 from work import Bench, make_records, start
 
+from contrails.cluster.schedulers.devices import listed_gpus
 from contrails.errors import NodeError
 from contrails.files import append_json_line, read_json_lines
 from contrails.gpu import driver_version, require_kernels
@@ -48,7 +49,8 @@ def title(device: str) -> str:
     what = f"torch {torch.__version__}, {os.cpu_count()} cores"
     if device == "cpu":
         return f"gpu: the script tried on a CPU with tiny sizes, the figures mean nothing; {what}"
-    return f"gpu: {what}, CUDA {torch.version.cuda}, driver {driver_version() or 'unknown'}"
+    cards = ", ".join(gpu.kind for gpu in listed_gpus()) or "unknown"
+    return f"gpu: {cards}, driver {driver_version() or 'unknown'}, CUDA {torch.version.cuda}, {what}"
 
 
 def measured(folder: Path, kind: str, seconds: float) -> Iterator[list[Result]]:

@@ -1,8 +1,6 @@
 """The sections of `scripts/bench gpu` about speed: steps, packed folds, the card's arithmetic, and options."""
 
 import itertools
-import os
-import signal
 import statistics
 import time
 import traceback
@@ -45,7 +43,7 @@ def steps(bench: Bench) -> Iterator[Result]:
     for name, stem in MODELS.items():
         keys = "train.ema_decay=0", f"train.epochs={_epochs(bench)}"
         recipe = bench.recipe(stem, *keys)
-        rounds = []
+        rounds: list[tuple[float, float, float]] = []
         while not rounds or (len(rounds) < _ROUNDS and not bench.is_late and not bench.is_tiny):
             ours, waited = our_step(bench, recipe)
             rounds.append((ours, waited, bare_step(bench, recipe)))
@@ -56,8 +54,8 @@ def steps(bench: Bench) -> Iterator[Result]:
         free = our_step(bench, bench.recipe(stem, *keys, "train.deterministic=false"))[0]
         kinds = {"deterministic, ms": 1e3 * ours, "others, ms": 1e3 * free}
         yield Result(f"{name}: deterministic step over others", ours / free, "x", "1.15x", ours / free <= 1.15, kinds)
-    kinds = [name for name, kind in AugmentSection() if isinstance(kind, Kind) and name not in TEMPORAL]
-    every = [f"augment.{name}.probability=0.6" for name in kinds]
+    changes = [name for name, kind in AugmentSection() if isinstance(kind, Kind) and name not in TEMPORAL]
+    every = [f"augment.{name}.probability=0.6" for name in changes]
     yield _waits(bench, "with the recipe's augmentation", [])
     yield _waits(bench, "with every augmentation", every)
 
@@ -196,8 +194,7 @@ def _steps_per_s(bench: Bench, recipe: Recipe, count: int) -> float:
     if have_begun:
         wait_until(lambda: time.time() > begin + seconds, *processes)
     for process in processes:
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGTERM)
+        process.terminate()  # SIGTERM: a fold saves its position
     for process, fold in zip(processes, folds, strict=True):
         process.join()
         if process.exitcode != 75:

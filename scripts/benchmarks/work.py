@@ -201,7 +201,7 @@ class Step:
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             outputs = self.forward(inputs)
         loss: torch.Tensor = self.objective(outputs, batch)[0]
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     def __call__(self, batch: Batch) -> None:
