@@ -1,6 +1,6 @@
 """What a GPU does: bits first, then speed and memory, section by section, the most important ones first.
 
-Each section is measured in a process of its own, which is ended when its share of the time is over. The table is
+Each section is measured in a process of its own, which is ended when its fraction of the time is over. The table is
 printed after each section, so that a call that is cut short has told what it found.
 """
 

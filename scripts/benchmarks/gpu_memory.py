@@ -36,7 +36,7 @@ def memory(bench: Bench) -> Iterator[Result]:
 def _full(bench: Bench) -> Result:
     run = new_run(bench.folder / "full", bench.recipe("resnet18"), "cuda", 1)
     run.fold("0").path.mkdir(parents=True)
-    process = start(_train_in_a_corner, run.fold("0"))
+    process = start(_train_in_little_memory, run.fold("0"))
     process.join()
     assert process.exitcode is not None
     cause = cause_of_exit(process.exitcode)
@@ -47,7 +47,7 @@ def _full(bench: Bench) -> Result:
     )
 
 
-def _train_in_a_corner(fold: Fold) -> None:
+def _train_in_little_memory(fold: Fold) -> None:
     """Train with a two-hundredth of the GPU's memory."""
     torch.cuda.set_per_process_memory_fraction(0.005)
     train_fold(fold, JobContext(redirect=True))

@@ -24,7 +24,7 @@ from contrails.gpu import driver_version, require_kernels
 
 @dataclass(frozen=True)
 class Section:
-    """A section: its name, what it measures, and its weight in sharing the time that is left."""
+    """A section: its name, what it measures, and its weight when the time that is left is divided."""
 
     name: str
     measure: Callable[[Bench], Iterator[Result]]
@@ -49,12 +49,12 @@ def title(device: str) -> str:
     what = f"torch {torch.__version__}, {os.cpu_count()} cores"
     if device == "cpu":
         return f"gpu: the script tried on a CPU with tiny sizes, the figures mean nothing; {what}"
-    cards = ", ".join(gpu.kind for gpu in listed_gpus()) or "unknown"
-    return f"gpu: {cards}, driver {driver_version() or 'unknown'}, CUDA {torch.version.cuda}, {what}"
+    gpus = ", ".join(gpu.kind for gpu in listed_gpus()) or "unknown"
+    return f"gpu: {gpus}, driver {driver_version() or 'unknown'}, CUDA {torch.version.cuda}, {what}"
 
 
 def measured(folder: Path, kind: str, seconds: float) -> Iterator[list[Result]]:
-    """Yield the results of each section, whose time is its share of what the sections before it have left."""
+    """Yield the results of each section; the weights divide the time that the sections before it have left."""
     end, data = time.monotonic() + seconds, folder / "data"
     data.mkdir()
     device = torch.device("cpu") if kind == "cpu" else torch.device("cuda", 0)

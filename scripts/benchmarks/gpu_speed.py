@@ -1,4 +1,4 @@
-"""The sections of `scripts/bench gpu` about speed: steps, packed folds, the card's arithmetic, and options."""
+"""The sections of `scripts/bench gpu` about speed: steps, packed folds, arithmetic, and options."""
 
 import itertools
 import statistics
@@ -50,7 +50,7 @@ def steps(bench: Bench) -> Iterator[Result]:
         ours, waited, bare = (statistics.median(values) for values in zip(*rounds, strict=True))
         loop = {"ours, ms": 1e3 * ours, "bare loop, ms": 1e3 * bare}
         yield Result(f"{name}: step over a bare loop", ours / bare, "x", "1.03x", ours / bare <= 1.03, loop)
-        yield Result(f"{name}: share of time that waits for data", 100 * waited, "%", "1 %", waited < 0.01)
+        yield Result(f"{name}: fraction of time that waits for data", 100 * waited, "%", "1 %", waited < 0.01)
         free = our_step(bench, bench.recipe(stem, *keys, "train.deterministic=false"))[0]
         kinds = {"deterministic, ms": 1e3 * ours, "others, ms": 1e3 * free}
         yield Result(f"{name}: deterministic step over others", ours / free, "x", "1.15x", ours / free <= 1.15, kinds)
@@ -61,7 +61,7 @@ def steps(bench: Bench) -> Iterator[Result]:
 
 
 def our_step(bench: Bench, recipe: Recipe) -> tuple[float, float]:
-    """Train a fold with logging on; return the seconds per step, and the share of them that waits for data.
+    """Train a fold with logging on; return the seconds per step, and the fraction of them that waits for data.
 
     The ends of epochs, with validation and a snapshot, do not count: an epoch has few steps here.
     """
