@@ -23,6 +23,8 @@ from contrails.runs.folder import Run
 from raw_records import write_metadata, write_record
 
 if TYPE_CHECKING:
+    import torch
+
     from slurm_cluster import SlurmCluster
 
 os.environ.pop("CONTRAILS_RUNS", None)  # somebody's own runs are none of the tests'
@@ -71,6 +73,17 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real records at {path}: the same is tested on synthetic ones")
     return path
+
+
+@pytest.fixture(scope="session")
+def gpu() -> "torch.device":
+    """The first GPU, where the machine has one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as jobs have it; read before the first product
+    return torch.device("cuda", 0)
 
 
 @pytest.fixture(scope="session")

@@ -18,18 +18,17 @@ import numpy as np
 import torch
 from table import Result, show
 from torch import nn
+from work import new_run
 
 from contrails.cluster.check.drill import make_data
 from contrails.cluster.queue.freeze import ALLOCATOR
 from contrails.dataset.store import open_dataset
-from contrails.files import sha256, write_atomic
 from contrails.folds.filelists import read_filelist
 from contrails.inputs.batches import Batch, source_of
 from contrails.inputs.normalise import fit_composite
 from contrails.inputs.sampling import Sampler
 from contrails.models.build import build_model
-from contrails.recipe.recipe import Recipe, to_toml
-from contrails.runs.config import ComputeSection, DataIdentity, RunConfig
+from contrails.recipe.recipe import Recipe
 from contrails.runs.folder import Run
 from contrails.train.fold import train_fold
 from contrails.train.fold_data import training_rows
@@ -96,18 +95,7 @@ def recipe_of(folder: Path, model: dict[str, object], steps: int) -> Recipe:
 def our_step(folder: Path, model: dict[str, object], steps: int) -> float:
     """Train a fold with snapshots and logging on; return the mean time of its steps, without the ends of epochs."""
     recipe = recipe_of(folder, model, steps)
-    config = RunConfig(
-        recipe=recipe,
-        compute=ComputeSection(device="cpu", num_threads=torch.get_num_threads()),
-        data=DataIdentity(
-            dataset=open_dataset(recipe.data.dataset).fingerprint, filelist=sha256(recipe.data.filelist), num_folds=2
-        ),
-        site={"name": "local"},
-        code="",
-    )
-    run = Run(Path(tempfile.mkdtemp(dir=folder)) / "run")
-    run.create_folder()
-    write_atomic(run.toml, to_toml(config))
+    run = new_run(Path(tempfile.mkdtemp(dir=folder)) / "run", recipe, "cpu", torch.get_num_threads())
     times: list[float] = []
     original, end_epoch = Loop._step, Loop._end_epoch
 

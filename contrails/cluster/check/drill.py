@@ -69,14 +69,14 @@ def drill(site: Site, name: str, data: Path, num_kills: int, seed: int) -> Outco
     Raises:
         TrainingError: a training did not continue.
     """
-    recipe = _recipe(data, num_kills)
+    recipe = small_recipe(data, num_kills)
     undisturbed, killed = (_create(recipe, site, f"{name}-{kind}") for kind in ("undisturbed", "killed"))
     started = time.monotonic()
     _submit(undisturbed)
     _wait(undisturbed, undisturbed.fold(_FOLD).done.exists, "to finish")
     seconds = time.monotonic() - started
     kills = tuple(_killed(killed, site, num_kills, random.Random(seed)))  # noqa: S311 - moments, not secrets
-    results = [_result(run.fold(_FOLD)) for run in (undisturbed, killed)]
+    results = [result_of(run.fold(_FOLD)) for run in (undisturbed, killed)]
     return Outcome(kills, results[0] == results[1], results[0]["step"], seconds)
 
 
@@ -92,7 +92,7 @@ def make_data(folder: Path, num_records: int = 16) -> None:
     write_filelist(folder / "folds.csv", folds, "contrails drill")
 
 
-def _recipe(data: Path, num_kills: int) -> Recipe:
+def small_recipe(data: Path, num_kills: int) -> Recipe:
     """Return a recipe that trains long enough for this number of interruptions."""
     return Recipe.model_validate(
         {
@@ -184,7 +184,8 @@ def _wait(run: Run, condition: Callable[[], object], what: str) -> None:
         time.sleep(poll_s)
 
 
-def _result(fold: Fold) -> dict[str, Any]:
+def result_of(fold: Fold) -> dict[str, Any]:
+    """Return what interruptions must not change: digests and scores of the weights, rows of metrics, last step."""
     done = fold.read_done()
     assert done is not None
     weights = {name: {key: entry[key] for key in ("sha256", "dice")} for name, entry in done["weights"].items()}
@@ -232,7 +233,7 @@ def _ways(site: Site) -> dict[str, Callable[[Attempt], None]]:
     """Return the interruptions that are possible at a site, by name."""
     scheduler = scheduler_of(site)
     if scheduler.CAPABILITIES.runs_here:
-        return _WAYS
+        return WAYS
     interruptions = scheduler.interruptions()
     return {name: partial(_to_job, interrupt) for name, interrupt in interruptions.items()} | {"walltime": _walltime}
 
@@ -244,7 +245,7 @@ def _to_job(interrupt: Callable[[Reference], object], attempt: Attempt) -> None:
     interrupt(reference(fold.run, job))
 
 
-_WAYS: dict[str, Callable[[Attempt], None]] = {
+WAYS: dict[str, Callable[[Attempt], None]] = {
     "SIGKILL": _send(signal.SIGKILL),
     "SIGKILL while a snapshot is written": _kill_when(_writing),
     "SIGKILL just after a snapshot": _kill_when(_written),
@@ -255,3 +256,4 @@ _WAYS: dict[str, Callable[[Attempt], None]] = {
     "SIGINT": _send(signal.SIGINT),
     "walltime": _walltime,
 }
+"""The interruptions on this machine, by name; each gets the newest attempt of the fold."""

@@ -34,7 +34,7 @@ def test_no_kill_changes_a_bit(site: Site) -> None:
 
 
 def test_a_difference_is_seen(tmp_path: Path) -> None:
-    from contrails.cluster.check.drill import _result
+    from contrails.cluster.check.drill import result_of
     from contrails.files import append_json_line, to_json, write_atomic
 
     results = []
@@ -44,6 +44,6 @@ def test_a_difference_is_seen(tmp_path: Path) -> None:
         write_atomic(fold.done, to_json({"weights": weights, "attempt": 1, "step": 1, "epoch": 1}))
         fold.attempt(1).path.mkdir(parents=True)
         append_json_line(fold.attempt(1).metrics, {"step": 1, "train/loss": loss})
-        results.append(_result(fold))
+        results.append(result_of(fold))
     assert results[0]["weights"] == results[1]["weights"]
     assert results[0] != results[1]
