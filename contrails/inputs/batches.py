@@ -20,6 +20,7 @@ from contrails.inputs.augment.dihedral import apply_dihedral
 from contrails.inputs.augment.samples import Samples
 from contrails.inputs.composites import Composite, compose
 from contrails.inputs.sampling import Selection
+from contrails.inputs.transfer import to_device
 from contrails.recipe.recipe import Recipe
 
 _AHEAD = 3
@@ -117,7 +118,7 @@ class Source:
         target = (votes * valid).float().div_(annotators.clamp(min=1).view(-1, 1, 1).float())
         if self.hard_target:
             target = (target > 0.5).float()  # strictly more than half
-        weights = None if self.weights is None else torch.from_numpy(self.weights[selection.rows]).to(self.device)
+        weights = None if self.weights is None else to_device(self.weights[selection.rows], self.device)
         samples = Samples(inputs, target, valid.view(torch.bool), weights)
         if selection.draws and self.chain is not None:
             samples = self.chain.apply(samples, selection.draws)

@@ -9,6 +9,7 @@ import torch
 from contrails.errors import RecipeError
 from contrails.inputs.augment import geometry, intensity, mixing
 from contrails.inputs.augment.samples import Samples
+from contrails.inputs.transfer import to_device
 from contrails.recipe.augment import AugmentSection
 
 _GEOMETRIC = ("affine", "grid_distortion", "resized_crop")
@@ -51,7 +52,7 @@ class Chain:
             if name in _GEOMETRIC:
                 samples, moved = samples if moved else self._moved(samples, draws), True
             elif len(chosen := self._chosen(name, draws)):
-                indices = torch.from_numpy(chosen).to(samples.target.device)
+                indices = to_device(chosen, samples.target.device)
                 samples = samples.replaced(indices, makers[name](samples, chosen, draws[name][chosen]))
         return samples
 
@@ -67,9 +68,7 @@ class Chain:
             return None
         mine = draws["noise"][chosen]
         factors = torch.ones((len(draws["noise"]), *shape), device=device)
-        factors[torch.from_numpy(chosen).to(device)] = intensity.noise(
-            shape, _seeds(mine), mine, self.section.noise, device
-        )
+        factors[to_device(chosen, device)] = intensity.noise(shape, _seeds(mine), mine, self.section.noise, device)
         return factors
 
     def _chosen(self, name: str, draws: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -95,7 +94,7 @@ class Chain:
                 found = geometry.grid_nodes(_seeds(numbers), section.grid_distortion, height, width)
                 nodes = np.zeros((len(some), *found.shape[1:]))
                 nodes[places] = found
-        indices = torch.from_numpy(some).to(samples.target.device)
+        indices = to_device(some, samples.target.device)
         moved = geometry.resample(samples.at(indices), matrices, nodes, self.offset_px, hard=self.hard)
         return samples.replaced(indices, moved)
 
@@ -111,7 +110,7 @@ class Chain:
         order = np.tile(np.arange(count), (len(lost), 1))
         order[np.arange(len(lost)), lost] = lost + np.sign(self.label_frame - lost)
         rows = torch.arange(len(lost), device=own.images.device)[:, None]
-        return replace(own, images=own.images[rows, torch.from_numpy(order).to(own.images.device)])
+        return replace(own, images=own.images[rows, to_device(order, own.images.device)])
 
     def _brightness_contrast(self, samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:
         own = _own(samples, chosen)
@@ -157,7 +156,7 @@ def require_reversible(offsets: Sequence[int]) -> None:
 
 
 def _own(samples: Samples, chosen: np.ndarray) -> Samples:
-    return samples.at(torch.from_numpy(chosen).to(samples.target.device))
+    return samples.at(to_device(chosen, samples.target.device))
 
 
 def _partner(samples: Samples, chosen: np.ndarray, draws: np.ndarray) -> Samples:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from contrails.inputs.augment.samples import Samples
+from contrails.inputs.transfer import to_device
 from contrails.recipe.augment import AffineSection, GridDistortionSection, ResizedCropSection
 
 _INSIDE = 0.999
@@ -68,11 +69,11 @@ def resample(
         matrices (B, 3, 3), nodes (B, 2, n, n) as above.
     """
     (height, width), device = samples.target.shape[-2:], samples.target.device
-    maps = torch.from_numpy(matrices).float().to(device)
-    bends = None if nodes is None else torch.from_numpy(nodes).float().to(device)
+    maps = to_device(matrices, device, torch.float32)
+    bends = None if nodes is None else to_device(nodes, device, torch.float32)
     points = _points(height, width, device)
     images = _sampled(samples.images.flatten(1, 2), _mapped(points, maps, bends), "reflection")
-    offset = torch.tensor(offset_px, device=device)
+    offset = to_device(np.array(offset_px, np.float32), device)
     seen = _mapped(points - offset, maps, bends) + offset
     labels = torch.stack([samples.target, samples.valid.float()], dim=1)
     target, share = _sampled(labels, seen, "zeros").unbind(1)
@@ -98,7 +99,7 @@ def _mapped(points: torch.Tensor, maps: torch.Tensor, nodes: torch.Tensor | None
     height, width, _ = points.shape
     moved = points.expand(len(maps), -1, -1, -1)
     if nodes is not None:  # the outer nodes are on the edges of the image
-        places = 2 * moved.flip(-1) / torch.tensor([width, height], device=points.device)
+        places = 2 * moved.flip(-1) / to_device(np.array([width, height]), points.device)
         bend = functional.grid_sample(nodes, places, mode="bicubic", padding_mode="border", align_corners=True)
         moved = moved + bend.movedim(1, -1)
     # no matrix product: its rounding can depend on the size of the batch
@@ -109,5 +110,5 @@ def _mapped(points: torch.Tensor, maps: torch.Tensor, nodes: torch.Tensor | None
 def _sampled(images: torch.Tensor, points: torch.Tensor, padding: str) -> torch.Tensor:
     """Interpolate images (B, C, H, W) bilinearly at points (B, H, W, 2)."""
     height, width = images.shape[-2:]
-    places = 2 * points.flip(-1) / torch.tensor([width, height], device=images.device)
+    places = 2 * points.flip(-1) / to_device(np.array([width, height]), images.device)
     return functional.grid_sample(images, places, mode="bilinear", padding_mode=padding, align_corners=False)

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from contrails.inputs.augment.rectangles import covered
 from contrails.inputs.augment.samples import Samples
+from contrails.inputs.transfer import to_device
 from contrails.recipe.augment import BlurSection, BrightnessContrastSection, CutoutSection, NoiseSection
 
 
@@ -39,7 +40,7 @@ def noise(
     """
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     normal = torch.stack([torch.randn(shape, generator=each, device=device) for each in generators])
-    strengths = torch.from_numpy(section.strength * draws[:, 1]).float().to(device)
+    strengths = to_device(section.strength * draws[:, 1], device, torch.float32)
     return 1 + strengths.view(-1, 1, 1, 1) * normal
 
 
@@ -52,7 +53,7 @@ def blur(images: torch.Tensor, draws: np.ndarray, section: BlurSection) -> torch
     reach = math.ceil(3 * section.sigma_px)
     sigmas = np.maximum(section.sigma_px * draws[:, 1], 1e-3)
     kernels = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigmas[:, None] ** 2))
-    weights = torch.from_numpy(kernels / kernels.sum(1, keepdims=True)).float().to(images.device)
+    weights = to_device(kernels / kernels.sum(1, keepdims=True), images.device, torch.float32)
     flat = images.flatten(1, 2)
     for axis, border in ((-1, (reach, reach, 0, 0)), (-2, (0, 0, reach, reach))):
         padded, size = functional.pad(flat, border, mode="replicate"), flat.shape[axis]
@@ -82,4 +83,4 @@ def cutout(samples: Samples, seeds: list[int], section: CutoutSection, offset_px
 
 def _column(values: np.ndarray, images: torch.Tensor) -> torch.Tensor:
     """Return one number per sample as a tensor that broadcasts with images."""
-    return torch.from_numpy(values).float().to(images.device).view(-1, 1, 1, 1, 1)
+    return to_device(values, images.device, torch.float32).view(-1, 1, 1, 1, 1)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from contrails.inputs.augment.dihedral import shift_label
 from contrails.inputs.augment.rectangles import covered
 from contrails.inputs.augment.samples import Samples
+from contrails.inputs.transfer import to_device
 from contrails.recipe.augment import CopyPasteSection, CutmixSection, MixupSection
 
 
@@ -34,7 +35,7 @@ def mixup(own: Samples, other: Samples, draws: np.ndarray, section: MixupSection
     Shape:
         draws (B,) from 0 to 1.
     """
-    weights = torch.from_numpy(betaincinv(section.alpha, section.alpha, draws)).float().to(own.target.device)
+    weights = to_device(betaincinv(section.alpha, section.alpha, draws), own.target.device, torch.float32)
     images = torch.lerp(other.images, own.images, weights.view(-1, 1, 1, 1, 1))
     if section.target == "or":
         target = torch.maximum(own.target, other.target)

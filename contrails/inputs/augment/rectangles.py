@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from contrails.inputs.transfer import to_device
+
 
 def covered(
     corners: np.ndarray, shape: torch.Size, offset_px: tuple[float, float], device: torch.device
@@ -14,7 +16,7 @@ def covered(
     Shape:
         corners (B, 4): top, left, bottom, right, the last two excluded, to float32 (B, H, W).
     """
-    tops, lefts, bottoms, rights = torch.from_numpy(corners).float().to(device).T
+    tops, lefts, bottoms, rights = to_device(corners, device, torch.float32).T
     height, width = shape[-2:]
     down = _share(tops, bottoms, height, offset_px[0])
     right = _share(lefts, rights, width, offset_px[1])
