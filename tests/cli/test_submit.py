@@ -76,7 +76,7 @@ def test_it_says_which_folds_of_a_run_would_go_on(run: Run, capsys: pytest.Captu
     [
         ("data.composite=ashh", "did you mean 'ash'"),
         ("data.frames=[3]", "expected frames of"),
-        ("data.crop=33", "records of .* are 32 x 32 pixels"),
+        ("data.crop=33", "records of .*, 32 x 32 pixels"),
         ("data.dataset=none.h5", "expected a dataset file at .*none.h5"),
         ("model.encoder=resnet19", "model.encoder = 'resnet19': did you mean 'resnet18'"),
         ("model.architecture=Unett", "model.architecture = 'Unett': did you mean 'Unet'"),
@@ -93,7 +93,7 @@ def test_pretrained_weights_are_needed_and_frozen_by_their_digest(run: Run, monk
     weights = run.path.parent / "weights" / "tu-test_resnet.r160_in1k.safetensors"
     monkeypatch.setenv("CONTRAILS_WEIGHTS", str(weights.parent))
     for arguments in ((), ("--dry-run",)):
-        with pytest.raises(DataError, match="no such file; run `contrails weights fetch tu-test_resnet` where"):
+        with pytest.raises(DataError, match="no such file; run `contrails weights fetch tu-test_resnet` on"):
             cli(["submit", "recipe.toml", "--name", "new", "-o", "model.pretrained=default", *arguments],
                 standalone_mode=False)  # fmt: skip
         assert not (run.path.parent / "new").exists()
@@ -133,8 +133,8 @@ def test_it_imports_nothing_heavy(run: Run) -> None:
 @pytest.mark.parametrize(
     ("then", "message"),
     [
-        ("", "expected 'aggregate', with its options"),
-        ("predict", "expected 'aggregate', with its options"),
+        ("", "expected 'aggregate', optionally followed by its options"),
+        ("predict", "expected 'aggregate', optionally followed by its options"),
         ("aggregate 'x", "No closing quotation"),
         ("aggregate --nonsense", "No such option"),
         ("aggregate --help", "expected a command that does something"),

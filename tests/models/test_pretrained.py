@@ -71,7 +71,7 @@ def test_fetched_weights_are_found_and_what_is_missing_says_what_to_run(
     folder, (endpoint, content) = tmp_path / "weights", hub
     monkeypatch.setenv("CONTRAILS_WEIGHTS", str(folder))
     asked = recipe(encoder="tu-test_resnet", pretrained="default")
-    with pytest.raises(DataError, match=r"no such file; run `contrails weights fetch tu-test_resnet` where"):
+    with pytest.raises(DataError, match=r"no such file; run `contrails weights fetch tu-test_resnet` on"):
         find_pretrained(asked)
     done = contrails(folder, endpoint, "fetch", "tu-test_resnet")
     assert done.returncode == 0, done.stderr

@@ -34,8 +34,8 @@ DELETED = "job_state=F|substate=91|run_count=1|Exit_status=271|comment=terminate
         ([FIRST, NEXT], {"7.h": ENDED, "8.h": HELD}, ["8.h"]),
         ([FIRST, NEXT], {"8.h": QUEUED}, ["8.h"]),  # without a history
         ([FIRST, NEXT, SECOND], {"7.h": ENDED, "8.h": RUNS}, ["8.h"]),
-        ([FIRST, FAILED], {"7.h": RUNS}, "job 7.h, which was to succeed first, ended: FAILED"),
-        ([FIRST], {"7.h": ENDED}, "job 7.h, which was to succeed first, ended: LOST"),
+        ([FIRST, FAILED], {"7.h": RUNS}, "job 7.h, which had to succeed first, ended: FAILED"),
+        ([FIRST], {"7.h": ENDED}, "job 7.h, which had to succeed first, ended: LOST"),
         ([FIRST, NEXT], {"7.h": DELETED, "8.h": DELETED}, "ended: LOST"),
         ([FIRST, NEXT, SECOND], {"7.h": RUNS}, "ended: LOST"),
         ([], {}, "ended: LOST"),

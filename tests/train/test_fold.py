@@ -208,7 +208,7 @@ def test_runs_need_no_wandb(make_run: MakeRun) -> None:
 def test_statistics_of_batch_norm_that_do_not_fit_are_told(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
     rough = {"epochs": 1, "batch_size": 2, "lr": 0.1}
     train_fold(make_run("batch", train=rough).fold("0"))
-    (told,) = [line for line in caplog.messages if "batch norm" in line]
+    (told,) = [line for line in caplog.messages if "batch-norm" in line]
     assert re.match(
         r"the validation loss is 19\.\d while the training loss is 0\.\d+: .* from pieces of 2 records", told
     )
@@ -217,7 +217,7 @@ def test_statistics_of_batch_norm_that_do_not_fit_are_told(make_run: MakeRun, ca
     caplog.clear()
     group = {"norm": "group", "encoder_norm": "group"}
     train_fold(make_run("group", train=rough | {"warmup_epochs": 0}, model=group).fold("0"))
-    assert not [line for line in caplog.messages if "batch norm" in line or "warm-up" in line]
+    assert not [line for line in caplog.messages if "batch-norm" in line or "warm-up" in line]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_damaged_one_is_named_and_skipped(fold: Fold, damage: Any, caplog: pyt
 
 def test_all_damaged_is_an_error_not_a_new_start(fold: Fold) -> None:
     flip_a_bit(save_snapshot(fold, 1, content(5)))
-    with pytest.raises(RunError, match=r"all 1 snapshots .* are damaged"):
+    with pytest.raises(RunError, match=r"expected an intact snapshot in .*, found 1 that are damaged"):
         load_snapshot(fold)
 
 

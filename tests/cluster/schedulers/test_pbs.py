@@ -124,7 +124,7 @@ def test_doctor_tells_a_limit_on_jobs(fake: FakePbs) -> None:
     assert not doctor()["limit of jobs"].holds
     fake.configure(max_queued=5)
     assert doctor()["limit of jobs"].holds
-    assert doctor()["limit of jobs"].found.startswith("5 of a user")
+    assert doctor()["limit of jobs"].found.startswith("5 per user")
 
 
 def test_what_no_node_can_run_is_not_submitted(fake: FakePbs, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_what_a_limit_does_not_let_in_is_put_off_where_others_are_left(
     slurm.take_jobs(20, range(most + 1, 99), LIMIT)
     outcomes = submit_folds(run, run.read_config(), ["0", "1", *["2"] * is_alive, "all"])
     assert [key for key, said in outcomes.items() if said.startswith("submitted, job 2")] == taken
-    assert [key for key, said in outcomes.items() if said.startswith("not taken yet (sbatch")] == put_off
+    assert [key for key, said in outcomes.items() if said.startswith("not accepted yet (sbatch")] == put_off
     left = [job for job in submissions(run) if job.refusal]
     assert [job.folds for job in left] == [(key,) for key in put_off]
     assert all(job.void and "AssocMaxSubmitJobLimit" in str(job.refusal) for job in left)

@@ -87,7 +87,7 @@ def test_what_cannot_be_continued_is_refused(site: Site, tiny_data: Path) -> Non
     assert refused.returncode == 5
     assert "expected the file list of tiny" in refused.stderr
     refused = site.run("continue", "tiny", "--from", "swa")
-    assert "fold 0 of tiny has no weights 'swa'. Known: " in refused.stderr
+    assert "fold 0 of tiny has no weights 'swa'; Known: " in refused.stderr
     refused = site.run("continue", "tiny", "--fold", "0,1")
     assert "tiny had not finished the folds 1 when tiny-continued was made; give --fold 0" in refused.stderr
 

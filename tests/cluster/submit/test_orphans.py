@@ -17,7 +17,7 @@ from contrails.submitit_pbs.chain import Chain
 from replayed import Replayed
 
 # what the watcher of the plugin says
-LEFT = {"State": "CANCELLED", "Reason": "job 7.h, which was to succeed first, ended: FAILED", "Orphan": "yes"}
+LEFT = {"State": "CANCELLED", "Reason": "job 7.h, which had to succeed first, ended: FAILED", "Orphan": "yes"}
 DELETED = {"State": "CANCELLED", "Reason": "cancelled"}
 FAILED = {"State": "FAILED", "Reason": "exit code 8"}
 WAITS = {"State": "PENDING", "Comment": "Not Running: Job is held by dependency"}
