@@ -175,7 +175,9 @@ def test_more_shards_than_records_are_refused(raw: Path) -> None:
 def test_records_without_masks_belong_to_test(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_record(tmp_path / "raw", split, "1", annotators=0, pixel_mask=False)
-    with pytest.raises(DataError, match=r"record 1: expected human_individual_masks.npy or .*, found neither; .*--split test"):
+    with pytest.raises(
+        DataError, match=r"record 1: expected human_individual_masks.npy or .*, found neither; .*--split test"
+    ):
         prepare(tmp_path / "raw", tmp_path / "train.h5")
     assert prepare(tmp_path / "raw", tmp_path / "test.h5", "test")
     assert open_dataset(tmp_path / "test.h5").annotators.tolist() == [0]

@@ -90,7 +90,9 @@ def test_places_that_do_not_fit_records_and_scenes_are_refused(
     if is_whole:
         assert open_dataset(tmp_path / "d.h5").placements == placements
         return
-    with pytest.raises(DataError, match=r"d.h5: expected placements of its records and scenes, found others; prepare it again"):
+    with pytest.raises(
+        DataError, match=r"d.h5: expected placements of its records and scenes, found others; prepare it again"
+    ):
         open_dataset(tmp_path / "d.h5")
 
 
