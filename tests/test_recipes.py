@@ -117,7 +117,9 @@ def test_the_header_says_what_to_expect(path: Path) -> None:
 
 @pytest.mark.parametrize("path", OF_GOES, ids=lambda path: path.stem)
 def test_the_header_has_the_size_of_the_model(path: Path) -> None:
-    found = re.search(r"# model:   (\S+) M parameters, (\S+) G multiply-adds a record of (\d+) x \3 ", path.read_text())
+    found = re.search(
+        r"# model:   (\S+) M parameters, (\S+) G multiply-adds per record of (\d+) x \3 ", path.read_text()
+    )
     assert found is not None
     parameters, macs, side = found.groups()
     done = CliRunner().invoke(cli, ["recipe", "show", str(path), "--model", "--json", "--side", side])

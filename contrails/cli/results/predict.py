@@ -264,8 +264,8 @@ def _predict_scene(
         raise click.BadParameter(
             f"{out}: expected a name that ends on {' or '.join(endings)} for the format {chosen}", param_hint="OUT"
         )
-    cut, bands = tiling_of(ensemble, describe(source), given, blend), bands_of(ensemble, given)
-    scene, made = predict_scene(ensemble, source, out, chosen, cut, bands, device, force=force)  # type: ignore[arg-type]
+    tiling, bands = tiling_of(ensemble, describe(source), given, blend), bands_of(ensemble, given)
+    scene, made = predict_scene(ensemble, source, out, chosen, tiling, bands, device, force=force)  # type: ignore[arg-type]
     click.echo(_said(out, f"{scene.height} x {scene.width} pixels", made=made))
 
 
