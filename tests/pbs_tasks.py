@@ -51,10 +51,10 @@ def warned_after_the_result() -> None:
     os._exit(255)
 
 
-def killed_after_the_result() -> None:
+def killed_after_the_result(kind: str = "success") -> None:
     """Write the result, then end like a process whose node fails."""
     paths = submitit.JobEnvironment().paths
-    paths.result_pickle.write_bytes(pickle.dumps(("success", "kept")))
+    paths.result_pickle.write_bytes(pickle.dumps((kind, "kept")))
     os.kill(os.getpid(), signal.SIGKILL)
 
 

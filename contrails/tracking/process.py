@@ -38,7 +38,7 @@ class Worker:
         self._read = b""
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
         self._process = subprocess.Popen(
-            _COMMAND,
+            [*_COMMAND, str(os.getpid())],
             env=environment | account.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The process that sends to Weights & Biases for `contrails sync`: `python -m contrails.tracking.worker`.
+"""The process that sends to Weights & Biases for `contrails sync`: `python -m contrails.tracking.worker PID`.
 
 Each line of input is a list of tasks; each task is answered by one line, in order. The W&B run of a fold that still
 trains stays open, so that wandb need not be started for each new row. An answer reports what the server holds.
@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from contrails.errors import ContrailsError, TrackingError
+from contrails.locks import locked
 from contrails.runs.folder import Fold
 from contrails.tracking.account import find_account
 from contrails.tracking.contents import (
@@ -34,6 +35,7 @@ _HOLDS_WITHIN_S = {True: 10.0, False: 30.0}
 """Seconds to wait for the server to hold all rows: after closing the W&B run, and while wandb-core still sends."""
 _LOOK_EVERY_S = 0.5
 _SIDE_BY_SIDE = 8
+_TURNS = ExitStack()
 
 
 @dataclass
@@ -74,10 +76,25 @@ def _open(task: Task, opened: dict[str, _Opened]) -> Answer:
     if task.folder in opened and opened[task.folder].id != task.id:
         opened.pop(task.folder).sink.finish("failed", {})  # a new W&B run replaces it
     if task.folder not in opened:
+        _wait_for_turn(task.folder)
         fold, sink = _fold_of(task), WandbSink(find_account())
         experiment = describe_fold(fold, task.id) if fold else describe_aggregation(Path(task.folder), task.id)
         opened[task.folder] = _Opened(task.id, sink, sink.open(replace(experiment, known=task.sent)), {})
     return Answer()
+
+
+@cache
+def _wait_for_turn(folder: str) -> None:
+    """Wait until no other process sends from a folder; until this one ends, none will.
+
+    A `contrails sync` that is killed leaves its worker, which still finishes its W&B runs.
+
+    Raises:
+        TrackingError: that command has ended before the turn of its worker came.
+    """
+    _TURNS.enter_context(locked(Path(folder) / ".wandb.worker.lock"))
+    if os.getppid() != int(sys.argv[-1]):
+        raise TrackingError("contrails sync has ended, and another one may be at work")
 
 
 def _fold_of(task: Task) -> Fold | None:
@@ -129,14 +146,15 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     opened: dict[str, _Opened] = {}
-    for line in sys.stdin:
-        for answer in work([Task.from_json(each) for each in json.loads(line)], opened):
-            answers.write(f"{answer.to_json()}\n")
-            answers.flush()
+    with suppress(BrokenPipeError):  # `contrails sync` was killed before it read the answer
+        for line in sys.stdin:
+            for answer in work([Task.from_json(each) for each in json.loads(line)], opened):
+                answers.write(f"{answer.to_json()}\n")
+                answers.flush()
     for run in opened.values():  # `contrails sync` was killed
         with suppress(ContrailsError, OSError):
             run.sink.finish("preempted", {})
-    os._exit(0)  # skips wandb's exit hook, which would mark failed runs as finished
+    os._exit(0)  # skips wandb's exit hook, which marks failed runs as finished and can wait for ever
 
 
 if __name__ == "__main__":

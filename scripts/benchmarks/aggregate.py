@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def augmented() -> Result:
     with torch.inference_mode():
         network(inputs)
         for view in parse_views("d4") * ROUNDS:
-            ours.append(seconds_of(lambda view=view: predict_views(network, inputs, [view], (0.5, 0.5))))
+            ours.append(seconds_of(partial(predict_views, network, inputs, [view], (0.5, 0.5))))
             bare.append(seconds_of(lambda: network(inputs)))
     ratio = float(np.median(np.divide(ours, bare)))
     seconds = {"a view, s": float(np.median(ours)), "bare, s": float(np.median(bare))}
@@ -111,7 +112,8 @@ def predict_records(folder: str, count: int) -> None:
     recipe = recipe_of(Path(folder), "tu-test_resnet", 3, [16, 8, 8])
     dataset = open_dataset(recipe.data.dataset)
     source = source_of(dataset, recipe, Composite(channels_of(recipe.data, dataset.band_names)), torch.device("cpu"))
-    predictor = Predictor([(build_model(recipe, 3).eval(), source)], "mean", [1.0], [0.5], parse_views("d4"), 0)
+    models = [(build_model(recipe, 3).eval(), source)]
+    predictor = Predictor(models, [Path("untrained")], "mean", [1.0], [0.5], parse_views("d4"), 0)
     before = resident("VmRSS")
     for _ in predictor(np.arange(count) % dataset.num_records):
         pass

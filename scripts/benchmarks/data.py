@@ -71,7 +71,12 @@ def integer_batches(folder: Path, path: Path) -> Iterator[Result]:
         return NUM_RECORDS
 
     measured = rates({"ours": ours, "plain copy": plain_copy} | peers(folder, path, ready=False))
-    goals = {".npy files": 80, "h5py, opened per item": 30, "h5py, kept open": None, "arrays in RAM": 10}
+    goals: dict[str, float | None] = {
+        ".npy files": 80,
+        "h5py, opened per item": 30,
+        "h5py, kept open": None,
+        "arrays in RAM": 10,
+    }
     goals |= {"arrays in RAM, no workers": None, "plain copy": 0.8}
     return against("integer batches", measured, goals)
 

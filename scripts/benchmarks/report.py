@@ -51,7 +51,7 @@ def make_run(folder: Path) -> Run:
             for step in range(1, steps + 1)
         ]
         fold.attempt(1).metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        fold.done.write_text(json.dumps(fold.read_done() | {"step": steps}))
+        fold.done.write_text(json.dumps((fold.read_done() or {}) | {"step": steps}))
     return run
 
 

@@ -18,7 +18,8 @@ import torch
 from memory import grown, resident
 from table import Result, show
 
-from contrails.aggregate.ensemble import Ensemble, Member, Options
+from contrails.aggregate.ensemble import Ensemble, Member
+from contrails.aggregate.options import Options
 from contrails.aggregate.output.scene import Tiling, predict_scene
 from contrails.inputs.composites import Channel, Composite
 from contrails.models.build import build_model
@@ -92,7 +93,7 @@ def run_monai(folder: str) -> None:
             profile, image = source.profile, source.read()
         inputs = torch.from_numpy(image)[None].float() / 255
         with torch.inference_mode():
-            logits = sliding_window_inference(
+            logits: torch.Tensor = sliding_window_inference(
                 inputs, CUT.size, BATCH, lambda x: model(x).mask[:, None], CUT.overlap / CUT.size[0], CUT.blend
             )
         mask = (torch.sigmoid(logits[0, 0]) >= 0.5).numpy().astype(np.uint8)

@@ -115,6 +115,14 @@ def test_a_result_is_the_end_however_its_process_ended(site: Site, task: Callabl
     eventually(lambda: job.state == "COMPLETED")
 
 
+def test_an_error_that_was_stored_is_a_failure_however_its_process_ended(site: Site) -> None:
+    executor = site.executor(pbs_walltime=WALLTIME, pbs_signal_delay_s=MARGIN_S, pbs_chain="held")
+    job = executor.submit(pbs_tasks.killed_after_the_result, "error")
+    with pytest.raises(FailedJobError, match="kept"):
+        job.result()
+    eventually(lambda: job.state == "FAILED")
+
+
 @history_does_not_matter
 def test_a_callable_without_checkpoint_polls_the_clock(site: Site, tmp_path: Path) -> None:
     rows = tmp_path / "rows"

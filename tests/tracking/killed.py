@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from contrails.runs.folder import Fold
 
 WORKER_STAGES = ["before W&B", "first row", "rows", "finish", "finished", "answer", "wandb-core"]
-SYNC_STAGES = ["planned", "asked", "answered", "tidying"]
-SOME_STAGES = ["rows", "finished", "wandb-core", "asked", "answered"]
+SYNC_STAGES = ["planned", "asked", "asked, slow worker", "answered", "tidying"]
+SOME_STAGES = ["rows", "finished", "wandb-core", "asked, slow worker", "answered"]
 
 
 def sync_killed(fold: Fold, stage: str) -> "subprocess.CompletedProcess[str]":
@@ -27,6 +28,13 @@ def sync_killed(fold: Fold, stage: str) -> "subprocess.CompletedProcess[str]":
 
 def die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_when_open(*_: Any) -> None:
+    """Die when the worker has opened the W&B run."""
+    while not list(Path(sys.argv[2]).glob("folds/*/wandb/run-*")):
+        time.sleep(0.05)
+    die()
 
 
 def after(count: int, action: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,6 +54,16 @@ def then_die(call: Callable[..., Any]) -> Callable[..., Any]:
         die()
 
     return dying
+
+
+def late(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `call` as a busy machine may make it: after another `contrails sync` has started."""
+
+    def delayed(*arguments: Any, **named: Any) -> None:
+        time.sleep(7)
+        call(*arguments, **named)
+
+    return delayed
 
 
 def kill_core(*_: Any) -> None:
@@ -76,6 +94,8 @@ def in_worker(stage: str) -> None:
         wandb.Run.finish = then_die(wandb.Run.finish)
     elif stage == "answer":
         WandbSink.held = die  # type: ignore[method-assign,assignment]
+    elif stage == "asked, slow worker":
+        wandb.Run.finish = late(wandb.Run.finish)
     elif stage == "wandb-core":
         wandb.Run.log = after(3, kill_core, wandb.Run.log)
     worker.main()
@@ -89,6 +109,8 @@ def in_sync(stage: str, arguments: list[str]) -> None:
         plan.Plan.begin = die  # type: ignore[method-assign]
     elif stage == "asked":
         process.Worker._line = die  # type: ignore[method-assign,assignment]
+    elif stage == "asked, slow worker":
+        process.Worker._line = die_when_open  # type: ignore[method-assign,assignment]
     elif stage == "answered":
         plan.Plan.finish = die  # type: ignore[method-assign]
     elif stage == "tidying":

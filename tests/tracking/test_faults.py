@@ -2,6 +2,7 @@
 
 import re
 
+import psutil
 import pytest
 from fault_cases import QUICK, FaultCase, end
 from killed import SOME_STAGES, SYNC_STAGES, sync_killed
@@ -45,6 +46,8 @@ def test_killed_at_any_stage_nothing_is_lost_or_doubled(trained: Fold, server: W
     assert sync_fold(trained) == 6
     assert holds_all(server, trained)
     assert read_json(trained.wandb)["id"] == "0123abcd"
+    # a worker of the killed command that is still at work could overwrite the state
+    assert not [each for each in psutil.process_iter(["cmdline"]) if stage in (each.info["cmdline"] or ())]
 
 
 def test_a_run_deleted_on_the_server(trained: Fold, server: WandbServer) -> None:

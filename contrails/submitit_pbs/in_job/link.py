@@ -34,7 +34,7 @@ from contrails.submitit_pbs.chain import (
 )
 from contrails.submitit_pbs.in_job.clock import Clock
 from contrails.submitit_pbs.in_job.successor import Successor
-from contrails.submitit_pbs.in_job.tasks import Process, job_environment, kill_tasks, start_tasks
+from contrails.submitit_pbs.in_job.tasks import Process, job_environment, kill_tasks, start_tasks, stores_error
 from contrails.submitit_pbs.limits import decide_memory_mb, read_nodes
 from contrails.submitit_pbs.search import element_id
 from contrails.submitit_pbs.states import (
@@ -89,7 +89,7 @@ class Link:
             self._say("the job is cancelled or over: nothing to do")
             return 0
         if self._has_result():  # the previous link was ended after its tasks had written their results
-            self._finish(COMPLETED, None)
+            self._finish_with_result()
             return 0
         self._remove_leftovers()
         before = {row["event"] for row in self.chain.rows() if row.get("job_id") == self.job_id}
@@ -288,7 +288,7 @@ class Link:
             return 1
         # a warning or TERM may come between a task's result and its end; submitit then exits as if it had saved
         if code == 0 or (code in HANDED_OVER and self._has_result()):
-            self._finish(COMPLETED, None)
+            self._finish_with_result()
             return 0
         if not self._term_came and code in {*HANDED_OVER, _TERMINATED}:
             time.sleep(_TERM_GRACE_S)  # PBS sends TERM to one process after another, so it may still come
@@ -313,6 +313,12 @@ class Link:
         self._finish(state, f"exit code {code}: {reason}")
         self.next.delete()
         return code
+
+    def _finish_with_result(self) -> None:
+        if any(stores_error(task) for task in self.tasks):
+            self._finish(FAILED, "a task ended with an error; see the logs")
+        else:
+            self._finish(COMPLETED, None)
 
     def _finish(self, state: str, reason: str | None, *, is_orphan: bool = False) -> None:
         word = {"state": state, "reason": reason, "has_result": self._has_result(), "is_orphan": is_orphan}

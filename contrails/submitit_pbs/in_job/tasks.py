@@ -1,6 +1,7 @@
 """The tasks of a link: processes of submitit's own runner, with output in submitit's logs."""
 
 import os
+import pickletools
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,18 @@ def job_environment(tasks: Sequence[JobPaths], job_id: str, restarts: int) -> di
         RESTARTS: str(restarts),
         "SUBMITIT_PBS_NTASKS": str(len(tasks)),
     }
+
+
+def stores_error(task: JobPaths) -> bool:
+    """Return whether the stored result of a task is an error; the result itself is not loaded.
+
+    submitit stores a pair whose first item is "success" or "error".
+    """
+    if not task.result_pickle.exists():
+        return False
+    with task.result_pickle.open("rb") as file:
+        texts = (value for _, value, _ in pickletools.genops(file) if isinstance(value, str))
+        return next(texts, None) == "error"
 
 
 def _start(task: JobPaths, environment: dict[str, str], stderr_to_stdout: bool) -> Process:
