@@ -114,6 +114,11 @@ def require_useful(recipe: Recipe) -> None:
             f"model.relu_features = 'remove': expected features that end with a ReLU, those of {section.encoder} do "
             "not; leave the key out, or choose an encoder such as resnet34"
         )
+    if recipe.train.sync_batch_norm and section.norm == "group" and section.encoder_norm != "own":
+        raise RecipeError(
+            "train.sync_batch_norm = true: expected a model with batch norm, found model.norm = 'group' and "
+            f"model.encoder_norm = '{section.encoder_norm}'; leave one of the three keys out"
+        )
 
 
 def find_architecture(name: str) -> tuple[str, dict[str, Any]]:

@@ -37,6 +37,8 @@ def require_piece(recipe: Recipe, height: int, width: int, num_ranks: int = 1, s
         RecipeError: it gets a single value; the message says what to change.
     """
     train = recipe.train
+    if train.sync_batch_norm:
+        num_ranks = 1  # the ranks share their statistics
     if (train.batch_size if step is None else step) // (train.accumulate * num_ranks) > 1:
         return
     seen = _seen_in_training(recipe, height, width)

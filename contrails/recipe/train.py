@@ -66,6 +66,11 @@ class TrainSection(Section):
     channels_last: bool = Field(False, description="use the channels-last memory format for inputs and weights")
     compile: bool = Field(False, description="use torch.compile; the results differ slightly from those without it")
     deterministic: bool = Field(True, description="use only kernels whose results are byte-identical every time")
+    sync_batch_norm: bool = Field(
+        False,
+        description="take batch-norm statistics over the pieces of all ranks, not of each rank alone; without effect "
+        "with num_ranks = 1",
+    )
     log_every: int = Field(10, ge=1, description="steps between two rows of metrics")
 
     @field_validator("epochs")
@@ -121,6 +126,8 @@ class TrainSection(Section):
                 )
         if any(epochs < 0 for epochs in self.freeze.values()):
             raise ValueError(f"freeze = {self.freeze}: expected numbers of epochs, from 0 on")
+        if self.sync_batch_norm and self.compile:
+            raise ValueError("sync_batch_norm and compile exclude each other; leave one of them out")
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         if self.min_lr > self.lr:

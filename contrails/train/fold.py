@@ -28,7 +28,8 @@ from contrails.train.context import JobContext, RankContext
 from contrails.train.fold_data import FoldData, open_data
 from contrails.train.loop import Loop
 from contrails.train.objective import Objective
-from contrails.train.ranks import Ranks, joined
+from contrails.train.ranks.batch_norm import join_batch_norms
+from contrails.train.ranks.group import Ranks, joined
 from contrails.train.replay import explained
 from contrails.train.saved.snapshot import load_snapshot, remove_leftovers
 from contrails.train.saved.state import KeptWeights, TrainState, new_state
@@ -136,6 +137,8 @@ def _build(
         found = load_snapshot(fold)
         pretrained = None if config.pretrained is None or found is not None else _verified(config.pretrained)
         model = build_model(recipe, source.num_channels, source.label_position, pretrained).to(device)
+        if recipe.train.sync_batch_norm and ranks.count > 1:
+            join_batch_norms(model)
         if recipe.train.channels_last:
             model.channels_last()
         objective = Objective(recipe, lambda: dataset.positive_rate(training)).to(device)

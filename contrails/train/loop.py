@@ -29,7 +29,9 @@ from contrails.train.attempt import Heart
 from contrails.train.evaluate import Evaluation, evaluate
 from contrails.train.optim import course_of, epochs_without_gain, freeze, learning_rate, set_rates
 from contrails.train.pace import Pace
-from contrails.train.ranks import Ranks
+from contrails.train.ranks.batch_norm import leave_ranks
+from contrails.train.ranks.gradients import GradientSums
+from contrails.train.ranks.group import Ranks
 from contrails.train.saved.averages import Average
 from contrails.train.saved.finite import OutputNotFiniteError, advice, require_finite
 from contrails.train.saved.snapshot import SnapshotWriter
@@ -93,6 +95,7 @@ class Loop:
         self._pace, self._next_save = Pace(self.state.step), time.monotonic() + 60 * self.recipe.snapshot.every_min
         self._forward = self._compiled(self.state.model)
         self._parameters = list(self.state.model.parameters())  # to list them takes 0.2 ms or more
+        self._gradients = GradientSums(self.state.model, self.ranks)
         if self._course.warmup >= self._course.steps and self.ranks.first:
             log.warning(
                 "the warm-up takes all of the %d steps, so that train.lr is not reached; lower train.warmup_epochs or "
@@ -127,9 +130,11 @@ class Loop:
     def _next_batches(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the pieces of one step."""
         count = min(self.recipe.train.accumulate, self.sampler.num_records(self.state.step))
-        for _ in range(count):
+        for number in range(1, count + 1):
             with self._pace.waiting():
                 batch = next(stream)
+            if number == count:
+                self._gradients.arm()
             yield batch
 
     def _step(self, batches: Iterator[Batch]) -> None:
@@ -143,9 +148,9 @@ class Loop:
             total, terms = self._loss(batch)
             state.scaler.scale(total * batch.fraction).backward()  # type: ignore[no-untyped-call]
             loss += torch.stack([total, *terms.values()]).detach() * batch.fraction
+        self._gradients.finish()
         self.ranks.add(loss)
         state.loss.end_step(self.ranks.add)
-        self.ranks.add_gradients(state.model)
         # unscaled before clipping, as the norm would be that of the scaled gradient
         state.scaler.unscale_(state.optimizer)
         self._grad_norm = nn.utils.clip_grad_norm_(self._parameters, section.grad_clip or math.inf)
@@ -262,6 +267,7 @@ class Loop:
     def _averaged(self, kind: str, average: Average) -> KeptWeights:
         model = copy.deepcopy(self.state.model).requires_grad_(requires_grad=False)
         model.load_state_dict(average.tensors)
+        leave_ranks(model)
         if kind == "swa":
             self._seed("batch_norm")
             update_bn(self._training_inputs(), model)
@@ -375,11 +381,12 @@ class Loop:
         if loss < max(_EXPLODED, _EXPLODED * trained) or not has_batch_norm(self.state.model):
             return
         section = self.recipe.train
+        norm_ranks = 1 if section.sync_batch_norm else self.ranks.count
         log.warning(
             "the validation loss is %.3g while the training loss is %.3g: the batch-norm statistics, from pieces of %d "
             "records, are probably inaccurate; set model.norm = 'group' and model.encoder_norm = 'group' (or 'frozen' "
             "with pretrained weights), raise train.batch_size, lower train.accumulate, or lower train.lr",
-            *(loss, trained, self.sampler.batch_size // section.accumulate // self.ranks.count),
+            *(loss, trained, self.sampler.batch_size // section.accumulate // norm_ranks),
         )
 
     def _smooth_loss(self) -> float:

@@ -182,6 +182,7 @@ def test_windows_and_the_pieces_of_ranks_and_of_a_last_step_count() -> None:
     require_piece(asked, 32, 32)
     with pytest.raises(RecipeError, match=r"found train.batch_size = 4 with train.accumulate = 2 on 2 ranks; change"):
         require_piece(asked, 32, 32, num_ranks=2)
+    require_piece(recipe({}, train={"batch_size": 4, "accumulate": 2, "sync_batch_norm": True}), 32, 32, num_ranks=2)
     with pytest.raises(RecipeError, match=r"and train.drop_last = true, which make a step of 3; change"):
         require_piece(asked, 32, 32, step=3)
 
@@ -209,6 +210,15 @@ def test_an_encoder_of_one_size_is_built_for_what_it_sees(encoder: str) -> None:
 def test_a_key_without_effect_is_refused(model: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=f"model.relu_features = {message}"):
         require_useful(recipe(model))
+
+
+def test_shared_statistics_need_batch_norm_and_no_compiler() -> None:
+    train = {"sync_batch_norm": True}
+    with pytest.raises(RecipeError, match=r"expected a model with batch norm, found model.norm = 'group' and model"):
+        require_useful(recipe({"norm": "group", "encoder_norm": "group"}, train=train))
+    require_useful(recipe({"norm": "group"}, train=train))
+    with pytest.raises(ValueError, match="sync_batch_norm and compile exclude each other"):
+        recipe({}, train=train | {"compile": True})
 
 
 def test_a_key_with_effect_is_not_refused() -> None:

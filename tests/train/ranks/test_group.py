@@ -46,9 +46,9 @@ except Stopped:
 """
 
 
-def run_of(make_run: MakeRun, name: str, num_ranks: int) -> Run:
+def run_of(make_run: MakeRun, name: str, num_ranks: int, **others: Any) -> Run:
     train = {"batch_size": 2 * num_ranks, "accumulate": 2, "swa_epochs": 1, "log_every": 1, "epochs": 4}
-    run = make_run(name, train=train)
+    run = make_run(name, train=train | others)
     run.toml.write_text(run.toml.read_text().replace("num_ranks = 1", f"num_ranks = {num_ranks}"))
     return run
 
@@ -73,7 +73,8 @@ def test_ctrl_c_while_a_rank_is_imported_stops_all(make_run: MakeRun, tmp_path: 
     run = run_of(make_run, "run", 2)
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(
-        "import os, signal, sys\nif 'contrails.train.rank' in sys.orig_argv: os.kill(os.getpid(), signal.SIGINT)\n"
+        "import os, signal, sys\n"
+        "if 'contrails.train.ranks.process' in sys.orig_argv: os.kill(os.getpid(), signal.SIGINT)\n"
     )
     environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path / "site")}
     command = [sys.executable, "-c", RANK_0, str(run.path), "-1", "SIGTERM"]
@@ -92,9 +93,18 @@ def test_ctrl_c_while_a_rank_is_imported_stops_all(make_run: MakeRun, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_ranks", [2, 3])
-def test_ranks_resume_exactly(make_run: MakeRun, num_ranks: int) -> None:
-    undisturbed, run = (run_of(make_run, name, num_ranks) for name in ("undisturbed", "stopped"))
+@pytest.mark.parametrize(("num_ranks", "sync"), [(2, True), (3, False)])
+def test_ranks_resume_exactly(
+    make_run: MakeRun, num_ranks: int, sync: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(  # so that the tiny model has several buckets
+        "from contrails.train.ranks import gradients\ngradients.BUCKET_BYTES = 4096\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    # 2 ranks are stopped in the middle of an epoch, once while the encoder is frozen and once after that
+    train_keys = {"freeze": {"encoder": 1}, "sync_batch_norm": sync}
+    undisturbed, run = (run_of(make_run, name, num_ranks, **train_keys) for name in ("undisturbed", "stopped"))
     assert train(undisturbed) == 0
     assert train(run, 1) == 75
     assert run.fold("0").all_snapshots()[0].step == 1

@@ -1,4 +1,4 @@
-"""Entry point of a rank other than 0: `python -m contrails.train.rank RUN FOLD CONTEXT`, started by `ranks`."""
+"""Entry point of a rank other than 0: `python -m contrails.train.ranks.process RUN FOLD CONTEXT`."""
 
 import signal
 import sys

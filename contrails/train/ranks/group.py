@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -47,11 +47,13 @@ class Ranks:
 
     def agree(self, *, asked: bool) -> bool:
         """Return whether `asked` is true on any rank."""
-        if self.count == 1:
-            return asked
-        flag = torch.tensor([asked], dtype=torch.uint8)
-        distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self._control)
-        return bool(flag)
+        return asked if self.count == 1 else self.any_of([asked])[0]
+
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """Return for each flag whether it is true on any rank."""
+        found = torch.tensor(flags, dtype=torch.uint8)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self._control)
+        return [bool(flag) for flag in found.tolist()]
 
     def collect(self, items: list[T]) -> list[T]:
         """Return the items of all ranks, in the order of the ranks."""
@@ -66,19 +68,6 @@ class Ranks:
         if self.count > 1:
             distributed.all_reduce(tensor)
         return tensor
-
-    def add_gradients(self, model: nn.Module) -> None:
-        """Sum the gradients over the ranks in a single operation.
-
-        DistributedDataParallel sums in buckets that it rebuilds after its first step, so that with three ranks a
-        resumed run was not byte-identical. A single sum always has the same order.
-        """
-        if self.count == 1:
-            return
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        flat = self.add(torch.cat([gradient.flatten() for gradient in gradients]))
-        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
     def share_buffers(self, model: nn.Module) -> None:
         """Copy the buffers of rank 0, such as batch-norm statistics, to all ranks."""
@@ -123,7 +112,7 @@ def joined(
 
 
 def _start(fold: Fold, rank: RankContext) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "contrails.train.rank", str(fold.run.path), fold.key, rank.to_json()]
+    command = [sys.executable, "-m", "contrails.train.ranks.process", str(fold.run.path), fold.key, rank.to_json()]
     descriptors = [] if rank.job.ram_fd is None else [rank.job.ram_fd]
     with held_back(SIGNALS):  # the child begins with them blocked, so that no signal kills it before it has handlers
         return subprocess.Popen(command, pass_fds=descriptors)
