@@ -46,7 +46,7 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = (
     | dict.fromkeys(("job_id", "job_name", "error", "user", "created", "text"), str)
     | dict.fromkeys(("exclude", "after"), list)
     | dict.fromkeys(("folds", "command"), (list, str))
-    | dict.fromkeys(("process", "versions", "weights"), dict)
+    | dict.fromkeys(("process", "versions", "weights", "start_s"), dict)
 )
 """The type of each name that the small JSON files of a run use; a name has the same type in all of them."""
 

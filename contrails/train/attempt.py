@@ -22,6 +22,7 @@ from contrails.files import read_hint, storage, to_json, write_atomic
 from contrails.processes import Process, process_in, process_of
 from contrails.runs.folder import Attempt, Fold
 from contrails.train.context import JobContext
+from contrails.train.start import StartClock
 
 BEAT_S = 20.0
 SILENCE_S = 180.0
@@ -105,8 +106,8 @@ def is_gone(owner: Process | None, signs: Iterable[float]) -> bool:
 class Heart:
     """Rewrites `state.json` of an attempt from a thread, and tells whether a higher attempt has taken over."""
 
-    def __init__(self, fold: Fold, attempt: Attempt) -> None:
-        self._fold, self._attempt = fold, attempt
+    def __init__(self, fold: Fold, attempt: Attempt, clock: StartClock | None = None) -> None:
+        self._fold, self._attempt, self._clock = fold, attempt, clock or StartClock()
         self._state: dict[str, Any] = {"status": "starting", "reason": None}
         self._beats = 0
         self._lock = threading.Lock()
@@ -123,6 +124,10 @@ class Heart:
         with self._lock:
             self._state.update(state)
         self._news.set()
+
+    def passed(self, phase: str, seconds: float | None = None) -> None:
+        """Write that a phase of the start is over; see `StartClock.passed`."""
+        self.update(start_s=self._clock.passed(phase, seconds))
 
     def stop(self, **state: Any) -> None:
         """End the thread and write the last state."""

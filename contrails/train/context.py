@@ -1,7 +1,7 @@
 """What one process passes to another that it starts: the job of a training, and the rank of the process."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from contrails.files import to_json
@@ -33,6 +33,10 @@ class JobContext:
     verified_fd: int | None = None
     """Descriptor of the anonymous file in which the folds of the job record which rows are verified."""
     launcher_pid: int | None = None
+    started_at: float | None = None
+    """When the launcher started the training process, in seconds since the epoch."""
+    start_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of the phases of the start before that moment (see `contrails.train.start`)."""
     redirect: bool = False
     """Whether to write the output to the attempt's logs."""
     summary: bool = False

@@ -34,6 +34,7 @@ from contrails.train.replay import explained
 from contrails.train.saved.snapshot import load_snapshot, remove_leftovers
 from contrails.train.saved.state import KeptWeights, TrainState, new_state
 from contrails.train.saved.weights import WeightsFiles
+from contrails.train.start import StartClock
 from contrails.train.stop import StopFlag
 from contrails.train.verification import Verification, distrust
 
@@ -57,6 +58,7 @@ def train_fold(fold: Fold, job: JobContext = _NO_JOB) -> None:
     if fold.done.exists():
         log.info("fold %s is finished: nothing to do", fold.key)
         return
+    clock = StartClock(job.started_at, job.start_s)
     stop = StopFlag(job.clock)
     stop.install()
     config = fold.run.read_config()
@@ -64,7 +66,8 @@ def train_fold(fold: Fold, job: JobContext = _NO_JOB) -> None:
     attempt = claim_attempt(fold, job, exactness, lambda: not stop.asked())
     if job.redirect:
         _redirect(attempt)
-    heart = Heart(fold, attempt)
+    clock.skip()
+    heart = Heart(fold, attempt, clock)
     heart.start()
     try:
         _train_attempt(fold, attempt, config, heart, stop, job)
@@ -124,6 +127,8 @@ def _build(
     """Open the data, build the model and restore the newest snapshot."""
     recipe = config.recipe
     data = open_data(fold, config, job, device, lambda: _poll(fold, stop))
+    if heart is not None:
+        heart.passed("staging", data.staging_s)
     dataset, training, source = data.dataset, data.training, data.source
     sampler = Sampler(source.dataset, recipe, data.drawn, fold.key)
     height, width = dataset.votes.shape[1:]

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,8 @@ class FoldData:
     source: Source
     drawn: np.ndarray
     read: tuple[tuple[Dataset, np.ndarray], ...]
+    staging_s: float
+    """Seconds in which the dataset file was opened, or copied to the node or to RAM."""
 
     def start_check(self, fold: Fold, num_folds: int, shared: int | None) -> RowCheck:
         """Start to verify the rows that are read; `shared` is the descriptor that `RowCheck` takes.
@@ -69,7 +72,7 @@ def open_data(
     Raises:
         DataError: a file is missing, damaged, or has changed since the run was created.
     """
-    recipe = config.recipe
+    recipe, began = config.recipe, time.monotonic()
     dataset = open_resident(
         recipe.data.dataset,
         recipe.data.residency,
@@ -78,6 +81,7 @@ def open_data(
         poll=poll,
         job_memory_gb=job.memory_gb,
     )
+    staging_s = time.monotonic() - began
     filelist = read_filelist(recipe.data.filelist)
     _require_same_data(config, dataset)
     training, validation = training_rows(dataset, filelist, fold.key, recipe)
@@ -94,6 +98,7 @@ def open_data(
         replace(source_of(mixed, recipe, composite, device), weights=weights),
         drawn,
         ((dataset, np.concatenate(read)), *((other, _limited(other, recipe.data)) for other in others)),
+        staging_s,
     )
 
 

@@ -103,6 +103,8 @@ class Loop:
                 self._course.steps,
             )
         self._report(status="running")
+        if self.heart is not None:
+            self.heart.passed("open")
         self._epochs()
 
     def _epochs(self) -> None:
@@ -113,6 +115,8 @@ class Loop:
             while state.step < self._course.end_of(state.epoch):
                 with self._pace.step():
                     self._step(self._next_batches(stream))
+                if self.heart is not None and self._pace.steps(state.step) == 1:
+                    self.heart.passed("first_step")
                 if state.step % section.log_every == 0:
                     self._log_training()
                 self._poll()

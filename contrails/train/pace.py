@@ -35,9 +35,13 @@ class Pace:
         yield
         self._waited_s += time.monotonic() - since
 
+    def steps(self, step: int) -> int:
+        """Return the number of steps since the attempt began."""
+        return step - self._first_step
+
     def seconds_per_step(self, step: int) -> float | None:
         """Return the mean time per step since the attempt began, with validation; None before its first step."""
-        steps = step - self._first_step
+        steps = self.steps(step)
         return (time.monotonic() - self._started) / steps if steps else None
 
     def row(self, step: int, batch_size: int, device: torch.device) -> dict[str, Any]:

@@ -39,6 +39,9 @@ def test_three_folds_to_their_end_and_again(site: Site) -> None:
     attempt = run.fold("0").attempt(1)
     assert "pid" in read_json(attempt.job)
     assert attempt.stderr.exists()
+    start_s = read_json(attempt.state)["start_s"]
+    assert set(start_s) == {"launcher", "imports", "staging", "open", "first_step"}
+    assert min(start_s.values()) > 0
 
 
 def test_a_killed_fold_says_so_and_goes_on_when_submitted_again(site: Site) -> None:

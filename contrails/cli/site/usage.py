@@ -9,10 +9,11 @@ import click
 from contrails.cli.complete import complete_runs
 from contrails.cli.options import json_option
 from contrails.cli.tables import Column, print_table
+from contrails.cluster.queue.journal import submissions
 from contrails.cluster.schedulers.sites import site_of
 from contrails.cluster.status.overview import overview
 from contrails.cluster.status.suggest import Suggestion, suggest
-from contrails.cluster.status.usage import UNUSED, Usage
+from contrails.cluster.status.usage import START_PHASES, UNUSED, Usage, start_of
 from contrails.errors import RecipeError
 from contrails.report.log import read_log
 from contrails.runs.folder import Run, all_runs, open_run
@@ -36,7 +37,9 @@ def usage(run_name: str | None, as_json: bool) -> None:
 
     Shows hours used, lost to interruptions, spent waiting for data, and queued; without RUN, per run and per user.
     Efficiency is the fraction of the hours neither lost nor spent waiting for data. With RUN, it also suggests the
-    walltime and memory of the next submission, from the measured values.
+    walltime and memory of the next submission, from the measured values. The second table shows the seconds that a
+    start takes before its first step: in the queue, in the launcher, to unpack the environment, to import, to stage
+    the dataset, to open the rest, and for the first step itself.
 
     \b
     Example:
@@ -71,13 +74,30 @@ def _show_run(run: Run, as_json: bool) -> None:
         found = suggest(states, site.margin_s, site.num_ranks)
     except RecipeError as error:
         found = Suggestion(None, None, f"of an older version: {error}")
+    jobs = submissions(run)
+    starts = {state.fold: start_of(run.fold(state.fold), jobs) for state in states}
     if as_json:
-        click.echo(json.dumps({"folds": {name: _plain(of) for name, of in by_fold.items()}, "next": asdict(found)}))
+        folds = {name: _plain(of) | ({"start_s": starts[name]} if starts[name] else {}) for name, of in by_fold.items()}
+        click.echo(json.dumps({"folds": folds, "next": asdict(found)}))
         return
     _print("fold", by_fold)
+    _print_starts(starts)
     asked = {"walltime_min": found.walltime_min, "memory_gb": found.memory_gb}
     lines = [f"{key} = {value:g}" for key, value in asked.items() if value is not None]
     click.echo(f"suggested for a job of one fold: {', '.join(lines) or 'nothing'} ({found.reason})")
+
+
+def _print_starts(starts: Mapping[str, Mapping[str, float]]) -> None:
+    """Print what the start of a fold consists of; nothing if no attempt wrote it."""
+    rows: list[list[str] | None] = [
+        [name, *(f"{start[phase]:.1f}" if phase in start else "" for phase in START_PHASES)]
+        for name, start in starts.items()
+        if start
+    ]
+    if rows:
+        click.echo("seconds before the first step, median of the attempts:")
+        columns = [Column(phase.replace("_", " "), 1, right=True) for phase in START_PHASES]
+        print_table([Column("fold", whole=True), *columns], rows)
 
 
 def _plain(of: Usage) -> dict[str, float | int | None]:

@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 from contrails.cluster.ends import write_end
 from contrails.cluster.job.handover import Clock, Progress, ended_jobs, hand_over, is_wanted, record_silent_end
 from contrails.cluster.job.hooks import Event, Hook, finish_hooks, start_hook
@@ -88,6 +90,7 @@ def tell_failure(what: Callable[[Run, RunConfig, Site], None], run: Run, config:
 
 def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     """Wait for slots of this machine, then train."""
+    start_s = _start_s()
     num_ranks = config.compute.num_ranks
     slots = slots_of(run, site, config.compute)
     wanted = min(len(folds), len(slots) // num_ranks) * num_ranks
@@ -98,7 +101,8 @@ def _run_here(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     taken = take_slots(slots, wanted, lambda: not left())
     if not taken:
         return 0
-    job = JobContext(scheduler=site.scheduler, job_id=os.environ.get("SUBMITIT_LOCAL_JOB_ID"), redirect=True)
+    job_id = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+    job = JobContext(scheduler=site.scheduler, job_id=job_id, redirect=True, start_s=start_s)
     return _exit_code(list(_run_children(run, config, left(), job, _dealt_slots(config, taken)).values()))
 
 
@@ -119,6 +123,7 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
         ended_jobs=tuple(ended_jobs([run.fold(key) for key in wanted], scheduler, here)),
         memory_gb=here.memory_gb or site.memory_gb,
         redirect=True,
+        start_s=_start_s(),
     )
     gpus = here.devices if config.compute.device == "cuda" else ()
     shares: list[_Share] = [(",".join(mine), []) for mine in _dealt(gpus, config.compute.num_ranks)]
@@ -200,6 +205,11 @@ def _run_children(
     return {child.fold.key: _code(child.process.returncode, stopping) for child in children}
 
 
+def _start_s() -> dict[str, float]:
+    """Return the seconds since this process started, as the first phase of the start of its children."""
+    return {"launcher": round(max(0.0, time.time() - psutil.Process().create_time()), 3)}
+
+
 def _catch_signals() -> deque[int]:
     """Install handlers that only append signals to the returned deque, so that none ends this process."""
     asked: deque[int] = deque()
@@ -212,6 +222,7 @@ def _catch_signals() -> deque[int]:
 
 def _start(fold: Fold, job: JobContext, gpu: str | None, descriptors: Sequence[int]) -> _Child:
     environment = dict(os.environ) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+    job = replace(job, started_at=time.time())
     command = [sys.executable, "-m", "contrails.cluster.job.task", str(fold.run.path), fold.key, job.to_json()]
     return _Child(fold, subprocess.Popen(command, env=environment, pass_fds=descriptors))
 
@@ -325,7 +336,7 @@ def _exit_code(codes: list[int]) -> int:
 def main() -> None:
     """Train a fold in the foreground; the exit code is that of the error."""
     run, fold_key = Run(Path(sys.argv[1])), sys.argv[2]
-    job = JobContext(summary="--summary" in sys.argv)
+    job = JobContext(summary="--summary" in sys.argv, start_s=_start_s())
     try:
         sys.exit(launch(run, run.read_config(), [fold_key], job, {}))
     except ContrailsError as error:

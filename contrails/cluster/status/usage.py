@@ -1,8 +1,9 @@
 """The hours that a fold's attempts used, and how many of them were lost, from their files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import median
 from typing import Any
 
 from contrails.cluster.ends import read_end
@@ -11,6 +12,7 @@ from contrails.files import last_json_line, read_hint
 from contrails.runs.folder import Attempt, Fold
 from contrails.runs.metrics import covered_step
 from contrails.train.attempt import is_made_by
+from contrails.train.start import PHASES
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Usage:
 
 UNUSED = Usage()
 
+START_PHASES = ("queue", *PHASES)
+"""The phases of a start, in order."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -67,6 +72,8 @@ class Span:
     hours_waiting: float
     memory_gb: float | None
     num_gpus: int
+    start_s: Mapping[str, float]
+    """Seconds per phase until the first step was done (see `contrails.train.start`); empty for older versions."""
 
     @property
     def hours(self) -> float:
@@ -89,6 +96,23 @@ def usage_of(fold: Fold, jobs: Sequence[Submission] | None = None) -> Usage:
         ),
         UNUSED,
     )
+
+
+def start_of(fold: Fold, jobs: Sequence[Submission] | None = None) -> dict[str, float]:
+    """Return the median seconds per phase of the starts of a fold, over the attempts that wrote them.
+
+    `queue` is the time from the submission, or from the end of the attempt before it in the same job, until the
+    launcher began. Waits for a slot of this machine or for an earlier attempt are included.
+    """
+    found: dict[str, list[float]] = {}
+    for span in spans(fold, jobs):
+        phases = dict(span.start_s)
+        if phases and span.queued is not None:
+            own = sum(phases.get(name, 0.0) for name in ("launcher", "environment", "imports"))
+            phases = {"queue": max(0.0, span.started - span.queued - own)} | phases
+        for name, seconds in phases.items():
+            found.setdefault(name, []).append(seconds)
+    return {name: round(median(found[name]), 3) for name in START_PHASES if name in found}
 
 
 def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:
@@ -120,10 +144,17 @@ def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:
                 (last.get("data_wait_share") or 0.0) * (ended - started) / 3600,
                 memory / 1e9 if memory is not None else None,
                 owner.get("num_ranks", 1) if owner.get("device") == "cuda" else 0,
+                _start_s(state),
             )
         )
         before = owner
     return found
+
+
+def _start_s(state: Mapping[str, Any]) -> dict[str, float]:
+    """Return the phases of a start that `state.json` of an attempt holds."""
+    found = state.get("start_s", {})
+    return {name: float(found[name]) for name in PHASES if isinstance(found.get(name), int | float)}
 
 
 def _seconds(moment: str) -> float | None:

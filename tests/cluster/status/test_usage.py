@@ -11,7 +11,7 @@ from contrails.cli.main import cli
 from contrails.cluster.queue.journal import record
 from contrails.cluster.status.fold_state import FoldState
 from contrails.cluster.status.suggest import suggest
-from contrails.cluster.status.usage import Usage, spans, usage_of
+from contrails.cluster.status.usage import Usage, spans, start_of, usage_of
 from contrails.files import append_json_line, last_json_line, to_json, write_atomic
 from contrails.runs.folder import Fold
 
@@ -95,3 +95,33 @@ def test_the_last_row_of_a_file_that_was_cut(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"step": 3000, "fil')
     assert last_json_line(path)["step"] == 2999
+
+
+def test_a_start_by_what_it_waits_for(fold: Fold, capsys: pytest.CaptureFixture[str]) -> None:
+    phases = {"launcher": 1.0, "imports": 9.0, "staging": 30.0, "open": 2.0, "first_step": 0.5}
+    write_state(fold, 1, start_s=phases | {"environment": 20.0})
+    write_state(fold, 2, start_s=phases | {"imports": 5.0, "open": "?"})
+    queue = [HOUR / 2 - 30.0, HOUR - 6.0]
+    expected = {"queue": sum(queue) / 2, **phases, "environment": 20.0, "imports": 7.0}
+    assert start_of(fold) == pytest.approx(expected)
+    name = str(fold.run.path)
+    cli(["usage", name, "--json"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)["folds"]["0"]["start_s"] == pytest.approx(expected)
+    cli(["usage", name], standalone_mode=False)
+    table = capsys.readouterr().out.partition("seconds before the first step, median of the attempts:")[2]
+    rows = [line.split() for line in table.splitlines()]
+    assert ["fold", "queue", "launcher", "environment", "imports", "staging", "open", "first", "step"] in rows
+    assert ["0", "2682.0", "1.0", "20.0", "7.0", "30.0", "2.0", "0.5"] in rows
+
+
+def test_attempts_of_older_versions_show_no_start(fold: Fold, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start_of(fold) == {}
+    cli(["usage", str(fold.run.path)], standalone_mode=False)
+    assert "first step" not in capsys.readouterr().out
+    cli(["usage", str(fold.run.path), "--json"], standalone_mode=False)
+    assert "start_s" not in capsys.readouterr().out
+
+
+def write_state(fold: Fold, number: int, **state: object) -> None:
+    path = fold.attempt(number).state
+    write_atomic(path, to_json(json.loads(path.read_text()) | state))
