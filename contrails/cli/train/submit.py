@@ -184,12 +184,13 @@ def _shared_by(site: Site, folds_per_job: int) -> Site:
 def _show_jobs(run: Run, config: RunConfig, folds: list[str], folds_per_job: int) -> None:
     """Print the scheduler's own script and command of each job."""
     from contrails.cluster.queue.requests import fold_request
+    from contrails.cluster.queue.submission import with_archive
     from contrails.cluster.submit.folds import grouped
 
     site = parse(Site, config.site, str(run.toml))
     for group in grouped(folds, folds_per_job):
         request = fold_request(run, config.compute.num_threads, group)
-        if script := scheduler_of(site).preview(run.job_folder(request.name), site, request):
+        if script := scheduler_of(site).preview(run.job_folder(request.name), site, with_archive(request, site)):
             click.echo(f"\n{script}")
 
 

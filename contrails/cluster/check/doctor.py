@@ -69,6 +69,10 @@ def check_node(site: Site, root: Path) -> Iterator[Check]:
     if (folder := site.own_stage_dir()) is not None:
         writable = folder.is_dir() and os.access(folder, os.W_OK)
         found = f"{folder} {'is writable' if writable else 'is missing or not writable'}"
+        if site.environment_archive is not None and not runs_here:
+            is_local = Path(sys.prefix).parent == folder
+            advice = "the job's output says why the environment was not unpacked in the scratch folder"
+            yield Check("environment", is_local, f"Python runs in {sys.prefix}", advice)
         yield Check("scratch", writable, found, "set stage_dir of the site to the node's scratch folder")
 
 

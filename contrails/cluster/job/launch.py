@@ -21,6 +21,7 @@ from typing import TypeVar
 import psutil
 
 from contrails.cluster.ends import write_end
+from contrails.cluster.environment import Interpreter, local_interpreter
 from contrails.cluster.job.handover import Clock, Progress, ended_jobs, hand_over, is_wanted, record_silent_end
 from contrails.cluster.job.hooks import Event, Hook, finish_hooks, start_hook
 from contrails.cluster.job.refused import submit_refused
@@ -182,17 +183,20 @@ def _run_children(
     is_due: Callable[[], bool] = lambda: False,
 ) -> dict[str, int]:
     """Train each fold in a child process with its own GPUs and slots; return the exit codes by fold."""
+    interpreter = local_interpreter()
     # blocked while the children start, so that Ctrl-C does not kill them (see `contrails.cluster.job.task`)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     asked = _catch_signals()
     clock = None if job.job_id is None else str(run.clock(job.job_id))
     job = replace(job, launcher_pid=os.getpid(), clock=clock)
+    if interpreter.seconds is not None:
+        job = replace(job, start_s=job.start_s | {"environment": round(interpreter.seconds, 3)})
     memory = []
     if hasattr(os, "memfd_create"):
         memory = [os.memfd_create("dataset"), os.memfd_create("verified")]
         job = replace(job, ram_fd=memory[0], verified_fd=memory[1])
     children = [
-        _start(run.fold(key), job, gpu, [*held, *memory])
+        _start(run.fold(key), job, interpreter, gpu, [*held, *memory])
         for key, (gpu, held) in zip(folds, itertools.cycle(shares or [(None, [])]), strict=False)
     ]
     if signal.SIGINT in signal.sigpending():  # sent before all children existed
@@ -220,10 +224,12 @@ def _catch_signals() -> deque[int]:
     return asked
 
 
-def _start(fold: Fold, job: JobContext, gpu: str | None, descriptors: Sequence[int]) -> _Child:
-    environment = dict(os.environ) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+def _start(
+    fold: Fold, job: JobContext, interpreter: Interpreter, gpu: str | None, descriptors: Sequence[int]
+) -> _Child:
+    environment = interpreter.variables | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
     job = replace(job, started_at=time.time())
-    command = [sys.executable, "-m", "contrails.cluster.job.task", str(fold.run.path), fold.key, job.to_json()]
+    command = [interpreter.python, "-m", "contrails.cluster.job.task", str(fold.run.path), fold.key, job.to_json()]
     return _Child(fold, subprocess.Popen(command, env=environment, pass_fds=descriptors))
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from contrails.cluster.environment import local_interpreter
 from contrails.cluster.queue.freeze import job_environment
 from contrails.cluster.queue.journal import submissions
 from contrails.cluster.queue.names import job_name
@@ -21,8 +22,10 @@ def run_command(arguments: list[str]) -> None:
     Raises:
         SystemExit: the command failed; the exit code is the command's.
     """
+    interpreter = local_interpreter()
+    command = [interpreter.python, "-m", "contrails", *arguments]
     # in a new process, since submitit's signal handlers in this one ignore signals
-    if code := subprocess.run([sys.executable, "-m", "contrails", *arguments], check=False).returncode:
+    if code := subprocess.run(command, env=interpreter.variables, check=False).returncode:
         sys.exit(code if code > 0 else 128 - code)
 
 

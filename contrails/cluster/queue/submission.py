@@ -7,9 +7,11 @@ process that is killed in between leaves an intent without an answer; `reconcile
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contrails.cluster.environment import archive_variables
 from contrails.cluster.queue.journal import Submission, newest_submissions, record, submissions
 from contrails.cluster.schedulers.base import Job, Reference, Request, Scheduler, scheduler_of
 from contrails.errors import ClusterError, LimitReached
@@ -39,7 +41,7 @@ def submit_job(run: Run, site: "Site", request: Request) -> str:
         ClusterError: the scheduler refused.
     """
     folder = make_job_folder(run, request.name)
-    scheduler = scheduler_of(site)
+    scheduler, request = scheduler_of(site), with_archive(request, site)
     try:
         return scheduler.submit(
             folder,
@@ -54,6 +56,12 @@ def submit_job(run: Run, site: "Site", request: Request) -> str:
             kind = LimitReached if isinstance(error, LimitReached) else ClusterError
             raise kind(f"{error}; see `contrails doctor --site {site.name}`") from error
         return settled
+
+
+def with_archive(request: Request, site: "Site") -> Request:
+    """Return the request with the variables by which its job finds the archive of the site's environment."""
+    more = archive_variables(site.environment_archive, site.stage_dir)
+    return replace(request, environment=(request.environment or {}) | more) if more else request
 
 
 def submit_jobs(run: Run, site: "Site", requests: Sequence[Request], *, is_alone: bool) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import psutil
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from contrails.cluster.environment import read_archive
 from contrails.cluster.schedulers.base import scheduler_of
 from contrails.cluster.schedulers.devices import require_devices, visible_devices
 from contrails.cluster.schedulers.profiles import BUILT_IN, profile_files
@@ -81,6 +82,7 @@ class Site(Section):
     memory_gb: float | None = Field(None, gt=0, description="memory per job; empty: the scheduler's default")
     prologue: tuple[Word, ...] = Field((), description="shell lines that a job runs first, such as module load cuda")
     environment: Path | None = Field(None, description="script that a job sources, such as envs/mycluster.sh")
+    environment_archive: Path | None = Field(None, description="archive of envs/pack, unpacked once per node")
     resources: dict[str, Word | bool | int] = Field({}, description="PBS: more resources of select, such as gpu_mem")
     next_job: Literal["held", "at_warning"] = Field("held", description="PBS: when the next job is submitted")
     scheduler_arguments: dict[str, Word | int | bool] = Field({}, description="more arguments for the scheduler")
@@ -111,10 +113,11 @@ class Site(Section):
         return Path(path)
 
     def with_files(self) -> "Site":
-        """Return the profile with an absolute path of its `environment`, after checking the files that it names.
+        """Return the profile with absolute paths of its environment, after checking the files that it names.
 
         Raises:
-            RecipeError: that script is missing; or, if this machine trains, a command of `on_done` or `on_failed` is.
+            RecipeError: the script or the archive of the environment is missing; or, if this machine trains, a command
+                of `on_done` or `on_failed` is.
         """
         for event, command in (("on_done", self.on_done), ("on_failed", self.on_failed)):
             if scheduler_of(self).CAPABILITIES.runs_here and command and shutil.which(command[0]) is None:
@@ -122,14 +125,16 @@ class Site(Section):
                     f"{event} of the site {self.name}: expected a command or its path, found {command[0]}, which this "
                     "machine does not have or may not run; correct the profile"
                 )
+        archive = None if self.environment_archive is None else read_archive(self.environment_archive.absolute()).path
+        site = self.model_copy(update={"environment_archive": archive})
         if self.environment is None:
-            return self
+            return site
         if not self.environment.is_file():
             raise RecipeError(
                 f"environment of the site {self.name}: expected a script at {self.environment.absolute()}, found none; "
                 "give an absolute path in the profile, or run from the folder that it is relative to"
             )
-        return self.model_copy(update={"environment": self.environment.absolute()})
+        return site.model_copy(update={"environment": self.environment.absolute()})
 
     @field_validator("resources")
     @classmethod
@@ -141,6 +146,12 @@ class Site(Section):
             if not re.fullmatch(r"(compute|sm)_\d+", one):
                 raise ValueError(f"gpu_cap '{one}': expected compute_75 or sm_75, with commas for alternatives")
         return resources
+
+    @model_validator(mode="after")
+    def _archive_has_folder(self) -> Self:
+        if self.environment_archive is not None and self.stage_dir is None:
+            raise ValueError("environment_archive needs stage_dir, the node-local folder in which jobs unpack it")
+        return self
 
     @model_validator(mode="after")
     def _margin_leaves_time(self) -> Self:
