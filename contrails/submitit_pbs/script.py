@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from contrails.errors import RecipeError, choices
 from contrails.files import to_json
 
 SPEC, STARTED = "SUBMITIT_PBS_SPEC", "SUBMITIT_PBS_STARTED"
+COMMANDS = "SUBMITIT_PBS_COMMANDS"
 FIRST_ID, LINK, MEM_MB = "SUBMITIT_PBS_FIRST_ID", "SUBMITIT_PBS_LINK", "SUBMITIT_PBS_MEM_MB"
 
 AUTO, HELD, AT_WARNING, NONE = "auto", "held", "at_warning", "none"
@@ -191,9 +193,13 @@ def render(spec: Spec, command: str, setup: Sequence[str]) -> str:
 
 
 def _path_of_commands() -> list[str]:
-    """Return the line that adds PBS's commands to the PATH: a job has the PATH of its node, not the submitter's."""
+    """Return the lines that add PBS's commands to the PATH: a job has the PATH of its node, not the submitter's.
+
+    In a container, qsub may stand for that of the node, so the folder that the job was submitted with comes first.
+    """
     qsub = shutil.which("qsub")
-    return [] if qsub is None else [f'export PATH="$PATH":{shlex.quote(str(Path(qsub).parent))}']
+    folder = os.environ.get(COMMANDS) or (qsub and str(Path(qsub).parent))
+    return [f"export {COMMANDS}={shlex.quote(folder)}", f'export PATH="$PATH":"${COMMANDS}"'] if folder else []
 
 
 def select(parameters: Parameters) -> str:

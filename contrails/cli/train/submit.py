@@ -189,7 +189,7 @@ def _show_jobs(run: Run, config: RunConfig, folds: list[str], folds_per_job: int
 
     site = parse(Site, config.site, str(run.toml))
     for group in grouped(folds, folds_per_job):
-        request = fold_request(run, config.compute.num_threads, group)
+        request = fold_request(run, config, group)
         if script := scheduler_of(site).preview(run.job_folder(request.name), site, with_archive(request, site)):
             click.echo(f"\n{script}")
 

@@ -64,7 +64,7 @@ def _submit_refused(run: Run, config: RunConfig, site: Site) -> None:
     asked = newest_asked(submissions(run))
     for job in {asked[key].name: asked[key] for key in keys}.values():
         folds = [key for key in job.folds if key in keys]
-        request = fold_request(run, config.compute.num_threads, folds, memory_gb=job.memory_gb, exclude=job.exclude)
+        request = fold_request(run, config, folds, memory_gb=job.memory_gb, exclude=job.exclude)
         try:
             submit_job(run, site, request)
         except ClusterError as error:

@@ -148,7 +148,7 @@ def _submit_changed(
     if "node" in changes and job.node:
         exclude = _avoided(exclude, job.node, max(num_failures(fold, "node", job) for fold in folds))
     keys = [fold.key for fold in folds]
-    request = fold_request(run, config.compute.num_threads, keys, memory_gb=memory_gb, exclude=exclude)
+    request = fold_request(run, config, keys, memory_gb=memory_gb, exclude=exclude)
     try:
         submit_job(run, site, request)
     except LimitReached as error:

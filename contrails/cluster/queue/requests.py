@@ -1,20 +1,24 @@
 """The job that trains folds side by side."""
 
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from contrails.cluster.queue.command import paths_of
 from contrails.cluster.queue.freeze import job_environment
 from contrails.cluster.queue.journal import submissions
 from contrails.cluster.queue.names import fold_name, job_name
 from contrails.cluster.schedulers.base import Request
 from contrails.runs.folder import Run
 
+if TYPE_CHECKING:
+    from contrails.runs.config import RunConfig
+
 
 def fold_request(
     run: Run,
-    num_threads: int,
+    config: "RunConfig",
     folds: list[str],
     *,
     after: Mapping[str, Path] | None = None,
@@ -27,9 +31,10 @@ def fold_request(
         function="contrails.cluster.job.launch:run_folds",
         arguments=(str(run.path), folds),
         folds=tuple(folds),
-        environment=job_environment(run, num_threads),
+        environment=job_environment(run, config.compute.num_threads),
         after=after or {},
         teardown=(_teardown(run, folds),),
+        paths=paths_of(run, config),
         memory_gb=memory_gb,
         exclude=exclude,
     )
@@ -40,10 +45,10 @@ def _teardown(run: Run, folds: list[str]) -> str:
 
     The exit code alone is not enough, since srun also returns 0 when it loses what it had started.
     """
-    command = [sys.executable, "-m", "contrails.cluster.job.teardown", str(run.path), ",".join(folds)]
+    arguments = ["-m", "contrails.cluster.job.teardown", str(run.path), ",".join(folds)]
     over = [
         f"{{ [ -e {shlex.quote(str(fold.done))} ] || [ -e {shlex.quote(str(fold.cancelled))} ]; }}"
         for fold in map(run.fold, folds)
     ]
     is_over = " && ".join(['[ "$code" = 0 ]', *over])
-    return f'{{ {is_over}; }} || {{ {shlex.join(command)} "$code"; code=$?; }}'
+    return f'{{ {is_over}; }} || {{ "${{python[@]}}" {shlex.join(arguments)} "$code"; code=$?; }}'

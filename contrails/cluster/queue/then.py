@@ -194,12 +194,12 @@ def _claim(run: Run, owner: dict[str, Any]) -> bool:
 def _submit(run: Run, config: "RunConfig", site: "Site") -> None:
     """Submit a job for the command; the claim comes first, since the journal records the job under this name."""
     request = command_request(run, "g0", read_hint(run.then)["command"], config.compute.num_threads)
-    end = shlex.join([sys.executable, "-m", "contrails.cluster.queue.then", str(run.path), request.name])
+    end = shlex.join(["-m", "contrails.cluster.queue.then", str(run.path), request.name])
     owner = {"job_name": request.name}
     if not _claim(run, owner):
         return
     try:
-        submit_job(run, site, replace(request, teardown=(f'{end} "$code"',)))
+        submit_job(run, site, replace(request, teardown=(f'"${{python[@]}}" {end} "$code"',)))
     except ClusterError as error:  # some sites forbid submission from nodes; `contrails status` shows the error
         write_atomic(run.then_claim, to_json(owner | {"error": str(error)}))
         raise

@@ -34,7 +34,9 @@ class Request:
     after: Mapping[str, Path] = field(default_factory=dict)
     """Ids of jobs that must have succeeded, with submitit's folder of each."""
     teardown: tuple[str, ...] = ()
-    """Shell lines that run after the function has ended; `$code` is its exit code."""
+    """Shell lines that run after the function has ended; `$code` is its exit code, `"${python[@]}"` starts Python."""
+    paths: tuple[Path, ...] = ()
+    """Files and folders that it reads and writes."""
     memory_gb: float | None = None
     exclude: tuple[str, ...] = ()
 

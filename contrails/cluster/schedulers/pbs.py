@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from contrails.cluster.outcomes import Cause
+from contrails.cluster.schedulers import containers
 from contrails.cluster.schedulers.base import Capabilities, Job, Reference, Request, Standing, ThisJob
 from contrails.cluster.schedulers.pbs_check import check as check
 from contrails.cluster.schedulers.pbs_script import chain_of, parameters_for, spec_for
@@ -61,7 +62,9 @@ def preview(folder: Path, site: Site, request: Request) -> str:
 
     spec = spec_for(folder, site, request)
     options = shlex.join(["qsub", *spec.qsub, f"{request.name}.sh"])
-    return f"# {options}\n{staging.render(folder, spec, parameters_for(site, request))}"
+    return (
+        f"# {options}\n{staging.render(folder, spec, parameters_for(site, request), containers.python(site, request))}"
+    )
 
 
 def submit(
@@ -77,7 +80,13 @@ def submit(
 
     delayed = request.delayed()
     _require_shared(folder)
-    staged = staging.stage(folder, [delayed], parameters_for(site, request), chain_of(site, request))
+    staged = staging.stage(
+        folder,
+        [delayed],
+        parameters_for(site, request),
+        chain_of(site, request),
+        python=containers.python(site, request),
+    )
     if (lacking := shortage(staged.spec.qsub, read_nodes())) is not None:
         raise ClusterError(f"no node can ever run the job {request.name}: {lacking}; ask for less, see `pbsnodes -av`")
     (pickle,) = staged.pickles

@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from contrails.cluster.schedulers import containers
 from contrails.cluster.schedulers.base import Request
 from contrails.cluster.schedulers.sites import Site
 from contrails.submitit_pbs import script
@@ -31,7 +32,7 @@ def parameters_for(site: Site, request: Request) -> script.Parameters:
         account=site.account,
         resources=site.resources,
         setup=_setup(site, request),
-        teardown=[*request.teardown, *_clean_up(site)],
+        teardown=_teardown(site, request),
         additional_parameters={f"-{name}": str(value) for name, value in site.scheduler_arguments.items()},
         after=[str(folder / job_id) for job_id, folder in request.after.items()],
         signal_delay_s=site.margin_s,
@@ -53,6 +54,12 @@ def _setup(site: Site, request: Request) -> list[str]:
     return lines + [
         f"export {name}={shlex.quote(value)}" for name, value in sorted((request.environment or {}).items())
     ]
+
+
+def _teardown(site: Site, request: Request) -> list[str]:
+    """Return the shell lines after the task; they run where the task runs, in the container if there is one."""
+    python = [f"python=({containers.interpreter(site)})"] if request.teardown else []
+    return [*python, *request.teardown, *_clean_up(site)]
 
 
 def _clean_up(site: Site) -> list[str]:

@@ -19,6 +19,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from contrails.cluster.environment import read_archive
 from contrails.cluster.schedulers.base import scheduler_of
+from contrails.cluster.schedulers.containers import require_image, require_runtime
 from contrails.cluster.schedulers.devices import require_devices, visible_devices
 from contrails.cluster.schedulers.profiles import BUILT_IN, profile_files
 from contrails.errors import NodeError, RecipeError, StorageError, choices
@@ -83,6 +84,11 @@ class Site(Section):
     prologue: tuple[Word, ...] = Field((), description="shell lines that a job runs first, such as module load cuda")
     environment: Path | None = Field(None, description="script that a job sources, such as envs/mycluster.sh")
     environment_archive: Path | None = Field(None, description="archive of envs/pack, unpacked once per node")
+    container: Word | None = Field(None, description="image that jobs run in: a path, or a reference such as docker://")
+    container_runtime: Word = Field(
+        "apptainer", description="apptainer, singularity, charliecloud, podman or a command"
+    )
+    container_binds: tuple[Word, ...] = Field((), description="more folders that jobs in the container see")
     resources: dict[str, Word | bool | int] = Field({}, description="PBS: more resources of select, such as gpu_mem")
     next_job: Literal["held", "at_warning"] = Field("held", description="PBS: when the next job is submitted")
     scheduler_arguments: dict[str, Word | int | bool] = Field({}, description="more arguments for the scheduler")
@@ -113,11 +119,11 @@ class Site(Section):
         return Path(path)
 
     def with_files(self) -> "Site":
-        """Return the profile with absolute paths of its environment, after checking the files that it names.
+        """Return the profile with absolute paths of its environment and container, after checking the files it names.
 
         Raises:
-            RecipeError: the script or the archive of the environment is missing; or, if this machine trains, a command
-                of `on_done` or `on_failed` is.
+            RecipeError: the script or the archive of the environment, or the container, is missing; or, if this machine
+                trains, a command of `on_done` or `on_failed` is.
         """
         for event, command in (("on_done", self.on_done), ("on_failed", self.on_failed)):
             if scheduler_of(self).CAPABILITIES.runs_here and command and shutil.which(command[0]) is None:
@@ -126,7 +132,7 @@ class Site(Section):
                     "machine does not have or may not run; correct the profile"
                 )
         archive = None if self.environment_archive is None else read_archive(self.environment_archive.absolute()).path
-        site = self.model_copy(update={"environment_archive": archive})
+        site = self.model_copy(update={"environment_archive": archive, "container": require_image(self)})
         if self.environment is None:
             return site
         if not self.environment.is_file():
@@ -151,6 +157,22 @@ class Site(Section):
     def _archive_has_folder(self) -> Self:
         if self.environment_archive is not None and self.stage_dir is None:
             raise ValueError("environment_archive needs stage_dir, the node-local folder in which jobs unpack it")
+        return self
+
+    @model_validator(mode="after")
+    def _container_can_run(self) -> Self:
+        if self.container is None:
+            return self
+        if scheduler_of(self).CAPABILITIES.runs_here:
+            raise ValueError(
+                "container: for jobs of Slurm and PBS; on this machine, start contrails itself in the container"
+            )
+        if self.environment_archive is not None:
+            raise ValueError("container and environment_archive exclude each other: an image has its own environment")
+        require_runtime(self.container_runtime)
+        for path in self.container_binds:
+            if not path.startswith("/") or ":" in path or "," in path:
+                raise ValueError(f"container_binds '{path}': expected an absolute path without colon and comma")
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from contrails.cluster.schedulers import containers
 from contrails.cluster.schedulers.base import Request
 from contrails.cluster.schedulers.sites import Site
 from contrails.errors import ClusterError
@@ -50,7 +51,7 @@ def executor_of(folder: Path, site: Site, request: Request) -> Any:
 
     if "%" in str(folder):
         raise ClusterError(f"{folder}: Slurm replaces the character % in paths of logs; choose another folder")
-    executor = Executor(folder)
+    executor = Executor(folder, python=containers.python(site, request))
     executor.update_parameters(**_parameters(site, request))
     return executor
 
@@ -80,7 +81,7 @@ def _parameters(site: Site, request: Request) -> dict[str, Any]:
         "srun_args": [f"--cpus-per-task={site.num_cpus}"],
         "setup": _setup(site, request),
         # the teardown lines, and the job's own result, need the exit code of srun
-        "teardown": ["code=$?", *request.teardown, "exit $code"],
+        "teardown": ["code=$?", f"python=({containers.python(site, request)})", *request.teardown, "exit $code"],
     }
 
 

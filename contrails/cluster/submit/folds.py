@@ -62,7 +62,7 @@ def submit_folds(
             _prepare(run.fold(key))
         _end_what_is_left(run, site, wanted)
         groups = grouped(wanted, folds_per_job)
-        requests = [fold_request(run, config.compute.num_threads, group, after=after) for group in groups]
+        requests = [fold_request(run, config, group, after=after) for group in groups]
         requests = [_with_devices(request, devices) for request in requests]
         outcomes = submit_jobs(run, site, requests, is_alone=not ALIVE & set(states.values()))
         pass_on(run, scheduler)

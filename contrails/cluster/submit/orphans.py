@@ -46,8 +46,8 @@ def _adopt(other: Run, parent: Run, parents: Mapping[str, Path]) -> bool:
         left = _left(other, parent, reconcile(other, site))
         if own_code.is_imported(config):
             for job, folds in left:
-                threads, memory_gb = config.compute.num_threads, job.memory_gb
-                request = fold_request(other, threads, folds, after=parents, memory_gb=memory_gb, exclude=job.exclude)
+                memory_gb, exclude = job.memory_gb, job.exclude
+                request = fold_request(other, config, folds, after=parents, memory_gb=memory_gb, exclude=exclude)
                 submit_job(other, site, request)
             return bool(left)
     for _, folds in left:

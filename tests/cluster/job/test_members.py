@@ -1,7 +1,6 @@
 """Which folds of a job its start trains, with what code the job leaves, and whether its teardown has anything to do."""
 
 import subprocess
-import sys
 from typing import Any, cast
 
 import pytest
@@ -158,8 +157,9 @@ def test_a_teardown_is_started_unless_every_fold_is_over(
     run = make_run("it's a run")
     for key, word in zip("01", folds.split(","), strict=True):
         leave(run.fold(key), word or "not begun")
-    (line,) = fold_request(run, 1, ["0", "1"]).teardown
-    told = line.replace(f"{sys.executable} -m contrails.cluster.job.teardown", "echo", 1)
-    assert told != line
-    said = subprocess.run(["bash", "-c", f"code={code}\n{told}"], capture_output=True, text=True, check=True)
-    assert said.stdout == ("" if is_over else f"{run.path} 0,1 {code}\n")
+    (line,) = fold_request(run, run.read_config(), ["0", "1"]).teardown
+    said = subprocess.run(
+        ["bash", "-c", f"python=(echo)\ncode={code}\n{line}"], capture_output=True, text=True, check=True
+    )
+    told = f"-m contrails.cluster.job.teardown {run.path} 0,1 {code}\n"
+    assert said.stdout == ("" if is_over else told)

@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from datetime import datetime
@@ -56,7 +57,11 @@ def test_the_parameters_of_a_site_are_in_command_and_script(tmp_path: Path) -> N
     spec = spec_of(dict(shlex.split(line)[1].split("=", 1) for line in lines if line.startswith("export SUBMITIT")))
     assert (spec.chain, spec.margin_s, spec.after) == ("held", 60, [f"{tmp_path}/7.h"])
     assert (spec.budgets["KILLED"], spec.budgets["NODE_FAIL"]) == (5, 3)
-    assert spec.teardown == ["tear down", 'if [ -d "$SCRATCHDIR" ]; then find "$SCRATCHDIR" -mindepth 1 -delete; fi']
+    assert spec.teardown == [
+        f"python=({sys.executable})",
+        "tear down",
+        'if [ -d "$SCRATCHDIR" ]; then find "$SCRATCHDIR" -mindepth 1 -delete; fi',
+    ]
 
 
 def test_a_profile_can_avoid_a_cluster(tmp_path: Path) -> None:
