@@ -17,13 +17,16 @@ from pathlib import Path
 
 import psutil
 
+from contrails.cluster.check.image import BUILD, check_image, check_package
 from contrails.cluster.check.quota import quota_left_gb
 from contrails.cluster.queue.command import command_request
 from contrails.cluster.queue.freeze import freeze_code
 from contrails.cluster.queue.submission import submit_job, submitting
 from contrails.cluster.schedulers.base import Check, Reference, scheduler_of
+from contrails.cluster.schedulers.containers import ENTERED
 from contrails.cluster.schedulers.devices import listed_gpus, visible_devices
 from contrails.cluster.schedulers.sites import Site, found_schedulers, holds_copy
+from contrails.cluster.status.fold_state import end_of_log
 from contrails.dataset.store import made_from_raw
 from contrails.errors import ClusterError, NodeError, StorageError
 from contrails.files import storage
@@ -44,6 +47,7 @@ def check_site(site: Site, root: Path, recipe: Recipe | None) -> Iterator[Check]
         yield Check("scheduler", here, site.scheduler if here else f"no {site.scheduler} here", "log in to the cluster")
         if here:
             yield from scheduler_of(site).check(site)
+    yield from check_image(site)
     yield from _shared_files(root)
     if os.access(root, os.R_OK):
         yield _space(root)
@@ -56,6 +60,7 @@ def check_node(site: Site, root: Path) -> Iterator[Check]:
     runs_here = scheduler_of(site).CAPABILITIES.runs_here
     if not runs_here:
         yield from _shared_files(root)
+    yield from check_package()
     yield from map(_imports, _PACKAGES)
     needs_gpu = site.device == "cuda" or (site.device == "auto" and bool(site.num_gpus))
     if needs_gpu or runs_here:
@@ -146,7 +151,8 @@ def _imports(package: str) -> Check:
     code = f"import {package}; print(getattr({package}, '__version__', ''))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     found = done.stdout.strip() if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it crashed"])[-1]
-    return Check(f"import {package}", done.returncode == 0, found, "build the environment again: envs/build")
+    advice = BUILD if ENTERED in os.environ else "build the environment again: envs/build"
+    return Check(f"import {package}", done.returncode == 0, found, advice)
 
 
 def _gpus(*, needed: bool) -> Check:
@@ -206,7 +212,10 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
     log = job_log(folder, job_id, "out")
     answers = [line for line in log.read_text().splitlines() if line.startswith("[")] if log.exists() else []
     if not answers:
-        raise ClusterError(f"expected the checks of job {job_id} in its output, found none; its files are in {folder}")
+        said = end_of_log(job_log(folder, job_id, "err")) or "nothing in its log"
+        raise ClusterError(
+            f"expected the checks of job {job_id} in its output, found {said}; see its files in {folder}"
+        )
     return [replace(Check(**row), name=f"job: {row['name']}") for row in json.loads(answers[-1])]
 
 

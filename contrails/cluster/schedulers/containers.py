@@ -89,7 +89,7 @@ def require_runtime(text: str) -> None:
     Raises:
         ValueError: it is neither a known name nor a command line for an image.
     """
-    if text not in RUNTIMES and (len(text.split()) < 2 or IMAGE not in text.split()[1:]):
+    if text not in RUNTIMES and IMAGE not in text.partition(" ")[2]:
         raise ValueError(
             f"container_runtime '{text}': {choices(text, RUNTIMES)}; or a command line with the word {IMAGE}, such as "
             f"'myruntime run --mount={BIND} {IMAGE}'"

@@ -187,10 +187,14 @@ def _traces(job: Job | None, log: Path) -> str:
     word = f"; the scheduler says {job.native}" if job is not None and job.state == "ended" else ""
     if not log.exists():
         return word
-    # lines of submitit itself are left out
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line and "submitit INFO" not in line]
-    shown = f" ({' | '.join(lines[-3:])})" if lines else ""
-    return f"{word}{shown}; see {log}"
+    said = end_of_log(log)
+    return f"{word}{f' ({said})' if said else ''}; see {log}"
+
+
+def end_of_log(log: Path) -> str:
+    """Return the last lines of a job's log on one line, without those of submitit itself; empty if there are none."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return " | ".join([line for line in text.splitlines() if line and "submitit INFO" not in line][-3:])
 
 
 def _judge_here(

@@ -142,6 +142,7 @@ fill() { # IMAGE GPUS FOLDER...
         [[ -e $path && $seen != *":$path:"* ]] || continue
         seen+=$path:
         folders+=("$path")
+        [ -d "$image" ] && mkdir -p -- "$image$path" 2>/dev/null # Charliecloud needs it, and cannot make it
     done
     words=()
     for word in "${runtime[@]}"; do
