@@ -217,11 +217,16 @@ serve() { # FOLDER OF THE CALL
     while IFS= read -r -d '' word; do words+=("$word"); done <"$call/words"
     run_call "${words[@]:1}" <"$call/in" >"$call/out" 2>"$call/err" &
     child=$!
-    while [ -e "/proc/${words[0]}" ]; do sleep 0.2; done && kill -KILL "$child" && rm -rf -- "$call" & # the caller is gone
+    while is_alive "${words[0]}"; do sleep 0.2; done && kill -KILL "$child" && rm -rf -- "$call" & # the caller is gone
     watch=$!
     wait "$child"
     echo "$?" >"$call/code.new" && mv "$call/code.new" "$call/code"
     kill -KILL "$watch"
+}
+
+is_alive() { # PID: a process that was killed may stay in the table until its parent asks
+    local said
+    read -r said 2>/dev/null <"/proc/$1/stat" && [[ ${said##*) } != Z* ]]
 }
 
 # Run a command with the job's own environment, as the caller has changed it.
