@@ -1,5 +1,6 @@
-"""`envs/build`: what it installs into an environment that exists, and what it removes from it."""
+"""`envs/build`: what it installs into an environment that exists, and what it removes; definitions of images."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,32 @@ def test_no_text_tells_to_install_a_strangers_package() -> None:
     assert CLONE / "contrails/errors.py" in texts
     for path in texts:
         assert "contrails[" not in path.read_text().replace("-hpc", ""), path
+
+
+def test_images_have_the_tested_versions_and_the_python_of_the_other_environments() -> None:
+    definition, dockerfile = ((CLONE / "envs" / name).read_text() for name in ("contrails.def", "Dockerfile"))
+    install = "python3 -m pip install --no-cache-dir -c /opt/contrails/constraints.txt '/opt/contrails[scenes]'"
+    base = "python:3.11-slim-bookworm"
+    for text in (definition, dockerfile):
+        assert install in text
+        assert text.count(base) == 1
+        assert "apt-get install -y --no-install-recommends libexpat1 procps" in text
+        assert "LC_ALL=C.UTF-8" in text
+    assert "python=3.11" in (CLONE / "envs/cpu.yml").read_text()
+    constrained = {line.partition("==")[0] for line in (CLONE / "envs/constraints.txt").read_text().splitlines()}
+    config = ConfigParser()
+    config.read(CLONE / "setup.cfg")
+    wanted = config["options"]["install_requires"] + config["options.extras_require"]["scenes"]
+    names = {re.split("[><=]", line)[0] for line in wanted.split("\n") if line and not line.startswith("#")}
+    assert {normal(name) for name in names} <= {normal(name) for name in constrained}
+    for file in ("contrails", "pyproject.toml", "setup.cfg", "README.md", "LICENSE", "envs/constraints.txt"):
+        assert (CLONE / file).exists()
+        assert re.search(rf"^ +{file} /opt/contrails/", definition, re.MULTILINE)
+        assert re.search(rf"^COPY .*\b{file} .*/opt/contrails/", dockerfile, re.MULTILINE)
+
+
+def normal(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
 
 
 def folder_texts(folder: str) -> list[Path]:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 COMMANDS = ("sh", "bash", "cat", "env", "mkdir", "mkfifo", "rm", "sleep")
-PACKAGE = "charliecloud-runtime"
 
 
 def why_not() -> str | None:
     """Return why no container can run here, or None."""
     if shutil.which("ch-run") is None:
-        return f"ch-run not found: apt-get install --no-install-recommends {PACKAGE} (Debian)"
+        return "ch-run not found: python tests/cluster/slurm_cluster.py install (Debian)"
     done = subprocess.run(["unshare", "--user", "true"], capture_output=True, text=True, check=False)
     return f"no user namespaces: {done.stderr.strip()}" if done.returncode else None
 

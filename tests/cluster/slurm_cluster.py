@@ -20,6 +20,7 @@ import psutil
 
 PACKAGES = ["procps", "munge", "slurm-client", "slurmctld", "slurmd"]
 PACKAGES += ["slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server-core", "mariadb-client-core"]
+PACKAGES += ["charliecloud-runtime"]  # jobs in containers: image_folder.py
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "sbatch", "srun")
 NODES = ("n1", "n2", "n3")
 DATABASE_PORT = 26833
