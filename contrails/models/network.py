@@ -118,7 +118,8 @@ def _outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
 
 
 def _logit(logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """Return one logit (B, H, W); the softmax of two is the sigmoid of their difference."""
+    """Return one logit, float32 (B, H, W); the softmax of two is the sigmoid of their difference."""
+    logits = logits.float()  # a difference, a mean of heads and a resize in half precision would round once more
     if logits.shape[-2:] != size:
         logits = functional.interpolate(logits, size, mode="bilinear")
     return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]

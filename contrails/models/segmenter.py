@@ -52,10 +52,10 @@ class Segmenter(nn.Module):
             seen = as_panels(seen)
 
         def undone(mask: torch.Tensor) -> torch.Tensor:
-            mask = mask[:, None, top : top + inner_height, left : left + inner_width]
+            mask = mask[:, None, top : top + inner_height, left : left + inner_width].float()
             if (inner_height, inner_width) != (height, width):
                 mask = functional.interpolate(mask, (height, width), mode="bilinear")
-            return mask[:, 0].float()
+            return mask[:, 0]
 
         return _finished(self.model(seen), undone)
 
