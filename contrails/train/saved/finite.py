@@ -40,7 +40,7 @@ def require_finite(content: Any, what: str = "the loss or the weights are no lon
         NotFiniteError: one of them holds NaN or infinity; the message begins with `what`.
     """
     # a sum is not finite if one term is not, and needs no boolean tensor of the same size
-    sums = [t.detach().sum(dtype=torch.float64) for t in _tensors(content) if t.is_floating_point()]
+    sums = [t.detach().sum(dtype=torch.float64) for t in tensors_of(content) if t.is_floating_point()]
     if not torch.isfinite(torch.stack(sums)).all():
         raise NotFiniteError(f"{what} finite")
 
@@ -56,9 +56,10 @@ def advice(precision: str, *, overflows: bool | None = None) -> str:
     return f"set train.precision to '{larger}', or lower train.lr" if larger else "lower train.lr"
 
 
-def _tensors(content: Any) -> Iterator[torch.Tensor]:
+def tensors_of(content: Any) -> Iterator[torch.Tensor]:
+    """Yield every tensor in nested dictionaries and lists."""
     if isinstance(content, torch.Tensor):
         yield content
     elif isinstance(content, dict | list):
         for value in content.values() if isinstance(content, dict) else content:
-            yield from _tensors(value)
+            yield from tensors_of(value)

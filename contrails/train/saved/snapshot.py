@@ -19,6 +19,7 @@ from contrails.errors import RunError
 from contrails.files import storage, write_atomic
 from contrails.runs.folder import Fold, SnapshotName
 from contrails.train.saved.finite import require_finite
+from contrails.train.saved.host import HostCopies
 
 KEEP = 2
 """Number of snapshots kept: if the newest is damaged, the fold resumes from the previous one."""
@@ -88,6 +89,7 @@ class SnapshotWriter:
         self._fold, self._attempt, self._before, self._after = fold, attempt, before, after
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._running: Future[None] | None = None
+        self._copies = HostCopies()
         self.seconds = 0.0
 
     @property
@@ -103,7 +105,7 @@ class SnapshotWriter:
     def start(self, content: dict[str, Any]) -> None:
         """Copy a state to host memory and start to write it; `wait` must have been called for the previous one."""
         assert self._running is None
-        self._running = self._pool.submit(self._write, to_host(content))
+        self._running = self._pool.submit(self._write, *self._copies.copy(content))
 
     def wait(self) -> bool:
         """Wait for the current write; return whether there was one.
@@ -119,8 +121,9 @@ class SnapshotWriter:
         running.result()
         return True
 
-    def _write(self, content: dict[str, Any]) -> None:
+    def _write(self, content: dict[str, Any], wait_for_copy: Callable[[], None]) -> None:
         started = time.monotonic()
+        wait_for_copy()
         require_finite(content)
         # `before` checks for a newer attempt and flushes the metrics; pruning comes last, so that a kill loses nothing
         self._before()
@@ -128,12 +131,3 @@ class SnapshotWriter:
         self._after(content)
         prune_snapshots(self._fold)
         self.seconds = time.monotonic() - started
-
-
-def to_host(content: Any) -> Any:
-    """Return a copy of nested dictionaries and lists with all tensors copied to host memory."""
-    if isinstance(content, torch.Tensor):
-        return content.detach().to("cpu", copy=True)
-    if isinstance(content, dict):
-        return {key: to_host(value) for key, value in content.items()}
-    return [to_host(value) for value in content] if isinstance(content, list) else content
