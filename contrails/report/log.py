@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from contrails.cluster.queue.journal import submissions
 from contrails.cluster.status.usage import UNUSED, Usage, usage_of
 from contrails.errors import ContrailsError, StorageError
 from contrails.files import append_json_line, read_hint, read_json_lines, read_toml, to_json, write_atomic
@@ -134,7 +133,7 @@ def _read(run: Run) -> Entry:
     except ContrailsError as error:
         frozen, problem = {}, str(error)
     made, figures = read_hint(run.provenance), read_hint(run.aggregate("default") / "ensemble.json")
-    scores, jobs, folds = figures.get("scores", {}), submissions(run), run.folds()
+    scores, folds = figures.get("scores", {}), run.folds()
     results = [read_hint(fold.done) for fold in folds]
     notes = read_json_lines(run.notes)
     best = [result["best_dice"] for result in results if result.get("best_dice") is not None]
@@ -154,7 +153,7 @@ def _read(run: Run) -> Entry:
         one_fold=None if dice is not None else scores.get("dice_fitted_threshold"),
         held_out=(scores.get("held_out") or {}).get("dice"),
         leaderboard=max((row["leaderboard"] for row in notes if row.get("leaderboard") is not None), default=None),
-        usage=sum((usage_of(fold, jobs) for fold in folds), UNUSED),
+        usage=sum(usage_of(run).values(), UNUSED),
         notes=tuple(row["text"] for row in notes if row.get("text")),
         recipe=recipe,
         problem=problem,

@@ -70,8 +70,8 @@ def _tiles(run: Run, states: Sequence[FoldState], figures: dict[str, Any] | None
     """Return the numbers at the top of the page, each with its label."""
     done = sum(state.state == "done" for state in states)
     usage = sum((state.usage for state in states), UNUSED)
-    device = "GPU-hours" if usage.num_gpus else "hours on the CPU"
-    factor = max(usage.num_gpus, 1)
+    device, hours = ("GPU-hours", usage.gpu_hours) if usage.gpu_hours else ("hours on the CPU", usage.hours)
+    lost = hours * usage.hours_lost / usage.hours if usage.hours else 0.0
     best = [state.best_dice for state in states if state.best_dice is not None]
     return [
         (f"{done} of {len(states)}", "folds finished"),
@@ -80,7 +80,7 @@ def _tiles(run: Run, states: Sequence[FoldState], figures: dict[str, Any] | None
             f"{sum(best) / len(best):.4f}" if best else "–",
             f"mean of the best validation {dice_name(run)} of {len(best)} fold{'s' * (len(best) != 1)}",
         ),
-        (f"{factor * usage.hours:.2f}", f"{device}, {factor * usage.hours_lost:.2f} of them lost"),
+        (f"{hours:.2f}", f"{device}, {lost:.2f} of them lost"),
         (
             "–" if usage.efficiency is None else f"{100 * usage.efficiency:.1f}%",
             "of the time neither lost nor spent waiting for data",

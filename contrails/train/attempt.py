@@ -204,6 +204,7 @@ def _this_process() -> dict[str, Any]:
     libraries = ("torch", "segmentation-models-pytorch", "timm", "numpy", "h5py")
     return process_of(os.getpid()).to_json() | {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "cpu": _of_cpu("model name") or platform.processor(),
         "simd": _simd(),
         "python": platform.python_version(),

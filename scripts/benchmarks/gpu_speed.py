@@ -1,6 +1,7 @@
 """The sections of `scripts/bench gpu` about speed: steps, packed folds, arithmetic, and options."""
 
 import itertools
+import os
 import statistics
 import time
 import traceback
@@ -13,7 +14,9 @@ import torch
 from table import Result, left_out
 from work import NUM_FOLDS, Bench, Step, make_deterministic, new_run, random_batch, start_fold, wait_until
 
+from contrails.cluster.job.mps import sharing
 from contrails.cluster.queue.freeze import package_folder
+from contrails.cluster.schedulers.devices import visible_devices
 from contrails.cluster.schedulers.sites import num_cores
 from contrails.dataset.store import open_dataset
 from contrails.files import read_json_lines
@@ -170,27 +173,38 @@ def _waits(bench: Bench, what: str, overrides: Sequence[str]) -> Result:
 
 
 def packed(bench: Bench) -> Iterator[Result]:
-    """Train five folds side by side on the device, and one alone, for the same time."""
+    """Train five folds side by side on the device, with and without MPS, and one alone, for the same time."""
     count = 2 if bench.is_tiny else NUM_FOLDS
     recipe = bench.recipe("resnet18", "train.epochs=100000")
     with _replaced("_end_epoch", _only_count):  # epochs of few records would measure the disk
-        alone, together = (_steps_per_s(bench, recipe, number) for number in (1, count))
-    ratio, per_step = together / alone, 3600 * recipe.train.batch_size
-    rates = {"packed, records/h": together * per_step, "one by one, records/h": alone * per_step}
-    yield Result(f"folds per hour, {count} in one job over one by one, ResNet18", ratio, "x", "2x", ratio >= 2, rates)
+        alone, together = (_steps_per_s(bench, recipe, f"{number}-at-once", number) for number in (1, count))
+    name, per_step = f"folds per hour, {count} in one job over one by one, ResNet18", 3600 * recipe.train.batch_size
+
+    def result(name: str, found: float) -> Result:
+        rates = {"packed, records/h": found * per_step, "one by one, records/h": alone * per_step}
+        return Result(name, found / alone, "x", "2x", found / alone >= 2, rates)
+
+    yield result(name, together)
+    with sharing([None if bench.is_tiny else visible_devices()[0]] * count, mps=True) as (environment, *_):
+        if "CUDA_MPS_PIPE_DIRECTORY" not in environment:
+            yield left_out(f"{name}, with MPS", "MPS cannot be started here" if environment else "a CPU has none")
+            return
+        os.environ.update(environment)  # of the processes of the folds; this one uses no GPU
+        with _replaced("_end_epoch", _only_count):
+            yield result(f"{name}, with MPS", _steps_per_s(bench, recipe, "with-mps", count))
 
 
 def _only_count(loop: Loop) -> None:
     loop.state.epoch += 1
 
 
-def _steps_per_s(bench: Bench, recipe: Recipe, count: int) -> float:
+def _steps_per_s(bench: Bench, recipe: Recipe, name: str, count: int) -> float:
     """Return the sum of the rates of folds that train at once, while all of them do."""
-    run = new_run(bench.folder / f"{count}-at-once", recipe, bench.device.type, _threads(bench))
+    run = new_run(bench.folder / name, recipe, bench.device.type, _threads(bench))
     folds = [run.fold(str(number)) for number in range(count)]
     processes = [start_fold(fold) for fold in folds]
     have_begun = wait_until(lambda: all(len(_telemetry(fold)) > 1 for fold in folds), *processes)
-    begin, seconds = time.time(), 1 if bench.is_tiny else 0.3 * bench.seconds
+    begin, seconds = time.time(), 1 if bench.is_tiny else 0.2 * bench.seconds
     if have_begun:
         wait_until(lambda: time.time() > begin + seconds, *processes)
     for process in processes:

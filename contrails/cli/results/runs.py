@@ -28,7 +28,7 @@ _COLUMNS: dict[str, Callable[[Entry], Any]] = {
     "best": lambda entry: entry.best_dice,
     "held_out": lambda entry: entry.held_out,
     "leaderboard": lambda entry: entry.leaderboard,
-    "gpu_hours": lambda entry: entry.usage.hours * entry.usage.num_gpus,
+    "gpu_hours": lambda entry: entry.usage.gpu_hours,
     "hours": lambda entry: entry.usage.hours,
     "lost": lambda entry: entry.usage.hours_lost,
     "differs": lambda entry: shown(entry.differs),

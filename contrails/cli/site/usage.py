@@ -101,18 +101,17 @@ def _print_starts(starts: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _plain(of: Usage) -> dict[str, float | int | None]:
-    return asdict(of) | {"gpu_hours": of.hours * of.num_gpus, "efficiency": of.efficiency}
+    return asdict(of) | {"efficiency": of.efficiency}
 
 
 def _print(what: str, rows: Mapping[str, Usage]) -> None:
-    cells: list[list[str] | None] = [[name, *_cells(of, of.hours * of.num_gpus)] for name, of in rows.items()]
+    cells: list[list[str] | None] = [[name, *_cells(of)] for name, of in rows.items()]
     if len(rows) > 1:
-        total = sum(rows.values(), UNUSED)
-        cells += [None, ["all", *_cells(total, sum(of.hours * of.num_gpus for of in rows.values()))]]
+        cells += [None, ["all", *_cells(sum(rows.values(), UNUSED))]]
     print_table([Column(what, whole=True), *_COLUMNS], cells)
 
 
-def _cells(of: Usage, gpu_hours: float) -> list[str]:
-    hours = [gpu_hours, of.hours, of.hours_lost, of.hours_waiting, of.hours_queued]
+def _cells(of: Usage) -> list[str]:
+    hours = [of.gpu_hours, of.hours, of.hours_lost, of.hours_waiting, of.hours_queued]
     efficiency = "" if of.efficiency is None else f"{of.efficiency:.1%}"
     return [*(f"{value:.2f}" for value in hours), efficiency, "" if of.memory_gb is None else f"{of.memory_gb:.2f}"]

@@ -24,6 +24,7 @@ from contrails.cluster.ends import write_end
 from contrails.cluster.environment import Interpreter, local_interpreter
 from contrails.cluster.job.handover import Clock, Progress, ended_jobs, hand_over, is_wanted, record_silent_end
 from contrails.cluster.job.hooks import Event, Hook, finish_hooks, start_hook
+from contrails.cluster.job.mps import sharing
 from contrails.cluster.job.refused import submit_refused
 from contrails.cluster.memory import Peak, peak_of, used_by_children_gb
 from contrails.cluster.outcomes import Cause, cause_of_exit, next_step
@@ -195,17 +196,19 @@ def _run_children(
     if hasattr(os, "memfd_create"):
         memory = [os.memfd_create("dataset"), os.memfd_create("verified")]
         job = replace(job, ram_fd=memory[0], verified_fd=memory[1])
-    children = [
-        _start(run.fold(key), job, interpreter, gpu, [*held, *memory])
-        for key, (gpu, held) in zip(folds, itertools.cycle(shares or [(None, [])]), strict=False)
-    ]
-    if signal.SIGINT in signal.sigpending():  # sent before all children existed
-        for child in children:
-            child.process.send_signal(signal.SIGINT)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    for descriptor in (*(one for _, held in shares for one in held), *memory):
-        os.close(descriptor)  # slots and memory are freed when the last child that inherited them ends
-    stopping = _wait(children, asked, config, is_due, job.memory_gb)
+    dealt = list(itertools.islice(itertools.cycle(shares or [(None, [])]), len(folds)))
+    with sharing([gpu for gpu, _ in dealt], mps=config.site.get("mps", False)) as environments:
+        children = [
+            _start(run.fold(key), job, interpreter, environment, [*held, *memory])
+            for key, environment, (_, held) in zip(folds, environments, dealt, strict=True)
+        ]
+        if signal.SIGINT in signal.sigpending():  # sent before all children existed
+            for child in children:
+                child.process.send_signal(signal.SIGINT)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        for descriptor in (*(one for _, held in shares for one in held), *memory):
+            os.close(descriptor)  # slots and memory are freed when the last child that inherited them ends
+        stopping = _wait(children, asked, config, is_due, job.memory_gb)
     return {child.fold.key: _code(child.process.returncode, stopping) for child in children}
 
 
@@ -225,12 +228,12 @@ def _catch_signals() -> deque[int]:
 
 
 def _start(
-    fold: Fold, job: JobContext, interpreter: Interpreter, gpu: str | None, descriptors: Sequence[int]
+    fold: Fold, job: JobContext, interpreter: Interpreter, environment: Mapping[str, str], descriptors: Sequence[int]
 ) -> _Child:
-    environment = interpreter.variables | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
     job = replace(job, started_at=time.time())
     command = [interpreter.python, "-m", "contrails.cluster.job.task", str(fold.run.path), fold.key, job.to_json()]
-    return _Child(fold, subprocess.Popen(command, env=environment, pass_fds=descriptors))
+    process = subprocess.Popen(command, env={**interpreter.variables, **environment}, pass_fds=descriptors)
+    return _Child(fold, process)
 
 
 def _wait(

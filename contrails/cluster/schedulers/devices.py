@@ -61,6 +61,27 @@ def visible_devices() -> tuple[str, ...]:
     return tuple(found)
 
 
+def uuid_of(entry: str) -> str:
+    """Return the UUID of a GPU or MIG instance for an entry of CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        NodeError: the entry is not a GPU of this machine, or is ambiguous.
+    """
+    return entry if entry.startswith(("GPU-", "MIG-")) else _device(entry, listed_gpus())
+
+
+def memory_mib(uuid: str) -> int | None:
+    """Return the memory of a GPU in MiB; None for a MIG instance, or if the driver does not answer."""
+    if not uuid.startswith("GPU-"):
+        return None
+    command = ["nvidia-smi", f"--id={uuid}", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout.strip()
+    except (FileNotFoundError, PermissionError, subprocess.TimeoutExpired):
+        return None
+    return int(answer) if answer.isdecimal() else None
+
+
 def require_devices(count: int) -> tuple[str, ...]:
     """Return `visible_devices`, after checking that there are enough of them.
 

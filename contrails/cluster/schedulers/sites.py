@@ -96,6 +96,7 @@ class Site(Section):
     folds_at_a_time: int = Field(0, ge=0, description="folds that train at once on this machine; 0: as many as fit")
     num_threads: int = Field(0, ge=0, description="CPU threads per fold; 0: the cores divided by the folds")
     num_ranks: int = Field(1, ge=1, description="processes that train one fold together, one GPU each")
+    mps: bool = Field(False, description="whether folds of a job that share a GPU use NVIDIA MPS")
     stage_dir: Path | None = Field(None, description="node-local folder for a copy of the dataset; may be $SCRATCHDIR")
     sync: bool = Field(False, description="whether each fold starts its own contrails sync --follow")
     on_done: tuple[Word, ...] = Field((), description="command run when a fold finishes, with run and fold appended")

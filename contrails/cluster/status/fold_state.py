@@ -14,7 +14,7 @@ from contrails.cluster.outcomes import OUTCOMES, Cause, next_step, unstick
 from contrails.cluster.queue.journal import Submission, newest_asked, newest_submissions, submissions
 from contrails.cluster.schedulers.base import Job
 from contrails.cluster.status.exact import differences
-from contrails.cluster.status.usage import UNUSED, Usage, usage_of
+from contrails.cluster.status.usage import UNUSED, Usage
 from contrails.errors import StorageError
 from contrails.files import read_hint
 from contrails.processes import Process, process_in
@@ -69,7 +69,6 @@ def fold_state(fold: Fold, jobs: Mapping[str, Job] | None = None) -> FoldState:
         owner = read_hint(attempts[-1].job)
         known |= {
             "node": owner.get("node") or owner.get("host"),  # the scheduler's name of the node, if it has one
-            "usage": usage_of(fold),
             "differences": differences(fold),
             # state.json is written at intervals, so a snapshot may be newer
             "step": max([known.get("step", 0), *(snapshot.step for snapshot in fold.all_snapshots())]),

@@ -8,6 +8,7 @@ from contrails.cluster.queue.submission import reference
 from contrails.cluster.queue.then import unfinished_job
 from contrails.cluster.schedulers.base import SCHEDULERS, Job, Reference, Scheduler, scheduler_called
 from contrails.cluster.status.fold_state import DAMAGED, DONE, FoldState, fold_state
+from contrails.cluster.status.usage import UNUSED, usage_of
 from contrails.errors import ClusterError, RecipeError, StorageError
 from contrails.files import read_toml
 from contrails.runs.folder import Run
@@ -49,9 +50,10 @@ def _states(run: Run, said: Mapping[Run, Words]) -> list[FoldState]:
     stale = run in said and jobs is None
     try:
         rows = [fold_state(fold, jobs) for fold in run.folds()]
+        used = usage_of(run)
     except StorageError as error:
         return [FoldState("", DAMAGED, reason=str(error))]
-    return [replace(row, stale=stale and row.state != DONE) for row in rows]
+    return [replace(row, stale=stale and row.state != DONE, usage=used.get(row.fold, UNUSED)) for row in rows]
 
 
 def _scheduler_name(run: Run) -> str | None:

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from contrails.cluster.ends import read_end
 from contrails.cluster.queue.journal import Submission, submissions
 from contrails.files import last_json_line, read_hint
-from contrails.runs.folder import Attempt, Fold
+from contrails.runs.folder import Attempt, Fold, Run
 from contrails.runs.metrics import covered_step
 from contrails.train.attempt import is_made_by
 from contrails.train.start import PHASES
@@ -19,15 +20,15 @@ from contrails.train.start import PHASES
 class Usage:
     """Hours of a fold's attempts; of these, the hours whose steps were lost, and those spent waiting for data.
 
-    `hours_queued` came before them and are not included. `num_gpus` is the number per attempt, 0 on a CPU. `memory_gb`
-    is the peak memory of the first process.
+    `hours_queued` came before them and are not included. Of the time of a GPU that several folds of a run use at once,
+    `gpu_hours` has an equal fraction for each. `memory_gb` is the peak memory of the first process.
     """
 
     hours: float = 0.0
     hours_lost: float = 0.0
     hours_waiting: float = 0.0
     hours_queued: float = 0.0
-    num_gpus: int = 0
+    gpu_hours: float = 0.0
     memory_gb: float | None = None
 
     @property
@@ -42,7 +43,7 @@ class Usage:
             self.hours_lost + other.hours_lost,
             self.hours_waiting + other.hours_waiting,
             self.hours_queued + other.hours_queued,
-            max(self.num_gpus, other.num_gpus),
+            self.gpu_hours + other.gpu_hours,
             max(known, default=None),
         )
 
@@ -59,7 +60,7 @@ class Span:
 
     `queued` is when its job was requested, or when the attempt before it in the same job ended; None in the foreground.
     `status` is the last one that it wrote: starting, running, stopped, failed or done; or lost, if it was still running
-    when another attempt began.
+    when another attempt began. `gpus` identifies the GPUs that it used, if any.
     """
 
     attempt: int
@@ -74,28 +75,36 @@ class Span:
     num_gpus: int
     start_s: Mapping[str, float]
     """Seconds per phase until the first step was done (see `contrails.train.start`); empty for older versions."""
+    gpus: str
 
     @property
     def hours(self) -> float:
         return max(0.0, self.ended - self.started) / 3600
 
 
-def usage_of(fold: Fold, jobs: Sequence[Submission] | None = None) -> Usage:
-    """Return what the attempts of a fold have used so far; `jobs` are those of its run, read if not given."""
-    return sum(
-        (
-            Usage(
-                span.hours,
-                span.hours_lost,
-                span.hours_waiting,
-                max(0.0, span.started - span.queued) / 3600 if span.queued is not None else 0.0,
-                span.num_gpus,
-                span.memory_gb,
-            )
-            for span in spans(fold, jobs)
-        ),
-        UNUSED,
-    )
+def usage_of(run: Run) -> dict[str, Usage]:
+    """Return what the attempts of each fold of a run have used so far, by the fold's key."""
+    jobs = submissions(run)
+    made = [(fold.key, span) for fold in run.folds() for span in spans(fold, jobs)]
+    found = dict[str, Usage]()
+    for (key, span), gpu_hours in zip(made, _gpu_hours([span for _, span in made]), strict=True):
+        queued = max(0.0, span.started - span.queued) / 3600 if span.queued is not None else 0.0
+        used = Usage(span.hours, span.hours_lost, span.hours_waiting, queued, gpu_hours, span.memory_gb)
+        found[key] = found.get(key, UNUSED) + used
+    return found
+
+
+def _gpu_hours(made: Sequence[Span]) -> list[float]:
+    """Return the GPU-hours of each attempt; those that use the same GPU at the same time divide it equally."""
+    hours = [0.0] * len(made)
+    for gpus in {span.gpus for span in made}:
+        users = [(number, span) for number, span in enumerate(made) if span.gpus == gpus]
+        moments = sorted({moment for _, span in users for moment in (span.started, span.ended)})
+        for begin, end in pairwise(moments):
+            active = [(number, span) for number, span in users if span.started <= begin and end <= span.ended]
+            for number, span in active:
+                hours[number] += span.num_gpus * (end - begin) / 3600 / len(active)
+    return hours
 
 
 def start_of(fold: Fold, jobs: Sequence[Submission] | None = None) -> dict[str, float]:
@@ -145,6 +154,7 @@ def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:
                 memory / 1e9 if memory is not None else None,
                 owner.get("num_ranks", 1) if owner.get("device") == "cuda" else 0,
                 _start_s(state),
+                _gpus(attempt, owner),
             )
         )
         before = owner
@@ -155,6 +165,14 @@ def _start_s(state: Mapping[str, Any]) -> dict[str, float]:
     """Return the phases of a start that `state.json` of an attempt holds."""
     found = state.get("start_s", {})
     return {name: float(found[name]) for name in PHASES if isinstance(found.get(name), int | float)}
+
+
+def _gpus(attempt: Attempt, owner: dict[str, Any]) -> str:
+    """Return what identifies the GPUs of an attempt: UUIDs, or numbers, which are those of its job and host."""
+    if "gpus" not in owner:  # older versions did not record them
+        return str(attempt.path)
+    gpus = owner["gpus"] or ""
+    return gpus if gpus.startswith(("GPU-", "MIG-")) else f"{owner.get('host')} {owner.get('job_id')} {gpus}"
 
 
 def _seconds(moment: str) -> float | None:

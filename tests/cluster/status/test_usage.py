@@ -1,8 +1,10 @@
 """Where the hours of attempts went, and what is asked for next time."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from conftest import MakeRun
@@ -10,6 +12,7 @@ from conftest import MakeRun
 from contrails.cli.main import cli
 from contrails.cluster.queue.journal import record
 from contrails.cluster.status.fold_state import FoldState
+from contrails.cluster.status.overview import overview
 from contrails.cluster.status.suggest import suggest
 from contrails.cluster.status.usage import Usage, spans, start_of, usage_of
 from contrails.files import append_json_line, last_json_line, to_json, write_atomic
@@ -33,24 +36,57 @@ def fold(make_run: MakeRun) -> Fold:
     return fold
 
 
-def write_attempt(fold: Fold, number: int, after_h: float, hours: float, **state: object) -> None:
+def write_attempt(
+    fold: Fold,
+    number: int,
+    after_h: float,
+    hours: float,
+    owner: Mapping[str, object] = MappingProxyType({}),
+    **state: object,
+) -> None:
     attempt = fold.attempt(number)
     started = datetime.fromtimestamp(START + after_h * HOUR, UTC).isoformat()
-    owner = {"started": started, "job_id": "77", "device": "cuda", "num_ranks": 2}
-    write_atomic(attempt.job, to_json(owner))
+    made_by = {"started": started, "job_id": "77", "device": "cuda", "num_ranks": 2} | dict(owner)
+    write_atomic(attempt.job, to_json(made_by))
     write_atomic(attempt.state, to_json(state | {"time": START + (after_h + hours) * HOUR}))
     told = {"data_wait_share": 0.1, "memory": 8_000_000_000, "resident": number * 1_000_000_000}
     append_json_line(attempt.telemetry, told)
 
 
 def test_hours_by_what_they_went_into(fold: Fold) -> None:
-    found = usage_of(fold)
+    found = usage_of(fold.run)["0"]
     assert found.hours == pytest.approx(3.0)
     assert found.hours_lost == pytest.approx(0.5)
     assert found.hours_waiting == pytest.approx(0.3)
     assert found.hours_queued == pytest.approx(0.5 + 1.0)
-    assert (found.num_gpus, found.memory_gb) == (2, 2.0)
+    assert found.gpu_hours == pytest.approx(6.0)
+    assert found.memory_gb == 2.0
     assert found.efficiency == pytest.approx(1 - 0.8 / 3)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "gpu_hours", "of_last"),
+    [
+        ("0", ["7"] * 5, 3.0, 2.2),
+        ("0", ["7", "7", "7", "8", "8"], 4.0, 2.5),  # numbers mean other GPUs in another job
+        ("GPU-aaaa", ["7", "7", "7", "8", "8"], 3.0, 2.2),
+        (None, ["7"] * 5, 3.0, 2.2),
+    ],
+)
+def test_a_gpu_that_folds_share_counts_once(
+    make_run: MakeRun, gpus: str | None, jobs: list[str], gpu_hours: float, of_last: float
+) -> None:
+    """Five folds for one hour, and the last of them for two more."""
+    run = make_run()
+    for key, job_id in enumerate(jobs):
+        owner = {"num_ranks": 1, "gpus": gpus, "job_id": job_id, "host": "node1"}
+        write_attempt(run.fold(str(key)), 1, 0.0, 3.0 if key == 4 else 1.0, owner, status="done")
+    used = usage_of(run)
+    total = sum(used.values(), Usage())
+    assert total.hours == pytest.approx(7.0)
+    assert total.gpu_hours == pytest.approx(gpu_hours)
+    assert used["4"].gpu_hours == pytest.approx(of_last)
+    assert overview([run])[run][4].usage == used["4"]
 
 
 def test_attempts_in_time(fold: Fold) -> None:
