@@ -36,7 +36,10 @@ def make_image(folder: Path) -> dict[str, Any]:
 
 def profile(image: Path, binds: tuple[str, ...] = ()) -> dict[str, Any]:
     """Put this Python into an image; return the keys of a site profile that runs jobs in it."""
-    python = image / "usr/bin/python3"
+    (image / "ch").mkdir(exist_ok=True)
+    (image / "ch/environment").write_text("PATH=/opt/python/bin:/usr/bin:/bin\n")
+    python = image / "opt/python/bin/python3"
+    python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     packages = [path for path in sys.path if path.endswith("site-packages")]

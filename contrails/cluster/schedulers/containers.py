@@ -62,7 +62,7 @@ def python(site: "Site", request: "Request") -> str:
     if site.container is None:
         return interpreter(site)
     runtime = runtime_of(site)
-    options = ["--image", site.container]
+    options = ["--site", site.name, "--image", site.container]
     for path in _bound([*request.paths, *map(Path, site.container_binds)]):
         options += ["--bind", str(path)]
     if site.stage_dir is not None:

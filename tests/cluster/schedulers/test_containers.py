@@ -32,7 +32,7 @@ BARE = "env IMAGE={image}"
 """A command line that stands for a runtime: the command runs where it is."""
 
 SQUEUE = r"""
-case ${1-} in wait) : >"$2"; sleep 100 ;; esac
+case ${1-} in wait) : >"$2"; exec sleep 100 ;; esac
 printf '<%s>' "$@"; printf '%s|' "$PWD" "${SLURM_JOB_ID-none}" "${SAID-none}" "${INSIDE-none}"; cat
 echo "to the user" >&2; exit 7"""
 
@@ -44,7 +44,8 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setenv("PYTHONPATH", str(CODE))
     monkeypatch.setenv("PATH", fresh_path(tmp_path / "bin", squeue=SQUEUE))
-    (tmp_path / "bin" / "python3").symlink_to(sys.executable)
+    (tmp_path / "bin" / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / "bin" / "python3").chmod(0o755)
     monkeypatch.setenv("SLURM_JOB_ID", "it's\n17")
     monkeypatch.setenv("SAID", "outside")
     monkeypatch.chdir(tmp_path)
@@ -247,6 +248,7 @@ def test_what_keeps_a_container_from_running(node: Path, keys: dict[str, str], m
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert done.returncode == 9
     assert re.search(message, done.stderr.replace("\n", " ")), done.stderr
+    assert "envs/contrails.def" in done.stderr or "--pid=host" in done.stderr or "doctor --site s --job" in done.stderr
     assert list((node / "temporary").iterdir()) == []
 
 
@@ -277,9 +279,8 @@ def test_the_scripts_of_both_schedulers_run_everything_in_the_image(
     node: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = Request("ctf0a1", "builtins:print", (), teardown=('"${python[@]}" -m settle "$code"',), paths=(node,))
-    begin = (
-        f"bash \"$PYTHONPATH\"/contrails/cluster/schedulers/container/enter.sh --image '{node}/an image.sif' --bind "
-    )
+    begin = 'bash "$PYTHONPATH"/contrails/cluster/schedulers/container/enter.sh'
+    begin += f" --site s --image '{node}/an image.sif' --bind "
     lines = slurm_script.script(node, site(node), request).splitlines()
     (task,) = [line for line in lines if line.startswith("srun")]
     assert f" {begin}{node} " in task

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Run a command of a job in a container, and serve its calls of the scheduler's commands, which the image lacks.
 #
-#   enter.sh --image IMAGE [--bind PATH]... [--stage FOLDER] [--nvidia WORDS --amd WORDS] -- RUNTIME COMMAND...
+#   enter.sh --site NAME --image IMAGE [--bind PATH]... [--stage FOLDER] [--nvidia WORDS --amd WORDS] -- RUNTIME COMMAND...
 #
 # RUNTIME is a command line with blanks between its words: {image} becomes the image, a word with {bind} is repeated for
 # every folder that the container sees, {gpus} becomes the words for the node's GPUs. This script runs on the node outside
@@ -14,9 +14,10 @@ own=$(cd "${BASH_SOURCE[0]%/*}" && pwd)
 commands="sbatch squeue scancel scontrol sacct sinfo sstat sacctmgr qsub qstat qdel qselect qsig qmgr qextend pbsnodes"
 
 main() {
-    local image='' stage='' nvidia='' amd='' binds=() runtime words
+    local site='' image='' stage='' nvidia='' amd='' binds=() runtime words
     while [ "$1" != -- ]; do
         case $1 in
+        --site) site=$2 ;;
         --image) image=$2 ;;
         --stage) stage=$2 ;;
         --nvidia) nvidia=$2 ;;
@@ -42,13 +43,16 @@ main() {
     run "${words[@]}" sh "$calls/inside.sh" "$calls" "$PWD" "$@"
     kill -KILL "$loop"
     wait "$loop" 2>/dev/null
-    [ -e "$calls/entered" ] || explain "$image" "${runtime[0]}" "$code"
+    local begun=''
+    [ -e "$calls/entered" ] && begun=1
     rm -rf -- "$calls"
+    # 128 + N: signal N came before the container had begun
+    [ -n "$begun" ] || ((code > 128 && code <= 192)) || explain "$image" "${runtime[0]}" "$code"
     exit "$code"
 }
 
 refuse() { # MESSAGE
-    echo "error: $1; then \`contrails doctor --job\` checks a node" >&2
+    printf 'error: %s; then check a node with `contrails doctor --site %q --job`\n' "$1" "$site" >&2
     exit 9
 }
 
@@ -81,10 +85,8 @@ explain() { # IMAGE RUNTIME CODE
     if [ "$most" = 0 ] || grep -qsx 0 /proc/sys/kernel/unprivileged_userns_clone; then
         found=", and the node allows no user namespaces, which a runtime without setuid needs"
     fi
-    code=9
-    echo "error: container: expected $2 on the node $HOSTNAME to run sh in $1, which is to be built for $(uname -m), \
-found that it ended with exit code $3$found; its own message is above; try \`$2\` with this image there; then \
-\`contrails doctor --job\` checks a node" >&2
+    refuse "container: expected $2 on the node $HOSTNAME to run sh in $1, which is to be built for $(uname -m), found \
+exit code $3$found; its own message is above; correct the image or the node"
 }
 
 # The image
@@ -213,15 +215,20 @@ serve_calls() {
 }
 
 serve() { # FOLDER OF THE CALL
-    local call=$1 words=() word child watch
+    local call=$1 words=() word child watch code
     while IFS= read -r -d '' word; do words+=("$word"); done <"$call/words"
     run_call "${words[@]:1}" <"$call/in" >"$call/out" 2>"$call/err" &
     child=$!
-    while is_alive "${words[0]}"; do sleep 0.2; done && kill -KILL "$child" && rm -rf -- "$call" & # the caller is gone
+    while is_alive "${words[0]}"; do sleep 0.2; done && kill -KILL "$child" &
     watch=$!
     wait "$child"
-    echo "$?" >"$call/code.new" && mv "$call/code.new" "$call/code"
+    code=$?
     kill -KILL "$watch"
+    if is_alive "${words[0]}"; then
+        echo "$code" >"$call/code.new" && mv "$call/code.new" "$call/code"
+    else
+        rm -rf -- "$call"
+    fi
 }
 
 is_alive() { # PID: a process that was killed may stay in the table until its parent asks

@@ -9,6 +9,11 @@ if [ ! -d "/proc/$loop" ]; then
         "heartbeats need the former: give the runtime its option for them, such as --pid=host" >&2
     exit 9
 fi
+if [ -r /ch/environment ]; then # where Charliecloud keeps the variables of an image, without setting them
+    while IFS= read -r line; do
+        case $line in PATH=* | LD_LIBRARY_PATH=*) export "$line" ;; esac
+    done </ch/environment
+fi
 . "$calls/environment"
 export PYTHONNOUSERSITE=1 # packages below ~/.local belong to the Python of the node
 export CONTRAILS_CONTAINER="$calls"
