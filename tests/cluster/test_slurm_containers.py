@@ -13,7 +13,7 @@ from slurm_site import SlurmSite, weights
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = ("-o", "train.epochs=60")
+EPOCHS = ("-o", "train.epochs=40")
 
 
 @pytest.fixture(scope="module")

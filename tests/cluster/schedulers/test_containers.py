@@ -32,7 +32,7 @@ BARE = "env IMAGE={image}"
 """A command line that stands for a runtime: the command runs where it is."""
 
 SQUEUE = r"""
-case ${1-} in wait) : >"$2"; exec sleep 100 ;; esac
+case ${1-} in wait) : >"$2"; exec sleep 1000 ;; esac
 printf '<%s>' "$@"; printf '%s|' "$PWD" "${SLURM_JOB_ID-none}" "${SAID-none}" "${INSIDE-none}"; cat
 echo "to the user" >&2; exit 7"""
 
@@ -207,6 +207,17 @@ def test_an_image_is_staged_once_for_a_node(node: Path) -> None:
     assert copy.startswith(f"{node}/scratch/below/container-5000-")
     assert copy.endswith("an image.sif\n5000\n")
     assert {path.suffix for path in (node / "scratch/below").iterdir()} == {".sif", ".lock"}
+
+
+def test_a_damaged_copy_of_an_image_is_not_used(node: Path) -> None:
+    (node / "bin/tee").write_text(
+        '#!/bin/bash\nsed s/image/imago/ | /usr/bin/tee "${@: -1}" >/dev/null; cat /dev/null\n'
+    )
+    (node / "bin/tee").chmod(0o755)
+    code, out, err = run(site(node, stage_dir=str(node / "scratch")), 'echo "$IMAGE"')
+    assert (code, out) == (0, f"{node}/an image.sif\n")
+    assert "is used: the copy differs from the image" in err
+    assert [path.suffix for path in (node / "scratch").iterdir()] == [".lock"]
 
 
 def test_a_full_scratch_falls_back_to_the_shared_image(node: Path, small_disk: SmallDisk) -> None:

@@ -10,6 +10,7 @@
 # A call from inside: `call.sh`, under the name of the command, writes a folder with its words, environment and standard
 # input, and the folder's name to a fifo. `serve` runs the command here and leaves output and exit code in that folder.
 set -u
+export USER="${USER:-$(id -un)}" # Charliecloud refuses to start without it
 own=$(cd "${BASH_SOURCE[0]%/*}" && pwd)
 commands="sbatch squeue scancel scontrol sacct sinfo sstat sacctmgr qsub qstat qdel qselect qsig qmgr qextend pbsnodes"
 
@@ -40,6 +41,7 @@ main() {
     loop=$!
     echo "$loop" >"$calls/loop"
     write_environment >"$calls/environment"
+    [ "${runtime[0]}" = ch-run ] && unset TMPDIR # it would stand for /tmp in the container
     run "${words[@]}" sh "$calls/inside.sh" "$calls" "$PWD" "$@"
     kill -KILL "$loop"
     wait "$loop" 2>/dev/null
