@@ -65,6 +65,9 @@ class TrainSection(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the model (autocast)")
     channels_last: bool = Field(False, description="use the channels-last memory format for inputs and weights")
     compile: bool = Field(False, description="use torch.compile; the results differ slightly from those without it")
+    cuda_graph: bool = Field(
+        False, description="launch the kernels of a pass as one CUDA graph, which is faster for small models on a GPU"
+    )
     deterministic: bool = Field(True, description="use only kernels whose results are byte-identical every time")
     sync_batch_norm: bool = Field(
         False,
@@ -109,6 +112,17 @@ class TrainSection(Section):
                     f"warmup_{kind} = {warmup:g} is longer than the training ({kind} = {length}), which would never "
                     f"reach lr; lower warmup_{kind}, or raise {kind}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_captured(self) -> Self:
+        found = {"compile": self.compile, "accumulate": self.accumulate > 1, "freeze": bool(self.freeze)}
+        if self.cuda_graph and any(found.values()):
+            wrong = ", ".join(f"{key} = {getattr(self, key)}" for key, is_given in found.items() if is_given)
+            raise ValueError(
+                f"cuda_graph = true: expected compile = false, accumulate = 1 and no freeze, found {wrong}; change "
+                "that, or leave cuda_graph out"
+            )
         return self
 
     @model_validator(mode="after")

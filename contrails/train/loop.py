@@ -27,6 +27,7 @@ from contrails.recipe.recipe import Recipe
 from contrails.runs.folder import Attempt, Fold
 from contrails.train.attempt import Heart
 from contrails.train.evaluate import Evaluation, evaluate
+from contrails.train.graphs import Forward, GraphedForward
 from contrails.train.optim import course_of, epochs_without_gain, freeze, learning_rate, set_rates
 from contrails.train.pace import Pace
 from contrails.train.ranks.batch_norm import leave_ranks
@@ -42,8 +43,6 @@ from contrails.train.verification import Verification
 
 _SMOOTHING = 0.98
 """Decay per step of the smoothed loss."""
-
-Forward = Callable[[torch.Tensor], Outputs]
 
 _SMALLEST_SCALE = 2.0**-14
 """Loss scale below which most gradients underflow in fp16; the scale begins at 65536."""
@@ -93,7 +92,7 @@ class Loop:
         self._writer = SnapshotWriter(self.fold, self.attempt.number, self._before_save, self.weights.forget)
         self._course = course_of(self.recipe.train, self.sampler.steps_per_epoch)
         self._pace, self._next_save = Pace(self.state.step), time.monotonic() + 60 * self.recipe.snapshot.every_min
-        self._forward = self._compiled(self.state.model)
+        self._forward = self._forward_of(self.state.model)
         self._parameters = list(self.state.model.parameters())  # to list them takes 0.2 ms or more
         self._gradients = GradientSums(self.state.model, self.ranks)
         if self._course.warmup >= self._course.steps and self.ranks.first:
@@ -178,18 +177,22 @@ class Loop:
         inputs = batch.inputs
         if self.recipe.train.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with self._autocast():
-            outputs = self._forward(inputs)
-        total, terms = self.state.loss(outputs, batch)
+        total, terms = self.state.loss(self._forward(inputs), batch)
         return total, terms
 
     def _autocast(self) -> torch.autocast:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.recipe.train.precision)
         return torch.autocast(self.source.device.type, dtype, enabled=dtype is not None)
 
-    def _compiled(self, model: nn.Module) -> Forward:
-        forward: Forward = torch.compile(model) if self.recipe.train.compile else model
-        return forward
+    def _forward_of(self, model: nn.Module) -> Forward:
+        """Return the forward pass in training, with autocast; compiled, or as a CUDA graph, if the recipe says so."""
+        run: Forward = torch.compile(model) if self.recipe.train.compile else model
+
+        def forward(inputs: torch.Tensor) -> Outputs:
+            with self._autocast():
+                return run(inputs)
+
+        return GraphedForward(forward, model, self.sampler.batch_size) if self.recipe.train.cuda_graph else forward
 
     def _end_epoch(self) -> None:
         row, state = self._validate(), self.state

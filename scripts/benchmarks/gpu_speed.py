@@ -19,6 +19,7 @@ from contrails.cluster.queue.freeze import package_folder
 from contrails.cluster.schedulers.devices import visible_devices
 from contrails.cluster.schedulers.sites import num_cores
 from contrails.dataset.store import open_dataset
+from contrails.errors import TrainingError
 from contrails.files import read_json_lines
 from contrails.folds.filelists import read_filelist
 from contrails.inputs.batches import Batch, Source, source_of
@@ -281,15 +282,17 @@ def options(bench: Bench) -> Iterator[Result]:
         "channels last": ("train.channels_last=true",),
         "fused AdamW": plain,
         "torch.compile": (*plain, "train.compile=true"),
+        "CUDA graphs": (*plain, "train.cuda_graph=true"),
     }
+    not_on_a_cpu = {"torch.compile": "on a CPU its C++ compiler takes a minute", "CUDA graphs": "a CPU has none"}
     base = _option(bench, plain)
     for name, overrides in changes.items():
-        if name == "torch.compile" and bench.is_tiny:
-            yield left_out(f"plain step over {name}", "on a CPU its C++ compiler takes a minute")
+        if name in not_on_a_cpu and bench.is_tiny:
+            yield left_out(f"plain step over {name}", not_on_a_cpu[name])
             continue
         try:
             found = _option(bench, overrides, fused=name == "fused AdamW")
-        except RuntimeError as error:
+        except (RuntimeError, TrainingError) as error:
             yield left_out(f"plain step over {name}", str(error).splitlines()[0])
             continue
         costs = {"plain, ms": 1e3 * base, f"{name}, ms": 1e3 * found}

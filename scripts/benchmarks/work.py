@@ -23,6 +23,7 @@ from contrails.folds.filelists import ALWAYS_TRAINED, FileList, read_filelist, w
 from contrails.inputs.batches import Batch
 from contrails.inputs.composites import channels_of
 from contrails.models.build import build_model
+from contrails.models.outputs import Outputs
 from contrails.processes import end_with
 from contrails.recipe.recipe import Recipe, load_recipe, to_toml
 from contrails.runs.config import ComputeSection, DataIdentity, RunConfig
@@ -31,6 +32,7 @@ from contrails.sources.goes import make_plan
 from contrails.synthetic.goes import Parameters, make_dataset
 from contrails.train.context import JobContext
 from contrails.train.fold import train_fold
+from contrails.train.graphs import GraphedForward
 from contrails.train.objective import Objective
 from contrails.train.optim import build_optimizer
 
@@ -189,20 +191,25 @@ class Step:
         self.model = build_model(recipe, num_channels).to(device).train()
         if self.section.channels_last:
             self.model.channels_last()
-        self.forward = torch.compile(self.model) if self.section.compile else self.model
+        self.run = torch.compile(self.model) if self.section.compile else self.model
+        graphed = GraphedForward(self._forward, self.model, recipe.train.batch_size)
+        self.forward = graphed if self.section.cuda_graph else self._forward
         self.objective = Objective(recipe, lambda: 0.1).to(device)
         self.optimizer = build_optimizer(self.model, self.section)
 
     def gradients(self, batch: Batch) -> torch.Tensor:
         """Compute the gradients of a batch; return its loss."""
-        inputs, dtype = batch.inputs, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.section.precision)
+        inputs = batch.inputs
         if self.section.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            outputs = self.forward(inputs)
-        loss: torch.Tensor = self.objective(outputs, batch)[0]
+        loss: torch.Tensor = self.objective(self.forward(inputs), batch)[0]
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
+
+    def _forward(self, inputs: torch.Tensor) -> Outputs:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.section.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            return self.run(inputs)
 
     def __call__(self, batch: Batch) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -18,6 +18,7 @@ from contrails.cluster.check.drill import result_of
 from contrails.cluster.outcomes import cause_of_exit
 from contrails.dataset.store import open_dataset
 from contrails.files import read_json
+from contrails.models.weights import load_weights
 from contrails.runs.folder import Run
 from contrails.train.fold import train_fold
 
@@ -48,8 +49,10 @@ except ContrailsError as error:
 """
 
 
-def run_of(make_run: MakeRun, name: str, num_ranks: int = 1, **train: Any) -> Run:
-    run = make_run(name, train={"epochs": 4, "log_every": 1, "ema_decay": 0.9, "swa_epochs": 1} | train)
+def run_of(make_run: MakeRun, name: str, num_ranks: int = 1, model: dict[str, Any] | None = None, **train: Any) -> Run:
+    run = make_run(
+        name, model=model or {}, train={"epochs": 4, "log_every": 1, "ema_decay": 0.9, "swa_epochs": 1} | train
+    )
     text = run.toml.read_text().replace('device = "cpu"', 'device = "cuda"')
     run.toml.write_text(text.replace("num_ranks = 1", f"num_ranks = {num_ranks}"))
     return run
@@ -70,6 +73,35 @@ def test_a_killed_fold_ends_in_the_same_bits(make_run: MakeRun, precision: str) 
     assert train(run) == 0
     assert result_of(run.fold("0")) == result_of(undisturbed.fold("0"))
     assert "CUDA" in read_json(run.fold("0").attempt(1).job)["gpu"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_cuda_graphs_give_the_bits_without_them_and_resume(make_run: MakeRun, precision: str) -> None:
+    model = {"head_dropout": 0.3, "classifier": True, "heads": 2}
+    keys = {"precision": precision, "batch_size": 3, "drop_last": False}
+    names = {"plain": False, "graphed": True, "killed": True}
+    runs = {name: run_of(make_run, name, model=model, cuda_graph=on, **keys) for name, on in names.items()}
+    for name in ("plain", "graphed"):
+        assert train(runs[name]) == 0
+    assert train(runs["killed"], 2) == 75
+    assert train(runs["killed"], 7, "SIGKILL") == -signal.SIGKILL
+    assert train(runs["killed"]) == 0
+    assert result_of(runs["killed"].fold("0")) == result_of(runs["graphed"].fold("0"))
+    # weights files hold the recipe, in which the option differs
+    plain, graphed = (tensors_of(runs[name]) for name in ("plain", "graphed"))
+    assert plain.keys() == graphed.keys()
+    assert all(torch.equal(tensor, graphed[key]) for key, tensor in plain.items())
+    rows = [result_of(runs[name].fold("0"))["rows"] for name in ("plain", "graphed")]
+    assert rows[0] == rows[1]
+
+
+def tensors_of(run: Run) -> dict[tuple[str, str], torch.Tensor]:
+    """Return all tensors of a fold's weights, by file and name."""
+    fold = run.fold("0")
+    done = fold.read_done()
+    assert done is not None
+    files = {kind: load_weights(fold.weights / entry["file"])[0] for kind, entry in done["weights"].items()}
+    return {(kind, name): tensor for kind, weights in files.items() for name, tensor in weights.items()}
 
 
 def test_two_gpus_resume_in_the_same_bits(make_run: MakeRun) -> None:

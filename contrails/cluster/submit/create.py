@@ -97,6 +97,7 @@ def plan_run(recipe: Recipe, site: Site, name: str) -> tuple[Run, RunConfig]:
     height, width = open_dataset(recipe.data.dataset).votes.shape[1:]
     require_piece(recipe, height, width, resolved.num_ranks)
     _require_memory(site, recipe)
+    _require_one_gpu(recipe, resolved, resolved.num_ranks)
     assert resolved.device != "auto"
     return run, RunConfig(
         recipe=recipe,
@@ -120,6 +121,7 @@ def move(run: Run, config: RunConfig, site: Site) -> RunConfig:
     """
     resolved = resolve(site.with_files(), config.data.num_folds)
     resolved = resolved.model_copy(update={"num_threads": config.compute.num_threads})
+    _require_one_gpu(config.recipe, resolved, config.compute.num_ranks)
     before = config.site.get("scheduler", THIS_MACHINE), config.compute.device
     if (resolved.scheduler, resolved.device) != before:
         _require_nothing_alive(run, "moves to another site")
@@ -198,6 +200,15 @@ def _require_memory(site: Site, recipe: Recipe) -> None:
         raise RecipeError(
             f"data.residency = 'ram': {path} has {path.stat().st_size / 1e9:.3g} GB, but a job at {site.name} has only "
             f"{memory_gb:g} GB; raise memory_gb of the site profile, or set data.residency = 'mmap'"
+        )
+
+
+def _require_one_gpu(recipe: Recipe, site: Site, num_ranks: int) -> None:
+    if recipe.train.cuda_graph and (site.device, num_ranks) != ("cuda", 1):
+        raise RecipeError(
+            f"train.cuda_graph = true: expected device = 'cuda' and num_ranks = 1, found device = '{site.device}' and "
+            f"num_ranks = {num_ranks} at {site.name}; choose another --site, or make a run with "
+            "-o train.cuda_graph=false"
         )
 
 
