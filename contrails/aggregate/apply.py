@@ -1,7 +1,6 @@
 """Predicting with an ensemble: merged probabilities of its members, its gate, and masks."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ def predictors(ensemble: Ensemble, dataset: Dataset, device: torch.device) -> Ca
         thresholds=[member.threshold for member in ensemble.members],
         views=parse_views(ensemble.options.tta),
         pad=ensemble.options.pad,
+        precision=ensemble.options.precision,
     )
     gate, cut = ensemble.gate(), ensemble.gate_below
     if gate is None or cut is None:
@@ -89,7 +89,7 @@ def wanted_of(ensemble: Ensemble, dataset: Dataset, rows: np.ndarray, device: to
 def identity_of(ensemble: Ensemble, device: torch.device) -> dict[str, Any]:
     """Return everything that determines merged probabilities, except the input."""
     members = [[member.sha256, member.weight, member.threshold] for member in ensemble.members]
-    made_of = {"members": members, "options": asdict(ensemble.options), "gate_below": ensemble.gate_below}
+    made_of = {"members": members, "options": ensemble.options.record(), "gate_below": ensemble.gate_below}
     if (gate := ensemble.gate()) is not None:
         made_of["gate"] = identity_of(gate, device)
     return made_of | {"device": device.type}

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,10 +39,10 @@ from contrails.aggregate.members.members import (
 )
 from contrails.aggregate.members.scored import Scored
 from contrails.aggregate.members.views import parse_views
-from contrails.aggregate.options import AUTO, Options
-from contrails.aggregate.scores.fit import Fit, fit_out_of_fold, held_out_scores
+from contrails.aggregate.options import AUTO, FULL, Options
+from contrails.aggregate.scores.fit import Fit, change_of_dice, fit_out_of_fold, held_out_scores
 from contrails.aggregate.scores.gate_scores import copy_gate, figures_of, gate_scores, open_gate
-from contrails.aggregate.scores.outoffold import join_series, predict_out_of_fold
+from contrails.aggregate.scores.outoffold import Predicted, join_series, predict_out_of_fold
 from contrails.dataset.store import Dataset
 from contrails.errors import DataError, RecipeError, RunError
 from contrails.files import atomic_path, code_digest, sha256, write_atomic
@@ -205,7 +204,7 @@ def _require_same_data(first: Finished, other: Finished) -> None:
 def _request(runs: Sequence[Run], folds: Sequence[Finished], options: Options) -> dict[str, Any]:
     recipe = folds[0].recipe
     return {
-        "options": asdict(options),
+        "options": options.record(),
         "runs": {run.name: str(run.path) for run in runs},
         "folds": {fold.name: sha256(fold.fold.done) for fold in folds},
         "dataset": {"path": str(recipe.data.dataset), "fingerprint": folds[0].dataset.fingerprint},
@@ -254,24 +253,34 @@ def _fit(
     gate: Ensemble | None,
 ) -> tuple[Fit | None, list[str]]:
     """Return the values fitted on out-of-fold predictions, and the names of the runs that get a weight each."""
-    found = join_series(_predict_out_of_fold(folds, weights, path, options, device))
+    predicted = _predict_out_of_fold(folds, weights, path, options, device)
+    found, exact = (join_series(each) for each in predicted)
     if found is None:
         return None, []
     several = options.fit_weights and len(found.series) > 1
     scores = None if gate is None else gate_scores(gate, found)
     fitted = fit_out_of_fold(found, options.merge, fit_weights=several, gate_scores=scores)
+    if exact is not None:
+        of_exact = fit_out_of_fold(exact, options.merge, fit_weights=several, gate_scores=scores)
+        fitted.scores["precision"] = change_of_dice(fitted, of_exact) | {"name": options.precision}
     return fitted, [series.run for series in found.series]
 
 
 def _predict_out_of_fold(
     folds: Sequence[Finished], weights: Sequence[Weights], path: Path, options: Options, device: torch.device
-) -> list[tuple[Finished, Weights, np.ndarray]]:
+) -> tuple[list[Predicted], list[Predicted]]:
+    """Return the predictions in the precision of the options; and if that is lower, also those in fp32."""
     views, folder = parse_views(options.tta), path / "out_of_fold"
-    return [
-        (fold, made, predict_out_of_fold(fold, made, folder, views, options.pad, device))
-        for fold, made in zip(folds, weights, strict=True)
-        if not is_all(fold) and len(fold.validation)
-    ]
+
+    def predicted(folder: Path, precision: str) -> list[Predicted]:
+        return [
+            (fold, made, predict_out_of_fold(fold, made, folder, views, options.pad, precision, device))
+            for fold, made in zip(folds, weights, strict=True)
+            if not is_all(fold) and len(fold.validation)
+        ]
+
+    exact = [] if options.precision == FULL else predicted(folder / FULL, FULL)
+    return predicted(folder, options.precision), exact
 
 
 def _members(

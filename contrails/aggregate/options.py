@@ -1,8 +1,9 @@
 """The options of an aggregation and their valid values; without torch, so that a login node can check them."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from contrails.errors import RecipeError, choices
 from contrails.runs.folder import run_of
@@ -16,6 +17,9 @@ ELEMENTS = {"none": (0,), "flips": (0, 1, 2, 3), "d4": tuple(range(8))}
 AUTO, SOUP = "auto", "soup"
 AVERAGE = re.compile(r"(last|best)([1-9][0-9]*)")
 """Matches an average of a number of epochs."""
+
+FULL = "fp32"
+PRECISIONS = (FULL, "bf16", "fp16")
 
 _WEIGHTS = ("best", "final", "ema", "swa", AUTO, SOUP, "last5", "best5")
 _VIEWS = (*ELEMENTS, "scales", "crop")
@@ -33,6 +37,12 @@ class Options:
     average_folds: bool = False
     allow: bool = False
     gate: str = ""
+    precision: str = FULL
+
+    def record(self) -> dict[str, Any]:
+        """Return the options as a request or a file of predictions records them."""
+        values = asdict(self)
+        return values | noted(values.pop("precision"))
 
     def require_known(self) -> None:
         """Check what can be checked without the runs.
@@ -44,7 +54,14 @@ class Options:
             raise RecipeError(f"--weights {self.weights}: {choices(self.weights, _WEIGHTS)} (or another number)")
         if self.merge not in MERGE_RULES:
             raise RecipeError(f"--merge {self.merge}: {choices(self.merge, MERGE_RULES)}")
+        if self.precision not in PRECISIONS:
+            raise RecipeError(f"--precision {self.precision}: {choices(self.precision, PRECISIONS)}")
         require_views(self.tta)
+
+
+def noted(precision: str) -> dict[str, str]:
+    """Return how results record their precision: not at all if it is fp32, as older versions knew no other."""
+    return {} if precision == FULL else {"precision": precision}
 
 
 def made_by(path: Path) -> str:

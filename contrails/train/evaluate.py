@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from contrails.inputs.batch_size import in_fitting_batches, kind_of
 from contrails.inputs.batches import Batch, Source, in_order
 from contrails.losses.pixels import binary_cross_entropy
 from contrails.metrics import NUM_BINS, Histogram
@@ -22,15 +23,29 @@ class Evaluation:
     histogram: Histogram
 
 
-def predict(model: nn.Module, source: Source, rows: np.ndarray, batch_size: int) -> Iterator[tuple[Batch, Outputs]]:
-    """Yield (batch, outputs) in the order of `rows`; switches the model to evaluation mode while it runs."""
+def predict(
+    model: nn.Module, source: Source, rows: np.ndarray, batch_size: int, *, halve: bool = False
+) -> Iterator[tuple[Batch, Outputs]]:
+    """Yield (batch, outputs) in the order of `rows`; switches the model to evaluation mode while it runs.
+
+    With `halve`, batches are as large as fits in the memory, at most `batch_size`; outside of training only.
+
+    Raises:
+        GpuMemoryError: with `halve`, a single record does not fit.
+    """
+
+    def predicted(rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, tuple[Batch, Outputs]]]:
+        for batch in in_order(source, rows, size):
+            with torch.inference_mode():
+                outputs = model(batch.inputs)
+            yield batch.rows, (batch, outputs)
+
     was_training = model.training
     model.eval()
     try:
-        for batch in in_order(source, rows, batch_size):
-            with torch.inference_mode():
-                outputs = model(batch.inputs)
-            yield batch, outputs
+        fitted = in_fitting_batches(rows, predicted, kind_of(model, source), batch_size, source.device)
+        for _, found in fitted if halve else predicted(rows, batch_size):
+            yield found
     finally:
         model.train(was_training)
 
@@ -41,19 +56,28 @@ def round_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 def evaluate(
-    model: nn.Module, source: Source, rows: np.ndarray, batch_size: int, poll: Callable[[], None] = lambda: None
+    model: nn.Module,
+    source: Source,
+    rows: np.ndarray,
+    batch_size: int,
+    poll: Callable[[], None] = lambda: None,
+    *,
+    halve: bool = False,
 ) -> Evaluation:
     """Evaluate a model on labelled rows; `poll` is called after every batch and may raise to stop.
 
+    With `halve`, batches are as large as fits in the memory, as in `predict`.
+
     Raises:
         OutputNotFiniteError: the logits of a record are not finite.
+        GpuMemoryError: with `halve`, a single record does not fit.
     """
     # sums stay on the device until the end: fetching them after every batch would keep a GPU waiting
     loss_sum = torch.zeros((), dtype=torch.float64, device=source.device)
     pixels = torch.zeros((), dtype=torch.int64, device=source.device)
     counts = torch.zeros((2, NUM_BINS), dtype=torch.int64, device=source.device)
     finite: list[torch.Tensor] = []
-    for batch, outputs in predict(model, source, rows, batch_size):
+    for batch, outputs in predict(model, source, rows, batch_size, halve=halve):
         finite.append(torch.isfinite(outputs.mask).flatten(1).all(1))
         logits, in_batch = outputs.mask.nan_to_num(), batch.valid.sum()  # NaN has no bin; it is reported below
         loss_sum += binary_cross_entropy(logits, batch.target, batch.valid).double() * in_batch

@@ -23,6 +23,7 @@ from contrails.inputs.sampling import Sampler
 from contrails.metrics import Histogram
 from contrails.models.adjust import has_batch_norm
 from contrails.models.outputs import Outputs
+from contrails.models.precision import autocast
 from contrails.recipe.recipe import Recipe
 from contrails.runs.folder import Attempt, Fold
 from contrails.train.attempt import Heart
@@ -181,8 +182,7 @@ class Loop:
         return total, terms
 
     def _autocast(self) -> torch.autocast:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.recipe.train.precision)
-        return torch.autocast(self.source.device.type, dtype, enabled=dtype is not None)
+        return autocast(self.source.device, self.recipe.train.precision)
 
     def _forward_of(self, model: nn.Module) -> Forward:
         """Return the forward pass in training, with autocast; compiled, or as a CUDA graph, if the recipe says so."""

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from gpu_speed import source_and_sampler
 from table import Result
 from work import Bench, Step
 
 from contrails.aggregate.members.predict import Predictor
 from contrails.aggregate.members.views import View
+from contrails.models.precision import autocast
 from contrails.train.evaluate import evaluate
 
 
@@ -24,14 +24,14 @@ def prediction(bench: Bench) -> Iterator[Result]:
     for batch in itertools.islice(source.batches(sampler.selections(0, 1)), 2 if bench.is_tiny else 100):
         step(batch)
     model, rows = step.model.eval(), np.arange(source.dataset.num_records)
-    predictor = Predictor([(model, source)], [Path("model")], "mean", (1.0,), (0.5,), (View(),), 0)
     rates, probabilities, histograms = {}, {}, {}
-    for name, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
-        with torch.autocast(bench.device.type, dtype, enabled=dtype is not None):
-            list(predictor(rows[: len(rows) // 4]))  # warms up
-            started = time.perf_counter()
-            probabilities[name] = np.concatenate([values for _, values in predictor(rows)]).astype(np.int64)
-            rates[name] = len(rows) / (time.perf_counter() - started)
+    for name in ("fp32", "bf16"):
+        predictor = Predictor([(model, source)], [Path("model")], "mean", (1.0,), (0.5,), (View(),), 0, name)
+        list(predictor(rows[: len(rows) // 4]))  # warms up, and measures the batch size
+        started = time.perf_counter()
+        probabilities[name] = np.concatenate([values for _, values in predictor(rows)]).astype(np.int64)
+        rates[name] = len(rows) / (time.perf_counter() - started)
+        with autocast(bench.device, name):
             histograms[name] = evaluate(model, source, rows, recipe.train.batch_size).histogram
     records = {f"{name}, records/s": rate for name, rate in rates.items()}
     yield Result("prediction in bf16 over fp32, ResNet18", rates["bf16"] / rates["fp32"], "x", "", None, records)

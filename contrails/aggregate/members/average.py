@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from contrails.errors import DataError
+from contrails.errors import DataError, GpuMemoryError
 from contrails.inputs.batches import Source, in_order
 from contrails.models.weights import stream_weights
 
@@ -61,6 +61,7 @@ def refresh_batch_norm(model: nn.Module, source: Source, rows: np.ndarray, batch
 
     Raises:
         DataError: the statistics are not finite.
+        GpuMemoryError: a batch does not fit in the GPU's memory.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
@@ -73,9 +74,16 @@ def refresh_batch_norm(model: nn.Module, source: Source, rows: np.ndarray, batch
         norm.reset_running_stats()
         norm.momentum = None  # makes the statistics the plain mean over batches
         norm.train()
-    with torch.no_grad():
-        for batch in in_order(source, rows, batch_size):
-            model(batch.inputs)
+    try:
+        with torch.no_grad():
+            for batch in in_order(source, rows, batch_size):
+                model(batch.inputs)
+    except torch.OutOfMemoryError as error:  # a smaller batch would give other statistics
+        raise GpuMemoryError(
+            f"expected a GPU with memory for a batch of training, {batch_size} records, from which the batch-norm "
+            f"statistics of averaged weights are computed: {error}; use --device cpu, a larger GPU, or --weights that "
+            "are not averaged, such as best"
+        ) from error
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()

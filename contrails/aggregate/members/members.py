@@ -237,8 +237,13 @@ def _named(fold: Finished, kind: str, device: torch.device) -> Weights:
     dice, threshold = about.get("dice"), about.get("threshold")
     if dice is None and len(fold.validation):
         model, source = load_member(path, fold.dataset, device)
-        dice, threshold = evaluate(model, source, fold.validation, fold.recipe.train.batch_size).histogram.best()
+        dice, threshold = _best(fold, model, source)
     return Weights(path, kind, (entry["epoch"],), dice, threshold, (entry["sha256"],))
+
+
+def _best(fold: Finished, model: Segmenter, source: Source) -> tuple[float, float]:
+    """Return the best Dice on the fold's validation records, and its threshold."""
+    return evaluate(model, source, fold.validation, fold.recipe.train.batch_size, halve=True).histogram.best()
 
 
 def _averaged(fold: Finished, kind: str, folder: Path, device: torch.device) -> Weights:
@@ -301,7 +306,7 @@ def _mean_of(fold: Finished, paths: Sequence[Path], device: torch.device) -> tup
     model, source = _build(average_weights(paths), about, paths[0], fold.dataset, device)
     about["lineage"] = {"batch_norm_records": refresh_batch_norm(model, source, fold.training, batch_size)}
     if len(fold.validation):
-        about["dice"], about["threshold"] = evaluate(model, source, fold.validation, batch_size).histogram.best()
+        about["dice"], about["threshold"] = _best(fold, model, source)
     return model.state_dict(), about
 
 

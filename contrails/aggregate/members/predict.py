@@ -10,16 +10,19 @@ import torch
 from contrails.aggregate.members.members import load_member
 from contrails.aggregate.members.merge import merge
 from contrails.aggregate.members.views import View, predict_views
+from contrails.aggregate.options import FULL
 from contrails.dataset.store import Dataset
 from contrails.dataset.verify import require_intact
-from contrails.errors import DataError, NodeError
+from contrails.errors import DataError
+from contrails.inputs.batch_size import in_fitting_batches, kind_of
 from contrails.inputs.batches import Source, in_order
 from contrails.models.segmenter import Segmenter
 
 _BATCH_SIZES = {"cpu": 4, "cuda": 64}
-"""Initial batch sizes, fewer for records larger than usual; halved when a batch does not fit into the GPU.
+"""Largest batch sizes, fewer for records larger than usual (see `contrails.inputs.batch_size`).
 
-On a CPU larger batches are not faster, and activations take most of the memory.
+On a CPU larger batches are not faster, and activations take most of the memory. On a GPU larger ones only take memory:
+the members prepare batches ahead.
 """
 
 _USUAL_PIXELS = 256 * 256
@@ -36,31 +39,23 @@ class Predictor:
     thresholds: Sequence[float]
     views: Sequence[View]
     pad: int
+    precision: str = FULL
 
     def __call__(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield rows and their merged probabilities, in batches, in the order of `rows`.
 
         Raises:
             DataError: a record is damaged, or a member's output is not finite.
-            NodeError: a single record does not fit into the memory.
+            GpuMemoryError: a single record does not fit in the GPU's memory.
 
         Shape:
             rows int64 (B,), probabilities uint16 (B, H, W).
         """
         source = self.models[0][1]
         times_usual = max(1.0, source.dataset.votes[0].size / _USUAL_PIXELS)
-        done, batch_size = 0, max(1, int(_BATCH_SIZES[source.device.type] / times_usual))
-        while done < len(rows):
-            try:
-                for part, probabilities in self._batches(rows[done:], batch_size):
-                    yield part, probabilities
-                    done += len(part)
-            except torch.OutOfMemoryError as error:
-                if batch_size == 1:
-                    raise NodeError(
-                        f"one record does not fit into the GPU's memory: {error}; use --device cpu, or a larger GPU"
-                    ) from error
-                batch_size //= 2
+        largest = max(1, int(_BATCH_SIZES[source.device.type] / times_usual))
+        kind = (*(kind_of(*each) for each in self.models), *self.views, self.pad, self.precision)
+        return in_fitting_batches(rows, self._batches, kind, largest, source.device)
 
     def on(self, dataset: Dataset) -> "Predictor":
         """Return the same members for another dataset with the same bands and frames."""
@@ -72,7 +67,9 @@ class Predictor:
             with torch.inference_mode():
                 probs = torch.stack(
                     [
-                        predict_views(model, batch.inputs, self.views, source.dataset.label_offset_px, self.pad)
+                        predict_views(
+                            model, batch.inputs, self.views, source.dataset.label_offset_px, self.pad, self.precision
+                        )
                         for (model, source), batch in zip(self.models, batches, strict=True)
                     ]
                 )
@@ -86,9 +83,11 @@ class Predictor:
         bad = ~torch.isfinite(probs).flatten(2).all(2).cpu().numpy()
         members = [str(path) for path, one in zip(self.paths, bad, strict=True) if one.any()]
         records = [self.models[0][1].dataset.record_ids[row] for row in rows[bad.any(0)]]
+        why = "these weights are too large; make the ensemble with other --weights"
+        if self.precision != FULL:
+            why = f"in {self.precision}; make the ensemble again with --precision {FULL}"
         return DataError(
-            f"the output of {', '.join(members)} is not finite for the records {', '.join(records)}: these weights "
-            "are too large; make the ensemble with other --weights"
+            f"the output of {', '.join(members)} is not finite for the records {', '.join(records)}: {why}"
         )
 
 
@@ -102,7 +101,8 @@ def load_predictor(
     thresholds: Sequence[float] = (0.5,),
     views: Sequence[View] = (View(),),
     pad: int = 0,
+    precision: str = FULL,
 ) -> Predictor:
     """Load members for a dataset; the rule does not matter for a single member."""
     models = [load_member(path, dataset, device) for path in paths]
-    return Predictor(models, paths, rule, weights, thresholds, views, pad)
+    return Predictor(models, paths, rule, weights, thresholds, views, pad, precision)

@@ -14,9 +14,10 @@ from itertools import product
 import torch
 from torch.nn import functional
 
-from contrails.aggregate.options import ELEMENTS, require_views
+from contrails.aggregate.options import ELEMENTS, FULL, require_views
 from contrails.errors import RecipeError
 from contrails.inputs.augment.dihedral import inverse, move_image, move_label
+from contrails.models.precision import autocast
 from contrails.models.segmenter import Segmenter
 
 _CROP = 0.75
@@ -47,7 +48,12 @@ def parse_views(text: str) -> tuple[View, ...]:
 
 
 def predict_views(
-    model: Segmenter, inputs: torch.Tensor, views: Sequence[View], offset_px: tuple[float, float], pad: int = 0
+    model: Segmenter,
+    inputs: torch.Tensor,
+    views: Sequence[View],
+    offset_px: tuple[float, float],
+    pad: int = 0,
+    precision: str = FULL,
 ) -> torch.Tensor:
     """Return the mean probability over the views that see a pixel; NaN where a prediction is not finite.
 
@@ -57,6 +63,7 @@ def predict_views(
         views: the views; the first one must see the whole record.
         offset_px: label offset of the dataset.
         pad: pixels by which the record is padded on each side, mirrored, before prediction.
+        precision: precision of the network: fp32, bf16 or fp16. All else is computed in float32.
 
     Shape:
         inputs (B, C, H, W) or (B, T, C, H, W), square where a view transposes, to float32 (B, H, W).
@@ -70,7 +77,7 @@ def predict_views(
     for view in views:
         top, left = (round(side * (1 - view.crop) / 2) for side in (height, width))
         window = inputs[..., top : height - top, left : width - left]
-        probs = _moved(model, window, view, offset_px, pad)
+        probs = _moved(model, window, view, offset_px, pad, precision)
         border = (left, left, top, top)
         total = total + functional.pad(_back(probs, view, offset_px), border)
         weight = weight + functional.pad(_back(torch.ones_like(probs[:1]), view, offset_px), border)
@@ -78,7 +85,7 @@ def predict_views(
 
 
 def _moved(
-    model: Segmenter, inputs: torch.Tensor, view: View, offset_px: tuple[float, float], pad: int
+    model: Segmenter, inputs: torch.Tensor, view: View, offset_px: tuple[float, float], pad: int, precision: str
 ) -> torch.Tensor:
     """Return the probabilities of a view in its own coordinates, at the resolution of the label."""
     inputs = move_image(inputs, view.element)
@@ -88,7 +95,9 @@ def _moved(
     # a model with a fixed input size scales every input to it, so a part of a record must be scaled to a part of that
     # size
     share = seen.shape[-1] / inputs.shape[-1] * view.crop if model.size is not None else 1.0
-    logits = model(seen, view.scale * share).mask[..., pad : pad + inputs.shape[-2], pad : pad + inputs.shape[-1]]
+    with autocast(seen.device, precision):
+        mask = model(seen, view.scale * share).mask
+    logits = mask[..., pad : pad + inputs.shape[-2], pad : pad + inputs.shape[-1]]
     # sigmoid would turn an infinite logit into a valid probability and hide the error
     probs = torch.where(torch.isfinite(logits), torch.sigmoid(logits), torch.nan)
     return _resampled(probs, tuple(part * (1 / view.scale - 1) for part in offset_px)) if view.scale != 1 else probs

@@ -20,6 +20,7 @@ from contrails.aggregate.ensemble import FILELIST, Ensemble, Member
 from contrails.aggregate.members.predict import load_predictor
 from contrails.aggregate.members.prediction_files import Wanted, complete
 from contrails.aggregate.members.views import parse_views
+from contrails.aggregate.options import noted
 from contrails.dataset.layout import create, header_of, opened, row_offsets, write_columns, write_row
 from contrails.dataset.store import IGNORE, Dataset, open_dataset
 from contrails.errors import DataError, RecipeError, RunError
@@ -157,7 +158,7 @@ def _write(
         "tta": ensemble.options.tta,
         "pad": ensemble.options.pad,
         "device": device.type,
-    }
+    } | noted(ensemble.options.precision)
     if path.exists():
         if read_origin(path) != origin:
             raise DataError(
@@ -189,16 +190,17 @@ def _predict(
 ) -> np.ndarray:
     """Return a member's probabilities of a frame, uint16 (N, H, W), memory-mapped; resumes after a kill."""
     height, width = seen.votes.shape[1:]
-    views, pad = parse_views(ensemble.options.tta), ensemble.options.pad
+    views, pad, precision = parse_views(ensemble.options.tta), ensemble.options.pad, ensemble.options.precision
     wanted = Wanted(
         rows=rows,
         record_ids=tuple(seen.record_ids[row] for row in rows),
         shape=(height, width),
         member=f"{member.run}-fold{member.fold}",
         about={"weights": member.sha256, "dataset": seen.fingerprint, "pad": pad, "device": device.type}
-        | {"views": [vars(view) for view in views]},
+        | {"views": [vars(view) for view in views]}
+        | noted(precision),
     )
-    predictor = load_predictor([ensemble.path / member.file], seen, device, views=views, pad=pad)
+    predictor = load_predictor([ensemble.path / member.file], seen, device, views=views, pad=pad, precision=precision)
     return complete(path, wanted, predictor, f"fold {member.fold}, frame {frame}")
 
 

@@ -100,6 +100,13 @@ def fit_out_of_fold(found: OutOfFold, rule: str, *, fit_weights: bool, gate_scor
     return Fit(threshold, decided.steps, weights, scores, None if gate is None else gate.cut)
 
 
+def change_of_dice(fit: Fit, exact: Fit) -> dict[str, Any]:
+    """Return the Dice of predictions in a lower precision and in fp32, by threshold alone, and their difference."""
+    key = "dice_cross_fitted" if "dice_cross_fitted" in fit.scores else "dice_fitted_threshold"
+    dice, dice_fp32 = fit.scores[key], exact.scores[key]
+    return {"dice": dice, "dice_fp32": dice_fp32, "change": dice - dice_fp32}
+
+
 def _of_records(counted: Tally, thresholds: dict[str, float]) -> dict[str, Any]:
     """Return further scores of a classifier: AUC, average precision, and the confusion matrix of records."""
     pixels = confusion_of_folds(counted, thresholds)

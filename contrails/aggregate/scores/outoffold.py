@@ -19,16 +19,25 @@ from contrails.aggregate.members.predict import load_predictor
 from contrails.aggregate.members.prediction_files import Wanted, complete, read_predictions
 from contrails.aggregate.members.scored import By, Scored, of_record
 from contrails.aggregate.members.views import View
-from contrails.aggregate.options import made_by
+from contrails.aggregate.options import made_by, noted
 from contrails.aggregate.scores.weighting import MAX_PIXELS, fit_weights
 from contrails.dataset.store import Dataset
 from contrails.errors import DataError, RunError
 from contrails.files import sha256
 from contrails.metrics import NUM_BINS
 
+Predicted = tuple[Finished, Weights, np.ndarray]
+"""A fold, the weights of its member, and the member's probabilities of the fold's validation records."""
+
 
 def predict_out_of_fold(
-    fold: Finished, weights: Weights, folder: Path, views: Sequence[View], pad: int, device: torch.device
+    fold: Finished,
+    weights: Weights,
+    folder: Path,
+    views: Sequence[View],
+    pad: int,
+    precision: str,
+    device: torch.device,
 ) -> np.ndarray:
     """Return a member's probabilities of its fold's validation records, uint16 (N, H, W), memory-mapped; can resume."""
     dataset, rows = fold.dataset, fold.validation
@@ -39,9 +48,9 @@ def predict_out_of_fold(
         record_ids=tuple(dataset.record_ids[row] for row in rows),
         shape=(height, width),
         member=fold.name,
-        about=about | {"views": [vars(view) for view in views]},
+        about=about | {"views": [vars(view) for view in views]} | noted(precision),
     )
-    predictor = load_predictor([weights.path], dataset, device, views=views, pad=pad)
+    predictor = load_predictor([weights.path], dataset, device, views=views, pad=pad, precision=precision)
     return complete(folder / f"{fold.name}.h5", wanted, predictor, f"out of fold: {fold.name}")
 
 
@@ -173,13 +182,13 @@ class StoredProbabilities(Mapping[str, np.ndarray]):
         return len(self._images)
 
 
-def join_series(folds: Sequence[tuple[Finished, Weights, np.ndarray]]) -> OutOfFold | None:
+def join_series(folds: Sequence[Predicted]) -> OutOfFold | None:
     """Join the out-of-fold predictions of members; None if there are none.
 
     Raises:
         RunError: no fold is finished in all runs, or runs validated a fold on different records.
     """
-    by_run: dict[str, dict[str, tuple[Finished, Weights, np.ndarray]]] = {}
+    by_run: dict[str, dict[str, Predicted]] = {}
     for entry in folds:
         by_run.setdefault(entry[0].fold.run.name, {})[entry[0].fold.key] = entry
     if not by_run:

@@ -52,6 +52,13 @@ if TYPE_CHECKING:
     help="Pad each record by N mirrored pixels on each side before prediction.",
     metavar="N",
 )
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    help="Precision of the networks: fp32, bf16 or fp16. If lower, records are also predicted out of fold in fp32, to "
+    "measure how the Dice changes.",
+)
 @click.option("--fit-weights", is_flag=True, help="Fit the weight of each of several runs on out-of-fold predictions.")
 @click.option(
     "--average-folds", is_flag=True, help="Merge the folds into one model by averaging weights; needs held-out records."
@@ -80,6 +87,7 @@ def aggregate(
     merge: str,
     tta: str,
     pad: int,
+    precision: str,
     fit_weights: bool,
     average_folds: bool,
     gate: str | None,
@@ -123,7 +131,7 @@ def aggregate(
     from contrails.cli.results.figures import show_ensemble, warn_of_classifiers
 
     gate_path = str(find_ensemble(gate).absolute()) if gate is not None else ""
-    options = Options(weights, merge, tta, pad, fit_weights, average_folds, allow, gate_path)
+    options = Options(weights, merge, tta, pad, fit_weights, average_folds, allow, gate_path, precision)
     chosen = choose_device(device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     if shard is not None:
@@ -156,7 +164,7 @@ def check(context: click.Context) -> None:
     from contrails.dataset.store import open_dataset
 
     given = context.params
-    Options(weights=given["weights"], merge=given["merge"], tta=given["tta"]).require_known()
+    Options(**{key: given[key] for key in ("weights", "merge", "tta", "precision")}).require_known()
     if given["num_jobs"] is not None and given["weights"] == AUTO:
         raise RecipeError("--jobs: --weights auto compares all folds; choose one kind, such as --weights best5")
     if given["num_jobs"] is not None and given["shard"] is not None:

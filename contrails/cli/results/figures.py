@@ -96,6 +96,11 @@ def _figures(ensemble: Ensemble) -> Iterator[str]:
         yield f"{name} {scores['dice_fitted_threshold']:.4f} ({'; '.join([how, *_of_dice(scores)])})"
     if "confusion" in scores:
         yield f"            {', '.join(_of_records(scores))} ({confusion_cut(scores)})"
+    if change := scores.get("precision"):
+        yield (
+            f"precision:  {change['name']} changes the {_dice(ensemble)} by {change['change']:+.5f}, from "
+            f"{change['dice_fp32']:.5f} in fp32 (by the threshold alone)"
+        )
     yield f"of:         {scores['records']}"
     if held_out := scores.get("held_out"):
         more, records = "; ".join([*_of_dice(held_out), *_of_records(held_out)]), held_out["num_records"]
