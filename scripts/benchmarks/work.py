@@ -209,7 +209,8 @@ class Step:
     def _forward(self, inputs: torch.Tensor) -> Outputs:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.section.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            return self.run(inputs)
+            outputs: Outputs = self.run(inputs)
+            return outputs
 
     def __call__(self, batch: Batch) -> None:
         self.optimizer.zero_grad(set_to_none=True)

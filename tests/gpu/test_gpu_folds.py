@@ -78,7 +78,7 @@ def test_a_killed_fold_ends_in_the_same_bits(make_run: MakeRun, precision: str) 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_cuda_graphs_give_the_bits_without_them_and_resume(make_run: MakeRun, precision: str) -> None:
     model = {"head_dropout": 0.3, "classifier": True, "heads": 2}
-    keys = {"precision": precision, "batch_size": 3, "drop_last": False}
+    keys: dict[str, Any] = {"precision": precision, "batch_size": 3, "drop_last": False}
     names = {"plain": False, "graphed": True, "killed": True}
     runs = {name: run_of(make_run, name, model=model, cuda_graph=on, **keys) for name, on in names.items()}
     for name in ("plain", "graphed"):

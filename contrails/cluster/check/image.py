@@ -39,9 +39,7 @@ def check_image(site: Site) -> Iterator[Check]:
     here, sets_up = shutil.which(command) is not None, bool(site.prologue or site.environment)
     found = command if here else f"no command {command} on this machine"
     found += "; a job has run prologue and environment before, see --job" if sets_up and not here else ""
-    advice = (
-        f"load its module in prologue; check a node with `contrails doctor --site {site.name} --job`"
-    )
+    advice = f"load its module in prologue; check a node with `contrails doctor --site {site.name} --job`"
     yield Check("container runtime", here or sets_up, found, advice)
     if here and str(image).startswith("/"):
         yield _started(site.model_copy(update={"container": image}))
