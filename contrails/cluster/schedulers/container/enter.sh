@@ -36,7 +36,7 @@ main() {
     make_calls
     local gpus=$nvidia
     [ -e /dev/kfd ] && [ ! -e /dev/nvidiactl ] && gpus=$amd
-    fill "$image" "$gpus" "$PWD" "${HOME-}" "${calls%/*}" "$(expanded "$stage")" "${SCRATCHDIR-}" "${binds[@]}"
+    fill "$image" "$gpus" "$PWD" "${HOME-}" "${calls%/*}" "$(expanded "$stage")" "${SCRATCHDIR-}" ${binds[@]+"${binds[@]}"}
     serve_calls </dev/null >/dev/null 2>&1 &
     loop=$!
     echo "$loop" >"$calls/loop"
