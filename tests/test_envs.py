@@ -56,6 +56,19 @@ def test_the_distribution_of_the_former_name_is_removed(clone: Path) -> None:
     subprocess.run([clone / "envs/build", "test"], check=True)  # there is nothing to remove any more
 
 
+def test_a_job_at_metacentrum_renews_its_ticket_while_it_runs(tmp_path: Path) -> None:
+    executable(tmp_path / "klist", '[ "$*" = -s ]')
+    executable(tmp_path / "kinit", f'echo "$*" >>{tmp_path}/renewed')
+    executable(tmp_path / "sleep", f'echo "$*" >>{tmp_path}/slept', "exec /bin/sleep 0.05")
+    wait = f"while [ ! -s {tmp_path}/slept ]; do /bin/sleep 0.05; done; echo $TMPDIR $SINGULARITY_TMPDIR"
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SCRATCHDIR": "/scratch/me/job_7"}
+    command = ["bash", "-c", f"source {CLONE}/envs/metacentrum.sh; {wait}"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert done.stdout == "/scratch/me/job_7 /scratch/me/job_7\n"
+    assert set((tmp_path / "renewed").read_text().split()) == {"-R"}
+    assert set((tmp_path / "slept").read_text().split()) == {"3600"}
+
+
 def test_no_text_tells_to_install_a_strangers_package() -> None:
     config = ConfigParser()
     config.read(CLONE / "setup.cfg")

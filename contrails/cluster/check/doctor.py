@@ -25,7 +25,7 @@ from contrails.cluster.queue.submission import submit_job, submitting
 from contrails.cluster.schedulers.base import Check, Reference, scheduler_of
 from contrails.cluster.schedulers.containers import ENTERED
 from contrails.cluster.schedulers.devices import listed_gpus, visible_devices
-from contrails.cluster.schedulers.sites import Site, found_schedulers, holds_copy
+from contrails.cluster.schedulers.sites import Site, found_schedulers, holds_copy, require_scheduler
 from contrails.cluster.status.fold_state import end_of_log
 from contrails.dataset.store import made_from_raw
 from contrails.errors import ClusterError, NodeError, StorageError
@@ -201,6 +201,7 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
     """
     if not scheduler_of(site).CAPABILITIES.has_queue:
         raise ClusterError(f"--job needs a site with a scheduler, {site.name} is this machine; leave --job out")
+    require_scheduler(site)
     shutil.rmtree(run.path, ignore_errors=True)
     run.create_folder()
     freeze_code(run)

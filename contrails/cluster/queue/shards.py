@@ -13,7 +13,7 @@ from contrails.cluster.queue.command import command_request
 from contrails.cluster.queue.freeze import freeze_code, imported_code
 from contrails.cluster.queue.submission import reconcile, submit_job, submitting
 from contrails.cluster.schedulers.base import Job, scheduler_of
-from contrails.cluster.schedulers.sites import Site
+from contrails.cluster.schedulers.sites import Site, require_scheduler
 from contrails.dataset.layout import shard_path
 from contrails.errors import ClusterError
 from contrails.runs.folder import Run
@@ -63,6 +63,7 @@ def submit_shards(made: Path, jobs: Mapping[str, ShardJob], site: Site) -> dict[
     """
     if not scheduler_of(site).CAPABILITIES.has_queue:
         raise ClusterError(f"--jobs needs a site with a scheduler, {site.name} is this machine; leave --jobs out")
+    require_scheduler(site)
     run = Run(made.absolute().with_name(f".{made.name}.jobs"))
     run.create_folder()
     outcome: dict[str, str] = {}

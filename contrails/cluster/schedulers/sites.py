@@ -22,7 +22,7 @@ from contrails.cluster.schedulers.base import scheduler_of
 from contrails.cluster.schedulers.containers import require_image, require_runtime
 from contrails.cluster.schedulers.devices import require_devices, visible_devices
 from contrails.cluster.schedulers.profiles import BUILT_IN, profile_files
-from contrails.errors import NodeError, RecipeError, StorageError, choices
+from contrails.errors import ClusterError, NodeError, RecipeError, StorageError, choices
 from contrails.files import read_toml
 from contrails.recipe.base import Section
 from contrails.recipe.reading import parse
@@ -48,8 +48,15 @@ _OURS = {
 """Arguments of sbatch that contrails sets itself."""
 
 
-_QSUB = {"M", "P", "a", "m", "p"}
-"""Options of qsub that a profile may set: mail address, project, start time, mail events, priority."""
+_QSUB = {"M", "P", "a", "l", "m", "p", "v"}
+"""Options of qsub that a profile may set: mail address, project, start time, resources of the whole job, mail events,
+priority, variables for hooks of the server."""
+
+_OUR_RESOURCES = {"mem", "ncpus", "ngpus", "nodes", "select", "walltime"}
+"""Resources of PBS that contrails requests itself."""
+
+_VARIABLES = re.compile(r"""[A-Za-z_]\w*=[^\s,'"\\]*(,[A-Za-z_]\w*=[^\s,'"\\]*)*""")
+"""What qsub -v takes without changing it: it strips quotes, doubles backslashes and splits at commas."""
 
 
 class Retries(Section):
@@ -195,6 +202,7 @@ class Site(Section):
                 raise ValueError(
                     f"scheduler_arguments: expected an option of qsub ({', '.join(sorted(_QSUB))}), found '{wrong[0]}'"
                 )
+            self._require_fit_for_qsub(str(self.scheduler_arguments.get("l", "")), self.scheduler_arguments.get("v"))
             if foreign:
                 raise ValueError(f"{foreign[0]} is for Slurm only; on PBS set the resource of the nodes in [resources]")
             return self
@@ -202,6 +210,19 @@ class Site(Section):
             raise ValueError("resources: for PBS only; on Slurm set partition, constraint and gpu_type")
         self._require_not_ours(self.scheduler_arguments)
         return self
+
+    @staticmethod
+    def _require_fit_for_qsub(job_wide: str, variables: object) -> None:
+        if ours := sorted(_OUR_RESOURCES & {part.partition("=")[0] for part in job_wide.split(",")}):
+            raise ValueError(
+                f"l = '{job_wide}': expected a resource of the whole job, such as place=exclhost, found {ours[0]}, "
+                "which contrails sets itself from the other keys"
+            )
+        if variables is not None and not _VARIABLES.fullmatch(str(variables)):
+            raise ValueError(
+                f"v = '{variables}': expected NAME=VALUE, with commas between several, and no quotes, blanks or "
+                "backslashes; variables for the job itself belong in its environment script"
+            )
 
     @staticmethod
     def _require_not_ours(arguments: dict[str, str | int | bool]) -> None:
@@ -301,6 +322,21 @@ def has_slurm() -> bool:
     except subprocess.TimeoutExpired:
         return True
     return "Slurmctld" in answer.stdout  # absent if only the client tools are installed
+
+
+def require_scheduler(site: Site) -> None:
+    """Check that jobs of a site can be submitted from this machine.
+
+    Raises:
+        ClusterError: the command that submits them is missing.
+    """
+    command = {"slurm": "sbatch", "pbs": "qsub"}.get(site.scheduler)
+    if command is not None and shutil.which(command) is None:
+        raise ClusterError(
+            f"site {site.name}: expected the command {command} of its scheduler ({site.scheduler}), found none on this "
+            "machine; run this on a login node of the cluster, load the scheduler's module, or choose another --site "
+            "(`contrails sites` lists them)"
+        )
 
 
 def resolve(site: Site, num_folds: int) -> Site:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from contrails.cluster.queue.freeze import freeze_code, package_folder
-from contrails.cluster.schedulers.sites import THIS_MACHINE, Site, holds_copy, resolve
+from contrails.cluster.schedulers.sites import THIS_MACHINE, Site, holds_copy, require_scheduler, resolve
 from contrails.cluster.status.fold_state import ALIVE, fold_state
 from contrails.cluster.submit.lineage import find_lineage, require_parents
 from contrails.dataset.store import open_dataset
@@ -70,11 +70,13 @@ def create_run(recipe: Recipe, site: Site, name: str, folds: Sequence[str] = ())
     Raises:
         RunError: a run of this name has another recipe, or a fold lacks its start weights; nothing is created.
         RecipeError, DataError: dataset, file list, pseudo-labels and recipe do not match; nothing is created.
+        ClusterError: the scheduler of the site is not on this machine; nothing is created.
     """
     run, config = plan_run(recipe, site, name)
     if run.toml.is_file():
         return run, config
     require_inputs(run, config, folds)
+    require_scheduler(site)
     run.create_folder()
     config = config.model_copy(update={"code": freeze_code(run)})
     write_atomic(run.provenance, to_json(_provenance()))
@@ -118,7 +120,9 @@ def move(run: Run, config: RunConfig, site: Site) -> RunConfig:
     Raises:
         RunError: a fold is alive, and scheduler or device change.
         RecipeError, NodeError: the site lacks a file that its profile names, or a GPU.
+        ClusterError: its scheduler is not on this machine.
     """
+    require_scheduler(site)
     resolved = resolve(site.with_files(), config.data.num_folds)
     resolved = resolved.model_copy(update={"num_threads": config.compute.num_threads})
     _require_one_gpu(config.recipe, resolved, config.compute.num_ranks)

@@ -1,5 +1,6 @@
 """What contrails tells PBS and reads from it, without jobs."""
 
+import itertools
 import os
 import shlex
 import subprocess
@@ -69,6 +70,26 @@ def test_a_profile_can_avoid_a_cluster(tmp_path: Path) -> None:
     path.write_text('scheduler = "pbs"\n[resources]\ncl_old = false\n')
     site = parse(Site, {"name": "s"} | read_toml(path, "a site profile"), str(path))
     assert ":cl_old=False " in openpbs.preview(tmp_path, site, request(tmp_path))
+
+
+def test_what_metacentrum_asks_for_is_in_the_command(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[3] / "jobs/sites/metacentrum.toml"
+    values = {"name": "metacentrum"} | read_toml(shipped, "a site profile")
+    chosen = parse(Site, values, str(shipped))
+    command = shlex.split(openpbs.preview(tmp_path, chosen, request(tmp_path)).splitlines()[0])
+    caps = '"sm_75,sm_80,sm_86,sm_89,sm_90,sm_100,sm_120"'
+    select = f"select=1:ncpus=4:mem=24576mb:ngpus=1:gpu_mem=16gb:gpu_cap={caps}:scratch_local=40gb"
+    assert {select, "walltime=24:00:00"} <= set(command)
+    assert "-q" not in command  # the server chooses the queue
+    values["resources"] = {"scratch_shm": True, "cluster": "^galdor", "cl_zia": False, "brno": True}
+    image = "PBS_SINGULARITY_IMAGE=/storage/brno2/home/me/image.sif"
+    values["scheduler_arguments"] = {"l": "place=exclhost", "v": image, "M": "me@example.org", "m": "ae"}
+    chosen = parse(Site, values, "s.toml")
+    command = shlex.split(openpbs.preview(tmp_path, chosen, request(tmp_path)).splitlines()[0])
+    asked = "cluster=^galdor:scratch_shm=True:cl_zia=False:brno=True"
+    assert f"select=1:ncpus=4:mem=24576mb:ngpus=1:{asked}" in command
+    pairs = list(itertools.pairwise(command))
+    assert {("-l", "place=exclhost"), ("-v", image), ("-M", "me@example.org"), ("-m", "ae")} <= set(pairs)
 
 
 def test_only_folds_have_a_next_link(tmp_path: Path) -> None:

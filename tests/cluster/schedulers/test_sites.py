@@ -10,7 +10,7 @@ from contrails.cli.main import cli
 from contrails.cluster.schedulers import devices, sites
 from contrails.cluster.schedulers.devices import Gpu
 from contrails.cluster.schedulers.sites import Site, all_sites, find_site, resolve
-from contrails.errors import NodeError, RecipeError
+from contrails.errors import ClusterError, NodeError, RecipeError
 
 
 @pytest.fixture(autouse=True)
@@ -114,8 +114,10 @@ def test_what_a_machine_carries(
         ('constraint = "a100"', r"constraint is for Slurm only; on PBS set .* in \[resources\]"),
         (
             '[scheduler_arguments]\nreservation = "x"',
-            r"an option of qsub \(M, P, a, m, p\), found 'reservation'",
+            r"an option of qsub \(M, P, a, l, m, p, v\), found 'reservation'",
         ),
+        ('[scheduler_arguments]\nl = "place=excl,mem=4gb"', "a resource of the whole job.* found mem, which contrails"),
+        ("[scheduler_arguments]\nv = \"A='b c'\"", "expected NAME=VALUE, with commas between several, and no quotes"),
     ],
 )
 def test_a_wrong_profile_for_pbs(tmp_path: Path, text: str, message: str) -> None:
@@ -127,9 +129,22 @@ def test_a_wrong_profile_for_pbs(tmp_path: Path, text: str, message: str) -> Non
 def test_profiles_that_ship_are_valid_and_metacentrum_is_nobodys_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[3])
     monkeypatch.setattr(sites, "found_schedulers", lambda: {"slurm": False, "pbs": True})
-    assert {"metacentrum", "openpbs"} <= set(all_sites())
+    assert {"metacentrum", "openpbs", "slurm-large"} <= set(all_sites())
     assert find_site(None).name == "openpbs"
     assert find_site("metacentrum").resources["gpu_mem"] == "16gb"
+
+
+@pytest.mark.parametrize(("scheduler", "command"), [("slurm", "sbatch"), ("pbs", "qsub")])
+def test_a_profile_for_a_scheduler_that_is_not_there(
+    scheduler: str, command: str, tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "jobs/sites/far.toml", f'scheduler = "{scheduler}"')
+    data = ["-o", f"data.dataset={tiny_data / 'train.h5'}", "-o", f"data.filelist={tiny_data / 'three.csv'}"]
+    write(tmp_path / "r.toml", '[model]\nencoder = "resnet18"')
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ClusterError, match=rf"site far: expected the command {command} of its scheduler .*login node"):
+        cli(["submit", "r.toml", *data, "--site", "far", "--folds", "3"], standalone_mode=False)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_scratch_folder_is_that_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

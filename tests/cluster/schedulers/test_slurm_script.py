@@ -10,6 +10,7 @@ from contrails.cluster.schedulers import slurm, slurm_script
 from contrails.cluster.schedulers.base import Request
 from contrails.cluster.schedulers.sites import Site
 from contrails.errors import ClusterError, LimitReached, RecipeError
+from contrails.files import read_toml
 from contrails.recipe.reading import parse
 
 from slurm_site import fresh_path
@@ -48,6 +49,17 @@ def test_the_parameters_of_a_site_are_in_the_script(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert f"#SBATCH {line}" in lines
     assert not any("wckey" in line or "array" in line for line in lines)
+
+
+def test_the_profile_of_a_large_site(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[3] / "jobs/sites/slurm-large.toml"
+    chosen = parse(Site, {"name": "slurm-large"} | read_toml(shipped, "a site profile"), str(shipped))
+    text = slurm_script.script(tmp_path, chosen, Request("ctnamef0a1", "builtins:print", ()))
+    for line in (
+        "--partition=gpu-preempt", "--account=my_project", "--qos=normal", "--constraint=nvme", "--time=1440",
+        "--signal=USR2@300", "--gpus-per-node=a100:1", "--tmp=60G", "--requeue", "--mail-type=FAIL",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}\n" in text
 
 
 def test_nothing_of_a_site_reaches_a_shell_unquoted(tmp_path: Path) -> None:
