@@ -10,9 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 _APPEARS_S = 1.0
 """Seconds until progress is shown."""
 
@@ -32,6 +29,17 @@ def tell(line: str) -> None:
 def bar(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
     """Show how much of `total` is finished; `done` units were finished before this process started."""
     if sys.stderr.isatty():
+        # imported here: jobs have no terminal, and rich is 60 files more to open when they start
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
