@@ -13,6 +13,9 @@ from small_disk import SmallDisk
 
 import contrails
 from contrails.cluster.environment import archive_variables, local_interpreter, read_archive, unpack
+from contrails.cluster.queue.submission import with_archive
+from contrails.cluster.schedulers import pbs
+from contrails.cluster.schedulers.base import Request
 from contrails.cluster.schedulers.sites import find_site
 from contrails.errors import RecipeError, StorageError
 from contrails.files import read_json, sha256
@@ -157,6 +160,11 @@ def test_a_profile_with_an_archive(packed: Path, tmp_path: Path, monkeypatch: py
     profile.write_text('environment_archive = "env.tar"\nstage_dir = "/scratch"')
     with pytest.raises(RecipeError, match=rf"expected an archive and its description at {tmp_path}/env.tar"):
         find_site("x").with_files()
+    profile.write_text(f'scheduler = "pbs"\nenvironment_archive = "{packed}"\nstage_dir = "$SCRATCHDIR"')
+    request = with_archive(Request("ctnamef0a1", "builtins:print", ()), find_site("x").with_files())
+    script = pbs.preview(tmp_path, find_site("x"), request).splitlines()
+    assert f"export CONTRAILS_ENVIRONMENT_ARCHIVE={packed}" in script
+    assert "export CONTRAILS_ENVIRONMENT_FOLDER='$SCRATCHDIR'" in script  # of the job, which replaces the variable
 
 
 def test_what_cannot_be_packed(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """What doctor says of a machine, with what to do; on a real cluster it is tested with submission."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from contrails.cli.main import cli
+from contrails.cluster.check import doctor
 from contrails.cluster.check.doctor import _memory, check_site
 from contrails.cluster.check.quota import parse_quota, quota_left_gb
+from contrails.cluster.schedulers.base import Check
 from contrails.cluster.schedulers.sites import Site
 from contrails.recipe.recipe import Recipe
 
@@ -98,3 +101,15 @@ def test_a_missing_dataset_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert checks["exclusive mkdir"]["holds"]
     assert checks["import torch"]["holds"]
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_job_says_whether_its_environment_is_on_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_PACKAGES", ())
+    site = Site(name="s", scheduler="slurm", stage_dir=tmp_path, environment_archive=Path("/project/env.tar"))
+
+    def found() -> Check:
+        return next(check for check in doctor.check_node(site, tmp_path / "runs") if check.name == "environment")
+
+    assert not found().holds
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment-0123456789abcdef"))
+    assert found().holds
