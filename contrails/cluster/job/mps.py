@@ -5,8 +5,8 @@ folder. A keeper, a small process of this module, starts the daemon, and ends it
 dies in any way. Without MPS, folds take turns on the GPU and end in the same bits.
 
 From NVIDIA's documentation: the daemon numbers the GPUs that it sees anew, so daemon and folds name them by UUID.
-`quit` waits for the clients, so folds that outlive a killed launcher can still save. A limit of memory changes no
-kernel. CUDA_MPS_ACTIVE_THREAD_PERCENTAGE would: it changes the number of multiprocessors, by which kernels divide sums.
+`quit` waits for the clients, so folds that outlive a killed launcher can still save. Only memory is limited by fold.
+CUDA_MPS_ACTIVE_THREAD_PERCENTAGE would change the number of multiprocessors, by which kernels divide sums: other bits.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def sharing(gpus: Sequence[str | None], *, mps: bool) -> Iterator[list[dict[str,
             try:
                 found[gpu] = stack.enter_context(_running(gpu, num_folds))
             except NodeError as error:
-                tell(f"warning: {num_folds} folds share the GPU {gpu} without MPS: {error}")
+                tell(f"warning: no MPS is started for the {num_folds} folds on the GPU {gpu}: {error}")
         yield [found[gpu] for gpu in gpus]
 
 

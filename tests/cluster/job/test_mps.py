@@ -209,7 +209,7 @@ def test_without_mps_the_folds_share_the_gpu_and_the_reason_is_said(
     with mps.sharing(["GPU-a", "GPU-a"], mps=True) as environments:
         assert environments == [{"CUDA_VISIBLE_DEVICES": "GPU-a"}] * 2
     told = capsys.readouterr().err
-    assert told.startswith("warning: 2 folds share the GPU GPU-a without MPS: ")
+    assert told.startswith("warning: no MPS is started for the 2 folds on the GPU GPU-a: ")
     assert reason in told
 
 
