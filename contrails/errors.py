@@ -82,6 +82,13 @@ class NodeError(ContrailsError):
     code = "node"
 
 
+class RankError(ContrailsError):
+    """Another process that trains the same fold has ended; the same job can succeed again."""
+
+    exit_code = 12
+    code = "rank"
+
+
 class TrackingError(ContrailsError):
     """Weights & Biases refuses or does not answer in time; nothing is lost, the same command continues."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from contrails.cluster.memory import Peak
-from contrails.errors import DataError, GpuMemoryError, NodeError, RecipeError, Stopped, StorageError
+from contrails.errors import DataError, GpuMemoryError, NodeError, RankError, RecipeError, Stopped, StorageError
 from contrails.files import read_toml
 from contrails.runs.folder import Run
 
@@ -115,9 +115,10 @@ OUTCOMES: dict[Cause, Outcome] = {
         is_final=True,
     ),
     "lost": Outcome(
-        seen="nothing recorded the cause",
+        seen="nothing recorded the cause, or a rank of the fold has ended on another node",
         action="the same job again, if its batch script or the scheduler can still restart it",
         next_step=_RESUME,
+        exit_code=RankError.exit_code,
     ),
     "refused": Outcome(
         seen="the scheduler refuses the next job because of a limit of the site",

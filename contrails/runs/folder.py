@@ -157,6 +157,10 @@ class Run:
         """Return the file in which a job's launcher writes the end of its walltime (see `contrails.train.stop`)."""
         return self.submitit / f"{job_id}_clock.json"
 
+    def job_over(self, job_id: str) -> Path:
+        """Return the file in which a job's launcher tells those on its other nodes that it has ended."""
+        return self.submitit / f"{job_id}_over.json"
+
     def slot(self, name: str) -> Path:
         """Return the lock file of a slot of a machine, shared by all runs below one root."""
         return self.path.parent / ".places" / f"{name}.lock"
@@ -367,6 +371,15 @@ class Attempt:
     @property
     def telemetry(self) -> Path:
         return self.path / "telemetry.jsonl"
+
+    @property
+    def meeting(self) -> Path:
+        """Where the other ranks find rank 0, until all are there; see `contrails.train.ranks.meeting`."""
+        return self.path / "meeting.json"
+
+    def node_log(self, index: int) -> Path:
+        """Return the output of the ranks on the node of this index, from 1 on."""
+        return self.path / f"node{index}.log"
 
     @property
     def bad_batch(self) -> Path:

@@ -23,7 +23,11 @@ class JobContext:
     ended_jobs: tuple[str, ...] = ()
     """Names of jobs that have ended according to the scheduler."""
     memory_gb: float | None = None
-    """Memory of the job, in GB of 2^30 bytes."""
+    """Memory of the job on a node, in GB of 2^30 bytes."""
+    num_nodes: int = 1
+    """Nodes over which the ranks of a fold are spread evenly."""
+    address: str = "127.0.0.1"
+    """Address of the first node, at which rank 0 waits for the others."""
     clock: str | None = None
     """Path of the file with the end of the walltime (see `contrails.train.stop`)."""
     stage_dir: str | None = None
@@ -61,12 +65,11 @@ class JobContext:
 
 @dataclass(frozen=True)
 class RankContext:
-    """The context of a rank other than 0: its number, the attempt of rank 0, and the rendezvous file."""
+    """The context of a rank other than 0: its number, the attempt of rank 0, and the process that started it."""
 
-    rank: int
+    number: int
     attempt: int
-    rank_0_pid: int
-    meeting: str
+    parent_pid: int
     job: JobContext
 
     def to_json(self) -> str:

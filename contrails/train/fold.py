@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,7 +63,8 @@ def train_fold(fold: Fold, job: JobContext = _NO_JOB) -> None:
     stop = StopFlag(job.clock)
     stop.install()
     config = fold.run.read_config()
-    exactness = {"code": config.code, "recipe": config.digest} | _gpu(config) | config.compute.model_dump()
+    exactness = {"code": config.code, "recipe": config.digest, "num_nodes": job.num_nodes}
+    exactness |= _gpu(config) | config.compute.model_dump()
     attempt = claim_attempt(fold, job, exactness, lambda: not stop.asked())
     if job.redirect:
         _redirect(attempt)
@@ -102,8 +104,11 @@ def _train_attempt(
     if heart is not None:
         remove_leftovers(fold)
         distrust(fold)
-    device = _prepare_torch(config, rank.rank if rank is not None else 0)
-    of_ranks = joined(fold, attempt, job, rank, config.compute.num_ranks, config.compute.device)
+    num_ranks = config.compute.num_ranks
+    device = _prepare_torch(config, 0 if rank is None else rank.number % (num_ranks // job.num_nodes))
+    # a stop of another rank is agreed on after the first step
+    poll = partial(_poll, fold, stop, "while its ranks were started") if rank is None else lambda: None
+    of_ranks = joined(fold, attempt, job, rank, num_ranks, config.compute.device, poll)
     with _explaining(fold, device), of_ranks as ranks:
         loop = _build(fold, attempt, config, heart, stop, job, ranks, device)
         with explained(loop):
@@ -126,7 +131,7 @@ def _build(
 ) -> Loop:
     """Open the data, build the model and restore the newest snapshot."""
     recipe = config.recipe
-    data = open_data(fold, config, job, device, lambda: _poll(fold, stop))
+    data = open_data(fold, config, job, device, partial(_poll, fold, stop, "while its data were copied"))
     if heart is not None:
         heart.passed("staging", data.staging_s)
     dataset, training, source = data.dataset, data.training, data.source
@@ -245,12 +250,12 @@ def _gpu(config: RunConfig) -> dict[str, str | None]:
     return found if driver is None else found | {"driver": driver}
 
 
-def _poll(fold: Fold, stop: StopFlag) -> None:
+def _poll(fold: Fold, stop: StopFlag, when: str) -> None:
     if stop.asked():
-        raise Stopped(f"fold {fold.key} stopped while its data were copied, before its first step ({stop.reason})")
+        raise Stopped(f"fold {fold.key} stopped {when}, before its first step ({stop.reason})")
 
 
-def _prepare_torch(config: RunConfig, rank: int) -> torch.device:
+def _prepare_torch(config: RunConfig, local_rank: int) -> torch.device:
     torch.set_num_threads(config.compute.num_threads)
     if config.recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -260,7 +265,7 @@ def _prepare_torch(config: RunConfig, rank: int) -> torch.device:
         raise NodeError("expected a GPU, torch finds none on this node; the same job can succeed on another node")
     if config.compute.device != "cuda":
         return torch.device("cpu")
-    device = torch.device("cuda", rank)
+    device = torch.device("cuda", local_rank)
     require_kernels(device)
     torch.cuda.set_device(device)  # streams, NCCL and memory statistics use the current device if none is given
     return device

@@ -300,15 +300,15 @@ class Loop:
         rows = self.validation_rows[self.ranks.number :: self.ranks.count]
         # no poll with several ranks: it is a collective operation, and ranks can have different numbers of batches here
         poll = self._poll if self.ranks.count == 1 else lambda: None
-        bad: list[OutputNotFiniteError] = []
+        bad: list[tuple[tuple[str, ...], bool]] = []
         try:
             with self._autocast():
                 own = evaluate(model, self.source, rows, self.recipe.train.batch_size, poll)
         except OutputNotFiniteError as error:
-            bad = [error]
+            bad = [(error.records, error.overflows)]
         if bad := self.ranks.collect(bad):
-            records = list(chain.from_iterable(each.records for each in bad))
-            overflows = all(each.overflows for each in bad)
+            records = list(chain.from_iterable(records for records, _ in bad))
+            overflows = all(overflows for _, overflows in bad)
             raise OutputNotFiniteError(records, len(self.validation_rows), overflows=overflows)
         if self.ranks.count == 1:
             return own

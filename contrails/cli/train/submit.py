@@ -17,7 +17,7 @@ from contrails.cluster.schedulers.base import scheduler_of
 from contrails.cluster.schedulers.sites import Site, find_site, site_of
 from contrails.cluster.status.fold_state import ALIVE, DONE, FoldState
 from contrails.cluster.status.overview import overview
-from contrails.errors import ContrailsError, RunError, TrainingError
+from contrails.errors import ContrailsError, RecipeError, RunError, TrainingError
 from contrails.recipe.reading import parse
 from contrails.recipe.recipe import Recipe, to_toml
 from contrails.runs.config import RunConfig
@@ -177,7 +177,16 @@ def _show_plan(recipes: dict[str, Recipe], site: Site, folds: list[str], folds_p
 
 
 def _shared_by(site: Site, folds_per_job: int) -> Site:
-    """Return the site with the cores of a job divided among its folds."""
+    """Return the site with the cores of a job divided among its folds.
+
+    Raises:
+        RecipeError: several folds would share several nodes.
+    """
+    if site.num_nodes > 1 and folds_per_job > 1:
+        raise RecipeError(
+            f"--folds-per-job {folds_per_job}: expected 1 at the site {site.name}, where a fold has {site.num_nodes} "
+            "nodes of its own (num_nodes); leave the option out"
+        )
     return site if site.folds_at_a_time else site.model_copy(update={"folds_at_a_time": folds_per_job})
 
 

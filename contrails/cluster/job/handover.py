@@ -4,12 +4,12 @@ The launcher uses these functions. The end of an attempt is recorded in `contrai
 the batch script, the next start of the job and `contrails status` read it.
 """
 
-import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from contrails.cluster.ends import budget, num_ended, read_end, retries_left, write_end
+from contrails.cluster.job.signals import ignore_signals
 from contrails.cluster.outcomes import Cause
 from contrails.cluster.queue.journal import last_submission, record, submissions
 from contrails.cluster.queue.submission import reference
@@ -177,12 +177,6 @@ def note_end(fold: Fold, cause: Cause, job: ThisJob, lasted_s: float | None = No
     last = last_submission(fold.run, fold.key)
     if last is not None and last.name == job.name and job.restart_count not in last.fruitless:
         record(fold.run, "ended", name=last.name, cause=cause, start=job.restart_count, lasted_s=lasted_s)
-
-
-def ignore_signals() -> None:
-    """Ignore the scheduler's signals from now on: a requeue sends TERM to all processes of the job."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def hand_over(folds: list[Fold], clock: Clock, site: Site) -> bool:

@@ -25,7 +25,9 @@ from contrails.cluster.environment import Interpreter, local_interpreter
 from contrails.cluster.job.handover import Clock, Progress, ended_jobs, hand_over, is_wanted, record_silent_end
 from contrails.cluster.job.hooks import Event, Hook, finish_hooks, start_hook
 from contrails.cluster.job.mps import sharing
+from contrails.cluster.job.nodes import end_others, serve_node
 from contrails.cluster.job.refused import submit_refused
+from contrails.cluster.job.signals import FORWARDED, catch_signals
 from contrails.cluster.memory import Peak, peak_of, used_by_children_gb
 from contrails.cluster.outcomes import Cause, cause_of_exit, next_step
 from contrails.cluster.queue.then import start_if_due
@@ -41,9 +43,6 @@ from contrails.runs.config import RunConfig
 from contrails.runs.folder import Attempt, Fold, Run
 from contrails.train.attempt import OVER
 from contrails.train.context import JobContext
-
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals of schedulers, forwarded to the children; Ctrl-C needs no forwarding, a terminal sends it to all of them."""
 
 _POLL_S = 0.1
 _LOOK_S = 2.0
@@ -73,8 +72,11 @@ def run_folds(run_path: str, folds: list[str]) -> None:
     run = Run(Path(run_path))
     config = run.read_config()
     site = parse(Site, config.site, str(run.toml))
-    tell_failure(submit_refused, run, config, site)
     has_queue = scheduler_of(site).CAPABILITIES.has_queue
+    if has_queue and (here := scheduler_of(site).this_job()).node_index:
+        serve_node(run, config, site, run.fold(folds[0]), here)
+        return
+    tell_failure(submit_refused, run, config, site)
     code = _run_job(run, config, site, folds) if has_queue else _run_here(run, config, site, folds)
     tell_failure(start_if_due, run, config, site)
     if code:
@@ -124,18 +126,25 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
         node=here.node,
         ended_jobs=tuple(ended_jobs([run.fold(key) for key in wanted], scheduler, here)),
         memory_gb=here.memory_gb or site.memory_gb,
+        num_nodes=site.num_nodes,
+        address=here.address,
         redirect=True,
         start_s=_start_s(),
     )
     gpus = here.devices if config.compute.device == "cuda" else ()
-    shares: list[_Share] = [(",".join(mine), []) for mine in _dealt(gpus, config.compute.num_ranks)]
+    per_node = site.ranks_per_node(config.compute.num_ranks)
+    shares: list[_Share] = [(",".join(mine), []) for mine in _dealt(gpus, per_node)]
     progress = Progress(scheduler, here, [run.fold(key) for key in wanted])
 
     def look() -> bool:
         progress.note()
         return clock.due()
 
-    codes = _run_children(run, config, wanted, job, shares, look)
+    try:
+        codes = _run_children(run, config, wanted, job, shares, look)
+    finally:
+        if site.num_nodes > 1:
+            end_others(run, here)
     stopped = [run.fold(key) for key, code in codes.items() if code == Stopped.exit_code]
     stopped = [fold for fold in stopped if not fold.cancelled.exists()]
     if not stopped:
@@ -171,7 +180,7 @@ def _dealt_slots(config: RunConfig, slots: Mapping[Slot, int]) -> list[_Share]:
 
 
 def _dealt(items: Sequence[T], num_ranks: int) -> list[Sequence[T]]:
-    """Split slots or GPUs into one group per fold, of one per rank."""
+    """Split slots or GPUs into one group per fold, of one per rank of this node."""
     return [items[start : start + num_ranks] for start in range(0, len(items), num_ranks)]
 
 
@@ -187,7 +196,7 @@ def _run_children(
     interpreter = local_interpreter()
     # blocked while the children start, so that Ctrl-C does not kill them (see `contrails.cluster.job.task`)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    asked = _catch_signals()
+    asked = catch_signals()
     clock = None if job.job_id is None else str(run.clock(job.job_id))
     job = replace(job, launcher_pid=os.getpid(), clock=clock)
     if interpreter.seconds is not None:
@@ -215,16 +224,6 @@ def _run_children(
 def _start_s() -> dict[str, float]:
     """Return the seconds since this process started, as the first phase of the start of its children."""
     return {"launcher": round(max(0.0, time.time() - psutil.Process().create_time()), 3)}
-
-
-def _catch_signals() -> deque[int]:
-    """Install handlers that only append signals to the returned deque, so that none ends this process."""
-    asked: deque[int] = deque()
-    for number in FORWARDED:
-        signal.signal(number, lambda received, _frame: asked.append(received))
-    # not SIG_IGN, which the children would inherit
-    signal.signal(signal.SIGINT, lambda _received, _frame: None)
-    return asked
 
 
 def _start(
@@ -260,7 +259,8 @@ def _wait(
                 child.process.send_signal(number)
         ended = [child for child in alive if child.process.poll() is not None]
         for child in ended:
-            used_gb = used_by_children_gb(len(children) * config.compute.num_ranks)
+            of_each = config.compute.num_ranks // config.site.get("num_nodes", 1)
+            used_gb = used_by_children_gb(len(children) * of_each)
             _look_at(child, config, stopping, peak_of(used_gb, memory_gb))
             if (event := _event(child, config, stopping)) is not None:
                 hooks += start_hook(config.site, event, child.fold)

@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from contrails.cluster.ends import End, read_end, write_end
-from contrails.cluster.job.handover import CAUSES, ignore_signals, may_retry, note_end, num_failures, own_attempt
+from contrails.cluster.job.handover import CAUSES, may_retry, note_end, num_failures, own_attempt
 from contrails.cluster.job.hooks import finish_hooks, start_hook
 from contrails.cluster.job.launch import tell_failure
 from contrails.cluster.job.refused import submit_refused
+from contrails.cluster.job.signals import ignore_signals
 from contrails.cluster.memory import Peak, peak_of
 from contrails.cluster.outcomes import Cause, cause_of_exit, next_step
 from contrails.cluster.queue.journal import last_submission, submissions

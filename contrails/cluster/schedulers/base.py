@@ -91,6 +91,10 @@ class ThisJob:
     node: str
     devices: tuple[str, ...]
     memory_gb: float | None
+    node_index: int = 0
+    """Which of the job's nodes the process runs on; the job's launcher runs on 0."""
+    address: str = "127.0.0.1"
+    """Address of node 0 for the other nodes."""
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,10 @@ class Site(Section):
     constraint: Word | None = Field(None, description="features that a node must have")
     walltime_min: int = Field(240, ge=1, description="minutes that a job may run; the next job continues")
     margin_s: int = Field(120, ge=5, description="seconds before the walltime at which a job saves and hands over")
-    num_gpus: int = Field(0, ge=0, description="GPUs per job")
+    num_gpus: int = Field(0, ge=0, description="GPUs per job, on each of its nodes")
     gpu_type: Word | None = Field(None, description="type of GPU, as the scheduler calls it")
-    num_cpus: int = Field(1, ge=1, description="CPU cores per job")
-    memory_gb: float | None = Field(None, gt=0, description="memory per job; empty: the scheduler's default")
+    num_cpus: int = Field(1, ge=1, description="CPU cores per job, on each of its nodes")
+    memory_gb: float | None = Field(None, gt=0, description="memory per job and node; empty: the scheduler's default")
     prologue: tuple[Word, ...] = Field((), description="shell lines that a job runs first, such as module load cuda")
     environment: Path | None = Field(None, description="script that a job sources, such as envs/mycluster.sh")
     environment_archive: Path | None = Field(None, description="archive of envs/pack, unpacked once per node")
@@ -104,6 +104,7 @@ class Site(Section):
     num_threads: int = Field(0, ge=0, description="CPU threads per fold; 0: the cores divided by the folds")
     num_ranks: int = Field(1, ge=1, description="processes that train one fold together, one GPU each")
     mps: bool = Field(False, description="whether folds of a job that share a GPU use NVIDIA MPS")
+    num_nodes: int = Field(1, ge=1, description="Slurm: nodes that the ranks of a fold are spread over evenly")
     stage_dir: Path | None = Field(None, description="node-local folder for a copy of the dataset; may be $SCRATCHDIR")
     sync: bool = Field(False, description="whether each fold starts its own contrails sync --follow")
     on_done: tuple[Word, ...] = Field((), description="command run when a fold finishes, with run and fold appended")
@@ -191,6 +192,35 @@ class Site(Section):
                 f"expected less than {60 * self.walltime_min} seconds"
             )
         return self
+
+    @model_validator(mode="after")
+    def _nodes_have_ranks(self) -> Self:
+        if self.num_nodes > 1 and self.scheduler != "slurm":
+            raise ValueError(
+                f"num_nodes = {self.num_nodes}: expected 1 with scheduler = '{self.scheduler}', since a fold can train "
+                "on several nodes on Slurm only; leave the key out"
+            )
+        self.ranks_per_node(self.num_ranks)
+        return self
+
+    def ranks_per_node(self, num_ranks: int) -> int:
+        """Return how many of a fold's ranks each node has.
+
+        Raises:
+            ValueError: the nodes would not have equally many, or a node has fewer GPUs.
+        """
+        if num_ranks % self.num_nodes:
+            raise ValueError(
+                f"num_nodes = {self.num_nodes}: expected a number that divides num_ranks = {num_ranks}, so that each "
+                "node has equally many ranks; change one of them"
+            )
+        ranks = num_ranks // self.num_nodes
+        if self.num_nodes > 1 and self.device != "cpu" and 0 < self.num_gpus < ranks:
+            raise ValueError(
+                f"num_gpus = {self.num_gpus}: expected at least {ranks} per node, for num_ranks = {num_ranks} on "
+                f"num_nodes = {self.num_nodes}; raise num_gpus, or lower num_ranks"
+            )
+        return ranks
 
     @model_validator(mode="after")
     def _arguments_fit(self) -> Self:

@@ -178,6 +178,8 @@ def this_job() -> ThisJob:
         node=get("SLURMD_NODENAME", ""),
         devices=tuple(device for device in get("CUDA_VISIBLE_DEVICES", "").split(",") if device),
         memory_gb=memory_mb / 1024 or None,
+        node_index=int(get("SLURM_NODEID") or 0),
+        address=get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"),
     )
 
 

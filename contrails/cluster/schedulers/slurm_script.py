@@ -59,6 +59,9 @@ def executor_of(folder: Path, site: Site, request: Request) -> Any:
 def _parameters(site: Site, request: Request) -> dict[str, Any]:
     """Return submitit's parameters for a job."""
     memory = request.memory_gb or site.memory_gb
+    num_nodes = site.num_nodes if request.folds else 1
+    # the death of one launcher ends the others; one that has nothing left to do waits for the first
+    together = ["--kill-on-bad-exit=1", "--wait=0"] if num_nodes > 1 else []
     gpus = f"{site.gpu_type}:{site.num_gpus}" if site.gpu_type else site.num_gpus
     return {
         "job_name": request.name,
@@ -68,7 +71,7 @@ def _parameters(site: Site, request: Request) -> dict[str, Any]:
         "constraint": site.constraint,
         "time": site.walltime_min,
         "signal_delay_s": site.margin_s,
-        "nodes": 1,
+        "nodes": num_nodes,
         "ntasks_per_node": 1,
         "cpus_per_task": site.num_cpus,
         "gpus_per_node": gpus if site.num_gpus else None,
@@ -78,7 +81,7 @@ def _parameters(site: Site, request: Request) -> dict[str, Any]:
         "wckey": None,
         "additional_parameters": {"requeue": True, **site.scheduler_arguments},
         # since Slurm 22.05, srun does not inherit the number of cores from its job
-        "srun_args": [f"--cpus-per-task={site.num_cpus}"],
+        "srun_args": [f"--cpus-per-task={site.num_cpus}", *together],
         "setup": _setup(site, request),
         # the teardown lines, and the job's own result, need the exit code of srun
         "teardown": ["code=$?", f"python=({containers.python(site, request)})", *request.teardown, "exit $code"],

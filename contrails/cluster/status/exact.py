@@ -8,7 +8,7 @@ from typing import Any
 from contrails.files import read_hint
 from contrails.runs.folder import Fold
 
-_DECISIVE = ("code", "recipe", "device", "num_threads", "cpu", "simd", "gpu", "driver", "python")
+_DECISIVE = ("code", "recipe", "device", "num_threads", "num_nodes", "cpu", "simd", "gpu", "driver", "python")
 
 
 def differences(fold: Fold) -> tuple[str, ...]:

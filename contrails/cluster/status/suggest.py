@@ -31,7 +31,7 @@ def suggest(states: Sequence[FoldState], margin_s: int, num_ranks: int = 1) -> S
     Args:
         states: the folds of a run.
         margin_s: seconds that a job keeps for its hand-over.
-        num_ranks: processes per fold.
+        num_ranks: processes per fold, on each of its nodes.
     """
     minutes = [60 * hours for state in states if (hours := _whole_hours(state)) is not None]
     memories = [state.usage.memory_gb for state in states if state.usage.memory_gb is not None]

@@ -119,10 +119,15 @@ def move(run: Run, config: RunConfig, site: Site) -> RunConfig:
 
     Raises:
         RunError: a fold is alive, and scheduler or device change.
-        RecipeError, NodeError: the site lacks a file that its profile names, or a GPU.
+        RecipeError, NodeError: the site lacks a file that its profile names, or a GPU; or its nodes do not fit the
+            number of ranks, which stays too.
         ClusterError: its scheduler is not on this machine.
     """
     require_scheduler(site)
+    try:
+        site.ranks_per_node(config.compute.num_ranks)
+    except ValueError as error:
+        raise RecipeError(f"site {site.name}, for {run.name}: {error}") from error
     resolved = resolve(site.with_files(), config.data.num_folds)
     resolved = resolved.model_copy(update={"num_threads": config.compute.num_threads})
     _require_one_gpu(config.recipe, resolved, config.compute.num_ranks)

@@ -1,32 +1,40 @@
-"""Ranks: the processes on one node that train one fold together, with one GPU each.
+"""Ranks: the processes that train one fold together, with one GPU each, on one node or several.
 
-Rank 0 is the fold's process: it claims the attempt, starts the other ranks, and is the only one that writes files. All
-ranks hold the same state. A batch is divided among them, and the gradients are summed in a fixed order, so that a fold
-with several ranks resumes byte-identically too. The ranks agree on a stop after every step.
+Rank 0 is the fold's process: it claims the attempt, starts the other ranks of its node, and is the only one that writes
+files; `contrails.cluster.job.nodes` starts those of other nodes. All ranks hold the same state. A batch is divided
+among them, and the gradients are summed in a fixed order, so that a fold with several ranks resumes byte-identically
+too. The ranks agree on a stop after every step.
 """
 
 import contextlib
+import json
 import os
-import shutil
 import subprocess
-import sys
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import distributed, nn
 
-from contrails.errors import NodeError
-from contrails.processes import held_back
+from contrails.errors import NodeError, RankError
+from contrails.files import to_json
 from contrails.runs.folder import Attempt, Fold
 from contrails.train.context import JobContext, RankContext
-from contrails.train.stop import SIGNALS
+from contrails.train.ranks.meeting import Poll, hosted, invited
+from contrails.train.ranks.start import end_ranks, start_ranks
 
-T = TypeVar("T")
+_PATIENCE = timedelta(hours=1)
+"""Longest wait for another rank, as while its node copies the dataset; a rank that ends is noticed at once."""
+
+_GRACE_S = 5.0
+"""Time within which a rank of this node has ended after its connection broke."""
+
+_POLL_S = 0.05
 
 _NCCL = {"NCCL_ALGO": "Ring", "NCCL_PROTO": "Simple"}
 """NCCL would choose by the machine and the size of a message, and sums in another order have other bits."""
@@ -55,13 +63,20 @@ class Ranks:
         distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self._control)
         return [bool(flag) for flag in found.tolist()]
 
-    def collect(self, items: list[T]) -> list[T]:
-        """Return the items of all ranks, in the order of the ranks."""
+    def collect(self, items: Sequence[Any]) -> list[Any]:
+        """Return the items of all ranks, which JSON can hold, in the order of the ranks."""
         if self.count == 1:
-            return items
-        of_each: list[list[T]] = [[]] * self.count
-        distributed.all_gather_object(of_each, items, group=self._control)
-        return list(chain.from_iterable(of_each))
+            return list(items)
+        # JSON, since torch's all_gather_object would unpickle what comes from the network
+        own = torch.frombuffer(bytearray(to_json(items).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        distributed.all_gather(sizes, torch.tensor([own.numel()]), group=self._control)
+        padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
+        padded[: own.numel()] = own
+        texts = [torch.empty_like(padded) for _ in sizes]
+        distributed.all_gather(texts, padded, group=self._control)
+        found = (bytes(text[: int(size)].tolist()) for text, size in zip(texts, sizes, strict=True))
+        return list(chain.from_iterable(json.loads(text) for text in found))
 
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over the ranks, in place, and return it."""
@@ -78,47 +93,64 @@ class Ranks:
 
 @contextmanager
 def joined(
-    fold: Fold, attempt: Attempt, job: JobContext, rank: RankContext | None, count: int, device: str
+    fold: Fold, attempt: Attempt, job: JobContext, rank: RankContext | None, count: int, device: str, poll: Poll
 ) -> Iterator[Ranks]:
-    """Start the other ranks, or join them as `rank`, and yield the group.
+    """Start the other ranks of this node, or join them as `rank`, and yield the group.
+
+    `poll` is called while ranks are waited for; it may raise to stop.
 
     Raises:
         NodeError: the node has fewer GPUs than ranks.
+        RankError: another rank has ended, before or during the body.
     """
     if count == 1:
         yield Ranks()
         return
-    if device == "cuda" and torch.cuda.device_count() < count:
+    number, per_node = 0 if rank is None else rank.number, count // job.num_nodes
+    if device == "cuda" and torch.cuda.device_count() < per_node:
         raise NodeError(
-            f"expected {count} GPUs for fold {fold.key}, found {torch.cuda.device_count()} on this node; ask for more "
-            "GPUs in the site profile, or resume on another node"
+            f"expected {per_node} GPUs for fold {fold.key}, found {torch.cuda.device_count()} on this node; ask for "
+            "more GPUs in the site profile, or resume on another node"
         )
+    children: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
-        if rank is None:
-            folder = Path(tempfile.mkdtemp(prefix="contrails-"))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            meeting = str(folder / "meeting")
-            for other in range(1, count):
-                context = RankContext(other, attempt.number, os.getpid(), meeting, job)
-                stack.callback(_end, _start(fold, context))
-        else:
-            meeting = rank.meeting
-        number = 0 if rank is None else rank.rank
-        backend = "nccl" if device == "cuda" else "gloo"
-        os.environ.update(_NCCL)
-        distributed.init_process_group(backend, init_method=f"file://{meeting}", rank=number, world_size=count)
-        stack.callback(distributed.destroy_process_group)
-        yield Ranks(number, count)
+        try:
+            if rank is None:
+                meeting = stack.enter_context(hosted(attempt, job.address))
+                children += start_ranks(fold, attempt.number, job, range(1, per_node))
+                stack.callback(end_ranks, children)
+            else:
+                meeting = invited(attempt)
+            store = meeting.gather(number, count, partial(_poll, poll, children))
+            if rank is None:
+                attempt.meeting.unlink(missing_ok=True)  # the token has done its work
+            os.environ.update(_NCCL)
+            backend = "nccl" if device == "cuda" else "gloo"
+            distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_PATIENCE)
+            stack.callback(distributed.destroy_process_group)
+            yield Ranks(number, count)
+        except RuntimeError as error:
+            if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+                raise
+            raise _lost(fold, attempt, children) from error
 
 
-def _start(fold: Fold, rank: RankContext) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "contrails.train.ranks.process", str(fold.run.path), fold.key, rank.to_json()]
-    descriptors = [] if rank.job.ram_fd is None else [rank.job.ram_fd]
-    with held_back(SIGNALS):  # the child begins with them blocked, so that no signal kills it before it has handlers
-        return subprocess.Popen(command, pass_fds=descriptors)
+def _poll(poll: Poll, children: list[subprocess.Popen[bytes]]) -> None:
+    poll()
+    if any(child.poll() is not None for child in children):
+        raise distributed.DistError("a rank has ended before it joined the others")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill another rank; nothing is lost, as it writes no files."""
-    process.kill()
-    process.wait()
+def _lost(fold: Fold, attempt: Attempt, children: list[subprocess.Popen[bytes]]) -> RankError:
+    """Return the error for a connection that broke; with the exit code of the rank, if it was one of this node."""
+    end = time.monotonic() + _GRACE_S
+    while (codes := [code for child in children if (code := child.poll())]) == [] and time.monotonic() < end:
+        time.sleep(_POLL_S)
+    ended = f"with exit code {codes[0]}" if codes else "on another node, or its connection broke"
+    error = RankError(
+        f"fold {fold.key}: expected all ranks to go on, one of them ended ({ended}); its error stands in the logs of "
+        f"{attempt.path}; the same job can succeed again: `contrails resume {fold.run.typed}`"
+    )
+    if codes:
+        error.exit_code = codes[0] if codes[0] > 0 else 128 - codes[0]
+    return error

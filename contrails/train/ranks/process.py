@@ -13,13 +13,13 @@ from contrails.train.fold import train_rank
 
 
 def main() -> None:
-    """Train as the rank of the given context; end when rank 0 ends."""
+    """Train as the rank of the given context; end with the process that started this one."""
     run, fold_key, rank = Run(Path(sys.argv[1])), sys.argv[2], RankContext.from_json(sys.argv[3])
-    end_with(rank.rank_0_pid, signal.SIGKILL)  # safe: this process writes no files
+    end_with(rank.parent_pid, signal.SIGKILL)  # safe: this process writes no files
     try:
         train_rank(run.fold(fold_key), rank)
     except ContrailsError as error:
-        tell(f"error: rank {rank.rank}: {error}")
+        tell(f"error: rank {rank.number}: {error}")
         sys.exit(error.exit_code)
 
 

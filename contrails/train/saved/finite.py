@@ -1,7 +1,6 @@
 """Checks for NaN and infinity before anything is saved, and advice on what to change."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,10 +26,6 @@ class OutputNotFiniteError(NotFiniteError):
         names = f"{', '.join(records[:_NAMED])}{', ...' if len(records) > _NAMED else ''}"
         super().__init__(f"the model's output is not finite for {len(records)} of {count} records ({names})")
         self.records, self.count, self.overflows = tuple(records), count, overflows
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Support pickling, by which ranks exchange these errors."""
-        return partial(OutputNotFiniteError, overflows=self.overflows), (self.records, self.count)
 
 
 def require_finite(content: Any, what: str = "the loss or the weights are no longer") -> None:

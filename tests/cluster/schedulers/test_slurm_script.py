@@ -62,6 +62,20 @@ def test_the_profile_of_a_large_site(tmp_path: Path) -> None:
         assert f"#SBATCH {line}\n" in text
 
 
+def test_a_fold_on_several_nodes_has_a_launcher_on_each(tmp_path: Path) -> None:
+    chosen = site(num_nodes=2, num_ranks=4, num_gpus=2, num_cpus=8)
+    text = slurm_script.script(tmp_path, chosen, Request("ct", "builtins:print", (), folds=("0",)))
+    for line in ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2", "--cpus-per-task=8"):
+        assert f"#SBATCH {line}" in text.splitlines()
+    assert " --kill-on-bad-exit=1 --wait=0 " in text
+    for text in (  # what is no fold needs one node
+        slurm_script.script(tmp_path, chosen, Request("ct", "builtins:print", ())),
+        slurm_script.script(tmp_path, site(), Request("ct", "builtins:print", (), folds=("0",))),
+    ):
+        assert "#SBATCH --nodes=1" in text
+        assert "--kill-on-bad-exit" not in text
+
+
 def test_nothing_of_a_site_reaches_a_shell_unquoted(tmp_path: Path) -> None:
     script = tmp_path / "environment.sh"
     script.write_text("echo sourced")
@@ -89,6 +103,10 @@ def test_the_script_ends_with_the_code_of_the_launcher(tmp_path: Path) -> None:
         ({"scheduler_arguments": {"time": 3}}, "'time' is set by contrails itself"),
         ({"scheduler_arguments": {"--time": 3}}, "expected the long name of an argument without dashes"),
         ({"walltime_min": 0}, "walltime_min"),
+        ({"num_nodes": 2, "num_ranks": 3}, "num_nodes = 2: expected a number that divides num_ranks = 3"),
+        ({"num_nodes": 2, "num_ranks": 4, "num_gpus": 1}, "num_gpus = 1: expected at least 2 per node, for num_ranks"),
+        ({"num_nodes": 2, "num_ranks": 2, "scheduler": "pbs"}, "num_nodes = 2: expected 1 with scheduler = 'pbs'"),
+        ({"num_nodes": 2, "num_ranks": 2, "scheduler": "local"}, "num_nodes = 2: expected 1 with scheduler = 'local'"),
         ({"walltime_min": 2}, "margin_s = 120 leaves no time within walltime_min = 2: expected less than 120 seconds"),
         ({"retries": {"memori": 1}}, "unknown key retries.memori; did you mean 'memory'"),
     ],
