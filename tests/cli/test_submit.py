@@ -16,7 +16,7 @@ from contrails.cli.main import cli
 from contrails.cli.train.submit import _command
 from contrails.cluster.schedulers.sites import find_site
 from contrails.cluster.submit.create import create_run
-from contrails.errors import ContrailsError, DataError, RunError
+from contrails.errors import ContrailsError, DataError, RecipeError, RunError
 from contrails.files import to_json, write_atomic
 from contrails.recipe.recipe import load_recipe, to_toml
 from contrails.runs.folder import Run
@@ -54,6 +54,14 @@ def test_it_prints_a_recipe_with_its_site_and_leaves_no_trace(run: Run, capsys: 
     assert shown["seed"] == 5
     assert shown["site"]["name"] == "local"
     assert not (run.path.parent / "new").exists()
+
+
+@pytest.mark.usefixtures("run")
+def test_folds_of_several_nodes_share_no_job(tmp_path: Path) -> None:
+    (tmp_path / "jobs/sites").mkdir(parents=True)
+    (tmp_path / "jobs/sites/two.toml").write_text('scheduler = "slurm"\nnum_nodes = 2\nnum_ranks = 2\n')
+    with pytest.raises(RecipeError, match="--folds-per-job 3: expected 1 at the site two, where a fold has 2 nodes of"):
+        dry_run("--name", "new", "--folds", "3", "--folds-per-job", "3", "--site", "two")
 
 
 def test_it_says_which_folds_of_a_run_would_go_on(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

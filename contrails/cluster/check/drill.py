@@ -69,7 +69,7 @@ def drill(site: Site, name: str, data: Path, num_kills: int, seed: int) -> Outco
     Raises:
         TrainingError: a training did not continue.
     """
-    recipe = small_recipe(data, num_kills)
+    recipe = small_recipe(data, num_kills, site.num_ranks)
     undisturbed, killed = (_create(recipe, site, f"{name}-{kind}") for kind in ("undisturbed", "killed"))
     started = time.monotonic()
     _submit(undisturbed)
@@ -92,15 +92,15 @@ def make_data(folder: Path, num_records: int = 16) -> None:
     write_filelist(folder / "folds.csv", folds, "contrails drill")
 
 
-def small_recipe(data: Path, num_kills: int) -> Recipe:
-    """Return a recipe that trains long enough for this number of interruptions."""
+def small_recipe(data: Path, num_kills: int, num_ranks: int = 1) -> Recipe:
+    """Return a recipe that trains long enough for this number of interruptions, with a record for each rank."""
     return Recipe.model_validate(
         {
             "data": {"dataset": data / "train.h5", "filelist": data / "folds.csv"},
             "model": {"encoder": "tu-test_resnet", "encoder_depth": 3, "decoder_channels": (16, 8, 8)},
             "train": {
                 "epochs": 20 + 30 * num_kills,
-                "batch_size": 2,
+                "batch_size": max(2, num_ranks),
                 "log_every": 1,
                 "ema_decay": 0.99,
                 "swa_epochs": 5,

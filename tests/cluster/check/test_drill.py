@@ -33,6 +33,13 @@ def test_no_kill_changes_a_bit(site: Site) -> None:
     assert [path.name for path in (site.root / "runs").iterdir() if not path.name.startswith(".")] == []
 
 
+def test_the_recipe_fits_a_site_with_several_ranks(tmp_path: Path) -> None:
+    from contrails.cluster.check.drill import small_recipe
+    from contrails.inputs.sampling import require_ranks_fit
+
+    require_ranks_fit(small_recipe(tmp_path, 1, num_ranks=4), 4)
+
+
 def test_a_difference_is_seen(tmp_path: Path) -> None:
     from contrails.cluster.check.drill import result_of
     from contrails.files import append_json_line, to_json, write_atomic
