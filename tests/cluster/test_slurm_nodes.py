@@ -14,13 +14,13 @@ from slurm_site import SlurmSite, weights
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = ("-o", "train.epochs=30", "-o", "train.batch_size=4")
+EPOCHS = ("-o", "train.epochs=20", "-o", "train.batch_size=4")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, cluster: SlurmCluster) -> Iterator[SlurmSite]:
     site = SlurmSite(tmp_path_factory.mktemp("nodes"), tiny_data, cluster)
-    site.profile("two", num_nodes=2, num_ranks=4, num_cpus=2, stage_dir="$SLURM_TMP/$SLURMD_NODENAME")
+    site.profile("two", num_nodes=2, num_ranks=4, num_cpus=2, stage_dir="$NODES_TMP/$SLURMD_NODENAME")
     yield site
     site.end_everything()
 
@@ -38,7 +38,7 @@ def processes(module: str) -> dict[str, list[psutil.Process]]:
 
 
 def test_a_rank_of_another_node_that_dies(site: SlurmSite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SLURM_TMP", str(tmp_path))
+    monkeypatch.setenv("NODES_TMP", str(tmp_path))
     site.submit("undisturbed", *EPOCHS, site="two")
     site.wait_for_done("undisturbed")
     site.submit("killed", *EPOCHS, site="two")
