@@ -24,6 +24,7 @@ _ARCHIVE, _FOLDER = "CONTRAILS_ENVIRONMENT_ARCHIVE", "CONTRAILS_ENVIRONMENT_FOLD
 _ABOUT = ".contrails.json"
 """File in an unpacked environment with the number and size of its files, to notice what a clean-up has removed."""
 _LIBRARIES = "LD_LIBRARY_PATH"
+_SHARED = "CONTRAILS_SHARED_PYTHON"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ def local_interpreter() -> Interpreter:
     return Interpreter(str(_python(prefix)), _variables(prefix), time.monotonic() - began)
 
 
+def shared_python() -> str:
+    """Return the Python that all nodes have, also in a process that runs an unpacked one."""
+    return os.environ.get(_SHARED, sys.executable)
+
+
 def unpack(archive: Archive, folder: Path) -> Path:
     """Return the folder of the unpacked environment in `folder`; one process unpacks it, others wait.
 
@@ -91,7 +97,8 @@ def unpack(archive: Archive, folder: Path) -> Path:
     Raises:
         StorageError: there is no room, the archive is damaged, or the node cannot unpack it or run its Python.
     """
-    target = folder / f"environment-{archive.sha256[:16]}"
+    # a folder for scratch may be shared by users, and what is there runs as this one
+    target = folder / f"environment-{os.getuid()}-{archive.sha256[:16]}"
     with storage(folder, "create"):
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / f".{target.name}.lock"):
@@ -102,7 +109,7 @@ def unpack(archive: Archive, folder: Path) -> Path:
 
 def _is_complete(target: Path) -> bool:
     about = read_hint(target / _ABOUT)
-    return bool(about) and about == _measured(target)
+    return bool(about) and target.stat().st_uid == os.getuid() and about == _measured(target)
 
 
 def _unpack(archive: Archive, target: Path) -> None:
@@ -162,10 +169,11 @@ def _python(prefix: Path) -> Path:
 
 def _variables(prefix: Path, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment variables of processes that run the unpacked Python."""
+    variables = dict(inherited) | {_SHARED: shared_python()}
     if not any((prefix / "lib").glob("libpython*")):
-        return dict(inherited)
+        return variables
     # the interpreter names the folder of its library as it was where it was built
-    return dict(inherited) | {_LIBRARIES: ":".join(filter(None, (str(prefix / "lib"), inherited.get(_LIBRARIES))))}
+    return variables | {_LIBRARIES: ":".join(filter(None, (str(prefix / "lib"), inherited.get(_LIBRARIES))))}
 
 
 def _measured(prefix: Path) -> dict[str, int]:

@@ -262,6 +262,19 @@ def with_resources(options: Sequence[str], more: Mapping[str, str]) -> list[str]
 _MEMORY = r":mem=(\d+)mb"
 
 
+def with_variables(options: Sequence[str], values: str) -> list[str]:
+    """Return the options of qsub with additional variables; of two options -v, qsub would take only the last.
+
+    >>> with_variables(["-v", "A=1", "-m", "ae"], "B=2")
+    ['-v', 'A=1,B=2', '-m', 'ae']
+    """
+    words = list(options)
+    if "-v" not in words:
+        return [*words, "-v", values]
+    place = words.index("-v") + 1
+    return [*words[:place], f"{words[place]},{values}", *words[place + 1 :]]
+
+
 def job_name(name: str) -> str:
     """Return a valid PBS name: no blanks, no leading dot, 230 characters. Old servers cut names at 15 characters.
 

@@ -198,10 +198,12 @@ def check_by_job(site: Site, run: Run) -> list[Check]:
 
     Raises:
         ClusterError: the site has no scheduler, or the job does not end or prints no result.
+        RecipeError: the site lacks a file that its profile names.
     """
     if not scheduler_of(site).CAPABILITIES.has_queue:
         raise ClusterError(f"--job needs a site with a scheduler, {site.name} is this machine; leave --job out")
     require_scheduler(site)
+    site = site.with_files()
     shutil.rmtree(run.path, ignore_errors=True)
     run.create_folder()
     freeze_code(run)

@@ -42,7 +42,7 @@ def check_image(site: Site) -> Iterator[Check]:
     advice = f"load its module in prologue; check a node with `contrails doctor --site {site.name} --job`"
     yield Check("container runtime", here or sets_up, found, advice)
     if here and str(image).startswith("/"):
-        yield _started(site.model_copy(update={"container": image}))
+        yield _started(site.model_copy(update={"container": image, "stage_dir": None}))
 
 
 def check_package() -> Iterator[Check]:

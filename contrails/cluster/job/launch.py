@@ -127,7 +127,7 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
         ended_jobs=tuple(ended_jobs([run.fold(key) for key in wanted], scheduler, here)),
         memory_gb=here.memory_gb or site.memory_gb,
         num_nodes=site.num_nodes,
-        address=here.address,
+        address=here.address if site.num_nodes > 1 else "127.0.0.1",
         redirect=True,
         start_s=_start_s(),
     )

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from contrails.cluster.environment import shared_python
 from contrails.cluster.outcomes import next_step
 from contrails.cluster.queue.freeze import require_frozen
 from contrails.cluster.schedulers.sites import Site
@@ -57,7 +58,8 @@ def run_task(fold: Fold, job: JobContext) -> None:
 
 def _start_sync(fold: Fold) -> None:
     """Start `contrails sync --follow` in a session of its own, so that its failure does not affect training."""
-    command = [sys.executable, "-m", "contrails", "sync", str(fold.run.path), "--fold", fold.key, "--follow"]
+    # not an unpacked Python: the node may remove that at the end of the job, while this still sends
+    command = [shared_python(), "-m", "contrails", "sync", str(fold.run.path), "--fold", fold.key, "--follow"]
     with fold.sync_log.open("ab") as log_file:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
 

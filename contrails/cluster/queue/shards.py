@@ -60,10 +60,12 @@ def submit_shards(made: Path, jobs: Mapping[str, ShardJob], site: Site) -> dict[
 
     Raises:
         ClusterError: the site has no scheduler; it refuses; or jobs of another version of the code still exist.
+        RecipeError: the site lacks a file that its profile names.
     """
     if not scheduler_of(site).CAPABILITIES.has_queue:
         raise ClusterError(f"--jobs needs a site with a scheduler, {site.name} is this machine; leave --jobs out")
     require_scheduler(site)
+    site = site.with_files()
     run = Run(made.absolute().with_name(f".{made.name}.jobs"))
     run.create_folder()
     outcome: dict[str, str] = {}

@@ -5,12 +5,12 @@ of the frozen code of the run, which every job has on its PYTHONPATH, and needs 
 """
 
 import shlex
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contrails.cluster.environment import shared_python
 from contrails.errors import RecipeError, choices
 
 if TYPE_CHECKING:
@@ -58,12 +58,21 @@ RUNTIMES = {
 
 
 def python(site: "Site", request: "Request") -> str:
-    """Return the shell words that start Python in a job of the site; the script exports the request's environment."""
+    """Return the shell words that start Python in a job of the site; the script exports the request's environment.
+
+    Raises:
+        RecipeError: a folder that a container would have to see has a colon or a comma in its path.
+    """
     if site.container is None:
         return interpreter(site)
     runtime = runtime_of(site)
     options = ["--site", site.name, "--image", site.container]
-    for path in _bound([*request.paths, *map(Path, site.container_binds)]):
+    for path in _bound(request.paths, map(Path, site.container_binds)):
+        if ":" in str(path) or "," in str(path):
+            raise RecipeError(
+                f"container of the site {site.name}: expected folders without colon and comma, found {path}; move the "
+                "data, or the runs (CONTRAILS_RUNS), to another folder"
+            )
         options += ["--bind", str(path)]
     if site.stage_dir is not None:
         options += ["--stage", str(site.stage_dir)]
@@ -74,7 +83,7 @@ def python(site: "Site", request: "Request") -> str:
 
 def interpreter(site: "Site") -> str:
     """Return the shell word that starts Python where a job of the site runs, in the container if there is one."""
-    return shlex.quote(sys.executable) if site.container is None else PYTHON
+    return shlex.quote(shared_python()) if site.container is None else PYTHON
 
 
 def runtime_of(site: "Site") -> Runtime:
@@ -116,10 +125,14 @@ def require_image(site: "Site") -> str | None:
     return str(path)
 
 
-def _bound(paths: Iterable[Path]) -> list[Path]:
-    """Return the folders through which the paths can be reached, each once, without those below others."""
-    wanted = set()
+def _bound(paths: Iterable[Path], folders: Iterable[Path]) -> list[Path]:
+    """Return `folders`, and those through which paths can be reached, each once, without those below others.
+
+    A folder of the nodes need not exist here, so `folders` are taken as they are.
+    """
+    wanted = set(folders)
     for path in paths:
         for each in (path.absolute(), path.resolve()):  # a link and its target
             wanted.add(each if each.is_dir() else each.parent)
+    wanted.discard(Path("/"))  # no container could see the node's root under its own path
     return sorted(path for path in wanted if not any(parent in wanted for parent in path.parents))

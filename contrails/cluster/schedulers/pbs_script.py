@@ -66,4 +66,7 @@ def _clean_up(site: Site) -> list[str]:
     """Return the shell lines that empty the job's scratch folder; PBS removes the folder itself."""
     if "SCRATCHDIR" not in str(site.stage_dir):
         return []
-    return ['if [ -d "$SCRATCHDIR" ]; then find "$SCRATCHDIR" -mindepth 1 -delete; fi']
+    # in a container, the folder through which it calls the scheduler may be there, and is needed after these lines
+    keep = '! -name "$(basename -- "${CONTRAILS_CONTAINER:-.}")"'
+    delete = f'find "$SCRATCHDIR" -mindepth 1 -maxdepth 1 {keep} -exec rm -rf -- {{}} +'
+    return [f'if [ -d "$SCRATCHDIR" ]; then {delete}; fi']

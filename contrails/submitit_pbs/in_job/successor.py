@@ -106,7 +106,7 @@ class Successor:
         _await(self._script)
         try:
             job_id = client.submit(
-                [*qsub, *options, "-v", values],
+                [*script.with_variables(qsub, values), *options],
                 str(self._script),
                 name=self._spec.name,
                 marker=marker,

@@ -61,7 +61,10 @@ def test_the_parameters_of_a_site_are_in_command_and_script(tmp_path: Path) -> N
     assert spec.teardown == [
         f"python=({sys.executable})",
         "tear down",
-        'if [ -d "$SCRATCHDIR" ]; then find "$SCRATCHDIR" -mindepth 1 -delete; fi',
+        (
+            'if [ -d "$SCRATCHDIR" ]; then find "$SCRATCHDIR" -mindepth 1 -maxdepth 1 '
+            '! -name "$(basename -- "${CONTRAILS_CONTAINER:-.}")" -exec rm -rf -- {} +; fi'
+        ),
     ]
 
 

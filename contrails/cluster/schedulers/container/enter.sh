@@ -30,13 +30,15 @@ main() {
     read -r -a runtime <<<"$2"
     shift 2
     require "$image" "${runtime[0]}"
+    stage=$(expanded "$stage")
+    [ -n "$stage" ] && mkdir -p -- "$stage" 2>/dev/null # a container sees only what exists
     if [ -f "$image" ] && [ -n "$stage" ]; then
-        stage_image "$image" "$(expanded "$stage")" && image=$staged
+        stage_image "$image" "$stage" && image=$staged
     fi
     make_calls
     local gpus=$nvidia
     [ -e /dev/kfd ] && [ ! -e /dev/nvidiactl ] && gpus=$amd
-    fill "$image" "$gpus" "$PWD" "${HOME-}" "${calls%/*}" "$(expanded "$stage")" "${SCRATCHDIR-}" ${binds[@]+"${binds[@]}"}
+    fill "$image" "$gpus" "$PWD" "${HOME-}" "${calls%/*}" "$stage" "${SCRATCHDIR-}" ${binds[@]+"${binds[@]}"}
     serve_calls </dev/null >/dev/null 2>&1 &
     loop=$!
     echo "$loop" >"$calls/loop"
@@ -105,13 +107,14 @@ expanded() { # TEXT: print it with environment variables such as $SCRATCHDIR rep
 # Set $staged to a verified copy of the image in a folder of this node; the first job copies, the others wait for it.
 stage_image() { # IMAGE FOLDER
     local image=$1 folder=$2 temporary said lock
-    staged=$folder/container-$(stat -L -c %s-%Y -- "$image")-${image##*/}
+    staged=$folder/container-$UID-$(stat -L -c %s-%Y -- "$image")-${image##*/}
     if ! said=$(mkdir -p -- "$folder" 2>&1) || ! { exec {lock}>"$staged.lock"; } 2>/dev/null; then
         keep_shared "$image" "${said:-no file can be made in $folder}"
         return 1
     fi
     flock "$lock" 2>/dev/null # without locks, several copies are made, each under a name of its own
-    if [ "$(stat -c %s -- "$staged" 2>/dev/null)" != "$(stat -L -c %s -- "$image")" ]; then
+    # the folder may be shared by users, and what is there runs as this one
+    if [ ! -O "$staged" ] || [ "$(stat -c %s -- "$staged" 2>/dev/null)" != "$(stat -L -c %s -- "$image")" ]; then
         rm -f -- "$staged".*.tmp
         temporary=$staged.$$.tmp
         if ! said=$(copy "$image" "$temporary" 2>&1) || ! mv -- "$temporary" "$staged"; then
