@@ -15,5 +15,5 @@ fi
 
 # a Kerberos ticket is valid for 10 hours, and the job may run longer: renew it every hour, while the job's shell lives
 if klist -s 2>/dev/null; then
-    (while kill -0 $$; do kinit -R; sleep 3600; done) </dev/null >/dev/null 2>&1 &
+    (while kill -0 $$; do kinit -R; for _ in {1..60}; do sleep 60; kill -0 $$ || exit; done; done) </dev/null >/dev/null 2>&1 &
 fi

@@ -66,7 +66,7 @@ def test_a_job_at_metacentrum_renews_its_ticket_while_it_runs(tmp_path: Path) ->
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
     assert done.stdout == "/scratch/me/job_7 /scratch/me/job_7\n"
     assert set((tmp_path / "renewed").read_text().split()) == {"-R"}
-    assert set((tmp_path / "slept").read_text().split()) == {"3600"}
+    assert set((tmp_path / "slept").read_text().split()) == {"60"}
 
 
 def test_no_text_tells_to_install_a_strangers_package() -> None:

@@ -25,8 +25,9 @@ def run_two_ranks(script: str, folder: Path) -> None:
         for number in range(2)
     ]
     try:
-        errors = [process.communicate(timeout=100)[1].decode() for process in processes]
+        errors = [process.communicate(timeout=300)[1].decode() for process in processes]
     finally:
         for process in processes:
             process.kill()
+            process.wait()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)

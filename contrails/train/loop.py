@@ -137,7 +137,9 @@ class Loop:
         for number in range(1, count + 1):
             with self._pace.waiting():
                 batch = next(stream)
-            if number == count:
+            # the statistics of batch norm over the ranks are collective operations too, whose order sums that start during
+            # backward could change
+            if number == count and not self.recipe.train.sync_batch_norm:
                 self._gradients.arm()
             yield batch
 

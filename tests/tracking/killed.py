@@ -57,13 +57,23 @@ def then_die(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def late(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `call` as a busy machine may make it: after another `contrails sync` has started."""
+    """Return `call` as a busy machine may make it: seconds after another `contrails sync` has started its worker."""
 
     def delayed(*arguments: Any, **named: Any) -> None:
-        time.sleep(7)
+        since = time.monotonic()
+        while not _has_successor() and time.monotonic() - since < 120:
+            time.sleep(0.1)
+        time.sleep(6)
         call(*arguments, **named)
 
     return delayed
+
+
+def _has_successor() -> bool:
+    import psutil
+
+    lines = [each.info["cmdline"] or [] for each in psutil.process_iter(["cmdline"])]
+    return any("contrails.tracking.worker" in line for line in lines)
 
 
 def kill_core(*_: Any) -> None:

@@ -71,7 +71,7 @@ def _show_run(run: Run, as_json: bool) -> None:
     by_fold = {state.fold: state.usage for state in states}
     try:
         site = site_of(run)
-        found = suggest(states, site.margin_s, site.ranks_per_node(site.num_ranks))
+        found = suggest(states, site.margin_s, site.ranks_per_node(run.read_config().compute.num_ranks))
     except RecipeError as error:
         found = Suggestion(None, None, f"of an older version: {error}")
     jobs = submissions(run)

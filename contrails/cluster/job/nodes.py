@@ -67,7 +67,10 @@ def serve_node(run: Run, config: RunConfig, site: Site, fold: Fold, here: ThisJo
                 rank.send_signal(number)  # does nothing if it has ended
         if pulse is not None and any(rank.poll() is None for rank in ranks) and pulse.is_silent():
             end_ranks(ranks)
-            tell(f"error: fold {fold.key}: rank 0 wrote nothing for {SILENCE_S:.0f} s; node {here.node} ends its ranks")
+            tell(
+                f"error: fold {fold.key}: expected rank 0 to rewrite {pulse.path}, found no change for {SILENCE_S:.0f} s, "
+                f"so its node is probably down; node {here.node} ends its ranks, and the job starts again"
+            )
             sys.exit(RankError.exit_code)
     end_ranks(ranks)
 
@@ -86,11 +89,11 @@ class _Pulse:
     """Whether rank 0 still rewrites the state of its attempt, by the clock of this process."""
 
     def __init__(self, attempt: Attempt) -> None:
-        self._path: Path = attempt.state
-        self._seen, self._since = read_hint(self._path), time.monotonic()
+        self.path: Path = attempt.state
+        self._seen, self._since = read_hint(self.path), time.monotonic()
 
     def is_silent(self) -> bool:
-        now = read_hint(self._path)
+        now = read_hint(self.path)
         if now != self._seen or now.get("status") in OVER:
             self._seen, self._since = now, time.monotonic()
         return time.monotonic() - self._since >= SILENCE_S

@@ -177,7 +177,9 @@ class Site(Section):
                 "container: for jobs of Slurm and PBS; on this machine, start contrails itself in the container"
             )
         if self.environment_archive is not None:
-            raise ValueError("container and environment_archive exclude each other: an image has its own environment")
+            raise ValueError(
+                "container and environment_archive exclude each other: an image has its own environment; leave one of them out"
+            )
         require_runtime(self.container_runtime)
         for path in self.container_binds:
             if not path.startswith("/") or ":" in path or "," in path:

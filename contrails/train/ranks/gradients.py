@@ -24,7 +24,7 @@ class GradientSums:
     """Sums the gradients of a model over the ranks; without effect for a single rank.
 
     A bucket starts during backward once all of its gradients are finished. A bucket with an unused parameter, and all
-    buckets after it, start at the end of backward.
+    buckets after it, start at the end of backward; so do all of them in a step that was not armed.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
@@ -49,8 +49,8 @@ class GradientSums:
 
         A parameter without a gradient on every rank keeps none, so that the optimiser leaves it unchanged.
         """
-        self._armed = False
-        for bucket in self._buckets[self._next :]:
+        begin, self._armed = self._next if self._armed else 0, False
+        for bucket in self._buckets[begin:]:
             bucket.start()
         if self._buckets:
             own = [parameter.grad is not None for bucket in self._buckets for parameter in bucket.parameters]

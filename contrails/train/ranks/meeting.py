@@ -4,9 +4,9 @@ Rank 0 opens a port, and writes its address and a random token to `attempts/<nnn
 read; the file is removed when all ranks are there. Each other rank proves that it knows the token, and rank 0 proves it
 to them. Only then are the addresses of the group exchanged.
 
-This keeps out processes without the token: of other users and jobs, of an earlier start, scanners of ports. It is no
-protection from someone who reads or alters the traffic of the network: the connections of torch, gloo and NCCL are
-neither encrypted nor authenticated.
+A process without the token, such as one of an earlier start, is not accepted as a rank. It could still connect to the
+port, and read and change what the ranks tell each other: the connections of torch, gloo and NCCL are neither encrypted
+nor authenticated.
 """
 
 import hashlib
@@ -45,7 +45,9 @@ def hosted(attempt: Attempt, address: str) -> Iterator["Meeting"]:
     try:
         listener = socket.create_server((address, 0), backlog=128)
     except OSError as error:
-        raise NodeError(f"expected to listen at {address}, the address of this node: {error}") from error
+        raise NodeError(
+            f"expected to listen at {address}, the address of this node: {error}; the same job can succeed on another node"
+        ) from error
     port, token = listener.getsockname()[1], secrets.token_hex(32)
     store = _torch.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
     with atomic_path(attempt.meeting) as temporary:
@@ -65,7 +67,9 @@ def invited(attempt: Attempt) -> "Meeting":
     """
     found = read_json(attempt.meeting)
     if found is None:
-        raise RankError(f"rank 0 of attempt {attempt.number} has ended before this rank could join it")
+        raise RankError(
+            f"rank 0 of attempt {attempt.number} has ended before this rank could join it; see its log in {attempt.path}"
+        )
     store = _torch.TCPStore(found["address"], found["port"], is_master=False, wait_for_workers=False)
     return Meeting(store, found["token"])
 
@@ -74,9 +78,7 @@ class Meeting:
     """A store that all ranks can reach, and the token that they have in common."""
 
     def __init__(self, store: Any, token: str) -> None:
-        self._token = token
-        # the name of every key begins with a secret
-        self._store = _torch.PrefixStore(self._proof("store"), store)
+        self._store, self._token = store, token
 
     def gather(self, number: int, count: int, poll: Poll) -> Any:
         """Wait until all ranks are there, and return the store by which they form a group; `poll` may raise to stop.
@@ -99,7 +101,10 @@ class Meeting:
         while not self._store.check([rank]):
             poll()
             if time.monotonic() > end:
-                raise RankError(f"expected rank {rank} within {_PATIENCE_S / 60:.0f} minutes, it did not come")
+                raise RankError(
+                    f"expected rank {rank} within {_PATIENCE_S / 60:.0f} minutes, it did not come; see the logs of the "
+                    "attempt, and whether the nodes can reach each other on any port"
+                )
             time.sleep(_POLL_S)
         if not hmac.compare_digest(self._store.get(rank).decode("ascii", "replace"), self._proof(rank)):
             raise RankError(f"rank {rank}: expected a process that knows the token of this attempt, found another one")

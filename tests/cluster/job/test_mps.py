@@ -85,7 +85,7 @@ note(f"fold {fold} {json.dumps(told)}")
 end_with(job["launcher_pid"], signal.SIGTERM)
 if WAY == "done": end(0)
 if WAY == "failure": end(4)
-time.sleep(60)
+time.sleep(600)
 """
 
 LAUNCHER = """\
@@ -160,7 +160,7 @@ def test_mps_lasts_from_before_the_first_fold_to_after_the_last(
                 for process in (keeper, psutil.Process(int(job.told()[0][1]))):
                     process.terminate()
             launcher.send_signal(number)
-        _, errors = launcher.communicate(timeout=60)
+        _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == code, errors
     eventually(lambda: job.told()[-1][2] == "ended")
     (_, pid, where), *of_folds, last = job.told()
@@ -176,7 +176,7 @@ def test_mps_lasts_from_before_the_first_fold_to_after_the_last(
 def test_only_a_gpu_of_several_folds_is_shared(tmp_path: Path, make_run: MakeRun) -> None:
     job = Job(tmp_path, make_run())
     with job.start("GPU-a,GPU-b") as launcher:
-        launcher.communicate(timeout=60)
+        launcher.communicate(timeout=300)
     assert [more.split()[-1] for what, _, more in job.told() if what == "daemon"] == ["GPU-a", "ended"]
     assert job.of_folds()["1"] == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
     assert job.of_folds()["2"]["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] == "0=12026M"

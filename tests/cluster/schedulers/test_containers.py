@@ -204,7 +204,7 @@ def test_an_image_is_staged_once_for_a_node(node: Path) -> None:
         del os.environ["SCRATCH_OF_JOB"]
     assert {each[0] for each in said} == {0}, said
     (copy,) = {each[1] for each in said}
-    assert copy.startswith(f"{node}/scratch/below/container-5000-")
+    assert copy.startswith(f"{node}/scratch/below/container-{os.getuid()}-5000-")
     assert copy.endswith("an image.sif\n5000\n")
     assert {path.suffix for path in (node / "scratch/below").iterdir()} == {".sif", ".lock"}
 
