@@ -137,8 +137,7 @@ class Loop:
         for number in range(1, count + 1):
             with self._pace.waiting():
                 batch = next(stream)
-            # the statistics of batch norm over the ranks are collective operations too, whose order sums that start during
-            # backward could change
+            # with it, backward has collective operations of its own, whose order sums that start there could change
             if number == count and not self.recipe.train.sync_batch_norm:
                 self._gradients.arm()
             yield batch

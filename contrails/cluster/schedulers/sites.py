@@ -178,7 +178,8 @@ class Site(Section):
             )
         if self.environment_archive is not None:
             raise ValueError(
-                "container and environment_archive exclude each other: an image has its own environment; leave one of them out"
+                "container and environment_archive exclude each other: an image has its own environment; leave one of "
+                "them out"
             )
         require_runtime(self.container_runtime)
         for path in self.container_binds:

@@ -46,7 +46,8 @@ def hosted(attempt: Attempt, address: str) -> Iterator["Meeting"]:
         listener = socket.create_server((address, 0), backlog=128)
     except OSError as error:
         raise NodeError(
-            f"expected to listen at {address}, the address of this node: {error}; the same job can succeed on another node"
+            f"expected to listen at {address}, the address of this node: {error}; the same job can succeed on another "
+            "node"
         ) from error
     port, token = listener.getsockname()[1], secrets.token_hex(32)
     store = _torch.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
@@ -68,7 +69,8 @@ def invited(attempt: Attempt) -> "Meeting":
     found = read_json(attempt.meeting)
     if found is None:
         raise RankError(
-            f"rank 0 of attempt {attempt.number} has ended before this rank could join it; see its log in {attempt.path}"
+            f"rank 0 of attempt {attempt.number} has ended before this rank could join it; see its log in "
+            f"{attempt.path}"
         )
     store = _torch.TCPStore(found["address"], found["port"], is_master=False, wait_for_workers=False)
     return Meeting(store, found["token"])
