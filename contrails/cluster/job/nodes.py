@@ -69,7 +69,8 @@ def serve_node(run: Run, config: RunConfig, site: Site, fold: Fold, here: ThisJo
             end_ranks(ranks)
             tell(
                 f"error: fold {fold.key}: expected rank 0 to rewrite {pulse.path}, found no change for "
-                f"{SILENCE_S:.0f} s, so its node is probably down; node {here.node} ends its ranks, and the job starts again"
+                f"{SILENCE_S:.0f} s, so its node is probably down; node {here.node} ends its ranks, and the job starts "
+                "again"
             )
             sys.exit(RankError.exit_code)
     end_ranks(ranks)
