@@ -87,6 +87,18 @@ def test_eight_jobs_of_a_node_unpack_once(packed: Path, tmp_path: Path) -> None:
     assert sum(err.count("unpacking ") for _, err in said) == 1
 
 
+def test_what_a_job_submits_from_there_runs_on_other_nodes(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in archive_variables(packed, tmp_path / "scratch").items():
+        monkeypatch.setenv(name, value)
+    found = local_interpreter()
+    assert found.python != sys.executable
+    ask = "from contrails.cluster.environment import shared_python; print(shared_python())"
+    done = subprocess.run([found.python, "-c", ask], env=found.variables, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{sys.executable}\n"
+
+
 def test_what_a_clean_up_has_removed_is_noticed(packed: Path, tmp_path: Path) -> None:
     archive = read_archive(packed)
     prefix = unpack(archive, tmp_path)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from small_disk import SmallDisk
 
 import contrails
 from contrails.cluster.check.image import check_image, judge_package
+from contrails.cluster.queue.shards import ShardJob, submit_shards
 from contrails.cluster.schedulers import containers, pbs, slurm_script
 from contrails.cluster.schedulers.base import Request
 from contrails.cluster.schedulers.sites import Site
@@ -109,6 +111,28 @@ def test_the_command_line_of_a_runtime(
     image = [word.replace("IMAGE", str(node / "an image.sif")) for word in after]
     words = (node / "said").read_text().splitlines()
     assert words[: words.index("sh")] == [*head, *binds, *image]
+
+
+def test_folders_that_only_nodes_have_are_bound_beside_the_others(node: Path) -> None:
+    chosen = site(node, container_binds=["/scratch-of-nodes", "/"])
+    words = shlex.split(containers.python(chosen, Request("ct", "builtins:print", (), paths=(node,))))
+    assert [word for before, word in pairwise(words) if before == "--bind"] == ["/scratch-of-nodes", str(node)]
+
+
+def test_a_folder_that_a_runtime_would_misread_is_refused(node: Path) -> None:
+    (node / "a:b").mkdir()
+    with pytest.raises(RecipeError, match=r"expected folders without colon and comma, found .*a:b; move the data"):
+        containers.python(site(node), Request("ct", "builtins:print", (), paths=(node / "a:b",)))
+
+
+def test_shards_of_a_site_without_its_image_are_not_submitted(node: Path) -> None:
+    (node / "bin/sbatch").write_text("#!/bin/bash\nexit 1\n")
+    (node / "bin/sbatch").chmod(0o755)
+    chosen = site(node)
+    (node / "an image.sif").unlink()
+    with pytest.raises(RecipeError, match=r"container of the site s: expected an image at .*, found none"):
+        submit_shards(node / "made.h5", {"1": ShardJob("j1", ["prepare"])}, chosen)
+    assert not list(node.glob(".made*"))
 
 
 def test_a_call_leaves_the_container_as_it_was_made(node: Path) -> None:
