@@ -143,12 +143,15 @@ def _poll(poll: Poll, children: list[subprocess.Popen[bytes]]) -> None:
 
 def _lost(fold: Fold, attempt: Attempt, children: list[subprocess.Popen[bytes]]) -> RankError:
     """Return the error for a connection that broke; with the exit code of the rank, if it was one of this node."""
-    end = time.monotonic() + _GRACE_S
-    while (codes := [code for child in children if (code := child.poll())]) == [] and time.monotonic() < end:
+    end, codes = time.monotonic() + _GRACE_S, list[int]()
+    while not codes and time.monotonic() < end:
         time.sleep(_POLL_S)
-    ended = f"with exit code {codes[0]}" if codes else "on another node, or its connection broke"
+        ended = [child.poll() for child in children]
+        # a rank that has ended with RankError lost its connection too, so that another one ended first
+        codes = [code for code in ended if code and code != RankError.exit_code]
+    how = f"with exit code {codes[0]}" if codes else "on another node, or its connection broke"
     error = RankError(
-        f"fold {fold.key}: expected all ranks to go on, one of them ended ({ended}); its error stands in the logs of "
+        f"fold {fold.key}: expected all ranks to go on, one of them ended ({how}); its error stands in the logs of "
         f"{attempt.path}; the same job can succeed again: `contrails resume {fold.run.typed}`"
     )
     if codes:
