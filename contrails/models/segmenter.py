@@ -1,4 +1,7 @@
-"""The wrapper of a network: it resizes, pads and arranges the input, and reverts this on the output."""
+"""The wrapper of a network: it resizes, pads and arranges the input, and reverts this on the output.
+
+The precision of its forward pass is chosen here too.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +13,14 @@ from torch.nn import functional
 from contrails.models.outputs import Outputs
 from contrails.models.resize import deterministic_resizing
 from contrails.models.temporal import as_panels, panel_offset
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context of a forward pass in fp32, bf16 or fp16."""
+    dtype = _DTYPES.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 class Segmenter(nn.Module):

@@ -46,6 +46,10 @@ class JobContext:
     summary: bool = False
     """Whether to print the table of the model first."""
 
+    def ranks_per_node(self, num_ranks: int) -> int:
+        """Return how many of a fold's ranks each node has."""
+        return num_ranks // self.num_nodes
+
     @property
     def record(self) -> dict[str, Any]:
         """The fields that an attempt writes to its `job.json`."""

@@ -105,7 +105,7 @@ def _train_attempt(
         remove_leftovers(fold)
         distrust(fold)
     num_ranks = config.compute.num_ranks
-    device = _prepare_torch(config, 0 if rank is None else rank.number % (num_ranks // job.num_nodes))
+    device = _prepare_torch(config, 0 if rank is None else rank.number % job.ranks_per_node(num_ranks))
     # a stop of another rank is agreed on after the first step
     poll = partial(_poll, fold, stop, "while its ranks were started") if rank is None else lambda: None
     of_ranks = joined(fold, attempt, job, rank, num_ranks, config.compute.device, poll)

@@ -23,7 +23,7 @@ from contrails.inputs.sampling import Sampler
 from contrails.metrics import Histogram
 from contrails.models.adjust import has_batch_norm
 from contrails.models.outputs import Outputs
-from contrails.models.precision import autocast
+from contrails.models.segmenter import autocast
 from contrails.recipe.recipe import Recipe
 from contrails.runs.folder import Attempt, Fold
 from contrails.train.attempt import Heart

@@ -12,7 +12,7 @@ from work import Bench, Step
 
 from contrails.aggregate.members.predict import Predictor
 from contrails.aggregate.members.views import View
-from contrails.models.precision import autocast
+from contrails.models.segmenter import autocast
 from contrails.train.evaluate import evaluate
 
 

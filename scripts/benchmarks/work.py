@@ -24,6 +24,7 @@ from contrails.inputs.batches import Batch
 from contrails.inputs.composites import channels_of
 from contrails.models.build import build_model
 from contrails.models.outputs import Outputs
+from contrails.models.segmenter import autocast
 from contrails.processes import end_with
 from contrails.recipe.recipe import Recipe, load_recipe, to_toml
 from contrails.runs.config import ComputeSection, DataIdentity, RunConfig
@@ -207,8 +208,7 @@ class Step:
         return loss
 
     def _forward(self, inputs: torch.Tensor) -> Outputs:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.section.precision)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        with autocast(self.device, self.section.precision):
             outputs: Outputs = self.run(inputs)
             return outputs
 

@@ -17,8 +17,7 @@ from torch.nn import functional
 from contrails.aggregate.options import ELEMENTS, FULL, require_views
 from contrails.errors import RecipeError
 from contrails.inputs.augment.dihedral import inverse, move_image, move_label
-from contrails.models.precision import autocast
-from contrails.models.segmenter import Segmenter
+from contrails.models.segmenter import Segmenter, autocast
 
 _CROP = 0.75
 _SCALES = (1.0, 0.8, 1.25)

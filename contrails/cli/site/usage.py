@@ -12,8 +12,9 @@ from contrails.cli.tables import Column, print_table
 from contrails.cluster.queue.journal import submissions
 from contrails.cluster.schedulers.sites import site_of
 from contrails.cluster.status.overview import overview
+from contrails.cluster.status.starts import START_PHASES, start_of
 from contrails.cluster.status.suggest import Suggestion, suggest
-from contrails.cluster.status.usage import START_PHASES, UNUSED, Usage, start_of
+from contrails.cluster.status.usage import UNUSED, Usage
 from contrails.errors import RecipeError
 from contrails.report.log import read_log
 from contrails.runs.folder import Run, all_runs, open_run

@@ -21,6 +21,7 @@ from contrails.progress import tell
 from contrails.runs.folder import Attempt, Fold
 from contrails.runs.metrics import covered_step
 from contrails.train.attempt import OVER, is_made_by
+from contrails.train.context import JobContext
 
 _EARLY_S = 61
 """Slurm sends the signal before the time limit up to a minute too early."""
@@ -86,6 +87,19 @@ class Progress:
         if any(covered_step(fold) > step for fold, step in self._steps.items()):
             self._scheduler.note_progress(self._job)
             self._steps = {}
+
+
+def context_of(site: Site, job: ThisJob) -> JobContext:
+    """Return what every launcher of a job passes to the processes that it starts."""
+    return JobContext(
+        scheduler=site.scheduler,
+        job_id=job.job_id,
+        job_name=job.name,
+        restart_count=job.restart_count,
+        node=job.node,
+        memory_gb=job.memory_gb or site.memory_gb,
+        num_nodes=site.num_nodes,
+    )
 
 
 def own_attempt(fold: Fold, job: ThisJob) -> Attempt | None:

@@ -22,7 +22,15 @@ import psutil
 
 from contrails.cluster.ends import write_end
 from contrails.cluster.environment import Interpreter, local_interpreter
-from contrails.cluster.job.handover import Clock, Progress, ended_jobs, hand_over, is_wanted, record_silent_end
+from contrails.cluster.job.handover import (
+    Clock,
+    Progress,
+    context_of,
+    ended_jobs,
+    hand_over,
+    is_wanted,
+    record_silent_end,
+)
 from contrails.cluster.job.hooks import Event, Hook, finish_hooks, start_hook
 from contrails.cluster.job.mps import sharing
 from contrails.cluster.job.nodes import end_others, serve_node
@@ -118,21 +126,15 @@ def _run_job(run: Run, config: RunConfig, site: Site, folds: list[str]) -> int:
     for key in folds:
         record_silent_end(run.fold(key), here, site)
     wanted = [key for key in folds if is_wanted(run.fold(key), here, site)]
-    job = JobContext(
-        scheduler=site.scheduler,
-        job_id=here.job_id,
-        job_name=here.name,
-        restart_count=here.restart_count,
-        node=here.node,
+    job = replace(
+        context_of(site, here),
         ended_jobs=tuple(ended_jobs([run.fold(key) for key in wanted], scheduler, here)),
-        memory_gb=here.memory_gb or site.memory_gb,
-        num_nodes=site.num_nodes,
         address=here.address if site.num_nodes > 1 else "127.0.0.1",
         redirect=True,
         start_s=_start_s(),
     )
     gpus = here.devices if config.compute.device == "cuda" else ()
-    per_node = site.ranks_per_node(config.compute.num_ranks)
+    per_node = job.ranks_per_node(config.compute.num_ranks)
     shares: list[_Share] = [(",".join(mine), []) for mine in _dealt(gpus, per_node)]
     progress = Progress(scheduler, here, [run.fold(key) for key in wanted])
 

@@ -14,10 +14,11 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from contrails.cluster.environment import local_interpreter
-from contrails.cluster.job.handover import own_attempt
+from contrails.cluster.job.handover import context_of, own_attempt
 from contrails.cluster.job.signals import catch_signals
 from contrails.cluster.schedulers.base import ThisJob
 from contrails.cluster.schedulers.sites import Site
@@ -27,7 +28,6 @@ from contrails.progress import tell
 from contrails.runs.config import RunConfig
 from contrails.runs.folder import Attempt, Fold, Run
 from contrails.train.attempt import OVER, SILENCE_S
-from contrails.train.context import JobContext
 from contrails.train.ranks.start import end_ranks, start_ranks
 
 _POLL_S = 0.5
@@ -41,19 +41,13 @@ def serve_node(run: Run, config: RunConfig, site: Site, fold: Fold, here: ThisJo
         NodeError: this node does not set a variable of `stage_dir`.
     """
     asked, stage_dir, interpreter = catch_signals(), site.own_stage_dir(), local_interpreter()
-    per_node = site.ranks_per_node(config.compute.num_ranks)
-    numbers = range(here.node_index * per_node, (here.node_index + 1) * per_node)
-    job = JobContext(
-        scheduler=site.scheduler,
-        job_id=here.job_id,
-        job_name=here.name,
-        restart_count=here.restart_count,
-        node=here.node,
-        memory_gb=here.memory_gb or site.memory_gb,
-        num_nodes=site.num_nodes,
+    job = replace(
+        context_of(site, here),
         stage_dir=None if stage_dir is None else str(stage_dir),
         ram_fd=os.memfd_create("dataset") if hasattr(os, "memfd_create") else None,
     )
+    per_node = job.ranks_per_node(config.compute.num_ranks)
+    numbers = range(here.node_index * per_node, (here.node_index + 1) * per_node)
     ranks, pulse = list[subprocess.Popen[bytes]](), None
     while not _is_over(run, here):
         time.sleep(_POLL_S)

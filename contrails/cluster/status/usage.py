@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
-from statistics import median
 from typing import Any
 
 from contrails.cluster.ends import read_end
@@ -50,9 +49,6 @@ class Usage:
 
 UNUSED = Usage()
 
-START_PHASES = ("queue", *PHASES)
-"""The phases of a start, in order."""
-
 
 @dataclass(frozen=True)
 class Span:
@@ -97,7 +93,7 @@ def usage_of(run: Run) -> dict[str, Usage]:
 def _gpu_hours(made: Sequence[Span]) -> list[float]:
     """Return the GPU-hours of each attempt; those that use the same GPU at the same time divide it equally."""
     hours = [0.0] * len(made)
-    for gpus in {span.gpus for span in made}:
+    for gpus in {span.gpus for span in made if span.num_gpus}:
         users = [(number, span) for number, span in enumerate(made) if span.gpus == gpus]
         moments = sorted({moment for _, span in users for moment in (span.started, span.ended)})
         for begin, end in pairwise(moments):
@@ -105,23 +101,6 @@ def _gpu_hours(made: Sequence[Span]) -> list[float]:
             for number, span in active:
                 hours[number] += span.num_gpus * (end - begin) / 3600 / len(active)
     return hours
-
-
-def start_of(fold: Fold, jobs: Sequence[Submission] | None = None) -> dict[str, float]:
-    """Return the median seconds per phase of the starts of a fold, over the attempts that wrote them.
-
-    `queue` is the time from the submission, or from the end of the attempt before it in the same job, until the
-    launcher began. Waits for a slot of this machine or for an earlier attempt are included.
-    """
-    found: dict[str, list[float]] = {}
-    for span in spans(fold, jobs):
-        phases = dict(span.start_s)
-        if phases and span.queued is not None:
-            own = sum(phases.get(name, 0.0) for name in ("launcher", "environment", "imports"))
-            phases = {"queue": max(0.0, span.started - span.queued - own)} | phases
-        for name, seconds in phases.items():
-            found.setdefault(name, []).append(seconds)
-    return {name: round(median(found[name]), 3) for name in START_PHASES if name in found}
 
 
 def spans(fold: Fold, jobs: Sequence[Submission] | None = None) -> list[Span]:

@@ -106,7 +106,7 @@ def joined(
     if count == 1:
         yield Ranks()
         return
-    number, per_node = 0 if rank is None else rank.number, count // job.num_nodes
+    number, per_node = 0 if rank is None else rank.number, job.ranks_per_node(count)
     if device == "cuda" and torch.cuda.device_count() < per_node:
         raise NodeError(
             f"expected {per_node} GPUs for fold {fold.key}, found {torch.cuda.device_count()} on this node; ask for "

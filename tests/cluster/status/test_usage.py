@@ -13,8 +13,9 @@ from contrails.cli.main import cli
 from contrails.cluster.queue.journal import record
 from contrails.cluster.status.fold_state import FoldState
 from contrails.cluster.status.overview import overview
+from contrails.cluster.status.starts import start_of
 from contrails.cluster.status.suggest import suggest
-from contrails.cluster.status.usage import Usage, spans, start_of, usage_of
+from contrails.cluster.status.usage import Usage, spans, usage_of
 from contrails.files import append_json_line, last_json_line, to_json, write_atomic
 from contrails.runs.folder import Fold
 
