@@ -8,20 +8,19 @@ folder when the job starts. `python -m contrails.cluster.job.launch RUN FOLD` tr
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
 
-from contrails.cluster.ends import write_end
-from contrails.cluster.environment import Interpreter, local_interpreter
+from contrails.cluster.environment import local_interpreter
+from contrails.cluster.job.child import Child, record_end, start_child
 from contrails.cluster.job.handover import (
     Clock,
     Progress,
@@ -36,20 +35,16 @@ from contrails.cluster.job.mps import sharing
 from contrails.cluster.job.nodes import end_others, serve_node
 from contrails.cluster.job.refused import submit_refused
 from contrails.cluster.job.signals import FORWARDED, catch_signals
-from contrails.cluster.memory import Peak, peak_of, used_by_children_gb
-from contrails.cluster.outcomes import Cause, cause_of_exit, next_step
+from contrails.cluster.memory import peak_of, used_by_children_gb
 from contrails.cluster.queue.then import start_if_due
 from contrails.cluster.schedulers.base import scheduler_of
 from contrails.cluster.schedulers.sites import Site
 from contrails.cluster.schedulers.slots import Slot, slots_of, take_slots
-from contrails.errors import ContrailsError, Stopped, StorageError
-from contrails.files import read_hint, to_json, write_atomic
-from contrails.processes import process_in
+from contrails.errors import ContrailsError, Stopped
 from contrails.progress import tell
 from contrails.recipe.reading import parse
 from contrails.runs.config import RunConfig
-from contrails.runs.folder import Attempt, Fold, Run
-from contrails.train.attempt import OVER
+from contrails.runs.folder import Run
 from contrails.train.context import JobContext
 
 _POLL_S = 0.1
@@ -60,12 +55,6 @@ _Share = tuple[str | None, list[int]]
 """Resources of a child: its GPUs, if it trains on GPUs, and the descriptors of its slots."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Child:
-    fold: Fold
-    process: subprocess.Popen[bytes]
 
 
 def run_folds(run_path: str, folds: list[str]) -> None:
@@ -210,7 +199,7 @@ def _run_children(
     dealt = list(itertools.islice(itertools.cycle(shares or [(None, [])]), len(folds)))
     with sharing([gpu for gpu, _ in dealt], mps=config.site.get("mps", False)) as environments:
         children = [
-            _start(run.fold(key), job, interpreter, environment, [*held, *memory])
+            start_child(run.fold(key), job, interpreter, environment, [*held, *memory])
             for key, environment, (_, held) in zip(folds, environments, dealt, strict=True)
         ]
         if signal.SIGINT in signal.sigpending():  # sent before all children existed
@@ -219,8 +208,8 @@ def _run_children(
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         for descriptor in (*(one for _, held in shares for one in held), *memory):
             os.close(descriptor)  # slots and memory are freed when the last child that inherited them ends
-        stopping = _wait(children, asked, config, is_due, job.memory_gb)
-    return {child.fold.key: _code(child.process.returncode, stopping) for child in children}
+        stopping = _wait(children, asked, config, is_due, job)
+    return {child.fold.key: child.exit_code(stopping) for child in children}
 
 
 def _start_s() -> dict[str, float]:
@@ -228,21 +217,12 @@ def _start_s() -> dict[str, float]:
     return {"launcher": round(max(0.0, time.time() - psutil.Process().create_time()), 3)}
 
 
-def _start(
-    fold: Fold, job: JobContext, interpreter: Interpreter, environment: Mapping[str, str], descriptors: Sequence[int]
-) -> _Child:
-    job = replace(job, started_at=time.time())
-    command = [interpreter.python, "-m", "contrails.cluster.job.task", str(fold.run.path), fold.key, job.to_json()]
-    process = subprocess.Popen(command, env={**interpreter.variables, **environment}, pass_fds=descriptors)
-    return _Child(fold, process)
-
-
 def _wait(
-    children: list[_Child],
+    children: list[Child],
     asked: deque[int],
     config: RunConfig,
     is_due: Callable[[], bool],
-    memory_gb: float | None,
+    job: JobContext,
 ) -> bool:
     """Forward signals until every child has ended, and record each end; return whether a stop was requested."""
     alive, stopping, looked, hooks = children, False, time.monotonic(), list[Hook]()
@@ -261,9 +241,8 @@ def _wait(
                 child.process.send_signal(number)
         ended = [child for child in alive if child.process.poll() is not None]
         for child in ended:
-            of_each = config.compute.num_ranks // config.site.get("num_nodes", 1)
-            used_gb = used_by_children_gb(len(children) * of_each)
-            _look_at(child, config, stopping, peak_of(used_gb, memory_gb))
+            used_gb = used_by_children_gb(len(children) * job.ranks_per_node(config.compute.num_ranks))
+            record_end(child, config, stopping, peak_of(used_gb, job.memory_gb))
             if (event := _event(child, config, stopping)) is not None:
                 hooks += start_hook(config.site, event, child.fold)
         alive = [child for child in alive if child not in ended]
@@ -271,72 +250,15 @@ def _wait(
     return stopping
 
 
-def _event(child: _Child, config: RunConfig, stopping: bool) -> Event | None:
+def _event(child: Child, config: RunConfig, stopping: bool) -> Event | None:
     """Return the site's event for a child that ended; None if it stopped, or if the teardown decides about a retry."""
-    code = _code(child.process.returncode, stopping)
+    code = child.exit_code(stopping)
     if code == 0:
         return "on_done"
     site = parse(Site, config.site, str(child.fold.run.toml))
     starts_again = scheduler_of(site).CAPABILITIES.starts_again
     is_last = not starts_again and code != Stopped.exit_code
     return "on_failed" if is_last else None
-
-
-def _code(returncode: int, stopping: bool) -> int:
-    """Return the exit code of a child, with 128 + N for signal N as in a shell."""
-    if (stopping and -returncode in FORWARDED) or returncode == -signal.SIGINT:
-        return Stopped.exit_code  # it was still importing and had nothing to save
-    return returncode if returncode >= 0 else 128 - returncode
-
-
-def _look_at(child: _Child, config: RunConfig, stopping: bool, peak: Peak) -> None:
-    """Record why a child ended; also write its state if a signal left it no time to do so."""
-    code = _code(child.process.returncode, stopping)
-    if child.process.returncode == -signal.SIGINT:
-        tell(f"fold {child.fold.key}: stopped (SIGINT) before training began; {next_step('lost', child.fold.run)}")
-    if code in (0, Stopped.exit_code):
-        return
-    attempt = _attempt_of(child)
-    cause = cause_of_exit(code, peak)
-    try:
-        if child.process.returncode < 0:
-            _say(child, attempt, _reason(-child.process.returncode, config, peak), cause)
-        if attempt is not None:
-            write_end(child.fold, attempt, cause)
-    except StorageError as error:  # the other folds go on
-        tell(f"error: {error}")
-
-
-def _say(child: _Child, attempt: Attempt | None, reason: str, cause: Cause) -> None:
-    when = "before it began an attempt" if attempt is None else f"attempt {attempt.number}"
-    what = f"{reason}; {next_step(cause, child.fold.run)}"
-    tell(f"error: fold {child.fold.key}, {when}: {what}")
-    state = read_hint(attempt.state) if attempt else {}
-    if attempt is not None and state.get("status") not in OVER:
-        write_atomic(attempt.state, to_json(state | {"status": "failed", "reason": reason}))
-
-
-def _reason(number: int, config: RunConfig, peak: Peak) -> str:
-    path, stage_dir = config.recipe.data.dataset, config.site.get("stage_dir")
-    if number == signal.SIGBUS:
-        mapped = f"{path} (or its copy in {stage_dir})" if stage_dir else str(path)
-        return (
-            f"dataset vanished or I/O error: the mapped file {mapped} was truncated, removed, or could not be read "
-            "(SIGBUS)"
-        )
-    if number == signal.SIGKILL:
-        return f"killed (SIGKILL){'' if peak.is_far else ', probably for memory'}: it had used at most {peak}"
-    known = {known.value: known.name for known in signal.Signals}
-    return f"ended by {known.get(number, f'signal {number}')}"
-
-
-def _attempt_of(child: _Child) -> Attempt | None:
-    """Return the attempt that an ended child had claimed, if any."""
-    for attempt in reversed(child.fold.attempts()):
-        owner = process_in(read_hint(attempt.job))
-        if owner is not None and owner.pid == child.process.pid and owner.is_dead():
-            return attempt
-    return None
 
 
 def _exit_code(codes: list[int]) -> int:
