@@ -18,6 +18,7 @@ import psutil
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from contrails.cluster.environment import read_archive
+from contrails.cluster.schedulers.arguments import require_for_qsub, require_for_sbatch
 from contrails.cluster.schedulers.base import scheduler_of
 from contrails.cluster.schedulers.containers import require_image, require_runtime
 from contrails.cluster.schedulers.devices import require_devices, visible_devices
@@ -39,24 +40,6 @@ SchedulerName = Literal["local", "slurm", "pbs"]
 
 Word = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$")]
 """Text for one line of a job's script; quoting can protect everything but a line break."""
-
-_OURS = {
-    "array", "begin", "chdir", "cpus-per-task", "dependency", "error", "exclude", "export", "gpus-per-node", "input",
-    "job-name", "mem", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal",
-    "time", "wrap",
-}  # fmt: skip
-"""Arguments of sbatch that contrails sets itself."""
-
-
-_QSUB = {"M", "P", "a", "l", "m", "p", "v"}
-"""Options of qsub that a profile may set: mail address, project, start time, resources of the whole job, mail events,
-priority, variables for hooks of the server."""
-
-_OUR_RESOURCES = {"mem", "ncpus", "ngpus", "nodes", "select", "walltime"}
-"""Resources of PBS that contrails requests itself."""
-
-_VARIABLES = re.compile(r"""[A-Za-z_]\w*=[^\s,'"\\]*(,[A-Za-z_]\w*=[^\s,'"\\]*)*""")
-"""What qsub -v takes without changing it: it strips quotes, doubles backslashes and splits at commas."""
 
 
 class Retries(Section):
@@ -227,43 +210,16 @@ class Site(Section):
 
     @model_validator(mode="after")
     def _arguments_fit(self) -> Self:
-        """Check names of arguments: Slurm's have long names, those of qsub one letter."""
         if self.scheduler == "pbs":
-            wrong = [name for name in self.scheduler_arguments if name not in _QSUB]
             foreign = [name for name in ("qos", "constraint", "gpu_type") if getattr(self, name) is not None]
-            if wrong:
-                raise ValueError(
-                    f"scheduler_arguments: expected an option of qsub ({', '.join(sorted(_QSUB))}), found '{wrong[0]}'"
-                )
-            self._require_fit_for_qsub(str(self.scheduler_arguments.get("l", "")), self.scheduler_arguments.get("v"))
+            require_for_qsub(self.scheduler_arguments)
             if foreign:
                 raise ValueError(f"{foreign[0]} is for Slurm only; on PBS set the resource of the nodes in [resources]")
             return self
         if self.resources:
             raise ValueError("resources: for PBS only; on Slurm set partition, constraint and gpu_type")
-        self._require_not_ours(self.scheduler_arguments)
+        require_for_sbatch(self.scheduler_arguments)
         return self
-
-    @staticmethod
-    def _require_fit_for_qsub(job_wide: str, variables: object) -> None:
-        if ours := sorted(_OUR_RESOURCES & {part.partition("=")[0] for part in job_wide.split(",")}):
-            raise ValueError(
-                f"l = '{job_wide}': expected a resource of the whole job, such as place=exclhost, found {ours[0]}, "
-                "which contrails sets itself from the other keys"
-            )
-        if variables is not None and not _VARIABLES.fullmatch(str(variables)):
-            raise ValueError(
-                f"v = '{variables}': expected NAME=VALUE, with commas between several, and no quotes, blanks or "
-                "backslashes; variables for the job itself belong in its environment script"
-            )
-
-    @staticmethod
-    def _require_not_ours(arguments: dict[str, str | int | bool]) -> None:
-        for name in arguments:
-            if not name.replace("-", "").isalnum() or not name.islower() or name.startswith("-"):
-                raise ValueError(f"'{name}': expected the long name of an argument without dashes, such as reservation")
-            if name in _OURS:
-                raise ValueError(f"'{name}' is set by contrails itself; see the other keys of a site profile")
 
 
 @dataclass(frozen=True)
